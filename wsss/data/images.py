@@ -1,0 +1,311 @@
+"""The one data set type: named pictures with image-level labels and, where there are any, true masks."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from wsss.data.files import read_mask
+from wsss.errors import BadInput
+from wsss.storage import digest
+
+IGNORE = 255
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+class TrueMask(Protocol):
+    """Where the true mask of one picture comes from."""
+
+    @property
+    def where(self) -> str:
+        """The place to name in an error."""
+
+    def read(self) -> UInt8[np.ndarray, "h w"]:
+        """The mask: 0 background, 1..C classes, 255 ignored."""
+
+    def stamp(self) -> str:
+        """A text that changes when the mask does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFile:
+    """A true mask kept as a palette or grey 8-bit PNG whose pixel values are the labels."""
+
+    path: Path
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def read(self) -> UInt8[np.ndarray, "h w"]:
+        return read_mask(self.path)
+
+    def stamp(self) -> str:
+        return _file_stamp(self.path)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """Pictures of one split.
+
+    Attributes:
+        title: what the split is called in messages, `voc/train_aug` for example.
+        names: one a picture, unique; may contain sub-folders and any characters. Outputs are named after them.
+        paths: the picture files.
+        class_names: the C foreground classes in the order of their indices; label `i + 1` in a mask is class `i`.
+        labels: image-level labels, without background.
+        masks: the true mask of each picture, None where there is none.
+        upright: turn pictures as their EXIF orientation says. The published loaders of VOC and COCO ignore it.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    class_names: tuple[str, ...]
+    labels: Bool[np.ndarray, "n c"]
+    masks: tuple[TrueMask | None, ...]
+    upright: bool = True
+
+    def __post_init__(self) -> None:
+        n, c = len(self.names), len(self.class_names)
+        if not (len(self.paths) == len(self.masks) == n and self.labels.shape == (n, c) and self.labels.dtype == bool):
+            raise ValueError(
+                f"{self.title}: {n} names, {len(self.paths)} paths, {len(self.masks)} masks and labels of {self.labels.dtype} "
+                f"{self.labels.shape} do not fit together with {c} classes"
+            )
+        if c > 254:
+            raise BadInput(
+                self.title,
+                f"{c} classes",
+                "at most 254, since masks are 8-bit and 255 means ignored",
+                "Merge some classes.",
+            )
+        first: dict[str, Path] = {}
+        for name, path in zip(self.names, self.paths, strict=True):
+            if name in first:
+                raise BadInput(
+                    path,
+                    f"a second picture named {name!r} (the first is {first[name]})",
+                    "one picture a name",
+                    "Rename or remove one of the two.",
+                )
+            first[name] = path
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def n_labels(self) -> int:
+        """The number of labels in a mask: the classes and the background."""
+        return len(self.class_names) + 1
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every picture has a true mask."""
+        return len(self) > 0 and all(mask is not None for mask in self.masks)
+
+    def classes(self, index: int) -> list[int]:
+        """The 0-based classes of a picture, ascending."""
+        return np.flatnonzero(self.labels[index]).tolist()
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture as RGB."""
+        return read_picture(self.paths[index], upright=self.upright)
+
+    def size_hw(self, index: int) -> tuple[int, int]:
+        """Height and width of a picture, from its header alone."""
+        return picture_size_hw(self.paths[index], upright=self.upright)
+
+    def read_mask(self, index: int, size_hw: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
+        """The true mask, with its labels checked, and its size too where `size_hw` is given.
+
+        Raises:
+            BadInput: there is no mask, its size is not `size_hw`, or it holds a label that is no class.
+        """
+        source = self.masks[index]
+        if source is None:
+            raise BadInput(
+                self.paths[index],
+                "no true mask for this picture",
+                "one",
+                "Add the mask, or evaluate a split that has masks.",
+            )
+        mask = source.read()
+        if size_hw is not None and mask.shape != size_hw:
+            raise BadInput(
+                source.where,
+                f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
+                f"{size_hw[0]}x{size_hw[1]} like its picture {self.paths[index]}",
+                "Write the mask at the picture's own size, without resizing.",
+            )
+        check_labels(mask, self.n_labels, source.where, self.class_names)
+        return mask
+
+    def fingerprint(self) -> str:
+        """Changes when names, labels, classes, a picture file or a mask file change (files are judged by their sizes)."""
+        rows = [
+            [name, _file_stamp(path), self.classes(index), mask.stamp() if mask else None]
+            for index, (name, path, mask) in enumerate(zip(self.names, self.paths, self.masks, strict=True))
+        ]
+        return digest([self.class_names, self.upright, rows])
+
+    def subset(self, indices: Iterable[int], title: str | None = None) -> "Images":
+        """The pictures at these positions, in this order."""
+        keep = list(indices)
+        return dataclasses.replace(
+            self,
+            title=title or self.title,
+            names=tuple(self.names[i] for i in keep),
+            paths=tuple(self.paths[i] for i in keep),
+            labels=self.labels[keep].reshape(len(keep), len(self.class_names)),
+            masks=tuple(self.masks[i] for i in keep),
+        )
+
+    def without(self, names: Iterable[str]) -> "Images":
+        """All pictures but these."""
+        drop = set(names)
+        return self.subset(i for i, name in enumerate(self.names) if name not in drop)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set: its splits by name, and which of them a recipe uses for what.
+
+    Attributes:
+        kind: the layout that was recognised: `voc`, `coco`, `folders` or `tags`.
+        root: where it lies.
+        splits: all splits found.
+        train: name of the split that models are trained on.
+        seed_split: name of the split that maps and pseudo masks are scored on (its pictures are in `train`), None without masks.
+        val: name of the split that segmenters are scored on, None if there is none.
+        notes: what a user should know about how the path was read.
+    """
+
+    kind: str
+    root: Path
+    splits: Mapping[str, Images]
+    train: str
+    seed_split: str | None = None
+    val: str | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.splits[self.train].class_names
+
+    def split(self, name: str) -> Images:
+        """The split called `name`.
+
+        Raises:
+            BadInput: there is none of that name.
+        """
+        if name not in self.splits:
+            raise BadInput(self.root, f"no split {name!r}", f"one of {', '.join(self.splits)}", "Choose another split.")
+        return self.splits[name]
+
+
+def read_picture(path: Path, *, upright: bool) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture file of any common kind as RGB.
+
+    Grey, palette and CMYK pictures are converted; 16-bit grey is scaled to 8 bits; transparent pixels are laid on white.
+
+    Raises:
+        BadInput: the file is missing, empty, cut off, or no picture.
+    """
+    with _opened(path) as picture:
+        turned = ImageOps.exif_transpose(picture) if upright else picture
+        return np.asarray(_to_rgb(turned))
+
+
+def picture_size_hw(path: Path, *, upright: bool) -> tuple[int, int]:
+    """Height and width of a picture, without decoding it.
+
+    Raises:
+        BadInput: as `read_picture`.
+    """
+    with _opened(path) as picture:
+        width, height = picture.size
+        turned = upright and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (width, height) if turned else (height, width)
+
+
+def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, class_names: Sequence[str]) -> None:
+    """Raise BadInput if a mask holds a value that is neither a label below `n_labels` nor 255."""
+    counts = np.bincount(mask.ravel(), minlength=256)
+    unknown = np.flatnonzero(counts[n_labels:IGNORE]) + n_labels
+    if unknown.size:
+        raise BadInput(
+            where,
+            f"label {', '.join(map(str, unknown[:5]))} ({int(counts[unknown].sum())} pixels)",
+            f"0 (background), 1..{n_labels - 1} ({', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}) or 255 (ignored)",
+            "Use the class list that the masks were made with, or write the masks anew.",
+        )
+
+
+class _opened:
+    """Open a picture and turn whatever goes wrong while it is read into BadInput."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Image.Image:
+        try:
+            self.picture = Image.open(self.path)
+        except Exception as error:
+            raise self._explained(error) from error
+        return self.picture
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.picture.close()
+        if isinstance(error, Exception):
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> BadInput:
+        expected = "a whole picture (JPEG, PNG, ...)"
+        do = "Replace or remove the file, or leave bad pictures out with --skip-bad."
+        if isinstance(error, FileNotFoundError):
+            return BadInput(
+                self.path, "no such file", expected, "Check the list of names against the folder of pictures."
+            )
+        if isinstance(error, IsADirectoryError):
+            return BadInput(self.path, "a folder", expected, do)
+        if isinstance(error, PermissionError):
+            return BadInput(self.path, "a file that may not be read", expected, "Change its permissions.")
+        if self.path.exists() and self.path.stat().st_size == 0:
+            return BadInput(self.path, "an empty file", expected, do)
+        if isinstance(error, UnidentifiedImageError):
+            head = self.path.read_bytes()[:16]
+            return BadInput(self.path, f"no picture (it begins with {head!r})", expected, do)
+        if isinstance(error, Image.DecompressionBombError):
+            return BadInput(
+                self.path,
+                f"a picture of an unlikely size ({error})",
+                f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels",
+                "Scale it down.",
+            )
+        if isinstance(error, OSError | SyntaxError | ValueError | EOFError):
+            return BadInput(self.path, f"a picture that cannot be decoded ({error})", expected, do)
+        raise error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        return Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _file_stamp(path: Path) -> str:
+    try:
+        return f"{path.name}:{path.stat().st_size}"
+    except FileNotFoundError:
+        return f"{path.name}:missing"
