@@ -1,0 +1,495 @@
+"""Scores of label maps: one confusion matrix, its threshold sweep, and the contour F-score.
+
+Label maps are uint8 (H, W): 0 background, 1..C foreground classes, 255 ignored where it is truth. What is counted over
+a data set is one int64 array `counts` of constant size; `merge` adds that of another part of it, so that parts may be
+counted by different processes. The scores then follow from the counts alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int64, Shaped
+from numba import njit
+
+from wsss.errors import BadInput
+from wsss.ops.contour import boundary_counts
+
+Convention = Literal["present", "nan", "zero", "icam", "devkit"]
+Background = Literal["constant", "power"]
+
+# Added to each union where a label that never occurs counts as 0: 1e-10 pixels in PSA's, SEAM's and camera-ready CLIMS's
+# scripts; ICAM's script adds it to counts in units of 100 000 pixels.
+_ADDED_TO_UNION = {"zero": 1e-10, "icam": 1e-5}
+
+
+class ConfusionMatrix:
+    """Counts of pixels by true label (rows) and predicted label (columns), background included."""
+
+    def __init__(self, n_labels: int) -> None:
+        """Start from zero, for labels 0..n_labels-1.
+
+        Raises:
+            BadInput: fewer than 1 or more than 255 labels.
+        """
+        self.n_labels = _checked_n_labels(n_labels)
+        self.counts: Int64[np.ndarray, "n n"] = np.zeros((n_labels, n_labels), np.int64)
+
+    def add(
+        self,
+        truth: Shaped[np.ndarray, "..."],
+        prediction: Shaped[np.ndarray, "..."],
+        where: str,
+        unknown_as: int | None = None,
+    ) -> None:
+        """Count one picture.
+
+        Args:
+            truth: uint8 (h, w), 255 ignored.
+            prediction: uint8 (h, w).
+            where: what an error names, for example the prediction's file.
+            unknown_as: the label that a predicted 255 stands for (IRNet scores its pseudo masks with 0); without it a
+                255 is an error.
+
+        Raises:
+            BadInput: a map is not uint8 (h, w), the sizes differ, or a label is out of range. Nothing is counted then.
+        """
+        prediction = _checked_masks(truth, prediction, self.n_labels, where, unknown_as)
+        pairs = truth.astype(np.uint16) * np.uint16(self.n_labels) + prediction
+        # An ignored pixel's number is 255 n or more, which is beyond the n n pairs.
+        counted = np.bincount(pairs.ravel(), minlength=self.counts.size)[: self.counts.size]
+        self.counts += counted.reshape(self.counts.shape)
+
+    def merge(self, counts: Shaped[np.ndarray, "..."]) -> None:
+        """Add the `counts` of another part of the data set.
+
+        Raises:
+            BadInput: they are of another number of labels, or no int64.
+        """
+        self.counts += _checked_counts(counts, self.counts, "confusion matrix")
+
+
+class ThresholdSweep:
+    """Confusion matrices of class maps against many background scores, from one look at each picture.
+
+    The prediction at a background score is the argmax over [background, maps], the first of equals: background iff the
+    best map is not above it, else the class of the first best map. So the best map's rank among the background scores
+    is enough, and what is counted are pixels by truth, class of the best map, and rank. This equals scoring every
+    background score on its own, in the floating type of the maps.
+
+    Background is either a constant t ("constant", rounded to the type of the maps as NumPy does when it joins the two), or
+    (1 - max map)^alpha, computed in that type, for maps in [0, 1] ("power", CLIP-ES).
+    """
+
+    def __init__(self, values: Sequence[float], n_classes: int, background: Background = "constant") -> None:
+        """Start from zero.
+
+        Args:
+            values: thresholds t or exponents alpha, ascending.
+            n_classes: number of foreground classes C.
+            background: what the values are.
+
+        Raises:
+            BadInput: values that are not ascending and finite (exponents: positive), an unknown kind of background, or
+                more than 254 classes.
+        """
+        if background not in get_args(Background):
+            raise BadInput("background of a sweep", repr(background), "constant or power", "Choose one of these.")
+        steps = np.asarray(values, np.float64)
+        ascending = steps.ndim == 1 and steps.size and np.isfinite(steps).all() and (np.diff(steps) > 0).all()
+        if not ascending or (background == "power" and steps[0] <= 0):
+            wanted = "ascending thresholds" if background == "constant" else "ascending exponents above 0"
+            raise BadInput("values of a sweep", str(list(values)), wanted, "Sort them, and name each one once.")
+        n_labels = _checked_n_labels(n_classes + 1)
+        self.values = tuple(steps.tolist())
+        self.background: Background = background
+        self.counts: Int64[np.ndarray, "n n ranks"] = np.zeros((n_labels, n_labels, steps.size + 1), np.int64)
+
+    def add(
+        self,
+        truth: Shaped[np.ndarray, "..."],
+        maps: Shaped[np.ndarray, "..."],
+        classes: Shaped[np.ndarray, "..."],
+        where: str,
+    ) -> None:
+        """Count one picture.
+
+        Args:
+            truth: uint8 (h, w), 255 ignored.
+            maps: float16, float32 or float64 (k, h, w); without any (k = 0) all is background.
+            classes: integers (k,), the maps' classes, 0-based without background.
+            where: what an error names, for example the file of the maps.
+
+        Raises:
+            BadInput: sizes or types differ from the above, a label or class is out of range, a class occurs twice, a map
+                holds NaN, or lies outside of [0, 1] where the background is a power. Nothing is counted then.
+        """
+        n_labels = len(self.counts)
+        _check_truth(truth, n_labels, where)
+        self._check_layout(truth, maps, classes, where)
+        if not maps.size:
+            self.counts[:, 0, 0] += np.bincount(truth.ravel(), minlength=n_labels)[:n_labels]
+            return
+        limits = _highest_background(self.values, self.background, maps.dtype)
+        if maps.dtype == np.float16:  # numba has none; float32 holds each of its values
+            maps, limits = maps.astype(np.float32), limits.astype(np.float32)
+        self._check_values(maps, where)
+        labels = classes.astype(np.int64) + 1
+        _count_ranks(truth.ravel(), np.ascontiguousarray(maps).reshape(len(maps), -1), labels, limits, self.counts)
+
+    def merge(self, counts: Shaped[np.ndarray, "..."]) -> None:
+        """Add the `counts` of another part of the data set, swept with the same values.
+
+        Raises:
+            BadInput: they are of another number of classes or values, or no int64.
+        """
+        self.counts += _checked_counts(counts, self.counts, "threshold sweep")
+
+    def matrices(self) -> Int64[np.ndarray, "t n n"]:
+        """The confusion matrix of each value, in the order of `values`."""
+        above = np.flip(np.flip(self.counts, 2).cumsum(2), 2)  # of rank r or more
+        matrices = np.moveaxis(above[:, :, 1:], 2, 0).copy()
+        matrices[:, :, 0] = above[:, :, 0].sum(1) - matrices.sum(2)
+        # A higher exponent is a lower background: limits ascend while exponents descend.
+        return matrices[::-1] if self.background == "power" else matrices
+
+    def scores(self, convention: Convention = "present") -> list["Scores"]:
+        """The scores of each value, in the order of `values`."""
+        return [scores(matrix, convention) for matrix in self.matrices()]
+
+    def best(self, convention: Convention = "present", first_peak: bool = False) -> tuple[float, "Scores"]:
+        """The value of the highest mIoU, the lowest of equals, and its scores.
+
+        With `first_peak` the search ends at the first value that is no better than the one before it, as QA-CLIMS's
+        does, which may be a local maximum.
+
+        Raises:
+            BadInput: the mIoU is undefined everywhere, because nothing was counted or by the convention.
+        """
+        best: tuple[float, Scores] | None = None
+        highest = -math.inf
+        for value, scored in zip(self.values, self.scores(convention), strict=True):
+            if scored.miou is not None and scored.miou > highest:
+                best, highest = (value, scored), scored.miou
+            elif first_peak and best is not None:
+                break
+        if best is None:
+            raise BadInput(
+                "threshold sweep", f"no mIoU of convention {convention}", "one", "Score pictures that have truth."
+            )
+        return best
+
+    def _check_layout(self, truth: np.ndarray, maps: np.ndarray, classes: np.ndarray, where: str) -> None:
+        if maps.shape[1:] != truth.shape or maps.dtype not in (np.float16, np.float32, np.float64):
+            raise BadInput(
+                where,
+                f"{maps.dtype} maps of shape {maps.shape}",
+                f"floating maps of shape (k, {truth.shape[0]}, {truth.shape[1]}), the size of the truth",
+                "Resize the maps to the picture first.",
+            )
+        if classes.shape != maps.shape[:1] or classes.dtype.kind not in "iu":
+            raise BadInput(
+                where,
+                f"{classes.dtype} classes of shape {classes.shape}",
+                f"one integer for each of the {len(maps)} maps",
+                "Write classes and maps together.",
+            )
+        n_classes = len(self.counts) - 1
+        if len(set(classes.tolist())) < len(classes) or not all(0 <= c < n_classes for c in classes.tolist()):
+            raise BadInput(
+                where,
+                f"classes {classes.tolist()}",
+                f"different ones of 0..{n_classes - 1}",
+                "Check that the maps were made for this data set.",
+            )
+
+    def _check_values(self, maps: np.ndarray, where: str) -> None:
+        highest = maps.max()
+        if math.isnan(highest) or (self.background == "power" and not 0 <= maps.min() <= highest <= 1):
+            raise BadInput(
+                where,
+                f"maps with values from {maps.min()} to {highest}",
+                "numbers in [0, 1]" if self.background == "power" else "numbers, not NaN",
+                "Make the maps again, and check how they are normalised.",
+            )
+
+
+class ContourCounts:
+    """Counts of the contour F-score: outline pixels matched and in all, per foreground class (ICAM's protocol).
+
+    The columns are those of `wsss.ops.contour.boundary_counts`.
+    """
+
+    def __init__(self, n_classes: int, threshold: float = 0.008) -> None:
+        """Start from zero, for foreground classes 1..n_classes; `threshold` as in `wsss.ops.contour.tolerance_radius`.
+
+        Raises:
+            BadInput: more than 254 classes.
+        """
+        self.n_labels = _checked_n_labels(n_classes + 1)
+        self.threshold = threshold
+        self.counts: Int64[np.ndarray, "c 4"] = np.zeros((n_classes, 4), np.int64)
+
+    def add(
+        self,
+        truth: Shaped[np.ndarray, "..."],
+        prediction: Shaped[np.ndarray, "..."],
+        where: str,
+        unknown_as: int | None = None,
+    ) -> None:
+        """Count one picture; arguments and errors as in `ConfusionMatrix.add`, but a true 255 counts as background."""
+        prediction = _checked_masks(truth, prediction, self.n_labels, where, unknown_as)
+        self.counts += boundary_counts(truth, prediction, len(self.counts), self.threshold)
+
+    def merge(self, counts: Shaped[np.ndarray, "..."]) -> None:
+        """Add the `counts` of another part of the data set.
+
+        Raises:
+            BadInput: they are of another number of classes, or no int64.
+        """
+        self.counts += _checked_counts(counts, self.counts, "contour counts")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a confusion matrix says: shares in [0, 1], None where undefined (0 / 0).
+
+    `dataclasses.asdict` makes JSON of it.
+
+    Attributes:
+        convention: of `miou` and `iou`, see `scores`.
+        miou: mean intersection over union.
+        n_scored: number of labels in that mean.
+        pixel_accuracy: share of all pixels that are right.
+        mean_accuracy: mean recall of the labels in the truth.
+        frequency_weighted_iou: mean intersection over union, weighted by the labels' shares of the truth.
+        iou: per label, background first.
+        precision: per label, share of the pixels predicted as it that are right.
+        recall: per label, share of its true pixels that are found; also named class accuracy.
+        irnet_background_fp: 1 - truth / union of the background, which IRNet prints as its false positives.
+        irnet_background_fn: 1 - predicted / union of the background, which IRNet prints as its false negatives.
+        irnet_foreground_fp: mean of 1 - truth / union over the foreground; undefined if a class never occurs.
+        irnet_foreground_fn: mean of 1 - predicted / union over the foreground; likewise.
+        clims_fp: mean of (predicted - right) / union over the foreground as in camera-ready CLIMS; a class that never
+            occurs counts 0.
+        clims_fn: mean of (truth - right) / union over the foreground; likewise.
+        background_among_foreground: share of the pixels predicted as foreground that are background; CLIMS and QA-CLIMS
+            name it among_predfg_bg.
+    """
+
+    convention: Convention
+    miou: float | None
+    n_scored: int
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    frequency_weighted_iou: float | None
+    iou: tuple[float | None, ...]
+    precision: tuple[float | None, ...]
+    recall: tuple[float | None, ...]
+    irnet_background_fp: float | None
+    irnet_background_fn: float | None
+    irnet_foreground_fp: float | None
+    irnet_foreground_fn: float | None
+    clims_fp: float | None
+    clims_fn: float | None
+    background_among_foreground: float | None
+
+
+def scores(counts: Int64[np.ndarray, "n n"], convention: Convention = "present") -> Scores:
+    """All scores of a confusion matrix (rows truth, columns prediction, background first).
+
+    The conventions of the mean IoU differ in the labels that do not occur; where all are in the truth, they agree:
+
+    - "present": mean over the labels in the truth (deeplab-pytorch, VWL, CLIP-ES);
+    - "nan": mean over the labels in truth or prediction (ChainerCV, hence IRNet, CLIMS, QA-CLIMS; mmseg);
+    - "zero": mean over all, 0 for one that never occurs (PSA, SEAM, camera-ready CLIMS);
+    - "icam": the same with 1e-5 instead of 1e-10 pixels added to each union, which only tiny sets show (ICAM);
+    - "devkit": mean over all, undefined if one never occurs (PASCAL VOC development kit).
+
+    Raises:
+        BadInput: another convention.
+    """
+    if convention not in get_args(Convention):
+        raise BadInput("convention of the mIoU", repr(convention), " or ".join(get_args(Convention)), "Choose one.")
+    right, truth, predicted = (x.astype(np.float64) for x in (counts.diagonal(), counts.sum(1), counts.sum(0)))
+    union, in_truth = truth + predicted - right, truth > 0
+    never_empty = union[1:] + _ADDED_TO_UNION["zero"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou, recall, total = right / union, right / truth, truth.sum()
+        scored = {"present": in_truth, "nan": union > 0}.get(convention, np.ones_like(in_truth))
+        reported = right / (union + _ADDED_TO_UNION[convention]) if convention in _ADDED_TO_UNION else iou
+        irnet_fp, irnet_fn = 1 - truth / union, 1 - predicted / union
+        return Scores(
+            convention=convention,
+            miou=_mean(reported[scored]),
+            n_scored=int(scored.sum()),
+            pixel_accuracy=_defined(right.sum() / total),
+            mean_accuracy=_mean(recall[in_truth]),
+            frequency_weighted_iou=_defined((truth[in_truth] * iou[in_truth]).sum() / total),
+            iou=_each(reported),
+            precision=_each(right / predicted),
+            recall=_each(recall),
+            irnet_background_fp=_defined(irnet_fp[0]),
+            irnet_background_fn=_defined(irnet_fn[0]),
+            irnet_foreground_fp=_mean(irnet_fp[1:]),
+            irnet_foreground_fn=_mean(irnet_fn[1:]),
+            clims_fp=_mean((predicted - right)[1:] / never_empty),
+            clims_fn=_mean((truth - right)[1:] / never_empty),
+            background_among_foreground=_defined(counts[0, 1:].sum() / predicted[1:].sum()),
+        )
+
+
+@dataclass(frozen=True)
+class ContourScores:
+    """What contour counts say: shares in [0, 1], per foreground class in the order of the labels.
+
+    `dataclasses.asdict` makes JSON of it.
+
+    Attributes:
+        mean_f: mean of `f` over the classes.
+        f: harmonic mean of precision and recall, 0 if both are.
+        precision: share of the predicted outline within the tolerance of a true one.
+        recall: share of the true outline within the tolerance of a predicted one.
+    """
+
+    mean_f: float
+    f: tuple[float, ...]
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+
+
+def contour_scores(counts: Int64[np.ndarray, "c 4"]) -> ContourScores:
+    """Contour F-scores of outline pixels summed over the data set, as ICAM publishes them.
+
+    A class whose outline is in only one of truth and prediction has F = 0; one that is in neither has F = 1. DAVIS
+    instead averages the F of pictures, so the two are not to be compared.
+    """
+    truth_matched, prediction_matched, truth, prediction = counts.T.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.where(prediction > 0, prediction_matched / prediction, 1.0)
+        recall = np.where(truth > 0, truth_matched / truth, 1.0)
+        f = np.where(precision + recall > 0, 2 * precision * recall / (precision + recall), 0.0)
+    return ContourScores(float(f.mean()), tuple(f.tolist()), tuple(precision.tolist()), tuple(recall.tolist()))
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return _defined(values.sum() / np.float64(values.size))
+
+
+def _each(values: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(_defined(value) for value in values)
+
+
+def _checked_n_labels(n_labels: int) -> int:
+    if not 1 <= n_labels <= 255:
+        raise BadInput(
+            "number of labels",
+            f"{n_labels} with background",
+            "1 to 255",
+            "Masks of 8 bits hold no more, as 255 is ignored.",
+        )
+    return n_labels
+
+
+def _checked_counts(counts: np.ndarray, mine: np.ndarray, what: str) -> np.ndarray:
+    if counts.shape != mine.shape or counts.dtype != np.int64:
+        raise BadInput(
+            f"counts to merge into a {what}",
+            f"{counts.dtype} of shape {counts.shape}",
+            f"int64 of shape {mine.shape}",
+            "Score all parts with the same settings.",
+        )
+    return counts
+
+
+def _check_truth(truth: np.ndarray, n_labels: int, where: str) -> None:
+    if truth.dtype != np.uint8 or truth.ndim != 2:
+        raise BadInput(
+            where,
+            f"a truth of type {truth.dtype} and shape {truth.shape}",
+            "uint8 labels (h, w)",
+            "Read the mask as one channel of labels, without its palette's colours.",
+        )
+    if (truth + np.uint8(1)).max(initial=0) > n_labels:  # 255 wraps to 0
+        labels = [label for label in np.unique(truth).tolist() if n_labels <= label < 255]
+        raise BadInput(
+            where,
+            f"true labels {labels}",
+            f"labels 0..{n_labels - 1}, or 255 where ignored",
+            "Check that the truth and the list of classes belong to the same data set.",
+        )
+
+
+def _checked_masks(
+    truth: np.ndarray, prediction: np.ndarray, n_labels: int, where: str, unknown_as: int | None
+) -> np.ndarray:
+    """The prediction with 255 mapped."""
+    _check_truth(truth, n_labels, where)
+    if prediction.dtype != np.uint8 or prediction.shape != truth.shape:
+        raise BadInput(
+            where,
+            f"a prediction of type {prediction.dtype} and shape {prediction.shape}",
+            f"uint8 labels of shape {truth.shape}, the size of the truth",
+            "Predict at the size of the picture.",
+        )
+    if unknown_as is not None:
+        prediction = np.where(prediction == 255, np.uint8(unknown_as), prediction)
+    if prediction.max(initial=0) >= n_labels:
+        labels = [label for label in np.unique(prediction).tolist() if label >= n_labels]
+        do = (
+            "Say which label 255 stands for (unknown_as)."
+            if labels == [255]
+            else "Check that it was made for these classes."
+        )
+        raise BadInput(where, f"predicted labels {labels}", f"labels 0..{n_labels - 1}", do)
+    return prediction
+
+
+@lru_cache(maxsize=32)
+def _highest_background(values: tuple[float, ...], background: Background, dtype: np.dtype) -> Float[np.ndarray, "t"]:
+    """For each background score the highest value of the best map that is still background, ascending."""
+    if background == "constant":
+        return np.asarray(values, dtype)
+    # Non-negative floats are in the order of their bit patterns, so halving those finds the last one that is not above
+    # the background. The power is NumPy's on an array, as when the whole map is computed: its rounding decides.
+    bits = np.dtype(f"i{dtype.itemsize}")
+    limits = []
+    for alpha in reversed(values):
+        low, high = np.zeros(1, bits), np.ones(1, dtype).view(bits)
+        while high[0] - low[0] > 1:
+            middle = low + (high - low) // 2
+            best = middle.view(dtype)
+            if best[0] > np.power(1 - best, alpha)[0]:
+                high = middle
+            else:
+                low = middle
+        limits.append(low.view(dtype)[0])
+    return np.array(limits, dtype)
+
+
+@njit(nogil=True, cache=True)
+def _count_ranks(
+    truth: np.ndarray, maps: np.ndarray, labels: np.ndarray, limits: np.ndarray, counts: np.ndarray
+) -> None:
+    """Add pixels by truth, label of the first best map, and number of limits below that map's value."""
+    rank = 0
+    for i in range(truth.size):
+        if truth[i] == 255:
+            continue
+        best, label = maps[0, i], labels[0]
+        for k in range(1, len(maps)):
+            if maps[k, i] > best:
+                best, label = maps[k, i], labels[k]
+        # Neighbours have nearly the same rank: the search starts at the last one's.
+        while rank < limits.size and limits[rank] < best:
+            rank += 1
+        while rank > 0 and limits[rank - 1] >= best:
+            rank -= 1
+        counts[truth[i], label, rank] += 1

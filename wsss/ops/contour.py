@@ -1,0 +1,196 @@
+"""Contour F-score: how well the outlines of two label maps agree within a tolerance ("F", Perazzi et al., CVPR 2016).
+
+The outline of a class is kept as its sorted pixel positions, not as a picture: a pixel of one outline is matched if
+the other outline has a pixel in the disk around it, which two ascending lists answer by one walk for each row of the
+disk. No map is dilated, and classes that occur in neither map cost nothing.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64, Shaped, UInt8
+from numba import njit
+
+from wsss.errors import BadInput
+
+
+class BoundaryMatches(NamedTuple):
+    """The outlines of one class in two label maps, split into what the other map confirms and what it does not."""
+
+    truth_matched: Bool[np.ndarray, "h w"]
+    truth_missed: Bool[np.ndarray, "h w"]
+    prediction_matched: Bool[np.ndarray, "h w"]
+    prediction_missed: Bool[np.ndarray, "h w"]
+
+
+def boundary_map(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The outline of a binary mask, one pixel wide and half a pixel toward the origin.
+
+    A pixel belongs to it if its right, lower or lower-right neighbour has another value; the frame of the picture is
+    no outline, and its lower right corner never belongs to one.
+    """
+    positions, _ = _outlines(np.ascontiguousarray(mask, np.uint8), 1, mask.shape[1])
+    return _painted(positions, mask.shape[1], mask.shape)
+
+
+def tolerance_radius(size_hw: tuple[int, int], threshold: float = 0.008) -> int:
+    """The tolerance in pixels: a share of the picture's diagonal, rounded up, or `threshold` itself from 1 on.
+
+    Raises:
+        BadInput: `threshold` is negative, not finite, or a broken number of pixels.
+    """
+    if not 0 <= threshold < math.inf or (threshold >= 1 and threshold != int(threshold)):
+        raise BadInput(
+            "contour tolerance",
+            f"{threshold}",
+            "a share of the diagonal in [0, 1), or a whole number of pixels",
+            "Use 0.008, the published value, or a number of pixels such as 3.",
+        )
+    return int(threshold) if threshold >= 1 else math.ceil(threshold * math.sqrt(size_hw[0] ** 2 + size_hw[1] ** 2))
+
+
+def boundary_counts(
+    truth: UInt8[np.ndarray, "h w"],
+    prediction: Shaped[np.ndarray, "..."],
+    n_classes: int,
+    threshold: float = 0.008,
+) -> Int64[np.ndarray, "{n_classes} 4"]:
+    """Outline pixels of each foreground class 1..n_classes, counted for the contour F-score.
+
+    Args:
+        truth: label map; 255 is no class, so an ignored band is background here and the outline is its inner edge.
+        prediction: uint8 label map of the same size.
+        threshold: see `tolerance_radius`; the size is this picture's.
+
+    Returns:
+        A row for each class: truth's outline pixels with one of the prediction's within the radius, the prediction's
+        with one of truth's, all of truth's, all of the prediction's. A class that occurs in neither has zeros.
+
+    Raises:
+        BadInput: the two maps differ in size, or `threshold` is none.
+    """
+    return _counts(*_prepared(truth, prediction), n_classes, *_disk(truth, threshold))
+
+
+def boundary_matches(
+    truth: UInt8[np.ndarray, "h w"],
+    prediction: Shaped[np.ndarray, "..."],
+    label: int,
+    threshold: float = 0.008,
+) -> BoundaryMatches:
+    """Where the outlines of the class `label` agree and where not; arguments and errors as in `boundary_counts`.
+
+    The sums of the four maps give that function's row of the class: matched, matched, matched + missed of each.
+    """
+    one, other = ((labels == label).astype(np.uint8) for labels in _prepared(truth, prediction))
+    stride, widths = _disk(truth, threshold)
+    positions = [_outlines(mask, 1, stride)[0] for mask in (one, other)]
+    maps = []
+    for mine, others in (positions, positions[::-1]):
+        matched = _matched(mine, others, stride, widths)
+        maps += [_painted(mine[flags], stride, truth.shape) for flags in (matched, ~matched)]
+    return BoundaryMatches(*maps)
+
+
+def _prepared(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if prediction.shape != truth.shape or prediction.dtype != np.uint8:
+        raise BadInput(
+            "contour of a prediction",
+            f"{prediction.dtype} labels of shape {prediction.shape}",
+            f"uint8 labels of shape {truth.shape}, as the truth",
+            "Predict at the size of the picture.",
+        )
+    return np.ascontiguousarray(truth), np.ascontiguousarray(prediction)
+
+
+def _disk(truth: np.ndarray, threshold: float) -> tuple[int, np.ndarray]:
+    """Row stride of the positions, and half the width of the disk {dx² + dy² <= r²} in its rows |dy| = 0..r.
+
+    Rows are r pixels longer than the picture, so that a run which leaves it on one side meets no pixel on the other.
+    """
+    radius = tolerance_radius(truth.shape, threshold)
+    widths = [math.isqrt(radius**2 - dy**2) for dy in range(radius + 1)]
+    return truth.shape[1] + radius, np.array(widths, np.int64)
+
+
+def _painted(positions: np.ndarray, stride: int, size_hw: tuple[int, ...]) -> np.ndarray:
+    painted = np.zeros(size_hw, bool)
+    painted[np.divmod(positions, stride)] = True
+    return painted
+
+
+@njit(nogil=True, cache=True)
+def _outlines(labels: np.ndarray, n_classes: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions y * stride + x of the outlines of labels 1..n_classes, and where each class starts in them.
+
+    A pixel is on the outline of every class that occurs among it and its three neighbours, if they are not all alike.
+    """
+    height, width = labels.shape
+    mixed = np.empty(height * width, np.int64)
+    n_mixed = 0
+    for y in range(height):
+        below = min(y + 1, height - 1)
+        for x in range(width - 1):
+            label = labels[y, x]
+            if labels[y, x + 1] != label or labels[below, x] != label or labels[below, x + 1] != label:
+                mixed[n_mixed] = y * width + x
+                n_mixed += 1
+        if labels[below, width - 1] != labels[y, width - 1]:
+            mixed[n_mixed] = y * width + width - 1
+            n_mixed += 1
+
+    found = np.empty((n_mixed, 4), np.uint8)
+    starts = np.zeros(n_classes + 2, np.int64)
+    for i in range(n_mixed):
+        y, x = mixed[i] // width, mixed[i] % width
+        below, right = min(y + 1, height - 1), min(x + 1, width - 1)
+        found[i] = 0
+        for k, label in enumerate((labels[y, x], labels[y, right], labels[below, x], labels[below, right])):
+            if 1 <= label <= n_classes and label not in (found[i, 0], found[i, 1], found[i, 2]):
+                found[i, k] = label
+                starts[label + 1] += 1
+    starts = starts.cumsum()
+
+    positions = np.empty(starts[-1], np.int64)
+    filled = starts.copy()
+    for i in range(n_mixed):
+        for k in range(4):
+            label = found[i, k]
+            if label:
+                positions[filled[label]] = mixed[i] // width * stride + mixed[i] % width
+                filled[label] += 1
+    return positions, starts
+
+
+@njit(nogil=True, cache=True)
+def _matched(mine: np.ndarray, others: np.ndarray, stride: int, widths: np.ndarray) -> np.ndarray:
+    """Which of the ascending positions `mine` have one of the ascending `others` in the disk around them."""
+    matched = np.zeros(mine.size, np.bool_)
+    for row in range(2 * widths.size - 1):
+        dy = (row + 1) // 2 * (1 if row % 2 else -1)
+        offset, reach, k = dy * stride, widths[abs(dy)], 0
+        for i in range(mine.size):
+            if matched[i]:
+                continue
+            while k < others.size and others[k] < mine[i] + offset - reach:
+                k += 1
+            if k == others.size:
+                break
+            matched[i] = others[k] <= mine[i] + offset + reach
+    return matched
+
+
+@njit(nogil=True, cache=True)
+def _counts(truth: np.ndarray, prediction: np.ndarray, n_classes: int, stride: int, widths: np.ndarray) -> np.ndarray:
+    truth_positions, truth_starts = _outlines(truth, n_classes, stride)
+    positions, starts = _outlines(prediction, n_classes, stride)
+    counts = np.zeros((n_classes, 4), np.int64)
+    for label in range(1, n_classes + 1):
+        of_truth = truth_positions[truth_starts[label] : truth_starts[label + 1]]
+        of_prediction = positions[starts[label] : starts[label + 1]]
+        counts[label - 1, 2], counts[label - 1, 3] = of_truth.size, of_prediction.size
+        if of_truth.size and of_prediction.size:
+            counts[label - 1, 0] = _matched(of_truth, of_prediction, stride, widths).sum()
+            counts[label - 1, 1] = _matched(of_prediction, of_truth, stride, widths).sum()
+    return counts
