@@ -1,0 +1,177 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsss.data import augment
+
+SIDE = st.integers(1, 60)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def label_map(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + 1).integers(0, 21, (height, width), np.uint8)
+
+
+@given(SIDE, SIDE, st.integers(1, 40), st.data())
+@settings(max_examples=60, deadline=None)
+def test_crop_against_padding_on_all_sides(height, width, crop, data):
+    top = data.draw(st.integers(0, abs(height - crop)))
+    left = data.draw(st.integers(0, abs(width - crop)))
+    label = label_map(height, width)
+    padded = np.pad(label, 40, constant_values=255)
+    first_row = 40 + (top if height > crop else -top)
+    first_column = 40 + (left if width > crop else -left)
+    expected = padded[first_row : first_row + crop, first_column : first_column + crop]
+    np.testing.assert_array_equal(augment.crop_at(label, crop, top, left, 255), expected)
+
+
+@given(SIDE, SIDE, st.integers(1, 40), st.booleans(), st.sampled_from(["imagenet", "caffe"]), st.data())
+@settings(max_examples=60, deadline=None)
+def test_normalised_crop_is_normalise_then_mirror_then_crop(height, width, crop, flip, colours, data):
+    top = data.draw(st.integers(0, abs(height - crop)))
+    left = data.draw(st.integers(0, abs(width - crop)))
+    image = picture(height, width)
+    planes = augment.normalise(image, colours)
+    rows = planes[..., ::-1] if flip else planes
+    expected = augment.crop_at(rows.transpose(1, 2, 0), crop, top, left, 0).transpose(2, 0, 1)
+    np.testing.assert_array_equal(augment.normalised_crop(image, crop, top, left, flip, colours), expected)
+
+
+def test_normalise():
+    image = picture(5, 7)
+    imagenet = (image / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    np.testing.assert_array_equal(augment.normalise(image), imagenet.astype(np.float32).transpose(2, 0, 1))
+    caffe = image[..., ::-1].astype(np.float64) - [104.008, 116.669, 122.675]
+    for pixels in (image, image.astype(np.float32)):
+        np.testing.assert_array_equal(augment.normalise(pixels, "caffe"), caffe.astype(np.float32).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "rounded", "truncated"),
+    [((75, 113), 0.5, (38, 56), (37, 56)), ((5, 7), 0.5, (2, 4), (2, 3)), ((1, 3), 0.1, (1, 1), (1, 1))],
+)
+def test_sizes(size, scale, rounded, truncated):
+    assert augment.scaled_size(size, scale) == rounded
+    assert augment.truncated_size(size, scale) == truncated
+
+
+def test_reduced_label_takes_the_middle_of_each_cell():
+    label = label_map(512, 512)
+    np.testing.assert_array_equal(augment.reduce_label(label, 4), label[2::4, 2::4])
+
+
+def by_hand(image: np.ndarray, label: np.ndarray, size_hw, flip: bool, left: int, top: int, crop: int):
+    """Resize, normalise, mirror, crop: one after the other on whole images."""
+    resized = np.asarray(Image.fromarray(image).resize(size_hw[::-1], Image.Resampling.BICUBIC))
+    label = np.asarray(Image.fromarray(label).resize(size_hw[::-1], Image.Resampling.NEAREST))
+    rows = augment.normalise(resized).transpose(1, 2, 0)
+    if flip:
+        rows, label = rows[:, ::-1], label[:, ::-1]
+    view = augment.crop_at(rows, crop, top, left, 0).transpose(2, 0, 1)
+    return view, augment.crop_at(label, crop, top, left, 255)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_classifier_draws_in_the_published_order(seed):
+    image, label = picture(50, 70), label_map(50, 70)
+    rng = np.random.default_rng(seed)
+    long_side, flip = int(rng.integers(40, 91)), rng.random() < 0.5
+    size = (round(50 * (long_side / 70)), round(70 * (long_side / 70)))
+    left = int(rng.integers(abs(size[1] - 64) + 1))
+    top = int(rng.integers(abs(size[0] - 64) + 1))
+    expected, _ = by_hand(image, label, size, flip, left, top, 64)
+    view = augment.ClassifierAugment(long_side=(40, 90), crop=64)(image, np.random.default_rng(seed))
+    np.testing.assert_array_equal(view, expected)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_affinity_draws_in_the_published_order(seed):
+    image, label = picture(50, 70), label_map(50, 70)
+    rng = np.random.default_rng(seed)
+    scale, flip = 0.5 + rng.random() * 1.0, rng.random() < 0.5
+    size = (round(50 * scale), round(70 * scale))
+    left = int(rng.integers(abs(size[1] - 64) + 1))
+    top = int(rng.integers(abs(size[0] - 64) + 1))
+    expected, expected_label = by_hand(image, label, size, flip, left, top, 64)
+    view, reduced = augment.AffinityAugment(crop=64)(image, label, np.random.default_rng(seed))
+    np.testing.assert_array_equal(view, expected)
+    np.testing.assert_array_equal(reduced, expected_label[2::4, 2::4])
+
+
+@pytest.mark.parametrize("colours", ["caffe", "imagenet"])
+@pytest.mark.parametrize("seed", range(8))
+def test_segmenter_draws_in_the_published_order(seed, colours):
+    image, label = picture(50, 70), label_map(50, 70)
+    scales = (0.5, 0.75, 1.0, 1.25, 1.5)
+    rng = np.random.default_rng(seed)
+    scale = scales[rng.integers(5)]
+    height, width = int(50 * scale), int(70 * scale)
+    top = rng.integers(max(height - 64, 0) + 1)
+    left = rng.integers(max(width - 64, 0) + 1)
+    flip = rng.random() < 0.5
+    pixels = image.astype(np.float32) if colours == "caffe" else image
+    planes = augment.normalise(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), colours)
+    below, beside = max(64 - height, 0), max(64 - width, 0)
+    planes = np.pad(planes, ((0, 0), (0, below), (0, beside)))[:, top : top + 64, left : left + 64]
+    resized = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+    resized = np.pad(resized, ((0, below), (0, beside)), constant_values=255)[top : top + 64, left : left + 64]
+    view, view_label = augment.SegmenterAugment(scales, 64, colours=colours)(image, label, np.random.default_rng(seed))
+    np.testing.assert_array_equal(view, planes[..., ::-1] if flip else planes)
+    np.testing.assert_array_equal(view_label, resized[:, ::-1] if flip else resized)
+
+
+def test_draws_cover_their_whole_ranges():
+    # one lit pixel in a mean-coloured image tells the offset and the flip
+    image = np.zeros((1, 1, 3), np.uint8)
+    draw = augment.ClassifierAugment(long_side=(1, 1), crop=3)
+    places = {tuple(np.argwhere(draw(image, np.random.default_rng(seed))[0])[0]) for seed in range(200)}
+    assert places == {(row, column) for row in range(3) for column in range(3)}
+    sizes = {
+        int(
+            (
+                augment.ClassifierAugment(long_side=(4, 7), crop=9, flip=0.0)(image, np.random.default_rng(s))[0] != 0
+            ).sum()
+        )
+        for s in range(100)
+    }
+    assert sizes == {16, 25, 36, 49}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 2), (33, 33)])
+def test_images_of_any_shape_give_whole_views(size):
+    image, label = picture(*size), label_map(*size)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert augment.ClassifierAugment(crop=40)(image, rng).shape == (3, 40, 40)
+        view, reduced = augment.AffinityAugment(crop=40)(image, label, rng)
+        assert (view.shape, reduced.shape) == ((3, 40, 40), (10, 10))
+        view, cropped = augment.SegmenterAugment(crop=40)(image, label, rng)
+        assert (view.shape, cropped.shape) == ((3, 40, 40), (40, 40))
+        assert (view.dtype, cropped.dtype) == (np.float32, np.uint8)
+        assert view.flags.c_contiguous
+        assert cropped.flags.c_contiguous
+        assert reduced.flags.writeable
+
+
+def test_views_leave_their_input_alone():
+    image, label = picture(50, 70), label_map(50, 70)
+    image.flags.writeable = label.flags.writeable = False
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        augment.ClassifierAugment(crop=64)(image, rng)
+        augment.AffinityAugment(crop=64)(image, label, rng)
+        augment.SegmenterAugment(crop=64)(image, label, rng)
+
+
+def test_defaults_are_the_published_ones():
+    assert dataclasses.asdict(augment.ClassifierAugment()) == {"long_side": (320, 640), "crop": 512, "flip": 0.5}
+    assert dataclasses.astuple(augment.AffinityAugment()) == ((0.5, 1.5), 512, 0.5, 4)
+    assert dataclasses.astuple(augment.SegmenterAugment()) == ((0.5, 0.75, 1.0, 1.25, 1.5), 321, 0.5, "caffe")

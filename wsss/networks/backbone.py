@@ -1,0 +1,105 @@
+"""Feature extractors by name: our ResNets under their published names, and everything that timm knows."""
+
+import re
+from typing import Protocol
+
+import timm
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsss.errors import BadInput
+from wsss.networks.resnet import DEPTHS, ResNet
+
+
+class Backbone(Protocol):
+    """What a backbone offers besides being a module.
+
+    Attributes:
+        channels: of each feature, the stem's first.
+        strides: of each feature.
+    """
+
+    channels: list[int]
+    strides: list[int]
+
+    def parameters_until(self, feature: int) -> list[nn.Parameter]:
+        """The parameters of everything that feature number `feature` is made with."""
+
+    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
+        """The features of the stem and of the stages; the last is the deepest."""
+
+
+class TimmBackbone(nn.Module):
+    """Any timm model that can give its features.
+
+    Args:
+        name: timm's name of the model.
+        output_stride: stride of the deepest feature: 8, 16 or 32.
+    """
+
+    def __init__(self, name: str, output_stride: int) -> None:
+        super().__init__()
+        try:
+            self.body = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
+        except (RuntimeError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
+            close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "resnet50, resnet10t, convnext_atto"
+            raise BadInput(
+                f"backbone {name}",
+                f"a model that cannot be made with features at stride {output_stride} ({error})",
+                f"resnet{{{','.join(map(str, DEPTHS))}}} or a timm model that offers features_only and output_stride",
+                f"Try one of: {close}.",
+            ) from error
+        self.channels: list[int] = self.body.feature_info.channels()
+        self.strides: list[int] = self.body.feature_info.reduction()
+        if self.strides[-1] != output_stride:
+            raise BadInput(
+                f"backbone {name}",
+                f"a deepest feature at stride {self.strides[-1]}",
+                f"stride {output_stride}",
+                "Choose another backbone or that output stride.",
+            )
+
+    def parameters_until(self, feature: int) -> list[nn.Parameter]:
+        module = self.body.feature_info.module_name(feature)
+        names = [name for name, _ in self.body.named_parameters()]
+        # timm flattens containers in some feature networks: blocks.1 becomes blocks_1
+        prefixes = (f"{module}.", f"{module.replace('.', '_')}.")
+        inside = [position for position, name in enumerate(names) if name.startswith(prefixes)]
+        if not inside:
+            raise BadInput(
+                f"backbone {type(self.body).__name__}",
+                f"no parameters below {module}",
+                "a backbone whose first stages can be told apart, since they are to be frozen",
+                "Train all of it (frozen false), or choose another backbone.",
+            )
+        return list(self.body.parameters())[: inside[-1] + 1]
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
+        return self.body(image)
+
+
+def create_backbone(name: str, output_stride: int = 16) -> ResNet | TimmBackbone:
+    """A backbone with new weights.
+
+    Args:
+        name: `resnet18` .. `resnet152` give torchvision's layers and state-dict names; every other name is timm's.
+        output_stride: of the deepest feature. A ResNet at 16 has no dilation at all, as in IRNet and CLIMS; at 8 its
+            layer3 and layer4 have dilation 2, as in CLIMS' unused variant.
+
+    Raises:
+        BadInput: there is no such backbone, or it does not give that stride.
+    """
+    match = re.fullmatch(r"resnet(\d+)", name)
+    if match and int(match[1]) in DEPTHS:
+        layouts = {32: ((1, 2, 2, 2), (1, 1, 1, 1)), 16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 2))}
+        if output_stride not in layouts:
+            raise BadInput("output stride", str(output_stride), "8, 16 or 32", "Choose one of these.")
+        return ResNet(int(match[1]), *layouts[output_stride])
+    return TimmBackbone(name, output_stride)
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Let every batch norm use its running statistics; call it after each `train()`."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -1,0 +1,77 @@
+"""ResNet bodies (He et al., Deep residual learning for image recognition, CVPR 2016) under torchvision's names."""
+
+from collections.abc import Sequence
+
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+
+DEPTHS = (18, 34, 50, 101, 152)
+
+
+class ResNet(nn.Module):
+    """A torchvision ResNet without its classifier, with strides and dilations set by hand.
+
+    The published weakly supervised networks (IRNet, CLIMS, QA-CLIMS) use ResNet-50 with strides (1, 2, 2, 1) and no
+    dilation, which gives an output stride of 16. In a dilated stage the first block keeps dilation 1.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        strides: of layer1..layer4; the stem has 4.
+        dilations: of layer1..layer4.
+    """
+
+    def __init__(
+        self, depth: int, strides: Sequence[int] = (1, 2, 2, 1), dilations: Sequence[int] = (1, 1, 1, 1)
+    ) -> None:
+        super().__init__()
+        body = torchvision.models.get_model(f"resnet{depth}", weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        self.channels = [64]
+        self.strides = [4]
+        for layer, stride, dilation in zip(self.stages(), strides, dilations, strict=True):
+            _set_stride(layer[0], stride)
+            for block in layer[1:]:
+                _dilate(block, dilation)
+            last = layer[-1]
+            self.channels.append((last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels)
+            self.strides.append(self.strides[-1] * stride)
+
+    def stages(self) -> list[nn.Sequential]:
+        """layer1..layer4."""
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
+    def parameters_until(self, feature: int) -> list[nn.Parameter]:
+        """The parameters of everything that feature number `feature` is made with."""
+        made_with = [self.conv1, self.bn1, *self.stages()[:feature]]
+        return [parameter for module in made_with for parameter in module.parameters()]
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
+        """Features of the stem (stride 4) and of layer1..layer4."""
+        features = [self.maxpool(self.relu(self.bn1(self.conv1(image))))]
+        for layer in self.stages():
+            features.append(layer(features[-1]))
+        return features
+
+
+def _strided_conv(block: nn.Module) -> nn.Conv2d:
+    # torchvision strides the 3x3 convolution of a bottleneck, and the first convolution of a basic block
+    conv = block.conv2 if hasattr(block, "conv3") else block.conv1
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def _set_stride(block: nn.Module, stride: int) -> None:
+    _strided_conv(block).stride = (stride, stride)
+    if block.downsample is not None:
+        block.downsample[0].stride = (stride, stride)  # type: ignore[index]
+
+
+def _dilate(block: nn.Module, dilation: int) -> None:
+    if dilation == 1:
+        return
+    convs = [block.conv2] if hasattr(block, "conv3") else [block.conv1, block.conv2]
+    for conv in convs:
+        assert isinstance(conv, nn.Conv2d)
+        conv.dilation = conv.padding = (dilation, dilation)
