@@ -1,0 +1,43 @@
+# make demo | make test | make check; each sets up .venv first, from the pinned versions in constraints.txt
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: install demo test test-all check format benchmarks clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# the reference dense CRF, which tests and benchmarks compare with, has to be compiled; they say so where it is missing
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[oracle]' || echo 'no compiler for pydensecrf2: tests against it are skipped'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/wsss demo --out runs/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(INSTALLED)
+	$(BIN)/python benchmarks/dense_crf.py
+	$(BIN)/python benchmarks/evaluate.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,7 @@
+"""`python -m wsss`, which `torchrun -m wsss` starts on every process."""
+
+import sys
+
+from wsss.cli import main
+
+sys.exit(main())

@@ -1,0 +1,282 @@
+"""The command line: one subcommand a stage and a recipe; flags and YAML keys are the fields of the settings."""
+
+import dataclasses
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsss import __version__
+from wsss.errors import BadInput
+
+# Everything that needs torch is imported by the commands that use it, so that help comes at once
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from wsss.data.images import Dataset, Images
+
+# method: its module, and what it is
+METHODS = {
+    "cam": ("wsss.methods.cam", "class activation maps (Zhou et al., CVPR 2016), IRNet's and CLIMS' baseline"),
+}
+CONFIGS = Path(__file__).parent / "configs"
+
+HELP = """\
+usage: wsss COMMAND [--help] ...
+
+Weakly supervised semantic segmentation: from image-level tags to masks and a trained segmenter.
+
+{commands}
+
+`wsss COMMAND --help` lists the settings of a command. They can stand in a YAML file too (--config FILE), and
+--print_config writes one. Several processes: torchrun --nproc-per-node N -m wsss COMMAND ...
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A subcommand: what it does, its arguments, and the doing."""
+
+    help: str
+    declare: Callable[["ArgumentParser"], None]
+    run: Callable[["Namespace"], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; gives the exit status: 0, 2 for bad input, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    commands = _commands()
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<14} {command.help}" for name, command in commands.items())), end="")
+        return 0
+    if words[0] == "--version":
+        print(f"wsss {__version__}")
+        return 0
+    name = next((key for n in (2, 1) if (key := " ".join(words[:n])) in commands), None)
+    if name is None:
+        known = [key for key in commands if key.startswith(f"{words[0]} ")] or commands
+        print(f"wsss: error: no command `{' '.join(words[:2])}`; there are: {', '.join(known)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("wsss").setLevel(logging.INFO)
+    try:
+        commands[name].run(_parsed(name, commands[name], words[len(name.split()) :]))
+    except BadInput as error:
+        print(f"wsss: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wsss: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parsed(name: str, command: Command, words: Sequence[str]) -> "Namespace":
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"wsss {name}", description=f"{command.help[0].upper()}{command.help[1:]}.")
+    command.declare(parser)
+    parsed = parser.parse_args(list(words))
+    if parsed.get("device") == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    return parser.instantiate(parsed)
+
+
+def _commands() -> dict[str, Command]:
+    commands = {"demo": Command("generate pictures, run the baseline on them, print what came out", _declare_demo, _demo)}
+    for method, (module, about) in METHODS.items():
+        commands[f"run {method}"] = Command(
+            f"from tags to a scored segmenter: {about}", partial(_declare_run, module), partial(_run, module)
+        )
+        commands[f"train {method}"] = Command(
+            f"train {method}", partial(_declare_train, module), partial(_train, module)
+        )
+        commands[f"localize {method}"] = Command(
+            f"activation maps of a trained {method}", partial(_declare_localize, module), partial(_localize, module)
+        )
+    return commands | {
+        "refine": Command("activation maps to pseudo masks", _declare_refine, _refine),
+        "segment": Command("train a segmenter on pseudo masks", _declare_segment, _segment),
+        "predict": Command("masks of any pictures by a trained segmenter", _declare_predict, _predict),
+        "evaluate": Command("score maps or masks against true masks", _declare_evaluate, _evaluate),
+        "report": Command("write the page of a run anew", _declare_report, _report),
+        "data info": Command("say what a path holds and which files are bad", _declare_info, _info),
+        "data shapes": Command("generate a small data set with true masks", _declare_shapes, _shapes),
+    }
+
+
+def _declare_data(parser: "ArgumentParser", split: bool = True) -> None:
+    parser.add_argument("--config", action="config", help="a YAML file with settings")
+    parser.add_argument("--data", type=Path, required=True, help="VOC, COCO, or a folder of pictures; see `wsss data info`")
+    parser.add_argument("--train", type=str, default=None, help="split to train on, where the usual one is not wanted")
+    parser.add_argument("--val", type=str, default=None, help="split to score the segmenter on, likewise")
+    parser.add_argument("--tags", type=Path, default=None, help="CSV, TSV, JSONL or cls_labels.npy with tags")
+    parser.add_argument("--classes", type=Path, default=None, help="text file with one class a line")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad pictures out and name them in the report")
+    if split:
+        parser.add_argument("--split", type=str, default=None, help="split to work on; by default the one trained on")
+    _declare_out(parser)
+
+
+def _declare_out(parser: "ArgumentParser") -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is made; a killed command goes on there")
+    parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto takes a GPU where there is one")
+
+
+def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
+    """The data set, announced and, if it goes through a whole run or the user allows bad pictures, checked."""
+    from wsss.stages.check import open_checked
+
+    return open_checked(
+        settings.data,
+        train=settings.train,
+        val=settings.val,
+        tags=settings.tags,
+        classes=settings.classes,
+        skip_bad=settings["skip_bad"],
+        remember=remember,
+    )
+
+
+def _split(settings: "Namespace") -> "Images":
+    data = _open(settings)
+    return data.split(settings.split or data.train)
+
+
+def _declare_run(module: str, parser: "ArgumentParser") -> None:
+    _declare_data(parser, split=False)
+    parser.add_class_arguments(importlib.import_module(module).Recipe)
+
+
+def _run(module: str, settings: "Namespace") -> None:
+    method = importlib.import_module(module)
+    method.recipe(settings.out, _open(settings, settings.out), _settings(settings, method.Recipe))
+    _print_table(settings.out)
+
+
+def _declare_train(module: str, parser: "ArgumentParser") -> None:
+    _declare_data(parser)
+    parser.add_class_arguments(importlib.import_module(module).Settings)
+
+
+def _train(module: str, settings: "Namespace") -> None:
+    from wsss.stages.train import train
+
+    method = importlib.import_module(module)
+    train(_settings(settings, method.Settings), _split(settings), out=settings.out)
+
+
+def _declare_localize(module: str, parser: "ArgumentParser") -> None:
+    _declare_data(parser)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the trained classifier, or its file")
+    parser.add_class_arguments(importlib.import_module(module).Inference)
+
+
+def _localize(module: str, settings: "Namespace") -> None:
+    from wsss.stages.localize import localize
+
+    method = importlib.import_module(module)
+    localize(_settings(settings, method.Inference), _split(settings), weights=settings.weights, out=settings.out)
+
+
+def _declare_refine(parser: "ArgumentParser") -> None:
+    from wsss.stages import refine
+
+    _declare_data(parser)
+    parser.add_argument("--cams", type=Path, required=True, help="folder of activation maps")
+    parser.add_class_arguments(refine.Settings)
+
+
+def _refine(settings: "Namespace") -> None:
+    from wsss.stages import refine
+
+    chosen = _settings(settings, refine.Settings)
+    refine.refine(chosen, _split(settings), cams=settings.cams, out=settings.out)
+
+
+def _declare_segment(parser: "ArgumentParser") -> None:
+    from wsss.stages import segment
+
+    _declare_data(parser)
+    parser.add_argument("--masks", type=Path, required=True, help="folder of pseudo masks")
+    parser.add_class_arguments(segment.Settings)
+
+
+def _segment(settings: "Namespace") -> None:
+    from wsss.stages import segment
+    from wsss.stages.train import train
+
+    train(_settings(settings, segment.Settings), _split(settings), masks=settings.masks, out=settings.out)
+
+
+def _declare_predict(parser: "ArgumentParser") -> None:
+    from wsss.stages import predict
+
+    parser.add_argument("--config", action="config", help="a YAML file with settings")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of a trained segmenter, or its file")
+    parser.add_argument("--pictures", type=Path, required=True, help="a picture, or a folder of pictures")
+    _declare_out(parser)
+    parser.add_class_arguments(predict.Settings)
+
+
+def _predict(settings: "Namespace") -> None:
+    from wsss.data.open import open_pictures
+    from wsss.stages import predict
+
+    images = open_pictures(settings.pictures)
+    predict.predict(_settings(settings, predict.Settings), images, weights=settings.weights, out=settings.out)
+
+
+def _declare_evaluate(parser: "ArgumentParser") -> None:
+    from wsss.stages import evaluate
+
+    _declare_data(parser)
+    parser.add_argument("--cams", type=Path, default=None, help="folder of activation maps")
+    parser.add_argument("--masks", type=Path, default=None, help="folder of pseudo masks or predictions")
+    parser.add_class_arguments(evaluate.Settings)
+
+
+def _evaluate(settings: "Namespace") -> None:
+    from wsss.stages import evaluate
+
+    chosen = _settings(settings, evaluate.Settings)
+    if (settings.cams is None) == (settings.masks is None):
+        raise BadInput("--cams and --masks", "both or none", "one of them", "Say what is to be scored.")
+    if settings.cams is not None:
+        evaluate.evaluate_cams(chosen, _split(settings), cams=settings.cams, out=settings.out)
+    else:
+        evaluate.evaluate_masks(chosen, _split(settings), masks=settings.masks, out=settings.out)
+    _print_table(settings.out)
+
+
+def _declare_report(parser: "ArgumentParser") -> None:
+    parser.add_argument("run", type=Path, help="folder of a run")
+    _declare_data(parser)
+
+
+def _report(settings: "Namespace") -> None:
+    from wsss.stages.report import report
+
+    print(report(settings.run, _open(settings)))
+
+
+def _declare_info(parser: "ArgumentParser") -> None:
+    _declare_data(parser)
+
+
+def _info(settings: "Namespace") -> None: ...
+
+
+def _print_table(run: Path) -> None:
+    from wsss.stages.report import table
+
+    print(table(run))
+
+
+def _settings(settings: "Namespace", kind: type) -> Any:
+    """The settings object of a command, from the flags that are its fields."""
+    return kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})

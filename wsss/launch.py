@@ -1,0 +1,171 @@
+"""Processes and devices: the only file that knows how many there are.
+
+`torchrun`, `accelerate launch` and `srun` start the same command on every process. Training averages gradients over
+them; per-image stages take every n-th image each.
+"""
+
+import datetime
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from wsss.errors import BadInput
+
+Item = TypeVar("Item")
+
+# One process may be hours ahead of another between two stages
+TIMEOUT = datetime.timedelta(hours=24)
+
+
+@functools.cache
+def _state() -> PartialState:
+    return PartialState(timeout=TIMEOUT)
+
+
+def device() -> torch.device:
+    """The device of this process: a GPU where there is one, unless ACCELERATE_USE_CPU is set."""
+    return _state().device
+
+
+def processes() -> int:
+    """How many processes run this command."""
+    return _state().num_processes
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return _state().process_index
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes records and prints."""
+    return _state().is_main_process
+
+
+def threads() -> int:
+    """Threads that this process may use for its own work: the machine's cores, shared out over its processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    return max(1, cores // here)
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    _state().wait_for_everyone()
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """The items that are this process's: every n-th one."""
+    return items[rank() :: processes()]
+
+
+def decided_by_first(decide: Callable[[], Item]) -> Item:
+    """Run `decide` on process 0 alone and give its result, or raise its error, on all."""
+    if processes() == 1:
+        return decide()
+    outcome: list[Any] = [None, None]
+    if is_first():
+        try:
+            outcome[0] = decide()
+        except BadInput as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def summed(counts: np.ndarray) -> np.ndarray:
+    """The sum of an integer array over all processes."""
+    if processes() == 1:
+        return counts
+    total = torch.from_numpy(np.ascontiguousarray(counts)).to(device())
+    dist.all_reduce(total)
+    return total.cpu().numpy()
+
+
+def gathered(items: Sequence[Item]) -> list[Item]:
+    """All processes' items in one list, in the order of the processes."""
+    if processes() == 1:
+        return list(items)
+    parts: list[Any] = [None] * processes()
+    dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, without a gradient."""
+    if processes() == 1:
+        return value.detach()
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / processes()
+
+
+def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> Accelerator:
+    """Hugging Face accelerate, set up for one training.
+
+    Args:
+        precision: `no` (float32), `bf16` or `fp16`.
+        accumulate: batches that make one update.
+        tracker_folder: where TensorBoard's files go, None for none.
+    """
+    _state()
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=accumulate,
+        log_with="tensorboard" if tracker_folder else None,
+        project_dir=tracker_folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def synchronise_batch_norm(network: nn.Module) -> nn.Module:
+    """Let batch norms that use batch statistics take them over all processes, on a GPU and on the CPU alike."""
+    if processes() == 1:
+        return network
+    if device().type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            module.__class__ = _shared_batch_norm(type(module))
+    return network
+
+
+@functools.cache
+def _shared_batch_norm(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
+    """`kind` with statistics over all processes; torch's own SyncBatchNorm runs on GPUs only."""
+
+    class SharedBatchNorm(kind):  # type: ignore[valid-type, misc]
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                return super().forward(x)
+            count = _sum_over_processes(torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device))
+            mean = _sum_over_processes(x.sum((0, 2, 3))) / count
+            centred = x - mean[:, None, None]
+            variance = _sum_over_processes((centred * centred).sum((0, 2, 3))) / count
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
+            out = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+            if self.affine:
+                out = out * self.weight[:, None, None] + self.bias[:, None, None]
+            # timm's norms bring their activation along
+            return self.act(self.drop(out)) if hasattr(self, "act") else out
+
+    return SharedBatchNorm
+
+
+def _sum_over_processes(value: Tensor) -> Tensor:
+    return dist.nn.functional.all_reduce(value)  # type: ignore[no-untyped-call]

@@ -1,0 +1,259 @@
+"""Learning deep features for discriminative localization (class activation maps; Zhou et al., CVPR 2016).
+
+As the baseline of IRNet (Ahn et al., CVPR 2019), which CLIMS and QA-CLIMS start from: a classifier with global average
+pooling and one 1x1 convolution w, whose maps are M_c(x, y) = w_c · f(x, y), without the pooling.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from wsss import launch
+from wsss.data.augment import ClassifierAugment, normalise, resize_bicubic, scaled_size
+from wsss.data.images import Dataset, Images
+from wsss.errors import BadInput
+from wsss.networks.backbone import create_backbone, freeze_batch_norm
+from wsss.recipe import Tail, finish
+from wsss.run import maybe_file
+from wsss.stages.localize import Cams, localize
+from wsss.stages.train import Training, train
+from wsss.weights import IRNET_ALIASES, load_backbone, load_into, trained_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The classifier that maps are taken from."""
+
+    backbone: str = "resnet50"
+    """resnet18 .. resnet152, or any timm model that gives features"""
+    output_stride: int = 16
+    """pixels a cell of the maps"""
+    init: str = maybe_file("imagenet")
+    """initial weights of the backbone: `imagenet`, `none`, or a file"""
+    frozen: bool | None = None
+    """keep the first two stages and all batch-norm statistics as they are; by default where initial weights are given"""
+    classifier_lr: float = 10.0
+    """learning rate of the classifier, times that of the body"""
+    augment: ClassifierAugment = ClassifierAugment()
+    """what training pictures go through"""
+    # IRNet's PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
+    training: Training = Training(batch=16, epochs=5, lr=0.1, weight_decay=1e-4, momentum=1e-4)
+    """how the network is trained"""
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether the first stages and the batch-norm statistics stay as they were given."""
+        return self.init != "none" if self.frozen is None else self.frozen
+
+    def trainable(self, images: Images) -> "Learning":
+        """The network with new or given weights, and its loss."""
+        network = Network(self.backbone, len(images.class_names), self.output_stride)
+        if self.init != "none":
+            load_backbone(network.body, self.backbone, self.init)
+        return Learning(self, network, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """How maps are taken from the classifier."""
+
+    # in this order in IRNet, which adds the maps up one after the other
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """sizes of the picture whose maps are added"""
+    flip: bool = True
+    """add the maps of the mirror image"""
+
+    def localizer(self, images: Images, weights: Path) -> "Localizer":
+        """A trained classifier, ready to give maps: of a stage folder, or a published checkpoint (`res50_cam.pth`).
+
+        Raises:
+            BadInput: the weights are of another network, or of other classes than the pictures have.
+        """
+        state, metadata, path = trained_weights(weights, "cam")
+        if metadata is None:
+            metadata = _published(state, images, path)
+        if tuple(metadata["classes"]) != images.class_names:
+            raise BadInput(
+                path,
+                f"a classifier of {_listed(metadata['classes'])}",
+                f"the classes of {images.title}: {_listed(images.class_names)}",
+                "Use the data set that it was trained on, or give its class list with --classes.",
+            )
+        network = Network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
+        load_into(network, state, path, ignore=metadata.get("ignore", ()))
+        return Localizer(network.to(launch.device()).eval(), self)
+
+
+def _published(state: Mapping[str, Tensor], images: Images, path: Path) -> dict[str, Any]:
+    """What a checkpoint of IRNet's family is; it says nothing itself, and its classes are the data set's in order."""
+    body = next((match[1] for name in state if (match := re.match(r"(resnet\d+)\.conv1\.", name))), None)
+    head = state.get("classifier.weight")
+    if body is None or head is None or len(head) != len(images.class_names):
+        raise BadInput(
+            path,
+            f"no ResNet with a classifier (first tensors: {', '.join(list(state)[:3])})"
+            if body is None or head is None
+            else f"a classifier of {len(head)} classes",
+            f"resnet50.* and classifier.weight for {len(images.class_names)} classes, as IRNet's res50_cam.pth has",
+            "Give a checkpoint of this network and data set.",
+        )
+    return {"backbone": body, "output_stride": 16, "classes": list(images.class_names), "ignore": IRNET_ALIASES}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+
+
+class Network(nn.Module):
+    """Backbone, and a 1x1 convolution as the classifier.
+
+    Entries of the state dict are IRNet's: `resnet50.*` (or the other ResNet's name; `backbone.*` for timm's models)
+    and `classifier.weight`.
+    """
+
+    def __init__(self, backbone: str, n_classes: int, output_stride: int = 16) -> None:
+        super().__init__()
+        body = create_backbone(backbone, output_stride)
+        self.body_name = backbone if backbone.startswith("resnet") and hasattr(body, "layer4") else "backbone"
+        self.add_module(self.body_name, body)
+        # PyTorch's default initialisation, as in IRNet
+        self.classifier = nn.Conv2d(body.channels[-1], n_classes, 1, bias=False)
+
+    @property
+    def body(self) -> Any:
+        """The backbone."""
+        return self.get_submodule(self.body_name)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        """Logits of the classes."""
+        pooled = self.body(image)[-1].mean((2, 3), keepdim=True)
+        return self.classifier(pooled)[:, :, 0, 0]
+
+    def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
+        """Raw class activation maps M, before ReLU."""
+        return self.classifier(self.body(image)[-1])
+
+
+class Learning(nn.Module):
+    """Multi-label soft margin: the mean over pictures and classes of the binary cross entropy with logits."""
+
+    def __init__(self, settings: Settings, network: Network, images: Images) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+        self.examples = partial(_example, images, settings.augment)
+        self.metadata: dict[str, Any] = {
+            "kind": "cam",
+            "backbone": settings.backbone,
+            "output_stride": settings.output_stride,
+            "classes": list(images.class_names),
+        }
+        if settings.keeps_statistics:
+            # IRNet detaches the output of layer2, so nothing before layer3 learns
+            for parameter in network.body.parameters_until(network.body.strides.index(8)):
+                parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Learning":
+        super().train(mode)
+        if self.settings.keeps_statistics:
+            freeze_batch_norm(self.network)
+        return self
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        return {"classification": F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["label"])}
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        decay = training.weight_decay
+        body = [parameter for parameter in self.network.body.parameters() if parameter.requires_grad]
+        return [
+            {"params": body, "lr": training.lr, "weight_decay": decay},
+            {
+                "params": list(self.network.classifier.parameters()),
+                "lr": training.lr * self.settings.classifier_lr,
+                "weight_decay": decay,
+            },
+        ]
+
+
+def _example(images: Images, augment: ClassifierAugment, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "image": torch.from_numpy(augment(images.read(index), rng)),
+        "label": torch.from_numpy(images.labels[index].astype(np.float32)),
+    }
+
+
+class Localizer:
+    """Maps of the classes that a picture has, over scales and mirror images.
+
+    The maps of one scale are ReLU(M(I)) + mirrored ReLU(M(mirrored I)). They are resized (bilinear, align_corners
+    False), added up over the scales, cut to the picture, and divided by (their maximum + 1e-5), class by class.
+    """
+
+    def __init__(self, network: Network, settings: Inference) -> None:
+        self.network, self.settings = network, settings
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "b 3 hs ws"]]:
+        """The picture at each scale, with its mirror image."""
+        views = []
+        for scale in self.settings.scales:
+            view = normalise(resize_bicubic(image, scaled_size(image.shape[:2], scale)))
+            pair = [view, view[:, :, ::-1]] if self.settings.flip else [view]
+            views.append(torch.from_numpy(np.stack(pair)))
+        return views
+
+    @torch.inference_mode()
+    def cams(
+        self, views: list[Float[Tensor, "b 3 hs ws"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
+    ) -> Cams:
+        """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
+        present = torch.from_numpy(np.flatnonzero(label))
+        height, width = size_hw
+        quarter, whole = (-(-height // 4), -(-width // 4)), (-(-height // 16) * 16, -(-width // 16) * 16)
+        strided = torch.zeros(len(present), *quarter)
+        full = torch.zeros(len(present), *whole)
+        if len(present) == 0:
+            return Cams(present.numpy(), full[:, :height, :width].numpy(), strided.numpy())
+        device = next(self.network.parameters()).device
+        strided, full = strided.to(device), full.to(device)
+        for view in views:
+            raw = self.network.maps(view.to(device)).relu()[:, present]
+            fused = raw[:1] + raw[1:].flip(3) if self.settings.flip else raw
+            strided += F.interpolate(fused, quarter, mode="bilinear", align_corners=False)[0]
+            full += F.interpolate(fused, whole, mode="bilinear", align_corners=False)[0]
+        return Cams(
+            present.numpy(),
+            _over_maximum(full[:, :height, :width]).cpu().numpy(),
+            _over_maximum(strided).cpu().numpy(),
+        )
+
+
+def _over_maximum(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+    return maps / (maps.amax((1, 2), keepdim=True) + 1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Class activation maps, refined by a dense CRF, teach a segmenter."""
+
+    classifier: Settings = Settings()
+    """the classifier"""
+    inference: Inference = Inference()
+    """the maps"""
+    tail: Tail = Tail()
+    """pseudo masks, segmenter and scores"""
+
+
+def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
+    """Tags -> classifier -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
+    images = data.split(data.train)
+    classifier = train(settings.classifier, images, out=run / "classifier")
+    cams = localize(settings.inference, images, weights=classifier, out=run / "cams")
+    finish(run, data, cams, settings.tail)

@@ -1,0 +1,192 @@
+"""The run folder: what each stage was made from, and going on where one stopped.
+
+A stage is a function from settings, input stages and pictures to a folder. Its folder holds `started.json` while it is
+being made and `done.json` once it is whole; both name the settings and the records of all inputs, so a stage that
+is done is skipped, one that is half done goes on, and one that was made from something else is refused.
+"""
+
+import dataclasses
+import functools
+import inspect
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from wsss import __version__, launch
+from wsss.data.images import Images
+from wsss.errors import BadInput
+from wsss.storage import TEMPORARY_SUFFIX, digest, file_digest, read_json, write_json
+
+DONE, STARTED, SECONDS = "done.json", "started.json", "seconds.json"
+
+log = logging.getLogger("wsss")
+
+
+class Stage(Protocol):
+    """A stage as its callers see it: whatever it needs, and the folder that it fills."""
+
+    def __call__(self, *inputs: Any, out: Path, **named: Any) -> Path:
+        """Make the folder `out` unless it is made already, and give it back."""
+
+
+def neutral(default: Any) -> Any:
+    """A settings field that cannot change what a stage makes: it is left out of records."""
+    return dataclasses.field(default=default, metadata={"neutral": True})
+
+
+def maybe_file(default: str) -> Any:
+    """A settings field that holds a word or the path of a file: records name the file by its content."""
+    return dataclasses.field(default=default, metadata={"maybe_file": True})
+
+
+def plain(settings: Any) -> Any:
+    """Settings as JSON-able values, without the neutral fields."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        values = {}
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            if field.metadata.get("maybe_file") and Path(value).is_file():
+                values[field.name] = {"file": Path(value).name, "identity": file_digest(Path(value))}
+            elif not field.metadata.get("neutral"):
+                values[field.name] = plain(value)
+        return values
+    if isinstance(settings, Mapping):
+        return {str(key): plain(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [plain(value) for value in settings]
+    return str(settings) if isinstance(settings, os.PathLike) else settings
+
+
+def stage(function: Callable[..., dict[str, Any]]) -> Stage:
+    """Make a stage of a function that fills the folder `out` and returns what is worth recording about it.
+
+    Its arguments may be settings (dataclasses), `Images`, and paths of earlier stages or of files.
+
+    The stage raises:
+        BadInput: `out` was made from something else, or an input stage is missing or unfinished.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, out: Path, **kwargs: Any) -> Path:
+        out = Path(out)
+        arguments = signature.bind(*args, out=out, **kwargs)
+        arguments.apply_defaults()
+        inputs = {name: value for name, value in arguments.arguments.items() if name != "out"}
+        if launch.decided_by_first(lambda: _prepare(function.__name__, inputs, out)):
+            return out
+        before = time.monotonic()
+        try:
+            result = function(*args, out=out, **kwargs)
+        finally:
+            if launch.is_first() and out.is_dir():
+                _add_seconds(out, time.monotonic() - before)
+        launch.wait()
+        launch.decided_by_first(lambda: _finish(out, result))
+        return out
+
+    return run
+
+
+def record(out: Path) -> dict[str, Any]:
+    """The record of a finished stage.
+
+    Raises:
+        BadInput: there is none.
+    """
+    expected = "the record of a finished stage"
+    if not out.is_dir():
+        raise BadInput(out, "no such folder", expected, "Check the path, or run that stage first.")
+    if not (out / DONE).exists():
+        found = "a stage that has not finished" if (out / STARTED).exists() else f"a folder without {DONE}"
+        raise BadInput(out, found, expected, "Run the command that makes it again: it goes on where it stopped.")
+    return read_json(out / DONE, expected)
+
+
+def seconds(out: Path) -> float:
+    """How long a stage took, all tries together."""
+    path = out / SECONDS
+    return float(read_json(path, "the seconds of a stage")["seconds"]) if path.exists() else 0.0
+
+
+def _add_seconds(out: Path, spent: float) -> None:
+    # not in done.json, whose bytes depend on the settings and inputs alone
+    write_json(out / SECONDS, {"seconds": round(seconds(out) + spent, 3)})
+
+
+def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
+    """Whether the stage is done already; otherwise its folder is made ready for it."""
+    asked = {"stage": name, "version": __version__, "inputs": {key: _describe(value, out) for key, value in inputs.items()}}
+    asked["identity"] = digest([name, {key: _identity(value) for key, value in asked["inputs"].items()}])
+    for marker in (DONE, STARTED):
+        if (out / marker).exists():
+            found = read_json(out / marker, "the record of a stage")
+            if found.get("identity") != asked["identity"]:
+                raise BadInput(
+                    out,
+                    f"a `{found.get('stage')}` stage made from something else: {_difference(found, asked)}",
+                    f"an empty folder, or a `{name}` stage made from the same settings and inputs",
+                    f"Choose another output folder, or remove {out} and what was made from it.",
+                )
+            if marker == DONE:
+                log.info("%s: done already", out)
+                return True
+            log.info("%s: going on where it stopped", out)
+            return False
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(
+            out,
+            "files that no stage recorded" if out.is_dir() else "a file",
+            "an empty or a new folder",
+            "Choose another output folder.",
+        )
+    write_json(out / STARTED, asked)
+    return False
+
+
+def _finish(out: Path, result: dict[str, Any]) -> None:
+    for leftover in out.rglob(f".*{TEMPORARY_SUFFIX}"):
+        leftover.unlink()  # of a process that was killed while it wrote
+    write_json(out / DONE, {**read_json(out / STARTED, "the record of a stage"), "result": result})
+    (out / STARTED).unlink()
+
+
+def _describe(value: Any, out: Path) -> Any:
+    if isinstance(value, Images):
+        return {"images": value.title, "count": len(value), "fingerprint": value.fingerprint()}
+    if isinstance(value, Path):
+        where = os.path.relpath(value.resolve(), out.resolve())
+        if value.is_file():
+            return {"file": where, "identity": file_digest(value)}
+        return {"folder": where, "identity": record(value)["identity"]}
+    if isinstance(value, Mapping):
+        return {str(key): _describe(item, out) for key, item in value.items()}
+    return plain(value)
+
+
+def _identity(described: Any) -> Any:
+    """What of a described input decides whether it is the same one: not where it lies, nor what it is called."""
+    if isinstance(described, dict):
+        for key in ("fingerprint", "identity"):
+            if key in described:
+                return described[key]
+        return {key: _identity(value) for key, value in described.items()}
+    return described
+
+
+def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    if found.get("stage") != asked["stage"]:
+        return f"it is no `{asked['stage']}` stage"
+    old, new = _flat(found.get("inputs", {})), _flat(asked["inputs"])
+    names = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    parts = [f"{key} was {old.get(key)!r} and is {new.get(key)!r} now" for key in names[:5]]
+    return "; ".join(parts) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {key: item for name, inner in value.items() for key, item in _flat(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}

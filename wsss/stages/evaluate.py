@@ -1,0 +1,165 @@
+"""Score activation maps and masks against true masks."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from wsss import launch
+from wsss.data.files import read_cams, read_mask
+from wsss.data.images import IGNORE, Images
+from wsss.errors import BadInput
+from wsss.metrics import ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
+from wsss.progress import Progress
+from wsss.run import stage
+from wsss.storage import read_json, write_json
+from wsss.stream import stream
+
+SCORES, PER_IMAGE = "scores.json", "per_image.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How maps and masks are scored."""
+
+    thresholds: tuple[float, ...] = tuple(round(0.01 * step, 2) for step in range(61))
+    """background scores that maps are scored at, in one pass"""
+    convention: Convention = "present"
+    """what classes that do not occur do to the mean: present, nan, zero, icam or devkit"""
+    contour: bool = True
+    """measure the contour F-score too"""
+    contour_tolerance: float = 0.008
+    """how far contours may be apart: a share of the picture's diagonal"""
+
+
+@stage
+def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+    """Score activation maps at all thresholds, and at the best one in full.
+
+    Writes `scores.json` (with the threshold curve) and `per_image.json`.
+
+    Args:
+        settings: thresholds and conventions.
+        images: pictures with true masks; a subset of those that have maps will do.
+        cams: folder of the maps.
+        out: the stage's folder.
+    """
+    _check_masks(images)
+    sweep = ThresholdSweep(settings.thresholds, len(images.class_names))
+    mine = launch.share(range(len(images)))
+
+    def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        classes, maps = read_cams(cams / f"{images.names[index]}.npz")
+        return images.read_mask(index, maps.shape[1:]), maps, classes  # type: ignore[arg-type]
+
+    with Progress(f"thresholds {out.name}", len(mine)) as progress:
+        for index, (truth, maps, classes) in stream(mine, load):
+            sweep.add(truth, maps, classes, str(cams / f"{images.names[index]}.npz"))
+            progress.advance()
+    sweep.counts = launch.summed(sweep.counts)
+    best, _ = sweep.best(settings.convention)
+
+    def thresholded(index: int) -> UInt8[np.ndarray, "h w"]:
+        classes, maps = read_cams(cams / f"{images.names[index]}.npz")
+        background = np.full((1, *maps.shape[1:]), best, maps.dtype)
+        labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
+        return labels[np.concatenate([background, maps]).argmax(0)]
+
+    curve = {
+        "thresholds": list(settings.thresholds),
+        "miou": [score.miou for score in sweep.scores(settings.convention)],
+    }
+    return _score(settings, images, thresholded, out, {"maps": "argmax over [threshold, maps]", "threshold": best}, curve)
+
+
+@stage
+def evaluate_masks(settings: Settings, images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
+    """Score pseudo masks or predictions; pixels that they leave unsure (255) count as background, as in IRNet.
+
+    Writes `scores.json` and `per_image.json`.
+
+    Args:
+        settings: conventions.
+        images: pictures with true masks; a subset of those that have masks will do.
+        masks: folder of the masks.
+        out: the stage's folder.
+    """
+    _check_masks(images)
+
+    def read(index: int) -> UInt8[np.ndarray, "h w"]:
+        mask = read_mask(masks / f"{images.names[index]}.png")
+        return np.where(mask == IGNORE, 0, mask)
+
+    return _score(settings, images, read, out, {"unsure pixels": "count as background"}, None)
+
+
+def best_threshold(scored: Path) -> float:
+    """The best threshold that `evaluate_cams` found."""
+    return float(read_json(scored / SCORES, "scores of activation maps")["protocol"]["threshold"])
+
+
+def _check_masks(images: Images) -> None:
+    if not images.has_masks:
+        lacking = sum(mask is None for mask in images.masks)
+        raise BadInput(
+            images.title,
+            f"{lacking} of {len(images)} pictures without a true mask",
+            "true masks to score against",
+            "Choose a split with masks, or leave this stage out.",
+        )
+
+
+def _score(
+    settings: Settings,
+    images: Images,
+    read: Callable[[int], UInt8[np.ndarray, "h w"]],
+    out: Path,
+    protocol: dict[str, Any],
+    curve: dict[str, Any] | None,
+) -> dict[str, Any]:
+    matrix = ConfusionMatrix(images.n_labels)
+    contours = ContourCounts(len(images.class_names), settings.contour_tolerance)
+    mine = launch.share(range(len(images)))
+    per_image: list[tuple[str, float | None]] = []
+
+    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
+        mask = read(index)
+        return images.read_mask(index, mask.shape), mask  # type: ignore[arg-type]
+
+    with Progress(f"evaluate {out.name}", len(mine)) as progress:
+        for index, (truth, mask) in stream(mine, load):
+            alone = ConfusionMatrix(images.n_labels)
+            alone.add(truth, mask, images.names[index])
+            matrix.merge(alone.counts)
+            per_image.append((images.names[index], scores(alone.counts, "present").miou))
+            if settings.contour:
+                contours.add(truth, mask, images.names[index])
+            progress.advance()
+    per_image = sorted(launch.gathered(per_image))
+    counts, contour_counts = launch.summed(matrix.counts), launch.summed(contours.counts)
+    score = scores(counts, settings.convention)
+    contour = contour_scores(contour_counts) if settings.contour else None
+    if launch.is_first():
+        write_json(out / PER_IMAGE, dict(per_image))
+        write_json(
+            out / SCORES,
+            {
+                "protocol": {
+                    "split": images.title,
+                    "images": len(images),
+                    "convention": settings.convention,
+                    "truth 255": "ignored in the mIoU, background in the contour F-score",
+                    "contour tolerance": settings.contour_tolerance if settings.contour else None,
+                    **protocol,
+                },
+                "labels": ["background", *images.class_names],
+                "scores": dataclasses.asdict(score),
+                "contour": dataclasses.asdict(contour) if contour else None,
+                "curve": curve,
+                "confusion": counts.tolist(),
+            },
+        )
+    return {"miou": score.miou, "contour_f": contour.mean_f if contour else None, **protocol}

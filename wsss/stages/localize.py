@@ -1,0 +1,73 @@
+"""Make activation maps: one file a picture, of the classes that it is tagged with."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from wsss import launch
+from wsss.data.files import write_cams
+from wsss.data.images import Images
+from wsss.progress import Progress
+from wsss.run import stage
+from wsss.stream import Writer, missing, stream
+
+
+class Cams(NamedTuple):
+    """Activation maps of one picture, in [0, 1], float32.
+
+    Attributes:
+        classes: 0-based classes of the maps, ascending.
+        maps: at the picture's size.
+        strided: at a quarter of it, None where a method has no such maps.
+    """
+
+    classes: Int[np.ndarray, " k"]
+    maps: Float[np.ndarray, "k h w"]
+    strided: Float[np.ndarray, "k hs ws"] | None
+
+
+class Localizer(Protocol):
+    """A method that gives maps; `prepare` runs ahead in threads, `cams` where the network is."""
+
+    def prepare(self, image: Any) -> Any:
+        """What of the work needs no network, for one picture (uint8 RGB)."""
+
+    def cams(self, prepared: Any, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
+        """The maps of the classes in `label`."""
+
+
+class LocalizerSettings(Protocol):
+    """Settings that know how to make their localizer."""
+
+    def localizer(self, images: Images, **inputs: Path) -> Localizer:
+        """The method, loaded on the device."""
+
+
+@stage
+def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
+    """Write the activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
+
+    Pictures whose file is there are left alone, so a killed stage goes on.
+
+    Args:
+        settings: of the method.
+        images: the pictures and their labels.
+        out: the stage's folder.
+        inputs: earlier stages or files that the method needs, by name (`weights`, ...).
+    """
+    localizer = settings.localizer(images, **inputs)
+    todo = missing(images.names, out, ".npz")
+
+    def load(index: int) -> tuple[Any, tuple[int, int]]:
+        image = images.read(index)
+        return localizer.prepare(image), image.shape[:2]
+
+    mine = len(launch.share(images.names))
+    with Writer() as write, Progress(f"localize {out.name}", mine, done=mine - len(todo)) as progress:
+        for index, (prepared, size_hw) in stream(todo, load):
+            classes, maps, strided = localizer.cams(prepared, size_hw, images.labels[index])
+            write(write_cams, out / f"{images.names[index]}.npz", classes, maps, strided)
+            progress.advance()
+    return {"images": len(images)}

@@ -1,0 +1,106 @@
+"""Train a segmenter on pseudo masks: DeepLab v2 (Chen et al., TPAMI 2018), as deeplab-pytorch and CLIMS train it."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsss import launch
+from wsss.data.augment import SegmenterAugment
+from wsss.data.files import read_mask
+from wsss.data.images import Images, check_labels
+from wsss.errors import BadInput
+from wsss.networks.deeplab import (
+    PUBLISHED_BODY,
+    DeepLabSettings,
+    balanced_cross_entropy,
+    create_deeplab,
+    cross_entropy,
+    output_losses,
+)
+from wsss.run import maybe_file
+from wsss.stages.train import Training
+from wsss.weights import load_backbone, load_deeplab, read_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A DeepLab v2 and its training."""
+
+    network: DeepLabSettings = DeepLabSettings()
+    """layers"""
+    init: str = maybe_file("imagenet")
+    """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, or `none`"""
+    loss: Literal["plain", "balanced"] = "plain"
+    """cross-entropy over all pixels, or half of it over background and half over foreground"""
+    augment: SegmenterAugment = SegmenterAugment()
+    """what training pictures and masks go through"""
+    # deeplab-pytorch's VOC 2012 settings
+    training: Training = Training(
+        batch=5, accumulate=2, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=5e-4, momentum=0.9, poly_every=10
+    )
+    """how the network is trained"""
+
+    def trainable(self, images: Images, masks: Path) -> "Learning":
+        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
+        network = create_deeplab(images.n_labels, self.network)
+        if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
+            raise BadInput(
+                "segmenter.init",
+                "`imagenet`, which no library offers for this body",
+                "a file: deeplabv1_resnet101-coco.pth (deeplab-pytorch) or deeplabv1_resnet101-imagenet.pth (AdvCAM)",
+                "Fetch one of them from its authors, choose another backbone, or start from new weights with `none`.",
+            )
+        if self.network.backbone == PUBLISHED_BODY and self.init != "none":
+            load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
+        elif self.init != "none":
+            load_backbone(network.base.backbone, self.network.backbone, self.init)
+        return Learning(self, network, images, masks)
+
+
+class Learning(nn.Module):
+    """Cross-entropy on each output of the multi-scale network, labels resized to each; the sum is minimised."""
+
+    def __init__(self, settings: Settings, network: nn.Module, images: Images, masks: Path) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = partial(
+            {"plain": cross_entropy, "balanced": balanced_cross_entropy}[settings.loss],
+            over_processes=launch.mean_over_processes,
+        )
+        self.examples = partial(_example, images, masks, settings.augment)
+        self.metadata: dict[str, Any] = {
+            "kind": "deeplab",
+            "network": dataclasses.asdict(settings.network),
+            "colours": settings.augment.colours,
+            "classes": list(images.class_names),
+        }
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        losses = output_losses(self.network(batch["image"]), batch["label"], self.loss)
+        return {"segmentation": torch.stack(losses).sum()}
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        return self.network.param_groups(training.lr, training.weight_decay)  # type: ignore[operator, no-any-return]
+
+
+def _example(
+    images: Images, masks: Path, augment: SegmenterAugment, index: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    image, path = images.read(index), masks / f"{images.names[index]}.png"
+    label = read_mask(path)
+    if label.shape != image.shape[:2]:
+        raise BadInput(
+            path,
+            f"a mask of {label.shape[0]}x{label.shape[1]} (height x width)",
+            f"{image.shape[0]}x{image.shape[1]} like its picture {images.paths[index]}",
+            "Make the pseudo masks again for these pictures.",
+        )
+    check_labels(label, images.n_labels, str(path), images.class_names)
+    view, label = augment(image, label, rng)
+    return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}

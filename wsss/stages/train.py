@@ -1,0 +1,324 @@
+"""Train a network: the one loop that every trained method, affinity network and segmenter goes through."""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from wsss import launch
+from wsss.data.images import Images
+from wsss.errors import BadInput
+from wsss.progress import Progress
+from wsss.run import neutral, plain, stage
+from wsss.storage import whole_file, write_json
+from wsss.weights import WEIGHTS, write_weights
+
+HISTORY, CHECKPOINT = "history.json", "checkpoint.pt"
+
+log = logging.getLogger("wsss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a network is trained."""
+
+    batch: int = 16
+    """pictures a batch, over all processes together"""
+    accumulate: int = 1
+    """batches that make one update"""
+    epochs: int | None = 5
+    """passes over the pictures; not used where `steps` is set"""
+    steps: int | None = None
+    """updates in all"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """the optimiser"""
+    lr: float = 0.1
+    """learning rate of the body; the method's groups multiply it"""
+    weight_decay: float = 1e-4
+    """weight decay of the groups that have one"""
+    momentum: float = 1e-4
+    """momentum of SGD"""
+    nesterov: bool = False
+    """Nesterov's momentum"""
+    poly_power: float = 0.9
+    """exponent of the polynomial schedule; 0 keeps the learning rate"""
+    poly_every: int = 1
+    """the schedule moves once in so many updates"""
+    min_lr: float = 0.0
+    """what the schedule falls to"""
+    warmup: int = 0
+    """updates over which the learning rate rises from nothing"""
+    clip: float | None = None
+    """longest gradient; longer ones are shortened to it"""
+    seed: int = 0
+    """of initial weights, order, augmentation and dropout"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """mixed precision; `no` is float32"""
+    workers: int = neutral(-1)
+    """loader processes; -1 takes as many as there are cores to spare"""
+    checkpoint_steps: int = neutral(200)
+    """updates between two checkpoints that a killed training goes on from"""
+    tensorboard: bool = neutral(False)
+    """write losses and learning rates for TensorBoard as well"""
+
+
+class Examples(Protocol):
+    """What the loader's processes run: one training example from one picture."""
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Tensors of the example; all its chance comes from `rng`."""
+
+
+class Trainable(Protocol):
+    """A module that the loop trains: what is learned, its losses, its examples.
+
+    Attributes:
+        network: what is learned and saved, under the published names.
+        examples: makes the examples.
+        metadata: what is saved beside the weights, so that they can be used without any settings.
+    """
+
+    network: nn.Module
+    examples: Examples
+    metadata: dict[str, Any]
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """Named loss terms; their sum is minimised."""
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        """Parameter groups with their learning rates and weight decays."""
+
+
+class TrainableSettings(Protocol):
+    """Settings that know how to make what they set."""
+
+    @property
+    def training(self) -> Training:
+        """How the network is trained."""
+
+    def trainable(self, images: Images, **inputs: Path) -> Trainable:
+        """The network with its losses and examples, on the CPU, with initial weights."""
+
+
+@stage
+def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
+    """Train what the settings describe on pictures.
+
+    Writes `weights.safetensors` and `history.json` (losses and learning rate). Batches are formed over all processes and then
+    dealt out, and chance depends on (seed, epoch, picture) alone: 1 and n processes train the same network, and a killed
+    training goes on from `checkpoint.pt` to the same bytes.
+
+    Args:
+        settings: of the method.
+        images: the pictures.
+        out: the stage's folder.
+        inputs: earlier stages or files that the method needs, by name (`init`, `masks`, ...).
+
+    Raises:
+        BadInput: no picture, a batch that the processes cannot share evenly, fewer pictures than a batch holds.
+    """
+    training = settings.training
+    epoch_steps = _epoch_steps(training, images)
+    n_steps = training.steps if training.steps is not None else epoch_steps * (training.epochs or 0)
+    torch.manual_seed(training.seed)
+    trainable = settings.trainable(images, **inputs)
+    assert isinstance(trainable, nn.Module)
+    launch.synchronise_batch_norm(trainable)
+    accelerator = launch.accelerator(
+        training.precision, training.accumulate, str(out / "tensorboard") if training.tensorboard else None
+    )
+    groups = trainable.param_groups(training)
+    base_lrs = [group["lr"] for group in groups]
+    model, optimizer = accelerator.prepare(trainable, _optimizer(training, groups))
+    start, history = _restore(out / CHECKPOINT, trainable, optimizer, accelerator)
+    if training.tensorboard:
+        accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
+    batches = _Batches(training, len(images), epoch_steps, start, n_steps)
+    loader = _loader(trainable.examples, training, batches)
+    model.train()
+    with Progress(f"train {out.name}", n_steps, done=start) as progress:
+        terms: dict[str, float] = {}
+        for position, batch in enumerate(loader):
+            step, part = start + position // training.accumulate, position % training.accumulate
+            if part == 0:
+                terms = {}
+                scale = poly_factor(training, step, n_steps)
+                for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
+                    group["lr"] = (base - training.min_lr) * scale + training.min_lr
+            # dropout differs between pictures, not between a training and its continuation
+            torch.manual_seed(((training.seed * 1_000_003 + step) * 1_009 + part) * 257 + launch.rank())
+            with accelerator.accumulate(model):
+                losses = model({key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()})
+                accelerator.backward(sum(losses.values()))
+                if training.clip is not None and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), training.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+            for name, value in _means_over_processes(losses, accelerator).items():
+                terms[name] = terms.get(name, 0.0) + value / training.accumulate
+            if part < training.accumulate - 1:
+                continue
+            _check_finite(terms, step)
+            history.append({"step": step, "lr": optimizer.param_groups[0]["lr"], **terms})
+            progress.advance(" ".join(f"{name} {value:.4f}" for name, value in terms.items()))
+            if training.tensorboard:
+                accelerator.log({**terms, "lr": history[-1]["lr"]}, step=step)
+            if (step + 1) % training.checkpoint_steps == 0 and step + 1 < n_steps:
+                _save(out / CHECKPOINT, step + 1, history, trainable, optimizer, accelerator)
+    if training.tensorboard:
+        accelerator.end_training()
+    launch.wait()
+    if launch.is_first():
+        write_json(out / HISTORY, history)
+        write_weights(out / WEIGHTS, trainable.network.state_dict(), trainable.metadata)
+        (out / CHECKPOINT).unlink(missing_ok=True)
+    accelerator.free_memory()
+    return {"steps": n_steps, "images": len(images), "final": history[-1] if history else {}}
+
+
+def poly_factor(training: Training, step: int, n_steps: int) -> float:
+    """What the learning rate is multiplied by in update number `step`: (1 - step / n_steps) ** power, after a linear rise."""
+    rise = min(1.0, (step + 1) / (training.warmup + 1))
+    stepped = step // training.poly_every * training.poly_every
+    return rise * (1 - min(stepped, n_steps - 1) / max(n_steps, 1)) ** training.poly_power
+
+
+def _epoch_steps(training: Training, images: Images) -> int:
+    if len(images) == 0:
+        raise BadInput(images.title, "no pictures", "pictures to train on", "Check the data set with `wsss data info`.")
+    if training.batch % launch.processes():
+        raise BadInput(
+            "training.batch",
+            f"{training.batch} pictures for {launch.processes()} processes",
+            "a batch that the processes can share evenly",
+            "Change the batch size or the number of processes.",
+        )
+    if len(images) < training.batch:
+        raise BadInput(
+            images.title,
+            f"{len(images)} pictures",
+            f"at least one batch of {training.batch}",
+            "Add pictures, or set a smaller training.batch.",
+        )
+    # incomplete batches and updates are dropped, as in the published loaders
+    return max(1, len(images) // training.batch // training.accumulate)
+
+
+def _optimizer(training: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.nesterov,
+    )
+
+
+class _Batches:
+    """Batches of (epoch, picture) that belong to this process, from update `start` on."""
+
+    def __init__(self, training: Training, n_images: int, epoch_steps: int, start: int, n_steps: int) -> None:
+        self.training, self.n_images, self.epoch_steps = training, n_images, epoch_steps
+        self.start, self.n_steps = start, n_steps
+
+    def __len__(self) -> int:
+        return (self.n_steps - self.start) * self.training.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batch, order, ordered = self.training.batch, np.empty(0, np.int64), -1
+        for position in range(self.start * self.training.accumulate, self.n_steps * self.training.accumulate):
+            epoch, within = divmod(position, self.epoch_steps * self.training.accumulate)
+            if epoch != ordered:
+                order, ordered = np.random.default_rng([self.training.seed, epoch]).permutation(self.n_images), epoch
+            chosen = [int(order[i % self.n_images]) for i in range(within * batch, (within + 1) * batch)]
+            yield [(epoch, index) for index in launch.share(chosen)]
+
+
+class _Seeded(TorchDataset[dict[str, Any]]):
+    """Examples by (epoch, picture)."""
+
+    def __init__(self, examples: Examples, seed: int) -> None:
+        self.examples, self.seed = examples, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        return self.examples(index, np.random.default_rng([self.seed, epoch, index]))
+
+
+def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLoader[dict[str, Any]]:
+    workers = training.workers if training.workers >= 0 else min(8, max(1, launch.threads() - 1))
+    return DataLoader(
+        _Seeded(examples, training.seed),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=launch.device().type == "cuda",
+        worker_init_fn=_one_thread,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _means_over_processes(losses: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    values = torch.stack([value.detach().float() for value in losses.values()])
+    return dict(zip(losses, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+
+def _check_finite(terms: dict[str, float], step: int) -> None:
+    broken = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
+    if broken:
+        raise BadInput(
+            f"training, update {step}",
+            f"a loss that is no number ({', '.join(broken)})",
+            "finite losses",
+            "Lower training.lr, set training.clip, or train without mixed precision.",
+        )
+
+
+def _save(
+    path: Path,
+    step: int,
+    history: Sequence[dict[str, float]],
+    trainable: Any,
+    optimizer: Any,
+    accelerator: Accelerator,
+) -> None:
+    if not launch.is_first():
+        return
+    content = {
+        "step": step,
+        "history": list(history),
+        "network": trainable.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+    }
+    with whole_file(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _restore(path: Path, trainable: Any, optimizer: Any, accelerator: Accelerator) -> tuple[int, list[dict[str, float]]]:
+    launch.wait()
+    if not path.exists():
+        return 0, []
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    trainable.load_state_dict(content["network"])
+    optimizer.load_state_dict(content["optimizer"])
+    if content["scaler"] is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(content["scaler"])
+    log.info("%s: going on at update %d", path.parent, content["step"])
+    return content["step"], content["history"]

@@ -1,0 +1,387 @@
+"""Weights in and out: published checkpoints, ImageNet weights and our own files. Nothing here unpickles code.
+
+A state dict is read first (`read_checkpoint`, `read_weights`, `imagenet_weights`), then loaded (`load_into`,
+`load_deeplab`): all of it, or nothing and one error that says what does not fit.
+"""
+
+import http.client
+import json
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from wsss.errors import BadInput
+from wsss.storage import whole_file
+
+State = dict[str, Tensor]
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+# IRNet and CLIMS save every tensor under several names, and IRNet its index buffers; resnet50.*, classifier.weight,
+# fc_edge*, fc_dp* and mean_shift.running_mean are the names to load
+IRNET_ALIASES = (
+    "stage[1-5].*",
+    "backbone.*",
+    "newly_added.*",
+    "edge_layers.*",
+    "dp_layers.*",
+    "fc_dp7.4.running_mean",
+    "path_indices*",
+    "disp_target",
+)
+
+# what a training stage writes
+WEIGHTS = "weights.safetensors"
+
+_METADATA_KEY = "wsss"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the tensors of a file and of a network."""
+
+    loaded: tuple[str, ...]
+    """Taken from the file."""
+    ignored: tuple[str, ...]
+    """In the file, left out on purpose."""
+    missing: tuple[str, ...]
+    """Not in the file, new in the network on purpose; without batch norm's counters."""
+    mismatched: tuple[str, ...]
+    """In the file with another shape, new in the network on purpose."""
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for title, names in (
+            ("left out", self.ignored),
+            ("new", self.missing),
+            ("new, since the file has another shape", self.mismatched),
+        ):
+            if names:
+                parts.append(f"{len(names)} {title} ({_few(names)})")
+        return "; ".join(parts)
+
+
+def read_checkpoint(path: Path) -> State:
+    """The state dict of a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU.
+
+    What trainers wrap around it (`state_dict`, `model`, a `module.` before every name) is taken off.
+
+    Raises:
+        BadInput: the file is missing, cut off, of another kind, without tensors, or would run code.
+    """
+    if path.suffix not in SUFFIXES:
+        raise BadInput(
+            path, f"a file name that ends in {path.suffix!r}", _expected(), "Give a checkpoint of one of these kinds."
+        )
+    if path.suffix == ".safetensors":
+        return read_weights(path)[0]
+    return _state_in(_read_torch(path), path)
+
+
+def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
+    """The tensors and the metadata of a `.safetensors` file; no metadata if something else wrote it.
+
+    Raises:
+        BadInput: the file is missing, cut off or of another kind.
+    """
+    _head(path)
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+    except safetensors.SafetensorError as error:
+        raise BadInput(
+            path, f"no whole safetensors file ({error})", "a file in safetensors format", "Fetch or write it again."
+        ) from error
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a `.safetensors` file; equal tensors and metadata give equal bytes.
+
+    Args:
+        metadata: anything that JSON holds, the settings for example.
+    """
+    # one entry: safetensors writes several in an order that differs from process to process
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    content = safetensors.torch.save(tensors, {_METADATA_KEY: text})
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def imagenet_weights(name: str) -> tuple[State, Path]:
+    """torchvision's ImageNet weights (V1) of one of its models, from torch's cache or from the network.
+
+    Args:
+        name: `resnet50` for example.
+
+    Returns:
+        The state dict, with the classifier, and the file it came from.
+
+    Raises:
+        BadInput: torchvision has no such weights, or they are not in the cache and cannot be fetched.
+    """
+    try:
+        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    except (ValueError, AttributeError) as error:
+        raise BadInput(
+            f"ImageNet weights of {name}",
+            "no such weights in torchvision",
+            "a model with weights IMAGENET1K_V1, resnet50 for example",
+            "Choose another backbone, give its weights with --init FILE, or start from new ones with --init none.",
+        ) from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not path.exists():
+        digest = re.search(r"-([0-9a-f]+)\.", path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise BadInput(
+                path,
+                f"no file, and it cannot be fetched from {url} ({error})",
+                f"torchvision's ImageNet weights of {name}",
+                "Put that file there, or give another with --init FILE, or start from new weights with --init none.",
+            ) from error
+    return read_checkpoint(path), path
+
+
+def load_into(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str | Path,
+    *,
+    allow_missing: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> LoadReport:
+    """Load a state dict that has exactly the network's names and shapes, but for the exceptions given.
+
+    Args:
+        where: the place to name in an error.
+        allow_missing: patterns (`base.aspp.*`) of the network's names that may stay as they are, because the file
+            lacks them or has another shape. Batch norm's counters, which nothing reads, always may.
+        ignore: patterns of the file's names that are not wanted.
+
+    Raises:
+        BadInput: anything else differs; then nothing is loaded.
+    """
+    own = network.state_dict()
+    wanted = {name: value for name, value in state.items() if not _matches(name, ignore)}
+    fitting = {name: value for name, value in wanted.items() if name in own and value.shape == own[name].shape}
+    missing = [name for name in own if name not in wanted and not name.endswith("num_batches_tracked")]
+    mismatched = [name for name in own if name in wanted and name not in fitting]
+    unexpected = [name for name in wanted if name not in own]
+
+    lacking = [name for name in missing if not _matches(name, allow_missing)]
+    misshapen = [name for name in mismatched if not _matches(name, allow_missing)]
+    if lacking or misshapen or unexpected or not fitting:
+        faults = [f"{len(fitting)} of {len(own)} tensors that fit"]
+        if lacking:
+            faults.append(f"{len(lacking)} missing ({_few(lacking)})")
+        if unexpected:
+            faults.append(f"{len(unexpected)} unknown to the network ({_few(unexpected)})")
+        if misshapen:
+            shapes = [f"{name}: {tuple(wanted[name].shape)} for {tuple(own[name].shape)}" for name in misshapen]
+            faults.append(f"{len(misshapen)} of another shape ({_few(shapes)})")
+        raise BadInput(
+            where,
+            f"weights of another network, {', '.join(faults)}",
+            f"the weights of {type(network).__name__}",
+            "Nothing was loaded. Give a file of this network; where the number of classes alone differs, set it as in "
+            "the file, or let the layers that depend on it start anew.",
+        )
+    network.load_state_dict(fitting, strict=False)
+    return LoadReport(
+        loaded=tuple(fitting),
+        ignored=tuple(name for name in state if name not in wanted),
+        missing=tuple(missing),
+        mismatched=tuple(mismatched),
+    )
+
+
+def load_deeplab(
+    network: nn.Module, state: Mapping[str, Tensor], where: str | Path, *, new_head: bool = False
+) -> LoadReport:
+    """Load any weights of the deeplab-pytorch family into a DeepLab v2 in its multi-scale wrapper.
+
+    The initial weights (`deeplabv1_resnet101-coco.pth`, `-imagenet.pth`) lack the prefix `base.`; their classifier
+    `fc` is left out and the head stays new. Trained checkpoints are loaded whole.
+
+    Args:
+        new_head: leave the head new where a trained checkpoint has another number of classes.
+
+    Raises:
+        BadInput: the weights are of another network; nothing is loaded.
+    """
+    initial = any(name.startswith("layer1.conv1.") for name in state)
+    if initial:
+        state = {name if name.startswith("fc.") else f"base.{name}": value for name, value in state.items()}
+    return load_into(
+        network,
+        state,
+        where,
+        allow_missing=("base.aspp.*",) if initial or new_head else (),
+        ignore=("fc.*",) if initial else (),
+    )
+
+
+def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
+    """Give a backbone of `wsss.networks.backbone` its initial weights.
+
+    Args:
+        name: of the backbone.
+        init: `imagenet`, or a file: of the backbone itself, or of a classifier built on it.
+
+    Raises:
+        BadInput: the weights cannot be had, or are of another network.
+    """
+    if init != "imagenet":
+        state = read_checkpoint(Path(init))
+        prefix = next((p for p in (f"{name}.", "backbone.", "body.") if any(key.startswith(p) for key in state)), "")
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        return load_into(body, state, init, ignore=("fc.*", "classifier.*"))
+    if hasattr(body, "layer4"):
+        state, path = imagenet_weights(name)
+        return load_into(body, state, path, ignore=("fc.*",))
+    where = f"timm's pretrained weights of {name}"
+    try:
+        pretrained = timm.create_model(name, features_only=True, pretrained=True)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise BadInput(
+            where,
+            f"none that can be fetched ({str(error).splitlines()[0][:200]})",
+            "weights in timm's cache, or a network to fetch them from",
+            "Give a file with --init FILE, or start from new weights with --init none.",
+        ) from error
+    return load_into(body, {f"body.{key}": value for key, value in pretrained.state_dict().items()}, where)
+
+
+def trained_weights(where: Path, kind: str) -> tuple[State, dict[str, Any] | None, Path]:
+    """The weights that a training stage wrote, or a published checkpoint.
+
+    Args:
+        where: the stage's folder, its `weights.safetensors`, or a checkpoint of someone else.
+        kind: what our own files have to say they are, `cam` for example.
+
+    Returns:
+        The state dict, what was saved beside it (None: the file is not ours), and the file.
+
+    Raises:
+        BadInput: the file is missing, broken, or of another kind.
+    """
+    path = where / WEIGHTS if where.is_dir() else where
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path), None, path
+    state, metadata = read_weights(path)
+    if metadata and metadata.get("kind") != kind:
+        raise BadInput(
+            path,
+            f"weights of a `{metadata.get('kind')}` network",
+            f"those of a `{kind}` network",
+            "Give the folder of the training stage that this command builds on.",
+        )
+    return state, metadata or None, path
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _few(names: Sequence[str], shown: int = 3) -> str:
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _expected() -> str:
+    return f"a state dict of tensors in a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file that has any, and is no text."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise BadInput(
+            path, f"no file that can be read ({error.strerror})", _expected(), "Check the path and its permissions."
+        ) from error
+    if not head:
+        raise BadInput(path, "an empty file", _expected(), "Fetch it again.")
+    text = head.decode("utf-8", errors="ignore")
+    if all(letter.isprintable() or letter in "\r\n\t" for letter in text):
+        raise BadInput(
+            path,
+            f"a text that begins with {text[:40]!r}",
+            _expected(),
+            "It may be a download page or a pointer to the file: fetch the file itself.",
+        )
+    return head
+
+
+def _read_torch(path: Path) -> object:
+    head = _head(path)
+    try:
+        with warnings.catch_warnings():
+            # torch warns of TorchScript and of newer pickles, which are refused below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        if called is None and not head.startswith((b"\x80", b"PK")):
+            raise _damaged(path, error) from error
+        raise BadInput(
+            path,
+            f"a pickle that would run code ({f'it asks for {called[1]}' if called else 'it holds more than tensors, or is damaged'})",
+            _expected(),
+            "It was not read. If you trust it, save its state dict alone where it was made.",
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the decoder raises whatever a damaged file leads it to
+        if "TorchScript" in str(error):
+            raise BadInput(
+                path, "a TorchScript archive, which is code", _expected(), "Save the state dict of its module alone."
+            ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BadInput:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return BadInput(
+        path, f"a file that is cut off, damaged or no checkpoint ({reason})", _expected(), "Fetch it again."
+    )
+
+
+def _state_in(content: object, path: Path) -> State:
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping) or not content:
+        found = "an empty dictionary" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise BadInput(path, found, _expected(), "Save the state dict of the network.")
+    others = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if others:
+        raise BadInput(
+            path,
+            f"entries that are no tensors ({_few(others)})",
+            _expected(),
+            "Save the state dict alone, or put it under the key 'state_dict'.",
+        )
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): value for name, value in content.items()}
