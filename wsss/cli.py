@@ -265,10 +265,47 @@ def _report(settings: "Namespace") -> None:
 
 
 def _declare_info(parser: "ArgumentParser") -> None:
-    _declare_data(parser)
+    parser.add_argument("path", type=Path, help="the data set")
+    parser.add_argument("--tags", type=Path, default=None, help="CSV, TSV, JSONL or cls_labels.npy with tags")
+    parser.add_argument("--classes", type=Path, default=None, help="text file with one class a line")
 
 
-def _info(settings: "Namespace") -> None: ...
+def _info(settings: "Namespace") -> None:
+    from wsss.data.info import overview, render
+    from wsss.data.open import open_dataset
+
+    data = open_dataset(settings.path, tags=settings.tags, classes=settings.classes, skip_missing=True)
+    print(render(overview(data, decode=True)))
+
+
+def _declare_shapes(parser: "ArgumentParser") -> None:
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--train", type=int, default=400, help="pictures to train on")
+    parser.add_argument("--val", type=int, default=100, help="pictures to score on")
+    parser.add_argument("--size", type=int, default=128, help="longest side in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="chooses all of it")
+
+
+def _shapes(settings: "Namespace") -> None:
+    from wsss.data.shapes import make_shapes
+
+    make_shapes(settings.out, train=settings.train, val=settings.val, size=settings.size, seed=settings.seed)
+    print(f"{settings.train} pictures to train on and {settings.val} to score on in {settings.out}")
+
+
+def _declare_demo(parser: "ArgumentParser") -> None:
+    _declare_out(parser)
+
+
+def _demo(settings: "Namespace") -> None:
+    data, run = settings.out / "shapes", settings.out / "cam"
+    for words in (
+        ["data", "shapes", str(data), "--train", "600", "--val", "100", "--size", "112"],
+        ["run", "cam", "--data", str(data), "--config", str(CONFIGS / "demo.yaml"), "--out", str(run)],
+    ):
+        print(f"$ wsss {' '.join(words)}", flush=True)
+        if status := main(words):
+            sys.exit(status)
 
 
 def _print_table(run: Path) -> None:

@@ -4,8 +4,14 @@ import dataclasses
 from pathlib import Path
 
 from wsss.data.images import Dataset
-from wsss.run import stage_folders
-from wsss.stages import evaluate, predict, refine, report, segment
+from wsss.stages.evaluate import Settings as ScoreSettings
+from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.predict import Settings as TestSettings
+from wsss.stages.predict import predict
+from wsss.stages.refine import DEFAULT_THRESHOLD, refine
+from wsss.stages.refine import Settings as RefineSettings
+from wsss.stages.report import report
+from wsss.stages.segment import Settings as SegmenterSettings
 from wsss.stages.train import train
 
 
@@ -13,31 +19,31 @@ from wsss.stages.train import train
 class Tail:
     """From activation maps to a scored segmenter."""
 
-    refine: refine.Settings = refine.Settings()
+    refine: RefineSettings = RefineSettings()
     """maps to pseudo masks"""
-    segmenter: segment.Settings = segment.Settings()
+    segmenter: SegmenterSettings = SegmenterSettings()
     """the segmenter that learns from them"""
-    test: predict.Settings = predict.Settings()
+    test: TestSettings = TestSettings()
     """how the segmenter is tested"""
-    scores: evaluate.Settings = evaluate.Settings()
+    scores: ScoreSettings = ScoreSettings()
     """how everything is scored"""
 
 
 def finish(run: Path, data: Dataset, cams: Path, settings: Tail) -> None:
     """Pseudo masks of the training pictures, a segmenter, its predictions on val; scores wherever there are true masks."""
     images = data.split(data.train)
-    threshold = refine.DEFAULT_THRESHOLD
+    threshold = DEFAULT_THRESHOLD
     if data.seed_split:
         seeds = data.split(data.seed_split)
-        scored = evaluate.evaluate_cams(settings.scores, seeds, cams=cams, out=run / "cams-scores")
-        threshold = evaluate.best_threshold(scored)
-    masks = refine.refine(settings.refine.at(threshold), images, cams=cams, out=run / "masks")
+        scored = evaluate_cams(settings.scores, seeds, cams=cams, out=run / "cams-scores")
+        threshold = best_threshold(scored)
+    masks = refine(settings.refine.at(threshold), images, cams=cams, out=run / "masks")
     if data.seed_split:
-        evaluate.evaluate_masks(settings.scores, seeds, masks=masks, out=run / "masks-scores")
+        evaluate_masks(settings.scores, seeds, masks=masks, out=run / "masks-scores")
     segmenter = train(settings.segmenter, images, masks=masks, out=run / "segmenter")
     if data.val:
         val = data.split(data.val)
-        predictions = predict.predict(settings.test, val, weights=segmenter, out=run / "predictions")
+        predictions = predict(settings.test, val, weights=segmenter, out=run / "predictions")
         if val.has_masks:
-            evaluate.evaluate_masks(settings.scores, val, masks=predictions, out=run / "predictions-scores")
-    report.report(run, data)
+            evaluate_masks(settings.scores, val, masks=predictions, out=run / "predictions-scores")
+    report(run, data)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ class Settings:
     """pixels a cell of the maps"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, `none`, or a file"""
-    frozen: bool | None = None
-    """keep the first two stages and all batch-norm statistics as they are; by default where initial weights are given"""
+    frozen: Literal["auto", "nothing", "stem", "stages"] = "auto"
+    """what stays as it was given: the stem and two stages (IRNet), the stem (CLIMS), nothing; with either of the first two all batch-norm statistics stay; auto: `nothing` for new weights, else `stages`"""
     classifier_lr: float = 10.0
     """learning rate of the classifier, times that of the body"""
     augment: ClassifierAugment = ClassifierAugment()
@@ -50,9 +50,9 @@ class Settings:
     """how the network is trained"""
 
     @property
-    def keeps_statistics(self) -> bool:
-        """Whether the first stages and the batch-norm statistics stay as they were given."""
-        return self.init != "none" if self.frozen is None else self.frozen
+    def kept(self) -> str:
+        """What stays as it was given."""
+        return self.frozen if self.frozen != "auto" else "nothing" if self.init == "none" else "stages"
 
     def trainable(self, images: Images) -> "Learning":
         """The network with new or given weights, and its loss."""
@@ -156,14 +156,15 @@ class Learning(nn.Module):
             "output_stride": settings.output_stride,
             "classes": list(images.class_names),
         }
-        if settings.keeps_statistics:
-            # IRNet detaches the output of layer2, so nothing before layer3 learns
-            for parameter in network.body.parameters_until(network.body.strides.index(8)):
+        if settings.kept != "nothing":
+            # IRNet detaches the output of layer2 (stride 8), so nothing before layer3 learns; CLIMS dropped that
+            last = network.body.strides.index(8) if settings.kept == "stages" else 0
+            for parameter in network.body.parameters_until(last):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Learning":
         super().train(mode)
-        if self.settings.keeps_statistics:
+        if self.settings.kept != "nothing":
             freeze_batch_norm(self.network)
         return self
 

@@ -60,19 +60,24 @@ class TimmBackbone(nn.Module):
             )
 
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
-        module = self.body.feature_info.module_name(feature)
-        names = [name for name, _ in self.body.named_parameters()]
+        modules = self.body.feature_info.module_name()
+        if end := self._positions(modules[feature]):
+            return list(self.body.parameters())[: end[-1] + 1]
+        # an activation gives this feature: everything before the next one's module
+        if feature + 1 < len(modules) and (following := self._positions(modules[feature + 1])):
+            return list(self.body.parameters())[: following[0]]
+        raise BadInput(
+            f"backbone {type(self.body).__name__}",
+            f"no parameters below {modules[feature]}",
+            "a backbone whose first stages can be told apart, since they are to be frozen",
+            "Train all of it (frozen: nothing), or choose another backbone.",
+        )
+
+    def _positions(self, module: str) -> list[int]:
         # timm flattens containers in some feature networks: blocks.1 becomes blocks_1
         prefixes = (f"{module}.", f"{module.replace('.', '_')}.")
-        inside = [position for position, name in enumerate(names) if name.startswith(prefixes)]
-        if not inside:
-            raise BadInput(
-                f"backbone {type(self.body).__name__}",
-                f"no parameters below {module}",
-                "a backbone whose first stages can be told apart, since they are to be frozen",
-                "Train all of it (frozen false), or choose another backbone.",
-            )
-        return list(self.body.parameters())[: inside[-1] + 1]
+        names = [name for name, _ in self.body.named_parameters()]
+        return [position for position, name in enumerate(names) if name.startswith(prefixes)]
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
         return self.body(image)

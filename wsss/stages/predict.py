@@ -17,7 +17,7 @@ from wsss.data.images import Images
 from wsss.data.voc import CLASSES as VOC_CLASSES
 from wsss.errors import BadInput
 from wsss.networks.deeplab import DeepLabSettings, create_deeplab, resize_logits
-from wsss.ops.dense_crf import PRESETS, DenseCRF, dense_crf, unary_from_scores
+from wsss.ops.dense_crf import DenseCRF, Preset, dense_crf, resolve, unary_from_scores
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.stream import missing, stream
@@ -32,8 +32,8 @@ class Settings:
     """sizes of the picture whose probabilities are averaged; the published test has the network's own pyramid alone"""
     flip: bool = False
     """average with the mirror image too"""
-    crf: DenseCRF | None = None
-    """dense CRF on the probabilities; the published one is the preset `deeplab`"""
+    crf: Preset | DenseCRF | None = None
+    """dense CRF on the probabilities: the name of a published set (`deeplab` is DeepLab's), or one's own"""
 
 
 def _published(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Segmenter:
     def refined(self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
         """The labels, after the CRF where the settings have one."""
         if self.settings.crf is not None:
-            probabilities = dense_crf(image, unary_from_scores(probabilities), self.settings.crf, threads=1)
+            probabilities = dense_crf(image, unary_from_scores(probabilities), resolve(self.settings.crf), threads=1)
         return probabilities.argmax(0).astype(np.uint8)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:

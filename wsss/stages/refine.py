@@ -11,7 +11,7 @@ from wsss import launch
 from wsss.data.files import read_cams, write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput
-from wsss.ops.dense_crf import PRESETS, DenseCRF, dense_crf, unary_from_labels
+from wsss.ops.dense_crf import DenseCRF, Preset, dense_crf, resolve, unary_from_labels
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.stream import missing, stream
@@ -32,8 +32,8 @@ class Settings:
     """pixels that are object at `threshold` - unsure but not at `threshold` + unsure become 255"""
     certainty: float = 0.7
     """probability that the CRF gives to the thresholded label"""
-    crf: DenseCRF = PRESETS["irn"]
-    """kernels and iterations of the CRF"""
+    crf: Preset | DenseCRF = "irn"
+    """kernels and iterations of the CRF: the name of a published set, or one's own"""
 
     def at(self, threshold: float) -> "Settings":
         """These settings with the threshold that was found, unless one is set."""
@@ -95,7 +95,7 @@ def pseudo_mask(
     seeds = [_thresholded(maps, settings.threshold + shift) for shift in spread]
     if settings.by == "crf" and len(classes):
         unaries = [unary_from_labels(seed, len(labels), settings.certainty) for seed in seeds]
-        seeds = [q.argmax(0) for q in dense_crf(image, unaries, settings.crf, threads=1)]
+        seeds = [q.argmax(0) for q in dense_crf(image, unaries, resolve(settings.crf), threads=1)]
     certain, possible = labels[seeds[0]], labels[seeds[-1]]
     return np.where(certain > 0, certain, np.where(possible == 0, 0, IGNORE)).astype(np.uint8)
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from wsss import launch
@@ -140,7 +140,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     )
     groups = trainable.param_groups(training)
     base_lrs = [group["lr"] for group in groups]
-    model, optimizer = accelerator.prepare(trainable, _optimizer(training, groups))
+    model, optimizer = accelerator.prepare(trainable, make_optimizer(training, groups))
     start, history = _restore(out / CHECKPOINT, trainable, optimizer, accelerator)
     if training.tensorboard:
         accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
@@ -150,6 +150,8 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     with Progress(f"train {out.name}", n_steps, done=start) as progress:
         terms: dict[str, float] = {}
         for position, batch in enumerate(loader):
+            if isinstance(batch, BadInput):
+                raise batch
             step, part = start + position // training.accumulate, position % training.accumulate
             if part == 0:
                 terms = {}
@@ -215,7 +217,8 @@ def _epoch_steps(training: Training, images: Images) -> int:
     return max(1, len(images) // training.batch // training.accumulate)
 
 
-def _optimizer(training: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def make_optimizer(training: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser of a training on parameter groups with their own `lr` and `weight_decay`."""
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
     return torch.optim.SGD(
@@ -247,22 +250,30 @@ class _Batches:
             yield [(epoch, index) for index in launch.share(chosen)]
 
 
-class _Seeded(TorchDataset[dict[str, Any]]):
-    """Examples by (epoch, picture)."""
+class _Seeded(TorchDataset[dict[str, Any] | BadInput]):
+    """Examples by (epoch, picture); a bad picture gives its error, since torch would wrap one that a process raises."""
 
     def __init__(self, examples: Examples, seed: int) -> None:
         self.examples, self.seed = examples, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | BadInput:
         epoch, index = key
-        return self.examples(index, np.random.default_rng([self.seed, epoch, index]))
+        try:
+            return self.examples(index, np.random.default_rng([self.seed, epoch, index]))
+        except BadInput as error:
+            return error
 
 
-def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLoader[dict[str, Any]]:
+def _collated(examples: list[dict[str, Any] | BadInput]) -> dict[str, Any] | BadInput:
+    return next((item for item in examples if isinstance(item, BadInput)), None) or default_collate(examples)
+
+
+def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLoader[dict[str, Any] | BadInput]:
     workers = training.workers if training.workers >= 0 else min(8, max(1, launch.threads() - 1))
     return DataLoader(
         _Seeded(examples, training.seed),
         batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=_collated,
         num_workers=workers,
         pin_memory=launch.device().type == "cuda",
         worker_init_fn=_one_thread,

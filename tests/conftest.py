@@ -1,0 +1,53 @@
+"""Small pictures for tests of the stages: coloured squares on grey noise, with true masks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsss.data.files import write_mask
+from wsss.data.images import Images, MaskFile
+
+COLOURS = ((220, 40, 40), (40, 60, 220))
+
+
+def write_squares(folder: Path, count: int, size: int = 32, seed: int = 0) -> Images:
+    """`count` pictures of red and blue squares; the first class is in every picture whose number is even."""
+    rng = np.random.default_rng(seed)
+    names, paths, masks, labels = [], [], [], np.zeros((count, 2), bool)
+    for index in range(count):
+        picture = rng.integers(90, 150, (size, size + 4, 3)).astype(np.uint8)
+        mask = np.zeros((size, size + 4), np.uint8)
+        present = {index % 2, int(rng.integers(2))}
+        for kind in sorted(present):
+            side = int(rng.integers(size // 4, size // 2))
+            top, left = (int(v) for v in rng.integers(0, size - side, 2))
+            picture[top : top + side, left : left + side] = COLOURS[kind]
+            mask[top : top + side, left : left + side] = kind + 1
+        labels[index] = [label in mask for label in (1, 2)]
+        # a sub-folder, a space and a letter outside ASCII, as people's names have
+        name = f"teil {index % 2}/bild_{index}ß"
+        path = folder / "pictures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+        write_mask(folder / "truth" / f"{name}.png", mask)
+        names.append(name)
+        paths.append(path)
+        masks.append(MaskFile(folder / "truth" / f"{name}.png"))
+    return Images("squares", tuple(names), tuple(paths), ("red", "blue"), labels, tuple(masks))
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """Twelve pictures of 32x36."""
+    return write_squares(tmp_path / "squares", 12)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files of a folder but the clocks, by relative name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "seconds.json"
+    }

@@ -1,0 +1,96 @@
+"""The command line as users call it, on a few generated pictures and with networks that train in seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wsss.data.shapes import make_shapes
+
+TINY = {
+    "classifier": {
+        "backbone": "test_resnet",
+        "init": "none",
+        "classifier_lr": 1.0,
+        "augment": {"long_side": [48, 64], "crop": 48},
+        "training": {
+            "batch": 8,
+            "epochs": 4,
+            "optimizer": "adamw",
+            "lr": 0.003,
+            "workers": 1,
+            "checkpoint_steps": 2,
+        },
+    },
+    "inference": {"scales": [1.0, 0.5]},
+    "tail": {
+        "segmenter": {
+            "init": "none",
+            "network": {
+                "backbone": "test_resnet",
+                "atrous_rates": [1, 2],
+                "pyramid_scales": [0.5],
+                "batch_norm": "live",
+            },
+            "augment": {"crop": 48, "colours": "imagenet"},
+            "training": {
+                "batch": 8,
+                "accumulate": 1,
+                "steps": 8,
+                "optimizer": "adamw",
+                "lr": 0.001,
+                "workers": 1,
+                "checkpoint_steps": 2,
+            },
+        },
+    },
+}
+# One thread each: as many sums in the same order, whatever the machine does besides
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def wsss(*words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run `wsss WORDS` to its end."""
+    return subprocess.run(
+        command(*words, processes=processes), env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def command(*words: object, processes: int = 1) -> list[str]:
+    """The command line of `wsss WORDS`."""
+    start = [sys.executable, "-m", "wsss"]
+    if processes > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "wsss"]
+    return start + [str(word) for word in words]
+
+
+def ok(*words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run `wsss WORDS`, which has to succeed."""
+    done = wsss(*words, processes=processes)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """Generated pictures in VOC's layout."""
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=24, val=8, size=64)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Settings of a run that takes seconds."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, shapes, tiny) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    ok("run", "cam", "--data", shapes, "--config", tiny, "--out", out)
+    return out

@@ -1,0 +1,101 @@
+"""`wsss run cam`: what it leaves behind, that it goes on after a kill, that two processes do what one does."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import tree
+from tests.end_to_end.conftest import ENVIRONMENT, command, ok, wsss
+from wsss.data.files import read_cams, read_mask
+from wsss.weights import read_weights
+
+STAGES = (
+    "classifier",
+    "cams",
+    "cams-scores",
+    "masks",
+    "masks-scores",
+    "segmenter",
+    "predictions",
+    "predictions-scores",
+)
+
+
+def stages(run):
+    """The bytes of all stages of a run."""
+    return {name: content for stage in STAGES for name, content in prefixed(run, stage).items()}
+
+
+def prefixed(run, stage):
+    return {f"{stage}/{name}": content for name, content in tree(run / stage).items()}
+
+
+def test_every_stage_is_there(finished, shapes):
+    names = (shapes / "ImageSets/Segmentation/train.txt").read_text().split()
+    for name in names:
+        _, maps = read_cams(finished / "cams" / f"{name}.npz")
+        assert maps.min() >= 0
+        assert maps.max() <= 1
+        assert read_mask(finished / "masks" / f"{name}.png").shape == maps.shape[1:]
+    for name in (shapes / "ImageSets/Segmentation/val.txt").read_text().split():
+        assert (finished / "predictions" / f"{name}.png").exists()
+    for stage in STAGES:
+        assert (finished / stage / "done.json").exists()
+    scores = json.loads((finished / "cams-scores" / "scores.json").read_text())
+    assert scores["protocol"]["threshold"] == max(
+        zip(scores["curve"]["miou"], [-t for t in scores["curve"]["thresholds"]], strict=True)
+    )[1] * -1
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_the_same_command_does_nothing_twice(finished, shapes, tiny):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "report.html"}
+    done = ok("run", "cam", "--data", shapes, "--config", tiny, "--out", finished)
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "report.html"}
+    assert before == after
+    assert "mIoU" in done.stdout
+
+
+def test_other_settings_are_refused(finished, shapes, tiny):
+    done = wsss("run", "cam", "--data", shapes, "--config", tiny, "--out", finished, "--classifier.training.lr", "0.5")
+    assert done.returncode == 2
+    assert "settings.training.lr was 0.003 and is 0.5 now" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("moment", ["classifier/checkpoint.pt", "cams/*.npz", "masks/*.png", "segmenter/checkpoint.pt"])
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path, finished, shapes, tiny, moment):
+    words = ("run", "cam", "--data", shapes, "--config", tiny, "--out", tmp_path / "killed")
+    process = subprocess.Popen(command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "killed").glob(moment)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "predictions-scores" / "done.json").exists()
+    ok(*words)
+    assert stages(tmp_path / "killed") == stages(finished)
+
+
+def test_two_processes_train_and_localize_like_one(tmp_path, finished, shapes, tiny):
+    words = ("run", "cam", "--data", shapes, "--config", tiny, "--out", tmp_path / "two")
+    ok(*words, processes=2)
+    for stage in ("classifier", "segmenter"):
+        one, _ = read_weights(finished / stage / "weights.safetensors")
+        two, _ = read_weights(tmp_path / "two" / stage / "weights.safetensors")
+        assert one.keys() == two.keys()
+        if stage == "classifier":  # the segmenter's masks differ where maps of slightly other weights are cut
+            for name, value in one.items():
+                np.testing.assert_allclose(two[name].numpy(), value.numpy(), atol=1e-6, rtol=1e-5, err_msg=name)
+    # from the same weights, the same bytes
+    shutil.copytree(finished / "classifier", tmp_path / "same" / "classifier")
+    ok(*words[:-1], tmp_path / "same", processes=2)
+    for stage in ("cams", "cams-scores", "masks", "masks-scores"):
+        assert prefixed(tmp_path / "same", stage) == prefixed(finished, stage)

@@ -1,0 +1,177 @@
+"""The CAM baseline against IRNet and CLIMS: forward, gradients, maps, thresholded labels, optimiser."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.parity import inputs
+from wsss.data.images import Images
+from wsss.methods import cam
+from wsss.stages.train import Training, make_optimizer, poly_factor
+
+DATA = Path(__file__).parent / "data"
+IRNET, CLIMS = np.load(DATA / "irnet" / "cam.npz"), np.load(DATA / "clims" / "forward_cam.npz")
+MULTISCALE, OPTIMIZER = np.load(DATA / "clims" / "multiscale_cam.npz"), np.load(DATA / "irnet" / "optimizer.npz")
+POLY, SCHEDULES = np.load(DATA / "clims" / "poly_optimizer.npz"), np.load(DATA / "deeplab" / "schedules.npz")
+CLASSES = tuple(f"class {i}" for i in range(20))
+
+
+def filled(seed: int, stride: int = 16) -> cam.Network:
+    """A ResNet-50 classifier of 20 classes with the fixtures' weights."""
+    network = cam.Network("resnet50", 20, stride)
+    for name, value in network.state_dict().items():
+        value.copy_(torch.from_numpy(inputs.tensor(name, tuple(value.shape), seed)))
+    return network
+
+
+def learning(network: cam.Network, frozen: str) -> cam.Learning:
+    nothing = Images("none", (), (), CLASSES, np.zeros((0, 20), bool), ())
+    return cam.Learning(cam.Settings(frozen=frozen), network, nothing).train()
+
+
+def batch(height: int, width: int) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(inputs.normalised(inputs.image(height, width, i))) for i in range(2)])
+
+
+def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
+    """Within a share of the largest value."""
+    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("manifest", ["irnet/manifest-cam.json", "clims/manifest-resnet50_cam.json"])
+def test_state_dict_has_the_published_names_and_shapes(manifest):
+    wanted = json.loads((DATA / manifest).read_text())
+    wanted = wanted.get("shapes", wanted)
+    own = {name: list(value.shape) for name, value in cam.Network("resnet50", 20).state_dict().items()}
+    for name in wanted:
+        assert own[name] == list(wanted[name])
+    assert {name for name in own if name not in wanted} <= {name for name in own if "num_batches" in name}
+
+
+def test_irnet_training_forward_and_gradients():
+    trainable = learning(filled(0), "stages")
+    label = torch.zeros(2, 20)
+    label[0, [3, 14]] = label[1, 7] = 1
+    images = batch(64, 80)
+    close(trainable.network(images), IRNET["logits"], 1e-5)  # 1.5e-6 measured
+    loss = trainable({"image": images, "label": label})["classification"]
+    np.testing.assert_allclose(loss.item(), IRNET["loss"], rtol=1e-6)
+    loss.backward()
+    close(trainable.network.classifier.weight.grad[:, ::64, 0, 0], IRNET["classifier_grad"].reshape(20, -1), 1e-5)
+    body = trainable.network.body
+    close(body.layer3[0].conv1.weight.grad[::32, ::32, 0, 0], IRNET["layer3_0_conv1_grad"], 2e-5)
+    assert IRNET["frozen"].all()
+    for conv in (body.conv1, body.layer1[0].conv1, body.layer2[0].conv1):
+        assert conv.weight.grad is None
+
+
+def test_irnet_maps_and_labels():
+    localizer = cam.Localizer(filled(0).eval(), cam.Inference())
+    image, label = inputs.image(90, 124, 4), np.zeros(20, bool)
+    label[[3, 14]] = True
+    views = localizer.prepare(image)
+    with torch.no_grad():
+        pair = localizer.network.maps(views[0]).relu()
+    close((pair[0] + pair[1].flip(2))[[3, 14]], IRNET["cam_scale1"], 1e-5)
+    classes, maps, strided = localizer.cams(views, (90, 124), label)
+    np.testing.assert_array_equal(classes, IRNET["keys"])
+    np.testing.assert_allclose(strided, IRNET["cam"], atol=2e-5)  # 6e-6 measured
+    np.testing.assert_allclose(maps[:, 1::3, 2::3], IRNET["high_res_sample"], atol=2e-5)
+    joined = np.concatenate([np.full((1, 90, 124), 0.15, np.float32), maps])
+    np.testing.assert_array_equal(np.concatenate([[0], classes + 1])[joined.argmax(0)], IRNET["pred_thr015"])
+
+
+def test_clims_training_forward_and_gradients():
+    trainable = learning(filled(0), "stem")
+    images = torch.stack([torch.from_numpy(inputs.normalised(inputs.image(96, 128, i))) for i in range(2)])
+    label = torch.from_numpy((inputs.array("label", (2, 20), 0) > 0.6).astype(np.float32))
+    logits = trainable.network(images)
+    close(logits, CLIMS["logits_train"], 1e-5)
+    loss = F.multilabel_soft_margin_loss(logits, label)
+    np.testing.assert_allclose(loss.item(), CLIMS["msm_loss"], rtol=1e-6)
+    loss.backward()
+    close(trainable.network.classifier.weight.grad[:, :64, 0, 0], CLIMS["grad_classifier_weight_0_64"].reshape(20, 64), 1e-5)
+    gradients = {name: value.grad for name, value in trainable.network.named_parameters()}
+    compared = [key for key in CLIMS.files if key.startswith("gradstats/")]
+    assert compared
+    for key in compared:
+        value = gradients[key.removeprefix("gradstats/")].double()
+        stats = [value.mean(), value.std(correction=0), value.sum(), value.abs().max()]
+        # sums of thousands of terms that nearly cancel: judged by the size of the terms
+        allowed = [1e-5 * stats[3], 1e-5 * stats[3], 1e-6 * stats[3] * value.numel(), 1e-5 * stats[3]]
+        assert np.all(np.abs(np.array(stats) - CLIMS[key]) <= np.array(allowed)), key
+    for name in ("conv1.weight", "bn1.weight", "bn1.bias"):
+        assert gradients[f"resnet50.{name}"] is None
+
+
+def test_clims_maps_at_stride_8():
+    images = torch.stack([torch.from_numpy(inputs.normalised(inputs.image(96, 128, 0)))])
+    pair = torch.cat([images, images.flip(3)])
+    with torch.no_grad():
+        raw = filled(0, stride=8).eval().maps(pair).relu()
+    close(raw[0] + raw[1].flip(2), CLIMS["cam_stride8"], 1e-5)
+
+
+def test_clims_multi_scale_maps():
+    localizer, label = cam.Localizer(filled(1).eval(), cam.Inference()), np.zeros(20, bool)
+    label[[2, 14]] = True
+    classes, maps, strided = localizer.cams(localizer.prepare(inputs.image(120, 160, 7)), (120, 160), label)
+    np.testing.assert_array_equal(classes, MULTISCALE["0/keys"])
+    np.testing.assert_allclose(strided, MULTISCALE["0/cam"], atol=5e-6)
+    np.testing.assert_allclose(maps[:, ::3, ::3], MULTISCALE["0/high_res_stride3"], atol=5e-6)
+
+
+def run_optimizer(training: Training, values, gradient, lrs, decays, n_steps, steps):
+    """The rates in force and the parameters after each step of our optimiser under our schedule."""
+    parameters = [torch.nn.Parameter(torch.from_numpy(value.copy())) for value in values]
+    groups = [{"params": [p], "lr": lr, "weight_decay": decay} for p, lr, decay in zip(parameters, lrs, decays, strict=True)]
+    optimizer, rates, after = make_optimizer(training, groups), [], []
+    for step in range(steps):
+        for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr * poly_factor(training, step, n_steps)
+        for i, parameter in enumerate(parameters):
+            parameter.grad = torch.from_numpy(gradient(i, step))
+        optimizer.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        after.append(np.stack([parameter.detach().numpy().copy() for parameter in parameters]))
+    return np.array(rates), np.stack(after)
+
+
+def test_irnet_optimizer():
+    rates, after = run_optimizer(
+        Training(momentum=1e-2),
+        [inputs.array(f"opt/w{i}", (4,), 0, -1, 1) for i in range(2)],
+        lambda i, step: inputs.array(f"opt/g{i}/{step}", (4,), 0, -1, 1),
+        [0.1, 1.0],
+        [1e-4, 5e-2],
+        20,
+        23,
+    )
+    np.testing.assert_allclose(rates, OPTIMIZER["poly_lr"], rtol=1e-12)
+    np.testing.assert_allclose(after.reshape(23, 8), OPTIMIZER["poly_weights"], atol=1e-6)
+
+
+def test_clims_optimizer():
+    rates, after = run_optimizer(
+        Training(),
+        [inputs.tensor(f"p{i}.weight", (3, 4), 21) for i in range(2)],
+        lambda i, step: inputs.tensor(f"grad{i}.{step}.weight", (3, 4), 21),
+        [0.1, 1.0],
+        [1e-4, 1e-4],
+        7,
+        10,
+    )
+    np.testing.assert_allclose(rates, POLY["a/lr_used"], rtol=1e-12)
+    np.testing.assert_allclose(after, POLY["a/params_after_step"], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "base", "total", "every"), [("poly_100_10", 2.5e-4, 100, 10), ("poly_57_7", 1e-3, 57, 7)])
+def test_deeplab_schedule(name, base, total, every):
+    training = Training(poly_every=every)
+    wanted = SCHEDULES[name].reshape(len(SCHEDULES[name]), -1)[:total, 0]
+    ours = [base * poly_factor(training, step, total) for step in range(total)]
+    np.testing.assert_allclose(ours, wanted, rtol=1e-9)

@@ -1,0 +1,139 @@
+"""The training loop: same network after a kill, whatever the number of loaders; errors of the user."""
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import tree
+from wsss.errors import BadInput
+from wsss.run import DONE
+from wsss.stages import train as train_module
+from wsss.stages.train import CHECKPOINT, HISTORY, Training, train
+from wsss.weights import read_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    training: Training = Training(batch=4, epochs=2, lr=0.1, workers=0, momentum=0.9)
+    stop_at: int | None = None
+
+    def trainable(self, images):
+        return Learning(self, images)
+
+
+class Learning(nn.Module):
+    def __init__(self, settings, images):
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
+        self.examples = partial(example, images)
+        self.metadata = {"kind": "toy"}
+        self.steps = 0
+
+    def forward(self, batch):
+        logits = self.network(batch["image"]).mean((2, 3))
+        return {"toy": nn.functional.multilabel_soft_margin_loss(logits, batch["label"])}
+
+    def param_groups(self, training):
+        return [{"params": list(self.network.parameters()), "lr": training.lr, "weight_decay": 0.0}]
+
+
+def example(images, index, rng):
+    picture = images.read(index).astype(np.float32) / 255 + rng.normal(0, 0.1, 3).astype(np.float32)
+    return {
+        "image": torch.from_numpy(picture.transpose(2, 0, 1)),
+        "label": torch.from_numpy(images.labels[index].astype(np.float32)),
+    }
+
+
+def test_training_lowers_the_loss_and_records_it(tmp_path, squares):
+    settings = Toy(dataclasses.replace(Toy().training, epochs=30))
+    train(settings, squares, out=tmp_path / "run")
+    history = json.loads((tmp_path / "run" / HISTORY).read_text())
+    assert [row["step"] for row in history] == list(range(90))
+    assert np.mean([row["toy"] for row in history[-9:]]) < np.mean([row["toy"] for row in history[:9]])
+    state, metadata = read_weights(tmp_path / "run" / "weights.safetensors")
+    assert metadata == {"kind": "toy"}
+    assert set(state) == set(Learning(settings, squares).network.state_dict())
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5])
+def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, monkeypatch, stop_after):
+    settings = Toy(Training(batch=4, epochs=2, lr=0.1, workers=0, momentum=0.9, checkpoint_steps=2))
+    train(settings, squares, out=tmp_path / "whole")
+    saves, forward = [], Learning.forward
+
+    def killed(self, batch):
+        saves.append(1)
+        if len(saves) > stop_after:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learning, "forward", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, squares, out=tmp_path / "killed")
+    assert (tmp_path / "killed" / CHECKPOINT).exists() == (stop_after >= 2)
+    assert not (tmp_path / "killed" / DONE).exists()
+    train(settings, squares, out=tmp_path / "killed")
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+def test_loader_processes_do_not_change_the_result(tmp_path, squares):
+    for workers in (0, 2):
+        train(Toy(dataclasses.replace(Toy().training, workers=workers)), squares, out=tmp_path / str(workers))
+    assert tree(tmp_path / "0") == tree(tmp_path / "2")
+
+
+def test_accumulated_batches_equal_a_large_one(tmp_path, squares, monkeypatch):
+    # no dropout and no batch statistics, which do depend on the batch
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x)
+    base = Training(epochs=None, steps=3, lr=0.1, workers=0, momentum=0.9)
+    train(Toy(dataclasses.replace(base, batch=4, accumulate=3)), squares, out=tmp_path / "parts")
+    train(Toy(dataclasses.replace(base, batch=12)), squares, out=tmp_path / "whole")
+    parts, _ = read_weights(tmp_path / "parts" / "weights.safetensors")
+    whole, _ = read_weights(tmp_path / "whole" / "weights.safetensors")
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_overrule_epochs_and_epochs_are_reshuffled(squares):
+    training = Training(batch=4, epochs=None, steps=7)
+    batches = list(train_module._Batches(training, 12, 3, 0, 7))
+    assert len(batches) == 7
+    epochs = [[index for batch in batches[i : i + 3] for _, index in batch] for i in (0, 3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
+    assert epochs[0] != epochs[1]
+    resumed = list(train_module._Batches(training, 12, 3, 5, 7))
+    assert resumed == batches[5:]
+
+
+def test_too_few_pictures(tmp_path, squares):
+    with pytest.raises(BadInput, match="12 pictures; expected at least one batch of 16"):
+        train(Toy(Training(batch=16, workers=0)), squares, out=tmp_path / "run")
+
+
+def test_no_pictures(tmp_path, squares):
+    with pytest.raises(BadInput, match="no pictures"):
+        train(Toy(), squares.subset([]), out=tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path, squares):
+    with pytest.raises(BadInput, match=r"update \d+: found a loss that is no number"):
+        train(Toy(Training(batch=4, epochs=50, lr=1e30, workers=0)), squares, out=tmp_path / "run")
+
+
+def test_a_bad_picture_in_a_loader_process_is_named(tmp_path, squares):
+    squares.paths[3].write_bytes(b"")
+    with pytest.raises(BadInput, match="bild_3"):
+        train(Toy(dataclasses.replace(Toy().training, workers=1)), squares, out=tmp_path / "run")
+
+
+def test_warmup_and_floor_of_the_schedule():
+    training = Training(warmup=3, poly_power=0.0)
+    assert [train_module.poly_factor(training, step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]

@@ -1,0 +1,155 @@
+"""Records of stages: skipped when done, continued when half done, refused when made from something else."""
+
+import dataclasses
+
+import pytest
+
+from wsss import run
+from wsss.errors import BadInput
+from wsss.storage import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    count: int = 2
+    inner: Inner = Inner()
+    workers: int = run.neutral(1)
+    init: str = run.maybe_file("none")
+
+
+calls: list[str] = []
+
+
+@run.stage
+def first(settings, *, out):
+    calls.append("first")
+    (out / "made.txt").write_text(str(settings.count))
+    return {"count": settings.count}
+
+
+@run.stage
+def second(settings, before, *, out):
+    calls.append("second")
+    (out / "made.txt").write_text((before / "made.txt").read_text() + "!")
+    return {}
+
+
+@run.stage
+def broken(settings, *, out):
+    (out / "half.txt").write_text("half")
+    raise RuntimeError("stopped")
+
+
+@pytest.fixture(autouse=True)
+def _no_calls():
+    calls.clear()
+
+
+def test_a_done_stage_is_skipped(tmp_path):
+    first(Settings(), out=tmp_path / "a")
+    assert first(Settings(), out=tmp_path / "a") == tmp_path / "a"
+    assert calls == ["first"]
+    record = run.record(tmp_path / "a")
+    assert record["stage"] == "first"
+    assert record["result"] == {"count": 2}
+    assert record["inputs"]["settings"] == {"count": 2, "inner": {"rate": 0.5}, "init": "none"}
+    assert not (tmp_path / "a" / run.STARTED).exists()
+    assert run.seconds(tmp_path / "a") >= 0
+
+
+def test_neutral_settings_do_not_matter(tmp_path):
+    first(Settings(workers=1), out=tmp_path / "a")
+    first(Settings(workers=8), out=tmp_path / "a")
+    assert calls == ["first"]
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    first(Settings(), out=tmp_path / "a")
+    with pytest.raises(BadInput, match=r"settings\.inner\.rate was 0\.5 and is 0\.7 now") as error:
+        first(Settings(inner=Inner(0.7)), out=tmp_path / "a")
+    assert str(tmp_path / "a") in str(error.value)
+    assert calls == ["first"]
+
+
+def test_half_done_goes_on_only_with_the_same_settings(tmp_path):
+    with pytest.raises(RuntimeError):
+        broken(Settings(), out=tmp_path / "a")
+    with pytest.raises(BadInput, match=r"settings\.count was 2 and is 3 now"):
+        broken(Settings(count=3), out=tmp_path / "a")
+    with pytest.raises(RuntimeError):
+        broken(Settings(), out=tmp_path / "a")
+
+
+def test_an_unfinished_input_is_refused(tmp_path):
+    with pytest.raises(RuntimeError):
+        broken(Settings(), out=tmp_path / "a")
+    with pytest.raises(BadInput, match="has not finished"):
+        second(Settings(), tmp_path / "a", out=tmp_path / "b")
+    with pytest.raises(BadInput, match="no such folder"):
+        second(Settings(), tmp_path / "missing", out=tmp_path / "b")
+
+
+def test_a_stale_input_is_refused_by_name(tmp_path):
+    second(Settings(), first(Settings(), out=tmp_path / "a"), out=tmp_path / "b")
+    for path in (tmp_path / "a").iterdir():
+        path.unlink()
+    first(Settings(count=5), out=tmp_path / "a")
+    with pytest.raises(BadInput, match=r"before\.identity was"):
+        second(Settings(), tmp_path / "a", out=tmp_path / "b")
+
+
+def test_files_are_known_by_their_content(tmp_path):
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"one")
+    first(Settings(init=str(weights)), out=tmp_path / "a")
+    moved = weights.rename(tmp_path / "elsewhere.pth")
+    moved.rename(tmp_path / "w.pth")
+    first(Settings(init=str(weights)), out=tmp_path / "a")
+    weights.write_bytes(b"two")
+    with pytest.raises(BadInput, match=r"init\.identity"):
+        first(Settings(init=str(weights)), out=tmp_path / "a")
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(BadInput, match="files that no stage recorded"):
+        first(Settings(), out=tmp_path)
+    assert calls == []
+
+
+def test_a_broken_record_says_so(tmp_path):
+    first(Settings(), out=tmp_path / "a")
+    (tmp_path / "a" / run.DONE).write_text('{"stage": "fir')
+    with pytest.raises(BadInput, match="broken JSON at line 1"):
+        first(Settings(), out=tmp_path / "a")
+
+
+def test_pictures_are_known_by_names_tags_and_sizes(tmp_path, squares):
+    second_look = dataclasses.replace(squares, title="another title")
+    assert second_look.fingerprint() == squares.fingerprint()
+    assert squares.without([squares.names[0]]).fingerprint() != squares.fingerprint()
+    before = squares.fingerprint()
+    squares.paths[0].write_bytes(squares.paths[0].read_bytes() + b"x")
+    assert squares.fingerprint() != before
+
+
+def test_leftovers_of_killed_writers_are_swept(tmp_path):
+    @run.stage
+    def leaves(settings, *, out):
+        (out / "sub").mkdir()
+        (out / "sub" / ".abc.part").write_text("half")
+        return {}
+
+    leaves(Settings(), out=tmp_path / "a")
+    assert not list((tmp_path / "a").rglob("*.part"))
+
+
+def test_json_writer_leaves_nothing_behind_when_it_fails(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,76 @@
+"""Open a data set for work: say what it holds, look for bad files, leave them out if the user says so."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from wsss import launch
+from wsss.data.images import Dataset, Images
+from wsss.data.info import find_bad, overview, render
+from wsss.data.open import open_dataset
+from wsss.errors import BadInput
+from wsss.progress import Progress
+from wsss.storage import digest, read_json, write_json
+
+DATA = "data.json"
+
+log = logging.getLogger("wsss")
+
+
+def open_checked(path: Path, *, skip_bad: bool, remember: Path | None = None, **options: Any) -> Dataset:
+    """Open a data set, print an overview, and decode every picture and mask once.
+
+    Args:
+        path: of the data set.
+        skip_bad: leave bad pictures out, instead of stopping at them.
+        remember: folder of a run; what was found is written to its `data.json`, and not looked for again.
+        options: see `open_dataset`.
+
+    Raises:
+        BadInput: there are bad files and `skip_bad` is off; the first few are named.
+    """
+    data = open_dataset(path, skip_missing=skip_bad, **options)
+    bad = launch.decided_by_first(lambda: _bad(data, remember))
+    if bad and not skip_bad:
+        shown = "\n".join(f"  {message}" for message in list(bad.values())[:5])
+        raise BadInput(
+            path,
+            f"{len(bad)} bad files, the first of them:\n{shown}\n",
+            "whole pictures and fitting masks",
+            "Mend or remove them, or leave them out with --skip-bad.",
+        )
+    if not bad:
+        return data
+    log.info("%d bad pictures are left out", len(bad))
+    return dataclasses.replace(data, splits={name: images.without(bad) for name, images in data.splits.items()})
+
+
+def _bad(data: Dataset, remember: Path | None) -> dict[str, str]:
+    fingerprint = digest({name: images.fingerprint() for name, images in data.splits.items()})
+    record = remember / DATA if remember else None
+    if record and record.exists():
+        known = read_json(record, "what was found in the data set")
+        if known["fingerprint"] == fingerprint:
+            return known["bad"]
+    found = overview(data)
+    log.info("%s", render(found))
+    bad: dict[str, str] = {}
+    for images in _different(data):
+        with Progress(f"look through {images.title}", len(images)) as progress:
+            bad |= find_bad(images, progress=lambda done, total: progress.advance())  # noqa: B023 - called in the loop
+    if record:
+        write_json(record, {"fingerprint": fingerprint, "overview": found, "bad": bad})
+    return bad
+
+
+def _different(data: Dataset) -> list[Images]:
+    """The splits that a recipe uses, each picture once."""
+    seen: set[Path] = set()
+    splits = []
+    for name in dict.fromkeys(name for name in (data.train, data.seed_split, data.val) if name):
+        images = data.split(name)
+        new = [i for i, path in enumerate(images.paths) if path not in seen or images.masks[i] is not None]
+        seen.update(images.paths)
+        splits.append(images.subset(new))
+    return splits
