@@ -38,22 +38,18 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
     expected = "an 8-bit palette or grey PNG whose pixel values are labels"
     try:
         with Image.open(path) as picture:
-            if picture.mode not in ("P", "L"):
-                raise BadInput(
-                    path,
-                    f"a picture of mode {picture.mode}",
-                    expected,
-                    "Write the labels themselves, not their colours.",
-                )
-            return np.array(picture)
+            mode, mask = picture.mode, np.array(picture)
     except FileNotFoundError as error:
         raise BadInput(path, "no such file", expected, "Check that a mask was made for each picture.") from error
     except UnidentifiedImageError as error:
         raise BadInput(path, "no picture", expected, "Write the mask again.") from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except Exception as error:  # Pillow's decoders let all kinds of errors out when a file is damaged
         raise BadInput(
-            path, f"a picture that cannot be decoded ({error})", expected, "Write the mask again."
+            path, f"a picture that cannot be decoded ({error!r:.120})", expected, "Write the mask again."
         ) from error
+    if mode not in ("P", "L"):
+        raise BadInput(path, f"a picture of mode {mode}", expected, "Write the labels themselves, not their colours.")
+    return mask
 
 
 def write_cams(

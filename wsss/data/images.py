@@ -288,9 +288,8 @@ class _opened:
                 f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels",
                 "Scale it down.",
             )
-        if isinstance(error, OSError | SyntaxError | ValueError | EOFError):
-            return BadInput(self.path, f"a picture that cannot be decoded ({error})", expected, do)
-        raise error
+        # Pillow's decoders let all kinds of errors out when a file is damaged
+        return BadInput(self.path, f"a picture that cannot be decoded ({error!r:.120})", expected, do)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

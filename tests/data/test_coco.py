@@ -1,0 +1,328 @@
+"""COCO in the layouts of the methods that use it; masks and tags against the COCO API and by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_api
+from pycocotools.coco import COCO
+
+from tests.data.conftest import (
+    COCO_OBJECTS,
+    SIZE,
+    box,
+    write_coco,
+    write_instances,
+    write_labels,
+    write_picture,
+    write_text,
+)
+from wsss.data.coco import COCO_CATEGORIES, InstanceMask, draw_mask, find_coco, open_coco, read_instances
+from wsss.errors import BadInput
+
+
+def tags(images):
+    return {name: [images.class_names[c] for c in images.classes(i)] for i, name in enumerate(images.names)}
+
+
+def jpeg(split, image):
+    return f"COCO_{split}2014_{image:012d}"
+
+
+@pytest.mark.parametrize("pictures", ["{split}{year}", "images/{split}{year}", "JPEGImages/{split}{year}"])
+def test_2014(tmp_path, pictures):
+    data = open_coco(write_coco(tmp_path, pictures=pictures))
+    assert (data.kind, data.train, data.seed_split, data.val) == ("coco", "train2014", "train2014", "val2014")
+    assert data.class_names == tuple(COCO_CATEGORIES.values())
+    images = data.split("train2014")
+    assert tags(images) == {
+        jpeg("train", 9): ["toothbrush"],
+        jpeg("train", 25): ["person", "bus", "dog"],
+        jpeg("train", 30): [],
+        jpeg("train", 391895): ["person", "bicycle"],
+    }
+    assert not images.upright
+    assert images.read(3).shape == (*SIZE, 3)
+    mask = images.read_mask(3, SIZE)
+    assert (mask[6, 6], mask[12, 12], mask[0, 0]) == (2, 1, 0)
+    assert tags(data.split("val2014")) == {jpeg("val", 42): ["dog"]}
+
+
+def test_pictures_of_2017(tmp_path):
+    data = open_coco(write_coco(tmp_path, 2017, twelve=True))
+    assert (data.train, data.val) == ("train2017", "val2017")
+    assert data.split("train2017").names == tuple(f"{image:012d}" for image in sorted(COCO_OBJECTS["train"]))
+
+
+@pytest.mark.parametrize("pictures", ["Images", "train2017"])
+def test_one_folder_of_pictures_with_twelve_digits(tmp_path, pictures):
+    data = open_coco(write_coco(tmp_path, pictures=pictures, twelve=True), tag_rule="icam")
+    images = data.split("train2014")
+    assert images.names == tuple(f"{image:012d}" for image in COCO_OBJECTS["train"])  # in the order of the file
+    assert all(path.parent.name == pictures for path in images.paths)
+
+
+def test_tags_by_rule(coco):
+    crowd = jpeg("train", 25)
+    assert tags(open_coco(coco, tag_rule="clims").split("train2014"))[crowd] == ["person", "bus", "dog"]
+    # the bus hides the person; the crowd of dogs is drawn
+    visible = open_coco(coco, tag_rule="icam")
+    assert tags(visible.split("train2014"))[crowd] == ["bus", "dog"]
+    assert visible.split("train2014").masks[0].rule == "icam"
+    assert open_coco(coco, tag_rule="icam", mask_rule="clims").split("train2014").masks[0].rule == "clims"
+    listed = open_coco(coco, tag_rule="clip-es")
+    assert list(tags(listed.split("train2014"))) == [jpeg("train", image) for image in (9, 25, 391895)]
+    assert "train2014: 1 pictures without a tag left out" in listed.notes
+
+
+def test_icam_draws_2014_from_2017(tmp_path):
+    root = write_coco(tmp_path)
+    assert any(
+        "ICAM took those of 2017, which are not there" in note for note in open_coco(root, tag_rule="icam").notes
+    )
+    everything = COCO_OBJECTS["train"] | COCO_OBJECTS["val"] | {9: [(3, box(2, 2, 9, 9), 0)]}
+    write_instances(root / "annotations/instances_train2017.json", everything, "{:012d}.jpg")
+    write_instances(root / "annotations/instances_val2017.json", {1: []}, "{:012d}.jpg")
+    data = open_coco(root, tag_rule="icam")
+    assert data.train == "train2014"
+    assert tags(data.split("train2014"))[jpeg("train", 9)] == ["car"]
+    assert any("from the annotations of 2017" in note for note in data.notes)
+    assert tags(open_coco(root).split("train2014"))[jpeg("train", 9)] == ["toothbrush"]
+    write_instances(root / "annotations/instances_train2017.json", {2: []}, "{:012d}.jpg")
+    with pytest.raises(BadInput, match="4 images of 2014 without an entry in 2017"):
+        open_coco(root, tag_rule="icam")
+
+
+def test_more_splits_can_be_chosen(tmp_path):
+    root = write_coco(write_coco(tmp_path), 2017)
+    data = open_coco(root)
+    assert sorted(data.splits) == ["train2014", "val2014"]
+    assert any(note.endswith("train2017, val2017") for note in data.notes)
+    other = open_coco(root, train="train2017")
+    assert (other.train, other.val) == ("train2017", "val2017")
+    assert other.split("train2017").names[0] == "000000000009"
+    with pytest.raises(BadInput, match="no split or list file 'test2014'"):
+        open_coco(root, val="test2014")
+
+
+@pytest.mark.parametrize(
+    "lines", ["{jpeg} 3 5\n", "/Images/{id:012d}.jpg /SegmentationClass/{id:012d}.png\n", "{id:012d}\n"]
+)
+def test_list_files(coco, tmp_path, lines):
+    ids = {25: "train", 42: "val", 9: "train"}
+    text = "".join(lines.format(id=image, jpeg=jpeg(split, image)) for image, split in ids.items())
+    listed = str(write_text(tmp_path / "lists" / "train2014.txt", text))
+    data = open_coco(coco, train=listed)
+    assert data.train == data.seed_split == listed
+    assert data.split(listed).names == tuple(jpeg(split, image) for image, split in ids.items())
+    assert data.split(listed).read_mask(1, SIZE)[5, 5] == 17
+    write_text(tmp_path / "lists" / "train2014.txt", text + "7\n")
+    with pytest.raises(BadInput, match=r"train2014\.txt: found 1 of 4 names that no annotation file has .'7' first"):
+        open_coco(coco, train=listed)
+
+
+def test_the_layout_of_clip_es(tmp_path):
+    for image, split in ((9, "train"), (25, "train"), (30, "train"), (42, "val")):
+        write_picture(tmp_path / f"JPEGImages/{split}2014/{jpeg(split, image)}.jpg", seed=image)
+        write_labels(tmp_path / f"SegmentationClass/{split}2014/{jpeg(split, image)}.png", [0, 80])
+    listed = write_text(tmp_path / "coco14/train.txt", f"{jpeg('train', 25)} 79 0\n{jpeg('train', 9)} 79\n")
+    assert find_coco(tmp_path) == tmp_path
+    data = open_coco(tmp_path, tags=listed)
+    assert tags(data.split("train2014")) == {
+        jpeg("train", 9): ["toothbrush"],
+        jpeg("train", 25): ["person", "toothbrush"],
+    }
+    assert np.unique(data.split("train2014").read_mask(0)).tolist() == [0, 80]
+    assert (data.seed_split, data.val) == ("train2014", "val2014")
+    assert data.split("val2014").has_masks
+    assert "train2014: 1 pictures without a tag left out" in data.notes
+    with pytest.raises(BadInput, match="no tags for train2014; expected tags of its pictures"):
+        open_coco(tmp_path)
+
+
+def test_masks_with_plain_numbers(tmp_path):
+    write_picture(tmp_path / f"train2014/{jpeg('train', 9)}.jpg")
+    write_labels(tmp_path / "mask/train2014/9.png", [80])
+    images = open_coco(tmp_path, tags=write_text(tmp_path / "t.txt", f"{jpeg('train', 9)} 79\n")).split("train2014")
+    assert np.unique(images.read_mask(0)).tolist() == [0, 80]
+
+
+def test_tags_of_clims_in_a_matrix(coco, tmp_path):
+    matrix = np.zeros((4, 80))
+    matrix[[0, 1, 2, 3], [5, 6, 7, 8]] = 2
+    np.save(tmp_path / "train_labels.npy", matrix)
+    images = open_coco(coco, tags=tmp_path / "train_labels.npy").split("train2014")
+    assert images.labels.tolist() == (matrix > 0).tolist()
+    np.save(tmp_path / "train_labels.npy", matrix[:, :79])
+    with pytest.raises(BadInput, match="rows of 79 labels; expected 80"):
+        open_coco(coco, tags=tmp_path / "train_labels.npy")
+    np.save(tmp_path / "train_labels.npy", matrix[:3])
+    with pytest.raises(BadInput, match="no tags for train2014"):
+        open_coco(coco, tags=tmp_path / "train_labels.npy")
+
+
+def test_other_class_names(coco):
+    names = ["motorbike" if name == "motorcycle" else name for name in COCO_CATEGORIES.values()]
+    assert open_coco(coco, classes=names).class_names[3] == "motorbike"
+    with pytest.raises(BadInput, match="80 categories; expected 2, one for each class given"):
+        open_coco(coco, classes=["cat", "dog"])
+
+
+def test_own_data_in_the_format(tmp_path):
+    content = {
+        "categories": [{"id": 7, "name": "küche"}, {"id": 3, "name": "tür"}],
+        "annotations": [{"id": 1, "image_id": "no", "category_id": 7, "segmentation": box(1, 1, 5, 5)}],
+        "images": [{"id": 5, "file_name": "sub/ä b.png", "height": 30, "width": 40, "extra": {"deep": [1]}}],
+    }
+    content["annotations"][0]["image_id"] = 5
+    for ascii_only in (True, False):
+        write_text(
+            tmp_path / "annotations/instances_train.json", json.dumps(content, indent=1, ensure_ascii=ascii_only)
+        )
+        write_picture(tmp_path / "images/sub/ä b.png")
+        data = open_coco(tmp_path)
+        assert (data.train, data.val, data.class_names) == ("train", None, ("tür", "küche"))
+        assert tags(data.split("train")) == {"sub/ä b": ["küche"]}
+        assert data.split("train").read_mask(0, (30, 40))[3, 3] == 2
+
+
+def test_missing_pictures(coco):
+    next(iter((coco / "train2014").glob("*0025.jpg"))).unlink()
+    with pytest.raises(BadInput, match=r"instances_train2014\.json: found 1 of 4 names without a picture"):
+        open_coco(coco)
+    assert len(open_coco(coco, skip_missing=True).split("train2014")) == 3
+
+
+def test_every_cut_is_noticed(tmp_path):
+    whole = (write_coco(tmp_path) / "annotations/instances_train2014.json").read_bytes()
+    path = tmp_path / "cut.json"
+    for length in [*range(0, len(whole) - 1, 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInput, match=r"cut\.json: found (broken JSON|an empty file).*cut off"):
+            read_instances(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "broken JSON"),
+        ("{}", "no images"),
+        ('{"images": []}', "no images"),
+        ('{"images": [{"id": 1}]}', "an entry without what it needs .KeyError"),
+        ('{"images": [3]}', "an entry without what it needs"),
+        ('{"images": [{"id": 1, "file_name": "a", "height": 3, "width": 3}]}', "no categories"),
+        ('{"images": 3}', "broken JSON"),
+        ('{"images": [] "annotations": []}', "broken JSON"),
+        ("\ufffe", "broken JSON"),
+    ],
+)
+def test_other_json(tmp_path, content, message):
+    with pytest.raises(BadInput, match=rf"a\.json: found {message}"):
+        read_instances(write_text(tmp_path / "a.json", content))
+
+
+def test_unknown_ids(tmp_path):
+    path = write_instances(tmp_path / "a.json", {1: [(12, box(1, 1, 3, 3), 0)]}, "{}.jpg")
+    with pytest.raises(BadInput, match="an annotation of category 12, which is not listed"):
+        read_instances(path)
+    path.write_text(
+        path.read_text().replace('"image_id": 1', '"image_id": 2').replace('"category_id": 12', '"category_id": 1')
+    )
+    with pytest.raises(BadInput, match="an annotation of image 2, which is not listed"):
+        read_instances(path)
+    with pytest.raises(BadInput, match="no readable file"):
+        read_instances(tmp_path / "none.json")
+
+
+def test_a_file_that_changes(tmp_path):
+    path = write_instances(tmp_path / "a.json", COCO_OBJECTS["train"], "{}.jpg")
+    instances = read_instances(path)
+    assert len(instances.objects(0)) == 2
+    path.write_text("x" * path.stat().st_size)
+    with pytest.raises(BadInput, match="a file that changed while it was used"):
+        instances.objects(0)
+
+
+def test_splits_with_other_categories(coco):
+    path = coco / "annotations/instances_val2014.json"
+    path.write_text(path.read_text().replace('"toothbrush"', '"brush"'))
+    with pytest.raises(
+        BadInput, match=r"instances_val2014\.json: found 80 other categories; expected those of .*train2014"
+    ):
+        open_coco(coco)
+
+
+@pytest.mark.parametrize("rule", ["clims", "icam"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [[1, 2, 3]],
+        [["a", 1, 2, 3, 4, 5]],
+        [[1, 2, 3, 4, 5, 1e9]],
+        [[1, 2, 3, 4, 5, float("nan")]],
+        [[]],
+        {"counts": [1, 2], "size": [*SIZE]},
+        {"counts": [-5, 1205], "size": [*SIZE]},
+        {"counts": [1200], "size": [40, 30]},
+        {"counts": "???", "size": [*SIZE]},
+        {"counts": "", "size": [*SIZE]},
+        {},
+        3,
+        None,
+    ],
+)
+def test_broken_shapes(rule, shape):
+    with pytest.raises(BadInput, match=r"a.json: found annotation 5 that cannot be drawn .*30x40 pixels"):
+        draw_mask([(0, {"id": 5, "iscrowd": 0, "segmentation": shape})], SIZE, rule, "a.json")
+
+
+def test_shapes_without_an_inside():
+    two_corners = [[1, 2, 9, 2]]
+    assert draw_mask([(0, {"segmentation": two_corners})], SIZE, "icam", "a").sum() == 9
+    with pytest.raises(BadInput, match="less than three corners"):
+        draw_mask([(0, {"segmentation": two_corners})], SIZE, "clims", "a")
+    for rule in ("clims", "icam"):
+        assert not draw_mask([(0, {"segmentation": []})], SIZE, rule, "a").any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(hnp.arrays(bool, SIZE) | st.just(np.ones(SIZE, bool)) | st.just(np.zeros(SIZE, bool)))
+def test_run_length_codes_equal_those_of_the_coco_api(inside):
+    code = coco_api.encode(np.asfortranarray(inside.astype(np.uint8)))
+    objects = [(6, {"id": 1, "iscrowd": 1, "segmentation": {"counts": code["counts"].decode(), "size": code["size"]}})]
+    np.testing.assert_array_equal(draw_mask(objects, SIZE, "icam", "a"), inside * 7)
+    assert not draw_mask(objects, SIZE, "clims", "a").any()  # it leaves crowds out
+
+
+coordinate = st.floats(-3, 45).map(lambda value: round(value, 2))
+polygon = st.integers(3, 7).flatmap(lambda n: st.lists(coordinate, min_size=2 * n, max_size=2 * n))
+entry = st.tuples(
+    st.sampled_from(sorted(COCO_CATEGORIES)), st.lists(polygon, min_size=1, max_size=2), st.sampled_from([0, 0, 1])
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.integers(1, 9), st.lists(entry, max_size=4), min_size=1, max_size=3))
+def test_masks_and_tags_equal_those_of_the_coco_api(tmp_path_factory, images):
+    path = write_instances(tmp_path_factory.getbasetemp() / "random.json", images, "{}.jpg")
+    instances, api = read_instances(path), COCO(path)
+    for position, image in enumerate(images):
+        expected, labels = np.zeros(SIZE, np.uint8), set()
+        for annotation in api.imgToAnns[image]:
+            class_ = sorted(COCO_CATEGORIES).index(annotation["category_id"])
+            labels.add(class_)
+            if not annotation["iscrowd"]:
+                expected[api.annToMask(annotation) == 1] = class_ + 1
+        np.testing.assert_array_equal(InstanceMask(instances, position, "clims").read(), expected)
+        assert set(np.flatnonzero(instances.labels(position))) == labels
+
+
+def test_stamps_follow_the_annotations(tmp_path):
+    instances = read_instances(write_instances(tmp_path / "a.json", COCO_OBJECTS["train"], "{}.jpg"))
+    more = {image: [*found, (1, box(3, 3, 3, 3), 0)] for image, found in COCO_OBJECTS["train"].items()}
+    changed = read_instances(write_instances(tmp_path / "b.json", more, "{}.jpg"))
+    stamps = {InstanceMask(source, 0, rule).stamp() for source in (instances, changed) for rule in ("clims", "icam")}
+    assert len(stamps) == 4

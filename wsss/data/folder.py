@@ -1,0 +1,373 @@
+"""Pictures of one's own: a folder a class, or a folder and a table of tags.
+
+    ROOT/cat/1.jpg                              a folder a class; every picture in it, sub-folders included, has that tag
+    ROOT/train/cat/1.jpg  ROOT/val/cat/2.jpg    the same in splits (train, val, test)
+    ROOT/any/where/1.jpg  ROOT/tags.csv         a table (see `wsss.data.tables`) with the columns image, tags, split, mask
+    ROOT/classes.txt                            the classes in the order of their labels; else they are sorted by name
+
+Pictures may also lie in `ROOT/images`. True masks are 8-bit PNGs of labels, 255 ignored: `ROOT/masks/` and the picture's own path
+with `.png`, or `NAME_mask.png` beside the picture, or what the table's column `mask` names.
+"""
+
+import dataclasses
+import difflib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from wsss.data.images import Dataset, Images, MaskFile
+from wsss.data.lists import (
+    chosen_split,
+    files_below,
+    found_alone,
+    is_hidden,
+    is_picture,
+    listing,
+    pictures_below,
+    read_classes,
+    read_names,
+    suggestion,
+    tags_to_labels,
+    without_suffix,
+)
+from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
+from wsss.errors import BadInput
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_MASKS, _BESIDE = "masks", "_mask"
+
+
+def open_folder(
+    root: Path,
+    *,
+    train: str | None = None,
+    val: str | None = None,
+    classes: Path | Sequence[str] | None = None,
+    tags: Path | None = None,
+    upright: bool = True,
+    skip_missing: bool = False,
+) -> Dataset:
+    """Open a folder of pictures whose tags are folder names or stand in a table.
+
+    Args:
+        root: the folder.
+        train: split to train on, or a list file; `train` where there are splits.
+        val: split to score segmenters on, or a list file; `val` if there is one.
+        classes: class names or the file of them, instead of `classes.txt`.
+        tags: the table, `cls_labels.npy`, or a list with class numbers, instead of `tags.csv`, `tags.tsv` or `tags.jsonl`.
+        upright: turn pictures as their EXIF orientation says; true masks must be turned likewise.
+        skip_missing: leave out pictures that the table names and that are missing.
+
+    Raises:
+        BadInput: there are no pictures or no tags, or they do not fit together.
+    """
+    layout = _Layout(root, upright, skip_missing)
+    table = tags if tags is not None else find_table(root)
+    own = root / "classes.txt"
+    names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else None
+    if table is None:
+        splits = _by_folder(layout, names)
+    elif table.suffix.lower() in TABLE_SUFFIXES:
+        splits = _by_table(layout, table, names)
+    else:
+        splits = _by_vectors(layout, table, names)
+    everything = _joined(layout, splits)
+    for asked in (train, val):
+        if asked is not None and asked not in splits and Path(asked).is_file():
+            splits[asked] = _listed(layout, Path(asked), everything)
+    chosen = chosen_split(train, splits, ("train",), root)
+    if chosen is None:
+        raise BadInput(root, f"the splits {', '.join(splits)}", "one called train", "Choose one with --train.")
+    if not splits[chosen].labels.any():
+        raise BadInput(
+            table or root, f"no tag for any of the {len(splits[chosen])} pictures of {chosen}", "tags", "Add them."
+        )
+    seed = chosen if splits[chosen].has_masks else None
+    scored = chosen_split(val, splits, ("val",), root)
+    kind = "folders" if table is None else "tags"
+    return Dataset(kind, root, splits, chosen, seed_split=seed, val=scored, notes=tuple(layout.notes))
+
+
+def open_pictures(path: Path, *, upright: bool = True) -> Images:
+    """A picture, or all pictures of a folder and its sub-folders, without tags.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if not path.exists():
+        raise BadInput(path, "no such file or folder", "a picture or a folder of pictures", "Check the path.")
+    pictures = {path.stem: path} if path.is_file() else pictures_below(path)
+    if not pictures:
+        raise BadInput(path, listing(path), "pictures", "Choose a folder with pictures in it.")
+    none = np.zeros((len(pictures), 0), bool)
+    return Images(path.name, tuple(pictures), tuple(pictures.values()), (), none, (None,) * len(pictures), upright)
+
+
+def find_table(root: Path) -> Path | None:
+    """The table of tags in a folder: `tags.csv`, `tags.tsv`, `tags.jsonl` or `cls_labels*.npy`.
+
+    Raises:
+        BadInput: there are several.
+    """
+    found = [path for suffix in TABLE_SUFFIXES if (path := root / f"tags{suffix}").is_file()]
+    found += sorted(root.glob("cls_labels*.npy"))
+    if len(found) > 1:
+        raise BadInput(
+            root, f"the tables {' and '.join(path.name for path in found)}", "one", "Choose one with --tags."
+        )
+    return found[0] if found else None
+
+
+@dataclasses.dataclass
+class _Layout:
+    """The pictures and masks of a folder."""
+
+    root: Path
+    upright: bool
+    skip_missing: bool
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        images = self.root / "images"
+        others = [path for path in _folders(self.root) if path.name not in ("images", _MASKS)]
+        self.base = images if images.is_dir() and not others else self.root
+        found = {
+            name: path
+            for name, path in pictures_below(self.base).items()
+            if self.base == images or not name.startswith(f"{_MASKS}/")
+        }
+        self.masks = {
+            name.removesuffix(_BESIDE): path
+            for name, path in found.items()
+            if name.endswith(_BESIDE) and path.suffix.lower() == ".png" and name.removesuffix(_BESIDE) in found
+        }
+        beside = set(self.masks.values())
+        self.pictures = {name: path for name, path in found.items() if path not in beside}
+        self.masks |= pictures_below(self.root / _MASKS, (".png",))
+        if not self.pictures:
+            raise BadInput(self.root, listing(self.root), "pictures", "Choose a folder with pictures in it.")
+
+    def images(
+        self,
+        split: str,
+        names: Sequence[str],
+        class_names: tuple[str, ...],
+        labels: Bool[np.ndarray, "n c"],
+        masks: Mapping[str, Path] | None = None,
+    ) -> Images:
+        """The named pictures of a split, with the masks given or else those found."""
+        paths = [(masks or {}).get(name) or self.masks.get(name) for name in names]
+        return Images(
+            title=f"{self.root.name}/{split}",
+            names=tuple(names),
+            paths=tuple(self.pictures[name] for name in names),
+            class_names=class_names,
+            labels=labels,
+            masks=tuple(MaskFile(path) if path else None for path in paths),
+            upright=self.upright,
+        )
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str, Images]:
+    """Splits and labels from the folders that pictures are in."""
+    loose = [name for name in layout.pictures if "/" not in name]
+    if loose:
+        raise BadInput(
+            layout.base,
+            f"{len(loose)} pictures outside of any class folder ({layout.pictures[loose[0]].name} first) and no table of tags",
+            "a folder a class (cat/1.jpg), or a table tags.csv with the columns image and tags",
+            "Move the pictures into folders named after their classes, or write the table.",
+        )
+    tops = {name.partition("/")[0] for name in layout.pictures}
+    split_tops = {top for top in tops if top.lower() in _SPLITS}
+    deep = {
+        top for top in split_tops if all(name.count("/") > 1 for name in layout.pictures if name.startswith(f"{top}/"))
+    }
+    if deep and deep != tops:
+        raise BadInput(
+            layout.base,
+            f"the split {', '.join(sorted(deep))} beside {', '.join(sorted(tops - deep))}",
+            "folders of classes, or folders of splits with folders of classes in them",
+            "Put all pictures into splits, or none.",
+        )
+    depth = 1 if deep else 0
+    tags = {name: name.split("/")[depth] for name in layout.pictures}
+    if class_names is None:
+        class_names = tuple(sorted(set(tags.values())))
+    for name, tag in tags.items():
+        if tag not in class_names:
+            tags_to_labels([tag], class_names, str(layout.pictures[name].parent))
+    empty = sorted(set(class_names) - set(tags.values()))
+    layout.notes += [f"classes without a picture: {', '.join(empty)}"] if empty else []
+    if len(class_names) == 1:
+        layout.notes.append(
+            "one class that all pictures have: a classifier learns nothing from this; add pictures of something else"
+        )
+    others = Counter(
+        path.suffix.lower() or path.name
+        for path in files_below(layout.base)
+        if not is_picture(path) and path.parent != layout.root
+    )
+    if others:
+        layout.notes.append(
+            f"files that are no pictures, ignored: {', '.join(f'{n} {suffix}' for suffix, n in sorted(others.items()))}"
+        )
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in layout.pictures:
+        members[_SPLITS[name.partition("/")[0].lower()] if deep else "train"].append(name)
+    return {
+        split: layout.images(
+            split, names, class_names, np.array([[tags[name] == other for other in class_names] for name in names])
+        )
+        for split, names in members.items()
+    }
+
+
+def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None) -> dict[str, Images]:
+    """Splits and labels from a table of tags."""
+    rows: dict[str, Row] = {}
+    missing = []
+    for row in read_table(table):
+        name = _picture(layout, row.image)
+        if name is None:
+            missing.append(row)
+        elif name in rows:
+            raise BadInput(
+                row.where,
+                f"the picture {row.image!r} again (first at {rows[name].where})",
+                "one line a picture",
+                "Remove one.",
+            )
+        else:
+            rows[name] = row
+    if missing and (not rows or not layout.skip_missing):
+        raise BadInput(
+            missing[0].where,
+            f"{missing[0].image!r}, which is not in {layout.base}"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
+            "the path of a picture below that folder",
+            f"{suggestion(without_suffix(missing[0].image), layout.pictures)}Correct the table, add the picture, or use --skip-bad.",
+        )
+    if missing:
+        layout.notes.append(
+            f"{len(missing)} lines of {table.name} left out, since their pictures are missing ({missing[0].image} first)"
+        )
+    _note_unnamed(layout, rows, table)
+    if class_names is None:
+        class_names = tuple(sorted({tag for row in rows.values() for tag in row.tags}))
+        layout.notes += _much_alike(rows.values(), class_names)
+    if not class_names:
+        raise BadInput(table, "no tag in any line", "tags", "Write the tags of the pictures into the column `tags`.")
+    members: dict[str, list[str]] = defaultdict(list)
+    for name, row in rows.items():
+        members["train" if row.split is None else _SPLITS.get(row.split.lower(), row.split)].append(name)
+    masks = {name: _mask(layout, row) for name, row in rows.items() if row.mask}
+    return {
+        split: layout.images(
+            split,
+            names,
+            class_names,
+            np.array([tags_to_labels(rows[name].tags, class_names, rows[name].where) for name in names]),
+            masks,
+        )
+        for split, names in members.items()
+    }
+
+
+def _picture(layout: _Layout, image: str) -> str | None:
+    path = image.replace("\\", "/").removeprefix("./").lstrip("/")
+    forms = (path, without_suffix(path), without_suffix(path.removeprefix("images/")))
+    return next((form for form in forms if form in layout.pictures), None)
+
+
+def _mask(layout: _Layout, row: Row) -> Path:
+    path = layout.root / str(row.mask)
+    if not path.is_file():
+        raise BadInput(
+            row.where, f"the mask {row.mask!r}, which is not in {layout.root}", "a PNG", "Correct the column `mask`."
+        )
+    return path
+
+
+def _much_alike(rows: Iterable[Row], class_names: tuple[str, ...]) -> list[str]:
+    """Notes on tags that may be misspelt: much like another one that is ten times as frequent."""
+    counts = Counter(tag for row in rows for tag in row.tags)
+    notes = []
+    for tag in class_names:
+        for other in difflib.get_close_matches(
+            tag.lower(), {name.lower(): name for name in class_names if name != tag}, 3, 0.8
+        ):
+            likely = next(name for name in class_names if name.lower() == other and name != tag)
+            if counts[likely] >= 10 * counts[tag] or (likely.lower() == tag.lower() and counts[likely] > counts[tag]):
+                notes.append(
+                    f"the tag {tag!r} ({counts[tag]} pictures) is much like {likely!r} ({counts[likely]}): a slip?"
+                )
+                break
+    return notes
+
+
+def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | None) -> dict[str, Images]:
+    """One split with the labels of `cls_labels.npy` or of a list with class numbers."""
+    if class_names is None:
+        raise BadInput(
+            source, "numbers of classes", "their names too", "Write classes.txt, or give the names with --classes."
+        )
+    labels, without = labels_of(list(layout.pictures), labels_by_name(source, class_names), len(class_names))
+    named = dict.fromkeys(name for name in layout.pictures if name not in set(without))
+    if not named:
+        raise BadInput(
+            source, f"none of the {len(layout.pictures)} pictures", "their names", "Choose the tags of these pictures."
+        )
+    _note_unnamed(layout, named, source)
+    keep = [index for index, name in enumerate(layout.pictures) if name in named]
+    return {"train": layout.images("train", list(named), class_names, labels[keep])}
+
+
+def _note_unnamed(layout: _Layout, named: Mapping[str, object], source: Path) -> None:
+    unnamed = [name for name in layout.pictures if name not in named]
+    if unnamed:
+        layout.notes.append(
+            f"{len(unnamed)} pictures left out, since {source.name} does not name them ({unnamed[0]} first)"
+        )
+
+
+def _joined(layout: _Layout, splits: Mapping[str, Images]) -> Images:
+    first = next(iter(splits.values()))
+    return dataclasses.replace(
+        first,
+        title=layout.root.name,
+        names=tuple(name for images in splits.values() for name in images.names),
+        paths=tuple(path for images in splits.values() for path in images.paths),
+        labels=np.concatenate([images.labels for images in splits.values()]),
+        masks=tuple(mask for images in splits.values() for mask in images.masks),
+    )
+
+
+def _listed(layout: _Layout, source: Path, everything: Images) -> Images:
+    positions = {name: index for index, name in enumerate(everything.names)}
+    pictures = dict(zip(everything.names, everything.paths, strict=True))
+    names = found_alone(
+        list(read_names(source, pictures)),
+        pictures,
+        source,
+        source.stem,
+        needed=True,
+        skip_missing=layout.skip_missing,
+        notes=layout.notes,
+    )
+    return everything.subset((positions[name] for name in names), f"{layout.root.name}/{source.stem}")

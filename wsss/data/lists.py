@@ -1,0 +1,256 @@
+"""Lists around the pictures: text files, class lists, folders of pictures, tags turned into labels."""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from wsss.data.images import PICTURE_SUFFIXES
+from wsss.errors import BadInput
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text of a UTF-8 file, without a byte order mark; `expected` says what it should hold, for the error.
+
+    Raises:
+        BadInput: the file is missing, or is not UTF-8 (the line and the byte are named).
+    """
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadInput(path, "no such file", expected, "Check the path.") from error
+    except OSError as error:
+        raise BadInput(path, f"a file that cannot be read ({error.strerror})", expected, "Check the path.") from error
+    do = "Save the file as UTF-8."
+    if blob[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadInput(
+            path, f"UTF-16 text (line 1 begins with the bytes {blob[:2].hex(' ')})", f"{expected} in UTF-8", do
+        )
+    for at, what in ((blob.find(b"\0"), "a zero byte"), (_first_not_utf8(blob), "a byte that is not UTF-8")):
+        if at >= 0:
+            line = blob.count(b"\n", 0, at) + 1
+            raise BadInput(path, f"{what} (0x{blob[at]:02x}) in line {line}, at byte {at}", f"{expected} in UTF-8", do)
+    return blob.decode("utf-8-sig")
+
+
+def _first_not_utf8(blob: bytes) -> int:
+    try:
+        blob.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return -1
+
+
+def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+    """Line numbers (from 1) and stripped lines of a UTF-8 file, without the empty ones."""
+    for number, line in enumerate(read_text(path, expected).splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def read_classes(source: Path | str | Sequence[str]) -> tuple[str, ...]:
+    """Class names in the order of their labels, from a text file with one a line, or from a sequence of them.
+
+    `background` as the first one is left out: its label is 0 anyway.
+
+    Raises:
+        BadInput: there is none, or one comes twice.
+    """
+    expected = "one class name a line, in the order of the labels 1, 2, ..."
+    if isinstance(source, str | Path):
+        where, names = str(source), [line for _, line in read_lines(Path(source), expected)]
+    else:
+        where, names = "classes", [str(name).strip() for name in source]
+    if names and names[0].lower() == "background":
+        names = names[1:]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise BadInput(where, f"the class {twice[0]!r} twice", expected, "Remove one of the two.")
+    if not names or "" in names:
+        raise BadInput(where, "an empty name" if names else "no class", expected, "Write the names of the classes.")
+    return tuple(names)
+
+
+def suggestion(word: str, among: Iterable[str]) -> str:
+    """`Did you mean ...? ` if one of the words is much like this one, else nothing."""
+    lower = {other.lower(): other for other in among}
+    near = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
+    return f"Did you mean {lower[near[0]]!r}? " if near else ""
+
+
+def tags_to_labels(tags: Iterable[str], class_names: Sequence[str], where: str) -> Bool[np.ndarray, " c"]:
+    """Image-level labels of one picture.
+
+    Raises:
+        BadInput: a tag is no class; `where` says where it stands.
+    """
+    labels = np.zeros(len(class_names), bool)
+    for tag in tags:
+        if tag not in class_names:
+            raise BadInput(
+                where,
+                f"the tag {tag!r}, which is no class",
+                f"one of the {len(class_names)} classes ({', '.join(class_names[:8])}{', ...' if len(class_names) > 8 else ''})",
+                f"{suggestion(tag, class_names)}Correct the tag, or add it to the class list.",
+            )
+        labels[class_names.index(tag)] = True
+    return labels
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and its sub-folders in the order of their paths; hidden ones and those of macOS archives left out."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(files):
+            if not is_hidden(name):
+                yield Path(parent, name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is a system's own: `.cache`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file has the suffix of a picture."""
+    return path.suffix.lower() in PICTURE_SUFFIXES
+
+
+def without_suffix(path: str) -> str:
+    """A relative path, with `/` between folders and without the suffix of a picture."""
+    path = path.replace(os.sep, "/")
+    stem, dot, suffix = path.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in PICTURE_SUFFIXES else path
+
+
+def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> dict[str, Path]:
+    """The pictures of a folder and its sub-folders by name: the path below the folder, without the suffix.
+
+    Raises:
+        BadInput: two pictures differ in their suffix alone.
+    """
+    found: dict[str, Path] = {}
+    for path in files_below(folder):
+        if path.suffix.lower() in suffixes:
+            name = without_suffix(os.path.relpath(path, folder))
+            if name in found:
+                raise BadInput(
+                    path,
+                    f"a second picture named {name!r} (the first is {found[name]})",
+                    "one picture a name, since outputs are named without the suffix",
+                    "Rename or remove one of the two.",
+                )
+            found[name] = path
+    return found
+
+
+def read_names(path: Path, known: Mapping[str, Path]) -> dict[str, str]:
+    """The picture names that a list holds, each with the rest of its line.
+
+    A line is a name, a picture path below the data set (`/JPEGImages/NAME.jpg`), either of them followed by more
+    (a mask path, or labels), or VOC's `2007_000032` as the integer 2007000032.
+
+    Args:
+        path: the list.
+        known: the pictures that there are. A name that is none of them is kept as it is.
+
+    Raises:
+        BadInput: the list is missing, empty, or names a picture twice.
+    """
+    expected = "a list with one picture name a line"
+    names: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, line in read_lines(path, expected):
+        name, rest = _name_and_rest(line, known)
+        if name in names:
+            raise BadInput(
+                f"{path}, line {number}",
+                f"{name!r} again (first in line {lines[name]})",
+                "each name once",
+                "Remove one.",
+            )
+        names[name], lines[name] = rest, number
+    if not names:
+        raise BadInput(path, "an empty list", expected, "Write the names into it, or remove the file.")
+    return names
+
+
+def _name_and_rest(line: str, known: Mapping[str, Path]) -> tuple[str, str]:
+    first, _, rest = line.partition("\t") if "\t" in line else line.partition(" ")
+    # The whole line comes first, because names may contain blanks
+    for text, remainder in ((line, ""), (first, rest.strip())):
+        for name in _forms(text):
+            if name in known:
+                return name, remainder
+    return without_suffix(first.lstrip("/")), rest.strip()
+
+
+def _forms(text: str) -> Iterator[str]:
+    path = text.lstrip("/")
+    yield path
+    yield without_suffix(path)
+    yield without_suffix(path.partition("/")[2])
+    if path.isdecimal() and len(path) == 10:
+        yield f"{path[:4]}_{path[4:]}"
+
+
+def found_alone(
+    names: Sequence[str],
+    pictures: Mapping[str, Path],
+    where: str | os.PathLike[str],
+    split: str,
+    *,
+    needed: bool,
+    skip_missing: bool,
+    notes: list[str],
+) -> list[str]:
+    """The names whose pictures there are; a note says how many are left out.
+
+    Raises:
+        BadInput: pictures are missing although the split is needed and `skip_missing` is not set, or all are missing.
+    """
+    missing = [name for name in names if name not in pictures]
+    if missing and needed and (len(missing) == len(names) or not skip_missing):
+        raise BadInput(
+            where,
+            f"{len(missing)} of {len(names)} names without a picture ({missing[0]!r} first)",
+            "a picture for each name",
+            f"{suggestion(missing[0], pictures)}Add the pictures, correct the names, or leave them out with --skip-bad.",
+        )
+    if missing:
+        notes.append(
+            f"{split}: {len(missing)} of {len(names)} names left out, since their pictures are missing ({missing[0]} first)"
+        )
+    return [name for name in names if name in pictures]
+
+
+def chosen_split(asked: str | None, there: Iterable[str], preferred: Sequence[str], root: Path) -> str | None:
+    """The split asked for, or else the first of the preferred ones that there is.
+
+    Raises:
+        BadInput: there is no split of the name asked for.
+    """
+    splits = list(there)
+    if asked is None:
+        return next((name for name in preferred if name in splits), None)
+    if asked not in splits:
+        found = ", ".join(splits) or "none"
+        raise BadInput(
+            root, f"no split or list file {asked!r}", f"one of its splits ({found}) or a list file", "Choose one."
+        )
+    return asked
+
+
+def listing(folder: Path, most: int = 6) -> str:
+    """What lies in a folder, in a few words for an error."""
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder) if not is_hidden(entry.name))
+    if not entries:
+        return "an empty folder"
+    pictures = [name for name in entries if is_picture(Path(name))]
+    others = [name for name in entries if not is_picture(Path(name))]
+    parts = others[:most] + ([f"{len(others) - most} more"] if len(others) > most else [])
+    return ", ".join(parts + ([f"{len(pictures)} pictures"] if pictures else []))

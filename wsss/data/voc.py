@@ -1,0 +1,425 @@
+"""PASCAL VOC 2012 (Everingham et al., IJCV 2010), its extension SBD (Hariharan et al., ICCV 2011), and data in VOC's layout."""
+
+import dataclasses
+import hashlib
+import re
+import xml.etree.ElementTree as ElementTree
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from wsss.data.files import read_mask, write_mask
+from wsss.data.images import Dataset, Images, MaskFile
+from wsss.data.lists import (
+    chosen_split,
+    found_alone,
+    pictures_below,
+    read_classes,
+    read_names,
+    suggestion,
+)
+from wsss.data.tables import labels_by_name, labels_of
+from wsss.data.threads import Progress, in_threads
+from wsss.errors import BadInput
+from wsss.storage import whole_file
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+TagRule = Literal["irn", "clims-camera-ready", "clip-es"]
+
+# Images per class of right labels, and of the lists as published: metrics of PSA, IRNet, CLIMS, VWL, ICAM and CLIP-ES rest on them
+_IMAGES_PER_CLASS = {
+    "train": (88, 65, 105, 78, 87, 78, 128, 131, 148, 64, 82, 121, 68, 81, 442, 82, 63, 93, 83, 84),
+    "train_aug": (
+        590,
+        504,
+        705,
+        468,
+        714,
+        393,
+        1150,
+        1005,
+        1228,
+        267,
+        613,
+        1188,
+        445,
+        492,
+        4155,
+        522,
+        300,
+        649,
+        503,
+        567,
+    ),
+    "val": (90, 79, 103, 72, 96, 74, 127, 119, 123, 71, 75, 128, 79, 76, 445, 85, 57, 90, 84, 74),
+}
+_IMAGES = {"train": 1464, "train_aug": 10582, "val": 1449}
+_TRAIN_AUG_SHA1 = "68b66c8b01411bb547870f6ab8e04f1f1d97c235"
+
+_LISTS = "ImageSets/Segmentation"
+_AUG_MASKS = "SegmentationClassAug"
+
+
+def find_voc(path: Path) -> Path | None:
+    """The root of VOC's layout at a path: the folder itself, or `VOC2012` or `VOCdevkit/VOC2012` in it."""
+    roots = (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012")
+    return next((root for root in roots if (root / "JPEGImages").is_dir()), None)
+
+
+def read_annotation(
+    path: Path, class_names: Sequence[str] = VOC_CLASSES, rule: TagRule = "irn"
+) -> Bool[np.ndarray, " c"]:
+    """Image-level labels from an annotation file; objects marked difficult count as any other.
+
+    Args:
+        path: the XML file.
+        class_names: the classes. Other names outside `object/name`, those of body parts for example, are left out.
+        rule: `irn` takes each element `name` wherever it stands (PSA, SEAM, IRNet, CLIMS, QA-CLIMS, VWL, ICAM);
+            `clip-es` those of objects alone; `clims-camera-ready` too, but drops objects whose box has no width or no height
+            once it is clipped to the picture and cut to integers.
+
+    Raises:
+        BadInput: the file is missing or broken, or an object is of no class.
+    """
+    expected = "a VOC annotation with object/name"
+    try:
+        tree = ElementTree.fromstring(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInput(path, "no such file", expected, "Add it, or give the tags in a table (--tags).") from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise BadInput(path, f"broken XML ({error})", expected, "Fetch or write the file again.") from error
+    labels = np.zeros(len(class_names), bool)
+    objects = tree.findall("object")
+    for entry in objects:
+        name = (entry.findtext("name") or "").strip()
+        if name not in class_names:
+            raise BadInput(
+                path,
+                f"an object {name!r}, which is no class",
+                f"one of the {len(class_names)} classes ({', '.join(class_names[:8])}{', ...' if len(class_names) > 8 else ''})",
+                f"{suggestion(name, class_names)}Give the class list (classes.txt in the data set, or --classes).",
+            )
+        if rule != "clims-camera-ready" or _has_area(entry, tree, path):
+            labels[class_names.index(name)] = True
+    if rule == "irn":
+        names = {(element.text or "").strip() for element in tree.iter("name")}
+        labels |= [name in names for name in class_names]
+    return labels
+
+
+def _has_area(entry: ElementTree.Element, tree: ElementTree.Element, path: Path) -> bool:
+    try:
+        width, height = (float(tree.findtext(f"size/{side}") or "") for side in ("width", "height"))
+        left, right = (float(entry.findtext(f"bndbox/{side}") or "") for side in ("xmin", "xmax"))
+        top, bottom = (float(entry.findtext(f"bndbox/{side}") or "") for side in ("ymin", "ymax"))
+        corners = [
+            int(min(max(at, 0.0), most))
+            for at, most in ((left, width), (right, width), (top, height), (bottom, height))
+        ]
+    except (ValueError, OverflowError) as error:
+        raise BadInput(
+            path,
+            f"an object without a box, or no picture size ({error})",
+            "numbers in bndbox and size",
+            "Choose another rule.",
+        ) from error
+    return corners[0] != corners[1] and corners[2] != corners[3]
+
+
+@dataclasses.dataclass
+class _Layout:
+    """A folder in VOC's layout as it is read."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    pictures: dict[str, Path]
+    masks: dict[str, Path]
+    notes: list[str]
+
+    def labels(self, names: Sequence[str], tags: Path | None, rule: TagRule) -> dict[str, Bool[np.ndarray, " c"]]:
+        """Labels of all these pictures that have any source of labels."""
+        if tags is not None:
+            found, missing = labels_of(names, labels_by_name(tags, self.class_names), len(self.class_names))
+            without = set(missing)
+            return {name: row for name, row in zip(names, found, strict=True) if name not in without}
+        if (self.root / "Annotations").is_dir():
+            there = {name: self.root / "Annotations" / f"{name}.xml" for name in names}
+            return {
+                name: read_annotation(path, self.class_names, rule) for name, path in there.items() if path.is_file()
+            }
+        self.notes.append(
+            "tags are the classes of the true masks, since there is neither a folder Annotations nor a table of tags"
+        )
+        return {name: self._mask_labels(self.masks[name]) for name in names if name in self.masks}
+
+    def _mask_labels(self, path: Path) -> Bool[np.ndarray, " c"]:
+        return np.bincount(read_mask(path).ravel(), minlength=256)[1 : len(self.class_names) + 1] > 0
+
+
+def open_voc(
+    root: Path,
+    *,
+    train: str | None = None,
+    val: str | None = None,
+    classes: Path | Sequence[str] | None = None,
+    tags: Path | None = None,
+    tag_rule: TagRule = "irn",
+    upright: bool = False,
+    skip_missing: bool = False,
+) -> Dataset:
+    """Open VOC 2012, or other data in its layout.
+
+    `classes.txt` in the root, one name a line, replaces VOC's 20 classes. Splits are the lists of `ImageSets/Segmentation` and
+    `ImageSets/SegmentationAug`; without a list `train_aug`, the pictures with masks in `SegmentationClassAug` that are not in
+    `val` are that split. A picture's true mask is the one of `SegmentationClass`, else of `SegmentationClassAug`.
+
+    Args:
+        root: the folder with `JPEGImages`.
+        train: split to train on, or a list file; `train_aug` if there is one, else `train`.
+        val: split to score segmenters on, or a list file.
+        classes: class names or the file of them.
+        tags: a table of tags or `cls_labels.npy`, instead of `Annotations`.
+        tag_rule: how tags come out of annotations, see `read_annotation`.
+        upright: follow EXIF orientation. The published loaders do not.
+        skip_missing: leave out listed pictures that are missing.
+
+    Raises:
+        BadInput: lists, pictures, annotations or classes do not fit together.
+    """
+    notes: list[str] = []
+    own = root / "classes.txt"
+    class_names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else VOC_CLASSES
+    if tags is None and not (root / "Annotations").is_dir():
+        tags = next(iter(sorted(root.glob("cls_labels*.npy"))), None)
+        notes += [f"tags come from {tags.name}"] if tags else []
+    masks = {
+        name: path
+        for folder in (_AUG_MASKS, "SegmentationClass")
+        for name, path in pictures_below(root / folder, (".png",)).items()
+    }
+    layout = _Layout(root, class_names, pictures_below(root / "JPEGImages"), masks, notes)
+    lists = _find_lists(root)
+    names = {split: list(read_names(path, layout.pictures)) for split, path in lists.items()}
+    for asked in (train, val):
+        if asked is not None and asked not in names and Path(asked).is_file():
+            lists[asked], names[asked] = Path(asked), list(read_names(Path(asked), layout.pictures))
+    if "train_aug" not in names and "val" in names and (derived := _derived_train_aug(root, names["val"])):
+        lists["train_aug"], names["train_aug"] = root / _AUG_MASKS, derived
+        notes.append(f"train_aug: the {len(derived)} pictures with masks in {_AUG_MASKS} that are not in val")
+    chosen = chosen_split(train, names, ("train_aug", "train"), root)
+    if chosen is None:
+        raise BadInput(
+            root / _LISTS / "train.txt",
+            f"no such file (lists found: {', '.join(names) or 'none'})",
+            "a list with one picture name a line",
+            "Add it, or name a split or a list file with --train.",
+        )
+    scored = chosen_split(val, names, ("val",), root)
+    kept = {
+        split: found_alone(
+            listed,
+            layout.pictures,
+            lists[split],
+            split,
+            needed=split in (chosen, scored),
+            skip_missing=skip_missing,
+            notes=notes,
+        )
+        for split, listed in names.items()
+    }
+    kept = {split: listed for split, listed in kept.items() if listed}
+    labels = layout.labels(sorted({name for listed in kept.values() for name in listed}), tags, tag_rule)
+    splits = {
+        split: _images(
+            layout,
+            split,
+            listed,
+            labels,
+            tags or root / "Annotations",
+            upright,
+            split in (chosen, scored),
+            split == chosen,
+        )
+        for split, listed in kept.items()
+    }
+    if class_names == VOC_CLASSES:
+        notes += _compared_with_published(splits)
+    return Dataset("voc", root, splits, chosen, seed_split=_seed_split(splits, chosen), val=scored, notes=tuple(notes))
+
+
+def _find_lists(root: Path) -> dict[str, Path]:
+    lists: dict[str, Path] = {}
+    for folder in (_LISTS, "ImageSets/SegmentationAug"):
+        for path in sorted((root / folder).glob("*.txt")):
+            lists.setdefault(re.sub(r"(train|trainval)_?aug$", r"\1_aug", path.stem), path)
+    return lists
+
+
+def _derived_train_aug(root: Path, val: Sequence[str]) -> list[str]:
+    return sorted(set(pictures_below(root / _AUG_MASKS, (".png",))) - set(val))
+
+
+def _images(
+    layout: _Layout,
+    split: str,
+    names: Sequence[str],
+    labels: Mapping[str, Bool[np.ndarray, " c"]],
+    source: Path,
+    upright: bool,
+    needed: bool,
+    trained: bool,
+) -> Images:
+    without = [name for name in names if name not in labels]
+    if without and needed and (len(without) < len(names) or trained):
+        raise BadInput(
+            source,
+            f"no tags for {len(without)} of the {len(names)} pictures of {split} ({without[0]!r} first)",
+            "tags for each picture",
+            "Add them, or take these pictures out of the list.",
+        )
+    if without:
+        layout.notes.append(f"{split}: {len(without)} of {len(names)} pictures have no tags")
+    none = np.zeros(len(layout.class_names), bool)
+    masks = [layout.masks.get(name) for name in names]
+    return Images(
+        title=f"voc/{Path(split).stem}",
+        names=tuple(names),
+        paths=tuple(layout.pictures[name] for name in names),
+        class_names=layout.class_names,
+        labels=np.array([labels.get(name, none) for name in names]),
+        masks=tuple(MaskFile(path) if path else None for path in masks),
+        upright=upright,
+    )
+
+
+def _seed_split(splits: Mapping[str, Images], train: str) -> str | None:
+    """`train`, whose masks are VOC's own, if it is part of what is trained on; else all that is trained on."""
+    trained = set(splits[train].names)
+    for split in ("train", train):
+        if split in splits and splits[split].has_masks and trained.issuperset(splits[split].names):
+            return split
+    return None
+
+
+def _compared_with_published(splits: Mapping[str, Images]) -> list[str]:
+    notes = []
+    for split, images in splits.items():
+        if len(images) != _IMAGES.get(split):
+            continue
+        counted = tuple(images.labels.sum(0).tolist())
+        if counted == _IMAGES_PER_CLASS[split]:
+            notes.append(f"{split}: tags per class agree with the published ones")
+        else:
+            wrong = [name for name, a, b in zip(VOC_CLASSES, counted, _IMAGES_PER_CLASS[split], strict=True) if a != b]
+            notes.append(f"{split}: tags differ from the published ones in {', '.join(wrong)}")
+        if split == "train_aug":
+            same = _TRAIN_AUG_SHA1 in (_sha1(images.names), _sha1(sorted(images.names)))
+            notes.append(
+                f"train_aug: {'the published list' if same else 'another order or other names than the published list'}"
+            )
+    return notes
+
+
+def _sha1(names: Sequence[str]) -> str:
+    return hashlib.sha1("".join(f"{name}\n" for name in names).encode()).hexdigest()
+
+
+def make_segmentation_class_aug(sbd_root: Path, voc_root: Path, *, progress: Progress | None = None) -> Path:
+    """Semantic Contours from Inverse Detectors (Hariharan et al., ICCV 2011): make `SegmentationClassAug` and the list train_aug.
+
+    The masks of VOC's train and val are VOC's own, all others SBD's. The list holds VOC's train and all of SBD, without VOC's
+    val: 10,582 names for the whole sets. What is there already is kept, so the same command goes on after an interruption.
+
+    Args:
+        sbd_root: the folder with `cls/*.mat`, or `dataset` or `benchmark_RELEASE/dataset` in it.
+        voc_root: VOC's root, which gets the files.
+        progress: called with the number of masks that are there and of all masks.
+
+    Returns:
+        The list, `ImageSets/Segmentation/train_aug.txt`.
+
+    Raises:
+        BadInput: a folder or a file of SBD or VOC is missing or broken.
+    """
+    mats = _find_sbd(sbd_root)
+    known = pictures_below(voc_root / "JPEGImages")
+    train, val = (list(read_names(voc_root / _LISTS / f"{split}.txt", known)) for split in ("train", "val"))
+    train_aug = sorted((mats.keys() | set(train)) - set(val))
+    missing = [name for name in train_aug if name not in known]
+    if missing:
+        raise BadInput(
+            voc_root / "JPEGImages",
+            f"no picture for {len(missing)} of {len(train_aug)} names ({missing[0]} first)",
+            "VOC 2012's pictures, which SBD's are part of",
+            "Unpack the whole VOC 2012 train and val archive.",
+        )
+    official = {*train, *val}
+    names = sorted(official | set(train_aug))
+
+    def make(name: str) -> None:
+        target = voc_root / _AUG_MASKS / f"{name}.png"
+        if not target.is_file():
+            write_mask(
+                target,
+                read_mask(voc_root / "SegmentationClass" / target.name)
+                if name in official
+                else read_sbd_mask(mats[name]),
+            )
+
+    for _ in in_threads(make, names, len(names), progress):
+        pass
+    listed = voc_root / _LISTS / "train_aug.txt"
+    with whole_file(listed) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in train_aug), encoding="utf-8")
+    return listed
+
+
+def _find_sbd(root: Path) -> dict[str, Path]:
+    for folder in (root, root / "dataset", root / "benchmark_RELEASE" / "dataset"):
+        mats = {path.stem: path for path in sorted((folder / "cls").glob("*.mat"))}
+        if mats:
+            return mats
+    raise BadInput(
+        root, "no cls/*.mat", "SBD's folder `dataset` with `cls/NAME.mat`", "Unpack benchmark.tgz and give its folder."
+    )
+
+
+def read_sbd_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """The class mask of an SBD file: 0 background, 1..20; SBD ignores no pixels.
+
+    Raises:
+        BadInput: the file is broken or holds no `GTcls.Segmentation` of labels 0..20.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    expected = "a MATLAB file with GTcls.Segmentation, labels 0..20"
+    try:
+        mask = np.asarray(loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+    except (
+        MatReadError,
+        KeyError,
+        ValueError,
+        IndexError,
+        TypeError,
+        NotImplementedError,
+        OSError,
+        zlib.error,
+    ) as error:
+        raise BadInput(path, f"something else ({error!r:.120})", expected, "Unpack SBD again.") from error
+    if (
+        mask.ndim != 2
+        or mask.dtype.kind not in "iu"
+        or mask.max(initial=0) > len(VOC_CLASSES)
+        or mask.min(initial=0) < 0
+    ):
+        raise BadInput(path, f"an array of {mask.dtype} {mask.shape}", expected, "Unpack SBD again.")
+    return mask.astype(np.uint8)
