@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = _commands()
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<14} {command.help}" for name, command in commands.items())), end="")
+        print(
+            HELP.format(commands="\n".join(f"  {name:<14} {command.help}" for name, command in commands.items())),
+            end="",
+        )
         return 0
     if words[0] == "--version":
         print(f"wsss {__version__}")
@@ -87,7 +90,9 @@ def _parsed(name: str, command: Command, words: Sequence[str]) -> "Namespace":
 
 
 def _commands() -> dict[str, Command]:
-    commands = {"demo": Command("generate pictures, run the baseline on them, print what came out", _declare_demo, _demo)}
+    commands = {
+        "demo": Command("generate pictures, run the baseline on them, print what came out", _declare_demo, _demo)
+    }
     for method, (module, about) in METHODS.items():
         commands[f"run {method}"] = Command(
             f"from tags to a scored segmenter: {about}", partial(_declare_run, module), partial(_run, module)
@@ -105,25 +110,36 @@ def _commands() -> dict[str, Command]:
         "evaluate": Command("score maps or masks against true masks", _declare_evaluate, _evaluate),
         "report": Command("write the page of a run anew", _declare_report, _report),
         "data info": Command("say what a path holds and which files are bad", _declare_info, _info),
+        "data sbd": Command("make VOC's train_aug masks and list from SBD", _declare_sbd, _sbd),
         "data shapes": Command("generate a small data set with true masks", _declare_shapes, _shapes),
     }
 
 
-def _declare_data(parser: "ArgumentParser", split: bool = True) -> None:
+def _declare_data(parser: "ArgumentParser") -> None:
     parser.add_argument("--config", action="config", help="a YAML file with settings")
-    parser.add_argument("--data", type=Path, required=True, help="VOC, COCO, or a folder of pictures; see `wsss data info`")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="VOC, COCO, or a folder of pictures; see `wsss data info`"
+    )
     parser.add_argument("--train", type=str, default=None, help="split to train on, where the usual one is not wanted")
     parser.add_argument("--val", type=str, default=None, help="split to score the segmenter on, likewise")
     parser.add_argument("--tags", type=Path, default=None, help="CSV, TSV, JSONL or cls_labels.npy with tags")
     parser.add_argument("--classes", type=Path, default=None, help="text file with one class a line")
+    parser.add_argument("--tag-rule", type=str, default=None, help="how tags come out of annotations: see docs/data.md")
+    parser.add_argument("--mask-rule", type=str, default=None, help="how COCO's masks are drawn: clims or icam")
+    parser.add_argument("--upright", type=bool, default=None, help="turn pictures as their EXIF orientation says")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad pictures out and name them in the report")
-    if split:
-        parser.add_argument("--split", type=str, default=None, help="split to work on; by default the one trained on")
+
+
+def _declare_split(parser: "ArgumentParser") -> None:
+    _declare_data(parser)
+    parser.add_argument("--split", type=str, default=None, help="split to work on; by default the one trained on")
     _declare_out(parser)
 
 
 def _declare_out(parser: "ArgumentParser") -> None:
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is made; a killed command goes on there")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for what is made; a killed command goes on there"
+    )
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto takes a GPU where there is one")
 
 
@@ -137,6 +153,9 @@ def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
         val=settings.val,
         tags=settings.tags,
         classes=settings.classes,
+        tag_rule=settings["tag_rule"],
+        mask_rule=settings["mask_rule"],
+        upright=settings.upright,
         skip_bad=settings["skip_bad"],
         remember=remember,
     )
@@ -148,7 +167,8 @@ def _split(settings: "Namespace") -> "Images":
 
 
 def _declare_run(module: str, parser: "ArgumentParser") -> None:
-    _declare_data(parser, split=False)
+    _declare_data(parser)
+    _declare_out(parser)
     parser.add_class_arguments(importlib.import_module(module).Recipe)
 
 
@@ -159,7 +179,7 @@ def _run(module: str, settings: "Namespace") -> None:
 
 
 def _declare_train(module: str, parser: "ArgumentParser") -> None:
-    _declare_data(parser)
+    _declare_split(parser)
     parser.add_class_arguments(importlib.import_module(module).Settings)
 
 
@@ -171,7 +191,7 @@ def _train(module: str, settings: "Namespace") -> None:
 
 
 def _declare_localize(module: str, parser: "ArgumentParser") -> None:
-    _declare_data(parser)
+    _declare_split(parser)
     parser.add_argument("--weights", type=Path, required=True, help="folder of the trained classifier, or its file")
     parser.add_class_arguments(importlib.import_module(module).Inference)
 
@@ -186,7 +206,7 @@ def _localize(module: str, settings: "Namespace") -> None:
 def _declare_refine(parser: "ArgumentParser") -> None:
     from wsss.stages import refine
 
-    _declare_data(parser)
+    _declare_split(parser)
     parser.add_argument("--cams", type=Path, required=True, help="folder of activation maps")
     parser.add_class_arguments(refine.Settings)
 
@@ -201,7 +221,7 @@ def _refine(settings: "Namespace") -> None:
 def _declare_segment(parser: "ArgumentParser") -> None:
     from wsss.stages import segment
 
-    _declare_data(parser)
+    _declare_split(parser)
     parser.add_argument("--masks", type=Path, required=True, help="folder of pseudo masks")
     parser.add_class_arguments(segment.Settings)
 
@@ -234,7 +254,7 @@ def _predict(settings: "Namespace") -> None:
 def _declare_evaluate(parser: "ArgumentParser") -> None:
     from wsss.stages import evaluate
 
-    _declare_data(parser)
+    _declare_split(parser)
     parser.add_argument("--cams", type=Path, default=None, help="folder of activation maps")
     parser.add_argument("--masks", type=Path, default=None, help="folder of pseudo masks or predictions")
     parser.add_class_arguments(evaluate.Settings)
@@ -278,6 +298,17 @@ def _info(settings: "Namespace") -> None:
     print(render(overview(data, decode=True)))
 
 
+def _declare_sbd(parser: "ArgumentParser") -> None:
+    parser.add_argument("sbd", type=Path, help="SBD's folder, with dataset/cls/*.mat")
+    parser.add_argument("voc", type=Path, help="VOC's folder, which gets SegmentationClassAug and the list")
+
+
+def _sbd(settings: "Namespace") -> None:
+    from wsss.data.voc import make_segmentation_class_aug
+
+    print(make_segmentation_class_aug(settings.sbd, settings.voc))
+
+
 def _declare_shapes(parser: "ArgumentParser") -> None:
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--train", type=int, default=400, help="pictures to train on")
@@ -309,9 +340,11 @@ def _demo(settings: "Namespace") -> None:
 
 
 def _print_table(run: Path) -> None:
+    from wsss import launch
     from wsss.stages.report import table
 
-    print(table(run))
+    if launch.is_first():
+        print(table(run))
 
 
 def _settings(settings: "Namespace", kind: type) -> Any:

@@ -8,6 +8,7 @@ import datetime
 import functools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from wsss.errors import BadInput
 
@@ -83,6 +85,11 @@ def decided_by_first(decide: Callable[[], Item]) -> Item:
     return outcome[0]
 
 
+def missing(names: Sequence[str], folder: Path, suffix: str) -> list[int]:
+    """Those of this process's share of pictures whose file `folder/NAME+suffix` is not there yet, by position."""
+    return [index for index in share(range(len(names))) if not (folder / f"{names[index]}{suffix}").exists()]
+
+
 def summed(counts: np.ndarray) -> np.ndarray:
     """The sum of an integer array over all processes."""
     if processes() == 1:
@@ -137,7 +144,7 @@ def synchronise_batch_norm(network: nn.Module) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-            module.__class__ = _shared_batch_norm(type(module))
+            module.__class__ = _shared_batch_norm(type(module))  # type: ignore[arg-type]
     return network
 
 
@@ -168,4 +175,4 @@ def _shared_batch_norm(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:
-    return dist.nn.functional.all_reduce(value)  # type: ignore[no-untyped-call]
+    return all_reduce(value)

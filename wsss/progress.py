@@ -46,7 +46,9 @@ class Progress:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bars:
             self._bars.stop()
         elif not self._quiet and error is None and self.done > self._first:
@@ -67,4 +69,8 @@ class Progress:
         self._last_line = time.monotonic()
         rate = self._rate()
         left = (self.total - self.done) / rate if rate else 0.0
-        print(f"{self.title}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left {note}", file=sys.stderr, flush=True)
+        print(
+            f"{self.title}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left {note}",
+            file=sys.stderr,
+            flush=True,
+        )

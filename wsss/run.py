@@ -119,8 +119,9 @@ def _add_seconds(out: Path, spent: float) -> None:
 
 def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
     """Whether the stage is done already; otherwise its folder is made ready for it."""
-    asked = {"stage": name, "version": __version__, "inputs": {key: _describe(value, out) for key, value in inputs.items()}}
-    asked["identity"] = digest([name, {key: _identity(value) for key, value in asked["inputs"].items()}])
+    described = {key: _describe(value, out) for key, value in inputs.items()}
+    identity = digest([name, {key: _identity(value) for key, value in described.items()}])
+    asked = {"stage": name, "version": __version__, "inputs": described, "identity": identity}
     for marker in (DONE, STARTED):
         if (out / marker).exists():
             found = read_json(out / marker, "the record of a stage")

@@ -62,7 +62,9 @@ def _umask() -> int:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, non-ASCII letters as they are."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        # file names may hold bytes that are not UTF-8, which Python keeps as lone surrogates
+        temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
 def read_json(path: Path, expected: str) -> Any:
@@ -72,7 +74,7 @@ def read_json(path: Path, expected: str) -> Any:
         BadInput: the file is missing, is not UTF-8 or is not JSON (cut off, for example).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
     except FileNotFoundError as error:
         raise BadInput(path, "no such file", expected, "Check the path.") from error
     except UnicodeDecodeError as error:
@@ -93,7 +95,7 @@ def read_json(path: Path, expected: str) -> Any:
 
 def digest(value: Any) -> str:
     """A short, stable fingerprint of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:

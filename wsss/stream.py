@@ -1,45 +1,52 @@
-"""Work on one picture after another with decoding, computing and writing side by side, in threads."""
+"""One thing after another with reading, computing and writing side by side, in threads; without torch, so that it starts at once."""
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from wsss import launch
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
 
 
-def stream(
-    items: Iterable[Item], function: Callable[[Item], Result], threads: int | None = None
-) -> Iterator[tuple[Item, Result]]:
-    """Each item with `function(item)`, in order, computed ahead in threads.
+def in_threads(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    total: int = 0,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Iterator[Result]:
+    """`function` of each item, in order; the first error ends it and drops what has not begun.
 
-    At most two results a thread wait to be taken, so memory stays bounded. The first error ends it.
+    At most four results a thread wait to be taken, so memory stays bounded.
 
     Args:
+        function: must let go of the interpreter lock for threads to help, as decoding, NumPy and numba do.
         items: what to work on.
-        function: must let go of the interpreter lock for threads to help: decoding, NumPy, numba and torch do.
-        threads: None takes what this process may use.
+        total: how many there are.
+        progress: called with the number of items done and `total`.
+        threads: None takes the machine's cores.
     """
-    n = threads or launch.threads()
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(n) as pool:
+    threads = threads or os.cpu_count() or 1
+    source = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque(
+            pool.submit(function, item) for item in itertools.islice(source, 4 * threads)
+        )
         try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) > 2 * n:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
+            for done in itertools.count(1):
+                if not waiting:
+                    break
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(source, 1))
+                if progress:
+                    progress(done, total)
         finally:
-            for _, future in waiting:
+            for future in waiting:
                 future.cancel()
 
 
@@ -59,14 +66,10 @@ class Writer:
         while len(self._pending) > self._room:
             self._pending.popleft().result()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
         if error is None:
             for future in self._pending:
                 future.result()
-
-
-def missing(names: Iterable[str], folder: Path, suffix: str) -> list[int]:
-    """This process's share of the positions whose file `folder/NAME+suffix` is not there yet."""
-    positions = launch.share(list(enumerate(names)))
-    return [position for position, name in positions if not os.path.exists(folder / f"{name}{suffix}")]

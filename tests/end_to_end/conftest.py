@@ -63,7 +63,15 @@ def command(*words: object, processes: int = 1) -> list[str]:
     """The command line of `wsss WORDS`."""
     start = [sys.executable, "-m", "wsss"]
     if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "wsss"]
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            "-m",
+            "wsss",
+        ]
     return start + [str(word) for word in words]
 
 

@@ -47,9 +47,10 @@ def test_every_stage_is_there(finished, shapes):
     for stage in STAGES:
         assert (finished / stage / "done.json").exists()
     scores = json.loads((finished / "cams-scores" / "scores.json").read_text())
-    assert scores["protocol"]["threshold"] == max(
-        zip(scores["curve"]["miou"], [-t for t in scores["curve"]["thresholds"]], strict=True)
-    )[1] * -1
+    assert (
+        scores["protocol"]["threshold"]
+        == max(zip(scores["curve"]["miou"], [-t for t in scores["curve"]["thresholds"]], strict=True))[1] * -1
+    )
     assert (finished / "report.html").stat().st_size > 10_000
 
 

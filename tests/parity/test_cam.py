@@ -94,7 +94,11 @@ def test_clims_training_forward_and_gradients():
     loss = F.multilabel_soft_margin_loss(logits, label)
     np.testing.assert_allclose(loss.item(), CLIMS["msm_loss"], rtol=1e-6)
     loss.backward()
-    close(trainable.network.classifier.weight.grad[:, :64, 0, 0], CLIMS["grad_classifier_weight_0_64"].reshape(20, 64), 1e-5)
+    close(
+        trainable.network.classifier.weight.grad[:, :64, 0, 0],
+        CLIMS["grad_classifier_weight_0_64"].reshape(20, 64),
+        1e-5,
+    )
     gradients = {name: value.grad for name, value in trainable.network.named_parameters()}
     compared = [key for key in CLIMS.files if key.startswith("gradstats/")]
     assert compared
@@ -128,7 +132,9 @@ def test_clims_multi_scale_maps():
 def run_optimizer(training: Training, values, gradient, lrs, decays, n_steps, steps):
     """The rates in force and the parameters after each step of our optimiser under our schedule."""
     parameters = [torch.nn.Parameter(torch.from_numpy(value.copy())) for value in values]
-    groups = [{"params": [p], "lr": lr, "weight_decay": decay} for p, lr, decay in zip(parameters, lrs, decays, strict=True)]
+    groups = [
+        {"params": [p], "lr": lr, "weight_decay": decay} for p, lr, decay in zip(parameters, lrs, decays, strict=True)
+    ]
     optimizer, rates, after = make_optimizer(training, groups), [], []
     for step in range(steps):
         for group, lr in zip(optimizer.param_groups, lrs, strict=True):
@@ -169,7 +175,9 @@ def test_clims_optimizer():
     np.testing.assert_allclose(after, POLY["a/params_after_step"], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("name", "base", "total", "every"), [("poly_100_10", 2.5e-4, 100, 10), ("poly_57_7", 1e-3, 57, 7)])
+@pytest.mark.parametrize(
+    ("name", "base", "total", "every"), [("poly_100_10", 2.5e-4, 100, 10), ("poly_57_7", 1e-3, 57, 7)]
+)
 def test_deeplab_schedule(name, base, total, every):
     training = Training(poly_every=every)
     wanted = SCHEDULES[name].reshape(len(SCHEDULES[name]), -1)[:total, 0]

@@ -21,8 +21,8 @@ from wsss.data.images import Dataset, Images, MaskFile, TrueMask
 from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import chosen_split, found_alone, pictures_below, read_classes, read_names, without_suffix
 from wsss.data.tables import labels_by_name, labels_of, spellings
-from wsss.data.threads import Progress, in_threads
 from wsss.errors import BadInput
+from wsss.stream import Progress, in_threads
 
 # Category ids 1..90 leave out 12, 26, 29, 30, 45, 66, 68, 69, 71, 83
 COCO_CATEGORIES = {

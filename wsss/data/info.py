@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from wsss.data.images import Dataset, Images
-from wsss.data.threads import Progress, in_threads
 from wsss.errors import BadInput
 from wsss.storage import file_digest
+from wsss.stream import Progress, in_threads
 
 
 def find_bad(images: Images, *, progress: Progress | None = None) -> dict[str, str]:

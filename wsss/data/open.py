@@ -10,9 +10,9 @@ from wsss.data.folder import open_folder, open_pictures
 from wsss.data.images import Dataset
 from wsss.data.lists import files_below, is_picture, listing
 from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
-from wsss.data.threads import Progress
 from wsss.data.voc import find_voc, open_voc
 from wsss.errors import BadInput
+from wsss.stream import Progress
 
 __all__ = ["LAYOUTS", "open_dataset", "open_pictures"]
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from wsss.data.files import write_mask
 from wsss.data.lists import listing
-from wsss.data.threads import Progress, in_threads
 from wsss.errors import BadInput
 from wsss.storage import read_json, whole_file, write_json
+from wsss.stream import Progress, in_threads
 
 SHAPES = ("ball", "boat", "cross", "ring", "star")
 RECORD = "shapes.json"

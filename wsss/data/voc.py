@@ -23,9 +23,9 @@ from wsss.data.lists import (
     suggestion,
 )
 from wsss.data.tables import labels_by_name, labels_of
-from wsss.data.threads import Progress, in_threads
 from wsss.errors import BadInput
 from wsss.storage import whole_file
+from wsss.stream import Progress, in_threads
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -40,7 +40,7 @@ class Settings:
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, `none`, or a file"""
     frozen: Literal["auto", "nothing", "stem", "stages"] = "auto"
-    """what stays as it was given: the stem and two stages (IRNet), the stem (CLIMS), nothing; with either of the first two all batch-norm statistics stay; auto: `nothing` for new weights, else `stages`"""
+    """what keeps its weights, and all batch-norm statistics with it: stem and two stages (IRNet) or the stem (CLIMS); auto: nothing if new"""
     classifier_lr: float = 10.0
     """learning rate of the classifier, times that of the body"""
     augment: ClassifierAugment = ClassifierAugment()

@@ -1,7 +1,7 @@
 """Feature extractors by name: our ResNets under their published names, and everything that timm knows."""
 
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 import timm
 from jaxtyping import Float
@@ -40,7 +40,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()
         try:
-            self.body = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
+            self.body: Any = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
         except (RuntimeError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
             close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "resnet50, resnet10t, convnext_atto"
             raise BadInput(
@@ -49,8 +49,9 @@ class TimmBackbone(nn.Module):
                 f"resnet{{{','.join(map(str, DEPTHS))}}} or a timm model that offers features_only and output_stride",
                 f"Try one of: {close}.",
             ) from error
-        self.channels: list[int] = self.body.feature_info.channels()
-        self.strides: list[int] = self.body.feature_info.reduction()
+        self.features: Any = self.body.feature_info
+        self.channels: list[int] = self.features.channels()
+        self.strides: list[int] = self.features.reduction()
         if self.strides[-1] != output_stride:
             raise BadInput(
                 f"backbone {name}",
@@ -60,7 +61,7 @@ class TimmBackbone(nn.Module):
             )
 
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
-        modules = self.body.feature_info.module_name()
+        modules = self.features.module_name()
         if end := self._positions(modules[feature]):
             return list(self.body.parameters())[: end[-1] + 1]
         # an activation gives this feature: everything before the next one's module

@@ -1,6 +1,7 @@
 """ResNet bodies (He et al., Deep residual learning for image recognition, CVPR 2016) under torchvision's names."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torchvision
 from jaxtyping import Float
@@ -34,7 +35,7 @@ class ResNet(nn.Module):
             _set_stride(layer[0], stride)
             for block in layer[1:]:
                 _dilate(block, dilation)
-            last = layer[-1]
+            last: Any = layer[-1]
             self.channels.append((last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels)
             self.strides.append(self.strides[-1] * stride)
 
@@ -55,23 +56,20 @@ class ResNet(nn.Module):
         return features
 
 
-def _strided_conv(block: nn.Module) -> nn.Conv2d:
+def _strided_conv(block: Any) -> nn.Conv2d:
     # torchvision strides the 3x3 convolution of a bottleneck, and the first convolution of a basic block
-    conv = block.conv2 if hasattr(block, "conv3") else block.conv1
-    assert isinstance(conv, nn.Conv2d)
-    return conv
+    return block.conv2 if hasattr(block, "conv3") else block.conv1
 
 
-def _set_stride(block: nn.Module, stride: int) -> None:
+def _set_stride(block: Any, stride: int) -> None:
     _strided_conv(block).stride = (stride, stride)
     if block.downsample is not None:
-        block.downsample[0].stride = (stride, stride)  # type: ignore[index]
+        block.downsample[0].stride = (stride, stride)
 
 
-def _dilate(block: nn.Module, dilation: int) -> None:
+def _dilate(block: Any, dilation: int) -> None:
     if dilation == 1:
         return
     convs = [block.conv2] if hasattr(block, "conv3") else [block.conv1, block.conv2]
     for conv in convs:
-        assert isinstance(conv, nn.Conv2d)
         conv.dilation = conv.padding = (dilation, dilation)

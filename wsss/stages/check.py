@@ -58,7 +58,7 @@ def _bad(data: Dataset, remember: Path | None) -> dict[str, str]:
     bad: dict[str, str] = {}
     for images in _different(data):
         with Progress(f"look through {images.title}", len(images)) as progress:
-            bad |= find_bad(images, progress=lambda done, total: progress.advance())  # noqa: B023 - called in the loop
+            bad |= find_bad(images, progress=lambda done, total: progress.advance())
     if record:
         write_json(record, {"fingerprint": fingerprint, "overview": found, "bad": bad})
     return bad

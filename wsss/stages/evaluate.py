@@ -16,7 +16,7 @@ from wsss.metrics import ConfusionMatrix, ContourCounts, Convention, ThresholdSw
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.storage import read_json, write_json
-from wsss.stream import stream
+from wsss.stream import in_threads
 
 SCORES, PER_IMAGE = "scores.json", "per_image.json"
 
@@ -53,10 +53,11 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         classes, maps = read_cams(cams / f"{images.names[index]}.npz")
-        return images.read_mask(index, maps.shape[1:]), maps, classes  # type: ignore[arg-type]
+        return images.read_mask(index, maps.shape[1:]), maps, classes
 
     with Progress(f"thresholds {out.name}", len(mine)) as progress:
-        for index, (truth, maps, classes) in stream(mine, load):
+        loaded = in_threads(load, mine, threads=launch.threads())
+        for index, (truth, maps, classes) in zip(mine, loaded, strict=True):
             sweep.add(truth, maps, classes, str(cams / f"{images.names[index]}.npz"))
             progress.advance()
     sweep.counts = launch.summed(sweep.counts)
@@ -72,7 +73,9 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
         "thresholds": list(settings.thresholds),
         "miou": [score.miou for score in sweep.scores(settings.convention)],
     }
-    return _score(settings, images, thresholded, out, {"maps": "argmax over [threshold, maps]", "threshold": best}, curve)
+    return _score(
+        settings, images, thresholded, out, {"maps": "argmax over [threshold, maps]", "threshold": best}, curve
+    )
 
 
 @stage
@@ -127,10 +130,11 @@ def _score(
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray]:
         mask = read(index)
-        return images.read_mask(index, mask.shape), mask  # type: ignore[arg-type]
+        return images.read_mask(index, mask.shape), mask
 
     with Progress(f"evaluate {out.name}", len(mine)) as progress:
-        for index, (truth, mask) in stream(mine, load):
+        loaded = in_threads(load, mine, threads=launch.threads())
+        for index, (truth, mask) in zip(mine, loaded, strict=True):
             alone = ConfusionMatrix(images.n_labels)
             alone.add(truth, mask, images.names[index])
             matrix.merge(alone.counts)

@@ -11,7 +11,7 @@ from wsss.data.files import write_cams
 from wsss.data.images import Images
 from wsss.progress import Progress
 from wsss.run import stage
-from wsss.stream import Writer, missing, stream
+from wsss.stream import Writer, in_threads
 
 
 class Cams(NamedTuple):
@@ -58,7 +58,7 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
         inputs: earlier stages or files that the method needs, by name (`weights`, ...).
     """
     localizer = settings.localizer(images, **inputs)
-    todo = missing(images.names, out, ".npz")
+    todo = launch.missing(images.names, out, ".npz")
 
     def load(index: int) -> tuple[Any, tuple[int, int]]:
         image = images.read(index)
@@ -66,7 +66,8 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
 
     mine = len(launch.share(images.names))
     with Writer() as write, Progress(f"localize {out.name}", mine, done=mine - len(todo)) as progress:
-        for index, (prepared, size_hw) in stream(todo, load):
+        loaded = in_threads(load, todo, threads=launch.threads())
+        for index, (prepared, size_hw) in zip(todo, loaded, strict=True):
             classes, maps, strided = localizer.cams(prepared, size_hw, images.labels[index])
             write(write_cams, out / f"{images.names[index]}.npz", classes, maps, strided)
             progress.advance()

@@ -14,13 +14,13 @@ from wsss import launch
 from wsss.data.augment import normalise
 from wsss.data.files import write_mask
 from wsss.data.images import Images
-from wsss.data.voc import CLASSES as VOC_CLASSES
+from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput
 from wsss.networks.deeplab import DeepLabSettings, create_deeplab, resize_logits
 from wsss.ops.dense_crf import DenseCRF, Preset, dense_crf, resolve, unary_from_scores
 from wsss.progress import Progress
 from wsss.run import stage
-from wsss.stream import missing, stream
+from wsss.stream import in_threads
 from wsss.weights import load_deeplab, trained_weights
 
 
@@ -97,7 +97,9 @@ class Segmenter:
         n = len(self.settings.scales) * (2 if self.settings.flip else 1)
         return (total[0] / n).cpu().numpy()
 
-    def refined(self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
+    def refined(
+        self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]
+    ) -> UInt8[np.ndarray, "h w"]:
         """The labels, after the CRF where the settings have one."""
         if self.settings.crf is not None:
             probabilities = dense_crf(image, unary_from_scores(probabilities), resolve(self.settings.crf), threads=1)
@@ -119,7 +121,7 @@ def predict(settings: Settings, images: Images, *, weights: Path, out: Path) -> 
         out: the stage's folder.
     """
     segmenter = Segmenter(weights, settings)
-    todo = missing(images.names, out, ".png")
+    todo = launch.missing(images.names, out, ".png")
     mine = len(launch.share(images.names))
 
     def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], Float[Tensor, "1 3 h w"]]:
@@ -131,7 +133,8 @@ def predict(settings: Settings, images: Images, *, weights: Path, out: Path) -> 
         write_mask(out / f"{images.names[index]}.png", segmenter.refined(image, probabilities))
 
     with Progress(f"predict {out.name}", mine, done=mine - len(todo)) as progress:
-        forwarded = ((index, image, segmenter.probabilities(view)) for index, (image, view) in stream(todo, load))
-        for _ in stream(forwarded, finish):
+        loaded = zip(todo, in_threads(load, todo, threads=launch.threads()), strict=True)
+        forwarded = ((index, image, segmenter.probabilities(view)) for index, (image, view) in loaded)
+        for _ in in_threads(finish, forwarded, threads=launch.threads()):
             progress.advance()
     return {"images": len(images), "classes": list(segmenter.classes)}

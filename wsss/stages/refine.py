@@ -14,7 +14,7 @@ from wsss.errors import BadInput
 from wsss.ops.dense_crf import DenseCRF, Preset, dense_crf, resolve, unary_from_labels
 from wsss.progress import Progress
 from wsss.run import stage
-from wsss.stream import missing, stream
+from wsss.stream import in_threads
 
 # IRNet's threshold on VOC, for pictures without true masks to find a better one on
 DEFAULT_THRESHOLD = 0.15
@@ -54,8 +54,13 @@ def refine(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict
         BadInput: no threshold is set, or the maps do not fit the picture.
     """
     if settings.threshold is None:
-        raise BadInput("refine.threshold", "nothing", "a number in [0, 1]", "Set it, or take the best one that `wsss evaluate` found.")
-    todo = missing(images.names, out, ".png")
+        raise BadInput(
+            "refine.threshold",
+            "nothing",
+            "a number in [0, 1]",
+            "Set it, or take the best one that `wsss evaluate` found.",
+        )
+    todo = launch.missing(images.names, out, ".png")
     mine = len(launch.share(images.names))
 
     def work(index: int) -> None:
@@ -71,13 +76,16 @@ def refine(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict
         write_mask(out / f"{images.names[index]}.png", pseudo_mask(image, classes, maps, settings))
 
     with Progress(f"refine {out.name}", mine, done=mine - len(todo)) as progress:
-        for _ in stream(todo, work):
+        for _ in in_threads(work, todo, threads=launch.threads()):
             progress.advance()
     return {"images": len(images)}
 
 
 def pseudo_mask(
-    image: UInt8[np.ndarray, "h w 3"], classes: Int[np.ndarray, " k"], maps: Float[np.ndarray, "k h w"], settings: Settings
+    image: UInt8[np.ndarray, "h w 3"],
+    classes: Int[np.ndarray, " k"],
+    maps: Float[np.ndarray, "k h w"],
+    settings: Settings,
 ) -> UInt8[np.ndarray, "h w"]:
     """The pseudo mask of one picture: 0 background, class + 1, 255 unsure.
 

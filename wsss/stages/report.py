@@ -71,10 +71,13 @@ def report(run: Path, data: Dataset) -> Path:
         BadInput: there is no finished stage, or `data` is not what the stages were made from.
     """
     out = run / REPORT
-    if launch.is_first():
+
+    def write() -> None:
         page = _page(run, data)
         with whole_file(out) as temporary:
             temporary.write_text(page, encoding="utf-8")
+
+    launch.decided_by_first(write)
     return out
 
 

@@ -59,7 +59,7 @@ class Settings:
         if self.network.backbone == PUBLISHED_BODY and self.init != "none":
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         elif self.init != "none":
-            load_backbone(network.base.backbone, self.network.backbone, self.init)
+            load_backbone(network.get_submodule("base.backbone"), self.network.backbone, self.init)
         return Learning(self, network, images, masks)
 
 
@@ -86,7 +86,7 @@ class Learning(nn.Module):
         return {"segmentation": torch.stack(losses).sum()}
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        return self.network.param_groups(training.lr, training.weight_decay)  # type: ignore[operator, no-any-return]
+        return self.network.param_groups(training.lr, training.weight_decay)  # type: ignore[operator]
 
 
 def _example(

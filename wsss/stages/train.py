@@ -272,7 +272,7 @@ def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLo
     workers = training.workers if training.workers >= 0 else min(8, max(1, launch.threads() - 1))
     return DataLoader(
         _Seeded(examples, training.seed),
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=_collated,
         num_workers=workers,
         pin_memory=launch.device().type == "cuda",
@@ -322,7 +322,9 @@ def _save(
         torch.save(content, temporary)
 
 
-def _restore(path: Path, trainable: Any, optimizer: Any, accelerator: Accelerator) -> tuple[int, list[dict[str, float]]]:
+def _restore(
+    path: Path, trainable: Any, optimizer: Any, accelerator: Accelerator
+) -> tuple[int, list[dict[str, float]]]:
     launch.wait()
     if not path.exists():
         return 0, []
