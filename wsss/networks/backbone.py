@@ -1,7 +1,7 @@
 """Feature extractors by name: our ResNets under their published names, and everything that timm knows."""
 
 import re
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import timm
 from jaxtyping import Float
@@ -40,7 +40,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()
         try:
-            self.body: Any = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
+            self.body = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
         except (RuntimeError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
             close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "resnet50, resnet10t, convnext_atto"
             raise BadInput(
@@ -49,7 +49,7 @@ class TimmBackbone(nn.Module):
                 f"resnet{{{','.join(map(str, DEPTHS))}}} or a timm model that offers features_only and output_stride",
                 f"Try one of: {close}.",
             ) from error
-        self.features: Any = self.body.feature_info
+        self.features = cast(Any, self.body).feature_info
         self.channels: list[int] = self.features.channels()
         self.strides: list[int] = self.features.reduction()
         if self.strides[-1] != output_stride:
