@@ -1,0 +1,93 @@
+"""Pseudo masks: thresholds, the CRF's two seeds, pictures without classes, maps that do not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tests.parity import inputs
+from wsss.data.files import read_mask, write_cams
+from wsss.errors import BadInput
+from wsss.stages.refine import Settings, pseudo_mask, refine
+
+LABELS = np.load(Path(__file__).parents[1] / "parity" / "data" / "irnet" / "ir-label.npz")
+
+
+@given(
+    arrays(np.float32, (2, 4, 5), elements=st.floats(0, 1, width=32)),
+    st.floats(0.125, 0.75, width=32),
+    st.sampled_from([0.0, 0.125]),
+)
+def test_thresholds_against_a_loop_over_pixels(maps, threshold, unsure):
+    image = np.zeros((4, 5, 3), np.uint8)
+    mask = pseudo_mask(image, np.array([3, 7]), maps, Settings("threshold", threshold, unsure))
+    for (y, x), label in np.ndenumerate(mask):
+        best = maps[:, y, x].max()
+        named = [4, 8][maps[:, y, x].argmax()]
+        if best > np.float32(threshold + unsure):
+            assert label == named
+        elif best > np.float32(threshold - unsure):
+            assert label == 255
+        else:
+            assert label == 0
+
+
+@pytest.mark.parametrize(("upper", "lower"), [(0.30, 0.05), (0.35, 0.10)])
+def test_crf_labels_of_irnet(upper, lower):
+    image, keys = inputs.image(120, 160, 5), np.array([2, 14])
+    maps = inputs.blocky("irn/ir_cam", 2, 120, 160, 0, 16) * inputs.blocky("irn/ir_gain", 1, 120, 160, 0, 24) ** 3
+    maps = maps / (maps.max((1, 2), keepdims=True) + np.float32(1e-5))
+    settings = Settings("crf", (upper + lower) / 2, (upper - lower) / 2)
+    ours = pseudo_mask(image, keys, maps, settings)
+    assert (ours == LABELS[f"ir_label_{upper:.2f}_{lower:.2f}".replace("0.", "")]).mean() >= 0.9995
+
+
+def test_a_picture_without_classes_is_background():
+    mask = pseudo_mask(np.zeros((6, 7, 3), np.uint8), np.zeros(0, np.int16), np.zeros((0, 6, 7), np.float32), Settings("crf", 0.2))
+    assert mask.shape == (6, 7)
+    assert not mask.any()
+
+
+def write_maps(squares, folder):
+    for index, name in enumerate(squares.names):
+        truth, classes = squares.read_mask(index), squares.classes(index)
+        maps = np.stack([(truth == label + 1).astype(np.float32) for label in classes])
+        write_cams(folder / f"{name}.npz", np.array(classes), maps)
+
+
+def finished(folder):
+    (folder / "done.json").write_text('{"stage": "localize", "identity": "abc", "inputs": {}}')
+    return folder
+
+
+def test_the_stage_writes_one_mask_a_picture(tmp_path, squares):
+    write_maps(squares, tmp_path / "cams")
+    refine(Settings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+    for index, name in enumerate(squares.names):
+        np.testing.assert_array_equal(read_mask(tmp_path / "masks" / f"{name}.png"), squares.read_mask(index))
+
+
+def test_a_threshold_has_to_be_there(tmp_path, squares):
+    write_maps(squares, tmp_path / "cams")
+    with pytest.raises(BadInput, match="refine.threshold: found nothing"):
+        refine(Settings(), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+
+
+def test_maps_of_another_size_are_named(tmp_path, squares):
+    write_maps(squares, tmp_path / "cams")
+    name = squares.names[5]
+    write_cams(tmp_path / "cams" / f"{name}.npz", np.array([0]), np.zeros((1, 9, 9), np.float32))
+    with pytest.raises(BadInput, match=r"bild_5ß\.npz: found maps of 9x9") as error:
+        refine(Settings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+    assert "32x36" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not an archive"])
+def test_broken_map_files_are_named(tmp_path, squares, content):
+    write_maps(squares, tmp_path / "cams")
+    (tmp_path / "cams" / f"{squares.names[0]}.npz").write_bytes(content)
+    with pytest.raises(BadInput, match=r"bild_0ß\.npz: found no such archive"):
+        refine(Settings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
