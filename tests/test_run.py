@@ -85,6 +85,17 @@ def test_half_done_goes_on_only_with_the_same_settings(tmp_path):
         broken(Settings(), out=tmp_path / "a")
 
 
+def test_a_stage_that_made_nothing_leaves_nothing(tmp_path):
+    @run.stage
+    def refuses(settings, *, out):
+        raise BadInput("batch", "8", "4", "Mend it.")
+
+    for count in (1, 2):
+        with pytest.raises(BadInput, match="Mend it"):
+            refuses(Settings(count=count), out=tmp_path / "a")
+    assert list((tmp_path / "a").iterdir()) == []
+
+
 def test_an_unfinished_input_is_refused(tmp_path):
     with pytest.raises(RuntimeError):
         broken(Settings(), out=tmp_path / "a")

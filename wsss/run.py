@@ -83,7 +83,7 @@ def stage(function: Callable[..., dict[str, Any]]) -> Stage:
             result = function(*args, out=out, **kwargs)
         finally:
             if launch.is_first() and out.is_dir():
-                _add_seconds(out, time.monotonic() - before)
+                _leave(out, time.monotonic() - before)
         launch.wait()
         launch.decided_by_first(lambda: _finish(out, result))
         return out
@@ -112,7 +112,12 @@ def seconds(out: Path) -> float:
     return float(read_json(path, "the seconds of a stage")["seconds"]) if path.exists() else 0.0
 
 
-def _add_seconds(out: Path, spent: float) -> None:
+def _leave(out: Path, spent: float) -> None:
+    """Add up the seconds of a stage; one that stopped before it made anything leaves nothing, so that settings can be mended."""
+    if {path.name for path in out.iterdir()} <= {STARTED, SECONDS}:
+        (out / STARTED).unlink(missing_ok=True)
+        (out / SECONDS).unlink(missing_ok=True)
+        return
     # not in done.json, whose bytes depend on the settings and inputs alone
     write_json(out / SECONDS, {"seconds": round(seconds(out) + spent, 3)})
 

@@ -17,7 +17,7 @@ from wsss.data.images import Images
 from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput
 from wsss.networks.deeplab import DeepLabSettings, create_deeplab, resize_logits
-from wsss.ops.dense_crf import DenseCRF, Preset, dense_crf, resolve, unary_from_scores
+from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.stream import in_threads
@@ -102,7 +102,9 @@ class Segmenter:
     ) -> UInt8[np.ndarray, "h w"]:
         """The labels, after the CRF where the settings have one."""
         if self.settings.crf is not None:
-            probabilities = dense_crf(image, unary_from_scores(probabilities), resolve(self.settings.crf), threads=1)
+            crf = self.settings.crf
+            kernels = PRESETS[crf] if isinstance(crf, str) else crf
+            probabilities = dense_crf(image, unary_from_scores(probabilities), kernels, threads=1)
         return probabilities.argmax(0).astype(np.uint8)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:

@@ -11,7 +11,7 @@ from wsss import launch
 from wsss.data.files import read_cams, write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput
-from wsss.ops.dense_crf import DenseCRF, Preset, dense_crf, resolve, unary_from_labels
+from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.stream import in_threads
@@ -102,8 +102,9 @@ def pseudo_mask(
     spread = (settings.unsure, -settings.unsure) if settings.unsure else (0.0,)
     seeds = [_thresholded(maps, settings.threshold + shift) for shift in spread]
     if settings.by == "crf" and len(classes):
+        kernels = PRESETS[settings.crf] if isinstance(settings.crf, str) else settings.crf
         unaries = [unary_from_labels(seed, len(labels), settings.certainty) for seed in seeds]
-        seeds = [q.argmax(0) for q in dense_crf(image, unaries, resolve(settings.crf), threads=1)]
+        seeds = [q.argmax(0) for q in dense_crf(image, unaries, kernels, threads=1)]
     certain, possible = labels[seeds[0]], labels[seeds[-1]]
     return np.where(certain > 0, certain, np.where(possible == 0, 0, IGNORE)).astype(np.uint8)
 

@@ -1,6 +1,7 @@
 """Train a network: the one loop that every trained method, affinity network and segmenter goes through."""
 
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -318,8 +319,11 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
     }
+    # torch's own writer reports a full disk as an error of its archive
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with whole_file(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _restore(

@@ -1,0 +1,311 @@
+"""The command line as users call it: help, single stages, settings in YAML, and one clear error for each kind of bad input."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.end_to_end.conftest import TINY, wsss
+from wsss.cli import main
+from wsss.data.shapes import make_shapes
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process; gives its exit status, what it printed, and its errors."""
+
+    def run(*words):
+        status = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def ok(run):
+    """Runs a command that has to succeed; gives what it printed."""
+
+    def ok(*words):
+        status, out, err = run(*words)
+        assert status == 0, err[-3000:]
+        return out
+
+    return ok
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that has to end with one clear error; gives its text."""
+
+    def refused(*words):
+        status, _, err = run(*words)
+        assert status == 2, err[-3000:]
+        assert err.count("wsss: error:") == 1
+        return err[err.index("wsss: error:") :]
+
+    return refused
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder a class, four pictures each."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("cat", (200, 40, 40)), ("dog", (40, 40, 200))):
+        for index in range(4):
+            picture = rng.integers(80, 140, (40, 48, 3)).astype(np.uint8)
+            picture[8:28, 10:32] = colour
+            path = tmp_path / "pictures" / name / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path, quality=95)
+    return tmp_path / "pictures"
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from wsss.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for word in ("run cam", "predict", "data info"):
+        assert word in done.stdout
+
+
+def test_unknown_commands_are_answered_with_what_there_is(refused):
+    assert "no command `run clamb`; there are: run cam" in refused("run", "clamb")
+    assert "no command `dance`" in refused("dance")
+
+
+def test_a_flag_of_the_wrong_type(pictures, tmp_path):
+    done = wsss("run", "cam", "--data", pictures, "--out", tmp_path / "o", "--classifier.training.epochs", "many")
+    assert done.returncode == 2
+    assert "classifier.training.epochs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_setting_is_explained():
+    text = wsss("run", "cam", "--help").stdout
+    for flag in ("--classifier.backbone", "--tail.refine.threshold", "--tail.segmenter.training.steps", "--skip-bad"):
+        assert flag in text
+    assert "background score" in text
+
+
+def test_printed_settings_are_settings(pictures, tmp_path):
+    printed = wsss("run", "cam", "--data", pictures, "--out", tmp_path / "o", "--print_config").stdout
+    settings = yaml.safe_load(printed)
+    assert settings["classifier"]["backbone"] == "resnet50"
+    assert settings["classifier"]["training"]["momentum"] == 1e-4
+    assert settings["tail"]["segmenter"]["training"]["steps"] == 20_000
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed)
+    again = wsss("run", "cam", "--config", path, "--print_config").stdout
+    assert yaml.safe_load(again) == settings
+
+
+def test_stages_one_by_one(tmp_path, shapes, ok):
+    tiny = {name: tmp_path / f"{name}.yaml" for name in ("train", "localize", "segment")}
+    tiny["train"].write_text(yaml.safe_dump(TINY["classifier"]))
+    tiny["localize"].write_text(yaml.safe_dump(TINY["inference"]))
+    tiny["segment"].write_text(yaml.safe_dump(TINY["tail"]["segmenter"]))
+    base, data = tmp_path / "run", ("--data", shapes)
+    ok("train", "cam", *data, "--config", tiny["train"], "--out", base / "classifier")
+    ok("localize", "cam", *data, "--config", tiny["localize"], "--weights", base / "classifier", "--out", base / "cams")
+    table = ok("evaluate", *data, "--cams", base / "cams", "--out", base / "cams-scores")
+    assert "maps" in table
+    ok("refine", *data, "--cams", base / "cams", "--threshold", "0.3", "--by", "threshold", "--out", base / "masks")
+    ok("evaluate", *data, "--masks", base / "masks", "--out", base / "masks-scores")
+    ok("segment", *data, "--config", tiny["segment"], "--masks", base / "masks", "--out", base / "segmenter")
+    ok("predict", "--pictures", shapes / "JPEGImages", "--weights", base / "segmenter", "--out", base / "predictions")
+    assert len(list((base / "predictions").glob("*.png"))) == 32
+    ok("report", base, *data)
+    assert (base / "report.html").exists()
+
+
+def test_a_folder_without_true_masks_goes_all_the_way(pictures, tmp_path, tiny, ok):
+    ok("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
+    assert len(list((tmp_path / "run" / "masks").rglob("*.png"))) == 8
+    assert not (tmp_path / "run" / "cams-scores").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_info_names_classes_and_bad_files(pictures, ok):
+    (pictures / "cat" / "notes.jpg").write_text("not a picture")
+    text = ok("data", "info", pictures)
+    assert "cat 5, dog 4" in text
+    assert "notes.jpg: found no picture" in text
+
+
+def truncate(pictures):
+    path = pictures / "cat" / "0.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def write_text(pictures):
+    path = pictures / "cat" / "0.jpg"
+    path.write_text("hello")
+    return path
+
+
+def empty(pictures):
+    path = pictures / "dog" / "1.jpg"
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize("spoil", [truncate, write_text, empty])
+def test_bad_pictures_stop_a_run_or_are_left_out_by_name(pictures, tmp_path, tiny, spoil, ok, refused):
+    path = spoil(pictures)
+    words = ("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
+    error = refused(*words)
+    assert str(path) in error
+    assert "--skip-bad" in error
+    # seven pictures are left, one fewer than a batch
+    error = refused(*words, "--skip-bad")
+    assert "7 pictures" in error
+    ok(*words, "--skip-bad", "--classifier.training.batch", "4", "--tail.segmenter.training.batch", "4")
+    found = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert list(found["bad"]) == [f"{path.parent.name}/{path.stem}"]
+    assert path.stem in (tmp_path / "run" / "report.html").read_text()
+
+
+def table(pictures, rows, encoding="utf-8", header=("image", "tags")):
+    flat = pictures.parent / "flat"
+    flat.mkdir()
+    for index, path in enumerate(sorted(pictures.rglob("*.jpg"))):
+        shutil.copy(path, flat / f"{index}.jpg")
+    with (flat / "tags.csv").open("w", encoding=encoding, newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return flat
+
+
+def test_a_tag_that_is_no_class(pictures, tmp_path, refused):
+    flat = table(pictures, [(f"{i}.jpg", "cat") for i in range(7)] + [("7.jpg", "dgo")])
+    (flat / "classes.txt").write_text("cat\ndog\n")
+    error = refused("run", "cam", "--data", flat, "--out", tmp_path / "run")
+    assert "dgo" in error
+    assert "dog" in error
+
+
+def test_a_table_with_missing_columns(pictures, tmp_path, refused):
+    error = refused("data", "info", table(pictures, [("0.jpg", "cat")], header=("file", "label")))
+    assert "tags.csv" in error
+    assert "image" in error
+
+
+def test_a_table_in_another_encoding(pictures, refused):
+    error = refused("data", "info", table(pictures, [("0.jpg", "Käse")], encoding="latin-1"))
+    assert "tags.csv" in error
+    assert "UTF-8" in error
+
+
+def test_a_missing_split_file(tmp_path, shapes, refused):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    (data / "ImageSets/Segmentation/train.txt").unlink()
+    (data / "ImageSets/Segmentation/val.txt").unlink()
+    assert "ImageSets" in refused("run", "cam", "--data", data, "--out", tmp_path / "run")
+
+
+def test_a_mask_of_another_size_and_an_unknown_label(tmp_path, shapes, tiny, refused):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    for name, array in (("train_00000", np.zeros((5, 5), np.uint8)), ("train_00001", None)):
+        path = data / "SegmentationClass" / f"{name}.png"
+        if array is None:
+            with Image.open(path) as picture:
+                array = np.full_like(np.asarray(picture), 77)
+        Image.fromarray(array).save(path)
+    error = refused("run", "cam", "--data", data, "--config", tiny, "--out", tmp_path / "run")
+    assert "2 bad files" in error
+    assert "a mask of 5x5" in error
+    assert "label 77" in error
+
+
+def test_a_cut_off_coco_file(tmp_path, refused):
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "train2017").mkdir()
+    (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text('{"images": [{"id": 1, ')
+    assert "instances_train2017.json" in refused("data", "info", tmp_path / "coco")
+
+
+def test_no_such_path(tmp_path, refused):
+    assert "no such file or folder" in refused("run", "cam", "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+
+
+def test_an_output_folder_with_other_files(pictures, tmp_path, tiny, refused):
+    (tmp_path / "run" / "classifier").mkdir(parents=True)
+    (tmp_path / "run" / "classifier" / "thesis.tex").write_text("precious")
+    error = refused("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
+    assert "files that no stage recorded" in error
+    assert (tmp_path / "run" / "classifier" / "thesis.tex").read_text() == "precious"
+
+
+def test_an_output_folder_that_is_a_file(pictures, tmp_path, tiny, refused):
+    (tmp_path / "run").write_text("a file")
+    error = refused("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
+    assert "a file where a folder has to be" in error
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, pictures, tiny, refused):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        error = refused("run", "cam", "--data", pictures, "--config", tiny, "--out", small / "run")
+        assert "a full disk" in error
+        assert not list(small.rglob("*.part"))
+        assert not (small / "run" / "classifier" / "weights.safetensors").exists()
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+def test_a_read_only_output(tmp_path, pictures, tiny, refused):
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", frozen], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a read-only file system")
+    try:
+        assert "read-only" in refused("run", "cam", "--data", pictures, "--config", tiny, "--out", frozen / "run")
+    finally:
+        subprocess.run(["umount", "--lazy", frozen], check=True)
+
+
+class Trap:
+    """A pickle that would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickles_are_not_run(tmp_path, pictures, tiny, refused):
+    torch.save({"weight": Trap(tmp_path / "sprung")}, tmp_path / "evil.pth")
+    words = ("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
+    error = refused(*words, "--classifier.init", tmp_path / "evil.pth")
+    assert "evil.pth" in error
+    np.save(tmp_path / "cls_labels.npy", np.array({"cat/0": Trap(tmp_path / "sprung")}, dtype=object), allow_pickle=True)
+    error = refused("data", "info", pictures, "--tags", tmp_path / "cls_labels.npy")
+    assert "cls_labels.npy" in error
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path, pictures, tiny, refused):
+    torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
+    words = ("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
+    assert "weights of another network" in refused(*words, "--classifier.init", tmp_path / "other.pth")
+
+
+def test_generated_pictures_again_and_with_other_settings(tmp_path, ok, refused):
+    ok("data", "shapes", tmp_path / "s", "--train", "3", "--val", "2", "--size", "64")
+    ok("data", "shapes", tmp_path / "s", "--train", "3", "--val", "2", "--size", "64")
+    assert "train 3" in refused("data", "shapes", tmp_path / "s", "--train", "4", "--val", "2", "--size", "64")
+    assert make_shapes(tmp_path / "s", train=3, val=2, size=64) == tmp_path / "s"
