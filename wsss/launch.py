@@ -15,9 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from wsss.errors import BadInput
 
@@ -29,7 +28,12 @@ TIMEOUT = datetime.timedelta(hours=24)
 
 @functools.cache
 def _state() -> PartialState:
-    return PartialState(timeout=TIMEOUT)
+    return PartialState(cpu=_on_cpu(), timeout=TIMEOUT)
+
+
+def _on_cpu() -> bool:
+    # accelerate starts several processes on CPUs only where it is told that they are to stay there
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def device() -> torch.device:
@@ -127,6 +131,7 @@ def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> 
     """
     _state()
     return Accelerator(
+        cpu=_on_cpu(),
         mixed_precision=precision,
         gradient_accumulation_steps=accumulate,
         log_with="tensorboard" if tracker_folder else None,
@@ -174,5 +179,21 @@ def _shared_batch_norm(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
     return SharedBatchNorm
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; a loss of any of them depends on the value of each."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _sum_over_processes(value: Tensor) -> Tensor:
-    return all_reduce(value)
+    return _SumOverProcesses.apply(value)
