@@ -14,6 +14,7 @@ import runpy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,11 @@ def main() -> None:
                     raise SystemExit(f"{name}, {preset}, {labels} labels: Q differs by {difference.max()}")
                 theirs, one, two, one_warm, two_warm = medians(
                     [
-                        lambda: pydensecrf2(image, energy, crf),
-                        lambda: cold(image, energy, crf, 1),
-                        lambda: cold(image, energy, crf, 2),
-                        lambda: dense_crf(image, energy, crf, threads=1),
-                        lambda: dense_crf(image, energy, crf, threads=2),
+                        partial(pydensecrf2, image, energy, crf),
+                        partial(cold, image, energy, crf, 1),
+                        partial(cold, image, energy, crf, 2),
+                        partial(dense_crf, image, energy, crf, threads=1),
+                        partial(dense_crf, image, energy, crf, threads=2),
                     ],
                     options.repeats,
                 )
@@ -109,7 +110,7 @@ def main() -> None:
                 print(f"{name:>20} {preset:>8} {labels:>6}{times}{colds[-1]:12.2f}{threads[-1]:12.2f}", flush=True)
         both = [unary(3, 0), unary(3, 1)]
         single, double = medians(
-            [lambda: cold(image, both[0], PRESETS["irn"], 2), lambda: cold(image, both, PRESETS["irn"], 2)],
+            [partial(cold, image, both[0], PRESETS["irn"], 2), partial(cold, image, both, PRESETS["irn"], 2)],
             2 * options.repeats,
         )
         doubles.append(double / single)

@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wsss {__version__}")
         return 0
     name = next((key for n in (2, 1) if (key := " ".join(words[:n])) in commands), None)
+    if name is None and any(word in ("-h", "--help") for word in words[1:2]):
+        known = {key: command for key, command in commands.items() if key.startswith(f"{words[0]} ")}
+        if known:
+            print("\n".join(f"wsss {key:<14} {command.help}" for key, command in known.items()))
+            return 0
     if name is None:
         known = [key for key in commands if key.startswith(f"{words[0]} ")] or commands
         print(f"wsss: error: no command `{' '.join(words[:2])}`; there are: {', '.join(known)}", file=sys.stderr)
@@ -132,7 +137,12 @@ def _declare_data(parser: "ArgumentParser") -> None:
 
 def _declare_split(parser: "ArgumentParser") -> None:
     _declare_data(parser)
-    parser.add_argument("--split", type=str, default=None, help="split to work on; by default the one trained on")
+    parser.add_argument(
+        "--split",
+        type=str,
+        default=None,
+        help="split to work on; by default the one trained on, and for scores the one with true masks in it",
+    )
     _declare_out(parser)
 
 
@@ -161,9 +171,10 @@ def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
     )
 
 
-def _split(settings: "Namespace") -> "Images":
+def _split(settings: "Namespace", scored: bool = False) -> "Images":
+    """The split that a single stage works on: the one trained on, or the one that maps and masks are scored on."""
     data = _open(settings)
-    return data.split(settings.split or data.train)
+    return data.split(settings.split or (data.seed_split if scored else None) or data.train)
 
 
 def _declare_run(module: str, parser: "ArgumentParser") -> None:
@@ -267,9 +278,9 @@ def _evaluate(settings: "Namespace") -> None:
     if (settings.cams is None) == (settings.masks is None):
         raise BadInput("--cams and --masks", "both or none", "one of them", "Say what is to be scored.")
     if settings.cams is not None:
-        evaluate.evaluate_cams(chosen, _split(settings), cams=settings.cams, out=settings.out)
+        evaluate.evaluate_cams(chosen, _split(settings, scored=True), cams=settings.cams, out=settings.out)
     else:
-        evaluate.evaluate_masks(chosen, _split(settings), masks=settings.masks, out=settings.out)
+        evaluate.evaluate_masks(chosen, _split(settings, scored=True), masks=settings.masks, out=settings.out)
     _print_table(settings.out)
 
 

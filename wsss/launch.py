@@ -15,12 +15,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 
 from wsss.errors import BadInput
 
 Item = TypeVar("Item")
+
+# What srun says, under the names that torchrun uses; MASTER_ADDR and MASTER_PORT are the user's to set
+_SLURM = {"SLURM_PROCID": "RANK", "SLURM_NTASKS": "WORLD_SIZE", "SLURM_LOCALID": "LOCAL_RANK"}
 
 # One process may be hours ahead of another between two stages
 TIMEOUT = datetime.timedelta(hours=24)
@@ -28,6 +32,9 @@ TIMEOUT = datetime.timedelta(hours=24)
 
 @functools.cache
 def _state() -> PartialState:
+    for theirs, ours in _SLURM.items():
+        if theirs in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            os.environ.setdefault(ours, os.environ[theirs])
     return PartialState(cpu=_on_cpu(), timeout=TIMEOUT)
 
 
@@ -130,37 +137,48 @@ def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> 
         tracker_folder: where TensorBoard's files go, None for none.
     """
     _state()
+    # one command trains several networks, each with its own precision
+    AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
         cpu=_on_cpu(),
         mixed_precision=precision,
         gradient_accumulation_steps=accumulate,
         log_with="tensorboard" if tracker_folder else None,
         project_dir=tracker_folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+            # some backbones of timm have layers that their last feature does not need
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+        ],
         step_scheduler_with_optimizer=False,
     )
 
 
-def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """Let batch norms that use batch statistics take them over all processes, on a GPU and on the CPU alike."""
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """Let batch norms that use batch statistics take them over all processes.
+
+    torch's own SyncBatchNorm runs on GPUs only, and its converter drops the activations that timm's norms bring along.
+    """
     if processes() == 1:
-        return network
-    if device().type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.__class__ = _shared_batch_norm(type(module))  # type: ignore[arg-type]
-    return network
 
 
 @functools.cache
 def _shared_batch_norm(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
-    """`kind` with statistics over all processes; torch's own SyncBatchNorm runs on GPUs only."""
+    """`kind` with statistics over all processes."""
 
     class SharedBatchNorm(kind):  # type: ignore[valid-type, misc]
         def forward(self, x: Tensor) -> Tensor:
             if not self.training:
                 return super().forward(x)
+            with torch.autocast(x.device.type, enabled=False):
+                out = self._normalised(x if x.dtype == torch.float64 else x.float()).to(x.dtype)
+            return self.act(self.drop(out)) if hasattr(self, "act") else out
+
+        def _normalised(self, x: Tensor) -> Tensor:
             count = _sum_over_processes(torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype, device=x.device))
             mean = _sum_over_processes(x.sum((0, 2, 3))) / count
             centred = x - mean[:, None, None]
@@ -171,10 +189,7 @@ def _shared_batch_norm(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
             out = centred * torch.rsqrt(variance + self.eps)[:, None, None]
-            if self.affine:
-                out = out * self.weight[:, None, None] + self.bias[:, None, None]
-            # timm's norms bring their activation along
-            return self.act(self.drop(out)) if hasattr(self, "act") else out
+            return out * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else out
 
     return SharedBatchNorm
 

@@ -13,6 +13,8 @@ from typing import Any
 from wsss.errors import BadInput
 
 TEMPORARY_SUFFIX = ".part"
+# The umask can only be read by setting it, which is no business of writer threads
+os.umask(_UMASK := os.umask(0))
 
 
 @contextlib.contextmanager
@@ -31,7 +33,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -51,12 +53,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,7 +22,7 @@ def in_threads(
 ) -> Iterator[Result]:
     """`function` of each item, in order; the first error ends it and drops what has not begun.
 
-    At most four results a thread wait to be taken, so memory stays bounded.
+    At most two results a thread wait to be taken, so memory stays bounded.
 
     Args:
         function: must let go of the interpreter lock for threads to help, as decoding, NumPy and numba do.
@@ -34,10 +34,9 @@ def in_threads(
     threads = threads or os.cpu_count() or 1
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque(
-            pool.submit(function, item) for item in itertools.islice(source, 4 * threads)
-        )
+        waiting: deque[Future[Result]] = deque()
         try:
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(source, 2 * threads))
             for done in itertools.count(1):
                 if not waiting:
                     break

@@ -253,7 +253,9 @@ def test_an_output_folder_that_is_a_file(pictures, tmp_path, tiny, refused):
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, pictures, tiny, refused):
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
@@ -292,7 +294,9 @@ def test_pickles_are_not_run(tmp_path, pictures, tiny, refused):
     words = ("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
     error = refused(*words, "--classifier.init", tmp_path / "evil.pth")
     assert "evil.pth" in error
-    np.save(tmp_path / "cls_labels.npy", np.array({"cat/0": Trap(tmp_path / "sprung")}, dtype=object), allow_pickle=True)
+    np.save(
+        tmp_path / "cls_labels.npy", np.array({"cat/0": Trap(tmp_path / "sprung")}, dtype=object), allow_pickle=True
+    )
     error = refused("data", "info", pictures, "--tags", tmp_path / "cls_labels.npy")
     assert "cls_labels.npy" in error
     assert not (tmp_path / "sprung").exists()

@@ -58,7 +58,9 @@ def test_maps_of_a_picture_smaller_than_a_cell(squares):
 
 def test_a_picture_without_tags_has_no_maps():
     localizer = cam.Localizer(cam.Network("test_resnet", 2).eval(), cam.Inference())
-    classes, maps, strided = localizer.cams(localizer.prepare(np.zeros((40, 50, 3), np.uint8)), (40, 50), np.zeros(2, bool))
+    classes, maps, strided = localizer.cams(
+        localizer.prepare(np.zeros((40, 50, 3), np.uint8)), (40, 50), np.zeros(2, bool)
+    )
     assert len(classes) == 0
     assert maps.shape == (0, 40, 50)
     assert strided.shape == (0, 10, 13)

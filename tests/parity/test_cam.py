@@ -75,7 +75,7 @@ def test_irnet_maps_and_labels():
     label[[3, 14]] = True
     views = localizer.prepare(image)
     with torch.no_grad():
-        pair = localizer.network.maps(views[0]).relu()
+        pair = localizer.network.maps(torch.cat([views[0], views[0].flip(3)])).relu()
     close((pair[0] + pair[1].flip(2))[[3, 14]], IRNET["cam_scale1"], 1e-5)
     classes, maps, strided = localizer.cams(views, (90, 124), label)
     np.testing.assert_array_equal(classes, IRNET["keys"])

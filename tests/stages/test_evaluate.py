@@ -26,7 +26,9 @@ def by_hand(truths, masks, n):
 def noisy(squares, seed=0):
     rng = np.random.default_rng(seed)
     truths = [squares.read_mask(i) for i in range(len(squares))]
-    return truths, [np.where(rng.random(t.shape) < 0.2, rng.integers(0, 3, t.shape), t).astype(np.uint8) for t in truths]
+    return truths, [
+        np.where(rng.random(t.shape) < 0.2, rng.integers(0, 3, t.shape), t).astype(np.uint8) for t in truths
+    ]
 
 
 def test_masks(tmp_path, squares):
@@ -63,7 +65,9 @@ def test_maps_are_scored_at_every_threshold_and_fully_at_the_best(tmp_path, squa
     expected = []
     for threshold in thresholds:
         masks = [
-            np.concatenate([[0], classes + 1])[np.concatenate([np.full((1, *t.shape), threshold, np.float32), m]).argmax(0)]
+            np.concatenate([[0], classes + 1])[
+                np.concatenate([np.full((1, *t.shape), threshold, np.float32), m]).argmax(0)
+            ]
             for t, classes, m in kept
         ]
         expected.append(by_hand([t for t, _, _ in kept], masks, 3))

@@ -44,7 +44,8 @@ def test_it_learns_and_predicts_pictures_it_has_not_seen(trained, tmp_path):
     images = write_squares(tmp_path / "new", 6, seed=5)
     predict(Settings(), images, weights=trained, out=tmp_path / "masks")
     right = [
-        (read_mask(tmp_path / "masks" / f"{name}.png") == images.read_mask(i)).mean() for i, name in enumerate(images.names)
+        (read_mask(tmp_path / "masks" / f"{name}.png") == images.read_mask(i)).mean()
+        for i, name in enumerate(images.names)
     ]
     assert np.mean(right) > 0.9
 
@@ -103,11 +104,21 @@ def test_masks_that_do_not_fit_are_named(tmp_path, squares, mask, found):
     masks = truths(squares, tmp_path / "masks")
     write_mask(masks / f"{squares.names[2]}.png", mask)
     with pytest.raises(BadInput, match=rf"bild_2ß\.png: found {found}"):
-        train(dataclasses.replace(SMALL, training=Training(batch=12, steps=1, workers=0)), squares, masks=masks, out=tmp_path / "out")
+        train(
+            dataclasses.replace(SMALL, training=Training(batch=12, steps=1, workers=0)),
+            squares,
+            masks=masks,
+            out=tmp_path / "out",
+        )
 
 
 def test_a_missing_mask_is_named(tmp_path, squares):
     masks = truths(squares, tmp_path / "masks")
     (masks / f"{squares.names[2]}.png").unlink()
     with pytest.raises(BadInput, match=r"bild_2ß\.png: found no such file"):
-        train(dataclasses.replace(SMALL, training=Training(batch=12, steps=1, workers=0)), squares, masks=masks, out=tmp_path / "out")
+        train(
+            dataclasses.replace(SMALL, training=Training(batch=12, steps=1, workers=0)),
+            squares,
+            masks=masks,
+            out=tmp_path / "out",
+        )

@@ -46,7 +46,9 @@ def test_crf_labels_of_irnet(upper, lower):
 
 
 def test_a_picture_without_classes_is_background():
-    mask = pseudo_mask(np.zeros((6, 7, 3), np.uint8), np.zeros(0, np.int16), np.zeros((0, 6, 7), np.float32), Settings("crf", 0.2))
+    mask = pseudo_mask(
+        np.zeros((6, 7, 3), np.uint8), np.zeros(0, np.int16), np.zeros((0, 6, 7), np.float32), Settings("crf", 0.2)
+    )
     assert mask.shape == (6, 7)
     assert not mask.any()
 

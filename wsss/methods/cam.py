@@ -169,7 +169,7 @@ class Learning(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        return {"classification": F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["label"])}
+        return {"classification": F.multilabel_soft_margin_loss(self.network(batch["image"]).float(), batch["label"])}
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
         decay = training.weight_decay
@@ -201,18 +201,14 @@ class Localizer:
     def __init__(self, network: Network, settings: Inference) -> None:
         self.network, self.settings = network, settings
 
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "b 3 hs ws"]]:
-        """The picture at each scale, with its mirror image."""
-        views = []
-        for scale in self.settings.scales:
-            view = normalise(resize_bicubic(image, scaled_size(image.shape[:2], scale)))
-            pair = [view, view[:, :, ::-1]] if self.settings.flip else [view]
-            views.append(torch.from_numpy(np.stack(pair)))
-        return views
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 hs ws"]]:
+        """The picture at each scale."""
+        sizes = [scaled_size(image.shape[:2], scale) for scale in self.settings.scales]
+        return [torch.from_numpy(normalise(resize_bicubic(image, size)))[None] for size in sizes]
 
     @torch.inference_mode()
     def cams(
-        self, views: list[Float[Tensor, "b 3 hs ws"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
+        self, views: list[Float[Tensor, "1 3 hs ws"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
     ) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
         present = torch.from_numpy(np.flatnonzero(label))
@@ -225,7 +221,9 @@ class Localizer:
         device = next(self.network.parameters()).device
         strided, full = strided.to(device), full.to(device)
         for view in views:
-            raw = self.network.maps(view.to(device)).relu()[:, present]
+            view = view.to(device)
+            pair = torch.cat([view, view.flip(3)]) if self.settings.flip else view
+            raw = self.network.maps(pair).relu()[:, present]
             fused = raw[:1] + raw[1:].flip(3) if self.settings.flip else raw
             strided += F.interpolate(fused, quarter, mode="bilinear", align_corners=False)[0]
             full += F.interpolate(fused, whole, mode="bilinear", align_corners=False)[0]

@@ -22,7 +22,6 @@ from scipy.special import softmax
 from wsss.errors import BadInput
 from wsss.ops.permutohedral import (
     PermutohedralFilter,
-    Team,
     TorchPermutohedralFilter,
     bad_energy,
     potts_mean_field,
@@ -313,14 +312,14 @@ def _infer(
     image: UInt8[np.ndarray, "h w 3"], unaries: list[np.ndarray], settings: DenseCRF, threads: int | None
 ) -> list[np.ndarray]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with Team(min(threads or cpus, strips_of(image.shape[0] * image.shape[1]))) as team:
-        colour = bilateral_features(image, settings.bilateral_sxy, settings.bilateral_srgb)
-        potentials = (
-            (PermutohedralFilter(colour, team=team), settings.bilateral_weight),
-            (_position_filter(image.shape[:2], settings.gaussian_sxy, team), settings.gaussian_weight),
-        )
-        energies = [unary.reshape(len(unary), -1).astype(np.float32, copy=False) for unary in unaries]
-        qs = potts_mean_field(energies, potentials, settings.iterations, team=team)
+    threads = min(threads or cpus, strips_of(image.shape[0] * image.shape[1]))
+    colour = bilateral_features(image, settings.bilateral_sxy, settings.bilateral_srgb)
+    potentials = (
+        (PermutohedralFilter(colour, threads=threads), settings.bilateral_weight),
+        (_position_filter(image.shape[:2], settings.gaussian_sxy, threads), settings.gaussian_weight),
+    )
+    energies = [unary.reshape(len(unary), -1).astype(np.float32, copy=False) for unary in unaries]
+    qs = potts_mean_field(energies, potentials, settings.iterations, threads=threads)
     return [q.reshape(unary.shape) for q, unary in zip(qs, unaries, strict=True)]
 
 
@@ -328,12 +327,12 @@ _recent: dict[Any, PermutohedralFilter] = {}
 _recent_lock = threading.Lock()
 
 
-def _position_filter(size_hw: tuple[int, int], sxy: float | tuple[float, float], team: Team) -> PermutohedralFilter:
+def _position_filter(size_hw: tuple[int, int], sxy: float | tuple[float, float], threads: int) -> PermutohedralFilter:
     """The kernel that hangs on the size alone, kept from one picture to the next."""
     key = (*size_hw, *np.broadcast_to(sxy, 2).tolist())
     with _recent_lock:
         kernel = _recent.pop(key, None)
-    kernel = kernel or PermutohedralFilter(position_features(size_hw, sxy), team=team)
+    kernel = kernel or PermutohedralFilter(position_features(size_hw, sxy), threads=threads)
     if size_hw[0] * size_hw[1] <= RECENT_PIXELS:
         with _recent_lock:
             _recent[key] = kernel

@@ -14,6 +14,7 @@ vertex. Their work is cut into chunks that write places of their own, each in an
 on the number of threads.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -340,34 +341,25 @@ def wait(team: Any, phase: int, chunks: int) -> None:
             _give_way()
 
 
-class Team:
-    """Threads that run a compiled kernel together; a context, which ends them."""
+@functools.cache
+def _helpers(process: int) -> ThreadPoolExecutor:
+    """Threads that wait for work; they do not live on in a forked process, which so gets its own."""
+    return ThreadPoolExecutor(os.cpu_count(), "permutohedral")
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._others = ThreadPoolExecutor(threads - 1, "dense-crf") if threads > 1 else None
 
-    def __enter__(self) -> "Team":
-        return self
+def run_together(kernel: Callable[..., None], phases: int, threads: int, *arguments: Any) -> None:
+    """Run `kernel(team, *arguments)` in `threads` threads, this one included.
 
-    def __exit__(self, *error: object) -> None:
-        if self._others:
-            self._others.shutdown()
-
-    def run(self, kernel: Callable[..., None], phases: int, *arguments: Any) -> None:
-        """Run `kernel(team, *arguments)` in all threads, this one included.
-
-        The kernel's `team` is (counters of the chunks of each of the `phases`, threads, number of this thread).
-        """
-        state = np.zeros(16 * phases * (self.threads + 1), np.int64)
-        runs = []
-        if self._others:
-            for me in range(1, self.threads):
-                runs.append(self._others.submit(kernel, (state, self.threads, me), *arguments))
-        kernel((state, self.threads, 0), *arguments)
-        for run in runs:
-            if not run.cancel():
-                run.result()
+    A `team` is (counters of the chunks of each of the `phases`, threads, number of this thread). A thread that is late
+    finds nothing left to do; one that has not begun when all is done is called off.
+    """
+    state = np.zeros(16 * phases * (threads + 1), np.int64)
+    submit = _helpers(os.getpid()).submit
+    runs = [submit(kernel, (state, threads, me), *arguments) for me in range(1, threads)]
+    kernel((state, threads, 0), *arguments)
+    for run in runs:
+        if not run.cancel():
+            run.result()
 
 
 class Lattice(NamedTuple):
@@ -887,7 +879,7 @@ class PermutohedralFilter:
             ICML 2013), "before" filter(x / n), "after" filter(x) / n, and "none" filter(x).
         phantom: where n is no multiple of 4, add the vertices of the feature vector 0, which hold no value but join
             their neighbours, as the published SSE code does.
-        team: the threads that share the work; alone by default.
+        threads: as many share the work.
 
     Raises:
         BadInput: the features reach beyond the lattice's 16-bit coordinates.
@@ -905,9 +897,8 @@ class PermutohedralFilter:
         normalization: Normalization = "symmetric",
         *,
         phantom: bool = True,
-        team: Team | None = None,
+        threads: int = 1,
     ) -> None:
-        team = team or Team(1)
         features = np.ascontiguousarray(features, np.float32)
         d, n = features.shape
         axes = d + 1
@@ -916,12 +907,12 @@ class PermutohedralFilter:
         points = np.arange(strips + 1) * n // strips
         corners = np.empty((n, axes), WEIGHTED)
         known, counts = np.empty(n * axes, np.int64), np.empty(strips, np.int64)
-        team.run(_find_vertices, 1, features, _scales(d), step, points, corners, known, counts)
+        run_together(_find_vertices, 1, threads, features, _scales(d), step, points, corners, known, counts)
 
         phantoms = np.zeros(axes, np.int64)
         if phantom and n % 4:
             zeros = (np.zeros((d, 1), np.float32), _scales(d), step, np.array([0, 1]), np.empty((1, axes), WEIGHTED))
-            Team(1).run(_find_vertices, 1, *zeros, phantoms, np.empty(1, np.int64))
+            run_together(_find_vertices, 1, 1, *zeros, phantoms, np.empty(1, np.int64))
         else:
             phantoms[:] = known[0]  # a vertex that is there already
         most = int(counts.sum()) + axes
@@ -936,27 +927,27 @@ class PermutohedralFilter:
         self.lattice = Lattice(corners, *places, chain, np.empty(axes, np.int64))
         next_one, has_previous = np.empty((axes, self.size), np.uint32), np.empty((axes, self.size + 1), np.uint8)
         found = (step, table, vertex_key, row, ghost_of[:ghosts], next_one, has_previous)
-        team.run(_connect, 3, *found, self.lattice)
+        run_together(_connect, 3, threads, *found, self.lattice)
 
         self.alpha = np.float32(1 / (1 + 2.0**-d))
         self._before: Any = F1
         self._after: Any = F1
         if normalization == "symmetric":
-            team.run(_fold_norm, axes + 4, W1, self.lattice, self.alpha, self.values(1))
+            run_together(_fold_norm, axes + 4, threads, W1, self.lattice, self.alpha, self.values(1))
         elif normalization != "none":
-            norm = self(np.ones((1, n), np.float32), team=team) + np.float32(1e-20)
+            norm = self(np.ones((1, n), np.float32), threads=threads) + np.float32(1e-20)
             if normalization == "before":
                 self._before = 1 / norm
             else:
                 self._after = 1 / norm
 
-    def __call__(self, x: Float[np.ndarray, "c n"], *, team: Team | None = None) -> Float[np.ndarray, "c n"]:
+    def __call__(self, x: Float[np.ndarray, "c n"], *, threads: int = 1) -> Float[np.ndarray, "c n"]:
         """Filter each of `c` channels."""
         channels = -(-len(x) // 8) * 8
         rows = np.zeros((x.shape[1], channels), np.float32)
         rows[:, : len(x)] = (x * self._before).T
         phases = len(self.lattice.chained) + 4
-        (team or Team(1)).run(_filter, phases, W8, self.lattice, rows.reshape(-1), channels, self.values(channels))
+        run_together(_filter, phases, threads, W8, self.lattice, rows.reshape(-1), channels, self.values(channels))
         return np.ascontiguousarray(rows[:, : len(x)].T) * (self.alpha * self._after)
 
     def values(self, channels: int, times: int = 1) -> Float[np.ndarray, "..."]:
@@ -972,7 +963,7 @@ def potts_mean_field(
     potentials: tuple[tuple[PermutohedralFilter, float], tuple[PermutohedralFilter, float]],
     iterations: int,
     *,
-    team: Team | None = None,
+    threads: int = 1,
 ) -> list[Float32[np.ndarray, "_ n"]]:
     """Q <- softmax(-U + w_1 K_1 Q + w_2 K_2 Q), iterated from softmax(-U), for unaries that share filters but no labels.
 
@@ -980,12 +971,11 @@ def potts_mean_field(
         unaries: energies U, one row a label.
         potentials: two (K, w), K normalised symmetrically.
         iterations: how often the softmax is taken again.
-        team: the threads that share the work; alone by default.
+        threads: as many share the work.
 
     Raises:
         BadInput: a point with NaN, -inf or no finite energy.
     """
-    team = team or Team(1)
     n = unaries[0].shape[1]
     narrow = all(len(unary) <= 4 for unary in unaries)
     group = 4 if narrow else 8  # the labels of a unary are padded to a multiple of it
@@ -997,7 +987,7 @@ def potts_mean_field(
     logits.reshape(n, channels)[:, used:] = 0
     for unary, start, stop in zip(unaries, starts[:-1], starts[1:], strict=True):
         faults = np.zeros(-(-n // PACKED), np.uint8)
-        team.run(_pack, 1, np.ascontiguousarray(unary), logits, channels, start, stop, faults)
+        run_together(_pack, 1, threads, np.ascontiguousarray(unary), logits, channels, start, stop, faults)
         if faults.any():
             raise bad_energy()
 
@@ -1006,11 +996,11 @@ def potts_mean_field(
     for kernel, weight in potentials:
         kernels += [kernel.lattice, kernel.values(channels, 2), np.float32(weight) * kernel.alpha]
     phases = 1 + iterations * (3 + max(len(kernel.lattice.chained) for kernel, _ in potentials))
-    team.run(_mean_field, phases, widths, starts, narrow, logits, channels, iterations, *kernels, rows)
+    run_together(_mean_field, phases, threads, widths, starts, narrow, logits, channels, iterations, *kernels, rows)
 
     qs = [np.empty(unary.shape, np.float32) for unary in unaries]
     for q, start in zip(qs, starts[:-1], strict=True):
-        team.run(_unpack, 1, rows, channels, start, q)
+        run_together(_unpack, 1, threads, rows, channels, start, q)
     return qs
 
 

@@ -73,6 +73,17 @@ class Training:
     tensorboard: bool = neutral(False)
     """write losses and learning rates for TensorBoard as well"""
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "poly_every", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"training.{name}", str(getattr(self, name)), "at least 1", "Set a larger number.")
+        for name in ("seed", "lr", "weight_decay", "warmup", "min_lr", "poly_power"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"training.{name}", str(getattr(self, name)), "0 or more", "Set another number.")
+        if (self.steps if self.steps is not None else self.epochs or 0) < 1:
+            found = f"epochs {self.epochs} and steps {self.steps}"
+            raise BadInput("training", found, "at least one epoch or step", "Set training.epochs or training.steps.")
+
 
 class Examples(Protocol):
     """What the loader's processes run: one training example from one picture."""
@@ -160,7 +171,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
                 for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
                     group["lr"] = (base - training.min_lr) * scale + training.min_lr
             # dropout differs between pictures, not between a training and its continuation
-            torch.manual_seed(((training.seed * 1_000_003 + step) * 1_009 + part) * 257 + launch.rank())
+            torch.manual_seed(_seed(training.seed, step, part, launch.rank()))
             with accelerator.accumulate(model):
                 losses = model({key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()})
                 accelerator.backward(sum(losses.values()))
@@ -179,13 +190,12 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
                 accelerator.log({**terms, "lr": history[-1]["lr"]}, step=step)
             if (step + 1) % training.checkpoint_steps == 0 and step + 1 < n_steps:
                 _save(out / CHECKPOINT, step + 1, history, trainable, optimizer, accelerator)
-    if training.tensorboard:
-        accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     launch.wait()
     if launch.is_first():
         write_json(out / HISTORY, history)
         write_weights(out / WEIGHTS, trainable.network.state_dict(), trainable.metadata)
-        (out / CHECKPOINT).unlink(missing_ok=True)
     accelerator.free_memory()
     return {"steps": n_steps, "images": len(images), "final": history[-1] if history else {}}
 
@@ -195,6 +205,10 @@ def poly_factor(training: Training, step: int, n_steps: int) -> float:
     rise = min(1.0, (step + 1) / (training.warmup + 1))
     stepped = step // training.poly_every * training.poly_every
     return rise * (1 - min(stepped, n_steps - 1) / max(n_steps, 1)) ** training.poly_power
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _epoch_steps(training: Training, images: Images) -> int:
