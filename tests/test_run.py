@@ -93,7 +93,7 @@ def test_a_stage_that_made_nothing_leaves_nothing(tmp_path):
     for count in (1, 2):
         with pytest.raises(BadInput, match="Mend it"):
             refuses(Settings(count=count), out=tmp_path / "a")
-    assert list((tmp_path / "a").iterdir()) == []
+    first(Settings(), out=tmp_path / "a")
 
 
 def test_an_unfinished_input_is_refused(tmp_path):
@@ -124,6 +124,45 @@ def test_files_are_known_by_their_content(tmp_path):
     weights.write_bytes(b"two")
     with pytest.raises(BadInput, match=r"init\.identity"):
         first(Settings(init=str(weights)), out=tmp_path / "a")
+
+
+def test_folders_of_other_programs_are_known_by_their_files(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "made.txt").write_text("12")
+    second(Settings(), tmp_path / "theirs", out=tmp_path / "b")
+    (tmp_path / "theirs" / "more.txt").write_text("3")
+    with pytest.raises(BadInput, match=r"before\.identity was"):
+        second(Settings(), tmp_path / "theirs", out=tmp_path / "b")
+
+
+@pytest.mark.parametrize("leftovers", [[".abc.part"], ["seconds.json"], ["started.json", ".abc.part"]])
+def test_kills_between_two_writes(tmp_path, leftovers):
+    first(Settings(), out=tmp_path / "whole")
+    record = (tmp_path / "whole" / run.DONE).read_text()
+    (tmp_path / "a").mkdir()
+    for name in leftovers:
+        (tmp_path / "a" / name).write_text('{"seconds": 1}' if name == run.SECONDS else record)
+    first(Settings(), out=tmp_path / "a")
+    left = {path.name for path in (tmp_path / "a").iterdir()}
+    assert left == {"made.txt", run.DONE, run.SECONDS}
+    (tmp_path / "a" / run.STARTED).write_text(record)  # killed after done.json
+    first(Settings(), out=tmp_path / "a")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == left
+
+
+def test_remade_weights_are_seen_downstream(tmp_path):
+    @run.stage
+    def weighs(settings, *, out):
+        (out / "weights.safetensors").write_bytes(str(settings.workers).encode())
+        (out / "made.txt").write_text("x")
+        return {}
+
+    second(Settings(), weighs(Settings(workers=1), out=tmp_path / "a"), out=tmp_path / "b")
+    for path in (tmp_path / "a").iterdir():
+        path.unlink()
+    weighs(Settings(workers=2), out=tmp_path / "a")
+    with pytest.raises(BadInput, match=r"before\.identity was"):
+        second(Settings(), tmp_path / "a", out=tmp_path / "b")
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

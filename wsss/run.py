@@ -21,6 +21,8 @@ from wsss.errors import BadInput
 from wsss.storage import TEMPORARY_SUFFIX, digest, file_digest, read_json, write_json
 
 DONE, STARTED, SECONDS = "done.json", "started.json", "seconds.json"
+# Later stages look at the content of these outputs too; of the others, at what they were made from
+KNOWN_BY_CONTENT = ("weights.safetensors", "scores.json")
 
 log = logging.getLogger("wsss")
 
@@ -82,8 +84,8 @@ def stage(function: Callable[..., dict[str, Any]]) -> Stage:
         try:
             result = function(*args, out=out, **kwargs)
         finally:
-            if launch.is_first() and out.is_dir():
-                _leave(out, time.monotonic() - before)
+            if launch.is_first():
+                _add_seconds(out, time.monotonic() - before)
         launch.wait()
         launch.decided_by_first(lambda: _finish(out, result))
         return out
@@ -101,7 +103,7 @@ def record(out: Path) -> dict[str, Any]:
     if not out.is_dir():
         raise BadInput(out, "no such folder", expected, "Check the path, or run that stage first.")
     if not (out / DONE).exists():
-        found = "a stage that has not finished" if (out / STARTED).exists() else f"a folder without {DONE}"
+        found = "a stage that has not finished" if (out / STARTED).exists() else "a folder that no stage made"
         raise BadInput(out, found, expected, "Run the command that makes it again: it goes on where it stopped.")
     return read_json(out / DONE, expected)
 
@@ -112,12 +114,7 @@ def seconds(out: Path) -> float:
     return float(read_json(path, "the seconds of a stage")["seconds"]) if path.exists() else 0.0
 
 
-def _leave(out: Path, spent: float) -> None:
-    """Add up the seconds of a stage; one that stopped before it made anything leaves nothing, so that settings can be mended."""
-    if {path.name for path in out.iterdir()} <= {STARTED, SECONDS}:
-        (out / STARTED).unlink(missing_ok=True)
-        (out / SECONDS).unlink(missing_ok=True)
-        return
+def _add_seconds(out: Path, spent: float) -> None:
     # not in done.json, whose bytes depend on the settings and inputs alone
     write_json(out / SECONDS, {"seconds": round(seconds(out) + spent, 3)})
 
@@ -128,7 +125,8 @@ def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
     identity = digest([name, {key: _identity(value) for key, value in described.items()}])
     asked = {"stage": name, "version": __version__, "inputs": described, "identity": identity}
     for marker in (DONE, STARTED):
-        if (out / marker).exists():
+        # a stage that stopped before it made anything may start again from other settings
+        if (out / marker).exists() and (marker == DONE or _content(out)):
             found = read_json(out / marker, "the record of a stage")
             if found.get("identity") != asked["identity"]:
                 raise BadInput(
@@ -138,14 +136,15 @@ def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
                     f"Choose another output folder, or remove {out} and what was made from it.",
                 )
             if marker == DONE:
+                (out / STARTED).unlink(missing_ok=True)  # of a process that was killed between the two records
                 log.info("%s: done already", out)
                 return True
             log.info("%s: going on where it stopped", out)
             return False
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_file() or _content(out):
         raise BadInput(
             out,
-            "files that no stage recorded" if out.is_dir() else "a file",
+            "a file" if out.is_file() else "files that no stage recorded",
             "an empty or a new folder",
             "Choose another output folder.",
         )
@@ -153,10 +152,17 @@ def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
     return False
 
 
+def _content(out: Path) -> list[Path]:
+    """What a stage made in its folder: neither records nor what a killed writer left."""
+    paths = out.iterdir() if out.is_dir() else ()
+    return [path for path in paths if path.name not in (STARTED, SECONDS) and path.suffix != TEMPORARY_SUFFIX]
+
+
 def _finish(out: Path, result: dict[str, Any]) -> None:
     for leftover in out.rglob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink()  # of a process that was killed while it wrote
-    write_json(out / DONE, {**read_json(out / STARTED, "the record of a stage"), "result": result})
+    made = {path.name: file_digest(path) for path in sorted(out.iterdir()) if path.name in KNOWN_BY_CONTENT}
+    write_json(out / DONE, {**read_json(out / STARTED, "the record of a stage"), "result": result, "made": made})
     (out / STARTED).unlink()
 
 
@@ -167,7 +173,13 @@ def _describe(value: Any, out: Path) -> Any:
         where = os.path.relpath(value.resolve(), out.resolve())
         if value.is_file():
             return {"file": where, "identity": file_digest(value)}
-        return {"folder": where, "identity": record(value)["identity"]}
+        if value.is_dir() and not any((value / marker).exists() for marker in (DONE, STARTED)):
+            sizes = {
+                str(path.relative_to(value)): path.stat().st_size for path in sorted(value.rglob("*")) if path.is_file()
+            }
+            return {"folder": where, "identity": digest(sizes)}  # made by other programs
+        done = record(value)
+        return {"folder": where, "identity": digest([done["identity"], done["made"]])}
     if isinstance(value, Mapping):
         return {str(key): _describe(item, out) for key, item in value.items()}
     return plain(value)

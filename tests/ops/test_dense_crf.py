@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -184,6 +186,17 @@ def test_calls_side_by_side():
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(run, sizes * 3)) == alone * 3
     assert len(module._recent) == module.RECENT
+
+
+def in_a_child(_: int) -> bytes:
+    return dense_crf(IMAGE, energies(3, 97, 101), PRESETS["irn"], threads=2).tobytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_process_has_threads_of_its_own():
+    expected = in_a_child(0)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(in_a_child, range(4)).get(timeout=60) == [expected] * 4
 
 
 def test_uniform_picture_and_unary_stay_uniform():

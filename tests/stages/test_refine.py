@@ -61,7 +61,7 @@ def write_maps(squares, folder):
 
 
 def finished(folder):
-    (folder / "done.json").write_text('{"stage": "localize", "identity": "abc", "inputs": {}}')
+    (folder / "done.json").write_text('{"stage": "localize", "identity": "abc", "inputs": {}, "made": {}}')
     return folder
 
 

@@ -981,7 +981,7 @@ def potts_mean_field(
     group = 4 if narrow else 8  # the labels of a unary are padded to a multiple of it
     starts = np.cumsum([0, *(-(-len(unary) // group) * group for unary in unaries)])
     used = int(starts[-1])
-    lanes = 4 if used == 4 else 24 if -(-used // 24) * 24 * 3 <= used * 4 else 8  # 24 lanes cost about 2 x 8
+    lanes = 4 if used == 4 else 24 if -(-used // 24) * 24 * 3 <= used * 4 else 8  # 24, if a quarter at most is padding
     channels = -(-used // lanes) * lanes
     logits, rows = np.empty(n * channels, np.float32), np.empty(n * channels, np.float32)
     logits.reshape(n, channels)[:, used:] = 0

@@ -22,7 +22,7 @@ from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.progress import Progress
 from wsss.run import neutral, plain, stage
-from wsss.storage import whole_file, write_json
+from wsss.storage import read_json, whole_file, write_json
 from wsss.weights import WEIGHTS, write_weights
 
 HISTORY, CHECKPOINT = "history.json", "checkpoint.pt"
@@ -143,6 +143,8 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     training = settings.training
     epoch_steps = _epoch_steps(training, images)
     n_steps = training.steps if training.steps is not None else epoch_steps * (training.epochs or 0)
+    if launch.decided_by_first((out / WEIGHTS).exists):  # killed after its last write, before its record
+        return _result(n_steps, images, read_json(out / HISTORY, "losses of a training"), out)
     torch.manual_seed(training.seed)
     trainable = settings.trainable(images, **inputs)
     assert isinstance(trainable, nn.Module)
@@ -196,8 +198,15 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     if launch.is_first():
         write_json(out / HISTORY, history)
         write_weights(out / WEIGHTS, trainable.network.state_dict(), trainable.metadata)
+    launch.wait()
     accelerator.free_memory()
-    return {"steps": n_steps, "images": len(images), "final": history[-1] if history else {}}
+    return _result(n_steps, images, history, out)
+
+
+def _result(n_steps: int, images: Images, history: list[dict[str, float]], out: Path) -> dict[str, Any]:
+    if launch.is_first():
+        (out / CHECKPOINT).unlink(missing_ok=True)
+    return {"steps": n_steps, "images": len(images), "final": history[-1]}
 
 
 def poly_factor(training: Training, step: int, n_steps: int) -> float:
