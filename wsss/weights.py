@@ -253,6 +253,8 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
         state = read_checkpoint(Path(init))
         prefix = next((p for p in (f"{name}.", "backbone.", "body.") if any(key.startswith(p) for key in state)), "")
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if not hasattr(body, "layer4") and not any(key.startswith("body.") for key in state):
+            return load_into(body, _timm_features(state, set(body.state_dict())), init)
         return load_into(body, state, init, ignore=("fc.*", "classifier.*"))
     if hasattr(body, "layer4"):
         state, path = imagenet_weights(name)
@@ -268,6 +270,14 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
             "Give a file with --init FILE, or start from new weights with --init none.",
         ) from error
     return load_into(body, {f"body.{key}": value for key, value in pretrained.state_dict().items()}, where)
+
+
+def _timm_features(state: State, names: set[str]) -> State:
+    """A whole timm model's weights under the names of its features: containers may be flattened, the classifier is left out."""
+    forms = [state, {re.sub(r"^([a-z]+)[.](\d+)[.]", r"\1_\2.", key): value for key, value in state.items()}]
+    named = [{f"body.{key}": value for key, value in form.items()} for form in forms]
+    best = max(named, key=lambda form: len(form.keys() & names))
+    return {key: value for key, value in best.items() if key in names} or best
 
 
 def trained_weights(where: Path, kind: str) -> tuple[State, dict[str, Any] | None, Path]:

@@ -35,7 +35,7 @@ TINY = {
                 "pyramid_scales": [0.5],
                 "batch_norm": "live",
             },
-            "augment": {"crop": 48, "colours": "imagenet"},
+            "augment": {"crop": 48},
             "training": {
                 "batch": 8,
                 "accumulate": 1,

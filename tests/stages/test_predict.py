@@ -19,7 +19,7 @@ from wsss.stages.train import Training, train
 SMALL = segment.Settings(
     network=DeepLabSettings("test_resnet", 8, (1, 2), (0.5,), batch_norm="live"),
     init="none",
-    augment=SegmenterAugment(scales=(1.0,), crop=32, colours="imagenet"),
+    augment=SegmenterAugment(scales=(1.0,), crop=32),
     training=Training(batch=4, epochs=None, steps=2, optimizer="adamw", lr=1e-3, workers=0),
 )
 

@@ -242,19 +242,24 @@ class SegmenterAugment:
     """side of the square crop; smaller images are filled up at the right and bottom"""
     flip: float = 0.5
     """probability of the mirror image"""
-    colours: ColourRule = "caffe"
-    """`caffe` (BGR less the mean) for the published ResNet-101; `imagenet` for the backbones of torchvision and timm"""
 
     def __call__(
-        self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        label: UInt8[np.ndarray, "h w"],
+        rng: np.random.Generator,
+        colours: ColourRule = "caffe",
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
-        """A random view; draws the scale, the top offset, the left offset, the flip."""
+        """A random view; draws the scale, the top offset, the left offset, the flip.
+
+        Colours are `caffe` (BGR less the mean) for the published ResNet-101, `imagenet` for backbones of torchvision and timm.
+        """
         scale = self.scales[int(rng.integers(len(self.scales)))]
         height, width = truncated_size(image.shape[:2], scale)
         top = int(rng.integers(max(height - self.crop, 0) + 1))
         left = int(rng.integers(max(width - self.crop, 0) + 1))
         flip = bool(rng.random() < self.flip)
-        return segmenter_view(image, label, scale, top, left, flip, self.crop, self.colours)
+        return segmenter_view(image, label, scale, top, left, flip, self.crop, colours)
 
 
 def _draw_offset(side: int, crop: int, rng: np.random.Generator) -> int:

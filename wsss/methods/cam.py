@@ -158,7 +158,8 @@ class Learning(nn.Module):
         }
         if settings.kept != "nothing":
             # IRNet detaches the output of layer2 (stride 8), so nothing before layer3 learns; CLIMS dropped that
-            last = network.body.strides.index(8) if settings.kept == "stages" else 0
+            strides = network.body.strides
+            last = strides.index(8) if settings.kept == "stages" and 8 in strides else 0
             for parameter in network.body.parameters_until(last):
                 parameter.requires_grad_(False)
 
@@ -252,6 +253,7 @@ class Recipe:
 
 def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
     """Tags -> classifier -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
+    settings.tail.segmenter.check()
     images = data.split(data.train)
     classifier = train(settings.classifier, images, out=run / "classifier")
     cams = localize(settings.inference, images, weights=classifier, out=run / "cams")

@@ -4,11 +4,15 @@ import re
 from typing import Any, Protocol, cast
 
 import timm
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsss.errors import BadInput
 from wsss.networks.resnet import DEPTHS, ResNet
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Backbone(Protocol):
@@ -40,7 +44,9 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()
         try:
-            self.body = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
+            self.body = timm.create_model(name, features_only=True, pretrained=False)
+            if cast(Any, self.body).feature_info.reduction()[-1] != output_stride:
+                self.body = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
         except (RuntimeError, TypeError, NotImplementedError, AttributeError, AssertionError) as error:
             close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "resnet50, resnet10t, convnext_atto"
             raise BadInput(
@@ -52,6 +58,14 @@ class TimmBackbone(nn.Module):
         self.features = cast(Any, self.body).feature_info
         self.channels: list[int] = self.features.channels()
         self.strides: list[int] = self.features.reduction()
+        # images come with ImageNet's mean and deviation; a third of timm's pretrained models want others
+        config = cast(Any, timm.models.get_pretrained_cfg(name))
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in ((config.mean, config.std) if config else _IMAGENET)
+        )
+        ours = [torch.tensor(values)[:, None, None] for values in _IMAGENET]
+        self.register_buffer("scale", ours[1] / std, persistent=False)
+        self.register_buffer("shift", (ours[0] - mean) / std, persistent=False)
         if self.strides[-1] != output_stride:
             raise BadInput(
                 f"backbone {name}",
@@ -81,7 +95,9 @@ class TimmBackbone(nn.Module):
         return [position for position, name in enumerate(names) if name.startswith(prefixes)]
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
-        return self.body(image)
+        features = self.body(image * self.scale + self.shift)
+        # transformers give their channels last
+        return [f if f.shape[1] == c else f.permute(0, 3, 1, 2) for f, c in zip(features, self.channels, strict=True)]
 
 
 def create_backbone(name: str, output_stride: int = 16) -> ResNet | TimmBackbone:

@@ -39,6 +39,11 @@ class DeepLabSettings:
     batch_norm: Literal["frozen", "live"] = "frozen"
     """`frozen`: statistics, scale and shift never change, as published; `live`: all are trained, to start from nothing"""
 
+    @property
+    def colours(self) -> Literal["caffe", "imagenet"]:
+        """How the network takes its images: BGR less the mean, or RGB normalised; see `wsss.data.augment`."""
+        return "caffe" if self.backbone == PUBLISHED_BODY else "imagenet"
+
 
 class ConvBatchNorm(nn.Module):
     """Convolution without bias, batch norm and, if asked for, ReLU; shape (b, c, h, w) in and out."""

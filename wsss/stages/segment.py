@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsss import launch
-from wsss.data.augment import SegmenterAugment
+from wsss.data.augment import ColourRule, SegmenterAugment
 from wsss.data.files import read_mask
 from wsss.data.images import Images, check_labels
 from wsss.errors import BadInput
@@ -46,16 +46,29 @@ class Settings:
     )
     """how the network is trained"""
 
-    def trainable(self, images: Images, masks: Path) -> "Learning":
-        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
-        network = create_deeplab(images.n_labels, self.network)
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
             raise BadInput(
                 "segmenter.init",
                 "`imagenet`, which no library offers for this body",
                 "a file: deeplabv1_resnet101-coco.pth (deeplab-pytorch) or deeplabv1_resnet101-imagenet.pth (AdvCAM)",
-                "Fetch one of them from its authors, choose another backbone, or start from new weights with `none`.",
+                "Fetch one of them from its authors, choose another segmenter.network.backbone, or start anew with `none`.",
             )
+        if self.init not in ("imagenet", "none"):
+            read_checkpoint(Path(self.init))
+        if self.init == "none" and self.network.batch_norm == "frozen":
+            raise BadInput(
+                "segmenter.network.batch_norm",
+                "`frozen` with new weights, whose statistics would stay those of nothing",
+                "`live` where init is `none`",
+                "Set it to live, or give initial weights.",
+            )
+
+    def trainable(self, images: Images, masks: Path) -> "Learning":
+        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
+        self.check()
+        network = create_deeplab(images.n_labels, self.network)
         if self.network.backbone == PUBLISHED_BODY and self.init != "none":
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         elif self.init != "none":
@@ -73,11 +86,11 @@ class Learning(nn.Module):
             {"plain": cross_entropy, "balanced": balanced_cross_entropy}[settings.loss],
             over_processes=launch.mean_over_processes,
         )
-        self.examples = partial(_example, images, masks, settings.augment)
+        self.examples = partial(_example, images, masks, settings.augment, settings.network.colours)
         self.metadata: dict[str, Any] = {
             "kind": "deeplab",
             "network": dataclasses.asdict(settings.network),
-            "colours": settings.augment.colours,
+            "colours": settings.network.colours,
             "classes": list(images.class_names),
         }
 
@@ -90,7 +103,7 @@ class Learning(nn.Module):
 
 
 def _example(
-    images: Images, masks: Path, augment: SegmenterAugment, index: int, rng: np.random.Generator
+    images: Images, masks: Path, augment: SegmenterAugment, colours: ColourRule, index: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     image, path = images.read(index), masks / f"{images.names[index]}.png"
     label = read_mask(path)
@@ -102,5 +115,5 @@ def _example(
             "Make the pseudo masks again for these pictures.",
         )
     check_labels(label, images.n_labels, str(path), images.class_names)
-    view, label = augment(image, label, rng)
+    view, label = augment(image, label, rng, colours)
     return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}
