@@ -61,9 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name = next((key for n in (2, 1) if (key := " ".join(words[:n])) in commands), None)
     if name is None and any(word in ("-h", "--help") for word in words[1:2]):
-        known = {key: command for key, command in commands.items() if key.startswith(f"{words[0]} ")}
-        if known:
-            print("\n".join(f"wsss {key:<14} {command.help}" for key, command in known.items()))
+        verbs = [
+            f"wsss {key:<14} {command.help}" for key, command in commands.items() if key.startswith(f"{words[0]} ")
+        ]
+        if verbs:
+            print("\n".join(verbs))
             return 0
     if name is None:
         known = [key for key in commands if key.startswith(f"{words[0]} ")] or commands

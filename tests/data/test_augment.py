@@ -123,7 +123,7 @@ def test_segmenter_draws_in_the_published_order(seed, colours):
     planes = np.pad(planes, ((0, 0), (0, below), (0, beside)))[:, top : top + 64, left : left + 64]
     resized = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
     resized = np.pad(resized, ((0, below), (0, beside)), constant_values=255)[top : top + 64, left : left + 64]
-    view, view_label = augment.SegmenterAugment(scales, 64, colours=colours)(image, label, np.random.default_rng(seed))
+    view, view_label = augment.SegmenterAugment(scales, 64)(image, label, np.random.default_rng(seed), colours)
     np.testing.assert_array_equal(view, planes[..., ::-1] if flip else planes)
     np.testing.assert_array_equal(view_label, resized[:, ::-1] if flip else resized)
 
@@ -174,4 +174,4 @@ def test_views_leave_their_input_alone():
 def test_defaults_are_the_published_ones():
     assert dataclasses.asdict(augment.ClassifierAugment()) == {"long_side": (320, 640), "crop": 512, "flip": 0.5}
     assert dataclasses.astuple(augment.AffinityAugment()) == ((0.5, 1.5), 512, 0.5, 4)
-    assert dataclasses.astuple(augment.SegmenterAugment()) == ((0.5, 0.75, 1.0, 1.25, 1.5), 321, 0.5, "caffe")
+    assert dataclasses.astuple(augment.SegmenterAugment()) == ((0.5, 0.75, 1.0, 1.25, 1.5), 321, 0.5)

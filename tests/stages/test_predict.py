@@ -34,14 +34,17 @@ def truths(images, folder):
 def trained(tmp_path_factory):
     """A segmenter that had a good look at 24 pictures of squares."""
     folder = tmp_path_factory.mktemp("segmenter")
-    images = write_squares(folder / "pictures", 24)
-    settings = dataclasses.replace(SMALL, training=dataclasses.replace(SMALL.training, batch=8, steps=150, lr=3e-3))
+    images = write_squares(folder / "pictures", 24, 64)
+    augment = dataclasses.replace(SMALL.augment, crop=64)
+    settings = dataclasses.replace(
+        SMALL, augment=augment, training=dataclasses.replace(SMALL.training, batch=8, steps=100, lr=3e-3)
+    )
     train(settings, images, masks=truths(images, folder / "masks"), out=folder / "weights")
     return folder / "weights"
 
 
 def test_it_learns_and_predicts_pictures_it_has_not_seen(trained, tmp_path):
-    images = write_squares(tmp_path / "new", 6, seed=5)
+    images = write_squares(tmp_path / "new", 6, 64, seed=5)
     predict(Settings(), images, weights=trained, out=tmp_path / "masks")
     right = [
         (read_mask(tmp_path / "masks" / f"{name}.png") == images.read_mask(i)).mean()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from wsss.errors import BadInput
 from wsss.networks.resnet import DEPTHS, ResNet
 
-
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -64,6 +63,8 @@ class TimmBackbone(nn.Module):
             torch.tensor(values)[:, None, None] for values in ((config.mean, config.std) if config else _IMAGENET)
         )
         ours = [torch.tensor(values)[:, None, None] for values in _IMAGENET]
+        self.scale: Tensor
+        self.shift: Tensor
         self.register_buffer("scale", ours[1] / std, persistent=False)
         self.register_buffer("shift", (ours[0] - mean) / std, persistent=False)
         if self.strides[-1] != output_stride:
