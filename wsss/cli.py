@@ -156,7 +156,7 @@ def _declare_out(parser: "ArgumentParser") -> None:
 
 
 def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
-    """The data set, announced and, if it goes through a whole run or the user allows bad pictures, checked."""
+    """The data set, announced, each of its files decoded once."""
     from wsss.stages.check import open_checked
 
     return open_checked(
@@ -169,6 +169,7 @@ def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
         mask_rule=settings["mask_rule"],
         upright=settings.upright,
         skip_bad=settings["skip_bad"],
+        split=settings.get("split"),
         remember=remember,
     )
 

@@ -18,12 +18,15 @@ DATA = "data.json"
 log = logging.getLogger("wsss")
 
 
-def open_checked(path: Path, *, skip_bad: bool, remember: Path | None = None, **options: Any) -> Dataset:
+def open_checked(
+    path: Path, *, skip_bad: bool, split: str | None = None, remember: Path | None = None, **options: Any
+) -> Dataset:
     """Open a data set, print an overview, and decode every picture and mask once.
 
     Args:
         path: of the data set.
         skip_bad: leave bad pictures out, instead of stopping at them.
+        split: the one split that is worked on; None for those that a recipe uses.
         remember: folder of a run; what was found is written to its `data.json`, and not looked for again.
         options: see `open_dataset`.
 
@@ -31,7 +34,8 @@ def open_checked(path: Path, *, skip_bad: bool, remember: Path | None = None, **
         BadInput: there are bad files and `skip_bad` is off; the first few are named.
     """
     data = open_dataset(path, skip_missing=skip_bad, **options)
-    bad = launch.decided_by_first(lambda: _bad(data, remember))
+    used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.seed_split, data.val) if name))
+    bad = launch.decided_by_first(lambda: _bad(data, used, remember))
     if bad and not skip_bad:
         shown = "\n".join(f"  {message}" for message in list(bad.values())[:5])
         raise BadInput(
@@ -46,8 +50,8 @@ def open_checked(path: Path, *, skip_bad: bool, remember: Path | None = None, **
     return dataclasses.replace(data, splits={name: images.without(bad) for name, images in data.splits.items()})
 
 
-def _bad(data: Dataset, remember: Path | None) -> dict[str, str]:
-    fingerprint = digest({name: images.fingerprint() for name, images in data.splits.items()})
+def _bad(data: Dataset, used: list[str], remember: Path | None) -> dict[str, str]:
+    fingerprint = digest({name: data.split(name).fingerprint() for name in used})
     record = remember / DATA if remember else None
     if record and record.exists():
         known = read_json(record, "what was found in the data set")
@@ -56,7 +60,7 @@ def _bad(data: Dataset, remember: Path | None) -> dict[str, str]:
     found = overview(data)
     log.info("%s", render(found))
     bad: dict[str, str] = {}
-    for images in _different(data):
+    for images in _different(data, used):
         with Progress(f"look through {images.title}", len(images)) as progress:
             bad |= find_bad(images, progress=lambda done, total: progress.advance())
     if record:
@@ -64,11 +68,11 @@ def _bad(data: Dataset, remember: Path | None) -> dict[str, str]:
     return bad
 
 
-def _different(data: Dataset) -> list[Images]:
-    """The splits that a recipe uses, each picture once."""
+def _different(data: Dataset, used: list[str]) -> list[Images]:
+    """The splits in use, each picture once."""
     seen: set[Path] = set()
     splits = []
-    for name in dict.fromkeys(name for name in (data.train, data.seed_split, data.val) if name):
+    for name in used:
         images = data.split(name)
         new = [i for i, path in enumerate(images.paths) if path not in seen or images.masks[i] is not None]
         seen.update(images.paths)
