@@ -1,0 +1,95 @@
+"""Two processes on the CPU: what they share out, add up and decide; batch norms whose statistics are those of one."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from tests.end_to_end.conftest import ENVIRONMENT
+from wsss import launch
+from wsss.errors import BadInput
+
+NORMS = {"plain": nn.BatchNorm2d, "timm": BatchNormAct2d, "average": lambda n: nn.BatchNorm2d(n, momentum=None)}
+
+
+def norm_step(kind: str, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One step through a small network; gradients as averaged over the processes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), NORMS[kind](4), nn.Conv2d(4, 2, 1)).double()
+    launch.synchronise_batch_norm(network)
+    out = network(batch)
+    (out**2).mean().backward()
+    gradients = {}
+    for name, parameter in network.named_parameters():
+        gradients[name] = launch.mean_over_processes(parameter.grad)
+    return {**gradients, **{name: value.double() for name, value in network.named_buffers()}}
+
+
+def batch_of_all() -> torch.Tensor:
+    return torch.randn(4, 3, 9, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def two_processes() -> None:
+    """What each of the two processes runs; an assertion that fails ends it with an error."""
+    assert launch.processes() == 2
+    rank = launch.rank()
+    assert list(launch.share(range(5))) == [[0, 2, 4], [1, 3]][rank]
+    assert launch.gathered([rank] * (rank + 1)) == [0, 1, 1]
+    assert launch.summed(torch.arange(3).numpy() + rank).tolist() == [1, 3, 5]
+    assert launch.decided_by_first(lambda: f"from {rank}") == "from 0"
+    with pytest.raises(BadInput, match="Mend it"):
+        launch.decided_by_first(refuse)
+    for kind in NORMS:
+        torch.save(norm_step(kind, launch_share(batch_of_all())), f"{sys.argv[1]}/{kind}-{rank}.pt")
+    # half precision: the statistics stay float32
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    launch.synchronise_batch_norm(norm)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = norm(batch_of_all()[rank::2].to(torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert torch.isfinite(out).all()
+    assert norm[0].running_mean.dtype == torch.float32
+
+
+def launch_share(batch: torch.Tensor) -> torch.Tensor:
+    return batch[launch.rank() :: launch.processes()]
+
+
+def refuse() -> None:
+    raise BadInput("here", "this", "that", "Mend it.")
+
+
+def test_two_processes(tmp_path):
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.test_launch",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for kind in NORMS:
+        alone = norm_step(kind, batch_of_all())
+        for rank in range(2):
+            shared = torch.load(tmp_path / f"{kind}-{rank}.pt", weights_only=True)
+            for name, value in alone.items():
+                torch.testing.assert_close(shared[name], value, rtol=1e-10, atol=1e-12, msg=f"{kind} {name}")
+
+
+def test_one_process_decides_alone():
+    assert launch.processes() == 1
+    assert launch.is_first()
+    assert list(launch.share(range(3))) == [0, 1, 2]
+    assert launch.threads() >= 1
+
+
+if __name__ == "__main__":
+    two_processes()
