@@ -253,15 +253,21 @@ def _declare_predict(parser: "ArgumentParser") -> None:
     parser.add_argument("--config", action="config", help="a YAML file with settings")
     parser.add_argument("--weights", type=Path, required=True, help="folder of a trained segmenter, or its file")
     parser.add_argument("--pictures", type=Path, required=True, help="a picture, or a folder of pictures")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad pictures out and name them")
     _declare_out(parser)
     parser.add_class_arguments(predict.Settings)
 
 
 def _predict(settings: "Namespace") -> None:
+    from wsss.data.info import find_bad
     from wsss.data.open import open_pictures
     from wsss.stages import predict
 
     images = open_pictures(settings.pictures)
+    if settings["skip_bad"]:
+        bad = find_bad(images)
+        images = images.without(bad)
+        print("".join(f"left out: {message}\n" for message in bad.values()), end="", file=sys.stderr)
     predict.predict(_settings(settings, predict.Settings), images, weights=settings.weights, out=settings.out)
 
 

@@ -134,6 +134,34 @@ def test_a_bad_picture_in_a_loader_process_is_named(tmp_path, squares):
         train(Toy(dataclasses.replace(Toy().training, workers=1)), squares, out=tmp_path / "run")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trackers_and_clipping(tmp_path, squares, precision):
+    for name in (precision, "no"):  # one command trains several networks
+        training = Training(batch=4, epochs=1, lr=0.01, workers=0, precision=name, clip=1.0, tensorboard=True)
+        train(Toy(training), squares, out=tmp_path / name)
+        assert list((tmp_path / name / "tensorboard").rglob("events.out.*"))
+        state, _ = read_weights(tmp_path / name / "weights.safetensors")
+        assert state["0.weight"].dtype == torch.float32
+
+
+def test_a_kill_after_the_last_write_needs_no_training(tmp_path, squares, monkeypatch):
+    out = train(Toy(), squares, out=tmp_path / "run")
+    whole = tree(out)
+    (out / DONE).rename(out / "started.json")
+    monkeypatch.setattr(Learning, "forward", lambda *_: pytest.fail("it trained again"))
+    record = json.loads((out / "started.json").read_text())
+    del record["result"], record["made"]
+    (out / "started.json").write_text(json.dumps(record))
+    train(Toy(), squares, out=out)
+    assert tree(out) == whole
+
+
+@pytest.mark.parametrize("setting", [{"batch": 0}, {"accumulate": 0}, {"seed": -1}, {"epochs": None}, {"lr": -0.1}])
+def test_settings_that_make_no_sense(setting):
+    with pytest.raises(BadInput, match="training"):
+        Training(**setting)
+
+
 def test_warmup_and_floor_of_the_schedule():
     training = Training(warmup=3, poly_power=0.0)
     assert [train_module.poly_factor(training, step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
