@@ -126,6 +126,15 @@ def test_stages_one_by_one(tmp_path, shapes, ok):
     assert (base / "report.html").exists()
 
 
+def test_predict_leaves_bad_pictures_out_where_it_may(finished, pictures, tmp_path, ok, refused):
+    path = empty(pictures)
+    words = ("predict", "--weights", finished / "segmenter", "--pictures", pictures, "--out", tmp_path / "masks")
+    assert str(path) in refused(*words)
+    shutil.rmtree(tmp_path / "masks")
+    ok(*words, "--skip-bad")
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 7
+
+
 def test_a_folder_without_true_masks_goes_all_the_way(pictures, tmp_path, tiny, ok):
     ok("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
     assert len(list((tmp_path / "run" / "masks").rglob("*.png"))) == 8
