@@ -1,16 +1,22 @@
-"""Two processes on the CPU: what they share out, add up and decide; batch norms whose statistics are those of one."""
+"""Two processes on the CPU: what they share out, add up and decide; they train what one trains."""
 
+import dataclasses
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from tests.conftest import write_squares
 from tests.end_to_end.conftest import ENVIRONMENT
 from wsss import launch
 from wsss.errors import BadInput
+from wsss.stages.train import Training, train
+from wsss.weights import read_weights
 
 NORMS = {"plain": nn.BatchNorm2d, "timm": BatchNormAct2d, "average": lambda n: nn.BatchNorm2d(n, momentum=None)}
 
@@ -32,6 +38,47 @@ def batch_of_all() -> torch.Tensor:
     return torch.randn(4, 3, 9, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@dataclasses.dataclass(frozen=True)
+class Double:
+    """A classifier in float64, whose rounding cannot hide a wrong gradient."""
+
+    training: Training = Training(batch=4, accumulate=2, epochs=4, lr=0.1, momentum=0.9, workers=1)
+
+    def trainable(self, images):
+        return Learning(images)
+
+
+class Learning(nn.Module):
+    def __init__(self, images):
+        super().__init__()
+        layers = (
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 2, 1),
+        )
+        self.network = nn.Sequential(*layers).double()
+        self.examples = partial(example, images)
+        self.metadata = {}
+
+    def forward(self, batch):
+        logits = self.network(batch["image"]).mean((2, 3))
+        return {"toy": nn.functional.multilabel_soft_margin_loss(logits, batch["label"])}
+
+    def param_groups(self, training):
+        return [{"params": list(self.network.parameters()), "lr": training.lr, "weight_decay": 0.01}]
+
+
+def example(images, index, rng):
+    picture = images.read(index) / 255 + rng.normal(0, 0.1, 3)
+    return {
+        "image": torch.from_numpy(picture.transpose(2, 0, 1)),
+        "label": torch.from_numpy(images.labels[index] * 1.0),
+    }
+
+
 def two_processes() -> None:
     """What each of the two processes runs; an assertion that fails ends it with an error."""
     assert launch.processes() == 2
@@ -44,6 +91,8 @@ def two_processes() -> None:
         launch.decided_by_first(refuse)
     for kind in NORMS:
         torch.save(norm_step(kind, launch_share(batch_of_all())), f"{sys.argv[1]}/{kind}-{rank}.pt")
+    squares = launch.decided_by_first(lambda: write_squares(Path(sys.argv[1]) / "squares", 18))
+    train(Double(), squares, out=Path(sys.argv[1]) / "two")
     # half precision: the statistics stay float32
     norm = nn.Sequential(nn.BatchNorm2d(3))
     launch.synchronise_batch_norm(norm)
@@ -82,6 +131,11 @@ def test_two_processes(tmp_path):
             shared = torch.load(tmp_path / f"{kind}-{rank}.pt", weights_only=True)
             for name, value in alone.items():
                 torch.testing.assert_close(shared[name], value, rtol=1e-10, atol=1e-12, msg=f"{kind} {name}")
+    train(Double(), write_squares(tmp_path / "squares", 18), out=tmp_path / "one")
+    one, _ = read_weights(tmp_path / "one" / "weights.safetensors")
+    two, _ = read_weights(tmp_path / "two" / "weights.safetensors")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-12, msg=name)
 
 
 def test_one_process_decides_alone():

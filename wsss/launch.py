@@ -4,6 +4,7 @@
 them; per-image stages take every n-th image each.
 """
 
+import atexit
 import datetime
 import functools
 import os
@@ -35,7 +36,10 @@ def _state() -> PartialState:
     for theirs, ours in _SLURM.items():
         if theirs in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
             os.environ.setdefault(ours, os.environ[theirs])
-    return PartialState(cpu=_on_cpu(), timeout=TIMEOUT)
+    state = PartialState(cpu=_on_cpu(), timeout=TIMEOUT)
+    # gloo's threads abort a process that ends before its group is taken apart
+    atexit.register(state.destroy_process_group)
+    return state
 
 
 def _on_cpu() -> bool:
