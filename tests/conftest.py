@@ -4,10 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 from PIL import Image
 
-from wsss.data.files import write_mask
-from wsss.data.images import Images, MaskFile
+import tests.typechecker
+
+# Shapes in signatures are checked while the tests run; modules that numba compiles to disk cannot be
+install_import_hook(["wsss.data", "wsss.methods", "wsss.networks", "wsss.ops.dense_crf"], "tests.typechecker.check")
+
+from wsss.data.files import write_mask  # noqa: E402
+from wsss.data.images import Images, MaskFile  # noqa: E402
 
 COLOURS = ((220, 40, 40), (40, 60, 220))
 

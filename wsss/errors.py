@@ -1,6 +1,8 @@
 """The one error that a user's input can cause."""
 
+import math
 import os
+from collections.abc import Sequence
 
 
 class BadInput(ValueError):
@@ -16,3 +18,24 @@ class BadInput(ValueError):
 
     def __reduce__(self) -> tuple[type["BadInput"], tuple[str, str, str, str]]:
         return BadInput, (self.where, self.found, self.expected, self.do)
+
+
+def check_range(where: str, values: float | Sequence[float], low: float, high: float = math.inf) -> None:
+    """Raise BadInput unless there are values and all of them are in [low, high].
+
+    Args:
+        where: name of the setting.
+        values: one number or several.
+        low, high: both allowed.
+    """
+    numbers = [values] if isinstance(values, int | float) else list(values)
+    span = f"from {low:g} to {high:g}" if high < math.inf else f"of {low:g} or more"
+    if not numbers or not all(low <= number <= high for number in numbers):
+        raise BadInput(where, str(values), f"{'a number' if numbers == [values] else 'numbers'} {span}", "Change it.")
+
+
+def check_pair(where: str, pair: tuple[float, float], low: float) -> None:
+    """Raise BadInput unless both numbers are at least `low` and the first is not above the second."""
+    check_range(where, pair, low)
+    if pair[0] > pair[1]:
+        raise BadInput(where, str(pair), "the smaller number first", "Exchange them.")

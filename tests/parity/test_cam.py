@@ -58,12 +58,14 @@ def test_irnet_training_forward_and_gradients():
     label[0, [3, 14]] = label[1, 7] = 1
     images = batch(64, 80)
     close(trainable.network(images), IRNET["logits"], 1e-5)  # 1.5e-6 measured
-    loss = trainable({"image": images, "label": label})["classification"]
+    # in float64, where no ReLU hangs on the rounding of one processor: 7e-7 measured for layer3
+    trainable.network.double()
+    loss = trainable({"image": images.double(), "label": label})["classification"]
     np.testing.assert_allclose(loss.item(), IRNET["loss"], rtol=1e-6)
     loss.backward()
     close(trainable.network.classifier.weight.grad[:, ::64, 0, 0], IRNET["classifier_grad"].reshape(20, -1), 1e-5)
     body = trainable.network.body
-    close(body.layer3[0].conv1.weight.grad[::32, ::32, 0, 0], IRNET["layer3_0_conv1_grad"], 2e-5)
+    close(body.layer3[0].conv1.weight.grad[::32, ::32, 0, 0], IRNET["layer3_0_conv1_grad"], 1e-5)
     assert IRNET["frozen"].all()
     for conv in (body.conv1, body.layer1[0].conv1, body.layer2[0].conv1):
         assert conv.weight.grad is None
@@ -89,9 +91,9 @@ def test_clims_training_forward_and_gradients():
     trainable = learning(filled(0), "stem")
     images = torch.stack([torch.from_numpy(inputs.normalised(inputs.image(96, 128, i))) for i in range(2)])
     label = torch.from_numpy((inputs.array("label", (2, 20), 0) > 0.6).astype(np.float32))
-    logits = trainable.network(images)
-    close(logits, CLIMS["logits_train"], 1e-5)
-    loss = F.multilabel_soft_margin_loss(logits, label)
+    close(trainable.network(images), CLIMS["logits_train"], 1e-5)
+    trainable.network.double()  # see above
+    loss = F.multilabel_soft_margin_loss(trainable.network(images.double()), label)
     np.testing.assert_allclose(loss.item(), CLIMS["msm_loss"], rtol=1e-6)
     loss.backward()
     close(

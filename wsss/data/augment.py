@@ -15,10 +15,14 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from wsss.data.images import IGNORE
+from wsss.errors import check_pair, check_range
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # the Caffe networks' mean colour (deeplab-pytorch)
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
+
+# Below it nothing is left to see; settings with smaller ones are mistakes
+SMALLEST_SCALE = 0.01
 
 SizeHW = tuple[int, int]
 ColourRule = Literal["imagenet", "caffe"]
@@ -198,6 +202,11 @@ class ClassifierAugment:
     flip: float = 0.5
     """probability of the mirror image"""
 
+    def __post_init__(self) -> None:
+        check_pair("augment.long_side", self.long_side, 1)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.flip", self.flip, 0, 1)
+
     def __call__(self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> Float[np.ndarray, "3 crop crop"]:
         """A random view; draws the long side, the flip, the left offset, the top offset."""
         long_side = int(rng.integers(self.long_side[0], self.long_side[1] + 1))
@@ -221,6 +230,11 @@ class AffinityAugment:
     label_stride: int = 4
     """pixels per cell of the label map that comes out"""
 
+    def __post_init__(self) -> None:
+        check_pair("augment.scale", self.scale, SMALLEST_SCALE)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.flip", self.flip, 0, 1)
+
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "hs ws"]]:
@@ -242,6 +256,11 @@ class SegmenterAugment:
     """side of the square crop; smaller images are filled up at the right and bottom"""
     flip: float = 0.5
     """probability of the mirror image"""
+
+    def __post_init__(self) -> None:
+        check_range("augment.scales", self.scales, SMALLEST_SCALE)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.flip", self.flip, 0, 1)
 
     def __call__(
         self,

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from wsss import launch
-from wsss.data.augment import ClassifierAugment, normalise, resize_bicubic, scaled_size
+from wsss.data.augment import SMALLEST_SCALE, ClassifierAugment, normalise, resize_bicubic, scaled_size
 from wsss.data.images import Dataset, Images
-from wsss.errors import BadInput
+from wsss.errors import BadInput, check_range
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 from wsss.recipe import Tail, finish
 from wsss.run import maybe_file
@@ -71,6 +71,9 @@ class Inference:
     """sizes of the picture whose maps are added"""
     flip: bool = True
     """add the maps of the mirror image"""
+
+    def __post_init__(self) -> None:
+        check_range("inference.scales", self.scales, SMALLEST_SCALE)
 
     def localizer(self, images: Images, weights: Path) -> "Localizer":
         """A trained classifier, ready to give maps: of a stage folder, or a published checkpoint (`res50_cam.pth`).
@@ -202,14 +205,14 @@ class Localizer:
     def __init__(self, network: Network, settings: Inference) -> None:
         self.network, self.settings = network, settings
 
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 hs ws"]]:
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
         """The picture at each scale."""
         sizes = [scaled_size(image.shape[:2], scale) for scale in self.settings.scales]
         return [torch.from_numpy(normalise(resize_bicubic(image, size)))[None] for size in sizes]
 
     @torch.inference_mode()
     def cams(
-        self, views: list[Float[Tensor, "1 3 hs ws"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
+        self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
     ) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
         present = torch.from_numpy(np.flatnonzero(label))

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from wsss import launch
 from wsss.data.files import read_cams, read_mask
 from wsss.data.images import IGNORE, Images
-from wsss.errors import BadInput
+from wsss.errors import BadInput, check_range
 from wsss.metrics import ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
 from wsss.progress import Progress
 from wsss.run import stage
@@ -33,6 +33,10 @@ class Settings:
     """measure the contour F-score too"""
     contour_tolerance: float = 0.008
     """how far contours may be apart: a share of the picture's diagonal"""
+
+    def __post_init__(self) -> None:
+        check_range("scores.thresholds", self.thresholds, 0, 1)
+        check_range("scores.contour_tolerance", self.contour_tolerance, 0, 1)
 
 
 @stage

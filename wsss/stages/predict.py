@@ -11,11 +11,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import normalise
+from wsss.data.augment import SMALLEST_SCALE, normalise
 from wsss.data.files import write_mask
 from wsss.data.images import Images
 from wsss.data.voc import VOC_CLASSES
-from wsss.errors import BadInput
+from wsss.errors import BadInput, check_range
 from wsss.networks.deeplab import DeepLabSettings, create_deeplab, resize_logits
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.progress import Progress
@@ -34,6 +34,9 @@ class Settings:
     """average with the mirror image too"""
     crf: Preset | DenseCRF | None = None
     """dense CRF on the probabilities: the name of a published set (`deeplab` is DeepLab's), or one's own"""
+
+    def __post_init__(self) -> None:
+        check_range("test.scales", self.scales, SMALLEST_SCALE)
 
 
 def _published(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:

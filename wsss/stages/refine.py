@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from wsss import launch
 from wsss.data.files import read_cams, write_mask
 from wsss.data.images import IGNORE, Images
-from wsss.errors import BadInput
+from wsss.errors import BadInput, check_range
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
 from wsss.progress import Progress
 from wsss.run import stage
@@ -34,6 +34,12 @@ class Settings:
     """probability that the CRF gives to the thresholded label"""
     crf: Preset | DenseCRF = "irn"
     """kernels and iterations of the CRF: the name of a published set, or one's own"""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            check_range("refine.threshold", self.threshold, 0, 1)
+        check_range("refine.unsure", self.unsure, 0, 1)
+        check_range("refine.certainty", self.certainty, 0, 1)
 
     def at(self, threshold: float) -> "Settings":
         """These settings with the threshold that was found, unless one is set."""

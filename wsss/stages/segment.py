@@ -55,6 +55,8 @@ class Settings:
                 "a file: deeplabv1_resnet101-coco.pth (deeplab-pytorch) or deeplabv1_resnet101-imagenet.pth (AdvCAM)",
                 "Fetch one of them from its authors, choose another segmenter.network.backbone, or start anew with `none`.",
             )
+        with torch.device("meta"):  # an unknown backbone or a stride that it cannot have
+            create_deeplab(2, self.network)
         if self.init not in ("imagenet", "none"):
             read_checkpoint(Path(self.init))
         if self.init == "none" and self.network.batch_norm == "frozen":

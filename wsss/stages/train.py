@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from wsss import launch
 from wsss.data.images import Images
-from wsss.errors import BadInput
+from wsss.errors import BadInput, check_range
 from wsss.progress import Progress
 from wsss.run import neutral, plain, stage
 from wsss.storage import read_json, whole_file, write_json
@@ -75,11 +75,9 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "poly_every", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"training.{name}", str(getattr(self, name)), "at least 1", "Set a larger number.")
-        for name in ("seed", "lr", "weight_decay", "warmup", "min_lr", "poly_power"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"training.{name}", str(getattr(self, name)), "0 or more", "Set another number.")
+            check_range(f"training.{name}", getattr(self, name), 1)
+        for name in ("seed", "lr", "weight_decay", "warmup", "min_lr", "poly_power", "momentum"):
+            check_range(f"training.{name}", getattr(self, name), 0)
         if (self.steps if self.steps is not None else self.epochs or 0) < 1:
             found = f"epochs {self.epochs} and steps {self.steps}"
             raise BadInput("training", found, "at least one epoch or step", "Set training.epochs or training.steps.")
@@ -129,7 +127,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
 
     Writes `weights.safetensors` and `history.json` (losses and learning rate). Batches are formed over all processes and then
     dealt out, and chance depends on (seed, epoch, picture) alone: 1 and n processes train the same network, and a killed
-    training goes on from `checkpoint.pt` to the same bytes.
+    training goes on from `checkpoint.pt`, on a CPU with the same threads to the same bytes. Dropout alone draws by process.
 
     Args:
         settings: of the method.
