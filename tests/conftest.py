@@ -7,10 +7,12 @@ import pytest
 from jaxtyping import install_import_hook
 from PIL import Image
 
-import tests.typechecker
+from tests import typechecker
 
 # Shapes in signatures are checked while the tests run; modules that numba compiles to disk cannot be
-install_import_hook(["wsss.data", "wsss.methods", "wsss.networks", "wsss.ops.dense_crf"], "tests.typechecker.check")
+install_import_hook(
+    ["wsss.data", "wsss.methods", "wsss.networks", "wsss.ops.dense_crf"], f"{typechecker.__name__}.check"
+)
 
 from wsss.data.files import write_mask  # noqa: E402
 from wsss.data.images import Images, MaskFile  # noqa: E402
