@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# the reference dense CRF, which tests and benchmarks compare with, has to be compiled; they say so where it is missing
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[oracle]' || echo 'no compiler for pydensecrf2: tests against it are skipped'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[oracle]' || echo 'no compiler for pydensecrf2: tests against it are skipped'
 	touch $@
 
 demo: $(INSTALLED)

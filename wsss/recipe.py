@@ -29,8 +29,16 @@ class Tail:
     """how everything is scored"""
 
 
-def finish(run: Path, data: Dataset, cams: Path, settings: Tail) -> None:
-    """Pseudo masks of the training pictures, a segmenter, its predictions on val; scores wherever there are true masks."""
+def finish(run: Path, data: Dataset, cams: Path, settings: Tail, classifier: Path | None = None) -> None:
+    """Pseudo masks of the training pictures, a segmenter, its predictions on val; scores wherever there are true masks.
+
+    Args:
+        run: folder of the run.
+        data: with a split to train on.
+        cams: folder of the activation maps of that split.
+        settings: of all that follows.
+        classifier: folder of the network that gave the maps, for a segmenter that starts from it.
+    """
     images = data.split(data.train)
     threshold = DEFAULT_THRESHOLD
     if data.seed_split:
@@ -40,7 +48,7 @@ def finish(run: Path, data: Dataset, cams: Path, settings: Tail) -> None:
     masks = refine(settings.refine.at(threshold), images, cams=cams, out=run / "masks")
     if data.seed_split:
         evaluate_masks(settings.scores, seeds, masks=masks, out=run / "masks-scores")
-    segmenter = train(settings.segmenter, images, masks=masks, out=run / "segmenter")
+    segmenter = train(settings.segmenter.starting_from(classifier), images, masks=masks, out=run / "segmenter")
     if data.val:
         val = data.split(data.val)
         predictions = predict(settings.test, val, weights=segmenter, out=run / "predictions")

@@ -260,4 +260,4 @@ def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
     images = data.split(data.train)
     classifier = train(settings.classifier, images, out=run / "classifier")
     cams = localize(settings.inference, images, weights=classifier, out=run / "cams")
-    finish(run, data, cams, settings.tail)
+    finish(run, data, cams, settings.tail, classifier)

@@ -25,7 +25,7 @@ from wsss.networks.deeplab import (
 )
 from wsss.run import maybe_file
 from wsss.stages.train import Training
-from wsss.weights import load_backbone, load_deeplab, read_checkpoint
+from wsss.weights import WEIGHTS, load_backbone, load_deeplab, read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Settings:
     network: DeepLabSettings = DeepLabSettings()
     """layers"""
     init: str = maybe_file("imagenet")
-    """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, or `none`"""
+    """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (that gave the maps), or `none`"""
     loss: Literal["plain", "balanced"] = "plain"
     """cross-entropy over all pixels, or half of it over background and half over foreground"""
     augment: SegmenterAugment = SegmenterAugment()
@@ -57,7 +57,14 @@ class Settings:
             )
         with torch.device("meta"):  # an unknown backbone or a stride that it cannot have
             create_deeplab(2, self.network)
-        if self.init not in ("imagenet", "none"):
+        if self.network.backbone == PUBLISHED_BODY and self.init == "classifier":
+            raise BadInput(
+                "segmenter.init",
+                "`classifier` for a body that no classifier here has",
+                "the backbone of the classifier as segmenter.network.backbone",
+                "Set it, or give a file such as deeplabv1_resnet101-coco.pth.",
+            )
+        if self.init not in ("imagenet", "none", "classifier"):
             read_checkpoint(Path(self.init))
         if self.init == "none" and self.network.batch_norm == "frozen":
             raise BadInput(
@@ -67,9 +74,22 @@ class Settings:
                 "Set it to live, or give initial weights.",
             )
 
+    def starting_from(self, classifier: Path | None) -> "Settings":
+        """These settings with the file of the classifier's weights in the place of the word `classifier`."""
+        if self.init != "classifier":
+            return self
+        if classifier is None:
+            raise BadInput(
+                "segmenter.init",
+                "`classifier` where no trained classifier gave the maps",
+                "a file, `imagenet` or `none`",
+                "Give the file of the weights to start from.",
+            )
+        return dataclasses.replace(self, init=str(classifier / WEIGHTS))
+
     def trainable(self, images: Images, masks: Path) -> "Learning":
         """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
-        self.check()
+        self.starting_from(None).check()
         network = create_deeplab(images.n_labels, self.network)
         if self.network.backbone == PUBLISHED_BODY and self.init != "none":
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
