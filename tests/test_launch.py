@@ -16,7 +16,7 @@ from tests.end_to_end.conftest import ENVIRONMENT
 from wsss import launch
 from wsss.errors import BadInput
 from wsss.stages.train import Training, train
-from wsss.weights import read_weights
+from wsss.weights import WEIGHTS, read_weights, write_weights
 
 NORMS = {"plain": nn.BatchNorm2d, "timm": BatchNormAct2d, "average": lambda n: nn.BatchNorm2d(n, momentum=None)}
 
@@ -61,11 +61,18 @@ class Learning(nn.Module):
         )
         self.network = nn.Sequential(*layers).double()
         self.examples = partial(example, images)
-        self.metadata = {}
 
     def forward(self, batch):
         logits = self.network(batch["image"]).mean((2, 3))
-        return {"toy": nn.functional.multilabel_soft_margin_loss(logits, batch["label"])}
+        # the second loss looks at pairs of pictures, whichever process they are on
+        pairs = launch.joined(logits) @ launch.joined(logits).T + torch.arange(4.0).double()
+        return {
+            "toy": nn.functional.multilabel_soft_margin_loss(logits, batch["label"]),
+            "pairs": pairs.logsumexp(1).mean(),
+        }
+
+    def write(self, out):
+        write_weights(out / WEIGHTS, self.network.state_dict(), {"kind": "toy"})
 
     def param_groups(self, training):
         return [{"params": list(self.network.parameters()), "lr": training.lr, "weight_decay": 0.01}]

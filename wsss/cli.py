@@ -19,10 +19,28 @@ if TYPE_CHECKING:
 
     from wsss.data.images import Dataset, Images
 
-# method: its module, and what it is
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A module of `wsss/methods`: what it is, and which commands it has."""
+
+    about: str
+    run: bool = False
+    train: bool = False
+    localize: bool = False
+
+
 METHODS = {
-    "cam": ("wsss.methods.cam", "class activation maps (Zhou et al., CVPR 2016), IRNet's and CLIMS' baseline"),
+    "cam": Method(
+        "class activation maps (Zhou et al., CVPR 2016), IRNet's and CLIMS' baseline",
+        run=True,
+        train=True,
+        localize=True,
+    ),
+    "clip_es": Method("CLIP-ES (Lin et al., CVPR 2023), maps of a frozen CLIP", run=True, localize=True),
+    "clip": Method("CLIP (Radford et al., ICML 2021) on own pictures and tags", train=True),
 }
+TAGCLIP = "tagclip"
 CONFIGS = Path(__file__).parent / "configs"
 
 HELP = """\
@@ -100,17 +118,17 @@ def _commands() -> dict[str, Command]:
     commands = {
         "demo": Command("generate pictures, run the baseline on them, print what came out", _declare_demo, _demo)
     }
-    for method, (module, about) in METHODS.items():
-        commands[f"run {method}"] = Command(
-            f"from tags to a scored segmenter: {about}", partial(_declare_run, module), partial(_run, module)
-        )
-        commands[f"train {method}"] = Command(
-            f"train {method}", partial(_declare_train, module), partial(_train, module)
-        )
-        commands[f"localize {method}"] = Command(
-            f"activation maps of a trained {method}", partial(_declare_localize, module), partial(_localize, module)
-        )
+    for verb, help, declare, run in (
+        ("run", "from tags to a scored segmenter: ", _declare_run, _run),
+        ("train", "train ", _declare_train, _train),
+        ("localize", "activation maps of ", _declare_localize, _localize),
+    ):
+        for name, method in METHODS.items():
+            if getattr(method, verb):
+                about = f"{help}{method.about}"
+                commands[f"{verb} {name}"] = Command(about, partial(declare, name), partial(run, name))
     return commands | {
+        "tag": Command("tags for pictures without any, by TagCLIP (Lin et al., AAAI 2024)", _declare_tag, _tag),
         "refine": Command("activation maps to pseudo masks", _declare_refine, _refine),
         "segment": Command("train a segmenter on pseudo masks", _declare_segment, _segment),
         "predict": Command("masks of any pictures by a trained segmenter", _declare_predict, _predict),
@@ -129,8 +147,15 @@ def _declare_data(parser: "ArgumentParser") -> None:
     )
     parser.add_argument("--train", type=str, default=None, help="split to train on, where the usual one is not wanted")
     parser.add_argument("--val", type=str, default=None, help="split to score the segmenter on, likewise")
-    parser.add_argument("--tags", type=Path, default=None, help="CSV, TSV, JSONL or cls_labels.npy with tags")
-    parser.add_argument("--classes", type=Path, default=None, help="text file with one class a line")
+    parser.add_argument(
+        "--tags",
+        type=Path,
+        default=None,
+        help="CSV, TSV, JSONL or cls_labels.npy with tags; `tagclip` lets CLIP tag the pictures",
+    )
+    parser.add_argument(
+        "--classes", type=str, default=None, help="text file with one class a line, or the names: 'cat, dog'"
+    )
     parser.add_argument("--tag-rule", type=str, default=None, help="how tags come out of annotations: see docs/data.md")
     parser.add_argument("--mask-rule", type=str, default=None, help="how COCO's masks are drawn: clims or icam")
     parser.add_argument("--upright", type=bool, default=None, help="turn pictures as their EXIF orientation says")
@@ -163,7 +188,8 @@ def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
         settings.data,
         train=settings.train,
         val=settings.val,
-        tags=settings.tags,
+        tags=None if str(settings.tags) == TAGCLIP else settings.tags,
+        untagged=str(settings.tags) == TAGCLIP,
         classes=settings.classes,
         tag_rule=settings["tag_rule"],
         mask_rule=settings["mask_rule"],
@@ -180,41 +206,68 @@ def _split(settings: "Namespace", scored: bool = False) -> "Images":
     return data.split(settings.split or (data.seed_split if scored else None) or data.train)
 
 
-def _declare_run(module: str, parser: "ArgumentParser") -> None:
+def _module(name: str) -> Any:
+    return importlib.import_module(f"wsss.methods.{name}")
+
+
+def _declare_run(name: str, parser: "ArgumentParser") -> None:
+    from wsss.methods import tagclip
+
     _declare_data(parser)
     _declare_out(parser)
-    parser.add_class_arguments(importlib.import_module(module).Recipe)
+    parser.add_class_arguments(_module(name).Recipe)
+    parser.add_class_arguments(tagclip.Settings, "tagger")
 
 
-def _run(module: str, settings: "Namespace") -> None:
-    method = importlib.import_module(module)
-    method.recipe(settings.out, _open(settings, settings.out), _settings(settings, method.Recipe))
+def _run(name: str, settings: "Namespace") -> None:
+    from wsss.methods import tagclip
+
+    method, data = _module(name), _open(settings, settings.out)
+    if str(settings.tags) == TAGCLIP:
+        data = tagclip.tagged(settings.tagger, data, out=settings.out / "tags")
+    method.recipe(settings.out, data, _settings(settings, method.Recipe))
     _print_table(settings.out)
 
 
-def _declare_train(module: str, parser: "ArgumentParser") -> None:
+def _declare_tag(parser: "ArgumentParser") -> None:
+    from wsss.methods import tagclip
+
     _declare_split(parser)
-    parser.add_class_arguments(importlib.import_module(module).Settings)
+    parser.add_class_arguments(tagclip.Settings)
 
 
-def _train(module: str, settings: "Namespace") -> None:
+def _tag(settings: "Namespace") -> None:
+    from wsss.methods import tagclip
+
+    chosen = _settings(settings, tagclip.Settings)
+    settings.tags = settings.tags or Path(TAGCLIP)
+    print(tagclip.tag(chosen, _split(settings), out=settings.out) / "tags.csv")
+
+
+def _declare_train(name: str, parser: "ArgumentParser") -> None:
+    _declare_split(parser)
+    parser.add_class_arguments(_module(name).Settings)
+
+
+def _train(name: str, settings: "Namespace") -> None:
     from wsss.stages.train import train
 
-    method = importlib.import_module(module)
+    method = _module(name)
     train(_settings(settings, method.Settings), _split(settings), out=settings.out)
 
 
-def _declare_localize(module: str, parser: "ArgumentParser") -> None:
+def _declare_localize(name: str, parser: "ArgumentParser") -> None:
     _declare_split(parser)
-    parser.add_argument("--weights", type=Path, required=True, help="folder of the trained classifier, or its file")
-    parser.add_class_arguments(importlib.import_module(module).Inference)
+    if METHODS[name].train:
+        parser.add_argument("--weights", type=Path, required=True, help="folder of the trained network, or its file")
+    parser.add_class_arguments(_module(name).Inference)
 
 
-def _localize(module: str, settings: "Namespace") -> None:
+def _localize(name: str, settings: "Namespace") -> None:
     from wsss.stages.localize import localize
 
-    method = importlib.import_module(module)
-    localize(_settings(settings, method.Inference), _split(settings), weights=settings.weights, out=settings.out)
+    inputs = {"weights": settings.weights} if METHODS[name].train else {}
+    localize(_settings(settings, _module(name).Inference), _split(settings), out=settings.out, **inputs)
 
 
 def _declare_refine(parser: "ArgumentParser") -> None:
@@ -307,7 +360,7 @@ def _report(settings: "Namespace") -> None:
 def _declare_info(parser: "ArgumentParser") -> None:
     parser.add_argument("path", type=Path, help="the data set")
     parser.add_argument("--tags", type=Path, default=None, help="CSV, TSV, JSONL or cls_labels.npy with tags")
-    parser.add_argument("--classes", type=Path, default=None, help="text file with one class a line")
+    parser.add_argument("--classes", type=str, default=None, help="text file with one class a line, or the names")
 
 
 def _info(settings: "Namespace") -> None:

@@ -132,6 +132,13 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return total / processes()
 
 
+def joined(value: Tensor) -> Tensor:
+    """The rows of all processes, in the order in which they were dealt out, with a gradient for one's own."""
+    if processes() == 1:
+        return value
+    return _JoinOverProcesses.apply(value)
+
+
 def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> Accelerator:
     """Hugging Face accelerate, set up for one training.
 
@@ -212,6 +219,22 @@ class _SumOverProcesses(torch.autograd.Function):
         total = gradients[0].clone()
         dist.all_reduce(total)
         return total
+
+
+class _JoinOverProcesses(torch.autograd.Function):
+    """All rows on every process; each of them computes the same loss, so the gradients of one's own rows add up."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        parts = [torch.empty_like(value) for _ in range(processes())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total[rank() :: processes()]
 
 
 def _sum_over_processes(value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import Any, Protocol
 from wsss import __version__, launch
 from wsss.data.images import Images
 from wsss.errors import BadInput
-from wsss.storage import TEMPORARY_SUFFIX, digest, file_digest, read_json, write_json
+from wsss.storage import TEMPORARY_SUFFIX, digest, file_digest, path_digest, read_json, write_json
 
 DONE, STARTED, SECONDS = "done.json", "started.json", "seconds.json"
 # Later stages look at the content of these outputs too; of the others, at what they were made from
-KNOWN_BY_CONTENT = ("weights.safetensors", "scores.json")
+KNOWN_BY_CONTENT = ("weights.safetensors", "model.safetensors", "tags.csv", "scores.json")
 
 log = logging.getLogger("wsss")
 
@@ -40,7 +41,7 @@ def neutral(default: Any) -> Any:
 
 
 def maybe_file(default: str) -> Any:
-    """A settings field that holds a word or the path of a file: records name the file by its content."""
+    """A settings field that holds a word or a path: records name the file or folder by its content."""
     return dataclasses.field(default=default, metadata={"maybe_file": True})
 
 
@@ -50,8 +51,8 @@ def plain(settings: Any) -> Any:
         values = {}
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
-            if field.metadata.get("maybe_file") and Path(value).is_file():
-                values[field.name] = {"file": Path(value).name, "identity": file_digest(Path(value))}
+            if field.metadata.get("maybe_file") and Path(value).exists():
+                values[field.name] = {"file": Path(value).name, "identity": path_digest(Path(value))}
             elif not field.metadata.get("neutral"):
                 values[field.name] = plain(value)
         return values
@@ -160,7 +161,8 @@ def _content(out: Path) -> list[Path]:
 
 def _finish(out: Path, result: dict[str, Any]) -> None:
     for leftover in out.rglob(f".*{TEMPORARY_SUFFIX}"):
-        leftover.unlink()  # of a process that was killed while it wrote
+        # of a process that was killed while it wrote
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     made = {path.name: file_digest(path) for path in sorted(out.iterdir()) if path.name in KNOWN_BY_CONTENT}
     write_json(out / DONE, {**read_json(out / STARTED, "the record of a stage"), "result": result, "made": made})
     (out / STARTED).unlink()

@@ -98,3 +98,18 @@ def file_digest(path: Path) -> str:
     """A short fingerprint of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def path_digest(path: Path) -> str:
+    """A short fingerprint of the content of a file, or of a folder but for hidden files and clocks."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    kept = [file for file in files if not file.name.startswith(".") and file.name != "seconds.json"]
+    return digest({str(file.relative_to(path)): file_digest(file) for file in kept})
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: WSSS_CACHE, or wsss in the user's cache folder."""
+    user = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("WSSS_CACHE", user / "wsss"))

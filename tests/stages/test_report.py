@@ -87,7 +87,7 @@ def train(settings: Method, images: Images, *, out: Path, **inputs: Path) -> dic
         for step in range(settings.steps)
     ]
     write_json(out / "history.json", history)
-    write_weights(out / WEIGHTS, {}, {"kind": "cam"})
+    write_weights(out / WEIGHTS, {}, {})
     return {"steps": settings.steps, "images": len(images), "final": history[-1]}
 
 
@@ -97,7 +97,7 @@ def localize(settings: Method, images: Images, *, weights: Path, out: Path) -> d
         truth = images.read_mask(index) if images.masks[index] else np.ones(images.size_hw(index), np.uint8)
         maps = [_blurred(truth == label + 1, truth.shape[0] / 10) for label in images.classes(index)]
         write_cams(out / f"{name}.npz", np.array(images.classes(index)), np.reshape(maps, (-1, *truth.shape)))
-    return {"images": len(images)}
+    return {"images": len(images), "method": "cam"}
 
 
 def _blurred(mask: np.ndarray, radius: float) -> np.ndarray:

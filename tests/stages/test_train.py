@@ -14,7 +14,7 @@ from wsss.errors import BadInput
 from wsss.run import DONE
 from wsss.stages import train as train_module
 from wsss.stages.train import CHECKPOINT, HISTORY, Training, train
-from wsss.weights import read_weights
+from wsss.weights import WEIGHTS, read_weights, write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Learning(nn.Module):
         super().__init__()
         self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
         self.examples = partial(example, images)
-        self.metadata = {"kind": "toy"}
         self.steps = 0
 
     def forward(self, batch):
         logits = self.network(batch["image"]).mean((2, 3))
         return {"toy": nn.functional.multilabel_soft_margin_loss(logits, batch["label"])}
+
+    def write(self, out):
+        write_weights(out / WEIGHTS, self.network.state_dict(), {"kind": "toy"})
 
     def param_groups(self, training):
         return [{"params": list(self.network.parameters()), "lr": training.lr, "weight_decay": 0.0}]

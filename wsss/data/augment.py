@@ -18,6 +18,7 @@ from wsss.data.images import IGNORE
 from wsss.errors import check_pair, check_range
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # the Caffe networks' mean colour (deeplab-pytorch)
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
 
@@ -25,7 +26,7 @@ CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
 SMALLEST_SCALE = 0.01
 
 SizeHW = tuple[int, int]
-ColourRule = Literal["imagenet", "caffe"]
+ColourRule = Literal["imagenet", "caffe", "clip"]
 
 
 def scaled_size(size_hw: SizeHW, scale: float) -> SizeHW:
@@ -95,10 +96,11 @@ def _overlap(side: int, crop: int, offset: int) -> tuple[slice, slice]:
 
 
 @lru_cache
-def _imagenet_table() -> np.ndarray:
+def _table(colours: Literal["imagenet", "clip"]) -> np.ndarray:
     # one entry per pixel value: the published code divides and subtracts in double precision, then rounds to float32
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
     values = np.arange(256)[:, None] / 255.0
-    return ((values - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
+    return ((values - mean) / std).astype(np.float32)
 
 
 def normalise(image: Shaped[np.ndarray, "h w 3"], colours: ColourRule = "imagenet") -> Float[np.ndarray, "3 h w"]:
@@ -106,12 +108,13 @@ def normalise(image: Shaped[np.ndarray, "h w 3"], colours: ColourRule = "imagene
 
     Args:
         image: uint8, or float32 for `caffe`.
-        colours: `imagenet`: RGB, (v / 255 - mean) / deviation. `caffe`: BGR, v - mean, as the published DeepLab takes it.
+        colours: `imagenet` and `clip`: RGB, (v / 255 - mean) / deviation, each with its own. `caffe`: BGR, v - mean, as the
+            published DeepLab takes it.
     """
     planes = np.empty((3, *image.shape[:2]), np.float32)
     for channel in range(3):
-        if colours == "imagenet":
-            planes[channel] = _imagenet_table()[:, channel][image[..., channel]]
+        if colours != "caffe":
+            planes[channel] = _table(colours)[:, channel][image[..., channel]]
         else:
             # subtracted in double precision and rounded once, as published
             planes[channel] = image[..., 2 - channel] - np.float64(CAFFE_MEAN_BGR[channel])
@@ -140,12 +143,18 @@ def normalised_crop(
 
 
 def classifier_view(
-    image: UInt8[np.ndarray, "h w 3"], long_side: int, flip: bool, left: int, top: int, crop: int
+    image: UInt8[np.ndarray, "h w 3"],
+    long_side: int,
+    flip: bool,
+    left: int,
+    top: int,
+    crop: int,
+    colours: ColourRule = "imagenet",
 ) -> Float[np.ndarray, "3 crop crop"]:
     """Resized to a long side, mirrored if `flip`, then cropped; see `crop_at` for the offsets, 0 outside the image."""
     size_hw = image.shape[:2]
     resized = resize_bicubic(image, scaled_size(size_hw, long_side_scale(size_hw, long_side)))
-    return normalised_crop(resized, crop, top, left, flip, "imagenet")
+    return normalised_crop(resized, crop, top, left, flip, colours)
 
 
 def affinity_view(
@@ -207,14 +216,16 @@ class ClassifierAugment:
         check_range("augment.crop", self.crop, 1)
         check_range("augment.flip", self.flip, 0, 1)
 
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> Float[np.ndarray, "3 crop crop"]:
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, colours: ColourRule = "imagenet"
+    ) -> Float[np.ndarray, "3 crop crop"]:
         """A random view; draws the long side, the flip, the left offset, the top offset."""
         long_side = int(rng.integers(self.long_side[0], self.long_side[1] + 1))
         flip = bool(rng.random() < self.flip)
         size_hw = image.shape[:2]
         height, width = scaled_size(size_hw, long_side_scale(size_hw, long_side))
         left, top = _draw_offset(width, self.crop, rng), _draw_offset(height, self.crop, rng)
-        return classifier_view(image, long_side, flip, left, top, self.crop)
+        return classifier_view(image, long_side, flip, left, top, self.crop, colours)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Dataset:
     """A data set: its splits by name, and which of them a recipe uses for what.
 
     Attributes:
-        kind: the layout that was recognised: `voc`, `coco`, `folders` or `tags`.
+        kind: the layout that was recognised: `voc`, `coco`, `folders`, `tags`, or `pictures` without tags.
         root: where it lies.
         splits: all splits found.
         train: name of the split that models are trained on.

@@ -1,14 +1,17 @@
 """Finding out what a path holds."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from wsss.data import coco, voc
 from wsss.data.coco import find_coco, open_coco
-from wsss.data.folder import open_folder, open_pictures
+from wsss.data.folder import find_table, open_folder, open_pictures
 from wsss.data.images import Dataset
-from wsss.data.lists import files_below, is_picture, listing
+from wsss.data.lists import files_below, is_picture, listing, read_classes
 from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
 from wsss.data.voc import find_voc, open_voc
 from wsss.errors import BadInput
@@ -33,6 +36,7 @@ def open_dataset(
     tag_rule: str | None = None,
     mask_rule: str | None = None,
     upright: bool | None = None,
+    untagged: bool = False,
     skip_missing: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -42,11 +46,12 @@ def open_dataset(
         path: the folder, one above VOC's, or the table of tags in it.
         train: split to train on, or a file that lists pictures.
         val: split to score segmenters on, or such a file.
-        classes: class names in the order of their labels, or a file with one a line.
+        classes: class names in the order of their labels, separated by commas in one text, or a file with one a line.
         tags: a table of tags, `cls_labels.npy` of PSA and IRNet, `train_labels.npy` of CLIMS, or a list of CLIP-ES.
         tag_rule: how tags come out of annotations; see `open_voc` and `open_coco`.
         mask_rule: how COCO's masks are drawn; see `open_coco`.
         upright: turn pictures as their EXIF orientation says; by default only folders of one's own are.
+        untagged: the pictures of a folder need no tags, since they will be tagged; `classes` says what to look for.
         skip_missing: leave out pictures that are listed but missing.
         progress: called during long work with how much is done and how much there is.
 
@@ -67,7 +72,7 @@ def open_dataset(
     common: dict[str, Any] = {
         "train": train,
         "val": val,
-        "classes": Path(classes) if isinstance(classes, str) else classes,
+        "classes": _class_source(classes) if isinstance(classes, str) else classes,
         "tags": source,
         "skip_missing": skip_missing,
     }
@@ -95,7 +100,19 @@ def open_dataset(
         raise BadInput(
             root, listing(root), LAYOUTS, "Choose another folder, or arrange the pictures in one of these ways."
         )
+    if untagged and classes is not None and find_table(root) is None:
+        pictures = open_pictures(root) if upright is None else open_pictures(root, upright=upright)
+        names = read_classes(common["classes"])
+        labels = np.zeros((len(pictures), len(names)), bool)
+        images = dataclasses.replace(pictures, class_names=names, labels=labels)
+        return Dataset("pictures", root, {"train": images}, "train")
     return open_folder(root, **common)
+
+
+def _class_source(classes: str) -> Path | list[str]:
+    """A file of class names, or the names that stand in the text itself, separated by commas."""
+    is_path = "/" in classes or Path(classes).exists() or (Path(classes).suffix and "," not in classes)
+    return Path(classes) if is_path else [name.strip() for name in classes.split(",") if name.strip()]
 
 
 def _check_rules(rules: Mapping[str, str], known: Mapping[str, Sequence[str]], root: Path) -> None:

@@ -26,7 +26,7 @@ from wsss.recipe import Tail, finish
 from wsss.run import maybe_file
 from wsss.stages.localize import Cams, localize
 from wsss.stages.train import Training, train
-from wsss.weights import IRNET_ALIASES, load_backbone, load_into, trained_weights
+from wsss.weights import IRNET_ALIASES, WEIGHTS, load_backbone, load_into, trained_weights, write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +174,9 @@ class Learning(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         return {"classification": F.multilabel_soft_margin_loss(self.network(batch["image"]).float(), batch["label"])}
+
+    def write(self, out: Path) -> None:
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
         decay = training.weight_decay

@@ -12,7 +12,7 @@ from wsss import launch
 from wsss.data.files import read_cams, read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
-from wsss.metrics import ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
+from wsss.metrics import Background, ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.storage import read_json, write_json
@@ -26,7 +26,9 @@ class Settings:
     """How maps and masks are scored."""
 
     thresholds: tuple[float, ...] = tuple(round(0.01 * step, 2) for step in range(61))
-    """background scores that maps are scored at, in one pass"""
+    """background scores (or exponents) that maps are scored at, in one pass"""
+    background: Background = "constant"
+    """background score: a constant t, or (1 - highest map)^t as in CLIP-ES (power)"""
     convention: Convention = "present"
     """what classes that do not occur do to the mean: present, nan, zero, icam or devkit"""
     contour: bool = True
@@ -35,7 +37,7 @@ class Settings:
     """how far contours may be apart: a share of the picture's diagonal"""
 
     def __post_init__(self) -> None:
-        check_range("scores.thresholds", self.thresholds, 0, 1)
+        check_range("scores.thresholds", self.thresholds, 0, 1 if self.background == "constant" else 1000)
         check_range("scores.contour_tolerance", self.contour_tolerance, 0, 1)
 
 
@@ -52,12 +54,14 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
         out: the stage's folder.
     """
     _check_masks(images)
-    sweep = ThresholdSweep(settings.thresholds, len(images.class_names))
+    sweep = ThresholdSweep(settings.thresholds, len(images.class_names), settings.background)
+    # the power is taken in the type that maps are stored in, as published
+    kind = np.float16 if settings.background == "power" else np.float32
     mine = launch.share(range(len(images)))
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         classes, maps = read_cams(cams / f"{images.names[index]}.npz")
-        return images.read_mask(index, maps.shape[1:]), maps, classes
+        return images.read_mask(index, maps.shape[1:]), maps.astype(kind), classes
 
     with Progress(f"thresholds {out.name}", len(mine)) as progress:
         loaded = in_threads(load, mine, threads=launch.threads())
@@ -69,16 +73,26 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
 
     def thresholded(index: int) -> UInt8[np.ndarray, "h w"]:
         classes, maps = read_cams(cams / f"{images.names[index]}.npz")
-        background = np.full((1, *maps.shape[1:]), best, maps.dtype)
+        if settings.background == "power":
+            maps = maps.astype(kind)
+            background = (1 - maps.max(0, keepdims=True, initial=0)) ** best
+        else:
+            background = np.full((1, *maps.shape[1:]), best, maps.dtype)
         labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
         return labels[np.concatenate([background, maps]).argmax(0)]
 
+    shown = "threshold" if settings.background == "constant" else "(1 - highest map)^threshold"
     curve = {
         "thresholds": list(settings.thresholds),
         "miou": [score.miou for score in sweep.scores(settings.convention)],
     }
     return _score(
-        settings, images, thresholded, out, {"maps": "argmax over [threshold, maps]", "threshold": best}, curve
+        settings,
+        images,
+        thresholded,
+        out,
+        {"maps": f"argmax over [{shown}, maps]", "background": settings.background, "threshold": best},
+        curve,
     )
 
 

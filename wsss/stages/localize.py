@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from wsss import launch
 from wsss.data.files import write_cams
 from wsss.data.images import Images
+from wsss.errors import BadInput
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.stream import Writer, in_threads
@@ -62,7 +63,10 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
 
     def load(index: int) -> tuple[Any, tuple[int, int]]:
         image = images.read(index)
-        return localizer.prepare(image), image.shape[:2]
+        try:
+            return localizer.prepare(image), image.shape[:2]
+        except BadInput as error:
+            raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
 
     mine = len(launch.share(images.names))
     with Writer() as write, Progress(f"localize {out.name}", mine, done=mine - len(todo)) as progress:
@@ -71,4 +75,4 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
             classes, maps, strided = localizer.cams(prepared, size_hw, images.labels[index])
             write(write_cams, out / f"{images.names[index]}.npz", classes, maps, strided)
             progress.advance()
-    return {"images": len(images)}
+    return {"images": len(images), "method": type(settings).__module__.rpartition(".")[2]}

@@ -24,14 +24,16 @@ DEFAULT_THRESHOLD = 0.15
 class Settings:
     """How maps become masks."""
 
-    by: Literal["threshold", "crf"] = "crf"
-    """the threshold alone, or a dense CRF on the thresholded maps (IRNet's label step)"""
+    by: Literal["threshold", "crf", "scores"] = "crf"
+    """the threshold alone, a dense CRF on the thresholded maps (IRNet's label step), or one on the maps themselves (CLIP-ES')"""
     threshold: float | None = None
     """background score; by default the best one on the split with true masks, and 0.15 where there is none"""
     unsure: float = 0.0
     """pixels that are object at `threshold` - unsure but not at `threshold` + unsure become 255"""
     certainty: float = 0.7
     """probability that the CRF gives to the thresholded label"""
+    confidence: float = 0.0
+    """pixels whose probability after the CRF on the maps is below it become 255"""
     crf: Preset | DenseCRF = "irn"
     """kernels and iterations of the CRF: the name of a published set, or one's own"""
 
@@ -40,6 +42,7 @@ class Settings:
             check_range("refine.threshold", self.threshold, 0, 1)
         check_range("refine.unsure", self.unsure, 0, 1)
         check_range("refine.certainty", self.certainty, 0, 1)
+        check_range("refine.confidence", self.confidence, 0, 1)
 
     def at(self, threshold: float) -> "Settings":
         """These settings with the threshold that was found, unless one is set."""
@@ -59,7 +62,7 @@ def refine(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict
     Raises:
         BadInput: no threshold is set, or the maps do not fit the picture.
     """
-    if settings.threshold is None:
+    if settings.threshold is None and settings.by != "scores":
         raise BadInput(
             "refine.threshold",
             "nothing",
@@ -95,8 +98,9 @@ def pseudo_mask(
 ) -> UInt8[np.ndarray, "h w"]:
     """The pseudo mask of one picture: 0 background, class + 1, 255 unsure.
 
-    A pixel is an object where it is one at the higher threshold, background where it is that at the lower one, and
-    unsure elsewhere; both CRFs run in one pass (IRNet, `cam_to_ir_label`).
+    By `threshold` and `crf`, a pixel is an object where it is one at the higher threshold, background where it is that at
+    the lower one, and unsure elsewhere; both CRFs run in one pass (IRNet, `cam_to_ir_label`). By `scores`, the CRF starts
+    from [1 - highest map, maps], and a pixel is unsure where it is not confident enough (CLIP-ES, `eval_cam_with_crf`).
 
     Args:
         image: RGB.
@@ -104,15 +108,27 @@ def pseudo_mask(
         maps: in [0, 1].
     """
     labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
+    kernels = PRESETS[settings.crf] if isinstance(settings.crf, str) else settings.crf
+    if settings.by == "scores":
+        if len(classes) == 0:
+            return np.zeros(image.shape[:2], np.uint8)
+        q = dense_crf(image, scores_unary(maps), kernels, threads=1)
+        return np.where(q.max(0) < settings.confidence, IGNORE, labels[q.argmax(0)]).astype(np.uint8)
     assert settings.threshold is not None
     spread = (settings.unsure, -settings.unsure) if settings.unsure else (0.0,)
     seeds = [_thresholded(maps, settings.threshold + shift) for shift in spread]
     if settings.by == "crf" and len(classes):
-        kernels = PRESETS[settings.crf] if isinstance(settings.crf, str) else settings.crf
         unaries = [unary_from_labels(seed, len(labels), settings.certainty) for seed in seeds]
         seeds = [q.argmax(0) for q in dense_crf(image, unaries, kernels, threads=1)]
     certain, possible = labels[seeds[0]], labels[seeds[-1]]
     return np.where(certain > 0, certain, np.where(possible == 0, 0, IGNORE)).astype(np.uint8)
+
+
+def scores_unary(maps: Float[np.ndarray, "k h w"]) -> Float[np.ndarray, "l h w"]:
+    """-ln of [1 - highest map, maps], clipped to [1e-5, 1] and computed in float16 as CLIP-ES does, which stores float16."""
+    half = maps.astype(np.float16)
+    scores = np.concatenate([1 - half.max(0, keepdims=True), half])
+    return -np.log(np.clip(scores, 1e-5, 1)).astype(np.float32)
 
 
 def _thresholded(maps: Float[np.ndarray, "k h w"], threshold: float) -> Int[np.ndarray, "h w"]:

@@ -30,7 +30,6 @@ from wsss.stages.check import DATA
 from wsss.stages.evaluate import PER_IMAGE, SCORES
 from wsss.stages.train import HISTORY
 from wsss.storage import read_json, whole_file
-from wsss.weights import WEIGHTS, read_weights
 
 REPORT = "report.html"
 
@@ -253,7 +252,8 @@ def _scored(stages: Sequence[_Stage]) -> list[_Score]:
     for stage, source, content, kind in scored:
         name = f" ({(source or stage).name})" if kinds.count(kind) > 1 else ""
         threshold = content["protocol"].get("threshold")
-        at = f" at the best threshold ({threshold:g})" if threshold is not None else ""
+        what = "exponent" if content["protocol"].get("background") == "power" else "threshold"
+        at = f" at the best {what} ({threshold:g})" if threshold is not None else ""
         found.append(_Score(f"{kind}{name}{at}", f"{kind}{name}", stage, source, content))
     return found
 
@@ -323,14 +323,8 @@ def _page(run: Path, data: Dataset) -> str:
 
 
 def _method(stages: Sequence[_Stage]) -> str | None:
-    """The kind of the network that the last maps were made with, as its weights name it."""
-    for stage in reversed(stages):
-        if stage.kind == "localize":
-            for folder in stage.folders.values():
-                if (folder / WEIGHTS).exists():
-                    kind = read_weights(folder / WEIGHTS)[1].get("kind")
-                    return str(kind) if kind else None
-    return None
+    """The method that the last maps were made with."""
+    return next((stage.record["result"].get("method") for stage in reversed(stages) if stage.kind == "localize"), None)
 
 
 def _described(stage: _Stage) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from wsss.networks.deeplab import (
 )
 from wsss.run import maybe_file
 from wsss.stages.train import Training
-from wsss.weights import WEIGHTS, load_backbone, load_deeplab, read_checkpoint
+from wsss.weights import WEIGHTS, load_backbone, load_deeplab, read_checkpoint, write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,9 @@ class Learning(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         losses = output_losses(self.network(batch["image"]), batch["label"], self.loss)
         return {"segmentation": torch.stack(losses).sum()}
+
+    def write(self, out: Path) -> None:
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
         return self.network.param_groups(training.lr, training.weight_decay)  # type: ignore[operator]

@@ -23,7 +23,6 @@ from wsss.errors import BadInput, check_range
 from wsss.progress import Progress
 from wsss.run import neutral, plain, stage
 from wsss.storage import read_json, whole_file, write_json
-from wsss.weights import WEIGHTS, write_weights
 
 HISTORY, CHECKPOINT = "history.json", "checkpoint.pt"
 
@@ -94,20 +93,21 @@ class Trainable(Protocol):
     """A module that the loop trains: what is learned, its losses, its examples.
 
     Attributes:
-        network: what is learned and saved, under the published names.
+        network: what is learned, under the published names.
         examples: makes the examples.
-        metadata: what is saved beside the weights, so that they can be used without any settings.
     """
 
     network: nn.Module
     examples: Examples
-    metadata: dict[str, Any]
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms; their sum is minimised."""
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
         """Parameter groups with their learning rates and weight decays."""
+
+    def write(self, out: Path) -> None:
+        """Write what was learned into the stage's folder, so that it can be used without any settings."""
 
 
 class TrainableSettings(Protocol):
@@ -125,9 +125,10 @@ class TrainableSettings(Protocol):
 def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     """Train what the settings describe on pictures.
 
-    Writes `weights.safetensors` and `history.json` (losses and learning rate). Batches are formed over all processes and then
-    dealt out, and chance depends on (seed, epoch, picture) alone: 1 and n processes train the same network, and a killed
-    training goes on from `checkpoint.pt`, on a CPU with the same threads to the same bytes. Dropout alone draws by process.
+    Writes what was learned (`weights.safetensors`, mostly) and `history.json` (losses and learning rate). Batches are
+    formed over all processes and then dealt out, and chance depends on (seed, epoch, picture) alone: 1 and n processes
+    train the same network, and a killed training goes on from `checkpoint.pt`, on a CPU with the same threads to the
+    same bytes. Dropout alone draws by process.
 
     Args:
         settings: of the method.
@@ -141,7 +142,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     training = settings.training
     epoch_steps = _epoch_steps(training, images)
     n_steps = training.steps if training.steps is not None else epoch_steps * (training.epochs or 0)
-    if launch.decided_by_first((out / WEIGHTS).exists):  # killed after its last write, before its record
+    if launch.decided_by_first((out / HISTORY).exists):  # killed after its last write, before its record
         return _result(n_steps, images, read_json(out / HISTORY, "losses of a training"), out)
     torch.manual_seed(training.seed)
     trainable = settings.trainable(images, **inputs)
@@ -194,8 +195,8 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
         tracker.finish()
     launch.wait()
     if launch.is_first():
+        trainable.write(out)
         write_json(out / HISTORY, history)
-        write_weights(out / WEIGHTS, trainable.network.state_dict(), trainable.metadata)
     launch.wait()
     accelerator.free_memory()
     return _result(n_steps, images, history, out)

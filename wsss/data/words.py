@@ -1,0 +1,121 @@
+"""What classes and backgrounds are called when CLIP is asked for them."""
+
+import dataclasses
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsss.data.coco import COCO_CATEGORIES
+from wsss.data.lists import read_text, suggestion
+from wsss.data.voc import VOC_CLASSES
+from wsss.errors import BadInput
+
+_FILES = Path(__file__).parents[1] / "configs" / "words"
+_KEYS = ("prompts", "names", "background")
+_EXPECTED = (
+    "YAML with `prompts` (class: text), and `names` (class: text) and `background` (a list of words) if you like"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Texts of one data set.
+
+    Attributes:
+        prompts: a class, with its synonyms, as CLIP-ES puts it into a template.
+        names: a class by its plain name, as TagCLIP does.
+        background: what may be behind the classes.
+    """
+
+    prompts: tuple[str, ...]
+    names: tuple[str, ...]
+    background: tuple[str, ...]
+
+
+def read_words(source: str, class_names: Sequence[str]) -> Words:
+    """The words of a data set.
+
+    Args:
+        source: a YAML file, or `auto`: CLIP-ES' lists for the classes of VOC and of COCO; for other classes their own
+            names. Where no backgrounds are given, they are those of COCO or else of VOC, less those that are classes.
+        class_names: in the order of their labels.
+
+    Raises:
+        BadInput: no classes; a file that is no such YAML or names a class that is not there; texts that are empty or
+            the same for two classes, or for a class and a background.
+    """
+    if not class_names:
+        raise BadInput("classes", "none", "at least one class name", "Give them with --classes.")
+    lists = _FILES / ("coco.yaml" if set(class_names) == set(COCO_CATEGORIES.values()) else "voc.yaml")
+    path = lists if source == "auto" else Path(source)
+    content = _content(path)
+    known = source != "auto" or set(class_names) in (set(VOC_CLASSES), set(COCO_CATEGORIES.values()))
+    texts = {key: _texts(content.get(key), class_names, path, key) if known else {} for key in ("prompts", "names")}
+    prompts, names = (tuple(texts[key].get(name, name) for name in class_names) for key in ("prompts", "names"))
+    background = content.get("background")
+    if background is None or not known:
+        taken = {_plain(text) for text in (*class_names, *prompts, *names)}
+        background = [word for word in _content(lists)["background"] if word not in taken]
+    for classes in (prompts, names):
+        _check_different(classes, background, "classes" if source == "auto" else source)
+    return Words(prompts, names, tuple(background))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    text = read_text(path, _EXPECTED)
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
+        raise BadInput(path, f"broken YAML ({str(error).splitlines()[0]})", _EXPECTED, "Correct it.") from error
+    if not isinstance(content, dict) or not set(content) <= set(_KEYS):
+        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else "no mapping"
+        raise BadInput(path, found, _EXPECTED, "Correct it.")
+    background = content.get("background")
+    if background is not None and not (isinstance(background, list) and all(isinstance(w, str) for w in background)):
+        raise BadInput(
+            path, "a `background` that is no list of words", _EXPECTED, "Put words that YAML reads otherwise in quotes."
+        )
+    return content
+
+
+def _texts(given: Any, class_names: Sequence[str], path: Path, key: str) -> dict[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise BadInput(path, f"`{key}` without classes", _EXPECTED, "Write one line a class.")
+    texts = {}
+    for name, text in given.items():
+        if name not in class_names:
+            do = f"{suggestion(str(name), class_names)}Correct or remove it; put words that YAML reads otherwise in quotes."
+            raise BadInput(path, f"{name!r} in `{key}`", f"names of classes ({', '.join(class_names[:8])} ...)", do)
+        parts = text if isinstance(text, list) else [text]
+        if not all(isinstance(part, str) and part.strip() for part in parts):
+            # short, since anchors of YAML can make it endless
+            found = f"{reprlib.repr(text)} for {name!r} in `{key}`"
+            raise BadInput(path, found, "a text or a list of synonyms", "Correct it, or put it in quotes.")
+        # synonyms stand in one prompt, separated by commas without blanks (CLIP-ES)
+        texts[name] = ",".join(parts)
+    return texts
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).lower()
+
+
+def _check_different(prompts: Sequence[str], background: Sequence[str], where: str) -> None:
+    first: dict[str, str] = {}
+    for text in (*prompts, *background):
+        key = _plain(text)
+        if not key:
+            raise BadInput(where, f"the class or background {text!r}", "a text with letters", "Name it.")
+        if key in first:
+            raise BadInput(
+                where,
+                f"{text!r} twice among classes and backgrounds",
+                "different texts, since CLIP cannot tell equal ones apart",
+                "Change one of them in a file for --words, or merge the classes.",
+            )
+        first[key] = text

@@ -1,0 +1,242 @@
+"""Train or fine-tune a CLIP (Radford et al., ICML 2021) on own pictures and tags, for the methods that build on one.
+
+Captions are made from tags by templates. With s_ij the scaled cosine of picture i and caption j, and caption j false for picture i
+if it names a tag that the picture does not have, a picture's loss is -ln(e^s_ii / (e^s_ii + sum over false j of
+e^s_ij)), a caption's likewise over the pictures that it is false for. Captions that happen to be true of another
+picture, which the contrast of the paper counts as wrong, take no part. Pictures are looked at twice: by the class token, as in
+the paper, and by the mean of the patch tokens, which is what CLIP-ES takes its maps from.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel
+from transformers.utils import logging as transformers_logging
+
+from wsss import launch
+from wsss.data.augment import ClassifierAugment
+from wsss.data.images import Images
+from wsss.data.words import read_words
+from wsss.errors import BadInput, check_range
+from wsss.networks.clip import CLIP, Vocabulary
+from wsss.pretrained import Activation, load_clip, new_tokenizer
+from wsss.run import maybe_file
+from wsss.stages.train import Training
+from wsss.storage import TEMPORARY_SUFFIX
+
+# largest scale of cosines, as in the paper
+_HIGHEST = math.log(100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Sizes of a new CLIP."""
+
+    patch: int = 16
+    """side of a patch in pixels"""
+    width: int = 192
+    """of the vision tower"""
+    blocks: int = 6
+    """of the vision tower"""
+    heads: int = 3
+    """of the vision tower"""
+    text_width: int = 64
+    """of the text tower"""
+    text_blocks: int = 2
+    """of the text tower"""
+    text_heads: int = 1
+    """of the text tower"""
+    joint: int = 64
+    """dimensions of the space that both end in"""
+    tokens: int = 1024
+    """most entries of its own vocabulary, made from the captions"""
+    context: int = 32
+    """most tokens of a text"""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_range(f"architecture.{field.name}", getattr(self, field.name), 1)
+        for width, heads in ((self.width, self.heads), (self.text_width, self.text_heads)):
+            if width % heads:
+                raise BadInput("architecture", f"a width of {width} for {heads} heads", "a multiple", "Change one.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A CLIP and its training."""
+
+    init: str = maybe_file("openai/clip-vit-base-patch16")
+    """what to start from: a hub id, a folder, a file, or `none` for a new network"""
+    activation: Activation = "quick_gelu"
+    """of a state dict of open_clip, which does not say it"""
+    architecture: Architecture = Architecture()
+    """sizes of a new network"""
+    words: str = maybe_file("auto")
+    """texts of the classes: a YAML file, or auto"""
+    templates: tuple[str, ...] = (
+        "a clean origami {}.",
+        "a photo of a {}.",
+        "itap of a {}.",
+        "there is a {} in the scene.",
+    )
+    """captions; those of the method that uses the network should be among them"""
+    caption_tags: Literal["one", "some"] = "some"
+    """tags in a caption: one of the picture's, or some of them"""
+    looks: tuple[Literal["class", "patches"], ...] = ("class", "patches")
+    """what a picture is looked at by: the class token, the mean of the patch tokens"""
+    augment: ClassifierAugment = ClassifierAugment(long_side=(224, 288), crop=224)
+    """what training pictures go through; the crop is a multiple of the patch"""
+    # those of fine-tuning; a new network wants 1e-3 and more epochs
+    training: Training = Training(
+        batch=32, epochs=10, optimizer="adamw", lr=1e-5, weight_decay=0.1, warmup=100, clip=1.0
+    )
+    """how the network is trained"""
+
+    def __post_init__(self) -> None:
+        if not self.templates or not all("{}" in template for template in self.templates):
+            raise BadInput("templates", str(self.templates), "sentences with {} in them", "Correct them.")
+        if not self.looks:
+            raise BadInput("looks", "nothing", "class, patches or both", "Choose one.")
+
+    def trainable(self, images: Images) -> "Learning":
+        """The network with new or given weights, and its loss."""
+        prompts = read_words(self.words, images.class_names).prompts
+        captions = [template.replace("{}", prompt) for template in self.templates for prompt in prompts]
+        clip = self._new(captions) if self.init == "none" else load_clip(self.init, self.activation)
+        if self.augment.crop % clip.patch:
+            raise BadInput("augment.crop", str(self.augment.crop), f"a multiple of {clip.patch}", "Change it.")
+        if not images.labels.any(1).all():
+            untagged = images.names[int(np.flatnonzero(~images.labels.any(1))[0])]
+            raise BadInput(
+                images.title, f"{untagged} without tags", "a tag for each picture", "Tag it, or leave it out."
+            )
+        return Learning(self, clip.requires_grad_(True), images, prompts)
+
+    def _new(self, captions: Sequence[str]) -> CLIP:
+        sizes = self.architecture
+        tokenizer = new_tokenizer(captions, sizes.tokens)
+        config = CLIPConfig(
+            projection_dim=sizes.joint,
+            vision_config={
+                "hidden_size": sizes.width,
+                "intermediate_size": 4 * sizes.width,
+                "num_hidden_layers": sizes.blocks,
+                "num_attention_heads": sizes.heads,
+                "image_size": self.augment.crop,
+                "patch_size": sizes.patch,
+                "projection_dim": sizes.joint,
+            },
+            text_config={
+                "vocab_size": len(tokenizer),
+                "hidden_size": sizes.text_width,
+                "intermediate_size": 4 * sizes.text_width,
+                "num_hidden_layers": sizes.text_blocks,
+                "num_attention_heads": sizes.text_heads,
+                "max_position_embeddings": sizes.context,
+                "projection_dim": sizes.joint,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+        )
+        return CLIP(CLIPModel(config), Vocabulary(tokenizer, sizes.context))
+
+
+class Learning(nn.Module):
+    """Contrast of pictures and captions, over the pictures of all processes."""
+
+    def __init__(self, settings: Settings, network: CLIP, images: Images, prompts: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+        side = settings.augment.crop // network.patch
+        self.grid = (side, side)
+        self.examples = partial(_example, images, settings, network.vocabulary, tuple(prompts))
+        self.metadata: dict[str, Any] = {"kind": "clip"}
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        clip = self.network
+        with torch.no_grad():
+            clip.model.logit_scale.clamp_(max=_HIGHEST)
+        x = clip.embed(batch["image"], clip.positions(self.grid, rounded=False))
+        for index in range(clip.n_blocks):
+            x, _ = clip.block(index, x)
+        projected = clip.project(x)
+        looks = {"class": projected[:, 0], "patches": projected[:, 1:].mean(1)}
+        texts = launch.joined(F.normalize(clip.encode_text(batch["tokens"]).float(), dim=1))
+        tags, named = launch.joined(batch["tags"]).bool(), launch.joined(batch["named"]).bool()
+        false = (named[None] & ~tags[:, None]).any(2)
+        return {
+            look: contrast(
+                launch.joined(F.normalize(looks[look].float(), dim=1)) @ texts.T * clip.temperature.float(), false
+            )
+            for look in self.settings.looks
+        }
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        """Weight decay for matrices alone, as in the paper."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        return [
+            {
+                "params": [p for p in parameters if p.ndim >= 2],
+                "lr": training.lr,
+                "weight_decay": training.weight_decay,
+            },
+            {"params": [p for p in parameters if p.ndim < 2], "lr": training.lr, "weight_decay": 0.0},
+        ]
+
+    def write(self, out: Path) -> None:
+        """Write the network as transformers does: `config.json`, `model.safetensors`, and the tokenizer's files."""
+        with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=TEMPORARY_SUFFIX) as folder:
+            transformers_logging.disable_progress_bar()
+            self.network.model.save_pretrained(folder)
+            self.network.vocabulary.tokenizer.save_pretrained(folder)
+            for file in sorted(Path(folder).iterdir()):
+                file.chmod(0o644)  # transformers writes weights for their owner alone
+                file.replace(out / file.name)
+
+
+def contrast(scores: Float[Tensor, "n n"], false: Bool[Tensor, "n n"]) -> Float[Tensor, ""]:
+    """Mean of both directions' losses; `false[i, j]` where caption j does not fit picture i."""
+    own = scores.diagonal()
+    others = scores.masked_fill(~false, -torch.inf)
+    total = torch.zeros((), device=scores.device)
+    for view in (others, others.T):
+        total = total + (torch.logsumexp(torch.cat([own[:, None], view], 1), 1) - own).mean() / 2
+    return total
+
+
+def _example(
+    images: Images,
+    settings: Settings,
+    vocabulary: Vocabulary,
+    prompts: tuple[str, ...],
+    index: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    view = settings.augment(images.read(index), rng, "clip")
+    own = np.flatnonzero(images.labels[index])
+    count = 1 if settings.caption_tags == "one" else int(rng.integers(1, len(own) + 1))
+    chosen = np.sort(rng.choice(own, count, replace=False))
+    template = settings.templates[int(rng.integers(len(settings.templates)))]
+    caption = template.replace("{}", " and a ".join(prompts[i] for i in chosen))
+    tokens = torch.zeros(vocabulary.context, dtype=torch.long)
+    ids = vocabulary([caption], truncate=True)[0]
+    tokens[: len(ids)] = ids
+    named = np.zeros(len(prompts), np.float32)
+    named[chosen] = 1
+    return {
+        "image": torch.from_numpy(view),
+        "tokens": tokens,
+        "tags": torch.from_numpy(images.labels[index].astype(np.float32)),
+        "named": torch.from_numpy(named),
+    }

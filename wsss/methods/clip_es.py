@@ -1,0 +1,321 @@
+"""CLIP is also an efficient segmenter: a text-driven approach for weakly supervised semantic segmentation (CLIP-ES; Lin et al., CVPR 2023).
+
+Nothing is trained. With f the mean of the patch tokens after the last block, projected and normalised, and T_k the unit vectors of
+the texts of the classes that a picture has and of the backgrounds, p = softmax_k(s <T_k, f>). Grad-CAM of p_c at
+the first LayerNorm of the last block gives a first map M_c of each class; attention averaged over blocks, made doubly
+stochastic, spreads it (class-aware attention-based affinity, CAA).
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from wsss import launch
+from wsss.data.augment import normalise, resize_bicubic
+from wsss.data.coco import COCO_CATEGORIES
+from wsss.data.images import Dataset, Images
+from wsss.data.words import read_words
+from wsss.errors import BadInput, check_range
+from wsss.networks.clip import CLIP, unit_text_features
+from wsss.ops.boxes import box_mask
+from wsss.pretrained import Activation, load_clip
+from wsss.recipe import Tail, finish
+from wsss.run import maybe_file, neutral
+from wsss.stages.evaluate import Settings as ScoreSettings
+from wsss.stages.localize import Cams, localize
+from wsss.stages.refine import Settings as RefineSettings
+from wsss.storage import cache_folder, digest, whole_file
+
+# generate_cams_voc12.py and generate_cams_coco14.py
+BOX_THRESHOLD, COCO_BOX_THRESHOLD = 0.4, 0.7
+# passes of Sinkhorn's normalisation
+_PASSES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """How maps are taken from CLIP."""
+
+    clip: str = maybe_file("openai/clip-vit-base-patch16")
+    """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-16.pt) or open_clip"""
+    activation: Activation = "quick_gelu"
+    """of a state dict of open_clip, which does not say it: gelu for most of them"""
+    words: str = maybe_file("auto")
+    """texts of the classes and backgrounds: a YAML file, or auto for CLIP-ES' lists"""
+    templates: tuple[str, ...] = ("a clean origami {}.",)
+    """sentences around them, whose features are averaged"""
+    competitors: Literal["present", "all"] = "present"
+    """classes in the softmax: those of the picture (published), or all, for a CLIP that knows no backgrounds"""
+    backgrounds: bool = True
+    """let backgrounds take part in the softmax"""
+    box_threshold: float | None = None
+    """of the boxes that the spread starts from; by default 0.4, and 0.7 for COCO's classes"""
+    attention_blocks: int = 8
+    """last blocks whose attention is averaged"""
+    last_attention: bool = True
+    """count the very last block among them; TagCLIP's version for VOC does not"""
+    refined: bool = True
+    """spread the maps by attention; the first maps alone otherwise"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """of all blocks but the last, whose gradients would underflow; `no` is float32"""
+    cache: bool = neutral(True)
+    """keep text features on disk for the next time"""
+
+    def __post_init__(self) -> None:
+        check_range("inference.attention_blocks", self.attention_blocks, 1)
+        if self.box_threshold is not None:
+            check_range("inference.box_threshold", self.box_threshold, 0, 1)
+        if not self.templates or not all("{}" in template for template in self.templates):
+            raise BadInput("inference.templates", str(self.templates), "sentences with {} in them", "Correct them.")
+
+    def localizer(self, images: Images) -> "Localizer":
+        """CLIP with the texts of these classes, ready to give maps."""
+        words = read_words(self.words, images.class_names)
+        clip = load_clip(self.clip, self.activation)
+        check_names(clip, (*words.prompts, *words.background))
+        classes, backgrounds = text_features(clip, words.prompts, words.background, self.templates, self.cache)
+        coco = set(images.class_names) == set(COCO_CATEGORIES.values())
+        threshold = self.box_threshold
+        if threshold is None:
+            threshold = COCO_BOX_THRESHOLD if coco else BOX_THRESHOLD
+        device = launch.device()
+        if not self.backgrounds:
+            backgrounds = backgrounds[:0]
+        return Localizer(clip.to(device), classes.to(device), backgrounds.to(device), self, threshold)
+
+
+def check_names(clip: CLIP, texts: Sequence[str]) -> None:
+    """Raise BadInput for a text that CLIP sees nothing of."""
+    for text in texts:
+        if not clip.vocabulary.words(text):
+            raise BadInput(f"the class name {text!r}", "no token", "a name with letters", "Give another with --words.")
+
+
+def text_features(
+    clip: CLIP, classes: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], keep: bool
+) -> tuple[Float[Tensor, "c d"], Float[Tensor, "b d"]]:
+    """Unit vectors of the classes and of the backgrounds.
+
+    Args:
+        keep: encode them once, and keep them on disk under the content that they depend on.
+    """
+    names = (*classes, *backgrounds)
+
+    def encoded() -> Tensor:
+        return unit_text_features(clip.to(launch.device()), names, templates).cpu()
+
+    if not keep:
+        features = encoded()
+    else:
+        path = cache_folder() / "texts" / f"{_fingerprint(clip, names, templates)}.safetensors"
+        if not path.exists():
+            with whole_file(path) as temporary:
+                temporary.write_bytes(safetensors.torch.save({"features": encoded().contiguous()}))
+        features = safetensors.torch.load_file(path)["features"]
+    return features[: len(classes)], features[len(classes) :]
+
+
+def _fingerprint(clip: CLIP, names: Sequence[str], templates: Sequence[str]) -> str:
+    """What text features depend on: the tower's weights and kind, and the tokens."""
+    sha = hashlib.sha256(str(clip.text_activation).encode())
+    for weights in (*clip.model.text_model.state_dict().values(), clip.model.text_projection.weight):
+        sha.update(weights.detach().cpu().contiguous().numpy().data)
+    tokens = clip.vocabulary([template.replace("{}", name) for name in names for template in templates])
+    return digest([sha.hexdigest(), tokens.tolist(), len(templates)])
+
+
+class Localizer:
+    """Maps of the classes that a picture has.
+
+    Args:
+        clip: with frozen weights, on the device.
+        classes: unit text vectors.
+        backgrounds: likewise.
+        settings: of the method.
+        box_threshold: of the spread.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        classes: Float[Tensor, "c d"],
+        backgrounds: Float[Tensor, "b d"],
+        settings: Inference,
+        box_threshold: float,
+    ) -> None:
+        self.clip, self.classes, self.backgrounds = clip, classes, backgrounds
+        self.settings, self.box_threshold = settings, box_threshold
+        last = clip.n_blocks
+        self.averaged = range(max(0, last - settings.attention_blocks), last if settings.last_attention else last - 1)
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 hp wp"]:
+        """The picture with both sides filled up to multiples of the patch."""
+        return torch.from_numpy(patched(image, self.clip.patch))[None]
+
+    def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
+        """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
+        present = np.flatnonzero(label)
+        quarter = (-(-size_hw[0] // 4), -(-size_hw[1] // 4))
+        if len(present) == 0:
+            return Cams(present, np.zeros((0, *size_hw), np.float32), np.zeros((0, *quarter), np.float32))
+        maps = self.grid_maps(view.to(self.classes.device), present)
+        return Cams(
+            present, np.stack([_resized(m, size_hw) for m in maps]), np.stack([_resized(m, quarter) for m in maps])
+        )
+
+    def grid_maps(self, view: Float[Tensor, "1 3 hp wp"], present: np.ndarray) -> Float[np.ndarray, "k gh gw"]:
+        """Maps in [0, 1], one value a patch."""
+        grid = view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch
+        with torch.no_grad():
+            x, attention = self.before_last(view, grid)
+        chosen = torch.from_numpy(present).to(self.classes.device)
+        order = self._competing(chosen)
+        texts = torch.cat([self.classes[order], self.backgrounds])
+        last, activations, weights = last_block(self.clip, x, texts, len(chosen), want_attention=self.settings.refined)
+        first = (weights @ activations.T).relu().reshape(len(chosen), *grid).cpu().numpy()
+        first = np.stack([normalised(normalised(m)) for m in first])
+        if not self.settings.refined:
+            return first
+        if self.clip.n_blocks - 1 in self.averaged:
+            assert last is not None
+            attention = attention + last
+        spread = doubly_stochastic(attention / len(self.averaged))
+        boxes = np.stack([box_mask(m, self.box_threshold) for m in first])
+        sources = torch.from_numpy((first * boxes).reshape(len(first), -1).T).to(spread)
+        refined = (spread @ (spread @ sources)).T.reshape(len(first), *grid).cpu().numpy()
+        return np.stack([normalised(m) for m in refined])
+
+    def _competing(self, chosen: Tensor) -> Tensor:
+        if self.settings.competitors == "present":
+            return chosen
+        others = torch.ones(len(self.classes), dtype=torch.bool, device=chosen.device)
+        others[chosen] = False
+        return torch.cat([chosen, others.nonzero()[:, 0]])
+
+    def before_last(
+        self, view: Float[Tensor, "1 3 hp wp"], grid: tuple[int, int]
+    ) -> tuple[Float[Tensor, "1 l d"], Float[Tensor, "n n"]]:
+        """The tokens that enter the last block, and the sum of the attention between patches of the blocks before that count."""
+        half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.settings.precision]
+        total = torch.zeros(grid[0] * grid[1], grid[0] * grid[1], device=view.device)
+        with torch.autocast(view.device.type, half or torch.bfloat16, enabled=half is not None):
+            x = self.clip.embed(view, self.clip.positions(grid))
+            for index in range(self.clip.n_blocks - 1):
+                wanted = self.settings.refined and index in self.averaged
+                x, attention = self.clip.block(index, x, average=wanted)
+                if attention is not None:
+                    total = total + attention[0, 1:, 1:].float()
+        return x.float(), total
+
+
+def patched(image: UInt8[np.ndarray, "h w 3"], patch: int) -> Float[np.ndarray, "3 hp wp"]:
+    """The picture resized so that both sides are multiples of the patch, with CLIP's colours.
+
+    Raises:
+        BadInput: it is smaller than a patch.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < patch:
+        raise BadInput(
+            "the picture", f"{height}x{width} pixels", f"at least one patch ({patch}x{patch})", "Leave it out."
+        )
+    size_hw = (-(-height // patch) * patch, -(-width // patch) * patch)
+    return normalise(resize_bicubic(image, size_hw), "clip")
+
+
+def last_block(
+    clip: CLIP, x: Float[Tensor, "1 l width"], texts: Float[Tensor, "k d"], n_wanted: int, want_attention: bool = True
+) -> tuple[Float[Tensor, "n n"] | None, Float[Tensor, "n width"], Float[Tensor, "c width"]]:
+    """Attention between patches, activations Y, and mean over the patches of d p_c / d Y for the first `n_wanted` texts.
+
+    Y is the output of the last block's first LayerNorm. Its gradient goes through queries, keys and values alone, and
+    only its mean over patches is needed, so that most of the attention's backward pass collapses. With a the attention of a
+    head, O = a v, G = dp_c/dO and c_i = <G_i, O_i>, over the patches i as queries:
+        sum of dv = sum_i (1 - a_i0) G_i
+        sum of dk = - e^-1/2 sum_i a_i0 (<G_i, v_0> - c_i) q_i
+        sum of dq = e^-1/2 sum_j (<(a^T G)_j, v_j> - (a^T c)_j) k_j
+    """
+    layer = clip.last_block()
+    own = layer.self_attn
+    with torch.no_grad():
+        y = layer.layer_norm1(x)[0]
+        q, k, v = (
+            projection(y).unflatten(1, (own.num_heads, -1)).transpose(0, 1)
+            for projection in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        # the class token's own output is never used
+        q = q[:, 1:]
+        a = ((q * own.scale) @ k.mT).softmax(-1)
+        o = a @ v
+    with torch.enable_grad():
+        o = o.detach().requires_grad_()
+        z = x[0, 1:] + own.out_proj(o.transpose(0, 1).flatten(1))
+        z = z + layer.mlp(layer.layer_norm2(z))
+        f = F.normalize(clip.project(z).mean(0), dim=0)
+        p = (clip.temperature * (F.normalize(texts, dim=1) @ f)).softmax(0)
+        gradients = [torch.autograd.grad(p[c], o, retain_graph=c < n_wanted - 1)[0] for c in range(n_wanted)]
+    with torch.no_grad():
+        g = torch.stack(gradients, 2)  # (heads, patches, wanted, channels)
+        c = (g * o.unsqueeze(2)).sum(3)
+        to_class = a[:, :, :1]
+        dv = ((1 - to_class).unsqueeze(3) * g).sum(1)
+        s = to_class * ((g * v[:, :1].unsqueeze(2)).sum(3) - c)
+        dk = -own.scale * (s.mT @ q)
+        spread = (a.mT @ g.flatten(2)).unflatten(2, g.shape[2:])
+        r = (spread * v.unsqueeze(2)).sum(3) - a.mT @ c
+        dq = own.scale * (r.mT @ k)
+        weights = sum(
+            part.transpose(0, 1).flatten(1) @ projection.weight
+            for part, projection in ((dq, own.q_proj), (dk, own.k_proj), (dv, own.v_proj))
+        )
+        assert isinstance(weights, Tensor)
+        attention = a[:, :, 1:].mean(0) if want_attention else None
+    return attention, y[1:], weights / len(z)
+
+
+def normalised(scores: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """(m - min) / (1e-7 + max(m - min)), in float32."""
+    shifted = scores - scores.min()
+    return shifted / (np.float32(1e-7) + shifted.max())
+
+
+def doubly_stochastic(attention: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Columns, then rows divided by their sums, three times; then the mean with the transpose."""
+    for _ in range(_PASSES):
+        attention = attention / attention.sum(0, keepdim=True)
+        attention = attention / attention.sum(1, keepdim=True)
+    return (attention + attention.T) / 2
+
+
+def _resized(scores: Float[np.ndarray, "gh gw"], size_hw: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    return cv2.resize(scores, size_hw[::-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Maps of a frozen CLIP, made certain by a dense CRF, teach a segmenter."""
+
+    inference: Inference = Inference()
+    """the maps"""
+    tail: Tail = Tail(
+        refine=RefineSettings(by="scores", crf="deeplab", confidence=0.95),
+        scores=ScoreSettings(background="power", thresholds=(1.0, 2.0)),
+    )
+    """pseudo masks, segmenter and scores"""
+
+
+def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
+    """Tags -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
+    settings.tail.segmenter.check()
+    cams = localize(settings.inference, data.split(data.train), out=run / "cams")
+    finish(run, data, cams, settings.tail)

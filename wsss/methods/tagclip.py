@@ -1,0 +1,357 @@
+"""TagCLIP: improving discrimination ability of zero-shot multi-label classification (Lin et al., AAAI 2024).
+
+Tags for pictures that nobody tagged, from a frozen CLIP; nothing is trained. With f_i the unit vector of patch i after the
+last block, in which patches do not look at each other, and T_k those of the texts of the classes and backgrounds:
+
+1. coarse scores P_ik = softmax_k(s <T_k, f_i>);
+2. dual-masking attention refinement (DMAR): R_k = W (b_k P_k), where the attention W keeps pairs of patches that enough
+   blocks vote for, and b_k keeps boxes around the high values of W P_k;
+3. class-wise re-identification (CWR): the region of each class that may be there is cut out, and the mean of max R_k
+   and of what CLIP's class token says about the region is the score of the class.
+"""
+
+import csv
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from wsss import launch
+from wsss.data.images import Dataset, Images
+from wsss.data.lists import without_suffix
+from wsss.data.tables import labels_by_name, labels_of
+from wsss.data.words import read_words
+from wsss.errors import BadInput, check_range
+from wsss.methods.clip_es import check_names, patched, text_features
+from wsss.networks.clip import CLIP
+from wsss.ops.boxes import box_mask
+from wsss.pretrained import Activation, load_clip
+from wsss.progress import Progress
+from wsss.run import maybe_file, neutral, stage
+from wsss.storage import read_json, whole_file, write_json
+from wsss.stream import in_threads
+from wsss.tag_metrics import average_precision, precision_recall
+
+TAGS = "tags.csv"
+
+# what CLIP's authors ask ImageNet with, and five of scenes
+TEMPLATES = (
+    "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
+    "a cropped photo of the {}.", "a tattoo of a {}.", "the embroidered {}.", "a photo of a hard to see {}.",
+    "a bright photo of a {}.", "a photo of a clean {}.", "a photo of a dirty {}.", "a dark photo of the {}.",
+    "a drawing of a {}.", "a photo of my {}.", "the plastic {}.", "a photo of the cool {}.",
+    "a close-up photo of a {}.", "a black and white photo of the {}.", "a painting of the {}.", "a painting of a {}.",
+    "a pixelated photo of the {}.", "a sculpture of the {}.", "a bright photo of the {}.", "a cropped photo of a {}.",
+    "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.", "a blurry photo of the {}.",
+    "a photo of the {}.", "a good photo of the {}.", "a rendering of the {}.", "a {} in a video game.",
+    "a photo of one {}.", "a doodle of a {}.", "a close-up photo of the {}.", "a photo of a {}.", "the origami {}.",
+    "the {} in a video game.", "a sketch of a {}.", "a doodle of the {}.", "a origami {}.",
+    "a low resolution photo of a {}.", "the toy {}.", "a rendition of the {}.", "a photo of the clean {}.",
+    "a photo of a large {}.", "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
+    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.", "a embroidered {}.",
+    "a pixelated photo of a {}.", "itap of the {}.", "a jpeg corrupted photo of the {}.", "a good photo of a {}.",
+    "a plushie {}.", "a photo of the nice {}.", "a photo of the small {}.", "a photo of the weird {}.",
+    "the cartoon {}.", "art of the {}.", "a drawing of the {}.", "a photo of the large {}.",
+    "a black and white photo of a {}.", "the plushie {}.", "a dark photo of a {}.", "itap of a {}.",
+    "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.", "a photo of a small {}.",
+    "a tattoo of the {}.", "there is a {} in the scene.", "there is the {} in the scene.",
+    "this is a {} in the scene.", "this is the {} in the scene.", "this is one {} in the scene.",
+)  # fmt: skip
+
+# added to the logits of pairs that must not attend: between patches in the last block, and of the class token outside a region
+_APART, _OUTSIDE = -100.0, -1000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How tags are taken from CLIP. Published for COCO-Stuff: ratio 0.1, attention_blocks null, backgrounds false."""
+
+    clip: str = maybe_file("openai/clip-vit-base-patch16")
+    """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-16.pt) or open_clip"""
+    activation: Activation = "quick_gelu"
+    """of a state dict of open_clip, which does not say it: gelu for most of them"""
+    words: str = maybe_file("auto")
+    """texts of the classes and backgrounds: a YAML file, or auto for plain names and CLIP-ES' backgrounds"""
+    templates: tuple[str, ...] = TEMPLATES
+    """sentences around them, whose features are averaged"""
+    backgrounds: bool = True
+    """let backgrounds take part in the softmax"""
+    ratio: float = 0.5
+    """where between the lowest score (0) and the highest (1) a class begins to be there"""
+    votes: int = 4
+    """blocks that must find the attention between two patches above average for it to count"""
+    attention_blocks: int | None = 3
+    """blocks before the last whose attention is averaged; null for all"""
+    early_stop: bool = True
+    """let a region in the last row or column of patches alone end the re-identification, as published; false goes on"""
+    crop_batch: int = 16
+    """regions that CLIP looks at together"""
+    cache: bool = neutral(True)
+    """keep text features on disk for the next time"""
+
+    def __post_init__(self) -> None:
+        check_range("ratio", self.ratio, 0, 1)
+        check_range("votes", self.votes, 0)
+        check_range("crop_batch", self.crop_batch, 1)
+        if self.attention_blocks is not None:
+            check_range("attention_blocks", self.attention_blocks, 1)
+        if not self.templates or not all("{}" in template for template in self.templates):
+            raise BadInput("templates", str(self.templates), "sentences with {} in them", "Correct them.")
+
+    def tagger(self, images: Images) -> "Tagger":
+        """CLIP with the texts of these classes, ready to give scores."""
+        words = read_words(self.words, images.class_names)
+        clip = load_clip(self.clip, self.activation)
+        if self.votes > clip.n_blocks:
+            raise BadInput("votes", str(self.votes), f"at most {clip.n_blocks}, the blocks of this CLIP", "Lower it.")
+        background = words.background if self.backgrounds else ()
+        check_names(clip, (*words.names, *background))
+        classes, backgrounds = text_features(clip, words.names, background, self.templates, self.cache)
+        device = launch.device()
+        return Tagger(clip.to(device), classes.to(device), backgrounds.to(device), self)
+
+
+class Region(NamedTuple):
+    """Where a class may be.
+
+    Attributes:
+        cls: 0-based class.
+        rows, columns: of patches that bound it.
+        seen: the patches in these bounds that are its own.
+    """
+
+    cls: int
+    rows: slice
+    columns: slice
+    seen: Bool[Tensor, "h w"]
+
+
+class Tagger:
+    """Scores of all classes for a picture.
+
+    Args:
+        clip: with frozen weights, on the device.
+        classes: unit text vectors.
+        backgrounds: likewise, or none.
+        settings: of the method.
+    """
+
+    def __init__(
+        self, clip: CLIP, classes: Float[Tensor, "c d"], backgrounds: Float[Tensor, "b d"], settings: Settings
+    ) -> None:
+        self.clip, self.settings = clip, settings
+        self.texts, self.n_classes = torch.cat([classes, backgrounds]), len(classes)
+        last, wanted = clip.n_blocks - 1, settings.attention_blocks
+        self.averaged = range(0 if wanted is None else max(0, last - wanted), last)
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 hp wp"]:
+        """The picture with both sides filled up to multiples of the patch.
+
+        Raises:
+            BadInput: it has a single row or column of patches, which no box would ever hold.
+        """
+        height, width = image.shape[:2]
+        if min(height, width) <= self.clip.patch:
+            expected = f"sides longer than a patch ({self.clip.patch} pixels)"
+            raise BadInput("the picture", f"{height}x{width} pixels", expected, "Leave it out.")
+        return torch.from_numpy(patched(image, self.clip.patch))[None]
+
+    @torch.no_grad()
+    def scores(self, view: Float[Tensor, "1 3 hp wp"]) -> Float[np.ndarray, " c"]:
+        """A score in [0, 1] for each class; only those of one picture can be compared."""
+        view = view.to(self.texts.device)
+        coarse, affinity = self.patch_scores(view)
+        grid = view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch
+        return self.reidentified(view, refined(coarse, affinity, grid)).cpu().numpy()
+
+    def patch_scores(self, view: Float[Tensor, "1 3 hp wp"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n n"]]:
+        """P, a distribution over classes and backgrounds for each patch, and the voted attention W between patches."""
+        grid = view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch
+        x = self.clip.embed(view, self._positions(grid))
+        apart = torch.full((x.shape[1], x.shape[1]), _APART, device=x.device).fill_diagonal_(0)
+        n = grid[0] * grid[1]
+        votes = torch.zeros(n, n, dtype=torch.int32, device=x.device)
+        total = torch.zeros(n, n, device=x.device)
+        for index in range(self.clip.n_blocks):
+            # the last block votes with the attention that it would have had
+            x, attention = self.clip.block(index, x, apart if index == self.clip.n_blocks - 1 else None, average=True)
+            assert attention is not None
+            between = attention[0, 1:, 1:]
+            votes += between > between.mean()
+            if index in self.averaged:
+                total += between
+        affinity = total / len(self.averaged) * (votes >= self.settings.votes)
+        return self._probabilities(x[0, 1:]), affinity
+
+    def reidentified(self, view: Float[Tensor, "1 3 hp wp"], scores: Float[Tensor, "n k"]) -> Float[Tensor, " c"]:
+        """Scores of the classes, from refined scores of the patches and a second look at the regions of some."""
+        best = scores[:, : self.n_classes].amax(0)
+        regions = self.regions(scores, (view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch))
+        for start in range(0, len(regions), self.settings.crop_batch):
+            batch = regions[start : start + self.settings.crop_batch]
+            chosen = torch.tensor([region.cls for region in batch], device=best.device)
+            again = self.class_token_scores(*self.crops(view, batch))
+            best[chosen] = 0.5 * best[chosen] + 0.5 * again.gather(1, chosen[:, None])[:, 0]
+        return best
+
+    def regions(self, scores: Float[Tensor, "n k"], grid: tuple[int, int]) -> list[Region]:
+        """Where the classes are whose scores rise above the threshold, ascending by class."""
+        low, high = scores.min(), scores.max()
+        likely = scores[:, : self.n_classes].amax(0) > low + self.settings.ratio * (high - low)
+        found = []
+        for cls in likely.nonzero()[:, 0].tolist():
+            own = (_stretched(scores[:, cls : cls + 1]) > 0.5).reshape(grid)
+            # the last row and the last column are cut off, as published
+            rows, columns = (_extent(own.any(axis), side - 1) for axis, side in ((1, grid[0]), (0, grid[1])))
+            if rows and columns:
+                found.append(Region(cls, rows, columns, own[rows, columns]))
+            elif self.settings.early_stop:
+                # classify.py returns here, so that all later classes keep their scores
+                break
+        return found
+
+    def crops(
+        self, view: Float[Tensor, "1 3 hp wp"], regions: list[Region]
+    ) -> tuple[Float[Tensor, "b 3 s s"], Bool[Tensor, "b g g"]]:
+        """Regions at the size that CLIP was trained on, and which of their patches are the class's own."""
+        patch, side = self.clip.patch, self.clip.native_grid
+        pictures = [
+            F.interpolate(
+                view[:, :, r.start * patch : r.stop * patch, c.start * patch : c.stop * patch],
+                (side * patch, side * patch),
+                mode="bilinear",
+                align_corners=False,
+            )
+            for _, r, c, _ in regions
+        ]
+        seen = [F.interpolate(region.seen[None, None].float(), (side, side), mode="nearest") for region in regions]
+        return torch.cat(pictures), torch.cat(seen)[:, 0] > 0.5
+
+    def class_token_scores(
+        self, pictures: Float[Tensor, "b 3 h w"], seen: Bool[Tensor, "b gh gw"]
+    ) -> Float[Tensor, "b k"]:
+        """What the class token says, as a distribution, where in every block it looks at the seen patches and itself alone."""
+        x = self.clip.embed(pictures, self._positions((seen.shape[1], seen.shape[2])))
+        bias = x.new_zeros(len(x), 1, x.shape[1], x.shape[1])
+        bias[:, 0, 0, 1:].masked_fill_(~seen.flatten(1), _OUTSIDE)
+        for index in range(self.clip.n_blocks):
+            x, _ = self.clip.block(index, x, bias)
+        return self._probabilities(x[:, 0])
+
+    def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "l width"]:
+        # rounded to float16 unless they are CLIP's own, as published
+        return self.clip.positions(grid, rounded=grid != (self.clip.native_grid, self.clip.native_grid))
+
+    def _probabilities(self, tokens: Float[Tensor, "m width"]) -> Float[Tensor, "m k"]:
+        return (self.clip.temperature * F.normalize(self.clip.project(tokens), dim=1) @ self.texts.T).softmax(1)
+
+
+def refined(
+    coarse: Float[Tensor, "n k"], affinity: Float[Tensor, "n n"], grid: tuple[int, int]
+) -> Float[Tensor, "n k"]:
+    """R_k = W (b_k P_k), where b_k are boxes around the regions of W P_k that rise above its mean."""
+    maps = _stretched(affinity @ coarse).T.reshape(-1, *grid).cpu().numpy()
+    boxes = np.stack([box_mask(m, float(m.mean())) for m in maps])
+    return affinity @ (torch.from_numpy(boxes).flatten(1).T.to(coarse) * coarse)
+
+
+def _stretched(scores: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Columns to [0, 1]. A constant one, of which the published code makes NaN, becomes 0: it has no region."""
+    shifted = scores - scores.amin(0)
+    top = shifted.amax(0)
+    return shifted / top.where(top > 0, 1)
+
+
+def _extent(there: Bool[Tensor, " n"], end: int) -> slice | None:
+    """From the first to the last True before `end`."""
+    where = there.nonzero()[:, 0].tolist()
+    return slice(where[0], min(where[-1] + 1, end)) if where and where[0] < end else None
+
+
+def select(scores: Float[np.ndarray, "n c"], ratio: float) -> Bool[np.ndarray, "n c"]:
+    """The classes of each picture that score above min + ratio (max - min), or its best one where all are equal."""
+    low, high = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
+    chosen = scores > low + ratio * (high - low)
+    none = ~chosen.any(1)
+    chosen[none, scores[none].argmax(1)] = True
+    return chosen
+
+
+@stage
+def tag(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
+    """Write `tags.csv` (`image`, and `tags` separated by `;`) and `scores.npz` (`names`, `classes`, float32 `scores`).
+
+    The scores of a picture are kept in `pictures/NAME.json` as soon as it is done, so a killed stage goes on. Where
+    pictures have labels, they are taken as the truth that the tags are scored against.
+
+    Raises:
+        BadInput: a class name holds a separator of tags, or a picture is too small.
+    """
+    for name in images.class_names:
+        if re.search("[;|,]", name):
+            raise BadInput(f"the class name {name!r}", "a separator of tags", "none of ; | ,", "Rename the class.")
+    tagger = settings.tagger(images)
+    folder = out / "pictures"
+    todo = launch.missing(images.names, folder, ".json")
+
+    def load(index: int) -> Float[Tensor, "1 3 hp wp"]:
+        try:
+            return tagger.prepare(images.read(index))
+        except BadInput as error:
+            raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
+
+    mine = len(launch.share(images.names))
+    with Progress(f"tag {out.name}", mine, done=mine - len(todo)) as progress:
+        for index, view in zip(todo, in_threads(load, todo, threads=launch.threads()), strict=True):
+            write_json(folder / f"{images.names[index]}.json", {"scores": tagger.scores(view).tolist()})
+            progress.advance()
+    launch.wait()
+    return launch.decided_by_first(lambda: _join(settings, images, folder, out))
+
+
+def tagged(settings: Settings, data: Dataset, *, out: Path) -> Dataset:
+    """The data set with the tags of TagCLIP in the place of its own on the split that is trained on."""
+    images = data.split(data.train)
+    table = tag(settings, images, out=out) / TAGS
+    labels, _ = labels_of(images.names, labels_by_name(table, images.class_names), len(images.class_names))
+    own = dataclasses.replace(images, labels=labels)
+    return dataclasses.replace(data, splits={**data.splits, data.train: own})
+
+
+def _join(settings: Settings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
+    read = [read_json(folder / f"{name}.json", "the scores of a picture")["scores"] for name in images.names]
+    scores = np.array(read, np.float32).reshape(images.labels.shape)
+    tags = select(scores, settings.ratio)
+    with whole_file(out / "scores.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, names=np.array(images.names), classes=np.array(images.class_names), scores=scores)
+    # names that are not UTF-8 keep their bytes
+    with (
+        whole_file(out / TAGS) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as lines,
+    ):
+        table = csv.writer(lines, lineterminator="\n")
+        table.writerow(("image", "tags"))
+        for name, path, row in zip(images.names, images.paths, tags, strict=True):
+            # of `a.jpg.png` the name is `a.jpg`, which a reader of the table would take for `a`
+            image = name if without_suffix(name) == name else f"{name}{path.suffix}"
+            table.writerow((image, ";".join(images.class_names[cls] for cls in np.flatnonzero(row))))
+    return {"images": len(images), "tags": int(tags.sum()), **_quality(images.labels, tags, scores)}
+
+
+def _quality(
+    truth: Bool[np.ndarray, "n c"], tags: Bool[np.ndarray, "n c"], scores: Float[np.ndarray, "n c"]
+) -> dict[str, float | None]:
+    """Pooled precision, recall and F1, and mAP; nothing where there is no truth."""
+    if not truth.any():
+        return {}
+    overall = precision_recall(truth, tags, "overall")
+    quality = {**overall._asdict(), "map": float(average_precision(truth, scores).mean())}
+    return {name: None if math.isnan(value) else value for name, value in quality.items()}

@@ -1,0 +1,341 @@
+"""Learning transferable visual models from natural language supervision (CLIP; Radford et al., ICML 2021).
+
+Layers and parameter names are those of Hugging Face transformers. The way through the layers is ours, because the
+methods need more than features: positional embeddings for grids that are not square, attention matrices of some
+blocks (all others run fused), additive attention masks, and gradients at the last block alone.
+
+Symbols: b pictures, N = g_h g_w patches, L = 1 + N tokens (the class token first), D the width, d the joint size.
+"""
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import ftfy
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from wsss.errors import BadInput
+
+# OpenAI's names and those of transformers: outside of the blocks, and in each block
+_NAMES = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+_BLOCK_NAMES = {
+    "attn.in_proj_": ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
+    "attn.out_proj.": ("self_attn.out_proj.",),
+    "ln_1.": ("layer_norm1.",),
+    "ln_2.": ("layer_norm2.",),
+    "mlp.c_fc.": ("mlp.fc1.",),
+    "mlp.c_proj.": ("mlp.fc2.",),
+}
+_TRANSPOSED = ("visual.proj", "text_projection")
+# what OpenAI's archives and old open_clip files hold beside the weights
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+# OpenAI's heads have 64 channels in both towers; open_clip's large vision towers (its model_configs), by their width, have more
+_HEAD, _LARGE_HEADS = 64, {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+
+_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\..+")
+
+
+class Vocabulary:
+    """Texts to token ids, cleaned as OpenAI cleans them: mended Unicode, HTML entities, white space, lower case.
+
+    Args:
+        tokenizer: byte-pair encoding with a start and an end token.
+        context: most tokens of a text, start and end included.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, context: int) -> None:
+        self.tokenizer, self.context = tokenizer, context
+        self.start, self.end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
+
+    def words(self, text: str) -> list[int]:
+        """The ids of a text without start and end; none for a text without a visible character."""
+        clean = " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+        return list(self.tokenizer(clean, add_special_tokens=False)["input_ids"]) if clean else []
+
+    def __call__(self, texts: Sequence[str], truncate: bool = False) -> Int[Tensor, "n t"]:
+        """The ids of texts, cut to the longest of them and filled up with 0 behind the end token.
+
+        Raises:
+            BadInput: a text is longer than the network takes, and `truncate` is off.
+        """
+        rows = [[self.start, *self.words(text), self.end] for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > self.context and not truncate:
+                raise BadInput(
+                    f"the text {text[:60]!r}",
+                    f"{len(row)} tokens",
+                    f"at most {self.context}, start and end included",
+                    "Use a shorter class name or template.",
+                )
+        rows = [row if len(row) <= self.context else [*row[: self.context - 1], self.end] for row in rows]
+        longest = max(map(len, rows), default=0)
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long).reshape(
+            len(rows), longest
+        )
+
+
+class CLIP(nn.Module):
+    """A CLIP with a vision transformer.
+
+    Args:
+        model: the layers.
+        vocabulary: of its texts.
+
+    Attributes:
+        patch: side of a patch in pixels.
+        n_blocks: of the vision tower.
+    """
+
+    def __init__(self, model: CLIPModel, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.model, self.vocabulary = model, vocabulary
+        settings: Any = model.config.vision_config
+        self.patch, self.n_blocks = int(settings.patch_size), int(settings.num_hidden_layers)
+
+    @property
+    def _vision(self) -> Any:
+        return self.model.vision_model
+
+    @property
+    def text_activation(self) -> str:
+        """Name of the activation in the text tower."""
+        config: Any = self.model.config
+        return str(config.text_config.hidden_act)
+
+    def last_block(self) -> Any:
+        """The last block of the vision tower, with `layer_norm1`, `self_attn`, `layer_norm2` and `mlp`."""
+        return self._vision.encoder.layers[-1]
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        """What cosines are multiplied by: exp(logit_scale)."""
+        return self.model.logit_scale.exp()
+
+    def positions(self, grid: tuple[int, int], rounded: bool = True) -> Float[Tensor, "l d"]:
+        """Positional embeddings of the class token and of a (g_h, g_w) grid, resized bilinearly without antialiasing.
+
+        Args:
+            rounded: to float16, as CLIP-ES and TagCLIP do even where the network runs in float32.
+        """
+        own = self._vision.embeddings.position_embedding.weight
+        side = math.isqrt(len(own) - 1)
+        square = own[1:].T.reshape(1, -1, side, side)
+        resized = F.interpolate(square, grid, mode="bilinear", align_corners=False)
+        joined = torch.cat([own[:1], resized[0].flatten(1).T])
+        return joined.half().to(own.dtype) if rounded else joined
+
+    @property
+    def native_grid(self) -> int:
+        """Patches along a side of the pictures that it was trained on."""
+        return math.isqrt(len(self._vision.embeddings.position_embedding.weight) - 1)
+
+    def embed(self, image: Float[Tensor, "b 3 h w"], positions: Float[Tensor, "l d"]) -> Float[Tensor, "b l d"]:
+        """The tokens that enter the first block; the sides of the image are multiples of the patch."""
+        patches = self._vision.embeddings.patch_embedding(image).flatten(2).mT
+        first = self._vision.embeddings.class_embedding.expand(len(image), 1, -1)
+        return self._vision.pre_layrnorm(torch.cat([first, patches], 1) + positions)
+
+    def block(
+        self,
+        index: int,
+        x: Float[Tensor, "b l d"],
+        bias: Float[Tensor, "..."] | None = None,
+        average: bool = False,
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l l"] | None]:
+        """One block of the vision tower.
+
+        Args:
+            index: of the block, from 0.
+            x: its tokens.
+            bias: added to the attention's logits: (l, l), or (b, 1, l, l) for one a picture.
+            average: give the attention too, averaged over the heads, as it is without the bias.
+        """
+        layer = self._vision.encoder.layers[index]
+        attended, attention = attend(layer.self_attn, layer.layer_norm1(x), bias, average)
+        x = x + attended
+        return x + layer.mlp(layer.layer_norm2(x)), attention
+
+    def project(self, x: Float[Tensor, "*s width"]) -> Float[Tensor, "*s d"]:
+        """Tokens after the last block to the joint space, not normalised."""
+        return self.model.visual_projection(self._vision.post_layernorm(x))
+
+    def encode_text(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+        """Texts to the joint space, not normalised.
+
+        Causal attention makes it exact that texts are cut behind the longest one's end token.
+        """
+        text = self.model.text_model
+        x = text.embeddings.token_embedding(tokens) + text.embeddings.position_embedding.weight[: tokens.shape[1]]
+        for layer in text.encoder.layers:
+            q, k, v = _heads(layer.self_attn, layer.layer_norm1(x))
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + layer.self_attn.out_proj(out.transpose(1, 2).flatten(2))
+            x = x + layer.mlp(layer.layer_norm2(x))
+        end = (tokens == self.vocabulary.end).int().argmax(1)
+        return self.model.text_projection(text.final_layer_norm(x[torch.arange(len(x), device=x.device), end]))
+
+
+def _heads(attention: Any, y: Float[Tensor, "b l d"]) -> list[Float[Tensor, "b a l e"]]:
+    """Queries, keys and values, head by head."""
+    return [
+        projection(y).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    ]
+
+
+def attend(
+    attention: Any, y: Float[Tensor, "b l d"], bias: Float[Tensor, "..."] | None = None, average: bool = False
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l l"] | None]:
+    """Multi-head self-attention of normalised tokens; see `CLIP.block`."""
+    q, k, v = _heads(attention, y)
+    if not average:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return attention.out_proj(out.transpose(1, 2).flatten(2)), None
+    logits = (q * attention.scale) @ k.mT
+    weights = logits.softmax(-1)
+    out = (weights if bias is None else (logits + bias).softmax(-1)) @ v
+    return attention.out_proj(out.transpose(1, 2).flatten(2)), weights.mean(1)
+
+
+def is_openai(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict has OpenAI's (and open_clip's) names."""
+    return "visual.conv1.weight" in state or "visual.layer1.0.conv1.weight" in state
+
+
+def from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_gelu") -> CLIPModel:
+    """A CLIP of a state dict under OpenAI's or open_clip's names; every size is read off the tensors.
+
+    Args:
+        state: of a vision transformer.
+        where: the place to name in an error.
+        activation: `quick_gelu` (OpenAI), or `gelu` (most of open_clip's own).
+
+    Raises:
+        BadInput: it is a ResNet, or tensors are missing, unknown or of shapes that do not belong together.
+    """
+    state = {name: value for name, value in state.items() if name not in _NO_WEIGHTS}
+    expected = "the whole state dict of a CLIP with a vision transformer, as ViT-B-16.pt has, and no other parts"
+    if any(name.startswith("visual.layer1.") for name in state):
+        raise BadInput(
+            where, "a CLIP with a ResNet", expected, "Give a ViT: the methods work on its attention between patches."
+        )
+    depths = [len({m[2] for n in state if (m := _BLOCK.fullmatch(n)) and m[1] == tower}) for tower in ("visual.", None)]
+    names = _both_names(*depths)
+    faults = [
+        f"{len(wrong)} tensors {what} ({', '.join(wrong[:3])})"
+        for what, wrong in (
+            ("missing", [name for name in names if name not in state]),
+            ("that a CLIP does not have", [name for name in state if name not in names]),
+        )
+        if wrong
+    ]
+    if faults:
+        raise BadInput(where, ", ".join(faults), expected, "Give a file as OpenAI or open_clip publish it.")
+    converted: dict[str, Tensor] = {}
+    try:
+        for name, theirs in names.items():
+            value = state[name].t() if name in _TRANSPOSED else state[name]
+            converted |= zip(theirs, value.chunk(len(theirs)) if len(theirs) > 1 else [value], strict=True)
+        # without memory, since shapes that do not belong together may ask for any amount
+        with torch.device("meta"):
+            model = CLIPModel(_config(state, depths, activation))
+        own = model.state_dict()
+        wrong = [name for name, theirs in names.items() if any(converted[n].shape != own[n].shape for n in theirs)]
+        if wrong:
+            raise ValueError(", ".join(f"{name} of {tuple(state[name].shape)}" for name in wrong[:3]))
+    except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        found = f"shapes that do not belong together ({(str(error).splitlines() or [''])[-1].strip()[:200]})"
+        raise BadInput(where, found, expected, "Fetch it again.") from error
+    parameters = {name: value.to(torch.float32, copy=True).contiguous() for name, value in converted.items()}
+    model.load_state_dict(parameters, strict=True, assign=True)
+    for embeddings in (model.vision_model.embeddings, model.text_model.embeddings):
+        # in no state dict
+        embeddings.position_ids = torch.arange(embeddings.position_ids.shape[1])[None]
+    return model
+
+
+def _both_names(vision_depth: int, text_depth: int) -> dict[str, tuple[str, ...]]:
+    """OpenAI's name of each tensor, and its name, or those of its parts, in transformers."""
+    names: dict[str, tuple[str, ...]] = {name: (theirs,) for name, theirs in _NAMES.items()}
+    for ours, theirs, depth in (("visual.", "vision_model", vision_depth), ("", "text_model", text_depth)):
+        for i in range(depth):
+            for layer, parts in _BLOCK_NAMES.items():
+                for kind in ("weight", "bias"):
+                    names[f"{ours}transformer.resblocks.{i}.{layer}{kind}"] = tuple(
+                        f"{theirs}.encoder.layers.{i}.{part}{kind}" for part in parts
+                    )
+    return names
+
+
+def _config(state: dict[str, Tensor], depths: list[int], activation: str) -> CLIPConfig:
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    text_width, joint = state["text_projection"].shape
+    grid = math.isqrt(len(state["visual.positional_embedding"]) - 1)
+    vocabulary = len(state["token_embedding.weight"])
+    return CLIPConfig(
+        projection_dim=joint,
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": len(state["visual.transformer.resblocks.0.mlp.c_fc.weight"]),
+            "num_hidden_layers": depths[0],
+            "num_attention_heads": width // _LARGE_HEADS.get(width, _HEAD),
+            "image_size": patch * grid,
+            "patch_size": patch,
+            "hidden_act": activation,
+            "projection_dim": joint,
+        },
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": text_width,
+            "intermediate_size": len(state["transformer.resblocks.0.mlp.c_fc.weight"]),
+            "num_hidden_layers": depths[1],
+            "num_attention_heads": text_width // _HEAD,
+            "max_position_embeddings": len(state["positional_embedding"]),
+            "hidden_act": activation,
+            "projection_dim": joint,
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+        },
+    )
+
+
+def unit_text_features(
+    clip: CLIP, names: Sequence[str], templates: Sequence[str], batch: int = 512
+) -> Float[Tensor, "k d"]:
+    """One unit vector a name: features of all templates normalised, averaged, normalised again.
+
+    Args:
+        names: what stands in the templates.
+        templates: with one `{}` each.
+        batch: texts encoded at a time.
+    """
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    device = clip.model.logit_scale.device
+    with torch.inference_mode():
+        parts = [
+            clip.encode_text(clip.vocabulary(prompts[start : start + batch]).to(device))
+            for start in range(0, len(prompts), batch)
+        ]
+    features = F.normalize(torch.cat(parts).clone(), dim=1).unflatten(0, (len(names), len(templates)))
+    return F.normalize(features.mean(1), dim=1)
