@@ -169,7 +169,6 @@ class Asks:
         (Asks(torch.jit.load, "HIT"), r"torch\.jit\._serialization\.load"),
         (Asks(torch.storage._load_from_bytes, b"x"), r"torch\.storage\._load_from_bytes"),
         (Asks(torch._utils._rebuild_parameter, 1, True, {}), r"torch\._utils\._rebuild_parameter"),
-        (Asks(torch.manual_seed, 0), r"torch\.random\.manual_seed"),
         (Asks(list, range(10**12)), r"__builtin__\.(list|xrange)"),
         (Asks(Path, "a"), r"pathlib.*Path"),
         (Asks(os.mkdir, "HIT"), r"(posix|nt)\.mkdir"),

@@ -84,6 +84,7 @@ def _from_transformers(name: str, folder: Path | None) -> CLIP:
     read: Any = CLIPModel.from_pretrained
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         model, loaded = read(name, output_loading_info=True)
         own = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))

@@ -40,7 +40,7 @@ def settings(tmp_path_factory, clip):
     content = {
         "inference": inference,
         "tail": TINY["tail"],
-        "tagger": {"clip": str(clip), "backgrounds": False, "templates": ["a photo of a {}."]},
+        "tagger": {"clip": str(clip), "backgrounds": False, "templates": ["a photo of a {}."], "votes": 2},
     }
     path = tmp_path_factory.mktemp("config") / "clip_es.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -7,6 +7,7 @@ picture, which the contrast of the paper counts as wrong, take no part. Pictures
 the paper, and by the mean of the patch tokens, which is what CLIP-ES takes its maps from.
 """
 
+import copy
 import dataclasses
 import math
 import tempfile
@@ -94,8 +95,12 @@ class Settings:
     """tags in a caption: one of the picture's, or some of them"""
     looks: tuple[Literal["class", "patches"], ...] = ("class", "patches")
     """what a picture is looked at by: the class token, the mean of the patch tokens"""
+    mosaic: float = 0.0
+    """share of examples made of four pictures, of which one is to be found by its own patches: they learn to speak for their place"""
     augment: ClassifierAugment = ClassifierAugment(long_side=(224, 288), crop=224)
     """what training pictures go through; the crop is a multiple of the patch"""
+    half: bool = False
+    """write the weights as float16, which takes half the space"""
     # those of fine-tuning; a new network wants 1e-3 and more epochs
     training: Training = Training(
         batch=32, epochs=10, optimizer="adamw", lr=1e-5, weight_decay=0.1, warmup=100, clip=1.0
@@ -105,6 +110,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):
             raise BadInput("templates", str(self.templates), "sentences with {} in them", "Correct them.")
+        check_range("mosaic", self.mosaic, 0, 1)
         if not self.looks:
             raise BadInput("looks", "nothing", "class, patches or both", "Choose one.")
 
@@ -113,8 +119,9 @@ class Settings:
         prompts = read_words(self.words, images.class_names).prompts
         captions = [template.replace("{}", prompt) for template in self.templates for prompt in prompts]
         clip = self._new(captions) if self.init == "none" else load_clip(self.init, self.activation)
-        if self.augment.crop % clip.patch:
-            raise BadInput("augment.crop", str(self.augment.crop), f"a multiple of {clip.patch}", "Change it.")
+        unit = 2 * clip.patch if self.mosaic else clip.patch
+        if self.augment.crop % unit:
+            raise BadInput("augment.crop", str(self.augment.crop), f"a multiple of {unit}", "Change it.")
         if not images.labels.any(1).all():
             untagged = images.names[int(np.flatnonzero(~images.labels.any(1))[0])]
             raise BadInput(
@@ -160,7 +167,7 @@ class Learning(nn.Module):
         self.network, self.settings = network, settings
         side = settings.augment.crop // network.patch
         self.grid = (side, side)
-        self.examples = partial(_example, images, settings, network.vocabulary, tuple(prompts))
+        self.examples = partial(_example, images, settings, network.vocabulary, network.patch, tuple(prompts))
         self.metadata: dict[str, Any] = {"kind": "clip"}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -171,13 +178,16 @@ class Learning(nn.Module):
         for index in range(clip.n_blocks):
             x, _ = clip.block(index, x)
         projected = clip.project(x)
-        looks = {"class": projected[:, 0], "patches": projected[:, 1:].mean(1)}
+        own = batch["own"].flatten(1).to(projected).unsqueeze(2)
+        looks = {"class": projected[:, 0], "patches": (projected[:, 1:] * own).sum(1) / own.sum(1)}
         texts = launch.joined(F.normalize(clip.encode_text(batch["tokens"]).float(), dim=1))
-        tags, named = launch.joined(batch["tags"]).bool(), launch.joined(batch["named"]).bool()
-        false = (named[None] & ~tags[:, None]).any(2)
+        named = launch.joined(batch["named"]).bool()
+        # the class token sees all pictures of a mosaic
+        tags = {"class": launch.joined(batch["all_tags"]).bool(), "patches": launch.joined(batch["tags"]).bool()}
         return {
             look: contrast(
-                launch.joined(F.normalize(looks[look].float(), dim=1)) @ texts.T * clip.temperature.float(), false
+                launch.joined(F.normalize(looks[look].float(), dim=1)) @ texts.T * clip.temperature.float(),
+                (named[None] & ~tags[look][:, None]).any(2),
             )
             for look in self.settings.looks
         }
@@ -198,7 +208,8 @@ class Learning(nn.Module):
         """Write the network as transformers does: `config.json`, `model.safetensors`, and the tokenizer's files."""
         with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=TEMPORARY_SUFFIX) as folder:
             transformers_logging.disable_progress_bar()
-            self.network.model.save_pretrained(folder)
+            model = copy.deepcopy(self.network.model).half() if self.settings.half else self.network.model
+            model.save_pretrained(folder)
             self.network.vocabulary.tokenizer.save_pretrained(folder)
             for file in sorted(Path(folder).iterdir()):
                 file.chmod(0o644)  # transformers writes weights for their owner alone
@@ -219,11 +230,28 @@ def _example(
     images: Images,
     settings: Settings,
     vocabulary: Vocabulary,
+    patch: int,
     prompts: tuple[str, ...],
     index: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    view = settings.augment(images.read(index), rng, "clip")
+    crop = settings.augment.crop
+    side = crop // patch
+    all_tags, seen = images.labels[index].copy(), np.ones((side, side), bool)
+    if rng.random() < settings.mosaic:
+        half = crop // 2
+        small = ClassifierAugment(tuple(n // 2 for n in settings.augment.long_side), half, settings.augment.flip)
+        view = np.empty((3, crop, crop), np.float32)
+        members = [index, *rng.integers(0, len(images), 3).tolist()]
+        places = rng.permutation(4)
+        seen = np.kron(np.arange(4).reshape(2, 2) == places[0], np.ones((side // 2, side // 2))) > 0
+        for place, member in zip(places, members, strict=True):
+            row, column = divmod(int(place), 2)
+            tile = small(images.read(member), rng, "clip")
+            view[:, row * half : (row + 1) * half, column * half : (column + 1) * half] = tile
+            all_tags |= images.labels[member]
+    else:
+        view = settings.augment(images.read(index), rng, "clip")
     own = np.flatnonzero(images.labels[index])
     count = 1 if settings.caption_tags == "one" else int(rng.integers(1, len(own) + 1))
     chosen = np.sort(rng.choice(own, count, replace=False))
@@ -238,5 +266,7 @@ def _example(
         "image": torch.from_numpy(view),
         "tokens": tokens,
         "tags": torch.from_numpy(images.labels[index].astype(np.float32)),
+        "all_tags": torch.from_numpy(all_tags.astype(np.float32)),
+        "own": torch.from_numpy(seen.astype(np.float32)),
         "named": torch.from_numpy(named),
     }

@@ -45,8 +45,12 @@ class Settings:
         check_range("refine.confidence", self.confidence, 0, 1)
 
     def at(self, threshold: float) -> "Settings":
-        """These settings with the threshold that was found, unless one is set."""
-        return self if self.threshold is not None else dataclasses.replace(self, threshold=threshold)
+        """These settings with the threshold that was found, unless one is set or none is needed."""
+        return (
+            self
+            if self.threshold is not None or self.by == "scores"
+            else dataclasses.replace(self, threshold=threshold)
+        )
 
 
 @stage
