@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.conftest import tree
 from tests.end_to_end.conftest import ENVIRONMENT, TINY, command, ok, wsss
 from tests.end_to_end.test_run_cam import prefixed
 from wsss.data.files import read_cams, read_mask
@@ -89,6 +90,16 @@ def test_two_processes_make_the_same_maps_and_masks(tmp_path, whole, shapes, set
     ok("run", "clip_es", "--data", shapes, "--config", settings, "--out", tmp_path / "run", processes=2)
     for stage in ("cams", "cams-scores", "masks", "masks-scores"):
         assert prefixed(tmp_path / "run", stage) == prefixed(whole, stage)
+
+
+def test_two_processes_give_the_same_tags(tmp_path, shapes, clip):
+    options = ("--clip", clip, "--backgrounds", "false", "--votes", "2", "--templates", '["a photo of a {}."]')
+    for processes in (1, 2):
+        ok("tag", "--data", shapes, *options, "--out", tmp_path / str(processes), processes=processes)
+    assert tree(tmp_path / "1") == tree(tmp_path / "2")
+    quality = json.loads((tmp_path / "1" / "done.json").read_text())["result"]
+    assert 0 <= quality["precision"] <= 1
+    assert 0 <= quality["recall"] <= 1
 
 
 def test_bare_pictures_and_words_become_masks(tmp_path, shapes, settings):

@@ -244,19 +244,25 @@ def test_half_precision_does_not_underflow():
 @pytest.mark.parametrize("kind", ["attn_highres", "highres"])
 def test_scores(dataset, kind):
     reference, maps = fixture("eval"), fixture("perimage")
-    pattern = re.compile(rf"{dataset}_{kind}_(\d+)_miou")
-    exponents = sorted(int(match[1]) for key in reference if (match := pattern.fullmatch(key)))
-    assert exponents == ([1, 2] if kind == "attn_highres" else [1, 2, 3, 5, 10])
-    sweep = ThresholdSweep([float(t) for t in exponents], len(CLASSES[dataset]), "power")
-    for i, case in enumerate(c for c in CASES if c.startswith(dataset)):
-        picture, keys = CASES[case]
-        truth = inputs.mask(*picture.shape[:2], len(keys) + 1, seed=31 + i)
-        mapped = np.array([0, *(k + 1 for k in keys)], np.uint8)[np.minimum(truth, len(keys))]
-        sweep.add(np.where(truth == 255, 255, mapped).astype(np.uint8), maps[f"{case}_{kind}"], np.array(keys), case)
-    for exponent, matrix in zip(exponents, sweep.matrices(), strict=True):
-        present = reference[f"{dataset}_{kind}_{exponent}_hist_classes"]
-        np.testing.assert_array_equal(matrix[np.ix_(present, present)], reference[f"{dataset}_{kind}_{exponent}_hist"])
-        np.testing.assert_allclose(scores(matrix).miou, reference[f"{dataset}_{kind}_{exponent}_miou"], atol=1e-12)
+    pattern = re.compile(rf"{dataset}_{kind}_([\d.]+)_miou")
+    found = [match[1] for key in reference if (match := pattern.fullmatch(key))]
+    exponents, constants = ([t for t in found if ("." in t) == constant] for constant in (False, True))
+    assert {"1", "2"} <= set(exponents)
+    assert constants
+    for background, values in (("power", exponents), ("constant", constants)):
+        values = sorted(values, key=float)
+        sweep = ThresholdSweep([float(t) for t in values], len(CLASSES[dataset]), background)
+        for i, case in enumerate(c for c in CASES if c.startswith(dataset)):
+            picture, keys = CASES[case]
+            truth = inputs.mask(*picture.shape[:2], len(keys) + 1, seed=31 + i)
+            mapped = np.array([0, *(k + 1 for k in keys)], np.uint8)[np.minimum(truth, len(keys))]
+            truth = np.where(truth == 255, 255, mapped).astype(np.uint8)
+            sweep.add(truth, maps[f"{case}_{kind}"], np.array(keys), case)
+        for value, matrix in zip(values, sweep.matrices(), strict=True):
+            key = f"{dataset}_{kind}_{value}"
+            present = reference[f"{key}_hist_classes"]
+            np.testing.assert_array_equal(matrix[np.ix_(present, present)], reference[f"{key}_hist"])
+            np.testing.assert_allclose(scores(matrix).miou, reference[f"{key}_miou"], atol=1e-12)
 
 
 @pytest.mark.parametrize("case", [0, 1])
