@@ -116,9 +116,7 @@ def _parsed(name: str, command: Command, words: Sequence[str]) -> "Namespace":
 
 def _commands() -> dict[str, Command]:
     commands = {
-        "demo": Command(
-            "generate pictures, run the baseline and CLIP-ES on them, print what came out", _declare_demo, _demo
-        )
+        "demo": Command("generate pictures, run the baseline on them, print what came out", _declare_demo, _demo)
     }
     for verb, help, declare, run in (
         ("run", "from tags to a scored segmenter: ", _declare_run, _run),
@@ -404,23 +402,11 @@ def _declare_demo(parser: "ArgumentParser") -> None:
 
 
 def _demo(settings: "Namespace") -> None:
-    data = str(settings.out / "shapes")
-    runs = [
-        [
-            "run",
-            method,
-            "--data",
-            data,
-            "--config",
-            str(CONFIGS / f"demo_{method}.yaml"),
-            "--out",
-            str(settings.out / method),
-        ]
-        for method in ("cam", "clip_es")
-    ]
-    # the CLIP that comes with the package (configs/demo_clip); clip_es.yaml cannot know where that is
-    runs[1] += ["--inference.clip", str(CONFIGS / "demo_clip")]
-    for words in (["data", "shapes", data, "--train", "600", "--val", "100", "--size", "112"], *runs):
+    data, run = settings.out / "shapes", settings.out / "cam"
+    for words in (
+        ["data", "shapes", str(data), "--train", "600", "--val", "100", "--size", "112"],
+        ["run", "cam", "--data", str(data), "--config", str(CONFIGS / "demo.yaml"), "--out", str(run)],
+    ):
         print(f"$ wsss {' '.join(words)}", flush=True)
         if status := main(words):
             sys.exit(status)
