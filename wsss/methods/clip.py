@@ -240,7 +240,8 @@ def _example(
     all_tags, seen = images.labels[index].copy(), np.ones((side, side), bool)
     if rng.random() < settings.mosaic:
         half = crop // 2
-        small = ClassifierAugment(tuple(n // 2 for n in settings.augment.long_side), half, settings.augment.flip)
+        low, high = settings.augment.long_side
+        small = ClassifierAugment((max(1, low // 2), max(1, high // 2)), half, settings.augment.flip)
         view = np.empty((3, crop, crop), np.float32)
         members = [index, *rng.integers(0, len(images), 3).tolist()]
         places = rng.permutation(4)
