@@ -3,8 +3,7 @@
 Captions are made from tags by templates. With s_ij the scaled cosine of picture i and caption j, and caption j false for picture i
 if it names a tag that the picture does not have, a picture's loss is -ln(e^s_ii / (e^s_ii + sum over false j of
 e^s_ij)), a caption's likewise over the pictures that it is false for. Captions that happen to be true of another
-picture, which the contrast of the paper counts as wrong, take no part. Pictures are looked at twice: by the class token, as in
-the paper, and by the mean of the patch tokens, which is what CLIP-ES takes its maps from.
+picture, which the contrast of the paper counts as wrong, take no part.
 """
 
 import copy
@@ -93,10 +92,6 @@ class Settings:
     """captions; those of the method that uses the network should be among them"""
     caption_tags: Literal["one", "some"] = "some"
     """tags in a caption: one of the picture's, or some of them"""
-    looks: tuple[Literal["class", "patches"], ...] = ("class", "patches")
-    """what a picture is looked at by: the class token, the mean of the patch tokens"""
-    mosaic: float = 0.0
-    """share of examples made of four pictures, of which one is to be found by its own patches: they learn to speak for their place"""
     augment: ClassifierAugment = ClassifierAugment(long_side=(224, 288), crop=224)
     """what training pictures go through; the crop is a multiple of the patch"""
     half: bool = False
@@ -110,18 +105,14 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):
             raise BadInput("templates", str(self.templates), "sentences with {} in them", "Correct them.")
-        check_range("mosaic", self.mosaic, 0, 1)
-        if not self.looks:
-            raise BadInput("looks", "nothing", "class, patches or both", "Choose one.")
 
     def trainable(self, images: Images) -> "Learning":
         """The network with new or given weights, and its loss."""
         prompts = read_words(self.words, images.class_names).prompts
         captions = [template.replace("{}", prompt) for template in self.templates for prompt in prompts]
         clip = self._new(captions) if self.init == "none" else load_clip(self.init, self.activation)
-        unit = 2 * clip.patch if self.mosaic else clip.patch
-        if self.augment.crop % unit:
-            raise BadInput("augment.crop", str(self.augment.crop), f"a multiple of {unit}", "Change it.")
+        if self.augment.crop % clip.patch:
+            raise BadInput("augment.crop", str(self.augment.crop), f"a multiple of {clip.patch}", "Change it.")
         if not images.labels.any(1).all():
             untagged = images.names[int(np.flatnonzero(~images.labels.any(1))[0])]
             raise BadInput(
@@ -167,7 +158,7 @@ class Learning(nn.Module):
         self.network, self.settings = network, settings
         side = settings.augment.crop // network.patch
         self.grid = (side, side)
-        self.examples = partial(_example, images, settings, network.vocabulary, network.patch, tuple(prompts))
+        self.examples = partial(_example, images, settings, network.vocabulary, tuple(prompts))
         self.metadata: dict[str, Any] = {"kind": "clip"}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -177,20 +168,11 @@ class Learning(nn.Module):
         x = clip.embed(batch["image"], clip.positions(self.grid, rounded=False))
         for index in range(clip.n_blocks):
             x, _ = clip.block(index, x)
-        projected = clip.project(x)
-        own = batch["own"].flatten(1).to(projected).unsqueeze(2)
-        looks = {"class": projected[:, 0], "patches": (projected[:, 1:] * own).sum(1) / own.sum(1)}
+        looks = launch.joined(F.normalize(clip.project(x[:, 0]).float(), dim=1))
         texts = launch.joined(F.normalize(clip.encode_text(batch["tokens"]).float(), dim=1))
-        named = launch.joined(batch["named"]).bool()
-        # the class token sees all pictures of a mosaic
-        tags = {"class": launch.joined(batch["all_tags"]).bool(), "patches": launch.joined(batch["tags"]).bool()}
-        return {
-            look: contrast(
-                launch.joined(F.normalize(looks[look].float(), dim=1)) @ texts.T * clip.temperature.float(),
-                (named[None] & ~tags[look][:, None]).any(2),
-            )
-            for look in self.settings.looks
-        }
+        tags, named = launch.joined(batch["tags"]).bool(), launch.joined(batch["named"]).bool()
+        false = (named[None] & ~tags[:, None]).any(2)
+        return {"contrast": contrast(looks @ texts.T * clip.temperature.float(), false)}
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
         """Weight decay for matrices alone, as in the paper."""
@@ -230,29 +212,11 @@ def _example(
     images: Images,
     settings: Settings,
     vocabulary: Vocabulary,
-    patch: int,
     prompts: tuple[str, ...],
     index: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    crop = settings.augment.crop
-    side = crop // patch
-    all_tags, seen = images.labels[index].copy(), np.ones((side, side), bool)
-    if rng.random() < settings.mosaic:
-        half = crop // 2
-        low, high = settings.augment.long_side
-        small = ClassifierAugment((max(1, low // 2), max(1, high // 2)), half, settings.augment.flip)
-        view = np.empty((3, crop, crop), np.float32)
-        members = [index, *rng.integers(0, len(images), 3).tolist()]
-        places = rng.permutation(4)
-        seen = np.kron(np.arange(4).reshape(2, 2) == places[0], np.ones((side // 2, side // 2))) > 0
-        for place, member in zip(places, members, strict=True):
-            row, column = divmod(int(place), 2)
-            tile = small(images.read(member), rng, "clip")
-            view[:, row * half : (row + 1) * half, column * half : (column + 1) * half] = tile
-            all_tags |= images.labels[member]
-    else:
-        view = settings.augment(images.read(index), rng, "clip")
+    view = settings.augment(images.read(index), rng, "clip")
     own = np.flatnonzero(images.labels[index])
     count = 1 if settings.caption_tags == "one" else int(rng.integers(1, len(own) + 1))
     chosen = np.sort(rng.choice(own, count, replace=False))
@@ -267,7 +231,5 @@ def _example(
         "image": torch.from_numpy(view),
         "tokens": tokens,
         "tags": torch.from_numpy(images.labels[index].astype(np.float32)),
-        "all_tags": torch.from_numpy(all_tags.astype(np.float32)),
-        "own": torch.from_numpy(seen.astype(np.float32)),
         "named": torch.from_numpy(named),
     }
