@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = _commands()
     if not words or words[0] in ("-h", "--help", "help"):
         print(
-            HELP.format(commands="\n".join(f"  {name:<14} {command.help}" for name, command in commands.items())),
+            HELP.format(commands="\n".join(f"  {name:<17} {command.help}" for name, command in commands.items())),
             end="",
         )
         return 0
