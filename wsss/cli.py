@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = next((key for n in (2, 1) if (key := " ".join(words[:n])) in commands), None)
     if name is None and any(word in ("-h", "--help") for word in words[1:2]):
         verbs = [
-            f"wsss {key:<14} {command.help}" for key, command in commands.items() if key.startswith(f"{words[0]} ")
+            f"wsss {key:<17} {command.help}" for key, command in commands.items() if key.startswith(f"{words[0]} ")
         ]
         if verbs:
             print("\n".join(verbs))
