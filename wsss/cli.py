@@ -241,7 +241,7 @@ def _tag(settings: "Namespace") -> None:
 
     chosen = _settings(settings, tagclip.Settings)
     settings.tags = settings.tags or Path(TAGCLIP)
-    print(tagclip.tag(chosen, _split(settings), out=settings.out) / "tags.csv")
+    print(tagclip.tag(chosen, _split(settings), out=settings.out) / tagclip.TAGS)
 
 
 def _declare_train(name: str, parser: "ArgumentParser") -> None:

@@ -64,6 +64,12 @@ def read_words(source: str, class_names: Sequence[str]) -> Words:
     return Words(prompts, names, tuple(background))
 
 
+def check_templates(where: str, templates: Sequence[str]) -> None:
+    """Raise BadInput unless there are sentences, each with a place for a name."""
+    if not templates or not all("{}" in template for template in templates):
+        raise BadInput(where, str(templates), "sentences with {} in them", "Correct them.")
+
+
 def _content(path: Path) -> dict[str, Any]:
     text = read_text(path, _EXPECTED)
     try:

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from wsss import launch
 from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
-from wsss.data.words import read_words
+from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.networks.clip import CLIP, Vocabulary
 from wsss.pretrained import Activation, load_clip, new_tokenizer
@@ -103,8 +103,7 @@ class Settings:
     """how the network is trained"""
 
     def __post_init__(self) -> None:
-        if not self.templates or not all("{}" in template for template in self.templates):
-            raise BadInput("templates", str(self.templates), "sentences with {} in them", "Correct them.")
+        check_templates("templates", self.templates)
 
     def trainable(self, images: Images) -> "Learning":
         """The network with new or given weights, and its loss."""
@@ -159,7 +158,6 @@ class Learning(nn.Module):
         side = settings.augment.crop // network.patch
         self.grid = (side, side)
         self.examples = partial(_example, images, settings, network.vocabulary, tuple(prompts))
-        self.metadata: dict[str, Any] = {"kind": "clip"}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         clip = self.network

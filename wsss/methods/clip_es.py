@@ -24,7 +24,7 @@ from wsss import launch
 from wsss.data.augment import normalise, resize_bicubic
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Dataset, Images
-from wsss.data.words import read_words
+from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.networks.clip import CLIP, unit_text_features
 from wsss.ops.boxes import box_mask
@@ -75,22 +75,20 @@ class Inference:
         check_range("inference.attention_blocks", self.attention_blocks, 1)
         if self.box_threshold is not None:
             check_range("inference.box_threshold", self.box_threshold, 0, 1)
-        if not self.templates or not all("{}" in template for template in self.templates):
-            raise BadInput("inference.templates", str(self.templates), "sentences with {} in them", "Correct them.")
+        check_templates("inference.templates", self.templates)
 
     def localizer(self, images: Images) -> "Localizer":
         """CLIP with the texts of these classes, ready to give maps."""
         words = read_words(self.words, images.class_names)
         clip = load_clip(self.clip, self.activation)
         check_names(clip, (*words.prompts, *words.background))
-        classes, backgrounds = text_features(clip, words.prompts, words.background, self.templates, self.cache)
+        background = words.background if self.backgrounds else ()
+        classes, backgrounds = text_features(clip, words.prompts, background, self.templates, self.cache)
         coco = set(images.class_names) == set(COCO_CATEGORIES.values())
         threshold = self.box_threshold
         if threshold is None:
             threshold = COCO_BOX_THRESHOLD if coco else BOX_THRESHOLD
         device = launch.device()
-        if not self.backgrounds:
-            backgrounds = backgrounds[:0]
         return Localizer(clip.to(device), classes.to(device), backgrounds.to(device), self, threshold)
 
 

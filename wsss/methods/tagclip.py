@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from wsss import launch
 from wsss.data.images import Dataset, Images
 from wsss.data.lists import without_suffix
 from wsss.data.tables import labels_by_name, labels_of
-from wsss.data.words import read_words
+from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.methods.clip_es import check_names, patched, text_features
 from wsss.networks.clip import CLIP
@@ -35,6 +36,7 @@ from wsss.ops.boxes import box_mask
 from wsss.pretrained import Activation, load_clip
 from wsss.progress import Progress
 from wsss.run import maybe_file, neutral, stage
+from wsss.stages.localize import read_prepared
 from wsss.storage import read_json, whole_file, write_json
 from wsss.stream import in_threads
 from wsss.tag_metrics import average_precision, precision_recall
@@ -103,8 +105,7 @@ class Settings:
         check_range("crop_batch", self.crop_batch, 1)
         if self.attention_blocks is not None:
             check_range("attention_blocks", self.attention_blocks, 1)
-        if not self.templates or not all("{}" in template for template in self.templates):
-            raise BadInput("templates", str(self.templates), "sentences with {} in them", "Correct them.")
+        check_templates("templates", self.templates)
 
     def tagger(self, images: Images) -> "Tagger":
         """CLIP with the texts of these classes, ready to give scores."""
@@ -302,15 +303,10 @@ def tag(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
     folder = out / "pictures"
     todo = launch.missing(images.names, folder, ".json")
 
-    def load(index: int) -> Float[Tensor, "1 3 hp wp"]:
-        try:
-            return tagger.prepare(images.read(index))
-        except BadInput as error:
-            raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
-
     mine = len(launch.share(images.names))
     with Progress(f"tag {out.name}", mine, done=mine - len(todo)) as progress:
-        for index, view in zip(todo, in_threads(load, todo, threads=launch.threads()), strict=True):
+        loaded = in_threads(partial(read_prepared, tagger.prepare, images), todo, threads=launch.threads())
+        for index, (view, _) in zip(todo, loaded, strict=True):
             write_json(folder / f"{images.names[index]}.json", {"scores": tagger.scores(view).tolist()})
             progress.advance()
     launch.wait()

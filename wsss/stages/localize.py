@@ -1,5 +1,7 @@
 """Make activation maps: one file a picture, of the classes that it is tagged with."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -46,6 +48,15 @@ class LocalizerSettings(Protocol):
         """The method, loaded on the device."""
 
 
+def read_prepared(prepare: Callable[[Any], Any], images: Images, index: int) -> tuple[Any, tuple[int, int]]:
+    """What `prepare` makes of a picture, and the picture's height and width; its errors name the picture's file."""
+    image = images.read(index)
+    try:
+        return prepare(image), image.shape[:2]
+    except BadInput as error:
+        raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
+
+
 @stage
 def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     """Write the activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
@@ -61,16 +72,9 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     localizer = settings.localizer(images, **inputs)
     todo = launch.missing(images.names, out, ".npz")
 
-    def load(index: int) -> tuple[Any, tuple[int, int]]:
-        image = images.read(index)
-        try:
-            return localizer.prepare(image), image.shape[:2]
-        except BadInput as error:
-            raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
-
     mine = len(launch.share(images.names))
     with Writer() as write, Progress(f"localize {out.name}", mine, done=mine - len(todo)) as progress:
-        loaded = in_threads(load, todo, threads=launch.threads())
+        loaded = in_threads(partial(read_prepared, localizer.prepare, images), todo, threads=launch.threads())
         for index, (prepared, size_hw) in zip(todo, loaded, strict=True):
             classes, maps, strided = localizer.cams(prepared, size_hw, images.labels[index])
             write(write_cams, out / f"{images.names[index]}.npz", classes, maps, strided)
