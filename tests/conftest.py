@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import install_import_hook
 from PIL import Image
 
@@ -49,6 +50,15 @@ def write_squares(folder: Path, count: int, size: int = 32, seed: int = 0) -> Im
 def squares(tmp_path):
     """Twelve pictures of 32x36."""
     return write_squares(tmp_path / "squares", 12)
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """Small tensors are slower in several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

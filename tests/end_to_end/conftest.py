@@ -1,8 +1,10 @@
 """The command line as users call it, on a few generated pictures and with networks that train in seconds."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,18 @@ def ok(*words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
     done = wsss(*words, processes=processes)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
+
+
+def kill_at(out: Path, moment: str, *words: object) -> None:
+    """Start `wsss WORDS` and kill it (-9) as soon as a file like `moment` is there in `out`."""
+    process = subprocess.Popen(command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(out.glob(moment)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 @pytest.fixture(scope="session")

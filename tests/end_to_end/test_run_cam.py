@@ -2,16 +2,13 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
 import yaml
 
 from tests.conftest import tree
-from tests.end_to_end.conftest import ENVIRONMENT, TINY, command, ok, wsss
+from tests.end_to_end.conftest import TINY, kill_at, ok, wsss
 from wsss.data.files import read_cams, read_mask
 from wsss.weights import read_weights
 
@@ -73,14 +70,7 @@ def test_other_settings_are_refused(finished, shapes, tiny):
 @pytest.mark.parametrize("moment", ["classifier/checkpoint.pt", "cams/*.npz", "masks/*.png", "segmenter/checkpoint.pt"])
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, finished, shapes, tiny, moment):
     words = ("run", "cam", "--data", shapes, "--config", tiny, "--out", tmp_path / "killed")
-    process = subprocess.Popen(command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").glob(moment)):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at(tmp_path / "killed", moment, *words)
     assert not (tmp_path / "killed" / "predictions-scores" / "done.json").exists()
     ok(*words)
     assert stages(tmp_path / "killed") == stages(finished)

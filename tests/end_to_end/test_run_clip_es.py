@@ -3,16 +3,13 @@
 import csv
 import json
 import shutil
-import signal
-import subprocess
-import time
 
 import pytest
 import yaml
 from PIL import Image
 
 from tests.conftest import tree
-from tests.end_to_end.conftest import ENVIRONMENT, TINY, command, ok, wsss
+from tests.end_to_end.conftest import TINY, kill_at, ok, wsss
 from tests.end_to_end.test_run_cam import prefixed
 from wsss.data.files import read_cams, read_mask
 
@@ -72,14 +69,7 @@ def test_every_stage_is_there(whole, shapes):
 @pytest.mark.parametrize("moment", ["cams/*.npz", "masks/*.png"])
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings, moment):
     words = ("run", "clip_es", "--data", shapes, "--config", settings, "--out", tmp_path / "killed")
-    process = subprocess.Popen(command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").glob(moment)):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at(tmp_path / "killed", moment, *words)
     ok(*words)
     for stage in STAGES:
         assert prefixed(tmp_path / "killed", stage) == prefixed(whole, stage)

@@ -33,13 +33,7 @@ F = np.float32
 IMAGE = inputs.image(97, 101, 4)  # three strips, and no multiple of four pixels
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    """Tensors as small as these are slower in several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def energies(labels: int, height: int, width: int, seed: int = 0) -> np.ndarray:

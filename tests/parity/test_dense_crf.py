@@ -34,13 +34,7 @@ DARK = IMAGE.copy()
 DARK[:8, :10] //= 32
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    """Tensors as small as these are slower in several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def probabilities(n: int, height: int, width: int, seed: int) -> np.ndarray:
