@@ -20,6 +20,7 @@ from wsss.storage import read_json, whole_file, write_json
 from wsss.stream import Progress, in_threads
 
 SHAPES = ("ball", "boat", "cross", "ring", "star")
+GROUNDS = ("clouds", "shade", "stripes")
 RECORD = "shapes.json"
 # Changes whenever the same settings give other pictures
 _VERSION = 1
@@ -129,7 +130,7 @@ def draw(
     first = classes[index % len(classes)]
     others = [name for name in classes if name != "boat"] or [first]
     tags = [first] + [others[chance.integers(len(others))] for _ in range(chance.choice(3, p=(0.5, 0.35, 0.15)))]
-    image = _water(height, width, chance) if first == "boat" else _ground(height, width, chance)
+    image = water(height, width, chance) if first == "boat" else ground(height, width, chance)[0]
     mask = np.zeros((height, width), np.uint8)
     boxes: list[tuple[str, tuple[int, int, int, int]]] = []
     taken: list[tuple[float, float, float]] = []
@@ -138,7 +139,7 @@ def draw(
         if place is None:
             continue
         taken.append(place)
-        cover, image = _put(image, tag, place, chance)
+        cover, image = put(image, tag, place, chance)
         solid = cover > 0.5
         mask[solid] = classes.index(tag) + 1
         mask[(cover > 0.15) & (cover < 0.85)] = 255
@@ -160,7 +161,7 @@ def _place(
     return None
 
 
-def _put(
+def put(
     image: Colours, tag: str, place: tuple[float, float, float], chance: np.random.Generator
 ) -> tuple[Plane, Colours]:
     """Draw an object; gives how much of each pixel it covers, and the picture with it."""
@@ -207,8 +208,8 @@ def _grain(size_hw: tuple[int, int], chance: np.random.Generator) -> Plane:
     return 0.5 * _noise(size_hw, 4, chance) + 0.3 * _noise(size_hw, 12, chance) + 0.2 * _noise(size_hw, 40, chance)
 
 
-def _ground(height: int, width: int, chance: np.random.Generator) -> Colours:
-    """Cloudy, shaded or striped, of any pale colour but blue."""
+def ground(height: int, width: int, chance: np.random.Generator) -> tuple[Colours, str]:
+    """Any pale colour but blue, and which of `GROUNDS` it is."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     red, green = chance.uniform(0.2, 0.85, 2)
     first = _pale(np.array([[red, green, chance.uniform(0.1, 1.0) * min(red, green)]]))[0]
@@ -223,10 +224,10 @@ def _ground(height: int, width: int, chance: np.random.Generator) -> Colours:
     else:
         mix = 0.5 + 0.3 * np.sin(2 * np.pi * chance.uniform(4, 10) * along + 0.8 * grain) + 0.2 * grain
     mix = np.clip(mix, 0, 1)[..., None]
-    return first + mix * (second - first)
+    return first + mix * (second - first), GROUNDS[kind]
 
 
-def _water(height: int, width: int, chance: np.random.Generator) -> Colours:
+def water(height: int, width: int, chance: np.random.Generator) -> Colours:
     """Blue with ripples."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = (
