@@ -40,6 +40,7 @@ METHODS = {
     "clip_es": Method("CLIP-ES (Lin et al., CVPR 2023), maps of a frozen CLIP", run=True, localize=True),
     "clip": Method("CLIP (Radford et al., ICML 2021) on own pictures and tags", train=True),
 }
+REFINERS = ("crf", "irnet", "affinitynet")
 TAGCLIP = "tagclip"
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -215,6 +216,7 @@ def _declare_run(name: str, parser: "ArgumentParser") -> None:
 
     _declare_data(parser)
     _declare_out(parser)
+    parser.add_argument("--refine", choices=REFINERS, default=None, help="short for --tail.refiner")
     parser.add_class_arguments(_module(name).Recipe)
     parser.add_class_arguments(tagclip.Settings, "tagger")
 
@@ -225,7 +227,10 @@ def _run(name: str, settings: "Namespace") -> None:
     method, data = _module(name), _open(settings, settings.out)
     if str(settings.tags) == TAGCLIP:
         data = tagclip.tagged(settings.tagger, data, out=settings.out / "tags")
-    method.recipe(settings.out, data, _settings(settings, method.Recipe))
+    recipe = _settings(settings, method.Recipe)
+    if settings.refine:
+        recipe = dataclasses.replace(recipe, tail=dataclasses.replace(recipe.tail, refiner=settings.refine))
+    method.recipe(settings.out, data, recipe)
     _print_table(settings.out)
 
 
@@ -271,18 +276,36 @@ def _localize(name: str, settings: "Namespace") -> None:
 
 
 def _declare_refine(parser: "ArgumentParser") -> None:
+    from wsss.refiners import affinitynet, irnet
     from wsss.stages import refine
 
     _declare_split(parser)
     parser.add_argument("--cams", type=Path, required=True, help="folder of activation maps")
+    parser.add_argument(
+        "--with",
+        choices=REFINERS,
+        default="crf",
+        help="a learned affinity instead of the settings at the top; its masks are then in OUT/masks",
+    )
+    parser.add_argument(
+        "--classifier", type=Path, default=None, help="folder of the network that gave the maps, for `init: classifier`"
+    )
     parser.add_class_arguments(refine.Settings)
+    parser.add_class_arguments(irnet.Refinement, "irnet")
+    parser.add_class_arguments(affinitynet.Refinement, "affinitynet")
 
 
 def _refine(settings: "Namespace") -> None:
     from wsss.stages import refine
 
-    chosen = _settings(settings, refine.Settings)
-    refine.refine(chosen, _split(settings), cams=settings.cams, out=settings.out)
+    if settings["with"] == "crf":
+        chosen = _settings(settings, refine.Settings)
+        refine.refine(chosen, _split(settings), cams=settings.cams, out=settings.out)
+        return
+    learned = settings[settings["with"]]
+    learned.check()
+    images = _split(settings)
+    print(learned.refined(images, cams=settings.cams, out=settings.out, classifier=settings.classifier))
 
 
 def _declare_segment(parser: "ArgumentParser") -> None:

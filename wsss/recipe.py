@@ -2,14 +2,18 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from wsss.data.images import Dataset
+from wsss.errors import BadInput
+from wsss.refiners.affinitynet import Refinement as AffinityNetSettings
+from wsss.refiners.irnet import Refinement as IRNetSettings
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
 from wsss.stages.predict import Settings as TestSettings
 from wsss.stages.predict import predict
-from wsss.stages.refine import DEFAULT_THRESHOLD, refine
 from wsss.stages.refine import Settings as RefineSettings
+from wsss.stages.refine import refine
 from wsss.stages.report import report
 from wsss.stages.segment import Settings as SegmenterSettings
 from wsss.stages.train import train
@@ -19,14 +23,37 @@ from wsss.stages.train import train
 class Tail:
     """From activation maps to a scored segmenter."""
 
+    refiner: Literal["crf", "irnet", "affinitynet"] = "crf"
+    """what makes pseudo masks of the maps: `refine` alone, or a learned affinity"""
     refine: RefineSettings = RefineSettings()
-    """maps to pseudo masks"""
+    """maps to pseudo masks without learning"""
+    irnet: IRNetSettings = IRNetSettings()
+    """maps to pseudo masks by IRNet"""
+    affinitynet: AffinityNetSettings = AffinityNetSettings()
+    """maps to pseudo masks by AffinityNet"""
     segmenter: SegmenterSettings = SegmenterSettings()
     """the segmenter that learns from them"""
     test: TestSettings = TestSettings()
     """how the segmenter is tested"""
     scores: ScoreSettings = ScoreSettings()
     """how everything is scored"""
+
+    def __post_init__(self) -> None:
+        if self.refine.by == "scores" and self.refine.exponent is None and self.scores.background != "power":
+            raise BadInput(
+                "scores.background",
+                self.scores.background,
+                "`power` where the best refine.exponent is to be found",
+                "Set it, or the exponent.",
+            )
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        if self.refiner == "irnet":
+            self.irnet.check()
+        elif self.refiner == "affinitynet":
+            self.affinitynet.check()
+        self.segmenter.check()
 
 
 def finish(run: Path, data: Dataset, cams: Path, settings: Tail, classifier: Path | None = None) -> None:
@@ -40,13 +67,20 @@ def finish(run: Path, data: Dataset, cams: Path, settings: Tail, classifier: Pat
         classifier: folder of the network that gave the maps, for a segmenter that starts from it.
     """
     images = data.split(data.train)
-    threshold = DEFAULT_THRESHOLD
+    seeds, found = None, None
     if data.seed_split:
         seeds = data.split(data.seed_split)
         scored = evaluate_cams(settings.scores, seeds, cams=cams, out=run / "cams-scores")
-        threshold = best_threshold(scored)
-    masks = refine(settings.refine.at(threshold), images, cams=cams, out=run / "masks")
-    if data.seed_split:
+        found = best_threshold(scored)
+    if settings.refiner == "irnet":
+        masks = settings.irnet.refined(
+            images, cams=cams, out=run, classifier=classifier, seeds=seeds, scores=settings.scores
+        )
+    elif settings.refiner == "affinitynet":
+        masks = settings.affinitynet.refined(images, cams=cams, out=run, classifier=classifier)
+    else:
+        masks = refine(settings.refine.at(found), images, cams=cams, out=run / "masks")
+    if seeds is not None:
         evaluate_masks(settings.scores, seeds, masks=masks, out=run / "masks-scores")
     segmenter = train(settings.segmenter.starting_from(classifier), images, masks=masks, out=run / "segmenter")
     if data.val:

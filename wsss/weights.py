@@ -1,7 +1,7 @@
 """Weights in and out: published checkpoints, ImageNet weights and our own files. Nothing here unpickles code.
 
 A state dict is read first (`read_checkpoint`, `read_weights`, `imagenet_weights`), then loaded (`load_into`,
-`load_deeplab`): all of it, or nothing and one error that says what does not fit.
+`load_deeplab`, `load_irnet`): all of it, or nothing and one error that says what does not fit.
 """
 
 import http.client
@@ -25,11 +25,14 @@ import torchvision
 from torch import Tensor, nn
 
 from wsss.errors import BadInput
+from wsss.mxnet import resnet38_params
+from wsss.networks.affinitynet import VGG16
+from wsss.networks.resnet38 import ResNet38
 from wsss.storage import whole_file
 
 State = dict[str, Tensor]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".params")
 
 # IRNet and CLIMS save every tensor under several names, and IRNet its index buffers; resnet50.*, classifier.weight,
 # fc_edge*, fc_dp* and mean_shift.running_mean are the names to load
@@ -43,6 +46,9 @@ IRNET_ALIASES = (
     "path_indices*",
     "disp_target",
 )
+
+# what PSA, SEAM and ICAM save beside their trunks, and the classifiers of ImageNet
+PSA_HEADS = ("fc8*", "f8_*", "gn8_*", "f9.*", "linear1000*")
 
 # what a training stage writes
 WEIGHTS = "weights.safetensors"
@@ -76,9 +82,10 @@ class LoadReport:
 
 
 def read_checkpoint(path: Path) -> State:
-    """The state dict of a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU.
+    """The state dict of a `.safetensors`, `.pth`, `.pt`, `.bin` or `.params` file, on the CPU.
 
-    What trainers wrap around it (`state_dict`, `model`, a `module.` before every name) is taken off.
+    What trainers wrap around it (`state_dict`, `model`, a `module.` before every name) is taken off. MXNet's `.params` are
+    those of ResNet-38, which alone is published so; they get its names.
 
     Raises:
         BadInput: the file is missing, cut off, of another kind, without tensors, or would run code.
@@ -89,6 +96,9 @@ def read_checkpoint(path: Path) -> State:
         )
     if path.suffix == ".safetensors":
         return read_weights(path)[0]
+    if path.suffix == ".params":
+        _head(path)
+        return resnet38_params(path)
     return _state_in(_read_torch(path), path)
 
 
@@ -239,12 +249,24 @@ def load_deeplab(
     )
 
 
+def load_irnet(network: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> LoadReport:
+    """Load any published weights of IRNet: `res50_irn.pth`, or the affinity network of CLIMS' camera-ready version.
+
+    Both have each tensor under several names; the second calls its backbone `model` and has no displacement branch.
+
+    Raises:
+        BadInput: the weights are of another network; nothing is loaded.
+    """
+    named = {re.sub(r"^model\.", "resnet50.", name): value for name, value in state.items()}
+    return load_into(network, named, where, ignore=IRNET_ALIASES)
+
+
 def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
     """Give a backbone of `wsss.networks.backbone` its initial weights.
 
     Args:
         name: of the backbone.
-        init: `imagenet`, or a file: of the backbone itself, or of a classifier built on it.
+        init: `imagenet`, or a file: of the backbone itself, or of a network built on it.
 
     Raises:
         BadInput: the weights cannot be had, or are of another network.
@@ -253,9 +275,18 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
         state = read_checkpoint(Path(init))
         prefix = next((p for p in (f"{name}.", "backbone.", "body.") if any(key.startswith(p) for key in state)), "")
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if isinstance(body, ResNet38 | VGG16):
+            return load_into(body, state, init, ignore=PSA_HEADS)
         if not hasattr(body, "layer4") and not any(key.startswith("body.") for key in state):
             return load_into(body, _timm_features(state, set(body.state_dict())), init)
         return load_into(body, state, init, ignore=("fc.*", "classifier.*"))
+    if isinstance(body, ResNet38 | VGG16):
+        raise BadInput(
+            f"ImageNet weights of {name}",
+            "no library that offers them",
+            "a file: ilsvrc-cls_rna-a1_cls1000_ep-0001.params (ademxapp) for resnet38, or a state dict of the backbone",
+            "Give it with --init FILE, or start from new weights with --init none.",
+        )
     if hasattr(body, "layer4"):
         state, path = imagenet_weights(name)
         return load_into(body, state, path, ignore=("fc.*",))
@@ -270,6 +301,22 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
             "Give a file with --init FILE, or start from new weights with --init none.",
         ) from error
     return load_into(body, {f"body.{key}": value for key, value in pretrained.state_dict().items()}, where)
+
+
+def classifier_weights(setting: str, classifier: Path | None) -> str:
+    """The file of the weights that the word `classifier` stands for in a setting.
+
+    Raises:
+        BadInput: no trained classifier gave the maps.
+    """
+    if classifier is None:
+        raise BadInput(
+            setting,
+            "`classifier` where no trained classifier gave the maps",
+            "a file, or another of its words",
+            "Give the file of the weights to start from.",
+        )
+    return str(classifier / WEIGHTS)
 
 
 def _timm_features(state: State, names: set[str]) -> State:

@@ -19,17 +19,17 @@ LABELS = np.load(Path(__file__).parents[1] / "parity" / "data" / "irnet" / "ir-l
 @given(
     arrays(np.float32, (2, 4, 5), elements=st.floats(0, 1, width=32)),
     st.floats(0.125, 0.75, width=32),
-    st.sampled_from([0.0, 0.125]),
+    st.sampled_from([None, 0.0625, 0.125]),
 )
-def test_thresholds_against_a_loop_over_pixels(maps, threshold, unsure):
+def test_thresholds_against_a_loop_over_pixels(maps, threshold, lower):
     image = np.zeros((4, 5, 3), np.uint8)
-    mask = pseudo_mask(image, np.array([3, 7]), maps, Settings("threshold", threshold, unsure))
+    mask = pseudo_mask(image, np.array([3, 7]), maps, Settings("threshold", threshold, lower))
     for (y, x), label in np.ndenumerate(mask):
         best = maps[:, y, x].max()
         named = [4, 8][maps[:, y, x].argmax()]
-        if best > np.float32(threshold + unsure):
+        if best > np.float32(threshold):
             assert label == named
-        elif best > np.float32(threshold - unsure):
+        elif best > np.float32(threshold if lower is None else lower):
             assert label == 255
         else:
             assert label == 0
@@ -40,8 +40,7 @@ def test_crf_labels_of_irnet(upper, lower):
     image, keys = inputs.image(120, 160, 5), np.array([2, 14])
     maps = inputs.blocky("irn/ir_cam", 2, 120, 160, 0, 16) * inputs.blocky("irn/ir_gain", 1, 120, 160, 0, 24) ** 3
     maps = maps / (maps.max((1, 2), keepdims=True) + np.float32(1e-5))
-    settings = Settings("crf", (upper + lower) / 2, (upper - lower) / 2)
-    ours = pseudo_mask(image, keys, maps, settings)
+    ours = pseudo_mask(image, keys, maps, Settings("crf", upper, lower))
     assert (ours == LABELS[f"ir_label_{upper:.2f}_{lower:.2f}".replace("0.", "")]).mean() >= 0.9995
 
 

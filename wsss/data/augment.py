@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
+from torchvision.transforms import functional
 
 from wsss.data.images import IGNORE
-from wsss.errors import check_pair, check_range
+from wsss.errors import BadInput, check_pair, check_range
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -174,6 +175,50 @@ def affinity_view(
     return view, reduce_label(crop_at(label[:, ::-1] if flip else label, crop, top, left, IGNORE), label_stride)
 
 
+def posterior_view(
+    image: UInt8[np.ndarray, "h w 3"],
+    maps: Float[np.ndarray, "c h w"],
+    flip: bool,
+    left: int,
+    top: int,
+    crop: int,
+    stride: int,
+    colours: ColourRule = "imagenet",
+) -> tuple[Float[np.ndarray, "3 crop crop"], Float[np.ndarray, "c hs ws"]]:
+    """Cropped, normalised, mirrored if `flip`; the maps are then averaged over squares of `stride` pixels.
+
+    Beside the picture the crop is black, not of the mean colour, and the maps are 0: PSA fills up before it normalises.
+    """
+    view = normalise(crop_at(image, crop, top, left, 0), colours)
+    planes = crop_at(maps.transpose(1, 2, 0), crop, top, left, 0).transpose(2, 0, 1)
+    if flip:
+        view, planes = view[:, :, ::-1].copy(), planes[:, :, ::-1]
+    cells = crop // stride
+    return view, planes.reshape(len(planes), cells, stride, cells, stride).mean((2, 4))
+
+
+def colour_jitter(
+    image: UInt8[np.ndarray, "h w 3"],
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """torchvision's ColorJitter: each factor is drawn from 1 - x .. 1 + x (the hue's shift from -x .. x), in a random order."""
+    steps = (
+        (functional.adjust_brightness, rng.uniform(1 - brightness, 1 + brightness)),
+        (functional.adjust_contrast, rng.uniform(1 - contrast, 1 + contrast)),
+        (functional.adjust_saturation, rng.uniform(1 - saturation, 1 + saturation)),
+        (functional.adjust_hue, rng.uniform(-hue, hue)),
+    )
+    picture = Image.fromarray(image)
+    for step in rng.permutation(len(steps)):
+        adjust, factor = steps[step]
+        picture = adjust(picture, factor)
+    return np.array(picture)
+
+
 def segmenter_view(
     image: UInt8[np.ndarray, "h w 3"],
     label: UInt8[np.ndarray, "h w"],
@@ -255,6 +300,44 @@ class AffinityAugment:
         height, width = scaled_size(image.shape[:2], scale)
         left, top = _draw_offset(width, self.crop, rng), _draw_offset(height, self.crop, rng)
         return affinity_view(image, label, scale, flip, left, top, self.crop, self.label_stride)
+
+
+@dataclass(frozen=True)
+class PosteriorAugment:
+    """Training images and the class probabilities of their pixels of AffinityNet (PSA)."""
+
+    crop: int = 448
+    """side of the square crop, a multiple of 8; smaller images are put at a random place in it"""
+    flip: float = 0.5
+    """probability of the mirror image"""
+    jitter: float = 0.3
+    """how much brightness, contrast and saturation change, as a share"""
+    hue: float = 0.1
+    """how much the hue changes, as a share of the circle"""
+    stride: int = 8
+    """pixels per cell of the maps that come out"""
+
+    def __post_init__(self) -> None:
+        check_range("augment.stride", self.stride, 1)
+        check_range("augment.crop", self.crop, self.stride)
+        check_range("augment.flip", self.flip, 0, 1)
+        check_range("augment.jitter", self.jitter, 0, 1)
+        check_range("augment.hue", self.hue, 0, 0.5)
+        if self.crop % self.stride:
+            raise BadInput("augment.crop", str(self.crop), f"a multiple of {self.stride}", "Change it.")
+
+    def __call__(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        maps: Float[np.ndarray, "c h w"],
+        rng: np.random.Generator,
+        colours: ColourRule = "imagenet",
+    ) -> tuple[Float[np.ndarray, "3 crop crop"], Float[np.ndarray, "c hs ws"]]:
+        """A random view; draws the colours, the left offset, the top offset, the flip."""
+        image = colour_jitter(image, self.jitter, self.jitter, self.jitter, self.hue, rng)
+        left, top = _draw_offset(image.shape[1], self.crop, rng), _draw_offset(image.shape[0], self.crop, rng)
+        flip = bool(rng.random() < self.flip)
+        return posterior_view(image, maps, flip, left, top, self.crop, self.stride, colours)
 
 
 @dataclass(frozen=True)

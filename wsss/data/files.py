@@ -81,15 +81,50 @@ def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Flo
     """
     expected = f"an .npz file of activation maps with `classes` (k) and `{key}` (k, h, w)"
     do = "Make the activation maps again (wsss localize)."
+    classes, maps = _read_arrays(path, ("classes", key), expected, do)
+    if classes.ndim != 1 or maps.ndim != 3 or len(classes) != len(maps):
+        raise BadInput(path, f"`classes` of shape {classes.shape} and `{key}` of shape {maps.shape}", expected, do)
+    return classes, maps.astype(np.float32)
+
+
+def write_posteriors(
+    path: Path,
+    classes: Int[np.ndarray, " k"],
+    low: Float[np.ndarray, "l h w"],
+    high: Float[np.ndarray, "l h w"],
+) -> None:
+    """Write the class probabilities of two dense CRFs as a compressed `.npz` that holds no pickles; kept as float16.
+
+    Args:
+        path: the file.
+        classes: 0-based classes of the picture, ascending.
+        low, high: probabilities of background and classes, l = k + 1, of the CRF with much and with little background.
+    """
+    arrays = {"classes": np.asarray(classes, np.int16), "low": low.astype(np.float16), "high": high.astype(np.float16)}
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def read_posteriors(path: Path) -> tuple[Float[np.ndarray, "l h w"], Float[np.ndarray, "l h w"]]:
+    """Read what `write_posteriors` wrote: `low` and `high`, float32.
+
+    Raises:
+        BadInput: the file is missing, cut off, or holds something else.
+    """
+    expected, do = "an .npz file with `low` and `high` (k + 1, h, w)", "Make the label sets again."
+    low, high = _read_arrays(path, ("low", "high"), expected, do)
+    if low.ndim != 3 or low.shape != high.shape or len(low) == 0:
+        raise BadInput(path, f"`low` of shape {low.shape} and `high` of shape {high.shape}", expected, do)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def _read_arrays(path: Path, keys: tuple[str, str], expected: str, do: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            classes, maps = arrays["classes"], arrays[key]
+            return arrays[keys[0]], arrays[keys[1]]
     except FileNotFoundError as error:
         raise BadInput(path, "no such file", expected, do) from error
     except KeyError as error:
         raise BadInput(path, f"no array {error}", expected, do) from error
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise BadInput(path, f"no such archive ({error})", expected, do) from error
-    if classes.ndim != 1 or maps.ndim != 3 or len(classes) != len(maps):
-        raise BadInput(path, f"`classes` of shape {classes.shape} and `{key}` of shape {maps.shape}", expected, do)
-    return classes, maps.astype(np.float32)

@@ -146,6 +146,24 @@ class Images:
         check_labels(mask, self.n_labels, source.where, self.class_names)
         return mask
 
+    def read_with(self, masks: Path, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        """A picture (RGB), and its pseudo mask or label map `NAME.png` in the folder `masks`.
+
+        Raises:
+            BadInput: either cannot be read, their sizes differ, or the mask holds labels of other classes.
+        """
+        image, path = self.read(index), masks / f"{self.names[index]}.png"
+        mask = read_mask(path)
+        if mask.shape != image.shape[:2]:
+            raise BadInput(
+                path,
+                f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
+                f"{image.shape[0]}x{image.shape[1]} like its picture {self.paths[index]}",
+                "Make the pseudo masks again for these pictures.",
+            )
+        check_labels(mask, self.n_labels, str(path), self.class_names)
+        return image, mask
+
     def fingerprint(self) -> str:
         """Changes when names, labels, classes, a picture file or a mask file change (files are judged by their sizes)."""
         rows = [

@@ -135,11 +135,11 @@ def draw(
     boxes: list[tuple[str, tuple[int, int, int, int]]] = []
     taken: list[tuple[float, float, float]] = []
     for tag in tags:
-        place = _place(height, width, taken, chance)
-        if place is None:
+        free = place(height, width, taken, chance)
+        if free is None:
             continue
-        taken.append(place)
-        cover, image = put(image, tag, place, chance)
+        taken.append(free)
+        cover, image = put(image, tag, free, chance)
         solid = cover > 0.5
         mask[solid] = classes.index(tag) + 1
         mask[(cover > 0.15) & (cover < 0.85)] = 255
@@ -149,7 +149,7 @@ def draw(
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), mask, boxes
 
 
-def _place(
+def place(
     height: int, width: int, taken: Sequence[tuple[float, float, float]], chance: np.random.Generator
 ) -> tuple[float, float, float] | None:
     """Row, column and radius of a disk that lies in the picture and touches no other, None if none is found."""
@@ -162,10 +162,10 @@ def _place(
 
 
 def put(
-    image: Colours, tag: str, place: tuple[float, float, float], chance: np.random.Generator
+    image: Colours, tag: str, where: tuple[float, float, float], chance: np.random.Generator
 ) -> tuple[Plane, Colours]:
     """Draw an object; gives how much of each pixel it covers, and the picture with it."""
-    row, column, radius = place
+    row, column, radius = where
     turn = chance.uniform(-0.3, 0.3) if tag == "boat" else chance.uniform(0, 2 * np.pi)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float64)
     y, x = (y - row) / radius, (x - column) / radius

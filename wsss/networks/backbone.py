@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsss.errors import BadInput
 from wsss.networks.resnet import DEPTHS, ResNet
+from wsss.networks.resnet38 import ResNet38
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -101,17 +102,27 @@ class TimmBackbone(nn.Module):
         return [f if f.shape[1] == c else f.permute(0, 3, 1, 2) for f, c in zip(features, self.channels, strict=True)]
 
 
-def create_backbone(name: str, output_stride: int = 16) -> ResNet | TimmBackbone:
+def create_backbone(name: str, output_stride: int = 16) -> ResNet | ResNet38 | TimmBackbone:
     """A backbone with new weights.
 
     Args:
-        name: `resnet18` .. `resnet152` give torchvision's layers and state-dict names; every other name is timm's.
+        name: `resnet18` .. `resnet152` give torchvision's layers and state-dict names, `resnet38` gives PSA's (with an n-th
+            of the channels as `resnet38-narrow<n>`); every other name is timm's.
         output_stride: of the deepest feature. A ResNet at 16 has no dilation at all, as in IRNet and CLIMS; at 8 its
-            layer3 and layer4 have dilation 2, as in CLIMS' unused variant.
+            layer3 and layer4 have dilation 2, as in CLIMS' unused variant. ResNet-38 has 8.
 
     Raises:
         BadInput: there is no such backbone, or it does not give that stride.
     """
+    if match := re.fullmatch(r"resnet38(?:-narrow(\d+))?", name):
+        divisor = int(match[1] or 1)
+        if divisor < 1 or 64 % divisor:
+            raise BadInput(
+                f"backbone {name}", f"a width divided by {divisor}", "1, 2, 4, 8, 16, 32 or 64", "Choose one of these."
+            )
+        if output_stride != 8:
+            raise BadInput(f"output stride of {name}", str(output_stride), "8, the only one it has", "Set it to 8.")
+        return ResNet38(divisor)
     match = re.fullmatch(r"resnet(\d+)", name)
     if match and int(match[1]) in DEPTHS:
         layouts = {32: ((1, 2, 2, 2), (1, 1, 1, 1)), 16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 2))}

@@ -40,6 +40,12 @@ class Settings:
         check_range("scores.thresholds", self.thresholds, 0, 1 if self.background == "constant" else 1000)
         check_range("scores.contour_tolerance", self.contour_tolerance, 0, 1)
 
+    def of_constants(self) -> "Settings":
+        """These settings for maps whose background score is a constant."""
+        if self.background == "constant":
+            return self
+        return dataclasses.replace(self, background="constant", thresholds=Settings.thresholds)
+
 
 @stage
 def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:

@@ -28,10 +28,12 @@ class Settings:
     """the threshold alone, a dense CRF on the thresholded maps (IRNet's label step), or one on the maps themselves (CLIP-ES')"""
     threshold: float | None = None
     """background score; by default the best one on the split with true masks, and 0.15 where there is none"""
-    unsure: float = 0.0
-    """pixels that are object at `threshold` - unsure but not at `threshold` + unsure become 255"""
+    lower: float | None = None
+    """a second, lower background score: pixels that are object at it, but not at `threshold`, become 255"""
     certainty: float = 0.7
     """probability that the CRF gives to the thresholded label"""
+    exponent: float | None = 1.0
+    """background score (1 - highest map)^exponent that the CRF on the maps starts from; null takes the best one, as for `threshold`, or 1"""
     confidence: float = 0.0
     """pixels whose probability after the CRF on the maps is below it become 255"""
     crf: Preset | DenseCRF = "irn"
@@ -40,17 +42,20 @@ class Settings:
     def __post_init__(self) -> None:
         if self.threshold is not None:
             check_range("refine.threshold", self.threshold, 0, 1)
-        check_range("refine.unsure", self.unsure, 0, 1)
+        if self.lower is not None:
+            check_range("refine.lower", self.lower, 0, 1 if self.threshold is None else self.threshold)
+        if self.exponent is not None:
+            check_range("refine.exponent", self.exponent, 0)
         check_range("refine.certainty", self.certainty, 0, 1)
         check_range("refine.confidence", self.confidence, 0, 1)
 
-    def at(self, threshold: float) -> "Settings":
-        """These settings with the threshold that was found, unless one is set or none is needed."""
-        return (
-            self
-            if self.threshold is not None or self.by == "scores"
-            else dataclasses.replace(self, threshold=threshold)
-        )
+    def at(self, found: float | None) -> "Settings":
+        """These settings with the threshold or exponent that was found best, unless it is set or none was looked for."""
+        if self.by == "scores":
+            return self if self.exponent is not None else dataclasses.replace(self, exponent=found or 1.0)
+        if self.threshold is not None:
+            return self
+        return dataclasses.replace(self, threshold=DEFAULT_THRESHOLD if found is None else found)
 
 
 @stage
@@ -58,20 +63,19 @@ def refine(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict
     """Write a pseudo mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
     Args:
-        settings: with a threshold.
+        settings: with a threshold or exponent.
         images: the pictures.
         cams: folder of their activation maps.
         out: the stage's folder.
 
     Raises:
-        BadInput: no threshold is set, or the maps do not fit the picture.
+        BadInput: no threshold or exponent is set, or the maps do not fit the picture.
     """
-    if settings.threshold is None and settings.by != "scores":
+    name = "exponent" if settings.by == "scores" else "threshold"
+    if getattr(settings, name) is None:
+        expected = "a number from 0 on" if settings.by == "scores" else "a number in [0, 1]"
         raise BadInput(
-            "refine.threshold",
-            "nothing",
-            "a number in [0, 1]",
-            "Set it, or take the best one that `wsss evaluate` found.",
+            f"refine.{name}", "nothing", expected, "Set it, or take the best one that `wsss evaluate` found."
         )
     todo = launch.missing(images.names, out, ".png")
     mine = len(launch.share(images.names))
@@ -102,9 +106,9 @@ def pseudo_mask(
 ) -> UInt8[np.ndarray, "h w"]:
     """The pseudo mask of one picture: 0 background, class + 1, 255 unsure.
 
-    By `threshold` and `crf`, a pixel is an object where it is one at the higher threshold, background where it is that at
-    the lower one, and unsure elsewhere; both CRFs run in one pass (IRNet, `cam_to_ir_label`). By `scores`, the CRF starts
-    from [1 - highest map, maps], and a pixel is unsure where it is not confident enough (CLIP-ES, `eval_cam_with_crf`).
+    By `threshold` and `crf`, a pixel is an object where it is one at `threshold`, background where it is that at
+    `lower`, and unsure elsewhere; both CRFs run in one pass (IRNet, `cam_to_ir_label`). By `scores`, the CRF starts
+    from [(1 - highest map)^exponent, maps], and a pixel is unsure where it is not confident enough (CLIP-ES, `eval_cam_with_crf`).
 
     Args:
         image: RGB.
@@ -116,11 +120,12 @@ def pseudo_mask(
     if settings.by == "scores":
         if len(classes) == 0:
             return np.zeros(image.shape[:2], np.uint8)
-        q = dense_crf(image, scores_unary(maps), kernels, threads=1)
+        assert settings.exponent is not None
+        q = dense_crf(image, scores_unary(maps, settings.exponent), kernels, threads=1)
         return np.where(q.max(0) < settings.confidence, IGNORE, labels[q.argmax(0)]).astype(np.uint8)
     assert settings.threshold is not None
-    spread = (settings.unsure, -settings.unsure) if settings.unsure else (0.0,)
-    seeds = [_thresholded(maps, settings.threshold + shift) for shift in spread]
+    thresholds = (settings.threshold,) if settings.lower is None else (settings.threshold, settings.lower)
+    seeds = [_thresholded(maps, threshold) for threshold in thresholds]
     if settings.by == "crf" and len(classes):
         unaries = [unary_from_labels(seed, len(labels), settings.certainty) for seed in seeds]
         seeds = [q.argmax(0) for q in dense_crf(image, unaries, kernels, threads=1)]
@@ -128,10 +133,10 @@ def pseudo_mask(
     return np.where(certain > 0, certain, np.where(possible == 0, 0, IGNORE)).astype(np.uint8)
 
 
-def scores_unary(maps: Float[np.ndarray, "k h w"]) -> Float[np.ndarray, "l h w"]:
-    """-ln of [1 - highest map, maps], clipped to [1e-5, 1] and computed in float16 as CLIP-ES does, which stores float16."""
+def scores_unary(maps: Float[np.ndarray, "k h w"], exponent: float = 1.0) -> Float[np.ndarray, "l h w"]:
+    """-ln of [(1 - highest map)^exponent, maps], clipped to [1e-5, 1] and computed in float16 as CLIP-ES does, which stores float16."""
     half = maps.astype(np.float16)
-    scores = np.concatenate([1 - half.max(0, keepdims=True), half])
+    scores = np.concatenate([(1 - half.max(0, keepdims=True)) ** exponent, half])
     return -np.log(np.clip(scores, 1e-5, 1)).astype(np.float32)
 
 

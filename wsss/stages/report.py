@@ -54,7 +54,13 @@ CONTOUR_COLOURS = {
 # Between the ticks of an axis, times a power of ten
 _STEPS = [1, 2, 2.5, 5, 10]
 # What stages make, in words
-_MAKES = {"localize": "maps", "refine": "pseudo masks", "label": "pseudo masks", "predict": "segmenter"}
+_MAKES = {
+    "localize": "maps",
+    "walk": "walked maps",
+    "refine": "pseudo masks",
+    "walk_to_masks": "pseudo masks",
+    "predict": "segmenter",
+}
 
 
 def report(run: Path, data: Dataset) -> Path:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from wsss import launch
 from wsss.data.augment import ColourRule, SegmenterAugment
-from wsss.data.files import read_mask
-from wsss.data.images import Images, check_labels
+from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.networks.deeplab import (
     PUBLISHED_BODY,
@@ -25,7 +24,7 @@ from wsss.networks.deeplab import (
 )
 from wsss.run import maybe_file
 from wsss.stages.train import Training
-from wsss.weights import WEIGHTS, load_backbone, load_deeplab, read_checkpoint, write_weights
+from wsss.weights import WEIGHTS, classifier_weights, load_backbone, load_deeplab, read_checkpoint, write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +77,7 @@ class Settings:
         """These settings with the file of the classifier's weights in the place of the word `classifier`."""
         if self.init != "classifier":
             return self
-        if classifier is None:
-            raise BadInput(
-                "segmenter.init",
-                "`classifier` where no trained classifier gave the maps",
-                "a file, `imagenet` or `none`",
-                "Give the file of the weights to start from.",
-            )
-        return dataclasses.replace(self, init=str(classifier / WEIGHTS))
+        return dataclasses.replace(self, init=classifier_weights("segmenter.init", classifier))
 
     def trainable(self, images: Images, masks: Path) -> "Learning":
         """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
@@ -130,15 +122,6 @@ class Learning(nn.Module):
 def _example(
     images: Images, masks: Path, augment: SegmenterAugment, colours: ColourRule, index: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    image, path = images.read(index), masks / f"{images.names[index]}.png"
-    label = read_mask(path)
-    if label.shape != image.shape[:2]:
-        raise BadInput(
-            path,
-            f"a mask of {label.shape[0]}x{label.shape[1]} (height x width)",
-            f"{image.shape[0]}x{image.shape[1]} like its picture {images.paths[index]}",
-            "Make the pseudo masks again for these pictures.",
-        )
-    check_labels(label, images.n_labels, str(path), images.class_names)
+    image, label = images.read_with(masks, index)
     view, label = augment(image, label, rng, colours)
     return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}

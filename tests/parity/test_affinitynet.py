@@ -1,0 +1,195 @@
+"""AffinityNet and the classifiers of PSA, and ICAM's affinity network: features, affinities, losses, gradients, maps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.parity import inputs
+from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
+from wsss.data.augment import CAFFE_MEAN_BGR, normalise, resize_bicubic, scaled_size
+from wsss.networks.affinitynet import VGG_BODY, AffinityNet, Classifier, affinity_losses
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+DATA = Path(__file__).parent / "data"
+PSA, ICAM = DATA / "affinitynet", DATA / "icam"
+NETWORK, CAM, VGG = (np.load(PSA / f"{name}.npz") for name in ("network-resnet38", "cam-resnet38", "network-vgg16"))
+
+
+def pairs(height: int, width: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices (sources,) and those of their partners (directions, sources)."""
+    reach = range(1 - radius, radius)
+    steps = [(0, dx) for dx in range(1, radius)]
+    steps += [(dy, dx) for dy in range(1, radius) for dx in reach if dy**2 + dx**2 < radius**2]
+    cells = [(y, x) for y in range(height - radius + 1) for x in range(radius - 1, width - radius + 1)]
+    partners = [[(y + dy) * width + x + dx for y, x in cells] for dy, dx in steps]
+    return np.array([y * width + x for y, x in cells]), np.array(partners)
+
+
+def affinities(feature: torch.Tensor, radius: int) -> torch.Tensor:
+    """a of every pair by its definition, (b, directions, sources)."""
+    source, partner = pairs(*feature.shape[2:], radius)
+    flat = feature.flatten(2)
+    return torch.exp(-(flat[:, :, partner] - flat[:, :, None, source]).abs().mean(1))
+
+
+def pair_labels(labels: np.ndarray) -> list[torch.Tensor]:
+    """Pairs within the background, within one class, and of two labels, of maps (b, h, w)."""
+    source, partner = pairs(*labels.shape[1:], 5)
+    flat = labels.reshape(len(labels), -1)
+    first, second = flat[:, None, source], flat[:, partner]
+    same, valid = first == second, (first < 255) & (second < 255)
+    return [torch.from_numpy(kind) for kind in (same & (first == 0), same & valid & (first > 0), ~same & valid)]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return filled(AffinityNet)
+
+
+@pytest.fixture(scope="module")
+def taps_and_feature(network):
+    with torch.no_grad():
+        images = batch(96, 112, 0, 1)
+        return network.body(images)[-3:], network(images)
+
+
+@pytest.fixture(scope="module")
+def classifier(network):
+    with torch.device("meta"):
+        built = Classifier(20)
+    state = network.body.state_dict()
+    state["fc8.weight"] = torch.from_numpy(inputs.tensor("fc8.weight", (20, 4096, 1, 1)))
+    built.load_state_dict(state, assign=True)
+    return built.eval()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "build"),
+    [
+        ("resnet38-aff", AffinityNet),
+        ("vgg16-aff", lambda: AffinityNet(VGG_BODY)),
+        ("resnet38-cls", lambda: Classifier(20)),
+    ],
+)
+def test_state_dict_has_the_published_names_and_shapes(manifest, build):
+    assert shapes(build) == list(json.loads((PSA / f"manifest-{manifest}.json").read_text()).items())
+
+
+def test_features(taps_and_feature):
+    taps, feature = taps_and_feature
+    for name, tap in zip(("conv4", "conv5", "conv6"), taps, strict=True):
+        close(tap[:, :: tap.shape[1] // 16, ::4, ::4], NETWORK[f"{name}_sample"], 1e-5)  # 3.1e-6 measured
+        mean, _, total, _, greatest = stats(tap)
+        ours = [mean, tap.double().std().item(), total, greatest]
+        np.testing.assert_allclose(ours, NETWORK[f"{name}_stats"], rtol=1e-5)  # 2.9e-6 measured
+    close(feature[:, ::28], NETWORK["f9_sample"], 1e-5)  # 3.5e-6 measured
+    np.testing.assert_allclose(affinities(feature, 5), NETWORK["aff"], atol=2e-6)  # 7e-7 measured
+
+
+def test_losses_and_gradients(taps_and_feature):
+    feature = taps_and_feature[1].clone().requires_grad_()
+    a = affinities(feature, 5)
+    a.retain_grad()
+    labels = pair_labels(np.stack([inputs.mask(12, 14, 4, b, ignore=0.05) for b in range(2)]))
+    assert [int(kind.sum()) for kind in labels] == NETWORK["loss_counts"].round().astype(int).tolist()
+    losses = affinity_losses(a, *labels)
+    total = sum(losses.values())
+    total.backward()
+    ours = [4 * losses["background_pairs"], 4 * losses["foreground_pairs"], 2 * losses["different_pairs"], total]
+    np.testing.assert_allclose([v.item() for v in ours], NETWORK["loss_values"], rtol=1e-6)
+    close(a.grad, NETWORK["aff_grad"], 5e-6)  # 1.4e-6 measured
+    close(feature.grad[:, ::28], NETWORK["f9_grad_sample"], 3e-6)  # 6e-7 measured
+
+
+@pytest.mark.parametrize(("size", "seed", "radius"), [((96, 112), 3, 5), ((64, 72), 4, 3)])
+def test_affinities_of_icam(network, size, seed, radius):
+    expected = np.load(ICAM / "aff_net.npz")["aff_{}x{}".format(*size)]
+    with torch.no_grad():
+        ours = affinities(network(batch(*size, seed)), radius)[0]
+    np.testing.assert_allclose(ours, expected, atol=2e-6)  # 6e-7 measured
+
+
+def test_losses_and_gradient_of_icam():
+    expected = np.load(ICAM / "aff_loss.npz")
+    shape = tuple(int(n) for n in expected["lab_shape"])
+    kinds = [
+        torch.from_numpy(np.unpackbits(expected[f"lab_{kind}"])[: np.prod(shape)].reshape(1, *shape[-2:]))
+        for kind in ("bg", "fg", "neg")
+    ]
+    for ours, theirs in zip(pair_labels(expected["mask"][None]), kinds, strict=True):
+        assert torch.equal(ours, theirs.bool())
+    a = torch.from_numpy(inputs.array("aff_vals", (1, *shape[-2:]), 0, 0.01, 0.99)).requires_grad_()
+    losses = affinity_losses(a, *kinds)
+    total = sum(losses.values())
+    total.backward()
+    ours = [total, 4 * losses["background_pairs"], 4 * losses["foreground_pairs"], 2 * losses["different_pairs"]]
+    np.testing.assert_allclose([v.item() for v in ours], expected["losses"][:4], rtol=1e-6)
+    np.testing.assert_array_equal([kind.sum() for kind in kinds], expected["losses"][4:].round())
+    close(a.grad.reshape(expected["grad"].shape), expected["grad"], 1e-6)
+
+
+def test_what_is_fixed_and_the_groups():
+    groups = json.loads((ICAM / "icam-cam-groups.json").read_text())
+    with torch.device("meta"):
+        affinity, classifier = AffinityNet().train().freeze(), Classifier(20).train().freeze()
+    names = {id(parameter): name for name, parameter in affinity.named_parameters()}
+    ours = [[names[id(p)] for p in group["params"]] for group in affinity.param_groups(0.01)]
+    heads = ["f8_3.weight", "f8_4.weight", "f8_5.weight", "f9.weight"]
+    assert ours == [groups["groups_lr_x1"], [], heads, []]
+    trained = {name for name, parameter in affinity.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in groups["trainable_after_train_call"] if name.startswith("b")} | set(heads)
+    # PSA's classifier makes its groups after it has fixed its first layers
+    sizes = [len([p for p in group["params"] if p.requires_grad]) for group in classifier.param_groups(0.1)]
+    assert sizes == CAM["group_sizes"].tolist()
+    norms = [layer for layer in classifier.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert any(norm.training for norm in norms) == CAM["bn_training"]
+    assert classifier.b7.dropout_2b1.training
+    assert classifier.dropout7.training
+
+
+def test_classifier(classifier):
+    images = batch(72, 88, 0, 1)
+    with torch.no_grad():
+        np.testing.assert_allclose(classifier(images), CAM["logits"], atol=1e-5)  # 2.9e-6 measured
+        np.testing.assert_allclose(classifier.maps(images)[0], CAM["cam"], atol=3e-5)  # 8.3e-6 measured
+
+
+def test_maps_over_scales(classifier):
+    picture, present, fused = inputs.image(72, 88, 5), [2, 9], torch.zeros(2, 72, 88)
+    for scale in (1.0, 0.5, 1.5, 2.0):
+        view = torch.from_numpy(normalise(resize_bicubic(picture, scaled_size((72, 88), scale))))[None]
+        with torch.no_grad():
+            maps = classifier.maps(torch.cat([view, view.flip(3)]))[:, present]
+        full = F.interpolate(maps, (72, 88), mode="bilinear", align_corners=False)
+        fused += full[0] + full[1].flip(2)
+    fused /= fused.amax((1, 2), keepdim=True) + 1e-5
+    np.testing.assert_allclose(fused[:, ::4, ::4], CAM["fused_cam"], atol=1e-5)  # 2.6e-6 measured
+    scores = np.concatenate([np.full((1, 72, 88), 0.2, np.float32), fused])
+    np.testing.assert_array_equal(np.array([0, 3, 10])[scores.argmax(0)], CAM["cam_pred"])
+
+
+def vgg_picture() -> torch.Tensor:
+    bgr = inputs.image(80, 96, 0)[..., ::-1].astype(np.float64) - CAFFE_MEAN_BGR
+    return torch.from_numpy((bgr / 64).astype(np.float32).transpose(2, 0, 1).copy())[None]
+
+
+def test_vgg_affinities():
+    network = filled(lambda: AffinityNet(VGG_BODY))
+    with torch.no_grad():
+        taps = network.body(vgg_picture())[-3:]
+        a = affinities(network(vgg_picture()), 5)
+    np.testing.assert_array_equal([list(tap.shape) for tap in taps], VGG["shapes"])
+    np.testing.assert_allclose(a, VGG["aff"], atol=2e-6)  # 3.6e-7 measured
+
+
+def test_vgg_classifier():
+    network = filled(lambda: Classifier(20, VGG_BODY))
+    with torch.no_grad():
+        np.testing.assert_allclose(network(vgg_picture()), VGG["cls_logits"], atol=1e-6)  # 4e-8 measured
+        # roots of small numbers: 8.7e-6 measured
+        np.testing.assert_allclose(network.maps(vgg_picture())[0], VGG["cls_cam"], atol=3e-5)

@@ -1,0 +1,114 @@
+"""ResNet-38 (Wu et al., Wider or deeper: revisiting the ResNet model for visual recognition, Pattern Recognition 2019).
+
+The wide trunk, their model A1 at stride 8, of the CAM and affinity networks of PSA, SEAM and ICAM, under their names.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# the layers whose input, normalised and rectified, is a feature: conv2 .. conv6
+_TAPPED = ("b3", "b4", "b5", "b6", "bn7")
+
+
+class Basic(nn.Module):
+    """Pre-activation block of two 3x3 convolutions: a = ReLU(bn(x)) goes into the branch, and into a projected shortcut.
+
+    Gives the block's result, and a.
+
+    Args:
+        dilations: of the two convolutions.
+    """
+
+    def __init__(self, channels: int, mid: int, out: int, stride: int, dilations: tuple[int, int]) -> None:
+        super().__init__()
+        first, second = dilations
+        self.bn_branch2a = nn.BatchNorm2d(channels)
+        self.conv_branch2a = nn.Conv2d(channels, mid, 3, stride, first, first, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(mid)
+        self.conv_branch2b1 = nn.Conv2d(mid, out, 3, 1, second, second, bias=False)
+        self.conv_branch1: nn.Conv2d | None = None
+        if channels != out or stride != 1:
+            self.conv_branch1 = nn.Conv2d(channels, out, 1, stride, bias=False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d hs ws"], Float[Tensor, "b c h w"]]:
+        a = F.relu(self.bn_branch2a(x))
+        shortcut = x if self.conv_branch1 is None else self.conv_branch1(a)
+        branch = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(a))))
+        return shortcut + branch, a
+
+
+class Bottleneck(nn.Module):
+    """Pre-activation block of a dilated 3x3 convolution between two 1x1, with dropout of whole channels; see `Basic`."""
+
+    def __init__(self, channels: int, out: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(channels)
+        self.conv_branch2a = nn.Conv2d(channels, out // 4, 1, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(out // 4)
+        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.conv_branch2b1 = nn.Conv2d(out // 4, out // 2, 3, 1, dilation, dilation, bias=False)
+        self.bn_branch2b2 = nn.BatchNorm2d(out // 2)
+        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.conv_branch2b2 = nn.Conv2d(out // 2, out, 1, bias=False)
+        self.conv_branch1 = nn.Conv2d(channels, out, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b c h w"]]:
+        a = F.relu(self.bn_branch2a(x))
+        branch = self.conv_branch2a(a)
+        branch = self.conv_branch2b1(self.dropout_2b1(F.relu(self.bn_branch2b1(branch))))
+        branch = self.conv_branch2b2(self.dropout_2b2(F.relu(self.bn_branch2b2(branch))))
+        return self.conv_branch1(a) + branch, a
+
+
+class ResNet38(nn.Module):
+    """The trunk, for RGB pictures normalised with ImageNet's mean and deviation; a side of n pixels has ceil(n / 8) cells.
+
+    Its features are conv2 .. conv6, the activations that enter b3, b4, b5 and b6, and that which leaves bn7. Its batch
+    norms are ordinary ones: networks that keep them fixed say so themselves.
+
+    Args:
+        width_divisor: what all numbers of channels are divided by, for small experiments; 1, 2, 4 .. 64.
+    """
+
+    def __init__(self, width_divisor: int = 1) -> None:
+        super().__init__()
+        base = 64 // width_divisor
+        self.conv1a = nn.Conv2d(3, base, 3, padding=1, bias=False)
+        channels = base
+        for stage, blocks, mid, out, stride, dilation in (
+            (2, 3, 2 * base, 2 * base, 2, 1),
+            (3, 3, 4 * base, 4 * base, 2, 1),
+            (4, 6, 8 * base, 8 * base, 2, 1),
+            (5, 3, 8 * base, 16 * base, 1, 2),
+        ):
+            # the convolution that a stage begins with is not dilated
+            self.add_module(f"b{stage}", Basic(channels, mid, out, stride, (1, dilation)))
+            for block in range(1, blocks):
+                self.add_module(f"b{stage}_{block}", Basic(out, mid, out, 1, (dilation, dilation)))
+            channels = out
+        self.b6 = Bottleneck(16 * base, 32 * base, 4, 0.3)
+        self.b7 = Bottleneck(32 * base, 64 * base, 4, 0.5)
+        self.bn7 = nn.BatchNorm2d(64 * base)
+        self.channels = [2 * base, 4 * base, 8 * base, 16 * base, 64 * base]
+        self.strides = [2, 4, 8, 8, 8]
+
+    def parameters_until(self, feature: int) -> list[nn.Parameter]:
+        """The parameters of everything that feature number `feature` is made with."""
+        parameters: list[nn.Parameter] = []
+        for name, layer in self.named_children():
+            if name == _TAPPED[feature]:
+                return parameters + list(getattr(layer, "bn_branch2a", layer).parameters())
+            parameters += layer.parameters()
+        raise AssertionError(f"no layer {_TAPPED[feature]}")
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
+        """The features conv2 (stride 2), conv3 (4), conv4, conv5 and conv6 (8)."""
+        features = []
+        x = self.conv1a(image)
+        for name, block in self.named_children():
+            if isinstance(block, Basic | Bottleneck):
+                x, a = block(x)
+                if name in _TAPPED:
+                    features.append(a)
+        return [*features, F.relu(self.bn7(x))]

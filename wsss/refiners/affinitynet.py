@@ -1,0 +1,349 @@
+"""Refinement by AffinityNet (Ahn and Kwak, Learning pixel-level semantic affinity with image-level supervision, CVPR 2018).
+
+Maps -> two dense CRFs, with much and with little background -> features learned from the pixels that both agree on ->
+the maps, background among them, walk at random between cells of like features -> the highest of them. SEAM and ICAM
+refine in the same way, with other numbers.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from wsss import launch
+from wsss.data.augment import ColourRule, PosteriorAugment, normalise
+from wsss.data.files import read_cams, read_posteriors, write_mask, write_posteriors
+from wsss.data.images import IGNORE, Images
+from wsss.errors import BadInput, check_range
+from wsss.networks.affinitynet import AffinityNet, affinity_losses
+from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
+from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.random_walk import random_walk
+from wsss.progress import Progress
+from wsss.run import maybe_file, stage
+from wsss.stages.train import Training, train
+from wsss.stream import Writer, in_threads
+from wsss.weights import (
+    WEIGHTS,
+    classifier_weights,
+    load_backbone,
+    load_into,
+    read_checkpoint,
+    trained_weights,
+    write_weights,
+)
+
+KIND, STRIDE = "affinitynet", 8
+# cells whose scores, background included, add up to less lie beside the picture
+_NOTHING = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The two CRFs: background scores are (1 - highest map)^alpha."""
+
+    low: float = 4.0
+    """alpha of much background; 4 in PSA and SEAM, 2 in ICAM"""
+    high: float = 32.0
+    """alpha of little background; 32 in PSA's repository, 24 in its paper and in SEAM, 4 in ICAM"""
+
+    def __post_init__(self) -> None:
+        check_range("labels.low", self.low, 0)
+        check_range("labels.high", self.high, self.low)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The network and its training."""
+
+    backbone: str = "resnet38"
+    """resnet38, or a backbone whose last three features have stride 8"""
+    init: str = maybe_file("imagenet")
+    """initial weights: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones, `classifier`, or `none`"""
+    radius: int = 5
+    """pairs of cells are closer than that"""
+    augment: PosteriorAugment = PosteriorAugment()
+    """what training pictures and label sets go through"""
+    # 0.01 is what PSA reports for ResNet-38 (its script's 0.1 is for VGG-16); its PolyOptimizer hands the weight decay to
+    # SGD's momentum
+    training: Training = Training(batch=8, epochs=8, lr=0.01, weight_decay=5e-4, momentum=5e-4)
+    """how the network is trained"""
+
+    def __post_init__(self) -> None:
+        check_range("affinitynet.radius", self.radius, 2)
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        with torch.device("meta"):
+            AffinityNet(self.backbone)
+        if self.backbone.startswith("resnet38") and self.init == "imagenet":
+            raise BadInput(
+                "affinitynet.init",
+                "`imagenet`, which no library offers for ResNet-38",
+                "a file: ilsvrc-cls_rna-a1_cls1000_ep-0001.params (ademxapp), or a state dict of it",
+                "Fetch it from its authors, choose another affinitynet.backbone, or start anew with `none`.",
+            )
+        if self.init not in ("imagenet", "none", "classifier"):
+            read_checkpoint(Path(self.init))
+
+    def trainable(self, images: Images, labels: Path) -> "Learning":
+        """The network and its losses on the label sets of the folder `labels`."""
+        self.check()
+        network = AffinityNet(self.backbone)
+        if self.init != "none":
+            load_backbone(network.body, self.backbone, self.init)
+            network.freeze()
+        return Learning(self, network, images, labels)
+
+
+class Learning(nn.Module):
+    """The losses over pairs of cells, over the pairs of all processes."""
+
+    def __init__(self, settings: Settings, network: AffinityNet, images: Images, labels: Path) -> None:
+        super().__init__()
+        self.network, self.radius = network, settings.radius
+        self.examples = partial(_example, images, labels, settings.augment, network.colours)
+        self.metadata: dict[str, Any] = {
+            "kind": KIND,
+            "backbone": settings.backbone,
+            "classes": list(images.class_names),
+        }
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        affinities = feature_affinity(self.network(batch["image"]), self.radius)
+        pairs = pair_labels(batch["label"], self.radius, directions(self.radius), IGNORE)
+        return affinity_losses(affinities, *pairs, over_processes=launch.mean_over_processes)
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        return self.network.param_groups(training.lr, training.weight_decay)
+
+    def write(self, out: Path) -> None:
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+
+
+def _example(
+    images: Images,
+    labels: Path,
+    augment: PosteriorAugment,
+    colours: ColourRule,
+    index: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    image, path = images.read(index), labels / f"{images.names[index]}.npz"
+    low, high = read_posteriors(path)
+    if low.shape[1:] != image.shape[:2]:
+        raise BadInput(
+            path,
+            f"label sets of {low.shape[1]}x{low.shape[2]} (height x width)",
+            f"{image.shape[0]}x{image.shape[1]} like its picture {images.paths[index]}",
+            "Make the label sets again for these pictures.",
+        )
+    view, cells = augment(image, np.concatenate([low, high]), rng, colours)
+    return {"image": torch.from_numpy(view), "label": torch.from_numpy(confident_labels(*np.split(cells, 2)))}
+
+
+def confident_labels(low: Float[np.ndarray, "l h w"], high: Float[np.ndarray, "l h w"]) -> Int[np.ndarray, "h w"]:
+    """Row of the best score of each cell where both sets see the same kind of thing, 255 elsewhere; int64.
+
+    A cell is of a class where even `low` says so, background where even `high` does, else unknown.
+
+    Args:
+        low, high: scores of background and classes, with much and with little background; all 0 beside the picture.
+    """
+    label = low.argmax(0)
+    label[label == 0] = IGNORE
+    label[high.argmax(0) == 0] = 0
+    label[np.maximum(low.max(0), high.max(0)) < _NOTHING] = IGNORE
+    return label
+
+
+def with_background(maps: Float[np.ndarray, "k h w"], alpha: float) -> Float[np.ndarray, "l h w"]:
+    """[(1 - highest map)^alpha, maps]."""
+    return np.concatenate([(1 - maps.max(0, keepdims=True, initial=0)) ** alpha, maps])
+
+
+@stage
+def label_sets(settings: Labels, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+    """Write the class probabilities of both CRFs, `NAME.npz`; pictures whose file is there are left alone.
+
+    Args:
+        settings: the background scores.
+        images: the pictures.
+        cams: folder of their activation maps.
+        out: the stage's folder.
+    """
+    todo = launch.missing(images.names, out, ".npz")
+    mine = len(launch.share(images.names))
+
+    def work(index: int) -> None:
+        image = images.read(index)
+        classes, maps = _maps(images, cams, index, image)
+        scores = [with_background(maps, alpha) for alpha in (settings.low, settings.high)]
+        if len(classes):
+            scores = dense_crf(image, [unary_from_scores(score) for score in scores], PRESETS["psa"], threads=1)
+        write_posteriors(out / f"{images.names[index]}.npz", classes, *scores)
+
+    with Progress(f"label {out.name}", mine, done=mine - len(todo)) as progress:
+        for _ in in_threads(work, todo, threads=launch.threads()):
+            progress.advance()
+    return {"images": len(images)}
+
+
+def _maps(images: Images, cams: Path, index: int, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    path = cams / f"{images.names[index]}.npz"
+    classes, maps = read_cams(path)
+    if maps.shape[1:] != image.shape[:2] or (classes >= len(images.class_names)).any():
+        raise BadInput(
+            path,
+            f"maps of {maps.shape[1]}x{maps.shape[2]} (height x width), classes {classes.tolist()}",
+            f"{image.shape[0]}x{image.shape[1]} and classes below {len(images.class_names)}",
+            "Make the activation maps again for this data set.",
+        )
+    return classes, maps
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """How maps walk."""
+
+    radius: int = 5
+    """steps lead to cells closer than that"""
+    alpha: float = 16.0
+    """background scores are (1 - highest map)^alpha; 16 in PSA, 6 in SEAM and ICAM"""
+    beta: float = 8.0
+    """exponent of the affinities"""
+    doublings: int = 8
+    """2 to the power of it is the number of steps; 8 in PSA, 6 in SEAM and ICAM"""
+    pad_border: bool = False
+    """link cells along the border as all others; the published code leaves most of their links out"""
+    crf: bool = False
+    """refine the walked maps by a dense CRF (an option of ICAM)"""
+
+    def __post_init__(self) -> None:
+        check_range("walk.radius", self.radius, 2)
+        for name in ("alpha", "beta", "doublings"):
+            check_range(f"walk.{name}", getattr(self, name), 0)
+
+
+def load(weights: Path) -> AffinityNet:
+    """A trained network on the device: of a stage's folder, or a published checkpoint (`aff.pth`, on ResNet-38)."""
+    state, metadata, path = trained_weights(weights, KIND)
+    network = AffinityNet("resnet38" if metadata is None else metadata["backbone"])
+    load_into(network, state, path)
+    return network.to(launch.device()).eval()
+
+
+def walked(
+    scores: Float[Tensor, "l h w"], features: Float[Tensor, "c hs ws"], settings: Walk
+) -> Float[Tensor, "l hs ws"]:
+    """Scores of background and classes, averaged over cells, after the walk.
+
+    Args:
+        scores: sides are multiples of the stride.
+        features: one cell a stride.
+    """
+    cells = F.avg_pool2d(scores[None], STRIDE)[0]
+    height, width = cells.shape[1:]
+    # the published sources leave maps below radius x (2 radius - 1) without any; PSA fails there, ICAM on the smallest
+    pad = settings.pad_border or height < settings.radius or width < 2 * settings.radius - 1
+    planes = feature_affinity_planes(features, settings.radius, pad_border=pad)
+    return random_walk(cells, planes, directions(settings.radius), beta=settings.beta, steps=2**settings.doublings)
+
+
+@stage
+def walk_to_masks(settings: Walk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
+    """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures whose mask is there are left alone.
+
+    Args:
+        settings: of the walk.
+        images: the pictures.
+        cams: folder of their activation maps.
+        weights: folder of the trained network, or a published checkpoint.
+        out: the stage's folder.
+    """
+    network = load(weights)
+    todo = launch.missing(images.names, out, ".png")
+    mine = len(launch.share(images.names))
+
+    def load_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        image = images.read(index)
+        return image, *_maps(images, cams, index, image)
+
+    def save(index: int, image: np.ndarray, classes: np.ndarray, scores: np.ndarray) -> None:
+        labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
+        if settings.crf:
+            scores = dense_crf(
+                image, unary_from_scores(scores), dataclasses.replace(PRESETS["psa"], iterations=1), threads=1
+            )
+        write_mask(out / f"{images.names[index]}.png", labels[scores.argmax(0)])
+
+    with Writer() as write, Progress(f"walk {out.name}", mine, done=mine - len(todo)) as progress:
+        loaded = in_threads(load_one, todo, threads=launch.threads())
+        for index, (image, classes, maps) in zip(todo, loaded, strict=True):
+            write(save, index, image, classes, walked_scores(network, image, maps, settings))
+            progress.advance()
+    return {"images": len(images)}
+
+
+@torch.inference_mode()
+def walked_scores(
+    network: AffinityNet, image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "k h w"], settings: Walk
+) -> Float[np.ndarray, "l h w"]:
+    """Scores of background and classes of a picture after the walk.
+
+    Picture and scores are filled up with zeros (the background too) to multiples of the stride, at the right and bottom.
+    """
+    height, width = image.shape[:2]
+    room = (0, -width % STRIDE, 0, -height % STRIDE)
+    device = launch.device()
+    view = F.pad(torch.from_numpy(normalise(image, network.colours)).to(device), room)
+    scores = F.pad(torch.from_numpy(with_background(maps, settings.alpha)).to(device), room)
+    after = walked(scores, network(view[None])[0], settings)
+    full = F.interpolate(after[None], view.shape[1:], mode="bilinear", align_corners=False)[0]
+    return full[:, :height, :width].cpu().numpy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Refinement:
+    """Maps to pseudo masks by AffinityNet."""
+
+    labels: Labels = Labels()
+    """the two label sets of the maps"""
+    network: Settings = Settings()
+    """the network that learns from them"""
+    weights: str = maybe_file("none")
+    """a network to walk with, such as aff.pth; `none` trains one"""
+    walk: Walk = Walk()
+    """the walk of the maps"""
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        if self.weights == "none":
+            self.network.check()
+        else:
+            load(Path(self.weights))
+
+    def refined(self, images: Images, *, cams: Path, out: Path, classifier: Path | None = None) -> Path:
+        """The folder of the pseudo masks, `out/masks`; label sets and network lie beside it.
+
+        Args:
+            images: the pictures.
+            cams: folder of their activation maps.
+            out: folder of a run.
+            classifier: folder of the network that gave the maps, for `network.init: classifier`.
+        """
+        weights = Path(self.weights)
+        if self.weights == "none":
+            network = self.network
+            if network.init == "classifier":
+                init = classifier_weights("affinitynet.network.init", classifier)
+                network = dataclasses.replace(network, init=init)
+            labels = label_sets(self.labels, images, cams=cams, out=out / "affinitynet-labels")
+            weights = train(network, images, labels=labels, out=out / "affinitynet")
+        return walk_to_masks(self.walk, images, cams=cams, weights=weights, out=out / "masks")

@@ -1,0 +1,340 @@
+"""Refinement by IRNet (Ahn et al., Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019).
+
+Maps -> confident labels (a dense CRF at two thresholds) -> edges and displacements learned from them -> the maps walk at
+random between cells that no edge parts -> a background threshold. CLIMS and QA-CLIMS refine in the same way.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsss import launch
+from wsss.data.augment import AffinityAugment, normalise, normalised_crop
+from wsss.data.files import read_cams, read_mask, write_cams
+from wsss.data.images import Images
+from wsss.errors import BadInput, check_range
+from wsss.networks.irnet import IRNet, boundaries, irnet_losses
+from wsss.ops.affinity import directions, path_affinity_planes
+from wsss.ops.random_walk import random_walk
+from wsss.progress import Progress
+from wsss.run import maybe_file, stage
+from wsss.stages.evaluate import Settings as ScoreSettings
+from wsss.stages.evaluate import best_threshold, evaluate_cams
+from wsss.stages.refine import Settings as LabelSettings
+from wsss.stages.refine import refine
+from wsss.stages.train import Training, train
+from wsss.stream import Writer, in_threads
+from wsss.weights import (
+    WEIGHTS,
+    classifier_weights,
+    load_backbone,
+    load_into,
+    load_irnet,
+    trained_weights,
+    write_weights,
+)
+
+KIND = "irnet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The network and its training."""
+
+    backbone: str = "resnet50"
+    """resnet18 .. resnet152, or a timm model with five features; it stays as it is given"""
+    output_stride: int = 16
+    """pixels a cell of its deepest feature"""
+    init: str = maybe_file("imagenet")
+    """weights of the backbone: `imagenet`, `classifier` (that gave the maps), or a file"""
+    displacement: bool = True
+    """learn displacements too, which tell instances apart; without them it is the camera-ready CLIMS' affinity network"""
+    radius: int = 10
+    """pairs of cells are closer than that"""
+    augment: AffinityAugment = AffinityAugment()
+    """what training pictures and labels go through"""
+    # IRNet's PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
+    training: Training = Training(batch=32, epochs=3, lr=0.1, weight_decay=1e-4, momentum=1e-4)
+    """how the network is trained"""
+
+    def __post_init__(self) -> None:
+        check_range("irnet.radius", self.radius, 2)
+        if self.init == "none":
+            raise BadInput(
+                "irnet.init",
+                "`none` for a backbone that never learns",
+                "`imagenet`, `classifier` or a file",
+                "Give it weights that know pictures.",
+            )
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        with torch.device("meta"):
+            network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
+        if network.stride != self.augment.label_stride or self.augment.crop % self.output_stride:
+            raise BadInput(
+                "irnet.augment",
+                f"a crop of {self.augment.crop} and labels at stride {self.augment.label_stride}",
+                f"a multiple of {self.output_stride}, and the stride of the network's maps, {network.stride}",
+                "Set irnet.augment.crop and irnet.augment.label_stride.",
+            )
+
+    def trainable(self, images: Images, labels: Path) -> "Learning":
+        """The network and its losses on the confident labels of the folder `labels`."""
+        self.check()
+        if not any(_is_confident(read_mask(labels / f"{name}.png"), images.n_labels) for name in images.names):
+            raise BadInput(
+                labels,
+                f"{len(images)} label maps without a pixel that is surely of a class",
+                "some, to learn from",
+                "Lower the threshold of the labels (irnet.labels.threshold), or look at the maps.",
+            )
+        network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
+        load_backbone(network.body, self.backbone, self.init)
+        return Learning(self, network, images, labels)
+
+
+def _is_confident(label: np.ndarray, n_labels: int) -> bool:
+    return bool(((label > 0) & (label < n_labels)).any())
+
+
+class Learning(nn.Module):
+    """The losses over pairs of cells, over the pairs of all processes."""
+
+    def __init__(self, settings: Settings, network: IRNet, images: Images, labels: Path) -> None:
+        super().__init__()
+        self.network = network
+        self.examples = partial(_example, images, labels, settings.augment)
+        self.losses = partial(
+            irnet_losses,
+            n_labels=images.n_labels,
+            radius=settings.radius,
+            over_processes=launch.mean_over_processes,
+        )
+        self.metadata: dict[str, Any] = {
+            "kind": KIND,
+            "backbone": settings.backbone,
+            "output_stride": settings.output_stride,
+            "displacement": settings.displacement,
+            "classes": list(images.class_names),
+        }
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        return self.losses(self.network(batch["image"]), batch["label"])
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        return self.network.param_groups(training.lr, training.weight_decay)
+
+    def write(self, out: Path) -> None:
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+
+
+def _example(
+    images: Images, labels: Path, augment: AffinityAugment, index: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    image, label = images.read_with(labels, index)
+    view, label = augment(image, label, rng)
+    return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """How maps walk."""
+
+    radius: int = 5
+    """steps lead to cells closer than that"""
+    beta: float = 10.0
+    """exponent of the affinities"""
+    doublings: int = 8
+    """2 to the power of it is the number of steps"""
+    pad_to: int = 512
+    """smaller pictures are filled up with the mean colour to so many pixels: 512 in IRNet, 0 in CLIMS and QA-CLIMS"""
+
+    def __post_init__(self) -> None:
+        check_range("walk.radius", self.radius, 2)
+        for name in ("beta", "doublings", "pad_to"):
+            check_range(f"walk.{name}", getattr(self, name), 0)
+
+
+def load(weights: Path) -> IRNet:
+    """A trained network on the device: of a stage's folder, or a published checkpoint (`res50_irn.pth`, `AffinityNet@ResNet50.pth`)."""
+    state, metadata, path = trained_weights(weights, KIND)
+    if metadata is None:
+        displaced = any(name.startswith("fc_dp") for name in state)
+        network = IRNet(displacement=displaced)
+        load_irnet(network, state, path)
+    else:
+        shape = {key: metadata[key] for key in ("output_stride", "displacement")}
+        network = IRNet(metadata["backbone"], **shape)
+        load_into(network, state, path)
+    return network.to(launch.device()).eval()
+
+
+def walked(maps: Float[Tensor, "k h w"], edge: Float[Tensor, "h w"], settings: Walk) -> Float[Tensor, "k h w"]:
+    """Maps after the walk: they leave out the edges themselves, then spread where no edge lies in between."""
+    planes = path_affinity_planes(edge, settings.radius)
+    return random_walk(
+        maps * (1 - edge), planes, directions(settings.radius), beta=settings.beta, steps=2**settings.doublings
+    )
+
+
+def enlarged(maps: Float[Tensor, "k h w"], stride: int, size_hw: tuple[int, int]) -> Float[Tensor, "k hp wp"]:
+    """Maps at the picture's size, divided by the highest value of all of them; maps without any score stay 0."""
+    if len(maps) == 0:
+        return maps.new_zeros(0, *size_hw)
+    full = F.interpolate(maps[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    full = full[:, : size_hw[0], : size_hw[1]]
+    # the published code divides 0 by 0 there
+    return full / full.max().clamp_min(torch.finfo(full.dtype).tiny)
+
+
+@stage
+def walk(settings: Walk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
+    """Write the maps `NAME.npz` after the walk, highest value 1 over all classes; pictures whose file is there are left alone.
+
+    Args:
+        settings: of the walk.
+        images: the pictures.
+        cams: folder of their activation maps, with maps at a quarter of the size.
+        weights: folder of the trained network, or a published checkpoint.
+        out: the stage's folder.
+
+    Raises:
+        BadInput: maps without `strided`, or of pictures of another size.
+    """
+    network = load(weights)
+    todo = launch.missing(images.names, out, ".npz")
+    mine = len(launch.share(images.names))
+    with Writer() as write, Progress(f"walk {out.name}", mine, done=mine - len(todo)) as progress:
+        loaded = in_threads(partial(_loaded, images, cams, network.stride), todo, threads=launch.threads())
+        for index, (view, classes, maps) in zip(todo, loaded, strict=True):
+            size_hw = (view.shape[1], view.shape[2])
+            edge = boundaries(network, view.to(launch.device()), settings.pad_to).edge
+            spread = walked(maps.to(edge), edge, settings)
+            full = enlarged(spread, network.stride, size_hw).cpu().numpy()
+            write(write_cams, out / f"{images.names[index]}.npz", classes, full, None)
+            progress.advance()
+    return {"images": len(images)}
+
+
+def _loaded(
+    images: Images, cams: Path, stride: int, index: int
+) -> tuple[Float[Tensor, "3 h w"], np.ndarray, Float[Tensor, "k hs ws"]]:
+    """The picture as the network takes it, and its maps, one cell a `stride`."""
+    image, path = images.read(index), cams / f"{images.names[index]}.npz"
+    classes, maps = read_cams(path, "strided")
+    expected = tuple(-(-side // stride) for side in image.shape[:2])
+    if maps.shape[1:] != expected or (classes >= len(images.class_names)).any():
+        raise BadInput(
+            path,
+            f"strided maps of {maps.shape[1]}x{maps.shape[2]} (height x width), classes {classes.tolist()}",
+            f"{expected[0]}x{expected[1]} for this picture, and classes below {len(images.class_names)}",
+            "Make the activation maps again for this data set.",
+        )
+    return torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps)
+
+
+@stage
+def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -> dict[str, Any]:
+    """Write the weights with the mean displacement of the pictures, which instances need.
+
+    Args:
+        images: IRNet takes those of `train`, CLIMS those of `train_aug`.
+        weights: folder of the trained network.
+        crop: pixels from the top left corner; 512 as published.
+        batch: crops a batch; an incomplete last one is left out, as published, unless it is the only one.
+        out: the stage's folder.
+    """
+    network = load(weights)
+    if not network.displacement:
+        raise BadInput(
+            weights, "a network without displacements", "one with them", "Train with irnet.displacement true."
+        )
+    size = min(batch, len(images))
+    starts = launch.share(range(0, len(images) - size + 1, size))
+
+    def views() -> Any:
+        with Progress(f"centre {out.name}", len(starts)) as progress:
+            for start in starts:
+                crops = in_threads(
+                    lambda index: normalised_crop(images.read(index), crop),
+                    range(start, start + size),
+                    threads=launch.threads(),
+                )
+                yield torch.from_numpy(np.stack(list(crops))).to(launch.device())
+                progress.advance()
+
+    mean = network.mean_displacement(views(), over_processes=launch.mean_over_processes)
+    network.mean_shift.running_mean.copy_(mean)
+    _, metadata, _ = trained_weights(weights, KIND)
+    if launch.is_first():
+        write_weights(out / WEIGHTS, network.state_dict(), metadata or {"kind": KIND, **_PUBLISHED})
+    return {"mean_displacement": mean.tolist()}
+
+
+_PUBLISHED = {"backbone": "resnet50", "output_stride": 16, "displacement": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Refinement:
+    """Maps to pseudo masks by IRNet."""
+
+    labels: LabelSettings = LabelSettings(by="crf", threshold=0.30, lower=0.05)
+    """confident labels of the maps; below, CLIMS has 0.10 on VOC, and 0.35 and 0.10 on COCO"""
+    network: Settings = Settings()
+    """the network that learns from them"""
+    weights: str = maybe_file("none")
+    """a network to walk with, such as res50_irn.pth; `none` trains one"""
+    walk: Walk = Walk()
+    """the walk of the maps"""
+    masks: LabelSettings = LabelSettings(by="threshold", threshold=0.25)
+    """walked maps to pseudo masks; CLIMS has 0.20 on VOC; without a threshold the best one is taken where there are true masks"""
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        if self.weights == "none":
+            self.network.check()
+        else:
+            load(Path(self.weights))
+
+    def refined(
+        self,
+        images: Images,
+        *,
+        cams: Path,
+        out: Path,
+        classifier: Path | None = None,
+        seeds: Images | None = None,
+        scores: ScoreSettings | None = None,
+    ) -> Path:
+        """The folder of the pseudo masks, `out/masks`; labels, network and walked maps lie beside it.
+
+        Args:
+            images: the pictures.
+            cams: folder of their activation maps.
+            out: folder of a run.
+            classifier: folder of the network that gave the maps, for `network.init: classifier`.
+            seeds: pictures among them with true masks, to score the walked maps on.
+            scores: how they are scored, by default as IRNet does.
+        """
+        weights = Path(self.weights)
+        if self.weights == "none":
+            network = self.network
+            if network.init == "classifier":
+                network = dataclasses.replace(network, init=classifier_weights("irnet.network.init", classifier))
+            labels = refine(self.labels, images, cams=cams, out=out / "irnet-labels")
+            weights = train(network, images, labels=labels, out=out / "irnet")
+        after = walk(self.walk, images, cams=cams, weights=weights, out=out / "irnet-walk")
+        found = None
+        if seeds is not None:
+            settings = (scores or ScoreSettings()).of_constants()
+            scored = evaluate_cams(settings, seeds, cams=after, out=out / "irnet-walk-scores")
+            found = best_threshold(scored)
+        return refine(self.masks.at(found), images, cams=after, out=out / "masks")
