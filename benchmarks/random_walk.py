@@ -2,10 +2,10 @@
 
     python benchmarks/random_walk.py [--repeats 5]
 
-One thread, radius 5, random edges and scores, so that AffinityNet's rows differ from IRNet's by size and beta alone. The dense form
-runs once where it is bearable, in float32 as published, with denormal numbers flushed to zero, which it slows down at
-else; ours are medians, taken right after it. Making the affinities counts for neither. The errors are differences from
-our float64, and the memory is what our float32 walk adds to a fresh process at most (Linux).
+One thread, radius 5, random edges and scores, so that AffinityNet's rows differ from IRNet's by size and beta alone.
+The dense form runs once where it is bearable, in float32 as published and with denormal numbers flushed to zero, which
+slow it down manifold else; ours are medians, taken right after it. Making the affinities counts for neither. Errors
+are differences from our float64; the memory is what our float32 walk adds to a fresh process at most (Linux).
 """
 
 import argparse

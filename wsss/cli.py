@@ -117,7 +117,7 @@ def _parsed(name: str, command: Command, words: Sequence[str]) -> "Namespace":
 
 def _commands() -> dict[str, Command]:
     commands = {
-        "demo": Command("generate pictures, run the baseline on them, print what came out", _declare_demo, _demo)
+        "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", _declare_demo, _demo)
     }
     for verb, help, declare, run in (
         ("run", "from tags to a scored segmenter: ", _declare_run, _run),
@@ -290,6 +290,9 @@ def _declare_refine(parser: "ArgumentParser") -> None:
     parser.add_argument(
         "--classifier", type=Path, default=None, help="folder of the network that gave the maps, for `init: classifier`"
     )
+    parser.add_argument(
+        "--instances", action="store_true", help="find instances with IRNet, in OUT/instances: maps, and COCO's results"
+    )
     parser.add_class_arguments(refine.Settings)
     parser.add_class_arguments(irnet.Refinement, "irnet")
     parser.add_class_arguments(affinitynet.Refinement, "affinitynet")
@@ -298,6 +301,10 @@ def _declare_refine(parser: "ArgumentParser") -> None:
 def _refine(settings: "Namespace") -> None:
     from wsss.stages import refine
 
+    if settings.instances and settings["with"] != "irnet":
+        raise BadInput(
+            "--instances", f"--with {settings['with']}", "--with irnet", "IRNet alone tells instances apart."
+        )
     if settings["with"] == "crf":
         chosen = _settings(settings, refine.Settings)
         refine.refine(chosen, _split(settings), cams=settings.cams, out=settings.out)
@@ -305,7 +312,8 @@ def _refine(settings: "Namespace") -> None:
     learned = settings[settings["with"]]
     learned.check()
     images = _split(settings)
-    print(learned.refined(images, cams=settings.cams, out=settings.out, classifier=settings.classifier))
+    make = learned.instances_of if settings.instances else learned.refined
+    print(make(images, cams=settings.cams, out=settings.out, classifier=settings.classifier))
 
 
 def _declare_segment(parser: "ArgumentParser") -> None:
@@ -425,11 +433,13 @@ def _declare_demo(parser: "ArgumentParser") -> None:
 
 
 def _demo(settings: "Namespace") -> None:
-    data, run = settings.out / "shapes", settings.out / "cam"
-    for words in (
-        ["data", "shapes", str(data), "--train", "600", "--val", "100", "--size", "112"],
-        ["run", "cam", "--data", str(data), "--config", str(CONFIGS / "demo.yaml"), "--out", str(run)],
-    ):
+    data, clip = str(settings.out / "shapes"), CONFIGS / "demo_clip"
+    commands = [["data", "shapes", data, "--train", "600", "--val", "100", "--size", "112"]]
+    for method in ("cam", "clip_es"):
+        config, out = str(CONFIGS / f"demo_{method}.yaml"), str(settings.out / method)
+        commands.append(["run", method, "--data", data, "--config", config, "--out", out])
+    commands[-1] += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
+    for words in commands:
         print(f"$ wsss {' '.join(words)}", flush=True)
         if status := main(words):
             sys.exit(status)

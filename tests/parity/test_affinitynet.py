@@ -1,4 +1,7 @@
-"""AffinityNet and the classifiers of PSA, and ICAM's affinity network: features, affinities, losses, gradients, maps."""
+"""AffinityNet and the classifiers of PSA, and ICAM's affinity network.
+
+Features, affinities, losses, gradients, maps; then the refinement: labels of training, the walk end to end, ICAM's CRF.
+"""
 
 import json
 from pathlib import Path
@@ -10,14 +13,19 @@ import torch.nn.functional as F
 
 from tests.parity import inputs
 from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
-from wsss.data.augment import CAFFE_MEAN_BGR, normalise, resize_bicubic, scaled_size
+from wsss.data.augment import CAFFE_MEAN_BGR, normalise, posterior_view, resize_bicubic, scaled_size
 from wsss.networks.affinitynet import VGG_BODY, AffinityNet, Classifier, affinity_losses
+from wsss.ops import affinity
+from wsss.refiners.affinitynet import Walk, confident_labels, crf_scores, walked, walked_scores, with_background
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 DATA = Path(__file__).parent / "data"
 PSA, ICAM = DATA / "affinitynet", DATA / "icam"
-NETWORK, CAM, VGG = (np.load(PSA / f"{name}.npz") for name in ("network-resnet38", "cam-resnet38", "network-vgg16"))
+NETWORK, CAM, VGG, LABEL, WALK = (
+    np.load(PSA / f"{name}.npz")
+    for name in ("network-resnet38", "cam-resnet38", "network-vgg16", "train-label", "random-walk")
+)
 
 
 def pairs(height: int, width: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,3 +201,122 @@ def test_vgg_classifier():
         np.testing.assert_allclose(network(vgg_picture()), VGG["cls_logits"], atol=1e-6)  # 4e-8 measured
         # roots of small numbers: 8.7e-6 measured
         np.testing.assert_allclose(network.maps(vgg_picture())[0], VGG["cls_cam"], atol=3e-5)
+
+
+def test_labels_of_training():
+    low = inputs.blocky("psa/la", 3, 100, 130, 0, 16)
+    high = 0.6 * inputs.blocky("psa/ha", 3, 100, 130, 0, 16) + 0.4 * low
+    sets = [np.exp(3 * scores) / np.exp(3 * scores).sum(0) for scores in (low, high)]
+    view, cells = posterior_view(inputs.image(100, 130, 0), np.concatenate(sets), True, 9, 6, 112, 8)
+    np.testing.assert_allclose(view[:, ::16, ::16], LABEL["train_image_sample"], atol=1e-6)  # 4.8e-7 measured
+    np.testing.assert_allclose(view[:, 0, 0], LABEL["padding_value"], atol=1e-6)
+    label = confident_labels(*np.split(cells, 2))
+    np.testing.assert_array_equal(label, LABEL["train_label"])
+    found = affinity.pair_labels(torch.from_numpy(label)[None], 5, affinity.directions(5), 255)
+    for kind, pairs in found._asdict().items():
+        assert pairs.sum() == LABEL[f"train_{kind}_sum"]
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_labels_of_training_of_icam(flip):
+    expected, (height, width) = np.load(ICAM / "transforms.npz"), (72, 88)
+    maps = (1.3 * inputs.blocky("affcrf", 2, height + 1, width + 1, 0, 8)[:, :height, :width] - 0.3).clip(0, 1)
+    scores = [with_background(maps, alpha) for alpha in (2.0, 4.0)]
+    (across, left), (down, top) = expected[f"aff_draws_flip{flip}"].tolist()
+    assert (across, down) == (width - 64 + 1, height - 64 + 1)
+    picture, sets = inputs.image(height, width, 5), np.concatenate([s / s.sum(0) for s in scores])
+    view, cells = posterior_view(picture, sets, bool(flip), left, top, 64, 8)
+    np.testing.assert_allclose(view[:, ::8, ::8], expected[f"aff_img_flip{flip}"], atol=1e-6)  # 4.8e-7 measured
+    np.testing.assert_array_equal(confident_labels(*np.split(cells, 2)), expected[f"aff_label_flip{flip}"])
+
+
+def matrix(planes: torch.Tensor, radius: int) -> np.ndarray:
+    """A of all cells, dense."""
+    height, width = planes.shape[1:]
+    dense = np.eye(height * width, dtype=np.float32)
+    for plane, (dy, dx) in zip(planes.numpy(), affinity.directions(radius), strict=True):
+        for y in range(height - dy):
+            for x in range(max(0, -dx), width - max(0, dx)):
+                one, other = y * width + x, (y + dy) * width + x + dx
+                dense[one, other] = dense[other, one] = plane[y, x]
+    return dense
+
+
+def test_the_walk_end_to_end(network):
+    picture, classes = inputs.image(120, 160, 3), np.array([4, 11])
+    maps = inputs.blocky("psa/cam", 2, 120, 160, 0, 8)
+    maps = maps / (maps.max((1, 2), keepdims=True) + np.float32(1e-5))
+    with torch.no_grad():
+        features = network(torch.from_numpy(normalise(picture))[None])[0]
+    dense = matrix(affinity.feature_affinity_planes(features, 5), 5)
+    assert np.count_nonzero(dense) == WALK["aff_nonzero"]
+    assert bool((dense == dense.T).all()) == WALK["aff_symmetric"]
+    np.testing.assert_allclose(dense[:60, :60], WALK["aff_block"], atol=2e-6)  # 5.4e-7 measured
+    np.testing.assert_allclose(dense.sum(1), WALK["aff_row_sums"], rtol=1e-5)  # 4.9e-7 measured
+    for prefix, settings in (("", Walk()), ("icam_", Walk(alpha=6, doublings=6))):
+        scores = torch.from_numpy(with_background(maps, settings.alpha))
+        if not prefix:
+            pooled = walked(scores, features, Walk(doublings=0, beta=1e9))  # no cell is linked with another
+            np.testing.assert_allclose(pooled, WALK["pooled_cam"], atol=1e-6)
+        after = walked(scores, features, settings)
+        np.testing.assert_allclose(after, WALK[f"{prefix}rw"], atol=1e-5)  # 4.6e-6 measured
+        full = walked_scores(network, picture, maps, settings)
+        best, second = np.sort(full, 0)[:-3:-1]
+        clear = best - second > 1e-4
+        label = np.array([0, *classes + 1])[full.argmax(0)]
+        np.testing.assert_array_equal(label[clear], WALK[f"{prefix}label"][clear])
+        assert clear.mean() > 0.99
+
+
+def maps_of_icam(network: AffinityNet, picture: np.ndarray, classes: list[int]) -> np.ndarray:
+    """The maps of ICAM's own network, whose trunk has the same weights in the fixtures: 4 scales and mirror images."""
+    shapes = {"fc8": (21, 4096, 1, 1), "f8_3": (64, 512, 1, 1), "f8_4": (128, 1024, 1, 1), "f9": (192, 195, 1, 1)}
+    fc8, f8_3, f8_4, f9 = (torch.from_numpy(inputs.tensor(f"{name}.weight", shapes[name])) for name in shapes)
+
+    def probabilities(view: torch.Tensor) -> torch.Tensor:
+        *_, conv4, conv5, conv6 = network.body(view)
+        logits = F.conv2d(conv6, fc8)
+        colours = F.interpolate(view, conv6.shape[2:], mode="bilinear", align_corners=True)
+        near = [colours, F.conv2d(conv4, f8_3).relu(), F.conv2d(conv5, f8_4).relu()]
+        g = F.conv2d(torch.cat(near, 1), f9).flatten(2)
+        g = g / (g.norm(dim=1, keepdim=True) + 1e-5)
+        a = (g.mT @ g).relu()
+        revised = logits.flatten(2) @ (a / (a.sum(1, keepdim=True) + 1e-5))
+        return (logits.softmax(1) + revised.view_as(logits).softmax(1)) / 2
+
+    size, total = picture.shape[:2], torch.zeros(len(classes), *picture.shape[:2])
+    for scale in (0.5, 1.0, 1.5, 2.0):
+        view = torch.from_numpy(normalise(resize_bicubic(picture, scaled_size(size, scale))))[None]
+        for flip in (False, True):
+            with torch.no_grad():
+                found = probabilities(view.flip(3) if flip else view)[:, [0, *(label + 1 for label in classes)]]
+            found = (found / found.sum(1, keepdim=True).clamp_min(1e-8))[:, 1:]
+            full = F.interpolate(found, size, mode="bilinear", align_corners=False)[0]
+            total += full.flip(2) if flip else full
+    mean = total / 8
+    mean = mean * (mean == mean.amax(0))
+    return (mean / (mean.amax((1, 2), keepdim=True) + 1e-5)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "classes"),
+    [
+        pytest.param("2007_000001", (120, 160), [7, 8, 10], marks=pytest.mark.slow),
+        # 10 x 13 cells: ICAM's radius is 4 there
+        ("2007_000002", (75, 100), [5, 14]),
+    ],
+)
+def test_the_walk_of_icam(network, name, size, classes):
+    expected, picture = np.load(ICAM / "infer_aff.npz"), inputs.image(*size, int(name[-1]) - 1)
+    maps = maps_of_icam(network, picture, classes)
+    np.testing.assert_allclose(maps[:, ::3, ::3], np.load(ICAM / "infer_cam.npz")[f"{name}_cam"], atol=5e-6)  # 1.1e-6
+    labels = np.array([0, *(label + 1 for label in classes)], np.uint8)
+    usual, other = Walk(alpha=6, doublings=6, shrink=True), Walk(alpha=16, beta=4, doublings=3, shrink=True)
+    for tag, settings in (("default", usual), ("a16_b4_t3", other), ("crf", usual)):
+        scores = walked_scores(network, picture, maps, settings)
+        if tag == "crf":
+            scores = crf_scores(picture, labels, scores, 21, network.colours)[labels]
+        # 1.9e-6 measured; the CRF on the picture as it is, or of the present classes alone, is off by 1e-2 and 1e-4
+        np.testing.assert_allclose(scores[:, ::4, ::4], expected[f"{name}_{tag}_scores"], atol=5e-6)
+        mask = labels[scores.argmax(0)][: size[0], : size[1]]
+        np.testing.assert_array_equal(mask, expected[f"{name}_{tag}_labels"])

@@ -15,7 +15,7 @@ RADIUS = 5
 REACH = range(1 - RADIUS, RADIUS)
 DIRECTIONS = [(dy, dx) for dy in REACH for dx in REACH if (dy, dx) > (0, 0) and dy**2 + dx**2 < RADIUS**2]
 DTYPES = (np.float32, np.float64)
-# measured: IRNet 2.7e-5 in float32 and 2.4e-5 in float64, AffinityNet 3.1e-5 and 2.3e-5; the fixtures' own rounding is as large
+# measured: IRNet 2.7e-5 in float32 and 2.4e-5 in float64, AffinityNet 3.1e-5 and 2.3e-5, mostly of the fixtures' own
 TOLERANCE = 5e-5
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -122,6 +122,20 @@ def normalise(image: Shaped[np.ndarray, "h w 3"], colours: ColourRule = "imagene
     return planes
 
 
+def denormalised(planes: Float[np.ndarray, "3 h w"], colours: ColourRule = "imagenet") -> UInt8[np.ndarray, "h w 3"]:
+    """The RGB picture that `normalise` made planes of, in single precision and cut off to 8 bits.
+
+    It is what the dense CRF of ICAM's random walk sees: many values come out one lower.
+    """
+    if colours == "caffe":
+        values = planes[::-1] + np.array(CAFFE_MEAN_BGR[::-1], np.float32)[:, None, None]
+    else:
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
+        shift, scale = (np.array(rule, np.float32)[:, None, None] for rule in (mean, std))
+        values = (planes * scale + shift) * 255
+    return values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
 def normalised_crop(
     image: Shaped[np.ndarray, "h w 3"],
     crop: int,

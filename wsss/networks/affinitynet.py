@@ -8,6 +8,7 @@ the same network.
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, cat, nn
@@ -232,7 +233,7 @@ def affinity_losses(
         over_processes: takes a tensor to its mean over all processes; the mean of the losses and gradients over the
             processes is then that of all pairs together.
     """
-    a = affinities.float()
+    a = affinities if affinities.dtype == torch.float64 else affinities.float()
     attracted, repelled = -(a + _EPSILON).log(), -(1 + _EPSILON - a).log()
 
     def mean(losses: Tensor, pairs: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from wsss import launch
-from wsss.data.augment import ColourRule, PosteriorAugment, normalise
+from wsss.data.augment import ColourRule, PosteriorAugment, denormalised, normalise
 from wsss.data.files import read_cams, read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
@@ -89,17 +89,36 @@ class Settings:
                 "a file: ilsvrc-cls_rna-a1_cls1000_ep-0001.params (ademxapp), or a state dict of it",
                 "Fetch it from its authors, choose another affinitynet.backbone, or start anew with `none`.",
             )
+        if self.augment.stride != STRIDE or self.augment.crop < STRIDE * (2 * self.radius - 1):
+            raise BadInput(
+                "affinitynet.augment",
+                f"a crop of {self.augment.crop} and labels at stride {self.augment.stride}",
+                f"at least {2 * self.radius - 1} cells of {STRIDE} pixels for pairs of radius {self.radius}",
+                "Set affinitynet.augment.crop and affinitynet.augment.stride.",
+            )
         if self.init not in ("imagenet", "none", "classifier"):
             read_checkpoint(Path(self.init))
 
     def trainable(self, images: Images, labels: Path) -> "Learning":
         """The network and its losses on the label sets of the folder `labels`."""
         self.check()
+        if not any(_is_confident(labels / f"{name}.npz") for name in images.names):
+            raise BadInput(
+                labels,
+                f"{len(images)} label sets without a pixel that is surely of a class",
+                "some, to learn from",
+                "Raise affinitynet.labels.low, or look at the maps.",
+            )
         network = AffinityNet(self.backbone)
         if self.init != "none":
             load_backbone(network.body, self.backbone, self.init)
             network.freeze()
         return Learning(self, network, images, labels)
+
+
+def _is_confident(path: Path) -> bool:
+    labels = confident_labels(*read_posteriors(path))
+    return bool(((labels > 0) & (labels < IGNORE)).any())
 
 
 class Learning(nn.Module):
@@ -222,8 +241,10 @@ class Walk:
     """2 to the power of it is the number of steps; 8 in PSA, 6 in SEAM and ICAM"""
     pad_border: bool = False
     """link cells along the border as all others; the published code leaves most of their links out"""
+    shrink: bool = False
+    """take a radius of (short side - 1) // 2 cells for maps too small for 2 radius + 1, as ICAM does"""
     crf: bool = False
-    """refine the walked maps by a dense CRF (an option of ICAM)"""
+    """one step of a dense CRF on the walked maps (an option of ICAM)"""
 
     def __post_init__(self) -> None:
         check_range("walk.radius", self.radius, 2)
@@ -250,10 +271,12 @@ def walked(
     """
     cells = F.avg_pool2d(scores[None], STRIDE)[0]
     height, width = cells.shape[1:]
+    most = (min(height, width) - 1) // 2 if settings.shrink else settings.radius
+    radius = max(2, min(settings.radius, most))
     # the published sources leave maps below radius x (2 radius - 1) without any; PSA fails there, ICAM on the smallest
-    pad = settings.pad_border or height < settings.radius or width < 2 * settings.radius - 1
-    planes = feature_affinity_planes(features, settings.radius, pad_border=pad)
-    return random_walk(cells, planes, directions(settings.radius), beta=settings.beta, steps=2**settings.doublings)
+    pad = settings.pad_border or height < radius or width < 2 * radius - 1
+    planes = feature_affinity_planes(features, radius, pad_border=pad)
+    return random_walk(cells, planes, directions(radius), beta=settings.beta, steps=2**settings.doublings)
 
 
 @stage
@@ -278,10 +301,10 @@ def walk_to_masks(settings: Walk, images: Images, *, cams: Path, weights: Path, 
     def save(index: int, image: np.ndarray, classes: np.ndarray, scores: np.ndarray) -> None:
         labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
         if settings.crf:
-            scores = dense_crf(
-                image, unary_from_scores(scores), dataclasses.replace(PRESETS["psa"], iterations=1), threads=1
-            )
-        write_mask(out / f"{images.names[index]}.png", labels[scores.argmax(0)])
+            scores = crf_scores(image, labels, scores, images.n_labels, network.colours)
+            labels = np.arange(images.n_labels, dtype=np.uint8)
+        mask = labels[scores.argmax(0)]
+        write_mask(out / f"{images.names[index]}.png", mask[: image.shape[0], : image.shape[1]])
 
     with Writer() as write, Progress(f"walk {out.name}", mine, done=mine - len(todo)) as progress:
         loaded = in_threads(load_one, todo, threads=launch.threads())
@@ -294,19 +317,39 @@ def walk_to_masks(settings: Walk, images: Images, *, cams: Path, weights: Path, 
 @torch.inference_mode()
 def walked_scores(
     network: AffinityNet, image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "k h w"], settings: Walk
-) -> Float[np.ndarray, "l h w"]:
-    """Scores of background and classes of a picture after the walk.
+) -> Float[np.ndarray, "l hp wp"]:
+    """Scores of background and classes of a picture after the walk, at the size of the filled-up picture.
 
     Picture and scores are filled up with zeros (the background too) to multiples of the stride, at the right and bottom.
     """
-    height, width = image.shape[:2]
-    room = (0, -width % STRIDE, 0, -height % STRIDE)
     device = launch.device()
-    view = F.pad(torch.from_numpy(normalise(image, network.colours)).to(device), room)
-    scores = F.pad(torch.from_numpy(with_background(maps, settings.alpha)).to(device), room)
+    view = torch.from_numpy(_filled_up(normalise(image, network.colours))).to(device)
+    scores = torch.from_numpy(_filled_up(with_background(maps, settings.alpha))).to(device)
     after = walked(scores, network(view[None])[0], settings)
-    full = F.interpolate(after[None], view.shape[1:], mode="bilinear", align_corners=False)[0]
-    return full[:, :height, :width].cpu().numpy()
+    return F.interpolate(after[None], view.shape[1:], mode="bilinear", align_corners=False)[0].cpu().numpy()
+
+
+def crf_scores(
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: UInt8[np.ndarray, " l"],
+    scores: Float[np.ndarray, "l hp wp"],
+    n_labels: int,
+    colours: ColourRule,
+) -> Float[np.ndarray, "{n_labels} hp wp"]:
+    """Probabilities of all labels, after one step of PSA's dense CRF from the scores of some.
+
+    As in ICAM, absent labels take part with the least score that there is, and the picture is the one that the network
+    sees, filled up, and taken back to 8 bits.
+    """
+    every = np.zeros((n_labels, *scores.shape[1:]), np.float32)
+    every[labels] = scores
+    picture = denormalised(_filled_up(normalise(image, colours)), colours)
+    settings = dataclasses.replace(PRESETS["psa"], iterations=1)
+    return dense_crf(picture, unary_from_scores(every), settings, threads=1)
+
+
+def _filled_up(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c hp wp"]:
+    return np.pad(planes, ((0, 0), (0, -planes.shape[1] % STRIDE), (0, -planes.shape[2] % STRIDE)))
 
 
 @dataclasses.dataclass(frozen=True)

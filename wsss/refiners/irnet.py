@@ -5,6 +5,7 @@ random between cells that no edge parts -> a background threshold. CLIMS and QA-
 """
 
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from wsss import launch
 from wsss.data.augment import AffinityAugment, normalise, normalised_crop
-from wsss.data.files import read_cams, read_mask, write_cams
-from wsss.data.images import Images
+from wsss.data.coco import COCO_CATEGORIES
+from wsss.data.files import read_cams, read_mask, write_cams, write_mask
+from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
 from wsss.networks.irnet import IRNet, boundaries, irnet_losses
 from wsss.ops.affinity import directions, path_affinity_planes
+from wsss.ops.instances import Detections, detections, instance_map, split_cams
 from wsss.ops.random_walk import random_walk
 from wsss.progress import Progress
 from wsss.run import maybe_file, stage
@@ -30,6 +34,7 @@ from wsss.stages.evaluate import best_threshold, evaluate_cams
 from wsss.stages.refine import Settings as LabelSettings
 from wsss.stages.refine import refine
 from wsss.stages.train import Training, train
+from wsss.storage import read_json, write_json
 from wsss.stream import Writer, in_threads
 from wsss.weights import (
     WEIGHTS,
@@ -42,6 +47,7 @@ from wsss.weights import (
 )
 
 KIND = "irnet"
+_TRAIN_DISPLACED = "Train it with irnet.network.displacement true."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,9 +260,7 @@ def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -
     """
     network = load(weights)
     if not network.displacement:
-        raise BadInput(
-            weights, "a network without displacements", "one with them", "Train with irnet.displacement true."
-        )
+        raise BadInput(weights, "a network without displacements", "one with them", _TRAIN_DISPLACED)
     size = min(batch, len(images))
     starts = launch.share(range(0, len(images) - size + 1, size))
 
@@ -283,6 +287,122 @@ _PUBLISHED = {"backbone": "resnet50", "output_stride": 16, "displacement": True}
 
 
 @dataclasses.dataclass(frozen=True)
+class Instances:
+    """How instances are told apart."""
+
+    threshold: float = 0.25
+    """background score of the walked maps of all instances"""
+    smallest: float = 0.01
+    """fragments below that share of the picture are left out"""
+    crop: int = 512
+    """crop of the pictures that the mean displacement is taken from"""
+    batch: int = 32
+    """pictures a batch of it; an incomplete last batch is left out, as published"""
+
+    def __post_init__(self) -> None:
+        check_range("instances.threshold", self.threshold, 0, 1)
+        check_range("instances.smallest", self.smallest, 0, 1)
+        check_range("instances.crop", self.crop, 1)
+        check_range("instances.batch", self.batch, 1)
+
+
+@stage
+def find_instances(
+    settings: Instances, spread: Walk, images: Images, *, cams: Path, weights: Path, out: Path
+) -> dict[str, Any]:
+    """Write instances: for each picture a map `NAME.png` and `NAME.json`, for all of them `coco_results.json`.
+
+    In the map, a pixel's label is the number of its instance (1 is the first in the file, 0 none). The files hold lists of
+    COCO's results: `image_id` (COCO's number where the name has one, else the name), `category_id` (COCO's for its
+    classes, else 1 for the first class), `segmentation` (run lengths), `bbox`, `score`, with the best score first.
+
+    Args:
+        settings: of the instances.
+        spread: of the walk.
+        images: the pictures.
+        cams: folder of their activation maps.
+        weights: folder of the centred network (`centre`), or a published checkpoint.
+        out: the stage's folder.
+
+    Raises:
+        BadInput: a network without displacements, or maps that do not fit.
+    """
+    network = load(weights)
+    if not network.displacement:
+        raise BadInput(weights, "a network without displacements", "one with them", _TRAIN_DISPLACED)
+    todo = launch.missing(images.names, out, ".json")
+    mine = len(launch.share(images.names))
+    with Writer() as write, Progress(f"instances {out.name}", mine, done=mine - len(todo)) as progress:
+        loaded = in_threads(partial(_loaded, images, cams, network.stride), todo, threads=launch.threads())
+        for index, (view, classes, maps) in zip(todo, loaded, strict=True):
+            found = instances(network, view, classes, maps, settings, spread)
+            write(_write_instances, out, images, index, found)
+            progress.advance()
+    launch.wait()
+    if launch.is_first():
+        results = [result for name in images.names for result in read_json(out / f"{name}.json", "instances")]
+        write_json(out / "coco_results.json", results)
+    return {"images": len(images)}
+
+
+def instances(
+    network: IRNet,
+    view: Float[Tensor, "3 h w"],
+    classes: Int[np.ndarray, " k"],
+    maps: Float[Tensor, "k hs ws"],
+    settings: Instances,
+    spread: Walk,
+) -> Detections:
+    """The instances of a picture, those of the highest score first.
+
+    The maps are cut into those of single instances by the displacements, walk together, and the highest of them
+    that is above the threshold takes a pixel; every fragment of what an instance has is one, as published.
+    """
+    edge, displacement = boundaries(network, view.to(launch.device()), spread.pad_to)
+    assert displacement is not None
+    parts = split_cams(maps.numpy(), instance_map(displacement.cpu().numpy()))
+    flat = torch.from_numpy(parts.reshape(-1, *parts.shape[2:])).to(edge)
+    size_hw = (view.shape[1], view.shape[2])
+    full = enlarged(walked(flat, edge, spread), network.stride, size_hw).cpu().numpy()
+    best = np.concatenate([np.full((1, *size_hw), settings.threshold, np.float32), full]).argmax(0)
+    present = np.flatnonzero(np.bincount(best.ravel(), minlength=len(full) + 1)[1:])
+    found = detections(
+        full[present],
+        best == 1 + present[:, None, None],
+        np.repeat(classes, parts.shape[1])[present],
+        settings.smallest * best.size,
+    )
+    kept = [i for i in np.argsort(-found.scores, kind="stable") if found.scores[i] > 0]
+    return Detections(found.scores[kept], found.masks[kept], found.classes[kept])
+
+
+def _write_instances(out: Path, images: Images, index: int, found: Detections) -> None:
+    name = images.names[index]
+    number = re.fullmatch(r"(?:COCO_[a-z]+\d+_)?(\d{12})", Path(name).name)
+    categories = {label: category for category, label in COCO_CATEGORIES.items()}
+    results = []
+    # 255 is no number of an instance in a mask file
+    drawn = np.zeros(found.masks.shape[1:], np.uint8)
+    for position, (score, mask, label) in enumerate(zip(*found, strict=True)):
+        if position < IGNORE - 1:
+            drawn[mask] = position + 1
+        run_lengths = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        results.append(
+            {
+                "image_id": int(number[1]) if number else name,
+                "category_id": categories[images.class_names[label]]
+                if set(images.class_names) == set(categories)
+                else int(label) + 1,
+                "segmentation": {"size": list(run_lengths["size"]), "counts": run_lengths["counts"].decode("ascii")},
+                "bbox": coco_mask.toBbox(run_lengths).tolist(),
+                "score": float(score),
+            }
+        )
+    write_mask(out / f"{name}.png", drawn)
+    write_json(out / f"{name}.json", results)
+
+
+@dataclasses.dataclass(frozen=True)
 class Refinement:
     """Maps to pseudo masks by IRNet."""
 
@@ -294,6 +414,8 @@ class Refinement:
     """a network to walk with, such as res50_irn.pth; `none` trains one"""
     walk: Walk = Walk()
     """the walk of the maps"""
+    instances: Instances = Instances()
+    """instances, where they are asked for"""
     masks: LabelSettings = LabelSettings(by="threshold", threshold=0.25)
     """walked maps to pseudo masks; CLIMS has 0.20 on VOC; without a threshold the best one is taken where there are true masks"""
 
@@ -324,13 +446,7 @@ class Refinement:
             seeds: pictures among them with true masks, to score the walked maps on.
             scores: how they are scored, by default as IRNet does.
         """
-        weights = Path(self.weights)
-        if self.weights == "none":
-            network = self.network
-            if network.init == "classifier":
-                network = dataclasses.replace(network, init=classifier_weights("irnet.network.init", classifier))
-            labels = refine(self.labels, images, cams=cams, out=out / "irnet-labels")
-            weights = train(network, images, labels=labels, out=out / "irnet")
+        weights = self._trained(images, cams=cams, out=out, classifier=classifier)
         after = walk(self.walk, images, cams=cams, weights=weights, out=out / "irnet-walk")
         found = None
         if seeds is not None:
@@ -338,3 +454,21 @@ class Refinement:
             scored = evaluate_cams(settings, seeds, cams=after, out=out / "irnet-walk-scores")
             found = best_threshold(scored)
         return refine(self.masks.at(found), images, cams=after, out=out / "masks")
+
+    def instances_of(self, images: Images, *, cams: Path, out: Path, classifier: Path | None = None) -> Path:
+        """The folder of the instances, `out/instances`; labels and networks lie beside it. See `refined`."""
+        weights = self._trained(images, cams=cams, out=out, classifier=classifier)
+        if self.weights == "none":
+            weights = centre(
+                images, weights=weights, crop=self.instances.crop, batch=self.instances.batch, out=out / "irnet-centred"
+            )
+        return find_instances(self.instances, self.walk, images, cams=cams, weights=weights, out=out / "instances")
+
+    def _trained(self, images: Images, *, cams: Path, out: Path, classifier: Path | None) -> Path:
+        if self.weights != "none":
+            return Path(self.weights)
+        network = self.network
+        if network.init == "classifier":
+            network = dataclasses.replace(network, init=classifier_weights("irnet.network.init", classifier))
+        labels = refine(self.labels, images, cams=cams, out=out / "irnet-labels")
+        return train(network, images, labels=labels, out=out / "irnet")

@@ -1,6 +1,6 @@
-"""Make the demo's CLIP again: draw captioned pictures, train on them. `OUT/clip` is then what lies beside this file.
+"""Make the demo's CLIP again: draw captioned pictures, train on them. `OUT/clip` is then what lies in `demo_clip`.
 
-    python -m wsss.configs.demo_clip.make OUT
+    python -m wsss.configs.make_demo_clip OUT
 
 It knows the five shapes from other pictures than the demo's, as a downloaded CLIP would: squares of 72 pixels with up to two
 objects of all sizes, often cut off, on any ground, and captions that may name the ground. No mask is drawn.
@@ -38,9 +38,10 @@ def draw(index: int) -> tuple[np.ndarray, list[str]]:
         for _ in range(count):
             if free := place(SIDE, SIDE, places, chance):
                 places.append(free)
-    shown = [SHAPES[chance.integers(len(SHAPES))] for _ in places]
-    for name, where in zip(shown, places, strict=True):
-        _, image = put(image, name, where, chance)
+    shown = []
+    for where in places:
+        shown.append(SHAPES[chance.integers(len(SHAPES))])
+        _, image = put(image, shown[-1], where, chance)
     image = image + chance.normal(0, 0.012, image.shape)
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), list(dict.fromkeys([*shown, behind]))
 
@@ -60,7 +61,14 @@ def make(out: Path) -> int:
         rows = list(in_threads(write, range(PICTURES)))
         with whole_file(pictures / "tags.csv") as temporary:
             temporary.write_text("image,tags,split\n" + "".join(rows))
-    settings = ["--data", str(pictures), "--config", str(HERE / "training.yaml"), "--out", str(out / "clip")]
+    settings = [
+        "--data",
+        str(pictures),
+        "--config",
+        str(HERE / "demo_clip" / "training.yaml"),
+        "--out",
+        str(out / "clip"),
+    ]
     return main(["train", "clip", *settings])
 
 
