@@ -38,6 +38,8 @@ format: $(INSTALLED)
 benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/dense_crf.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/clip_es.py
+	$(BIN)/python benchmarks/random_walk.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -280,13 +280,7 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
         if not hasattr(body, "layer4") and not any(key.startswith("body.") for key in state):
             return load_into(body, _timm_features(state, set(body.state_dict())), init)
         return load_into(body, state, init, ignore=("fc.*", "classifier.*"))
-    if isinstance(body, ResNet38 | VGG16):
-        raise BadInput(
-            f"ImageNet weights of {name}",
-            "no library that offers them",
-            "a file: ilsvrc-cls_rna-a1_cls1000_ep-0001.params (ademxapp) for resnet38, or a state dict of the backbone",
-            "Give it with --init FILE, or start from new weights with --init none.",
-        )
+    check_initial("init", name, init)
     if hasattr(body, "layer4"):
         state, path = imagenet_weights(name)
         return load_into(body, state, path, ignore=("fc.*",))
@@ -301,6 +295,25 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
             "Give a file with --init FILE, or start from new weights with --init none.",
         ) from error
     return load_into(body, {f"body.{key}": value for key, value in pretrained.state_dict().items()}, where)
+
+
+def check_initial(setting: str, backbone: str, init: str) -> None:
+    """Raise BadInput for initial weights that cannot be had, before hours are spent on what comes first.
+
+    Args:
+        setting: the setting to name in an error.
+        backbone: its name.
+        init: `none`, `imagenet`, `classifier`, or a file.
+    """
+    if init == "imagenet" and re.fullmatch(r"resnet38.*|psa-vgg16", backbone):
+        raise BadInput(
+            setting,
+            f"`imagenet`, which no library offers for {backbone}",
+            "a file: ilsvrc-cls_rna-a1_cls1000_ep-0001.params (ademxapp) for resnet38, or a state dict of the backbone",
+            "Fetch it from its authors, choose another backbone, or start anew with `none`.",
+        )
+    if init not in ("imagenet", "none", "classifier"):
+        read_checkpoint(Path(init))
 
 
 def classifier_weights(setting: str, classifier: Path | None) -> str:

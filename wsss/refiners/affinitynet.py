@@ -31,10 +31,10 @@ from wsss.stages.train import Training, train
 from wsss.stream import Writer, in_threads
 from wsss.weights import (
     WEIGHTS,
+    check_initial,
     classifier_weights,
     load_backbone,
     load_into,
-    read_checkpoint,
     trained_weights,
     write_weights,
 )
@@ -82,22 +82,14 @@ class Settings:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
             AffinityNet(self.backbone)
-        if self.backbone.startswith("resnet38") and self.init == "imagenet":
-            raise BadInput(
-                "affinitynet.init",
-                "`imagenet`, which no library offers for ResNet-38",
-                "a file: ilsvrc-cls_rna-a1_cls1000_ep-0001.params (ademxapp), or a state dict of it",
-                "Fetch it from its authors, choose another affinitynet.backbone, or start anew with `none`.",
-            )
         if self.augment.stride != STRIDE or self.augment.crop < STRIDE * (2 * self.radius - 1):
             raise BadInput(
-                "affinitynet.augment",
+                "affinitynet.network.augment",
                 f"a crop of {self.augment.crop} and labels at stride {self.augment.stride}",
                 f"at least {2 * self.radius - 1} cells of {STRIDE} pixels for pairs of radius {self.radius}",
-                "Set affinitynet.augment.crop and affinitynet.augment.stride.",
+                "Set its crop and stride.",
             )
-        if self.init not in ("imagenet", "none", "classifier"):
-            read_checkpoint(Path(self.init))
+        check_initial("affinitynet.network.init", self.backbone, self.init)
 
     def trainable(self, images: Images, labels: Path) -> "Learning":
         """The network and its losses on the label sets of the folder `labels`."""

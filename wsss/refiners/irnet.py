@@ -38,6 +38,7 @@ from wsss.storage import read_json, write_json
 from wsss.stream import Writer, in_threads
 from wsss.weights import (
     WEIGHTS,
+    check_initial,
     classifier_weights,
     load_backbone,
     load_into,
@@ -74,7 +75,7 @@ class Settings:
         check_range("irnet.radius", self.radius, 2)
         if self.init == "none":
             raise BadInput(
-                "irnet.init",
+                "irnet.network.init",
                 "`none` for a backbone that never learns",
                 "`imagenet`, `classifier` or a file",
                 "Give it weights that know pictures.",
@@ -86,11 +87,12 @@ class Settings:
             network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
         if network.stride != self.augment.label_stride or self.augment.crop % self.output_stride:
             raise BadInput(
-                "irnet.augment",
+                "irnet.network.augment",
                 f"a crop of {self.augment.crop} and labels at stride {self.augment.label_stride}",
                 f"a multiple of {self.output_stride}, and the stride of the network's maps, {network.stride}",
-                "Set irnet.augment.crop and irnet.augment.label_stride.",
+                "Set its crop and label_stride.",
             )
+        check_initial("irnet.network.init", self.backbone, self.init)
 
     def trainable(self, images: Images, labels: Path) -> "Learning":
         """The network and its losses on the confident labels of the folder `labels`."""

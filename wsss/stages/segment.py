@@ -24,7 +24,15 @@ from wsss.networks.deeplab import (
 )
 from wsss.run import maybe_file
 from wsss.stages.train import Training
-from wsss.weights import WEIGHTS, classifier_weights, load_backbone, load_deeplab, read_checkpoint, write_weights
+from wsss.weights import (
+    WEIGHTS,
+    check_initial,
+    classifier_weights,
+    load_backbone,
+    load_deeplab,
+    read_checkpoint,
+    write_weights,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +71,7 @@ class Settings:
                 "the backbone of the classifier as segmenter.network.backbone",
                 "Set it, or give a file such as deeplabv1_resnet101-coco.pth.",
             )
-        if self.init not in ("imagenet", "none", "classifier"):
-            read_checkpoint(Path(self.init))
+        check_initial("segmenter.init", self.network.backbone, self.init)
         if self.init == "none" and self.network.batch_norm == "frozen":
             raise BadInput(
                 "segmenter.network.batch_norm",
