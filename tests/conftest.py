@@ -12,7 +12,7 @@ from tests import typechecker
 
 # Types and shapes in signatures are checked while the tests run; not in ops, which numba compiles and which answers
 # wrong ones itself
-install_import_hook(["wsss.data", "wsss.methods", "wsss.networks"], f"{typechecker.__name__}.check")
+install_import_hook(["wsss.data", "wsss.methods", "wsss.networks", "wsss.refiners"], f"{typechecker.__name__}.check")
 
 from wsss.data.files import write_mask  # noqa: E402
 from wsss.data.images import Images, MaskFile  # noqa: E402
