@@ -17,6 +17,7 @@ from wsss.stages.refine import refine
 from wsss.stages.report import report
 from wsss.stages.segment import Settings as SegmenterSettings
 from wsss.stages.train import train
+from wsss.weights import classifier_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +48,21 @@ class Tail:
                 "Set it, or the exponent.",
             )
 
-    def check(self) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
-        if self.refiner == "irnet":
-            self.irnet.check()
-        elif self.refiner == "affinitynet":
-            self.affinitynet.check()
+    def check(self, classifier: bool) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first.
+
+        Args:
+            classifier: whether a trained classifier gives the maps.
+        """
+        learned: IRNetSettings | AffinityNetSettings | None = None
+        if self.refiner != "crf":
+            learned = self.irnet if self.refiner == "irnet" else self.affinitynet
+        if learned is not None:
+            learned.check()
+        if not classifier:
+            if learned is not None and learned.weights == "none" and learned.network.init == "classifier":
+                classifier_weights(f"{self.refiner}.network.init", None)
+            self.segmenter.starting_from(None)
         self.segmenter.check()
 
 

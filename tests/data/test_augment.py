@@ -3,11 +3,14 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import ColorJitter
 
 from wsss.data import augment
+from wsss.errors import BadInput
 
 SIDE = st.integers(1, 60)
 
@@ -128,6 +131,60 @@ def test_segmenter_draws_in_the_published_order(seed, colours):
     np.testing.assert_array_equal(view_label, resized[:, ::-1] if flip else resized)
 
 
+@pytest.mark.parametrize("colours", ["caffe", "imagenet"])
+@pytest.mark.parametrize("seed", range(6))
+def test_posteriors_are_drawn_in_the_published_order(seed, colours):
+    image, maps = picture(50, 70), np.random.default_rng(9).random((5, 50, 70), np.float32)
+    rng = np.random.default_rng(seed)
+    jittered = augment.colour_jitter(image, 0.3, 0.3, 0.3, 0.1, rng)
+    left, top = int(rng.integers(abs(70 - 56) + 1)), int(rng.integers(abs(50 - 56) + 1))
+    flip = rng.random() < 0.5
+    # beside the picture it is black, and no class is there
+    padded = np.pad(jittered, ((top, 6 - top), (0, 0), (0, 0)))[:, left : left + 56]
+    scores = np.pad(maps, ((0, 0), (top, 6 - top), (0, 0)))[:, :, left : left + 56]
+    if flip:
+        padded, scores = padded[:, ::-1], scores[..., ::-1]
+    cells = [[part.mean((1, 2)) for part in np.split(row, 7, 2)] for row in np.split(scores, 7, 1)]
+    view, found = augment.PosteriorAugment(crop=56)(image, maps, np.random.default_rng(seed), colours)
+    np.testing.assert_array_equal(view, augment.normalise(padded, colours))
+    np.testing.assert_allclose(found, np.array(cells).transpose(2, 0, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("strength", [(0.3, 0.3, 0.3, 0.1), (0.0, 1.0, 0.4, 0.5), (0.0, 0.0, 0.0, 0.0)])
+def test_colour_jitter_is_torchvisions(monkeypatch, seed, strength):
+    rng, image = np.random.default_rng(seed), picture(9, 13, seed)
+    factors = [rng.uniform(1 - value, 1 + value) for value in strength[:3]] + [rng.uniform(-strength[3], strength[3])]
+    order = torch.from_numpy(rng.permutation(4))
+    drawn = [factor if value > 0 else None for factor, value in zip(factors, strength, strict=True)]
+    monkeypatch.setattr(ColorJitter, "get_params", staticmethod(lambda *_: (order, *drawn)))
+    expected = np.asarray(ColorJitter(*strength)(Image.fromarray(image)))
+    np.testing.assert_array_equal(augment.colour_jitter(image, *strength, np.random.default_rng(seed)), expected)
+    assert (expected != image).any() == any(strength)
+
+
+def test_colours_are_jittered_within_their_ranges():
+    grey, bright = np.full((1, 1, 3), 100, np.uint8), []
+    for seed in range(300):
+        # a grey pixel has no contrast, saturation or hue to change
+        bright.append(int(augment.colour_jitter(grey, 0.3, 0.3, 0.3, 0.1, np.random.default_rng(seed))[0, 0, 0]))
+    assert 70 <= min(bright) < 73
+    assert 127 < max(bright) <= 130
+
+
+@pytest.mark.parametrize("colours", ["imagenet", "clip", "caffe"])
+def test_pictures_taken_back_are_at_most_one_lower(colours):
+    image = picture(30, 40)
+    taken_back = augment.denormalised(augment.normalise(image, colours), colours)
+    assert taken_back.dtype == np.uint8
+    lower = image.astype(int) - taken_back
+    assert set(np.unique(lower)) <= {0, 1}
+    beside = augment.denormalised(np.zeros((3, 1, 1), np.float32), colours)[0, 0]
+    mean = {"imagenet": augment.IMAGENET_MEAN, "clip": augment.CLIP_MEAN}.get(colours)
+    expected = np.array(augment.CAFFE_MEAN_BGR[::-1]) if mean is None else 255 * np.array(mean)
+    np.testing.assert_array_equal(beside, np.floor(expected))
+
+
 def test_draws_cover_their_whole_ranges():
     # one lit pixel in a mean-coloured image tells the offset and the flip
     image = np.zeros((1, 1, 3), np.uint8)
@@ -153,6 +210,9 @@ def test_images_of_any_shape_give_whole_views(size):
         assert augment.ClassifierAugment(crop=40)(image, rng).shape == (3, 40, 40)
         view, reduced = augment.AffinityAugment(crop=40)(image, label, rng)
         assert (view.shape, reduced.shape) == ((3, 40, 40), (10, 10))
+        view, cells = augment.PosteriorAugment(crop=40)(image, label[None].astype(np.float32), rng)
+        assert (view.shape, cells.shape) == ((3, 40, 40), (1, 5, 5))
+        assert view.flags.c_contiguous
         view, cropped = augment.SegmenterAugment(crop=40)(image, label, rng)
         assert (view.shape, cropped.shape) == ((3, 40, 40), (40, 40))
         assert (view.dtype, cropped.dtype) == (np.float32, np.uint8)
@@ -163,15 +223,26 @@ def test_images_of_any_shape_give_whole_views(size):
 
 def test_views_leave_their_input_alone():
     image, label = picture(50, 70), label_map(50, 70)
-    image.flags.writeable = label.flags.writeable = False
+    maps = label[None].astype(np.float32)
+    image.flags.writeable = label.flags.writeable = maps.flags.writeable = False
     rng = np.random.default_rng(0)
     for _ in range(4):
         augment.ClassifierAugment(crop=64)(image, rng)
         augment.AffinityAugment(crop=64)(image, label, rng)
+        augment.PosteriorAugment(crop=64)(image, maps, rng)
         augment.SegmenterAugment(crop=64)(image, label, rng)
 
 
 def test_defaults_are_the_published_ones():
     assert dataclasses.asdict(augment.ClassifierAugment()) == {"long_side": (320, 640), "crop": 512, "flip": 0.5}
     assert dataclasses.astuple(augment.AffinityAugment()) == ((0.5, 1.5), 512, 0.5, 4)
+    assert dataclasses.astuple(augment.PosteriorAugment()) == (448, 0.5, 0.3, 0.1, 8)
     assert dataclasses.astuple(augment.SegmenterAugment()) == ((0.5, 0.75, 1.0, 1.25, 1.5), 321, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("crop", 0), ("crop", 50), ("flip", 1.5), ("jitter", -0.1), ("hue", 0.6), ("stride", 0)]
+)
+def test_settings_that_make_no_sense(setting, value):
+    with pytest.raises(BadInput, match=rf"augment\.{setting}"):
+        augment.PosteriorAugment(**{setting: value})

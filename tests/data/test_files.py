@@ -8,7 +8,15 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from tests.parity import inputs
-from wsss.data.files import read_cams, read_mask, voc_palette, write_cams, write_mask
+from wsss.data.files import (
+    read_cams,
+    read_mask,
+    read_posteriors,
+    voc_palette,
+    write_cams,
+    write_mask,
+    write_posteriors,
+)
 from wsss.errors import BadInput
 
 
@@ -87,3 +95,34 @@ def test_bad_maps(tmp_path):
     np.savez(path, classes=np.array([{}], object), maps=np.ones((1, 4, 4)))
     with pytest.raises(BadInput, match="no such archive"):
         read_cams(path)
+
+
+def test_posteriors_survive_as_half_floats(tmp_path):
+    path, low, high = tmp_path / "ä" / "a b.npz", inputs.array("low", (3, 9, 11)), inputs.array("high", (3, 9, 11))
+    write_posteriors(path, np.array([2, 7]), low, high)
+    for ours, theirs in zip(read_posteriors(path), (low, high), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, theirs.astype(np.float16))
+    with np.load(path, allow_pickle=False) as file:
+        assert sorted(file) == ["classes", "high", "low"]
+        assert file["classes"].tolist() == [2, 7]
+
+
+def test_bad_posteriors(tmp_path):
+    path, scores = tmp_path / "a.npz", np.ones((2, 4, 4), np.float32)
+    with pytest.raises(BadInput, match="no such file"):
+        read_posteriors(path)
+    write_cams(path, np.array([1]), np.ones((1, 4, 4)))
+    with pytest.raises(BadInput, match=r"a\.npz: found no array .*low.*Make the label sets again"):
+        read_posteriors(path)
+    for low, high in ((scores, scores[:, :3]), (scores, scores[:1]), (scores[0], scores[0]), (scores[:0], scores[:0])):
+        np.savez(path, low=low, high=high)
+        with pytest.raises(BadInput, match=r"`low` of shape .* and `high` of shape"):
+            read_posteriors(path)
+    np.savez(path, low=np.array([{}], object), high=scores)
+    with pytest.raises(BadInput, match="no such archive"):
+        read_posteriors(path)
+    write_posteriors(path, np.array([1]), scores, scores)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(BadInput, match="no such archive"):
+        read_posteriors(path)

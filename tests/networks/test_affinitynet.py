@@ -98,7 +98,7 @@ def test_vgg_weights_from_a_file(tmp_path):
     fresh = VGG16(1)
     assert len(load_backbone(fresh, VGG_BODY, str(path)).loaded) == 30
     assert torch.equal(fresh.fc6.weight, body.fc6.weight)
-    with pytest.raises(BadInput, match="--init FILE"):
+    with pytest.raises(BadInput, match="no library offers for psa-vgg16"):
         load_backbone(fresh, VGG_BODY, "imagenet")
 
 

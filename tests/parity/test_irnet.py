@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from tests.parity import inputs
 from wsss.networks import irnet
 from wsss.ops import affinity, instances
-from wsss.ops.random_walk import random_walk
+from wsss.refiners import irnet as refiner
+from wsss.refiners.irnet import Walk
 
 DATA = Path(__file__).parent / "data"
 PATHS, LABELS, LOSSES, NETWORK, WALK, INSTANCE = (
@@ -152,17 +153,14 @@ def test_inference(network, pad_to, name):
     close(displacement, NETWORK[f"infer_dp_{name}"], 2e-5)
 
 
-def walked(cam: np.ndarray, edge: np.ndarray, beta: float, steps: int) -> torch.Tensor:
+def walked(cam: np.ndarray, edge: np.ndarray, settings: Walk) -> torch.Tensor:
     """The random walk of activation maps over the affinity that an edge map leaves."""
-    planes = affinity.path_affinity_planes(torch.from_numpy(edge).double(), 5)
-    scores = torch.from_numpy(cam * (1 - edge)).double()
-    return random_walk(scores, planes, affinity.directions(5), beta=beta, steps=steps)[:, None]
+    return refiner.walked(torch.from_numpy(cam).double(), torch.from_numpy(edge).double(), settings)
 
 
 def pseudo_mask(scores: torch.Tensor, background: float, keys) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Full-size scores over their maximum, labels, and where the best two are so close that either label is right."""
-    full = F.interpolate(scores, scale_factor=4, mode="bilinear", align_corners=False)[:, 0, :118, :157]
-    full = full / full.max()
+    full = refiner.enlarged(scores, 4, (118, 157))
     joined = F.pad(full, (0, 0, 0, 0, 1, 0), value=background)
     best, second = joined.sort(0, descending=True).values[:2]
     return full, np.array(keys, np.uint8)[joined.argmax(0)], (best - second < 1e-4).numpy()
@@ -171,8 +169,8 @@ def pseudo_mask(scores: torch.Tensor, background: float, keys) -> tuple[torch.Te
 @pytest.mark.parametrize(("beta", "exponent"), [(10, 8), (10, 0), (10, 3), (8, 6)])
 def test_random_walk(beta, exponent):
     edge, cam = inputs.array("irn/rw_edge", (1, 30, 40), 0) ** 2, inputs.array("irn/rw_cam", (2, 30, 40), 0)
-    found = walked(cam, edge[0], beta, 2**exponent)
-    close(found, WALK[f"rw_beta{beta}_exp{exponent}"], 5e-5)  # 2.4e-5 measured: the fixture is float32
+    found = walked(cam, edge[0], Walk(beta=beta, doublings=exponent))
+    close(found[:, None], WALK[f"rw_beta{beta}_exp{exponent}"], 5e-5)  # 2.4e-5 measured: the fixture is float32
     if (beta, exponent) == (10, 8):
         full, label, unsure = pseudo_mask(found, float(WALK["label_thr"]), (0, 3, 15))
         close(full[:, 2::7, 3::7], WALK["rw_up_sample"], 1e-4)
@@ -182,8 +180,8 @@ def test_random_walk(beta, exponent):
 
 def test_random_walk_over_the_edges_of_the_network(network):
     edge = irnet.boundaries(network, normalised(118, 157, 2)).edge.numpy()
-    found = walked(inputs.blocky("irn/e2e_cam", 2, 30, 40, 0, 4), edge, 10, 256)
-    close(found, WALK["e2e_rw"], 1e-4)
+    found = walked(inputs.blocky("irn/e2e_cam", 2, 30, 40, 0, 4), edge, Walk())
+    close(found[:, None], WALK["e2e_rw"], 1e-4)
     _, label, unsure = pseudo_mask(found, 0.5, (0, 3, 15))
     np.testing.assert_array_equal(label[~unsure], WALK["e2e_label"][~unsure])
     assert unsure.mean() < 0.01

@@ -219,17 +219,21 @@ def colour_jitter(
     hue: float,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """torchvision's ColorJitter: each factor is drawn from 1 - x .. 1 + x (the hue's shift from -x .. x), in a random order."""
+    """torchvision's ColorJitter: each factor is drawn from 1 - x .. 1 + x (the hue's shift from -x .. x), in a random order.
+
+    Where x is 0, nothing is done: even a shift of 0 would round the hue.
+    """
     steps = (
-        (functional.adjust_brightness, rng.uniform(1 - brightness, 1 + brightness)),
-        (functional.adjust_contrast, rng.uniform(1 - contrast, 1 + contrast)),
-        (functional.adjust_saturation, rng.uniform(1 - saturation, 1 + saturation)),
-        (functional.adjust_hue, rng.uniform(-hue, hue)),
+        (functional.adjust_brightness, brightness, rng.uniform(1 - brightness, 1 + brightness)),
+        (functional.adjust_contrast, contrast, rng.uniform(1 - contrast, 1 + contrast)),
+        (functional.adjust_saturation, saturation, rng.uniform(1 - saturation, 1 + saturation)),
+        (functional.adjust_hue, hue, rng.uniform(-hue, hue)),
     )
     picture = Image.fromarray(image)
     for step in rng.permutation(len(steps)):
-        adjust, factor = steps[step]
-        picture = adjust(picture, factor)
+        adjust, strength, factor = steps[step]
+        if strength > 0:
+            picture = adjust(picture, factor)
     return np.array(picture)
 
 

@@ -259,7 +259,7 @@ class Recipe:
 
 def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
     """Tags -> classifier -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
-    settings.tail.check()
+    settings.tail.check(classifier=True)
     images = data.split(data.train)
     classifier = train(settings.classifier, images, out=run / "classifier")
     cams = localize(settings.inference, images, weights=classifier, out=run / "cams")

@@ -314,6 +314,6 @@ class Recipe:
 
 def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
     """Tags -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
-    settings.tail.check()
+    settings.tail.check(classifier=False)
     cams = localize(settings.inference, data.split(data.train), out=run / "cams")
     finish(run, data, cams, settings.tail)

@@ -47,7 +47,7 @@ from wsss.weights import (
     write_weights,
 )
 
-KIND = "irnet"
+KIND, _STRIDE = "irnet", 4
 _TRAIN_DISPLACED = "Train it with irnet.network.displacement true."
 
 
@@ -85,12 +85,20 @@ class Settings:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
             network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
-        if network.stride != self.augment.label_stride or self.augment.crop % self.output_stride:
+        if network.stride != _STRIDE or self.augment.label_stride != _STRIDE:
             raise BadInput(
-                "irnet.network.augment",
-                f"a crop of {self.augment.crop} and labels at stride {self.augment.label_stride}",
-                f"a multiple of {self.output_stride}, and the stride of the network's maps, {network.stride}",
-                "Set its crop and label_stride.",
+                "irnet.network",
+                f"{self.backbone} with maps at stride {network.stride}, and labels at {self.augment.label_stride}",
+                f"{_STRIDE} for both, as the activation maps that walk",
+                "Choose a backbone whose second feature has stride 4, and that label_stride.",
+            )
+        least = max(self.output_stride, _STRIDE * (2 * self.radius - 1))
+        if self.augment.crop % self.output_stride or self.augment.crop < least:
+            raise BadInput(
+                "irnet.network.augment.crop",
+                str(self.augment.crop),
+                f"a multiple of {self.output_stride}, and {least} at least for pairs of radius {self.radius}",
+                "Change it, or the radius.",
             )
         check_initial("irnet.network.init", self.backbone, self.init)
 

@@ -586,7 +586,8 @@ def _made(stages: Sequence[_Stage], splits: Mapping[str, Images]) -> list[_Made]
     made = []
     for stage in stages:
         images = splits.get(stage.fingerprint or "")
-        if not images:
+        # label sets are probabilities that AffinityNet learns from, two for each label: no maps to show
+        if not images or stage.kind == "label_sets":
             continue
         for suffix in (".npz", ".png"):
             if (stage.folder / f"{images.names[0]}{suffix}").exists():

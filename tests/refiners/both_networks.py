@@ -1,0 +1,57 @@
+"""What one or two processes run in test_two_processes: both networks trained, then all stages of the walks.
+
+Apart from the tests, whose imports are slow since types are checked there.
+"""
+
+import dataclasses
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsss import launch
+from wsss.data.augment import AffinityAugment, PosteriorAugment
+from wsss.data.images import Images
+from wsss.refiners import affinitynet, irnet
+from wsss.stages.train import Training, train
+
+BACKBONE = "test_resnet"  # timm's, of 0.4 million parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Double:
+    """Training in float64, whose rounding cannot hide a wrong gradient."""
+
+    settings: Any
+
+    @property
+    def training(self) -> Training:
+        return self.settings.training
+
+    def trainable(self, images: Images, labels: Path) -> torch.nn.Module:
+        learning = self.settings.trainable(images, labels=labels).double()
+        learning.register_forward_pre_hook(lambda _, given: {**given[0], "image": given[0]["image"].double()})
+        return learning
+
+
+def work(folder: Path) -> None:
+    images = pickle.loads((folder / "images").read_bytes())
+    out, training = folder / str(launch.processes()), Training(batch=4, epochs=None, steps=3, lr=0.01, workers=0)
+    file = str(folder / "backbone.safetensors")
+    edges = irnet.Settings(BACKBONE, init=file, radius=4, augment=AffinityAugment(crop=48), training=training)
+    # no pretrained weights: batch norms learn, with statistics over both processes
+    features = affinitynet.Settings(BACKBONE, "none", 3, PosteriorAugment(crop=48), training)
+    for name, settings in (("irnet", edges), ("affinitynet", features)):
+        train(Double(settings), images, labels=folder / f"{name}-labels", out=out / name)
+    cams, weights = folder / "cams", {name: folder / f"{name}.safetensors" for name in ("irnet", "affinitynet")}
+    irnet.walk(irnet.Walk(pad_to=0), images, cams=cams, weights=weights["irnet"], out=out / "irnet-walk")
+    irnet.centre(images, weights=weights["irnet"], crop=32, batch=3, out=out / "centred")
+    affinitynet.label_sets(affinitynet.Labels(), images, cams=cams, out=out / "sets")
+    walk = affinitynet.Walk()
+    affinitynet.walk_to_masks(walk, images, cams=cams, weights=weights["affinitynet"], out=out / "masks")
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
