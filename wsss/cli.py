@@ -37,7 +37,16 @@ METHODS = {
         train=True,
         localize=True,
     ),
+    "vwl": Method(
+        "VWE and VWL (Ru et al., IJCAI 2021 and IJCV 2022), visual words and hybrid pooling",
+        run=True,
+        train=True,
+        localize=True,
+    ),
     "clip_es": Method("CLIP-ES (Lin et al., CVPR 2023), maps of a frozen CLIP", run=True, localize=True),
+    "clims": Method(
+        "CLIMS (Xie et al., CVPR 2022), a classifier that a frozen CLIP teaches", run=True, train=True, localize=True
+    ),
     "clip": Method("CLIP (Radford et al., ICML 2021) on own pictures and tags", train=True),
 }
 REFINERS = ("crf", "irnet", "affinitynet")

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from wsss.errors import BadInput
 from wsss.networks.clip import CLIP, Vocabulary, from_openai, is_openai
+from wsss.networks.clip_resnet import ResNetCLIP, is_resnet, resnet_from_openai
 from wsss.storage import read_json
 from wsss.torchscript import is_torchscript, read_torchscript
 from wsss.weights import SUFFIXES, read_checkpoint
@@ -33,11 +34,22 @@ def load_clip(source: str, activation: Activation = "quick_gelu") -> CLIP:
     Raises:
         BadInput: there is no such thing, it cannot be fetched, or it is another architecture.
     """
+    clip = _load(source, activation, resnets=False)
+    assert isinstance(clip, CLIP)
+    return clip
+
+
+def load_any_clip(source: str, activation: Activation = "quick_gelu") -> CLIP | ResNetCLIP:
+    """As `load_clip`; OpenAI's file may be of a ResNet too (`RN50x4.pt`), for methods that need no attention between patches."""
+    return _load(source, activation, resnets=True)
+
+
+def _load(source: str, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
     path = Path(source)
     if path.is_dir():
-        clip = _from_folder(path)
+        clip: CLIP | ResNetCLIP = _from_folder(path)
     elif path.is_file():
-        clip = _from_file(path, activation)
+        clip = _from_file(path, activation, resnets)
     elif path.suffix in SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise BadInput(source, "no such file or folder", _EXPECTED, "Check the path.")
     else:
@@ -48,7 +60,7 @@ def load_clip(source: str, activation: Activation = "quick_gelu") -> CLIP:
     return clip.requires_grad_(False).eval()
 
 
-def _from_file(path: Path, activation: Activation) -> CLIP:
+def _from_file(path: Path, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
     state = read_torchscript(path) if is_torchscript(path) else read_checkpoint(path)
     if not is_openai(state):
         raise BadInput(
@@ -57,17 +69,25 @@ def _from_file(path: Path, activation: Activation) -> CLIP:
             _EXPECTED,
             "Give the folder that holds config.json, where the file is one of transformers.",
         )
+    tokenizer = openai_tokenizer()
+    if resnets and is_resnet(state):
+        resnet = resnet_from_openai(state, str(path), activation)
+        _check_vocabulary(path, len(state["token_embedding.weight"]), len(tokenizer))
+        return ResNetCLIP(resnet, Vocabulary(tokenizer, len(state["positional_embedding"])))
     model = from_openai(state, str(path), activation)
     settings: Any = model.config.text_config
-    tokenizer = openai_tokenizer()
-    if settings.vocab_size != len(tokenizer):
+    _check_vocabulary(path, settings.vocab_size, len(tokenizer))
+    return CLIP(model, Vocabulary(tokenizer, int(settings.max_position_embeddings)))
+
+
+def _check_vocabulary(path: Path, found: int, expected: int) -> None:
+    if found != expected:
         raise BadInput(
             path,
-            f"a vocabulary of {settings.vocab_size} tokens",
-            f"OpenAI's with {len(tokenizer)}",
+            f"a vocabulary of {found} tokens",
+            f"OpenAI's with {expected}",
             "Give a folder of transformers, which brings its own vocabulary.",
         )
-    return CLIP(model, Vocabulary(tokenizer, int(settings.max_position_embeddings)))
 
 
 def _from_folder(path: Path) -> CLIP:

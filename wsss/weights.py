@@ -273,7 +273,9 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
     """
     if init != "imagenet":
         state = read_checkpoint(Path(init))
-        prefix = next((p for p in (f"{name}.", "backbone.", "body.") if any(key.startswith(p) for key in state)), "")
+        prefix = next(
+            (p for p in (f"{name}.", "resnet.", "backbone.", "body.") if any(key.startswith(p) for key in state)), ""
+        )
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if isinstance(body, ResNet38 | VGG16):
             return load_into(body, state, init, ignore=PSA_HEADS)

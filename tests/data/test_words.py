@@ -87,6 +87,27 @@ def test_a_file_may_say_a_part(file):
     assert read_words(file("background: [Zürich]"), OWN).background == ("Zürich",)
 
 
+def test_words_that_go_with_a_class(file):
+    words = read_words(file("cooccurring: {tractor: [soil, cat], cat: sofa}\nbackground: [sky]\n"), OWN)
+    assert words.background == ("sky",)
+    # another class may go with a class
+    assert words.cooccurring == (("sofa",), ("sky",), ("soil", "cat"))
+    words = read_words(file("cooccurring: {tractor: soil, cat: []}"), OWN, "clims")
+    assert words.cooccurring == ((), words.background, ("soil",))
+    assert "tree" in words.background
+    assert "river" not in words.background
+
+
+def test_a_file_for_voc_may_leave_the_words_to_the_published_lists(file):
+    default = read_words("auto", VOC_CLASSES, "clims_camera_ready")
+    assert [len(own) for own in default.cooccurring if own] == [5, 4]
+    assert (
+        read_words(file("prompts: {dog: puppy}"), VOC_CLASSES, "clims_camera_ready").cooccurring == default.cooccurring
+    )
+    given = read_words(file("background: [sky]"), VOC_CLASSES, "clims_camera_ready")
+    assert set(given.cooccurring) == {("sky",)}
+
+
 def test_a_file_for_voc_replaces_the_lists(file):
     words = read_words(file("prompts: {dog: puppy}"), VOC_CLASSES)
     assert words.prompts == tuple("puppy" if name == "dog" else name for name in VOC_CLASSES)
@@ -121,6 +142,11 @@ BAD = {
     "names: {cat: {a: b}}": "{'a': 'b'} for 'cat' in `names`",
     "prompts: {Tracktor: a}": "'Tracktor' in `prompts`",
     "prompts: {no: a}": "False in `prompts`",
+    "cooccurring: [soil]": "`cooccurring` without classes",
+    "cooccurring: {cat: [sofa, 3]}": r"\['sofa', 3\] for 'cat' in `cooccurring`",
+    "cooccurring: {Tracktor: soil}": "'Tracktor' in `cooccurring`",
+    "cooccurring: {cat: [sofa, Cat]}": "'Cat' twice among classes and backgrounds",
+    "cooccurring: {cat: [sofa, Sofa]}": "'Sofa' twice among classes and backgrounds",
 }
 
 

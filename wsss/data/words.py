@@ -4,7 +4,7 @@ import dataclasses
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -14,10 +14,19 @@ from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput
 
 _FILES = Path(__file__).parents[1] / "configs" / "words"
-_KEYS = ("prompts", "names", "background")
+# the published lists of a method: for VOC's classes, for COCO's, and for any others, whose backgrounds alone are taken
+_LISTS = {
+    "clip_es": ("voc.yaml", "coco.yaml", "voc.yaml"),
+    "clims": ("clims_voc.yaml", "clims_coco.yaml", "clims_voc.yaml"),
+    "clims_camera_ready": ("clims_camera_ready.yaml", "clims_coco.yaml", "clims_voc.yaml"),
+}
+_KEYS = ("prompts", "names", "background", "cooccurring")
 _EXPECTED = (
-    "YAML with `prompts` (class: text), and `names` (class: text) and `background` (a list of words) if you like"
+    "YAML with `prompts` (class: text), and `names` (class: text), `background` (a list of words) and `cooccurring` "
+    "(class: words) if you like"
 )
+
+Lists = Literal["clip_es", "clims", "clims_camera_ready"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +37,23 @@ class Words:
         prompts: a class, with its synonyms, as CLIP-ES puts it into a template.
         names: a class by its plain name, as TagCLIP does.
         background: what may be behind the classes.
+        cooccurring: what a class is told from, as CLIMS does: its own words, or else all of `background`.
     """
 
     prompts: tuple[str, ...]
     names: tuple[str, ...]
     background: tuple[str, ...]
+    cooccurring: tuple[tuple[str, ...], ...]
 
 
-def read_words(source: str, class_names: Sequence[str]) -> Words:
+def read_words(source: str, class_names: Sequence[str], lists: Lists = "clip_es") -> Words:
     """The words of a data set.
 
     Args:
-        source: a YAML file, or `auto`: CLIP-ES' lists for the classes of VOC and of COCO; for other classes their own
+        source: a YAML file, or `auto`: the published lists for the classes of VOC and of COCO; for other classes their own
             names. Where no backgrounds are given, they are those of COCO or else of VOC, less those that are classes.
         class_names: in the order of their labels.
+        lists: whose lists the published ones are.
 
     Raises:
         BadInput: no classes; a file that is no such YAML or names a class that is not there; texts that are empty or
@@ -49,19 +61,32 @@ def read_words(source: str, class_names: Sequence[str]) -> Words:
     """
     if not class_names:
         raise BadInput("classes", "none", "at least one class name", "Give them with --classes.")
-    lists = _FILES / ("coco.yaml" if set(class_names) == set(COCO_CATEGORIES.values()) else "voc.yaml")
-    path = lists if source == "auto" else Path(source)
-    content = _content(path)
-    known = source != "auto" or set(class_names) in (set(VOC_CLASSES), set(COCO_CATEGORIES.values()))
-    texts = {key: _texts(content.get(key), class_names, path, key) if known else {} for key in ("prompts", "names")}
+    voc, coco, other = _LISTS[lists]
+    published = {frozenset(VOC_CLASSES): voc, frozenset(COCO_CATEGORIES.values()): coco}.get(frozenset(class_names))
+    default = _FILES / (published or other)
+    path = default if source == "auto" else Path(source)
+    content = _content(path) if source != "auto" or published else {}
+    texts = {
+        # synonyms stand in one prompt, separated by commas without blanks (CLIP-ES)
+        key: {name: ",".join(parts) for name, parts in _by_class(content.get(key), class_names, path, key).items()}
+        for key in ("prompts", "names")
+    }
     prompts, names = (tuple(texts[key].get(name, name) for name in class_names) for key in ("prompts", "names"))
-    background = content.get("background")
-    if background is None or not known:
+    background, own = content.get("background"), content.get("cooccurring")
+    if background is None:
         taken = {_plain(text) for text in (*class_names, *prompts, *names)}
-        background = [word for word in _content(lists)["background"] if word not in taken]
+        given = _content(default)
+        background = [word for word in given["background"] if word not in taken]
+        if own is None and published:
+            own = given.get("cooccurring")
+    where = "classes" if source == "auto" else source
     for classes in (prompts, names):
-        _check_different(classes, background, "classes" if source == "auto" else source)
-    return Words(prompts, names, tuple(background))
+        _check_different(classes, background, where)
+    cooccurring = _by_class(own, class_names, path, "cooccurring")
+    for name, prompt in zip(class_names, prompts, strict=True):
+        _check_different((prompt,), cooccurring.get(name, ()), where)
+    behind = tuple(tuple(cooccurring.get(name, background)) for name in class_names)
+    return Words(prompts, names, tuple(background), behind)
 
 
 def check_templates(where: str, templates: Sequence[str]) -> None:
@@ -87,7 +112,7 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _texts(given: Any, class_names: Sequence[str], path: Path, key: str) -> dict[str, str]:
+def _by_class(given: Any, class_names: Sequence[str], path: Path, key: str) -> dict[str, list[str]]:
     if given is None:
         return {}
     if not isinstance(given, dict):
@@ -101,9 +126,8 @@ def _texts(given: Any, class_names: Sequence[str], path: Path, key: str) -> dict
         if not all(isinstance(part, str) and part.strip() for part in parts):
             # short, since anchors of YAML can make it endless
             found = f"{reprlib.repr(text)} for {name!r} in `{key}`"
-            raise BadInput(path, found, "a text or a list of synonyms", "Correct it, or put it in quotes.")
-        # synonyms stand in one prompt, separated by commas without blanks (CLIP-ES)
-        texts[name] = ",".join(parts)
+            raise BadInput(path, found, "a text or a list of them", "Correct it, or put it in quotes.")
+        texts[name] = parts
     return texts
 
 

@@ -6,10 +6,10 @@ pooling and one 1x1 convolution w, whose maps are M_c(x, y) = w_c · f(x, y), wi
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from wsss import launch
-from wsss.data.augment import SMALLEST_SCALE, ClassifierAugment, normalise, resize_bicubic, scaled_size
+from wsss.data.augment import SMALLEST_SCALE, ClassifierAugment, ColourRule, normalise, resize_bicubic, scaled_size
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, check_range
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
@@ -45,6 +45,8 @@ class Settings:
     """learning rate of the classifier, times that of the body"""
     augment: ClassifierAugment = ClassifierAugment()
     """what training pictures go through"""
+    colours: Literal["imagenet", "clip"] = "imagenet"
+    """mean and deviation that pictures are normalised by; clip is that of the camera-ready CLIMS"""
     # IRNet's PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
     training: Training = Training(batch=16, epochs=5, lr=0.1, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
@@ -63,8 +65,8 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference:
-    """How maps are taken from the classifier."""
+class Views:
+    """The views of a picture whose maps are added up."""
 
     # in this order in IRNet, which adds the maps up one after the other
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
@@ -75,25 +77,49 @@ class Inference:
     def __post_init__(self) -> None:
         check_range("inference.scales", self.scales, SMALLEST_SCALE)
 
+
+@dataclasses.dataclass(frozen=True)
+class Inference(Views):
+    """How maps are taken from the classifier."""
+
     def localizer(self, images: Images, weights: Path) -> "Localizer":
         """A trained classifier, ready to give maps: of a stage folder, or a published checkpoint (`res50_cam.pth`).
 
         Raises:
             BadInput: the weights are of another network, or of other classes than the pictures have.
         """
-        state, metadata, path = trained_weights(weights, "cam")
-        if metadata is None:
-            metadata = _published(state, images, path)
-        if tuple(metadata["classes"]) != images.class_names:
-            raise BadInput(
-                path,
-                f"a classifier of {_listed(metadata['classes'])}",
-                f"the classes of {images.title}: {_listed(images.class_names)}",
-                "Use the data set that it was trained on, or give its class list with --classes.",
-            )
-        network = Network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
-        load_into(network, state, path, ignore=metadata.get("ignore", ()))
-        return Localizer(network.to(launch.device()).eval(), self)
+        network, metadata = load(weights, images)
+        return Localizer(network.to(launch.device()).eval(), self, metadata["colours"])
+
+
+def load(weights: Path, images: Images) -> tuple["Network", dict[str, Any]]:
+    """A trained classifier on the CPU, and what is known of it: `backbone`, `output_stride`, `classes`, `colours`.
+
+    Args:
+        weights: a stage's folder, its file, or a published checkpoint.
+        images: the pictures that it is for.
+
+    Raises:
+        BadInput: the weights are of another network, or of other classes than the pictures have.
+    """
+    state, metadata, path = trained_weights(weights, "cam")
+    if metadata is None:
+        metadata = _published(state, images, path)
+    check_classes(path, metadata["classes"], images)
+    network = Network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
+    load_into(network, state, path, ignore=metadata.get("ignore", ()))
+    return network, metadata
+
+
+def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
+    """Raise BadInput unless the classes of a network are those of the pictures."""
+    if tuple(classes) != images.class_names:
+        raise BadInput(
+            path,
+            f"a classifier of {_listed(classes)}",
+            f"the classes of {images.title}: {_listed(images.class_names)}",
+            "Use the data set that it was trained on, or give its class list with --classes.",
+        )
 
 
 def _published(state: Mapping[str, Tensor], images: Images, path: Path) -> dict[str, Any]:
@@ -109,7 +135,13 @@ def _published(state: Mapping[str, Tensor], images: Images, path: Path) -> dict[
             f"resnet50.* and classifier.weight for {len(images.class_names)} classes, as IRNet's res50_cam.pth has",
             "Give a checkpoint of this network and data set.",
         )
-    return {"backbone": body, "output_stride": 16, "classes": list(images.class_names), "ignore": IRNET_ALIASES}
+    return {
+        "backbone": body,
+        "output_stride": 16,
+        "classes": list(images.class_names),
+        "colours": "imagenet",
+        "ignore": IRNET_ALIASES,
+    }
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -152,19 +184,15 @@ class Learning(nn.Module):
     def __init__(self, settings: Settings, network: Network, images: Images) -> None:
         super().__init__()
         self.network, self.settings = network, settings
-        self.examples = partial(_example, images, settings.augment)
+        self.examples = partial(example, images, settings.augment, settings.colours)
         self.metadata: dict[str, Any] = {
             "kind": "cam",
             "backbone": settings.backbone,
             "output_stride": settings.output_stride,
             "classes": list(images.class_names),
+            "colours": settings.colours,
         }
-        if settings.kept != "nothing":
-            # IRNet detaches the output of layer2 (stride 8), so nothing before layer3 learns; CLIMS dropped that
-            strides = network.body.strides
-            last = strides.index(8) if settings.kept == "stages" and 8 in strides else 0
-            for parameter in network.body.parameters_until(last):
-                parameter.requires_grad_(False)
+        freeze(network.body, settings.kept)
 
     def train(self, mode: bool = True) -> "Learning":
         super().train(mode)
@@ -179,23 +207,52 @@ class Learning(nn.Module):
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        decay = training.weight_decay
-        body = [parameter for parameter in self.network.body.parameters() if parameter.requires_grad]
-        return [
-            {"params": body, "lr": training.lr, "weight_decay": decay},
-            {
-                "params": list(self.network.classifier.parameters()),
-                "lr": training.lr * self.settings.classifier_lr,
-                "weight_decay": decay,
-            },
-        ]
+        return param_groups(self.network, training, self.settings.classifier_lr)
 
 
-def _example(images: Images, augment: ClassifierAugment, index: int, rng: np.random.Generator) -> dict[str, Any]:
+def freeze(body: Any, kept: str) -> None:
+    """Let a backbone's `stem`, or stem and two `stages`, keep their weights."""
+    if kept == "nothing":
+        return
+    # IRNet detaches the output of layer2 (stride 8), so nothing before layer3 learns; CLIMS dropped that
+    last = body.strides.index(8) if kept == "stages" and 8 in body.strides else 0
+    for parameter in body.parameters_until(last):
+        parameter.requires_grad_(False)
+
+
+def param_groups(network: Network, training: Training, classifier_lr: float) -> list[dict[str, Any]]:
+    """What learns of the body, and the classifier, whose learning rate is `classifier_lr` times as high."""
+    body = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
+    decay = training.weight_decay
+    return [
+        {"params": body, "lr": training.lr, "weight_decay": decay},
+        {
+            "params": list(network.classifier.parameters()),
+            "lr": training.lr * classifier_lr,
+            "weight_decay": decay,
+        },
+    ]
+
+
+def example(
+    images: Images, augment: ClassifierAugment, colours: ColourRule, index: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """A view of a picture (3, crop, crop), and its tags (c,), 0 or 1."""
     return {
-        "image": torch.from_numpy(augment(images.read(index), rng)),
+        "image": torch.from_numpy(augment(images.read(index), rng, colours)),
         "label": torch.from_numpy(images.labels[index].astype(np.float32)),
     }
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A network that maps can be taken from."""
+
+    def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
+        """Raw class activation maps M, before ReLU."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of its weights."""
 
 
 class Localizer:
@@ -203,15 +260,31 @@ class Localizer:
 
     The maps of one scale are ReLU(M(I)) + mirrored ReLU(M(mirrored I)). They are resized (bilinear, align_corners
     False), added up over the scales, cut to the picture, and divided by (their maximum + 1e-5), class by class.
+
+    Args:
+        network: on the device.
+        settings: scales, and whether mirror images count.
+        colours: of the network.
+        fuse: another than the sum of the maps of a picture and of its mirror image.
+        multiple: maps are made at multiples of so many pixels, then cut.
     """
 
-    def __init__(self, network: Network, settings: Inference) -> None:
-        self.network, self.settings = network, settings
+    def __init__(
+        self,
+        network: Classifier,
+        settings: Views,
+        colours: ColourRule = "imagenet",
+        *,
+        fuse: Callable[[Tensor, Tensor], Tensor] = torch.add,
+        multiple: int = 16,
+    ) -> None:
+        self.network, self.settings, self.colours = network, settings, colours
+        self.fuse, self.multiple = fuse, multiple
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
         """The picture at each scale."""
         sizes = [scaled_size(image.shape[:2], scale) for scale in self.settings.scales]
-        return [torch.from_numpy(normalise(resize_bicubic(image, size)))[None] for size in sizes]
+        return [torch.from_numpy(normalise(resize_bicubic(image, size), self.colours))[None] for size in sizes]
 
     @torch.inference_mode()
     def cams(
@@ -220,7 +293,8 @@ class Localizer:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
         present = torch.from_numpy(np.flatnonzero(label))
         height, width = size_hw
-        quarter, whole = (-(-height // 4), -(-width // 4)), (-(-height // 16) * 16, -(-width // 16) * 16)
+        quarter = (-(-height // 4), -(-width // 4))
+        whole = tuple(-(-side // self.multiple) * self.multiple for side in size_hw)
         strided = torch.zeros(len(present), *quarter)
         full = torch.zeros(len(present), *whole)
         if len(present) == 0:
@@ -231,7 +305,7 @@ class Localizer:
             view = view.to(device)
             pair = torch.cat([view, view.flip(3)]) if self.settings.flip else view
             raw = self.network.maps(pair).relu()[:, present]
-            fused = raw[:1] + raw[1:].flip(3) if self.settings.flip else raw
+            fused = self.fuse(raw[:1], raw[1:].flip(3)) if self.settings.flip else raw
             strided += F.interpolate(fused, quarter, mode="bilinear", align_corners=False)[0]
             full += F.interpolate(fused, whole, mode="bilinear", align_corners=False)[0]
         return Cams(

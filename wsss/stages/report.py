@@ -53,6 +53,9 @@ CONTOUR_COLOURS = {
 
 # Between the ticks of an axis, times a power of ten
 _STEPS = [1, 2, 2.5, 5, 10]
+# What a stage found, drawn for people
+FIGURE = "figure.jpg"
+FIGURE_BYTES = 600_000
 # What stages make, in words
 _MAKES = {
     "localize": "maps",
@@ -315,6 +318,7 @@ def _page(run: Path, data: Dataset) -> str:
         thresholds=_threshold_chart(scored),
         trainings=[_training(stage) for stage in stages if (stage.folder / HISTORY).exists()],
         confusions=[_confusion(score) for score in scored],
+        looks=[_look(stage) for stage in stages if (stage.folder / FIGURE).exists()],
         galleries=_galleries(stages, scored, splits),
         contour_colours={name: f"rgb{colour}" for name, colour in CONTOUR_COLOURS.items()},
         notes=list(data.notes),
@@ -355,6 +359,13 @@ def _described(stage: _Stage) -> dict[str, Any]:
         "settings": settings,
         "result": list(_flat(stage.record.get("result", {}))),
     }
+
+
+def _look(stage: _Stage) -> dict[str, Any]:
+    """A stage's figure, and what its record says of it."""
+    with Image.open(stage.folder / FIGURE) as figure:
+        uri = _uri(figure.convert("RGB"), FIGURE_BYTES)
+    return {"name": stage.name, "uri": uri, "result": list(_flat(stage.record["result"]))}
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

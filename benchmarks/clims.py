@@ -1,0 +1,190 @@
+"""One training step of CLIMS: our losses against the published steps as they are written down, in the same run.
+
+    python benchmarks/clims.py --words voc --threads 2 --repeats 3
+    python benchmarks/clims.py --words coco --threads 2 --repeats 3
+
+16 pictures of 512x512 with 25 pairs (VOC's words) or 46 (COCO's), ResNet-50, ViT-B/32, random weights, float32. The baseline does
+what the published code does: CLIP may learn, so the gradients of its weights are computed; the object's regions are
+encoded for each of the two losses that look at them; the texts of all pairs are encoded anew for each loss, and the words of
+the background in each step; every class's map is resized. Both have the same network, whose forward and backward
+pass is measured once, some pictures at a time, and added to both. Both give the same losses and gradients of the maps.
+
+COCO's baseline takes about 10 GB of memory.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from wsss.data.coco import COCO_CATEGORIES
+from wsss.data.images import Images
+from wsss.data.voc import VOC_CLASSES
+from wsss.data.words import Words
+from wsss.methods import cam, clims
+from wsss.networks.clip import CLIP, Vocabulary
+from wsss.pretrained import openai_tokenizer
+
+SIDE, CELLS = 512, 32
+CLASSES = {"voc": VOC_CLASSES, "coco": tuple(COCO_CATEGORIES.values())}
+SETTINGS = {
+    "voc": clims.Settings(),
+    "coco": clims.Settings(weights=clims.LossWeights(2.0, 14.0, 1.25, 0.2), threshold=0.285),
+}
+PAIRS = {"voc": 25, "coco": 46}
+
+
+def new_clip() -> CLIP:
+    """ViT-B/32 with random weights, and a direction that all features share: cosines lie around 0.26, as those of a trained one."""
+    torch.manual_seed(0)
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    config = CLIPConfig(
+        projection_dim=512,
+        vision_config={**vision, "image_size": 224, "patch_size": 32, "projection_dim": 512},
+        text_config={"projection_dim": 512, "bos_token_id": 49406, "eos_token_id": 49407},
+    )
+    model: Any = CLIPModel(config).eval()
+    shared = F.normalize(torch.randn(512), dim=0)
+    for projection, norm in (
+        (model.visual_projection, model.vision_model.post_layernorm),
+        (model.text_projection, model.text_model.final_layer_norm),
+    ):
+        scale = 0.6 * projection.weight.detach().norm()
+        norm.bias.data += torch.linalg.lstsq(projection.weight.detach(), scale * shared[:, None]).solution[:, 0]
+    return CLIP(model, Vocabulary(openai_tokenizer(), 77))
+
+
+class AsPublished:
+    """The loss part of step/train_clims.py with clip_loss.py, on the layers of transformers."""
+
+    def __init__(self, clip: CLIP, settings: clims.Settings, words: Words) -> None:
+        self.model: Any = clip.model
+        self.vocabulary, self.settings, self.words = clip.vocabulary, settings, words
+
+    def texts(self, names: list[str]) -> Tensor:
+        rows = self.vocabulary([f"a photo of {name}." for name in names])
+        rows = F.pad(rows, (0, 77 - rows.shape[1])).to(self.model.device)
+        out = self.model.get_text_features(input_ids=rows)
+        return F.normalize(getattr(out, "pooler_output", out), dim=1)
+
+    def looks(self, regions: Tensor) -> Tensor:
+        out = self.model.get_image_features(pixel_values=regions)
+        return F.normalize(getattr(out, "pooler_output", out), dim=1)
+
+    def losses(self, x: Tensor, image: Tensor, label: Tensor) -> Tensor:
+        weights, prompts = self.settings.weights, self.words.prompts
+        resized = F.interpolate(x, (224, 224), mode="bilinear", align_corners=True)
+        pictures = F.interpolate(image, (224, 224), mode="bilinear", align_corners=True)
+        objects, backgrounds, names = [], [], []
+        for n in range(len(label)):
+            for c in torch.nonzero(label[n]).flatten().tolist():
+                objects.append(resized[n, c] * pictures[n])
+                backgrounds.append((1 - resized[n, c]) * pictures[n])
+                names.append(prompts[c])
+        o, g = torch.stack(objects), torch.stack(backgrounds)
+        a = (self.looks(o) * self.texts(names)).sum(1).clamp(1e-4, 0.9999)
+        b = (self.looks(g) * self.texts(names)).sum(1).clamp(1e-4, 0.9999)
+        r = self.looks(o) @ self.texts(list(self.words.background)).T
+        suppressed = -torch.log(1 - r) * (r > (self.settings.threshold or 0)).float()
+        return (
+            weights.object_text * -torch.log(a).mean()
+            + weights.background_text * -torch.log(1 - b).mean()
+            + weights.suppression * suppressed.sum()
+            + weights.area * x.mean()
+        )
+
+
+def batch(n_images: int, n_pairs: int, n_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps, pictures, and tags, as many in each picture but for one more in the first ones."""
+    generator = torch.Generator().manual_seed(1)
+    label = torch.zeros(n_images, n_classes)
+    for n in range(n_images):
+        count = n_pairs // n_images + (n < n_pairs % n_images)
+        label[n, torch.randperm(n_classes, generator=generator)[:count]] = 1
+    maps = torch.rand(n_images, n_classes, CELLS, CELLS, generator=generator)
+    return maps, torch.randn(n_images, 3, SIDE, SIDE, generator=generator), label
+
+
+def network_pass(network: cam.Network, images: Tensor, part: int) -> None:
+    """Forward and backward, `part` pictures at a time."""
+    for views in images.split(part):
+        network.maps(views).sigmoid().mean().backward()
+
+
+def best(run: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> tuple[float, Any]:
+    """Least seconds of several runs, and the result."""
+    times = []
+    for _ in range(repeats):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        before = clock()
+        result = run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(clock() - before)
+    return min(times), result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", choices=list(CLASSES), default="voc")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=16, help="fewer have fewer pairs, but as many words")
+    parser.add_argument("--part", type=int, default=4, help="pictures in the network at a time")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="seconds of the processor, for a machine that is busy otherwise"
+    )
+    options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classes, settings = CLASSES[options.words], SETTINGS[options.words]
+    pairs = round(PAIRS[options.words] * options.images / 16)
+    images = Images("none", (), (), classes, np.zeros((0, len(classes)), bool), ())
+    words = settings.read_words(images)
+    network = cam.Network("resnet50", len(classes)).to(device).train()
+    for parameter in network.body.parameters_until(0):
+        parameter.requires_grad_(False)
+    maps, pictures, label = (value.to(device) for value in batch(options.images, pairs, len(classes)))
+
+    def ours() -> tuple[Tensor, Tensor]:
+        x = maps.clone().requires_grad_()
+        loss = torch.stack(list(learning.losses(x, pictures, label).values())).sum()
+        return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+    def published() -> tuple[Tensor, Tensor]:
+        x = maps.clone().requires_grad_()
+        loss = baseline.losses(x, pictures, label)
+        loss.backward()
+        assert x.grad is not None
+        return loss.detach(), x.grad
+
+    print(
+        f"{options.words}: {options.images} pictures, {pairs} pairs, {len(words.background)} words, {device}, "
+        f"{options.threads} threads, best of {options.repeats}{', processor time' if options.cpu_time else ''}"
+    )
+    common, _ = best(lambda: network_pass(network, pictures, options.part), options.repeats, clock)
+    baseline = AsPublished(new_clip(), settings, words)
+    baseline.model.to(device)
+    slow, theirs = best(published, options.repeats, clock)
+    del baseline
+    frozen = new_clip().requires_grad_(False)
+    learning = clims.Learning(settings, network, {}, frozen, words, images).to(device)
+    fast, mine = best(ours, options.repeats, clock)
+    difference = float((mine[1] - theirs[1]).abs().max() / theirs[1].abs().max())
+    print("network s  losses s: published  ours  ratio | step s: published   ours  ratio | loss difference, gradient's")
+    print(
+        f"{common:9.2f}  {slow:19.2f} {fast:5.2f} {slow / fast:6.2f} | {common + slow:17.2f} {common + fast:6.2f} "
+        f"{(common + slow) / (common + fast):6.2f} | {float(mine[0] - theirs[0]):15.1e}, {difference:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    main()

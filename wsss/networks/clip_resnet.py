@@ -1,0 +1,108 @@
+"""A CLIP with a ResNet and attention pooling (Radford et al., ICML 2021), such as RN50x4: layers of open_clip, names of OpenAI.
+
+Methods that need pooled features alone can use it; those that look at attention between patches need `networks.clip`.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from wsss.errors import BadInput
+from wsss.networks.clip import Vocabulary
+
+# channels of an attention head; stride of the deepest feature
+_HEAD, _STRIDE = 64, 32
+# what OpenAI's archives hold beside the weights
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
+class ResNetCLIP(nn.Module):
+    """A CLIP whose vision tower is a ResNet.
+
+    Args:
+        model: open_clip's.
+        vocabulary: of its texts.
+
+    Attributes:
+        input_size: side of the pictures that it takes, in pixels.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.model: Any
+        self.add_module("model", model)
+        self.vocabulary = vocabulary
+        self.input_size = int(self.model.visual.image_size)
+
+    def encode_image(self, image: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """Pictures of `input_size` to the joint space, not normalised."""
+        return self.model.encode_image(image)
+
+    def encode_text(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+        """Texts to the joint space, not normalised."""
+        return self.model.encode_text(F.pad(tokens, (0, self.vocabulary.context - tokens.shape[1])))
+
+
+def is_resnet(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict under OpenAI's names is of a CLIP with a ResNet."""
+    return "visual.layer1.0.conv1.weight" in state
+
+
+def resnet_from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_gelu") -> nn.Module:
+    """open_clip's model of a state dict under OpenAI's names; every size is read off the tensors.
+
+    Args:
+        state: of a CLIP with a ResNet.
+        where: the place to name in an error.
+        activation: of the text tower: `quick_gelu` (OpenAI), or `gelu` (some of open_clip's own).
+
+    Raises:
+        BadInput: tensors are missing, unknown or of shapes that do not belong together.
+    """
+    # here, since it takes seconds and few ask for it
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if name not in _NO_WEIGHTS}
+    try:
+        text_width, joint = state["text_projection"].shape
+        width = len(state["visual.layer1.0.conv1.weight"])
+        positions = len(state["visual.attnpool.positional_embedding"])
+        vision = CLIPVisionCfg(
+            layers=tuple(_count(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+            width=width,
+            head_width=_HEAD,
+            image_size=_STRIDE * math.isqrt(positions - 1),
+            patch_size=None,
+        )
+        text = CLIPTextCfg(
+            context_length=len(state["positional_embedding"]),
+            vocab_size=len(state["token_embedding.weight"]),
+            width=text_width,
+            heads=text_width // _HEAD,
+            layers=_count(state, "transformer.resblocks."),
+        )
+        # without memory, since shapes that do not belong together may ask for any amount
+        with torch.device("meta"):
+            model = CLIP(joint, vision, text, quick_gelu=activation == "quick_gelu")
+        model.load_state_dict(state, assign=True)
+    except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise BadInput(
+            where,
+            f"no whole CLIP with a ResNet ({(lines or [''])[-1][:200]})",
+            "its whole state dict, as RN50.pt has, and no other parts",
+            "Fetch it again.",
+        ) from error
+    # in no state dict
+    model.attn_mask = torch.full((model.context_length, model.context_length), -torch.inf).triu_(1)
+    return model
+
+
+def _count(state: dict[str, Tensor], prefix: str) -> int:
+    """How many numbered parts stand below a name."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})
