@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from wsss import launch
 from wsss.data.augment import ColourRule, PosteriorAugment, denormalised, normalise
-from wsss.data.files import read_cams, read_posteriors, write_mask, write_posteriors
+from wsss.data.files import read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
 from wsss.networks.affinitynet import AffinityNet, affinity_losses
@@ -27,6 +27,7 @@ from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.random_walk import random_walk
 from wsss.progress import Progress
 from wsss.run import maybe_file, stage
+from wsss.stages.refine import fitting_cams
 from wsss.stages.train import Training, train
 from wsss.stream import Writer, in_threads
 from wsss.weights import (
@@ -194,7 +195,7 @@ def label_sets(settings: Labels, images: Images, *, cams: Path, out: Path) -> di
 
     def work(index: int) -> None:
         image = images.read(index)
-        classes, maps = _maps(images, cams, index, image)
+        classes, maps = fitting_cams(images, cams, index, image.shape[:2])
         scores = [with_background(maps, alpha) for alpha in (settings.low, settings.high)]
         if len(classes):
             scores = dense_crf(image, [unary_from_scores(score) for score in scores], PRESETS["psa"], threads=1)
@@ -204,19 +205,6 @@ def label_sets(settings: Labels, images: Images, *, cams: Path, out: Path) -> di
         for _ in in_threads(work, todo, threads=launch.threads()):
             progress.advance()
     return {"images": len(images)}
-
-
-def _maps(images: Images, cams: Path, index: int, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    path = cams / f"{images.names[index]}.npz"
-    classes, maps = read_cams(path)
-    if maps.shape[1:] != image.shape[:2] or (classes >= len(images.class_names)).any():
-        raise BadInput(
-            path,
-            f"maps of {maps.shape[1]}x{maps.shape[2]} (height x width), classes {classes.tolist()}",
-            f"{image.shape[0]}x{image.shape[1]} and classes below {len(images.class_names)}",
-            "Make the activation maps again for this data set.",
-        )
-    return classes, maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +276,7 @@ def walk_to_masks(settings: Walk, images: Images, *, cams: Path, weights: Path, 
 
     def load_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = images.read(index)
-        return image, *_maps(images, cams, index, image)
+        return image, *fitting_cams(images, cams, index, image.shape[:2])
 
     def save(index: int, image: np.ndarray, classes: np.ndarray, scores: np.ndarray) -> None:
         labels = np.concatenate([[0], classes + 1]).astype(np.uint8)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wsss import launch
 from wsss.data.augment import AffinityAugment, normalise, normalised_crop
 from wsss.data.coco import COCO_CATEGORIES
-from wsss.data.files import read_cams, read_mask, write_cams, write_mask
+from wsss.data.files import read_mask, write_cams, write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
 from wsss.networks.irnet import IRNet, boundaries, irnet_losses
@@ -32,7 +32,7 @@ from wsss.run import maybe_file, stage
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import best_threshold, evaluate_cams
 from wsss.stages.refine import Settings as LabelSettings
-from wsss.stages.refine import refine
+from wsss.stages.refine import fitting_cams, refine
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
 from wsss.stream import Writer, in_threads
@@ -244,16 +244,8 @@ def _loaded(
     images: Images, cams: Path, stride: int, index: int
 ) -> tuple[Float[Tensor, "3 h w"], np.ndarray, Float[Tensor, "k hs ws"]]:
     """The picture as the network takes it, and its maps, one cell a `stride`."""
-    image, path = images.read(index), cams / f"{images.names[index]}.npz"
-    classes, maps = read_cams(path, "strided")
-    expected = tuple(-(-side // stride) for side in image.shape[:2])
-    if maps.shape[1:] != expected or (classes >= len(images.class_names)).any():
-        raise BadInput(
-            path,
-            f"strided maps of {maps.shape[1]}x{maps.shape[2]} (height x width), classes {classes.tolist()}",
-            f"{expected[0]}x{expected[1]} for this picture, and classes below {len(images.class_names)}",
-            "Make the activation maps again for this data set.",
-        )
+    image = images.read(index)
+    classes, maps = fitting_cams(images, cams, index, image.shape[:2], stride)
     return torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps)
 
 

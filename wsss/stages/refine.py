@@ -81,21 +81,35 @@ def refine(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict
     mine = len(launch.share(images.names))
 
     def work(index: int) -> None:
-        image, path = images.read(index), cams / f"{images.names[index]}.npz"
-        classes, maps = read_cams(path)
-        if maps.shape[1:] != image.shape[:2] or (classes >= len(images.class_names)).any():
-            raise BadInput(
-                path,
-                f"maps of {maps.shape[1]}x{maps.shape[2]} (height x width), classes {classes.tolist()}",
-                f"{image.shape[0]}x{image.shape[1]} and classes below {len(images.class_names)}",
-                "Make the activation maps again for this data set.",
-            )
+        image = images.read(index)
+        classes, maps = fitting_cams(images, cams, index, image.shape[:2])
         write_mask(out / f"{images.names[index]}.png", pseudo_mask(image, classes, maps, settings))
 
     with Progress(f"refine {out.name}", mine, done=mine - len(todo)) as progress:
         for _ in in_threads(work, todo, threads=launch.threads()):
             progress.advance()
     return {"images": len(images)}
+
+
+def fitting_cams(
+    images: Images, cams: Path, index: int, size_hw: tuple[int, int], stride: int = 1
+) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:
+    """Classes and maps of a picture, at its size or at a quarter of it (`stride` 4).
+
+    Raises:
+        BadInput: there are none, they are of another size, or of a class that the pictures do not have.
+    """
+    path = cams / f"{images.names[index]}.npz"
+    classes, maps = read_cams(path, "maps" if stride == 1 else "strided")
+    height, width = (-(-side // stride) for side in size_hw)
+    if maps.shape[1:] != (height, width) or (classes >= len(images.class_names)).any():
+        raise BadInput(
+            path,
+            f"maps of {maps.shape[1]}x{maps.shape[2]} (height x width), classes {classes.tolist()}",
+            f"{height}x{width} and classes below {len(images.class_names)}",
+            "Make the activation maps again for this data set.",
+        )
+    return classes, maps
 
 
 def pseudo_mask(
