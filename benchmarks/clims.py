@@ -18,17 +18,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
 
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images
 from wsss.data.voc import VOC_CLASSES
 from wsss.data.words import Words
 from wsss.methods import cam, clims
-from wsss.networks.clip import CLIP, Vocabulary
+from wsss.networks.clip import CLIP, Vocabulary, from_openai
 from wsss.pretrained import openai_tokenizer
 
 SIDE, CELLS = 512, 32
@@ -40,42 +40,30 @@ SETTINGS = {
 PAIRS = {"voc": 25, "coco": 46}
 
 
-def new_clip() -> CLIP:
+def new_clip() -> open_clip.CLIP:
     """ViT-B/32 with random weights, and a direction that all features share: cosines lie around 0.26, as those of a trained one."""
     torch.manual_seed(0)
-    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    config = CLIPConfig(
-        projection_dim=512,
-        vision_config={**vision, "image_size": 224, "patch_size": 32, "projection_dim": 512},
-        text_config={"projection_dim": 512, "bos_token_id": 49406, "eos_token_id": 49407},
-    )
-    model: Any = CLIPModel(config).eval()
+    vision = open_clip.CLIPVisionCfg(layers=12, width=768, patch_size=32, image_size=224)
+    model = open_clip.CLIP(512, vision, open_clip.CLIPTextCfg(), quick_gelu=True).eval()
     shared = F.normalize(torch.randn(512), dim=0)
-    for projection, norm in (
-        (model.visual_projection, model.vision_model.post_layernorm),
-        (model.text_projection, model.text_model.final_layer_norm),
-    ):
-        scale = 0.6 * projection.weight.detach().norm()
-        norm.bias.data += torch.linalg.lstsq(projection.weight.detach(), scale * shared[:, None]).solution[:, 0]
-    return CLIP(model, Vocabulary(openai_tokenizer(), 77))
+    for projection, norm in ((model.visual.proj, model.visual.ln_post), (model.text_projection, model.ln_final)):
+        towards = 0.6 * projection.detach().norm() * shared[:, None]
+        norm.bias.data += torch.linalg.lstsq(projection.detach().T, towards).solution[:, 0]
+    return model
 
 
 class AsPublished:
-    """The loss part of step/train_clims.py with clip_loss.py, on the layers of transformers."""
+    """The loss part of step/train_clims.py with clip_loss.py, on layers of OpenAI's kind."""
 
-    def __init__(self, clip: CLIP, settings: clims.Settings, words: Words) -> None:
-        self.model: Any = clip.model
-        self.vocabulary, self.settings, self.words = clip.vocabulary, settings, words
+    def __init__(self, model: open_clip.CLIP, settings: clims.Settings, words: Words) -> None:
+        self.model, self.settings, self.words = model, settings, words
 
     def texts(self, names: list[str]) -> Tensor:
-        rows = self.vocabulary([f"a photo of {name}." for name in names])
-        rows = F.pad(rows, (0, 77 - rows.shape[1])).to(self.model.device)
-        out = self.model.get_text_features(input_ids=rows)
-        return F.normalize(getattr(out, "pooler_output", out), dim=1)
+        tokens = open_clip.tokenize([f"a photo of {name}." for name in names])
+        return F.normalize(self.model.encode_text(tokens.to(self.model.logit_scale.device)), dim=1)
 
     def looks(self, regions: Tensor) -> Tensor:
-        out = self.model.get_image_features(pixel_values=regions)
-        return F.normalize(getattr(out, "pooler_output", out), dim=1)
+        return F.normalize(self.model.encode_image(regions), dim=1)
 
     def losses(self, x: Tensor, image: Tensor, label: Tensor) -> Tensor:
         weights, prompts = self.settings.weights, self.words.prompts
@@ -175,7 +163,9 @@ def main() -> None:
     baseline.model.to(device)
     slow, theirs = best(published, options.repeats, clock)
     del baseline
-    frozen = new_clip().requires_grad_(False)
+    frozen = CLIP(from_openai(new_clip().state_dict(), "here"), Vocabulary(openai_tokenizer(), 77)).requires_grad_(
+        False
+    )
     learning = clims.Learning(settings, network, {}, frozen, words, images).to(device)
     fast, mine = best(ours, options.repeats, clock)
     difference = float((mine[1] - theirs[1]).abs().max() / theirs[1].abs().max())

@@ -132,7 +132,7 @@ def test_two_processes_make_the_same_masks_of_the_same_weights(
 @pytest.mark.parametrize(
     ("refiner", "name", "value", "found"),
     [
-        ("irnet", "network.augment.crop", "50", "a crop of 50"),
+        ("irnet", "network.augment.crop", "50", "found 50; expected a multiple of 16"),
         ("affinitynet", "network.init", "imagenet", "which no library offers for resnet38"),
     ],
 )

@@ -127,5 +127,5 @@ def test_weights_of_another_network(tmp_path):
 
 
 def test_weights_of_imagenet_come_as_a_file_only():
-    with pytest.raises(BadInput, match=r"rna-a1_cls1000_ep-0001\.params .*--init FILE"):
+    with pytest.raises(BadInput, match=r"rna-a1_cls1000_ep-0001\.params .*start anew with `none`"):
         load_backbone(narrow(), NARROW, "imagenet")

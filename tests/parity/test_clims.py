@@ -1,4 +1,8 @@
-"""CLIMS against its repository: words, forward passes, losses and gradients, training, published files, maps' scores, labels, masks."""
+"""CLIMS against its repository: words, forward passes, losses and gradients, training, published files, maps' scores, labels, masks.
+
+Largest differences measured, as shares of the largest value: forward passes 1.3e-6, in train mode 9e-5 (3e-6 in float64); losses
+and gradients 4e-6, on COCO 5e-5, which float64 does not lessen: it is the fixture's; the training in float64 2e-12; walked maps 3e-5.
+"""
 
 import functools
 import json
@@ -204,8 +208,8 @@ def test_suppression(dataset, words, threshold):
 
 # C, seed, map and picture sides, seeds of the pictures, tolerance of the gradients
 CASES = {
-    "voc_vit": ("voc", 4, 10, 160, (0, 1, 2), "vit", 1e-4),
-    "voc_rn": ("voc", 10, 8, 128, (3, 4), "rn", 1e-3),
+    "voc_vit": ("voc", 4, 10, 160, (0, 1, 2), "vit", 2e-5),
+    "voc_rn": ("voc", 10, 8, 128, (3, 4), "rn", 2e-5),
     "coco_vit": ("coco", 4, 8, 128, (5, 6), "vit", 1e-4),
 }
 
