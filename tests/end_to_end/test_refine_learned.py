@@ -12,6 +12,8 @@ from wsss.cli import main
 from wsss.data.files import read_cams, read_mask
 from wsss.weights import read_weights
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"batch": 8, "epochs": None, "steps": 6, "lr": 0.05, "workers": 1, "checkpoint_steps": 2}
 LEARNED = {
     "irnet": {

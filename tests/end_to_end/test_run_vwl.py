@@ -11,6 +11,8 @@ from tests.end_to_end.test_run_cam import prefixed
 from wsss.data.files import read_cams, read_mask
 from wsss.weights import read_weights
 
+pytestmark = pytest.mark.slow
+
 VWL = {**TINY["classifier"], "words": 16, "heads_lr": 1.0}
 del VWL["classifier_lr"]
 STAGES = (

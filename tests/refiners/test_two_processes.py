@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tests.conftest import tree, write_squares
@@ -19,6 +20,8 @@ from wsss.networks.backbone import create_backbone
 from wsss.networks.irnet import IRNet
 from wsss.ops.affinity import directions, pair_labels
 from wsss.weights import WEIGHTS, read_weights, write_weights
+
+pytestmark = pytest.mark.slow
 
 
 def labels_of(images: Images, index: int) -> np.ndarray:
