@@ -218,8 +218,12 @@ class MSC(nn.Module):
         # before PyTorch 1.6 positions came from the ratio of the sizes, not from the scale; a side keeps a pixel
         return F.interpolate(image, (max(height, 1), max(width, 1)), mode="bilinear", align_corners=False)
 
-    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, weight_decay: float = 5e-4, head_lr: tuple[float, float] = (10.0, 20.0)
+    ) -> list[dict[str, Any]]:
         """The published groups: body at `lr`, ASPP weights at 10 `lr`, ASPP biases at 20 `lr` without decay.
+
+        `head_lr` are these two factors.
 
         Frozen batch norm is in none of them. Live batch norm, and the other vectors that a backbone may have (biases,
         layer norms), make a fourth group at `lr` without decay.
@@ -229,8 +233,12 @@ class MSC(nn.Module):
         body = [p for p in self.base.parameters() if p.requires_grad and id(p) not in in_head]
         groups = [
             {"params": [p for p in body if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-            {"params": [p for name, p in head if name.endswith("weight")], "lr": 10 * lr, "weight_decay": weight_decay},
-            {"params": [p for name, p in head if name.endswith("bias")], "lr": 20 * lr, "weight_decay": 0.0},
+            {
+                "params": [p for name, p in head if name.endswith("weight")],
+                "lr": head_lr[0] * lr,
+                "weight_decay": weight_decay,
+            },
+            {"params": [p for name, p in head if name.endswith("bias")], "lr": head_lr[1] * lr, "weight_decay": 0.0},
         ]
         vectors = [p for p in body if p.ndim <= 1]
         if vectors:
@@ -294,6 +302,12 @@ def _alone(value: Tensor) -> Tensor:
     return value
 
 
+def _pixel_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    # half precision would not do; float64 stays
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+
+
 def cross_entropy(
     logits: Float[Tensor, "b c h w"],
     labels: Integer[Tensor, "b h w"],
@@ -308,7 +322,7 @@ def cross_entropy(
         over_processes: takes a tensor to its mean over all processes; the mean of the losses and gradients over the
             processes is then that of all cells together.
     """
-    cells = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction="none")
+    cells = _pixel_losses(logits, labels)
     return _mean_over(cells, labels != IGNORE, nan_guard, over_processes)
 
 
@@ -327,7 +341,7 @@ def balanced_cross_entropy(
         nan_guard: a part without cells counts 0, the other one keeps its half. Off: NaN, as published.
         over_processes: see `cross_entropy`.
     """
-    cells = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction="none")
+    cells = _pixel_losses(logits, labels)
     background = _mean_over(cells, labels == 0, nan_guard, over_processes)
     foreground = _mean_over(cells, (labels != 0) & (labels != IGNORE), nan_guard, over_processes)
     return (background + foreground) / 2
@@ -359,7 +373,7 @@ def pretended_underfitting(
         beta, k: 0.5 on VOC 2012, 0.8 on COCO 2014.
         over_processes: see `cross_entropy`.
     """
-    pixels = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction="none")
+    pixels = _pixel_losses(logits, labels)
     if rule == "off":
         return pixels.mean()
     doubted = {

@@ -32,9 +32,9 @@ class ResNet(nn.Module):
         self.channels = [64]
         self.strides = [4]
         for layer, stride, dilation in zip(self.stages(), strides, dilations, strict=True):
-            _set_stride(layer[0], stride)
+            set_stride(layer[0], stride)
             for block in layer[1:]:
-                _dilate(block, dilation)
+                dilate(block, dilation)
             last: Any = layer[-1]
             self.channels.append((last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels)
             self.strides.append(self.strides[-1] * stride)
@@ -61,15 +61,15 @@ def _strided_conv(block: Any) -> nn.Conv2d:
     return block.conv2 if hasattr(block, "conv3") else block.conv1
 
 
-def _set_stride(block: Any, stride: int) -> None:
+def set_stride(block: Any, stride: int) -> None:
+    """Give a block of torchvision's or timm's ResNets another stride."""
     _strided_conv(block).stride = (stride, stride)
     if block.downsample is not None:
         block.downsample[0].stride = (stride, stride)
 
 
-def _dilate(block: Any, dilation: int) -> None:
-    if dilation == 1:
-        return
+def dilate(block: Any, dilation: int) -> None:
+    """Give the 3x3 convolutions of a block of torchvision's or timm's ResNets another dilation."""
     convs = [block.conv2] if hasattr(block, "conv3") else [block.conv1, block.conv2]
     for conv in convs:
         conv.dilation = conv.padding = (dilation, dilation)

@@ -1,9 +1,9 @@
 """Run a trained segmenter on pictures."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,57 +11,56 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import SMALLEST_SCALE, normalise
+from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.files import write_mask
 from wsss.data.images import Images
-from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput, check_range
-from wsss.networks.deeplab import DeepLabSettings, create_deeplab, resize_logits
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.progress import Progress
 from wsss.run import stage
+from wsss.segmenters import deeplab, deeplab_v1, emanet, pspnet
+from wsss.segmenters.trained import Trained
 from wsss.stream import in_threads
-from wsss.weights import load_deeplab, trained_weights
+from wsss.weights import trained_weights
+
+SEGMENTERS: dict[str, ModuleType] = {module.KIND: module for module in (deeplab, emanet, deeplab_v1, pspnet)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a segmenter is tested."""
 
-    scales: tuple[float, ...] = (1.0,)
-    """sizes of the picture whose probabilities are averaged; the published test has the network's own pyramid alone"""
-    flip: bool = False
-    """average with the mirror image too"""
+    scales: tuple[float, ...] | None = None
+    """sizes of the picture whose scores are averaged; none: those of the segmenter's published test, which are
+    1 alone for DeepLab v2 and EMANet, 0.5, 0.75 .. 1.75 for DeepLab v1 and PSPNet"""
+    flip: bool | None = None
+    """average with the mirror image too; none: as in the published test, with DeepLab v1 and PSPNet"""
     crf: Preset | DenseCRF | None = None
-    """dense CRF on the probabilities: the name of a published set (`deeplab` is DeepLab's), or one's own"""
+    """dense CRF on the probabilities: the name of a published set (`deeplab` is DeepLab v2's, `icam-final` DeepLab v1's), or one's own"""
 
     def __post_init__(self) -> None:
-        check_range("test.scales", self.scales, SMALLEST_SCALE)
+        if self.scales is not None:
+            check_range("test.scales", self.scales, SMALLEST_SCALE)
 
 
-def _published(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """What a checkpoint of deeplab-pytorch is; it says nothing itself."""
-    bias = state.get("base.aspp.c0.bias")
-    if bias is None:
-        raise BadInput(
-            path,
-            f"no DeepLab v2 (first tensors: {', '.join(list(state)[:3])})",
-            "base.* and base.aspp.c0.bias, as deeplab-pytorch's trained checkpoints have",
-            "Give a trained segmenter.",
-        )
-    classes = VOC_CLASSES if len(bias) == len(VOC_CLASSES) + 1 else [f"class {i}" for i in range(1, len(bias))]
-    return {"classes": classes, "colours": "caffe", "network": {}}
+class Prepared(NamedTuple):
+    """A picture as a network takes it, on the CPU.
 
+    Attributes:
+        views: at each scale, (1, 3, hs, ws).
+        size_hw: of the picture.
+    """
 
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    views: list[Tensor]
+    size_hw: tuple[int, int]
 
 
 class Segmenter:
     """A trained segmenter, read from a stage folder or a weights file.
 
     Args:
-        weights: folder or file; what `wsss segment` writes knows its own classes and layers.
+        weights: folder or file; what `wsss segment` writes knows its own kind, classes and layers. Published checkpoints are
+            told by their tensors.
         settings: scales, mirror images, CRF.
 
     Attributes:
@@ -69,36 +68,38 @@ class Segmenter:
     """
 
     def __init__(self, weights: Path, settings: Settings) -> None:
-        state, metadata, path = trained_weights(weights, "deeplab")
-        if metadata is None:
-            metadata = _published(state, path)
+        state, metadata, path = trained_weights(weights, *SEGMENTERS)
+        kind = metadata["kind"] if metadata else next((k for k, m in SEGMENTERS.items() if m.SIGN in state), None)
+        if kind is None:
+            raise BadInput(
+                path,
+                f"no segmenter (first tensors: {', '.join(list(state)[:3])})",
+                f"one of {', '.join(f'{name} ({module.SIGN}, ..)' for name, module in SEGMENTERS.items())}",
+                "Give a trained segmenter.",
+            )
         self.settings = settings
-        self.classes: tuple[str, ...] = tuple(metadata["classes"])
-        self.colours = metadata["colours"]
-        network = create_deeplab(len(self.classes) + 1, DeepLabSettings(**_tuples(metadata["network"])))
-        load_deeplab(network, state, path)
-        self.network = network.to(launch.device()).eval()
+        self.trained: Trained = SEGMENTERS[kind].Trained(state, metadata, path)
+        self.classes = self.trained.classes
+        self.scales = self.trained.scales if settings.scales is None else settings.scales
+        self.mirrored = (False, True) if (self.trained.flip if settings.flip is None else settings.flip) else (False,)
 
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 h w"]:
-        """The picture as the network takes it, on the CPU."""
-        return torch.from_numpy(normalise(image, self.colours))[None]
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
+        """The picture as the network takes it."""
+        height, width = image.shape[:2]
+        return Prepared([self.trained.view(image, scale) for scale in self.scales], (height, width))
 
     @torch.inference_mode()
-    def probabilities(self, view: Float[Tensor, "1 3 h w"]) -> Float[np.ndarray, "l h w"]:
+    def probabilities(self, prepared: Prepared) -> Float[np.ndarray, "l h w"]:
         """Class probabilities at the picture's size, background first, before any CRF."""
-        size_hw = view.shape[-2:]
-        view = view.to(launch.device())
-        total = torch.zeros((), device=view.device)
-        for scale in self.settings.scales:
-            scaled = view
-            if scale != 1:
-                shape = [max(1, round(side * scale)) for side in size_hw]
-                scaled = torch.nn.functional.interpolate(view, shape, mode="bilinear", align_corners=False)
-            for mirrored in (False, True) if self.settings.flip else (False,):
-                logits = resize_logits(self.network(scaled.flip(3) if mirrored else scaled), size_hw)
-                total = total + (logits.flip(3) if mirrored else logits).softmax(1)
-        n = len(self.settings.scales) * (2 if self.settings.flip else 1)
-        return (total[0] / n).cpu().numpy()
+        total = torch.zeros((), device=launch.device())
+        for view in prepared.views:
+            view = view.to(launch.device())
+            for mirrored in self.mirrored:
+                logits = self.trained.logits(view.flip(3) if mirrored else view, prepared.size_hw)
+                logits = logits.flip(3) if mirrored else logits
+                total = total + (logits if self.trained.averaged == "logits" else logits.softmax(1))
+        mean = total[0] / (len(prepared.views) * len(self.mirrored))
+        return (mean.softmax(0) if self.trained.averaged == "logits" else mean).cpu().numpy()
 
     def refined(
         self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]
@@ -107,7 +108,7 @@ class Segmenter:
         if self.settings.crf is not None:
             crf = self.settings.crf
             kernels = PRESETS[crf] if isinstance(crf, str) else crf
-            probabilities = dense_crf(image, unary_from_scores(probabilities), kernels, threads=1)
+            probabilities = dense_crf(self.trained.seen(image), unary_from_scores(probabilities), kernels, threads=1)
         return probabilities.argmax(0).astype(np.uint8)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
@@ -129,7 +130,7 @@ def predict(settings: Settings, images: Images, *, weights: Path, out: Path) -> 
     todo = launch.missing(images.names, out, ".png")
     mine = len(launch.share(images.names))
 
-    def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], Float[Tensor, "1 3 h w"]]:
+    def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], Prepared]:
         image = images.read(index)
         return image, segmenter.prepare(image)
 
@@ -139,7 +140,7 @@ def predict(settings: Settings, images: Images, *, weights: Path, out: Path) -> 
 
     with Progress(f"predict {out.name}", mine, done=mine - len(todo)) as progress:
         loaded = zip(todo, in_threads(load, todo, threads=launch.threads()), strict=True)
-        forwarded = ((index, image, segmenter.probabilities(view)) for index, (image, view) in loaded)
+        forwarded = ((index, image, segmenter.probabilities(views)) for index, (image, views) in loaded)
         for _ in in_threads(finish, forwarded, threads=launch.threads()):
             progress.advance()
     return {"images": len(images), "classes": list(segmenter.classes)}

@@ -1,50 +1,41 @@
-"""Train a segmenter on pseudo masks: DeepLab v2 (Chen et al., TPAMI 2018), as deeplab-pytorch and CLIMS train it."""
+"""Train a segmenter on pseudo masks: DeepLab v2 (Chen et al., TPAMI 2018), or one of those in `wsss/segmenters`."""
 
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
-from wsss import launch
-from wsss.data.augment import ColourRule, SegmenterAugment
+from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Images
-from wsss.errors import BadInput
-from wsss.networks.deeplab import (
-    PUBLISHED_BODY,
-    DeepLabSettings,
-    balanced_cross_entropy,
-    create_deeplab,
-    cross_entropy,
-    output_losses,
-)
-from wsss.run import maybe_file
+from wsss.errors import BadInput, check_range
+from wsss.networks.deeplab import PUBLISHED_BODY, DeepLabSettings, create_deeplab
+from wsss.run import maybe_file, neutral
+from wsss.segmenters import deeplab
+from wsss.segmenters.deeplab_v1 import Settings as DeepLabV1Settings
+from wsss.segmenters.emanet import Settings as EMANetSettings
+from wsss.segmenters.learning import Learning
+from wsss.segmenters.pspnet import Settings as PSPNetSettings
 from wsss.stages.train import Training
-from wsss.weights import (
-    WEIGHTS,
-    check_initial,
-    classifier_weights,
-    load_backbone,
-    load_deeplab,
-    read_checkpoint,
-    write_weights,
-)
+from wsss.weights import check_initial, classifier_weights, load_backbone, load_deeplab, read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A DeepLab v2 and its training."""
+    """A segmenter and its training: DeepLab v2 by the settings right here, or another by its own settings below."""
 
+    # what is not chosen changes nothing, and what is chosen is recorded alone: see `starting_from`
+    kind: Literal["deeplab", "emanet", "deeplab_v1", "pspnet"] = neutral("deeplab")
+    """which segmenter: DeepLab v2, or the one that has its settings under this name"""
     network: DeepLabSettings = DeepLabSettings()
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (that gave the maps), or `none`"""
     loss: Literal["plain", "balanced"] = "plain"
     """cross-entropy over all pixels, or half of it over background and half over foreground"""
+    head_lr: tuple[float, float] = (10.0, 20.0)
+    """learning rates of the head's weights and of its biases, times that of the body"""
     augment: SegmenterAugment = SegmenterAugment()
     """what training pictures and masks go through"""
     # deeplab-pytorch's VOC 2012 settings
@@ -52,9 +43,30 @@ class Settings:
         batch=5, accumulate=2, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=5e-4, momentum=0.9, poly_every=10
     )
     """how the network is trained"""
+    emanet: EMANetSettings = neutral(EMANetSettings())
+    """EMANet"""
+    deeplab_v1: DeepLabV1Settings = neutral(DeepLabV1Settings())
+    """DeepLab v1, ICAM's last stage"""
+    pspnet: PSPNetSettings = neutral(PSPNetSettings())
+    """PSPNet, the extended training of PMM and ICAM"""
+
+    def __post_init__(self) -> None:
+        check_range("segmenter.head_lr", self.head_lr, 0)
+
+    def starting_from(
+        self, classifier: Path | None
+    ) -> "Settings | EMANetSettings | DeepLabV1Settings | PSPNetSettings":
+        """The settings of the chosen segmenter, with the file of the classifier's weights in the place of the word `classifier`."""
+        chosen = self if self.kind == "deeplab" else getattr(self, self.kind)
+        if chosen.init != "classifier":
+            return chosen
+        return dataclasses.replace(chosen, init=classifier_weights("segmenter.init", classifier))
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        if self.kind != "deeplab":
+            getattr(self, self.kind).check()
+            return
         if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
             raise BadInput(
                 "segmenter.init",
@@ -80,55 +92,20 @@ class Settings:
                 "Set it to live, or give initial weights.",
             )
 
-    def starting_from(self, classifier: Path | None) -> "Settings":
-        """These settings with the file of the classifier's weights in the place of the word `classifier`."""
-        if self.init != "classifier":
-            return self
-        return dataclasses.replace(self, init=classifier_weights("segmenter.init", classifier))
+    def trainable(self, images: Images, masks: Path) -> Learning:
+        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`.
 
-    def trainable(self, images: Images, masks: Path) -> "Learning":
-        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
-        self.starting_from(None).check()
+        Only settings that `starting_from` gave are trained.
+        """
+        assert self.kind == "deeplab"
+        self.check()
         network = create_deeplab(images.n_labels, self.network)
         if self.network.backbone == PUBLISHED_BODY and self.init != "none":
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         elif self.init != "none":
             load_backbone(network.get_submodule("base.backbone"), self.network.backbone, self.init)
-        return Learning(self, network, images, masks)
-
-
-class Learning(nn.Module):
-    """Cross-entropy on each output of the multi-scale network, labels resized to each; the sum is minimised."""
-
-    def __init__(self, settings: Settings, network: nn.Module, images: Images, masks: Path) -> None:
-        super().__init__()
-        self.network = network
-        self.loss = partial(
-            {"plain": cross_entropy, "balanced": balanced_cross_entropy}[settings.loss],
-            over_processes=launch.mean_over_processes,
-        )
-        self.examples = partial(_example, images, masks, settings.augment, settings.network.colours)
-        self.metadata: dict[str, Any] = {
-            "kind": "deeplab",
-            "network": dataclasses.asdict(settings.network),
-            "colours": settings.network.colours,
-            "classes": list(images.class_names),
-        }
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        losses = output_losses(self.network(batch["image"]), batch["label"], self.loss)
-        return {"segmentation": torch.stack(losses).sum()}
-
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
-
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        return self.network.param_groups(training.lr, training.weight_decay)  # type: ignore[operator]
-
-
-def _example(
-    images: Images, masks: Path, augment: SegmenterAugment, colours: ColourRule, index: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    image, label = images.read_with(masks, index)
-    view, label = augment(image, label, rng, colours)
-    return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}
+        colours = self.network.colours
+        metadata = {"kind": deeplab.KIND, "network": dataclasses.asdict(self.network), "colours": colours}
+        losses, view = partial(deeplab.losses, loss=self.loss), partial(self.augment, colours=colours)
+        groups = partial(network.param_groups, head_lr=self.head_lr)
+        return Learning(network, losses, images, masks, view, metadata, groups)

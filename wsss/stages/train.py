@@ -41,6 +41,8 @@ class Training:
     """passes over the pictures; not used where `steps` is set"""
     steps: int | None = None
     """updates in all"""
+    stop_epochs: int | None = None
+    """training ends after so many passes, while the schedule goes on as if all were made; none: after all, or as published"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """the optimiser"""
     lr: float = 0.1
@@ -55,6 +57,10 @@ class Training:
     """exponent of the polynomial schedule; 0 keeps the learning rate"""
     poly_every: int = 1
     """the schedule moves once in so many updates"""
+    poly_first: int = 0
+    """the number that the schedule gives the first update"""
+    poly_beyond: int = 0
+    """the schedule would end so many updates after the last one"""
     min_lr: float = 0.0
     """what the schedule falls to"""
     warmup: int = 0
@@ -75,8 +81,20 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "poly_every", "checkpoint_steps"):
             check_range(f"training.{name}", getattr(self, name), 1)
-        for name in ("seed", "lr", "weight_decay", "warmup", "min_lr", "poly_power", "momentum"):
+        for name in (
+            "seed",
+            "lr",
+            "weight_decay",
+            "warmup",
+            "min_lr",
+            "poly_power",
+            "poly_first",
+            "poly_beyond",
+            "momentum",
+        ):
             check_range(f"training.{name}", getattr(self, name), 0)
+        if self.stop_epochs is not None:
+            check_range("training.stop_epochs", self.stop_epochs, 1)
         if (self.steps if self.steps is not None else self.epochs or 0) < 1:
             found = f"epochs {self.epochs} and steps {self.steps}"
             raise BadInput("training", found, "at least one epoch or step", "Set training.epochs or training.steps.")
@@ -142,8 +160,11 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     training = settings.training
     epoch_steps = _epoch_steps(training, images)
     n_steps = training.steps if training.steps is not None else epoch_steps * (training.epochs or 0)
+    # a method may have been published with the weights of an earlier epoch
+    stop = training.stop_epochs or getattr(settings, "stop_epochs", None)
+    last = n_steps if stop is None else min(n_steps, epoch_steps * stop)
     if launch.decided_by_first((out / HISTORY).exists):  # killed after its last write, before its record
-        return _result(n_steps, images, read_json(out / HISTORY, "losses of a training"), out)
+        return _result(last, images, read_json(out / HISTORY, "losses of a training"), out)
     torch.manual_seed(training.seed)
     trainable = settings.trainable(images, **inputs)
     assert isinstance(trainable, nn.Module)
@@ -157,10 +178,10 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     start, history = _restore(out / CHECKPOINT, trainable, optimizer, accelerator)
     if training.tensorboard:
         accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
-    batches = _Batches(training, len(images), epoch_steps, start, n_steps)
+    batches = _Batches(training, len(images), epoch_steps, start, last)
     loader = _loader(trainable.examples, training, batches)
     model.train()
-    with Progress(f"train {out.name}", n_steps, done=start) as progress:
+    with Progress(f"train {out.name}", last, done=start) as progress:
         terms: dict[str, float] = {}
         for position, batch in enumerate(loader):
             if isinstance(batch, BadInput):
@@ -189,7 +210,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
             progress.advance(" ".join(f"{name} {value:.4f}" for name, value in terms.items()))
             if training.tensorboard:
                 accelerator.log({**terms, "lr": history[-1]["lr"]}, step=step)
-            if (step + 1) % training.checkpoint_steps == 0 and step + 1 < n_steps:
+            if (step + 1) % training.checkpoint_steps == 0 and step + 1 < last:
                 _save(out / CHECKPOINT, step + 1, history, trainable, optimizer, accelerator)
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -199,7 +220,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
         write_json(out / HISTORY, history)
     launch.wait()
     accelerator.free_memory()
-    return _result(n_steps, images, history, out)
+    return _result(last, images, history, out)
 
 
 def _result(n_steps: int, images: Images, history: list[dict[str, float]], out: Path) -> dict[str, Any]:
@@ -211,8 +232,9 @@ def _result(n_steps: int, images: Images, history: list[dict[str, float]], out: 
 def poly_factor(training: Training, step: int, n_steps: int) -> float:
     """What the learning rate is multiplied by in update number `step`: (1 - step / n_steps) ** power, after a linear rise."""
     rise = min(1.0, (step + 1) / (training.warmup + 1))
-    stepped = step // training.poly_every * training.poly_every
-    return rise * (1 - min(stepped, n_steps - 1) / max(n_steps, 1)) ** training.poly_power
+    counted = min(step, n_steps - 1) + training.poly_first
+    stepped = counted // training.poly_every * training.poly_every
+    return rise * (1 - stepped / max(n_steps + training.poly_beyond, 1)) ** training.poly_power
 
 
 def _seed(*numbers: int) -> int:

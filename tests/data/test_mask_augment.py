@@ -1,0 +1,115 @@
+"""Views of pictures with masks: both move together, nothing is invented, draws stay in their ranges."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsss.data import mask_augment
+from wsss.data.augment import denormalised
+from wsss.data.mask_augment import DeepLabV1Augment, EMANetAugment, PSPNetAugment
+from wsss.errors import BadInput
+
+AUGMENTS = {
+    "emanet": EMANetAugment(crop=33),
+    "deeplab_v1": DeepLabV1Augment(crop=33, hsv=0),
+    "pspnet": PSPNetAugment(fit=(64, 48), crop=33, distort=False),
+}
+
+
+def halves(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture, dark at the left of the middle and bright at the right, and its labels 1 and 2."""
+    label = np.where(np.arange(width) < width // 2, 1, 2).astype(np.uint8)[None].repeat(height, 0)
+    return np.stack([label * 100] * 3, -1), label
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(AUGMENTS)), st.integers(1, 70), st.integers(2, 70), st.integers(0, 10**6))
+def test_picture_and_labels_move_together(kind, height, width, seed):
+    image, label = halves(height, width)
+    view, seen = AUGMENTS[kind](image, label, np.random.default_rng(seed))
+    assert view.shape == (3, 33, 33)
+    assert view.dtype == np.float32
+    assert seen.shape == (33, 33)
+    assert set(np.unique(seen)) <= {1, 2, 255}
+    # sizes of picture and labels are the same, so that nothing but the mean colour lies beside the labels
+    assert not view[:, seen == 255].any()
+    dark, bright = view[0][seen == 1], view[0][seen == 2]
+    if len(dark) and len(bright):
+        assert dark.mean() < bright.mean()
+
+
+@pytest.mark.parametrize("kind", AUGMENTS)
+def test_the_same_chance_gives_the_same_view(kind):
+    image, label = halves(40, 50)
+    image = np.random.default_rng(0).integers(0, 256, image.shape).astype(np.uint8)
+    views = [AUGMENTS[kind](image, label, np.random.default_rng(seed))[0] for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(views[0], views[1])
+    assert not np.array_equal(views[0], views[2])
+
+
+def test_hue_goes_round_and_values_stop():
+    red = np.array([[[250, 10, 10]]], np.uint8)
+    there = mask_augment.hsv_shifted(red, 170, 0, 0)
+    np.testing.assert_allclose(mask_augment.hsv_shifted(there, 10, 0, 0), red, atol=3)
+    assert mask_augment.hsv_shifted(red, 0, 0, 10).max() == 255
+
+
+def test_distortion_by_hand():
+    image = np.array([[[100, 150, 50], [255, 0, 3]]], np.uint8)
+    np.testing.assert_array_equal(mask_augment.distorted(image), image)
+    np.testing.assert_array_equal(mask_augment.distorted(image, brightness=10.6)[0, 0], [110, 160, 60])
+    np.testing.assert_array_equal(mask_augment.distorted(image, contrast=1.5)[0], [[150, 225, 75], [255, 0, 4]])
+    np.testing.assert_array_equal(
+        mask_augment.distorted(image, contrast=0.5, contrast_first=False), mask_augment.distorted(image, contrast=0.5)
+    )
+    grey = mask_augment.distorted(image, saturation=0.0)[0]
+    assert (np.ptp(grey, axis=-1) == 0).all()
+    # a third of the way round, red becomes green
+    np.testing.assert_array_equal(
+        mask_augment.distorted(np.array([[[200, 0, 0]]], np.uint8), hue=60)[0, 0], [0, 200, 0]
+    )
+
+
+def test_sizes_that_fit():
+    assert mask_augment.fitted_size((375, 500), 2048, 512) == (512, 683)
+    assert mask_augment.fitted_size((100, 2000), 1024, 256) == (51, 1024)
+    assert mask_augment.fitted_size((3, 2000), 20, 5) == (1, 20)
+
+
+def test_full_crops_are_drawn_anew():
+    image, label = np.zeros((16, 64, 3), np.uint8), np.zeros((16, 64), np.uint8)
+    label[:, 48:] = 1
+    augment = PSPNetAugment(fit=(64, 16), scale=(1.0, 1.0), crop=16)
+    shares = [(augment(image, label, np.random.default_rng(seed))[1] == 1).mean() for seed in range(60)]
+    # one draw in seven shows enough of both labels, and eleven draws hardly ever none
+    assert sum(0.25 < share < 0.75 for share in shares) > 40
+    assert set(np.unique(augment(image, 0 * label, np.random.default_rng(0))[1])) == {0}
+
+
+def test_without_changes_the_picture_is_the_picture():
+    image = np.random.default_rng(0).integers(0, 256, (20, 33, 3)).astype(np.uint8)
+    label = np.arange(660).reshape(20, 33).astype(np.uint8)
+    view, seen = mask_augment.aligned_view(image, label, 1.0, 0, 0, False, 33)
+    np.testing.assert_allclose(denormalised(view)[:20].astype(int), image, atol=1)
+    np.testing.assert_array_equal(seen[:20], label)
+    assert (seen[20:] == 255).all()
+    mirrored, turned = mask_augment.aligned_view(image, label, 1.0, 0, 0, True, 33)
+    np.testing.assert_array_equal(mirrored[:, :, ::-1], view)
+    np.testing.assert_array_equal(turned[:, ::-1], seen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (EMANetAugment, {"scales": ()}),
+        (EMANetAugment, {"crop": 0}),
+        (DeepLabV1Augment, {"scale": (1.5, 0.5)}),
+        (DeepLabV1Augment, {"hsv": 91}),
+        (PSPNetAugment, {"fit": (0, 512)}),
+        (PSPNetAugment, {"flip": 2.0}),
+    ],
+)
+def test_settings_that_make_no_sense(kind, setting):
+    with pytest.raises(BadInput, match=r"augment\."):
+        kind(**setting)

@@ -1,0 +1,79 @@
+"""PSPNet on Res2Net-101 and ResNet-38, its loss and its schedule against PMM's MMSegmentation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.parity import inputs
+from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
+from wsss.networks.deeplab import pretended_underfitting, resize_logits
+from wsss.networks.pspnet import PSPNet, PSPNetSettings
+from wsss.segmenters import pspnet
+from wsss.stages.predict import Segmenter, Settings
+from wsss.stages.train import poly_factor
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+DATA = Path(__file__).parent / "data" / "icam"
+STORED, SCHEDULES = np.load(DATA / "psp_nets.npz"), np.load(DATA / "schedules.npz")
+BODIES = {"r2n": "res2net101d", "res38": "resnet38"}
+
+
+def build(body: str) -> PSPNet:
+    return PSPNet(21, PSPNetSettings(BODIES[body]))
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_state_dict_has_the_published_names_and_shapes(body):
+    assert shapes(lambda: build(body)) == list(json.loads((DATA / f"manifest-psp-{body}.json").read_text()).items())
+
+
+@pytest.mark.parametrize("body", ["r2n", pytest.param("res38", marks=pytest.mark.slow)])
+def test_features_and_logits(body):
+    network, images = filled(lambda: build(body)), batch(65, 81, 7)
+    with torch.no_grad():
+        features = network.backbone(images)[1:]
+        logits, auxiliary = network.decode_head(features[-1]), network.auxiliary_head(features[-2])
+        whole = network(images)
+    for i, feature in enumerate(features):
+        close(feature[0, :: 64 if feature.shape[1] >= 512 else 32], STORED[f"{body}_feat{i}"], 1e-5)
+        np.testing.assert_allclose(stats(feature[0]), STORED[f"{body}_feat{i}_stats"], rtol=1e-5)
+    close(logits[0], STORED[f"{body}_logits"], 1e-5)
+    close(auxiliary[0], STORED[f"{body}_aux"], 1e-5)
+    close(whole[0, :, ::8, ::8], STORED[f"{body}_logits_full"], 1e-5)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_pretended_underfitting(case):
+    beta, k, loss = STORED[f"pus{case}"].tolist()
+    logits = torch.from_numpy(STORED[f"pus{case}_logits"]).requires_grad_()
+    value = pretended_underfitting(logits, torch.from_numpy(STORED[f"pus{case}_labels"]), beta=beta, k=k)
+    value.backward()
+    assert value.item() == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(logits.grad, STORED[f"pus{case}_grad"], rtol=1e-5, atol=1e-9)
+
+
+def test_schedule():
+    base, low, power, n_steps = SCHEDULES["mmseg_args"].tolist()
+    training = pspnet.Settings().training
+    assert (training.lr, training.min_lr, training.poly_power, training.steps) == (base, low, power, n_steps)
+    factors = [poly_factor(training, i, int(n_steps)) for i in SCHEDULES["mmseg_its"].tolist()]
+    rates = [(base - training.min_lr) * factor + training.min_lr for factor in factors]
+    np.testing.assert_allclose(rates, SCHEDULES["mmseg_lr"], rtol=1e-12)
+
+
+def test_checkpoint_is_known_by_its_tensors(tmp_path):
+    torch.manual_seed(0)
+    network = build("r2n").eval()
+    torch.save({"meta": {"iter": 20000}, "state_dict": network.state_dict()}, tmp_path / "final_et_r2n.pth")
+    segmenter = Segmenter(tmp_path / "final_et_r2n.pth", Settings(scales=(1.0,), flip=False))
+    assert segmenter.classes[0] == "aeroplane"
+    view = segmenter.trained.view(inputs.image(30, 90, 0), 0.125)
+    # 256 and 64 are the longest sides at that scale
+    assert view.shape == (1, 3, 64, 192)
+    with torch.no_grad():
+        expected = resize_logits(network(view), (30, 90))
+        close(segmenter.trained.logits(view, (30, 90)), expected.numpy(), 1e-6)

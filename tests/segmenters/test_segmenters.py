@@ -1,0 +1,176 @@
+"""All segmenters: they learn, go on after a kill, say what they are; published files; what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import tree, write_squares
+from tests.segmenters.tiny import ALL, BODY, DEEPLAB_V1, EMANET, PSPNET, lengthened, write_truths
+from tests.stages.test_refine import finished
+from wsss.data.files import read_mask
+from wsss.errors import BadInput
+from wsss.networks.deeplab_v1 import DeepLabV1Settings
+from wsss.networks.emanet import EMANet, EMANetSettings
+from wsss.networks.pspnet import PSPNetSettings
+from wsss.run import DONE
+from wsss.segmenters import deeplab_v1, emanet, pspnet
+from wsss.segmenters.learning import Learning
+from wsss.stages import segment
+from wsss.stages.predict import Segmenter, Settings, predict
+from wsss.stages.train import CHECKPOINT, train
+from wsss.weights import WEIGHTS, read_weights, write_weights
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Pictures of squares, and their masks."""
+    folder = tmp_path_factory.mktemp("data")
+    images = write_squares(folder / "pictures", 12)
+    return images, finished(write_truths(images, folder / "masks"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """Gives the folder of a short training of a segmenter."""
+    folder, (images, masks) = tmp_path_factory.mktemp("trained"), data
+    return lambda kind: train(ALL[kind], images, masks=masks, out=folder / kind)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_it_knows_itself_and_predicts_any_size(trained, kind):
+    _, metadata = read_weights(trained(kind) / WEIGHTS)
+    assert metadata["kind"] == kind
+    assert metadata["classes"] == ["red", "blue"]
+    segmenter = Segmenter(trained(kind), Settings(scales=(0.5, 1.0), flip=True))
+    for size_hw in ((1, 1), (5, 40), (33, 61)):
+        image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
+        here, there = (segmenter.probabilities(segmenter.prepare(view)) for view in (image, image[:, ::-1].copy()))
+        assert here.shape == (3, *size_hw)
+        np.testing.assert_allclose(here.sum(0), 1, atol=1e-5)
+        # the others sample or fill up from the left, whichever way the picture looks
+        if kind == "deeplab":
+            np.testing.assert_allclose(there[:, :, ::-1], here, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_killed_training_ends_in_the_same_bytes(trained, data, tmp_path, monkeypatch, kind):
+    (images, masks), forward, calls = data, Learning.forward, []
+
+    def killed(self, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learning, "forward", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(ALL[kind], images, masks=masks, out=tmp_path / kind)
+    assert (tmp_path / kind / CHECKPOINT).exists()
+    train(ALL[kind], images, masks=masks, out=tmp_path / kind)
+    whole = tree(trained(kind))
+    # where the inputs lie is another place
+    assert {name: value for name, value in tree(tmp_path / kind).items() if name != DONE} == {
+        name: value for name, value in whole.items() if name != DONE
+    }
+
+
+@pytest.mark.parametrize("kind", ["emanet", "deeplab_v1", "pspnet"])
+@pytest.mark.slow
+def test_it_learns_squares(tmp_path, kind):
+    images = write_squares(tmp_path / "pictures", 24, 64)
+    # the wide head of PSPNet is slow
+    batch, steps = (4, 40) if kind == "pspnet" else (8, 100)
+    longer = {"batch": batch, "steps": steps, "optimizer": "adamw", "lr": 3e-3, "weight_decay": 1e-4}
+    settings = lengthened(ALL[kind], **longer, checkpoint_steps=200)
+    augment = dataclasses.replace(settings.augment, crop=48, **({"fit": (64, 48)} if kind == "pspnet" else {}))
+    settings = dataclasses.replace(settings, augment=augment)
+    train(settings, images, masks=finished(write_truths(images, tmp_path / "masks")), out=tmp_path / "weights")
+    new = write_squares(tmp_path / "new", 6, 64, seed=5)
+    predict(Settings(scales=(1.0,)), new, weights=tmp_path / "weights", out=tmp_path / "predictions")
+    right = [
+        (read_mask(tmp_path / "predictions" / f"{name}.png") == new.read_mask(i)).mean()
+        for i, name in enumerate(new.names)
+    ]
+    assert np.mean(right) > 0.85
+
+
+def test_the_chosen_segmenter_is_the_one_that_is_trained(data, tmp_path):
+    settings = segment.Settings(kind="emanet", emanet=EMANET, pspnet=PSPNET)
+    settings.check()
+    assert settings.starting_from(None) is EMANET
+    assert segment.Settings(kind="deeplab_v1", deeplab_v1=DEEPLAB_V1).starting_from(None) is DEEPLAB_V1
+    classifier = dataclasses.replace(settings, emanet=dataclasses.replace(EMANET, init="classifier"))
+    assert classifier.starting_from(tmp_path).init == str(tmp_path / WEIGHTS)
+    with pytest.raises(BadInput, match="`classifier` where no trained classifier gave the maps"):
+        classifier.starting_from(None)
+    with pytest.raises(AssertionError):
+        train(settings, data[0], masks=data[1], out=tmp_path / "out")
+
+
+def test_published_defaults():
+    settings = segment.Settings()
+    assert (settings.emanet.training.lr, settings.emanet.training.steps, settings.emanet.augment.crop) == (
+        9e-3,
+        30_000,
+        513,
+    )
+    assert settings.deeplab_v1.network.batch_norm == "live"
+    assert settings.pspnet.underfitting == "clamp"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "found"),
+    [
+        ("emanet", emanet.Settings(EMANetSettings("resnet999s")), "resnet999s"),
+        ("emanet", emanet.Settings(EMANetSettings(output_stride=32)), "32; expected 8 or 16"),
+        ("deeplab_v1", deeplab_v1.Settings(), "`imagenet`, which no library offers for resnet38"),
+        ("deeplab_v1", deeplab_v1.Settings(DeepLabV1Settings(BODY, batch_norm="frozen"), "none"), "`frozen` with new"),
+        ("pspnet", pspnet.Settings(PSPNetSettings("resnet38"), "missing.params"), r"missing\.params"),
+        ("pspnet", pspnet.Settings(PSPNetSettings(output_stride=16)), "16; expected 8"),
+        ("pspnet", lengthened(pspnet.Settings(init="none"), batch=1), r"training\.batch: found 1"),
+    ],
+)
+def test_settings_that_cannot_work(kind, settings, found):
+    with pytest.raises(BadInput, match=found):
+        segment.Settings(kind=kind, **{kind: settings}).check()
+
+
+def test_a_published_checkpoint_with_other_classes_and_bases(tmp_path):
+    torch.manual_seed(0)
+    made = EMANet(4, EMANetSettings("resnet50s", channels=256, bases=32)).eval()
+    torch.save({"net": made.state_dict(), "step": 30000}, tmp_path / "final.pth")
+    segmenter = Segmenter(tmp_path / "final.pth", Settings())
+    assert segmenter.classes == ("class 1", "class 2", "class 3")
+    for name, value in made.state_dict().items():
+        assert torch.equal(segmenter.trained.network.state_dict()[name].cpu(), value)
+
+
+@pytest.mark.parametrize("kind", ["emanet", "deeplab_v1", "pspnet"])
+def test_weights_of_another_network_are_refused(trained, tmp_path, kind):
+    state, metadata = read_weights(trained(kind) / WEIGHTS)
+    write_weights(tmp_path / "fewer.safetensors", state, {**metadata, "classes": ["red"]})
+    with pytest.raises(BadInput, match="of another shape"):
+        Segmenter(tmp_path / "fewer.safetensors", Settings())
+    state.popitem()
+    write_weights(tmp_path / "cut.safetensors", state, metadata)
+    with pytest.raises(BadInput, match="1 missing"):
+        Segmenter(tmp_path / "cut.safetensors", Settings())
+    write_weights(tmp_path / "classifier.safetensors", state, {"kind": "cam"})
+    with pytest.raises(BadInput, match="weights of a `cam` network"):
+        Segmenter(tmp_path / "classifier.safetensors", Settings())
+
+
+def test_windows_cover_the_picture_once_or_are_averaged():
+    view = torch.arange(2 * 45 * 70.0).view(1, 2, 45, 70)
+    assert torch.equal(pspnet.through_windows(lambda x: x, view, 32), view)
+    places = []
+    pspnet.through_windows(lambda x: (places.append(tuple(x[0, 0, [0, -1], [0, -1]].tolist())), x)[1], view, 32)
+    # steps of 30: rows 0 and 13, columns 0, 30 and 38
+    corners = [(top * 70 + left, (top + 31) * 70 + left + 31) for top in (0, 13) for left in (0, 30, 38)]
+    assert places == corners
+    assert torch.equal(pspnet.through_windows(lambda x: x, view[..., :9, :9], 32), view[..., :9, :9])

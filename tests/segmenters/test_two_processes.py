@@ -1,0 +1,38 @@
+"""Every segmenter on two processes trains what one trains: weights, running statistics, EMANet's bases."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import write_squares
+from tests.end_to_end.conftest import ENVIRONMENT
+from tests.segmenters.tiny import ALL, write_truths
+from wsss.weights import WEIGHTS, read_weights
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_processes(tmp_path):
+    images = write_squares(tmp_path / "squares", 12)
+    (tmp_path / "images").write_bytes(pickle.dumps(images))
+    write_truths(images, tmp_path / "masks", known=False)
+    for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
+        words = [sys.executable, *start, "-m", "tests.segmenters.tiny", str(tmp_path)]
+        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ALL:
+        one, two = (read_weights(tmp_path / count / name / WEIGHTS)[0] for count in "12")
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert value.dtype != torch.float32
+            # 5e-15 measured
+            torch.testing.assert_close(two[key], value, rtol=0, atol=1e-12, msg=f"{name} {key}")
+    # bases that were moved are shorter than 1
+    assert one_bases(tmp_path).norm(dim=1).max() < 0.95
+
+
+def one_bases(folder):
+    return read_weights(folder / "1" / "emanet" / WEIGHTS)[0]["emau.mu"]

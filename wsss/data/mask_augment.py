@@ -1,0 +1,257 @@
+"""What training images with masks go through on their way to EMANet, DeepLab v1 and PSPNet.
+
+The functions take the drawn numbers; the classes draw them, in the order of the published code. Images are uint8 RGB (h, w, 3)
+on the way in, float32 (3, h, w), normalised with ImageNet's mean and deviation, on the way out; labels stay uint8, 255
+where the crop shows no image.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped, UInt8
+
+from wsss.data.augment import SMALLEST_SCALE, SizeHW, crop_at, normalise, normalised_crop, scaled_size
+from wsss.data.images import IGNORE
+from wsss.errors import check_pair, check_range
+
+Planes = Float[np.ndarray, "3 crop crop"]
+Labels = UInt8[np.ndarray, "crop crop"]
+
+
+def aligned_view(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    scale: float,
+    top: int,
+    left: int,
+    flip: bool,
+    crop: int,
+) -> tuple[Planes, Labels]:
+    """Normalised, then scaled, filled up at the right and bottom, cropped, and mirrored if `flip`.
+
+    The image is resized bilinearly with its corners kept in place; pixel i of the label map is pixel floor(i / scale). Sizes
+    are cut off.
+
+    Args:
+        top, left: where the crop starts; 0 along an axis where the image is not longer than the crop.
+    """
+    planes = torch.from_numpy(normalise(image))[None]
+    if scale != 1:
+        size_hw = [max(1, int(side * scale)) for side in label.shape]
+        planes = F.interpolate(planes, size_hw, mode="bilinear", align_corners=True)
+        # in single precision, as torch's own nearest neighbour is
+        step = np.float32(1 / scale)
+        rows, columns = (
+            np.minimum(np.arange(new, dtype=np.float32) * step, old - 1).astype(int)
+            for new, old in zip(size_hw, label.shape, strict=True)
+        )
+        label = label[rows][:, columns]
+    view = crop_at(planes[0].permute(1, 2, 0).numpy(), crop, top, left, 0)
+    label = crop_at(label, crop, top, left, IGNORE)
+    if flip:
+        view, label = view[:, ::-1], label[:, ::-1]
+    return np.ascontiguousarray(view.transpose(2, 0, 1)), np.ascontiguousarray(label)
+
+
+@dataclass(frozen=True)
+class EMANetAugment:
+    """Training images and pseudo masks of EMANet."""
+
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    """scales, of which one is drawn"""
+    crop: int = 513
+    """side of the square crop; smaller images are filled up at the right and bottom"""
+    flip: float = 0.5
+    """probability of the mirror image"""
+
+    def __post_init__(self) -> None:
+        check_range("augment.scales", self.scales, SMALLEST_SCALE)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.flip", self.flip, 0, 1)
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+    ) -> tuple[Planes, Labels]:
+        """A random view; draws the scale, the top offset, the left offset, the flip."""
+        scale = self.scales[int(rng.integers(len(self.scales)))]
+        height, width = (max(1, int(side * scale)) for side in label.shape)
+        top = int(rng.integers(max(height - self.crop, 0) + 1))
+        left = int(rng.integers(max(width - self.crop, 0) + 1))
+        return aligned_view(image, label, scale, top, left, bool(rng.random() < self.flip), self.crop)
+
+
+def hsv_shifted(image: UInt8[np.ndarray, "h w 3"], hue: int, saturation: int, value: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Hue (of 180), saturation and value (of 255) moved by whole numbers, in OpenCV's 8 bits."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.int16) + np.array([hue, saturation, value], np.int16)
+    hsv[..., 0] %= 180
+    return cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
+
+
+def scaled(array: Shaped[np.ndarray, "h w *c"], scale: float, interpolation: int) -> Shaped[np.ndarray, "hs ws *c"]:
+    """OpenCV's resizing by a factor, which it samples at, whatever the size is rounded to."""
+    height, width = scaled_size(array.shape[:2], scale)
+    if min(array.shape[:2]) * scale > 0.5:
+        return cv2.resize(array, None, fx=scale, fy=scale, interpolation=interpolation)
+    return cv2.resize(array, (width, height), interpolation=interpolation)
+
+
+def cubic_view(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    flip: bool,
+    scale: float,
+    left: int,
+    top: int,
+    crop: int,
+) -> tuple[Planes, Labels]:
+    """Mirrored if `flip`, scaled by OpenCV (cubic; nearest neighbour for labels), cropped as by `crop_at`; 0 and 255 outside."""
+    if flip:
+        image, label = image[:, ::-1], label[:, ::-1]
+    image = scaled(np.ascontiguousarray(image), scale, cv2.INTER_CUBIC)
+    label = scaled(np.ascontiguousarray(label), scale, cv2.INTER_NEAREST)
+    return normalised_crop(image, crop, top, left), crop_at(label, crop, top, left, IGNORE)
+
+
+@dataclass(frozen=True)
+class DeepLabV1Augment:
+    """Training images and pseudo masks of ICAM's DeepLab v1."""
+
+    hsv: int = 10
+    """hue, saturation and value move by at most so much, in OpenCV's units; 0 leaves colours alone"""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """smallest and largest scale, drawn uniformly"""
+    crop: int = 448
+    """side of the square crop; smaller images are put at a random place in it"""
+    flip: float = 0.5
+    """probability of the mirror image"""
+
+    def __post_init__(self) -> None:
+        check_range("augment.hsv", self.hsv, 0, 90)
+        check_pair("augment.scale", self.scale, SMALLEST_SCALE)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.flip", self.flip, 0, 1)
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+    ) -> tuple[Planes, Labels]:
+        """A random view; draws the colours, the flip, the scale, the left offset, the top offset."""
+        shifts = rng.integers(-self.hsv, self.hsv + 1, 3).tolist()
+        if self.hsv:
+            image = hsv_shifted(image, *shifts)
+        flip = bool(rng.random() < self.flip)
+        scale = self.scale[0] + rng.random() * (self.scale[1] - self.scale[0])
+        height, width = scaled_size(label.shape, scale)
+        left, top = (int(rng.integers(abs(side - self.crop) + 1)) for side in (width, height))
+        return cubic_view(image, label, flip, scale, left, top, self.crop)
+
+
+def fitted_size(size_hw: SizeHW, long_side: int, short_side: int) -> SizeHW:
+    """The largest size of the same proportions that neither side exceeds, as MMCV rounds it."""
+    scale = min(long_side / max(size_hw), short_side / min(size_hw))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size_hw)
+    return height, width
+
+
+def fitted(image: UInt8[np.ndarray, "h w 3"], size_hw: SizeHW) -> UInt8[np.ndarray, "hs ws 3"]:
+    """OpenCV's bilinear resizing."""
+    return cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def distorted(
+    image: UInt8[np.ndarray, "h w 3"],
+    brightness: float = 0.0,
+    contrast: float = 1.0,
+    saturation: float = 1.0,
+    hue: int = 0,
+    contrast_first: bool = True,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """MMSegmentation's photometric distortion, each step cut off to 8 bits: a value added, factors, and a shift of the hue (of 180).
+
+    Args:
+        contrast_first: whether the contrast changes before saturation and hue, or after them.
+    """
+    image = _linear(image, 1.0, brightness)
+    if contrast_first:
+        image = _linear(image, contrast, 0.0)
+    if saturation != 1 or hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = _linear(hsv[..., 1], saturation, 0.0)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return image if contrast_first else _linear(image, contrast, 0.0)
+
+
+def _linear(values: np.ndarray, factor: float, shift: float) -> np.ndarray:
+    if factor == 1 and shift == 0:
+        return values
+    return (values.astype(np.float32) * factor + shift).clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class PSPNetAugment:
+    """Training images and pseudo masks of PMM's extended training."""
+
+    fit: tuple[int, int] = (2048, 512)
+    """longest long side and longest short side of a picture at scale 1, in tests too; small pictures are enlarged to it"""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """smallest and largest scale, drawn uniformly; both sides of `fit` are multiplied by it"""
+    crop: int = 512
+    """side of the square crop, and of the windows of tests; smaller images are filled up at the right and bottom"""
+    fullest: float = 0.75
+    """a crop is drawn anew, ten times at most, until no label covers such a share of its labelled pixels"""
+    flip: float = 0.5
+    """probability of the mirror image"""
+    distort: bool = True
+    """change brightness, contrast, saturation and hue, each in half of the pictures"""
+
+    def __post_init__(self) -> None:
+        check_range("augment.fit", self.fit, 1)
+        check_pair("augment.scale", self.scale, SMALLEST_SCALE)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.fullest", self.fullest, 0, 1)
+        check_range("augment.flip", self.flip, 0, 1)
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+    ) -> tuple[Planes, Labels]:
+        """A random view; draws the scale, offsets (top, left) until they please, the flip, the colours."""
+        scale = rng.uniform(*self.scale)
+        size_hw = fitted_size(label.shape, *(int(side * scale) for side in self.fit))
+        image, label = fitted(image, size_hw), cv2.resize(label, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+        top, left = self._offsets(size_hw, rng)
+        for _ in range(10):
+            if self._mixed(label[top : top + self.crop, left : left + self.crop]):
+                break
+            top, left = self._offsets(size_hw, rng)
+        window = slice(top, top + self.crop), slice(left, left + self.crop)
+        image, label = image[window], label[window]
+        if rng.random() < self.flip:
+            image, label = image[:, ::-1], label[:, ::-1]
+        if self.distort:
+            image = self._distorted(np.ascontiguousarray(image), rng)
+        return normalised_crop(image, self.crop), np.ascontiguousarray(crop_at(label, self.crop, 0, 0, IGNORE))
+
+    def _offsets(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        top, left = (int(rng.integers(max(side - self.crop, 0) + 1)) for side in size_hw)
+        return top, left
+
+    def _mixed(self, label: np.ndarray) -> bool:
+        counts = np.bincount(label[label != IGNORE].ravel())
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < self.fullest * counts.sum())
+
+    @staticmethod
+    def _distorted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        chosen = [bool(rng.integers(2)) for _ in range(5)]
+        brightness, contrast, saturation, contrast_first, hue = chosen
+        return distorted(
+            image,
+            rng.uniform(-32, 32) if brightness else 0.0,
+            rng.uniform(0.5, 1.5) if contrast else 1.0,
+            rng.uniform(0.5, 1.5) if saturation else 1.0,
+            # NumPy's integers end before 18
+            int(rng.integers(-18, 18)) if hue else 0,
+            contrast_first,
+        )

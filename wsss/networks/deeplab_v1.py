@@ -1,0 +1,99 @@
+"""DeepLab v1 with a large field of view (Chen et al., ICLR 2015) on ResNet-38, as SEAM, ICAM and HFPL train it.
+
+Layers and state-dict names are those of ICAM's final stage.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsss.networks.backbone import create_backbone, freeze_batch_norm
+
+
+@dataclass(frozen=True)
+class DeepLabV1Settings:
+    """What a DeepLab v1 is made of."""
+
+    backbone: str = "resnet38"
+    """resnet38 (the published body), or any other backbone"""
+    output_stride: int = 8
+    """pixels per cell of the deepest feature; resnet38 has 8"""
+    dilation: int = 12
+    """of the 3x3 convolution of the head"""
+    # ICAM's script never calls `train()`, which is where its backbone would be frozen
+    batch_norm: Literal["live", "frozen"] = "live"
+    """`live`: batch statistics, and every layer is trained, as published; `frozen`: the backbone keeps its statistics and the layers
+    before its first feature, as its code intends; either way scales and shifts never change"""
+    norm_momentum: float = 3e-4
+    """share of a batch in the running statistics of batch norms; trainings of few updates from new weights want 0.1"""
+
+
+class DeepLabV1(nn.Module):
+    """The whole network; images are RGB, normalised with ImageNet's mean and deviation.
+
+    Args:
+        n_classes: with the background.
+
+    Raises:
+        BadInput: there is no such backbone, or it does not give that stride.
+    """
+
+    def __init__(self, n_classes: int, settings: DeepLabV1Settings = DeepLabV1Settings()) -> None:
+        super().__init__()
+        self.frozen = settings.batch_norm == "frozen"
+        self.backbone: Any = create_backbone(settings.backbone, settings.output_stride)
+        rate = settings.dilation
+        self.conv_fov = nn.Conv2d(self.backbone.channels[-1], 512, 3, padding=rate, dilation=rate, bias=False)
+        self.bn_fov = nn.BatchNorm2d(512)
+        self.conv_fov2 = nn.Conv2d(512, 512, 1, bias=False)
+        self.bn_fov2 = nn.BatchNorm2d(512)
+        self.dropout = nn.Dropout(0.5)
+        self.cls_conv = nn.Conv2d(512, n_classes, 1)
+        for conv in (self.conv_fov, self.conv_fov2, self.cls_conv):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = settings.norm_momentum
+                # they are in none of the published groups
+                module.requires_grad_(False)
+        if self.frozen:
+            for parameter in self.backbone.parameters_until(0):
+                parameter.requires_grad_(False)
+            freeze_batch_norm(self.backbone)
+
+    def train(self, mode: bool = True) -> "DeepLabV1":
+        super().train(mode)
+        if self.frozen:
+            freeze_batch_norm(self.backbone)
+        return self
+
+    def low(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l hs ws"]:
+        """Logits, one cell for `output_stride` x `output_stride` pixels."""
+        x = F.relu(self.bn_fov(self.conv_fov(self.backbone(image)[-1])))
+        x = F.relu(self.bn_fov2(self.conv_fov2(x)))
+        return self.cls_conv(self.dropout(x))
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l h w"]:
+        """Logits at the image's size."""
+        return enlarged(self.low(image), image.shape[-2:])
+
+    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+        """The published groups: weights and biases of the backbone at `lr` and 2 `lr`, new ones at 10 and 20 `lr`; biases do not decay."""
+        groups: list[list[nn.Parameter]] = [[], [], [], []]
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[2 * (not name.startswith("backbone.")) + name.endswith("bias")].append(parameter)
+        rates = ((1, weight_decay), (2, 0.0), (10, weight_decay), (20, 0.0))
+        return [
+            {"params": group, "lr": factor * lr, "weight_decay": decay}
+            for group, (factor, decay) in zip(groups, rates, strict=True)
+        ]
+
+
+def enlarged(logits: Float[Tensor, "b l hs ws"], size_hw: tuple[int, int] | torch.Size) -> Float[Tensor, "b l h w"]:
+    """Logits at another size, bilinear, corners on corners."""
+    return F.interpolate(logits, tuple(size_hw), mode="bilinear", align_corners=True)

@@ -1,0 +1,172 @@
+"""The feature similarity loss of ICAM (Jonnarth and Felsberg, Importance sampling CAMs for weakly-supervised segmentation, ICASSP 2022).
+
+Cells of like colours are to have like predictions, cells of different colours different ones. With x_i the colours and P_i the
+predictions of the N cells of a map, d_p the distance of two cells, in cells:
+
+    d_x = |x_i - x_j|_1 / 3,  g = tanh(mu + ln((d_x + eps) / (1 - d_x + eps))),  w = exp(-(d_p / sigma)^2 / 2) / (2 pi sigma^2)
+    L_FS = -1 / N  sum_ij w g |P_i - P_j|^2 = sum_i P_i · D_i / 2,   D_i = dL_FS / dP_i = -4 / N  sum_j w g (P_i - P_j)
+
+so that one pass over the pairs gives value and gradient. Pairs are looked at in blocks, each once, and none is kept.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wsss.errors import BadInput
+
+_EPSILON = 1e-5
+# pairs that are looked at together: their arrays stay in a CPU's cache; a GPU takes all it can
+_PAIRS = {"cpu": 1 << 17}
+_PAIRS_ELSEWHERE = 1 << 24
+
+
+def feature_similarity_loss(
+    maps: Float[Tensor, "n c h w"],
+    colours: Float[Tensor, "n 3 h w"],
+    mu: float = 2.5,
+    sigma: float | None = 5.0,
+    *,
+    max_distance: float | None = None,
+    colour_norm: Literal[1, 2] = 1,
+) -> Float[Tensor, ""]:
+    """L_FS, the mean over the pictures; mostly below 0. Its gradient reaches the maps alone.
+
+    Args:
+        maps: predictions P, background among them.
+        colours: x, in [0, 1].
+        mu: the gate g is 0 at d_x = 1 / (1 + e^mu).
+        sigma: width of the neighbourhood in cells; None: all pairs count alike, w = 1 / N.
+        max_distance: leave out pairs of cells that are farther apart, as ICAM's unused option `fast` does.
+        colour_norm: p of d_x = |x_i - x_j|_p / 3^(1/p), a setting of the binomial follow-up.
+
+    Raises:
+        BadInput: maps and colours differ in number or size, or `sigma` is not above 0.
+    """
+    if maps.shape[0] != colours.shape[0] or maps.shape[2:] != colours.shape[2:]:
+        raise BadInput(
+            "colours of the feature similarity loss",
+            f"{len(colours)} of {colours.shape[2]}x{colours.shape[3]} cells",
+            f"{len(maps)} of {maps.shape[2]}x{maps.shape[3]}, as the maps",
+            "Resize them.",
+        )
+    if sigma is not None and sigma <= 0:
+        raise BadInput("sigma of the feature similarity loss", str(sigma), "a number above 0, or none", "Change it.")
+    return _FeatureSimilarity.apply(maps, colours.detach(), mu, sigma, max_distance, colour_norm)
+
+
+class _FeatureSimilarity(torch.autograd.Function):
+    """The value, and the gradient, which is known by then."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        maps: Tensor,
+        colours: Tensor,
+        mu: float,
+        sigma: float | None,
+        max_distance: float | None,
+        colour_norm: int,
+    ) -> Tensor:
+        kind = torch.promote_types(maps.dtype, torch.float32)
+        height, width = maps.shape[2:]
+        # nothing but differences count, and those of small numbers are exact
+        centred = maps.to(kind) - maps.to(kind).mean((2, 3), keepdim=True)
+        spread = _Spread(height, width, sigma, max_distance, kind, maps.device)
+        gradient = torch.empty_like(centred)
+        for plane, colour, into in zip(centred, colours.to(kind), gradient, strict=True):
+            into.copy_(_differences(plane, colour, math.exp(2 * mu), spread, colour_norm))
+        gradient *= -4 / (len(maps) * height * width)
+        context.save_for_backward(gradient.to(maps.dtype))
+        return ((centred * gradient).sum() / 2).to(maps.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        return context.saved_tensors[0] * gradients[0], None, None, None, None, None
+
+
+class _Spread:
+    """The weights w of the pairs between some rows of cells and others."""
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        sigma: float | None,
+        max_distance: float | None,
+        kind: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.height, self.width, self.max_distance = height, width, max_distance
+        pairs = _PAIRS.get(device.type, _PAIRS_ELSEWHERE)
+        self.block = max(1, min(height, math.isqrt(pairs) // width))
+        rows, columns = (torch.arange(n, dtype=kind, device=device) for n in (height, width))
+        self.down, self.across = ((axis[:, None] - axis).square() for axis in (rows, columns))
+        self.reach = float(height) if max_distance is None else max_distance
+        scale = 1 / (height * width)
+        if sigma is not None:
+            scale = 1 / (2 * math.pi * sigma**2)
+            # the share of a Gaussian's weight beyond it is the number's rounding
+            self.reach = min(self.reach, sigma * math.sqrt(-2 * math.log(torch.finfo(kind).eps)))
+        self.factors = [
+            scale**0.5 * (torch.ones_like(d) if sigma is None else torch.exp(d / (-2 * sigma**2)))
+            for d in (self.down, self.across)
+        ]
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Rows of cells and rows of their partners, each pair of rows once."""
+        starts = range(0, self.height, self.block)
+        for first, second in itertools.combinations_with_replacement(starts, 2):
+            if second - (first + self.block - 1) <= self.reach:
+                yield slice(first, first + self.block), slice(second, second + self.block)
+
+    def weights(self, rows: slice, others: slice) -> Float[Tensor, "r w o w2"]:
+        """w, zero for pairs too far apart."""
+        down, across = self.factors
+        weights = down[rows, others][:, None, :, None] * across[None, :, None, :]
+        if self.max_distance is not None:
+            squared = self.down[rows, others][:, None, :, None] + self.across[None, :, None, :]
+            weights *= squared <= self.max_distance**2
+        return weights
+
+
+def _differences(plane: Tensor, colour: Tensor, steepness: float, spread: _Spread, norm: int) -> Tensor:
+    """sum_j w g (P_i - P_j) of one picture, (c, h, w)."""
+    # a row of ones beside P adds the weights up
+    values = torch.cat([plane, torch.ones_like(plane[:1])])
+    sums = torch.zeros_like(values)
+    for rows, others in spread.blocks():
+        gates = _gates(colour[:, rows].flatten(1), colour[:, others].flatten(1), steepness, norm)
+        weights = gates.mul_(spread.weights(rows, others).view_as(gates))
+        shape = sums[:, rows].shape
+        sums[:, rows] += (values[:, others].flatten(1) @ weights.mT).view(shape)
+        if rows != others:
+            sums[:, others] += (values[:, rows].flatten(1) @ weights).view(sums[:, others].shape)
+    return sums[-1] * plane - sums[:-1]
+
+
+def _gates(one: Tensor, other: Tensor, steepness: float, norm: int) -> Float[Tensor, "i j"]:
+    """g of all pairs of two lists of colours, (3, i) and (3, j).
+
+    tanh(mu + ln(a / b)) = 2 k / (k + (b / a)^2) - 1 with k = e^(2 mu), `steepness`.
+    """
+    distance = torch.zeros(one.shape[1], other.shape[1], dtype=one.dtype, device=one.device)
+    difference = torch.empty_like(distance)
+    for first, second in zip(one, other, strict=True):
+        torch.sub(first[:, None], second, out=difference)
+        if norm == 1:
+            distance += difference.abs_()
+        else:
+            distance.addcmul_(difference, difference)
+    if norm == 2:
+        distance.sqrt_()
+    a = distance.mul_(3 ** (-1 / norm)).clamp_(max=1).add_(_EPSILON)
+    torch.sub(1 + 2 * _EPSILON, a, out=difference)
+    return difference.div_(a).square_().add_(steepness).reciprocal_().mul_(2 * steepness).sub_(1)

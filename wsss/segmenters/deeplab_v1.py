@@ -1,0 +1,142 @@
+"""DeepLab v1 on ResNet-38: its training on pseudo masks and its test, as in the final stage of ICAM (Jonnarth and Felsberg, ICASSP 2022).
+
+SEAM's segmenter and that of the binomial follow-up (HFPL) are the same without the feature similarity loss.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from wsss import launch
+from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, denormalised
+from wsss.data.images import Images
+from wsss.data.mask_augment import DeepLabV1Augment, scaled
+from wsss.errors import BadInput, check_range
+from wsss.networks.deeplab import cross_entropy
+from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Settings, enlarged
+from wsss.ops.feature_similarity import feature_similarity_loss
+from wsss.run import maybe_file
+from wsss.segmenters.learning import Learning
+from wsss.segmenters.trained import known_classes, settings_of
+from wsss.stages.train import Training
+from wsss.weights import check_initial, load_backbone, load_into
+
+KIND, SIGN = "deeplab_v1", "conv_fov.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A DeepLab v1 and its training."""
+
+    network: DeepLabV1Settings = DeepLabV1Settings()
+    """layers"""
+    init: str = maybe_file("imagenet")
+    """initial weights of the backbone: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones than
+    resnet38, `classifier` (that gave the maps), or `none`"""
+    similarity: float = 0.5
+    """weight of the feature similarity loss; SEAM's and HFPL's final stages have 0"""
+    mu: float = 2.5
+    """where the gate of the feature similarity loss changes its sign: at a colour distance of 1 / (1 + e^mu)"""
+    sigma: float = 5.0
+    """width of the neighbourhood of the feature similarity loss, in cells"""
+    augment: DeepLabV1Augment = DeepLabV1Augment()
+    """what training pictures and masks go through"""
+    # VOC 2012; COCO has 200,000 updates. Update i has the rate (1 - i / (I + 1))^0.9
+    training: Training = Training(
+        batch=10,
+        epochs=None,
+        steps=20_000,
+        lr=1e-3,
+        weight_decay=5e-4,
+        momentum=0.9,
+        poly_beyond=1,
+        seed=1,
+    )
+    """how the network is trained"""
+
+    def __post_init__(self) -> None:
+        check_range("segmenter.deeplab_v1.similarity", self.similarity, 0)
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        with torch.device("meta"):
+            DeepLabV1(2, self.network)
+        check_initial("segmenter.deeplab_v1.init", self.network.backbone, self.init)
+        if self.init == "none" and self.network.batch_norm == "frozen":
+            raise BadInput(
+                "segmenter.deeplab_v1.network.batch_norm",
+                "`frozen` with new weights, whose statistics would stay those of nothing",
+                "`live` where init is `none`",
+                "Set it to live, or give initial weights.",
+            )
+
+    def trainable(self, images: Images, masks: Path) -> Learning:
+        """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
+        self.check()
+        network = DeepLabV1(images.n_labels, self.network)
+        if self.init != "none":
+            load_backbone(network.backbone, self.network.backbone, self.init)
+        metadata = {"kind": KIND, "network": dataclasses.asdict(self.network)}
+        return Learning(network, partial(losses, settings=self), images, masks, self.augment, metadata)
+
+
+def losses(network: DeepLabV1, image: Tensor, label: Tensor, settings: Settings) -> dict[str, Float[Tensor, ""]]:
+    """Cross-entropy at the picture's size, and the feature similarity loss of the cells."""
+    low = network.low(image)
+    logits = enlarged(low, image.shape[-2:])
+    terms = {"segmentation": cross_entropy(logits, label, over_processes=launch.mean_over_processes)}
+    if settings.similarity:
+        probabilities = low.to(torch.promote_types(low.dtype, torch.float32)).softmax(1)
+        cells = F.interpolate(image, low.shape[-2:], mode="bilinear", align_corners=True)
+        mean, std = (cells.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        similarity = feature_similarity_loss(
+            probabilities, (cells * std + mean).clamp(0, 1), settings.mu, settings.sigma
+        )
+        terms["similarity"] = settings.similarity * similarity
+    return terms
+
+
+class Trained:
+    """A trained DeepLab v1; see `wsss.segmenters.trained`.
+
+    Its test averages the logits of six sizes and their mirror images. The picture of its dense CRF is the normalised one taken back,
+    which loses a level here and there.
+    """
+
+    scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
+    averaged: Literal["probabilities", "logits"] = "logits"
+
+    def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
+        # a published checkpoint says nothing itself
+        known = metadata or {"classes": known_classes(len(state["cls_conv.bias"])), "network": {}}
+        self.classes: tuple[str, ...] = tuple(known["classes"])
+        network = DeepLabV1(len(self.classes) + 1, settings_of(DeepLabV1Settings, known["network"]))
+        load_into(network, state, path)
+        self.network = network.to(launch.device()).eval()
+
+    def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
+        rows = _normalised(image)
+        if scale != 1:
+            rows = scaled(rows, scale, cv2.INTER_CUBIC)
+        return torch.from_numpy(np.ascontiguousarray(rows.transpose(2, 0, 1)))[None]
+
+    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
+        return enlarged(self.network(view), size_hw)
+
+    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        return denormalised(_normalised(image).transpose(2, 0, 1))
+
+
+def _normalised(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    # in single precision throughout, as published: rounding decides which levels the way back loses
+    mean, std = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image.astype(np.float32) / np.float32(255) - mean) / std

@@ -1,0 +1,125 @@
+"""EMANet (Li et al., ICCV 2019): its training on pseudo masks and its test, as its authors' code has them."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from wsss import launch
+from wsss.data.augment import normalise
+from wsss.data.images import Images
+from wsss.data.mask_augment import EMANetAugment
+from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting, resize_logits
+from wsss.networks.emanet import EMANet, EMANetSettings
+from wsss.run import maybe_file
+from wsss.segmenters.learning import Learning
+from wsss.segmenters.trained import known_classes, rescaled, settings_of
+from wsss.stages.train import Training
+from wsss.weights import check_initial, load_backbone, load_into
+
+KIND, SIGN = "emanet", "emau.mu"
+
+LOSSES = {
+    "all": partial(pretended_underfitting, rule="off"),
+    "plain": partial(cross_entropy, over_processes=launch.mean_over_processes),
+    "balanced": partial(balanced_cross_entropy, over_processes=launch.mean_over_processes),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """An EMANet and its training."""
+
+    network: EMANetSettings = EMANetSettings()
+    """layers"""
+    init: str = maybe_file("imagenet")
+    """initial weights of the backbone: `imagenet`, a file such as resnet101-2a57e44d.pth, `classifier` (that gave the maps), or `none`"""
+    loss: Literal["all", "plain", "balanced"] = "all"
+    """cross-entropy summed over the labelled pixels and divided by the number of all, labelled or not, as published; over the labelled
+    ones alone (plain); or half of it over background and half over foreground"""
+    augment: EMANetAugment = EMANetAugment()
+    """what training pictures and masks go through"""
+    # settings.py and train.py, which counts updates from 1
+    training: Training = Training(
+        batch=16,
+        epochs=None,
+        steps=30_000,
+        lr=9e-3,
+        weight_decay=1e-4,
+        momentum=0.9,
+        poly_every=10,
+        poly_first=1,
+        seed=66,
+    )
+    """how the network is trained"""
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        with torch.device("meta"):
+            EMANet(2, self.network)
+        check_initial("segmenter.emanet.init", self.network.backbone, self.init)
+
+    def trainable(self, images: Images, masks: Path) -> Learning:
+        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
+        self.check()
+        network = EMANet(images.n_labels, self.network, launch.mean_over_processes)
+        if self.init != "none":
+            load_backbone(network.extractor, self.network.backbone, self.init)
+        metadata = {"kind": KIND, "network": dataclasses.asdict(self.network)}
+        return Learning(network, partial(losses, loss=self.loss), images, masks, self.augment, metadata)
+
+
+def losses(network: EMANet, image: Tensor, label: Tensor, loss: str) -> dict[str, Float[Tensor, ""]]:
+    """The loss of the logits at the picture's size; the forward pass has moved the bases."""
+    return {"segmentation": LOSSES[loss](network(image), label)}
+
+
+class Trained:
+    """A trained EMANet; see `wsss.segmenters.trained`. Its test has one scale and no mirror images."""
+
+    scales, flip = (1.0,), False
+    averaged: Literal["probabilities", "logits"] = "probabilities"
+
+    def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
+        known = metadata or _published(state)
+        self.classes: tuple[str, ...] = tuple(known["classes"])
+        settings = settings_of(EMANetSettings, known["network"])
+        self.stride = settings.output_stride
+        network = EMANet(len(self.classes) + 1, settings)
+        load_into(network, state, path)
+        self.network = network.to(launch.device()).eval()
+
+    def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
+        return rescaled(torch.from_numpy(normalise(image))[None], scale, align_corners=True)
+
+    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
+        height, width = view.shape[-2:]
+        logits = self.network(padded(view, self.stride))[..., :height, :width]
+        return resize_logits(logits, size_hw) if size_hw != (height, width) else logits
+
+    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        return image
+
+
+def padded(image: Float[Tensor, "b 3 h w"], stride: int) -> Float[Tensor, "b 3 hp wp"]:
+    """An image of the mean colour at the right and bottom, up to sides of 1 modulo `stride`, where corners meet cells."""
+    height, width = ((stride + 1 - side % stride) % stride for side in image.shape[-2:])
+    return F.pad(image, (0, width, 0, height))
+
+
+def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint of EMANet is: it says nothing itself, and nothing in it tells its stride, which is 8 in the repository."""
+    blocks = {name.split(".")[2] for name in state if name.startswith("extractor.6.")}
+    depth = {6: 50, 23: 101, 36: 152}.get(len(blocks), 101)
+    _, channels, bases = state[SIGN].shape
+    return {
+        "classes": known_classes(len(state["fc2.bias"])),
+        "network": {"backbone": f"resnet{depth}s", "channels": channels, "bases": bases},
+    }

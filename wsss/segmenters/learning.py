@@ -1,0 +1,67 @@
+"""What all segmenters that learn from pseudo masks have in common."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from wsss.data.images import Images
+from wsss.stages.train import Training
+from wsss.weights import WEIGHTS, write_weights
+
+
+class View(Protocol):
+    """What a training picture goes through, with its mask."""
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+    ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
+        """A random view of both; all its chance comes from `rng`."""
+
+
+class Learning(nn.Module):
+    """A segmenter and its losses on pseudo masks.
+
+    Args:
+        network: with `param_groups(lr, weight_decay)`.
+        losses: named terms of the network, a batch of its images, and their labels; their sum is minimised.
+        images: the pictures, whose masks of the same names lie in the folder `masks`.
+        view: of the pictures.
+        metadata: what is needed to use the network later, besides its classes; `kind` is the name of the segmenter.
+        groups: gives the parameter groups of a learning rate and a weight decay; by default the network does.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        losses: Callable[[Any, Tensor, Tensor], dict[str, Float[Tensor, ""]]],
+        images: Images,
+        masks: Path,
+        view: View,
+        metadata: dict[str, Any],
+        groups: Callable[[float, float], list[dict[str, Any]]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.losses = network, losses
+        self.groups: Callable[[float, float], list[dict[str, Any]]] = groups or cast(Any, network).param_groups
+        self.examples = partial(_example, images, masks, view)
+        self.metadata = {**metadata, "classes": list(images.class_names)}
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        return self.losses(self.network, batch["image"], batch["label"])
+
+    def write(self, out: Path) -> None:
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        return self.groups(training.lr, training.weight_decay)
+
+
+def _example(images: Images, masks: Path, view: View, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    seen, label = view(*images.read_with(masks, index), rng)
+    return {"image": torch.from_numpy(seen), "label": torch.from_numpy(label.astype(np.int64))}

@@ -1,0 +1,158 @@
+"""PSPNet on Res2Net-101 or ResNet-38: the extended training of PMM (Li et al., ICCV 2021), which ICAM's `ET` rows rest on."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from wsss import launch
+from wsss.data.augment import normalise
+from wsss.data.images import Images
+from wsss.data.mask_augment import PSPNetAugment, fitted, fitted_size
+from wsss.errors import check_range
+from wsss.networks.deeplab import pretended_underfitting, resize_logits
+from wsss.networks.pspnet import PSPNet, PSPNetSettings
+from wsss.run import maybe_file
+from wsss.segmenters.learning import Learning
+from wsss.segmenters.trained import known_classes, settings_of
+from wsss.stages.train import Training
+from wsss.weights import check_initial, load_backbone, load_into
+
+KIND, SIGN = "pspnet", "decode_head.conv_seg.bias"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A PSPNet and its training."""
+
+    network: PSPNetSettings = PSPNetSettings()
+    """layers"""
+    init: str = maybe_file("imagenet")
+    """initial weights of the backbone: `imagenet`, a file such as res2net101_v1b_26w_4s-0812c246.pth (resnet38 wants a file),
+    `classifier` (that gave the maps), or `none`"""
+    underfitting: Literal["off", "clamp", "pow", "ignore"] = "clamp"
+    """what becomes of the loss of hard pixels as soon as the mean is low; PMM trains a second time with `off`"""
+    beta: float = 0.5
+    """the mean below which that happens; 0.8 on COCO 2014"""
+    k: float = 0.5
+    """the greatest loss of a pixel then (clamp, ignore), or its exponent (pow); 0.8 on COCO 2014"""
+    auxiliary: float = 0.4
+    """weight of the auxiliary head's loss"""
+    augment: PSPNetAugment = PSPNetAugment()
+    """what training pictures and masks go through"""
+    # VOC 2012, 8 GPUs with 2 pictures; COCO 2014: batch 32, 40,000 updates, lr 0.01, min_lr 5e-5
+    training: Training = Training(
+        batch=16, epochs=None, steps=20_000, lr=5e-3, weight_decay=5e-4, momentum=0.9, min_lr=1e-4
+    )
+    """how the network is trained"""
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "k", "auxiliary"):
+            check_range(f"segmenter.pspnet.{name}", getattr(self, name), 0)
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        with torch.device("meta"):
+            PSPNet(2, self.network)
+        # the average over the whole picture is one cell a picture, whose batch norm needs two
+        check_range("segmenter.pspnet.training.batch", self.training.batch, 2)
+        check_initial("segmenter.pspnet.init", self.network.backbone, self.init)
+
+    def trainable(self, images: Images, masks: Path) -> Learning:
+        """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
+        self.check()
+        network = PSPNet(images.n_labels, self.network)
+        if self.init != "none":
+            load_backbone(network.backbone, self.network.backbone, self.init)
+        metadata = {
+            "kind": KIND,
+            "network": dataclasses.asdict(self.network),
+            "fit": list(self.augment.fit),
+            "window": self.augment.crop,
+        }
+        return Learning(network, partial(losses, settings=self), images, masks, self.augment, metadata)
+
+
+def losses(network: PSPNet, image: Tensor, label: Tensor, settings: Settings) -> dict[str, Float[Tensor, ""]]:
+    """The loss of the network and that of its auxiliary head, each with the pretended underfitting."""
+    logits, auxiliary = (
+        pretended_underfitting(
+            each,
+            label,
+            settings.underfitting,
+            beta=settings.beta,
+            k=settings.k,
+            over_processes=launch.mean_over_processes,
+        )
+        for each in network(image)
+    )
+    return {"segmentation": logits, "auxiliary": settings.auxiliary * auxiliary}
+
+
+class Trained:
+    """A trained PSPNet; see `wsss.segmenters.trained`.
+
+    Its test averages the probabilities of six sizes and their mirror images, each seen through windows that overlap.
+    """
+
+    scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
+    averaged: Literal["probabilities", "logits"] = "probabilities"
+
+    def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
+        known = metadata or _published(state)
+        self.classes: tuple[str, ...] = tuple(known["classes"])
+        self.fit, self.window = known["fit"], known["window"]
+        network = PSPNet(len(self.classes) + 1, settings_of(PSPNetSettings, known["network"]))
+        load_into(network, state, path)
+        self.network = network.to(launch.device()).eval()
+
+    def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
+        size_hw = fitted_size(image.shape[:2], *(max(1, int(side * scale)) for side in self.fit))
+        return torch.from_numpy(normalise(fitted(image, size_hw)))[None]
+
+    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
+        return resize_logits(through_windows(self.network, view, self.window), size_hw)
+
+    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        return image
+
+
+def through_windows(network: Any, view: Float[Tensor, "1 3 h w"], window: int) -> Float[Tensor, "1 l h w"]:
+    """Logits of a picture from those of windows of `window` pixels, the mean where they overlap; the last ones end where the picture does.
+
+    Windows are 15/16 of their size apart: 480 pixels where they have 512, as published.
+    """
+    height, width = view.shape[-2:]
+    total, count = torch.zeros((), device=view.device), view.new_zeros(height, width)
+    for top in _starts(height, window):
+        for left in _starts(width, window):
+            place = (..., slice(top, top + window), slice(left, left + window))
+            logits = network(view[place])
+            if total.ndim == 0:
+                total = logits.new_zeros(1, logits.shape[1], height, width)
+            total[place] += logits
+            count[place] += 1
+    return total / count
+
+
+def _starts(side: int, window: int) -> list[int]:
+    step = max(1, window * 15 // 16)
+    n = max(side - window + step - 1, 0) // step + 1
+    return [max(min(i * step, side - window), 0) for i in range(n)]
+
+
+def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint of WSSS_MMSeg is; it says nothing itself."""
+    augment = PSPNetAugment()
+    return {
+        "classes": known_classes(len(state[SIGN])),
+        "network": {"backbone": "resnet38" if "backbone.conv1a.weight" in state else "res2net101d"},
+        "fit": augment.fit,
+        "window": augment.crop,
+    }
