@@ -323,6 +323,25 @@ def test_contour_scores_by_hand() -> None:
     assert json.loads(json.dumps(dataclasses.asdict(scored), allow_nan=False))["f"][3] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("convention", "mean", "n_scored", "in_neither"),
+    [("present", 0.2, 3, None), ("nan", 0.15, 4, None), ("icam", 0.32, 5, 1.0), ("zero", 0.32, 5, 1.0)],
+)
+def test_contour_conventions(convention: Convention, mean: float, n_scored: int, in_neither: float | None) -> None:
+    counts = np.array([[6, 2, 8, 4], [0, 0, 5, 0], [0, 0, 0, 5], [0, 0, 0, 0], [0, 0, 3, 3]])
+    scored = contour_scores(counts, convention)
+    assert (scored.n_scored, scored.f[3]) == (n_scored, in_neither)
+    assert scored.mean_f == pytest.approx(mean)
+    present = contour_scores(counts[[0, 1, 4]], convention)
+    assert present.mean_f == pytest.approx(0.2), "they agree where all classes are in the truth"
+
+
+def test_contour_of_no_class() -> None:
+    assert contour_scores(np.zeros((2, 4), np.int64), "present").mean_f is None
+    with pytest.raises(BadInput, match="convention of the contour F-score"):
+        contour_scores(np.zeros((2, 4), np.int64), "other")  # type: ignore[arg-type]
+
+
 def test_contour_ignored_truth_is_background() -> None:
     truth = np.zeros((9, 9), np.uint8)
     truth[3:6, 3:6] = 1

@@ -203,3 +203,42 @@ def test_json_writer_leaves_nothing_behind_when_it_fails(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"a": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_of_another_run_is_taken_while_runs_share(tmp_path):
+    runs = tmp_path / "runs"
+    second(Settings(), first(Settings(), out=runs / "one" / "a"), out=runs / "one" / "b")
+    (runs / "two" / ".killed.part").mkdir(parents=True)
+    with run.sharing(runs):
+        second(Settings(), first(Settings(), out=runs / "two" / "a"), out=runs / "two" / "b")
+        first(Settings(count=3), out=runs / "three" / "a")
+        with pytest.raises(RuntimeError):
+            broken(Settings(), out=runs / "one" / "c")
+        with pytest.raises(RuntimeError):
+            broken(Settings(), out=runs / "two" / "c")
+    assert calls == ["first", "second", "first"]
+    for name in ("a", "b"):
+        for file in ("made.txt", run.DONE):
+            assert (runs / "one" / name / file).read_bytes() == (runs / "two" / name / file).read_bytes()
+    assert (runs / "one" / "a" / "made.txt").stat().st_ino == (runs / "two" / "a" / "made.txt").stat().st_ino
+    assert sorted(path.name for path in (runs / "two").iterdir()) == ["a", "b", "c"]
+    first(Settings(), out=runs / "four" / "a")
+    assert calls == ["first", "second", "first", "first"], "it ends with the block"
+
+
+def test_a_shared_stage_is_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    first(Settings(), out=tmp_path / "one" / "a")
+    monkeypatch.setattr(run.os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links")))
+    with run.sharing(tmp_path):
+        first(Settings(), out=tmp_path / "two" / "a")
+    assert calls == ["first"]
+    assert (tmp_path / "two" / "a" / "made.txt").read_text() == "2"
+    assert run.seconds(tmp_path / "two" / "a") == run.seconds(tmp_path / "one" / "a")
+
+
+def test_a_taken_stage_names_the_stages_it_was_made_from_where_they_lie(tmp_path):
+    second(Settings(), first(Settings(), out=tmp_path / "one" / "a"), out=tmp_path / "one" / "b")
+    with run.sharing(tmp_path):
+        second(Settings(), tmp_path / "one" / "a", out=tmp_path / "two" / "b")
+    assert calls == ["first", "second"]
+    assert run.record(tmp_path / "two" / "b")["inputs"]["before"]["folder"] == "../../one/a"

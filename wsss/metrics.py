@@ -312,8 +312,7 @@ def scores(counts: Int64[np.ndarray, "n n"], convention: Convention = "present")
     Raises:
         BadInput: another convention.
     """
-    if convention not in get_args(Convention):
-        raise BadInput("convention of the mIoU", repr(convention), " or ".join(get_args(Convention)), "Choose one.")
+    _check_convention(convention, "mIoU")
     right, truth, predicted = (x.astype(np.float64) for x in (counts.diagonal(), counts.sum(1), counts.sum(0)))
     union, in_truth = truth + predicted - right, truth > 0
     never_empty = union[1:] + _ADDED_TO_UNION["zero"]
@@ -349,30 +348,53 @@ class ContourScores:
     `dataclasses.asdict` makes JSON of it.
 
     Attributes:
-        mean_f: mean of `f` over the classes.
+        convention: of `mean_f` and `f`, see `contour_scores`.
+        mean_f: mean of `f` over the classes that the convention counts; None if it counts none.
+        n_scored: number of classes in that mean.
         f: harmonic mean of precision and recall, 0 if both are.
         precision: share of the predicted outline within the tolerance of a true one.
         recall: share of the true outline within the tolerance of a predicted one.
     """
 
-    mean_f: float
-    f: tuple[float, ...]
-    precision: tuple[float, ...]
-    recall: tuple[float, ...]
+    convention: Convention
+    mean_f: float | None
+    n_scored: int
+    f: tuple[float | None, ...]
+    precision: tuple[float | None, ...]
+    recall: tuple[float | None, ...]
 
 
-def contour_scores(counts: Int64[np.ndarray, "c 4"]) -> ContourScores:
+def contour_scores(counts: Int64[np.ndarray, "c 4"], convention: Convention = "icam") -> ContourScores:
     """Contour F-scores of outline pixels summed over the data set, as ICAM publishes them.
 
-    A class whose outline is in only one of truth and prediction has F = 0; one that is in neither has F = 1. DAVIS
-    instead averages the F of pictures, so the two are not to be compared.
+    A class whose outline is in only one of truth and prediction has F = 0. DAVIS instead averages the F of pictures, so the
+    two are not to be compared. The conventions of the mean IoU say what a class does whose outline does not occur; where
+    all are in the truth, they agree:
+
+    - "present": mean over the classes in the truth;
+    - "nan": mean over the classes in truth or prediction;
+    - "icam" (ICAM), "zero", "devkit": mean over all, 1 for one that is in neither.
+
+    Raises:
+        BadInput: another convention.
     """
+    _check_convention(convention, "contour F-score")
     truth_matched, prediction_matched, truth, prediction = counts.T.astype(np.float64)
+    in_either = (truth > 0) | (prediction > 0)
+    scored = {"present": truth > 0, "nan": in_either}.get(convention, np.ones_like(in_either))
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(prediction > 0, prediction_matched / prediction, 1.0)
         recall = np.where(truth > 0, truth_matched / truth, 1.0)
         f = np.where(precision + recall > 0, 2 * precision * recall / (precision + recall), 0.0)
-    return ContourScores(float(f.mean()), tuple(f.tolist()), tuple(precision.tolist()), tuple(recall.tolist()))
+        mean = _mean(f[scored])
+    shown = in_either | scored
+    of_each = (_each(np.where(shown, values, np.nan)) for values in (f, precision, recall))
+    return ContourScores(convention, mean, int(scored.sum()), *of_each)
+
+
+def _check_convention(convention: str, score: str) -> None:
+    if convention not in get_args(Convention):
+        raise BadInput(f"convention of the {score}", repr(convention), " or ".join(get_args(Convention)), "Choose one.")
 
 
 def _defined(value: float) -> float | None:

@@ -5,14 +5,17 @@ being made and `done.json` once it is whole; both name the settings and the reco
 is done is skipped, one that is half done goes on, and one that was made from something else is refused.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import inspect
 import logging
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +29,8 @@ DONE, STARTED, SECONDS = "done.json", "started.json", "seconds.json"
 KNOWN_BY_CONTENT = ("weights.safetensors", "model.safetensors", "tags.csv", "scores.json")
 
 log = logging.getLogger("wsss")
+
+_shared: contextvars.ContextVar[Path | None] = contextvars.ContextVar("shared", default=None)
 
 
 class Stage(Protocol):
@@ -94,6 +99,16 @@ def stage(function: Callable[..., dict[str, Any]]) -> Stage:
     return run
 
 
+@contextlib.contextmanager
+def sharing(runs: Path) -> Iterator[None]:
+    """While this lasts, a stage that one of the runs in the folder `runs` has finished is taken from there, not made again."""
+    token = _shared.set(runs)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def record(out: Path) -> dict[str, Any]:
     """The record of a finished stage.
 
@@ -149,8 +164,44 @@ def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
             "an empty or a new folder",
             "Choose another output folder.",
         )
+    if twin := _twin(str(asked["identity"])):
+        _take(twin, out, asked)
+        log.info("%s: taken from %s", out, twin)
+        return True
     write_json(out / STARTED, asked)
     return False
+
+
+def _twin(identity: str) -> Path | None:
+    """A stage of another run that is the same one and whole."""
+    runs = _shared.get()
+    for done in sorted(runs.glob(f"*/*/{DONE}")) if runs else ():
+        if read_json(done, "the record of a stage").get("identity") == identity:
+            return done.parent
+    return None
+
+
+def _take(twin: Path, out: Path, asked: dict[str, Any]) -> None:
+    """Make `out` the same as a finished stage, whole or not at all; files are never changed in place, so links will do."""
+    theirs = record(twin)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in out.parent.glob(f".*{TEMPORARY_SUFFIX}/"):
+        shutil.rmtree(leftover)  # of a process that was killed here
+    with tempfile.TemporaryDirectory(prefix=".", suffix=TEMPORARY_SUFFIX, dir=out.parent) as temporary:
+        copy = Path(temporary) / out.name
+        shutil.copytree(twin, copy, copy_function=_link_or_copy)
+        # its own record: the stages that it was made from may lie elsewhere
+        write_json(copy / DONE, {**asked, "result": theirs["result"], "made": theirs["made"]})
+        if out.exists():  # what a killed writer left, and an earlier try's seconds
+            shutil.rmtree(out)
+        copy.rename(out)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
 
 
 def _content(out: Path) -> list[Path]:

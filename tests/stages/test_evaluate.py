@@ -9,7 +9,15 @@ import pytest
 from tests.stages.test_refine import finished, write_maps
 from wsss.data.files import write_cams, write_mask
 from wsss.errors import BadInput
-from wsss.stages.evaluate import PER_IMAGE, SCORES, Settings, best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.evaluate import (
+    PER_IMAGE,
+    PER_IMAGE_CONTOUR,
+    SCORES,
+    Settings,
+    best_threshold,
+    evaluate_cams,
+    evaluate_masks,
+)
 
 
 def by_hand(truths, masks, n):
@@ -84,6 +92,34 @@ def test_perfect_maps_score_one(tmp_path, squares):
     scores = json.loads((tmp_path / "scores" / SCORES).read_text())
     assert scores["scores"]["miou"] == 1
     assert scores["contour"]["mean_f"] == 1
+
+
+def test_contour_scores_of_single_pictures_and_of_classes_that_occur(tmp_path, squares):
+    more = dataclasses.replace(
+        squares, class_names=("red", "blue", "green"), labels=np.pad(squares.labels, ((0, 0), (0, 1)))
+    )
+    for index, name in enumerate(more.names):
+        truth = more.read_mask(index)
+        write_mask(tmp_path / "masks" / f"{name}.png", np.where(truth == 2, 0, truth) if index % 3 == 0 else truth)
+    finished(tmp_path / "masks")
+    found = {}
+    for convention in ("present", "icam"):
+        out = tmp_path / convention
+        evaluate_masks(Settings(convention=convention), more, masks=tmp_path / "masks", out=out)
+        found[convention] = json.loads((out / SCORES).read_text())["contour"]
+    red, blue, green = found["icam"]["f"]
+    assert (red, green) == (1, 1)
+    assert 0 < blue < 1
+    assert found["present"]["f"] == [red, blue, None]
+    assert found["present"]["mean_f"] == pytest.approx((red + blue) / 2)
+    assert found["icam"]["mean_f"] == pytest.approx((red + blue + green) / 3)
+    assert (found["present"]["n_scored"], found["icam"]["n_scored"]) == (2, 3)
+    single = json.loads((tmp_path / "present" / PER_IMAGE_CONTOUR).read_text())
+    for index, name in enumerate(more.names):
+        has_blue = index % 3 == 0 and 1 in more.classes(index)
+        assert single[name] == ((len(more.classes(index)) - 1) / len(more.classes(index)) if has_blue else 1)
+    evaluate_masks(Settings(contour=False), more, masks=tmp_path / "masks", out=tmp_path / "none")
+    assert not (tmp_path / "none" / PER_IMAGE_CONTOUR).exists()
 
 
 def test_without_true_masks(tmp_path, squares):

@@ -84,13 +84,13 @@ def test_a_published_checkpoint_predicts(tmp_path):
     torch.save(network.state_dict(), tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth")
     segmenter = Segmenter(tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth", Settings())
     assert segmenter.classes[14] == "person"
-    assert segmenter.colours == "caffe"
+    assert segmenter.trained.colours == "caffe"
     assert segmenter(np.zeros((9, 11, 3), np.uint8)).shape == (9, 11)
 
 
 def test_another_checkpoint_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(BadInput, match=r"other\.pth: found no DeepLab v2"):
+    with pytest.raises(BadInput, match=r"other\.pth: found no segmenter"):
         Segmenter(tmp_path / "other.pth", Settings())
 
 

@@ -1,7 +1,10 @@
 """The report page and the table of scores, on run folders whose records the stages' own code wrote."""
 
+import base64
 import dataclasses
 import html.parser
+import io
+import itertools
 import re
 import shutil
 import subprocess
@@ -16,8 +19,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from wsss.data.files import read_cams, write_cams, write_mask
 from wsss.data.images import Dataset, Images, MaskFile
 from wsss.errors import BadInput
+from wsss.ops.contour import boundary_matches
 from wsss.run import stage
 from wsss.stages import evaluate
+from wsss.stages.pages import CONTOUR_COLOURS, contour_uri, contours
 from wsss.stages.report import report, table
 from wsss.storage import read_json, write_json
 from wsss.weights import WEIGHTS, write_weights
@@ -296,11 +301,86 @@ def test_galleries_show_what_was_made_of_each_picture(whole: tuple[Path, Dataset
     assert len(rows) == 16 + 9
 
 
-def test_contours_of_one_picture_are_explained(page: Page) -> None:
+def test_contours_of_each_picture_that_has_a_scored_mask(whole: tuple[Path, Dataset], page: Page) -> None:
+    run, _ = whole
     pictures = page.section("pictures")
-    assert pictures.count("Contours of one picture") == 2
-    assert re.search(r"precision [\d.]+ %, recall [\d.]+ %, F [\d.]+ %, within 0.008 of the diagonal", pictures)
-    assert "true contour, missed" in pictures
+    assert all(name in pictures for name in CONTOUR_COLOURS)
+    captions = Counter(inner for _, inner in page.all("figcaption"))
+    assert captions["contours of pseudo masks"] == captions["pseudo masks"] == 16
+    assert captions["contours of segmenter"] == captions["segmenter"] == 9
+    scores = read_json(run / "masks-scores" / "per_image_contour.json", "scores")
+    per_image = read_json(run / "masks-scores" / "per_image.json", "scores")
+    worst = min(per_image, key=lambda name: (per_image[name], name))
+    assert f"pseudo masks {100 * per_image[worst]:.1f} · F {100 * scores[worst]:.1f}" in page.all("div", "row")[0][1]
+
+
+def test_contour_pixels_are_drawn_in_their_colours() -> None:
+    truth = np.zeros((40, 60), np.uint8)
+    truth[10:30, 10:30] = 2
+    truth[30, 10:30] = 255
+    mask = truth.copy()
+    mask[5:15, 45:55] = 1
+    mask[20:30, 10:30] = 255
+    outlines = contours(truth, mask, 0.008)
+    counts = {name: int(pixels.sum()) for name, pixels in outlines.items()}
+    # the tolerance is one pixel here; a pixel of the square's half is still within it
+    matched = boundary_matches(truth, mask, 2, 0.008)
+    false = boundary_matches(truth, mask, 1, 0.008)
+    assert counts == {
+        "predicted contour, right": matched.prediction_matched.sum(),
+        "true contour, found": matched.truth_matched.sum(),
+        "predicted contour, false": matched.prediction_missed.sum() + false.prediction_missed.sum(),
+        "true contour, missed": matched.truth_missed.sum(),
+    }
+    assert min(counts.values()) > 0
+    picture = Image.new("RGB", (60, 40), (255, 255, 255))
+    uri = contour_uri(picture, outlines, 60_000)
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")).astype(int)
+    assert drawn.shape == (320, 480, 3)
+    for name, pixels in outlines.items():
+        top, left = np.argwhere(pixels)[0]
+        near = drawn[8 * top + 3 : 8 * top + 5, 8 * left + 3 : 8 * left + 5].reshape(-1, 3)
+        if not any(others[top, left] for other, others in outlines.items() if other != name):
+            assert np.abs(near - CONTOUR_COLOURS[name]).max() < 40
+    tiny = contour_uri(picture, outlines, 3_000)
+    assert len(base64.b64decode(tiny.partition(",")[2])) <= 3_000
+    assert contours(np.zeros_like(truth), np.zeros_like(truth), 0.008)["true contour, missed"].sum() == 0
+
+
+# linear RGB as people without the first, second or third kind of cones see it (Machado et al., TVCG 2009, severity 1)
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_contour_colours_are_told_apart_with_colour_blindness(kind: str) -> None:
+    greys = [(25, 25, 25), (90, 90, 90)]
+    seen = [_lab(BLINDNESS[kind] @ _linear(colour)) for colour in (*CONTOUR_COLOURS.values(), *greys)]
+    # CIE76: 2.3 is just noticeable; two greys need not be told apart
+    apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)][:-1]
+    assert min(apart) > 25
+
+
+def _linear(colour: tuple[int, int, int]) -> np.ndarray:
+    share = np.array(colour) / 255
+    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ linear.clip(0, 1) / (0.9505, 1, 1.089)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
 def test_confusion(whole: tuple[Path, Dataset], page: Page) -> None:
@@ -453,5 +533,5 @@ def test_browser_shows_it_without_an_error(whole: tuple[Path, Dataset], browser:
     assert said == []
     dom = Page(done.stdout)
     shown = len(dom.all("figure"))
-    assert shown > 90
+    assert shown > 115
     assert dom.elements[0][1]["data-pictures"] == f"{shown} of {shown}"

@@ -158,7 +158,10 @@ def test_a_kill_after_the_last_write_needs_no_training(tmp_path, squares, monkey
     assert tree(out) == whole
 
 
-@pytest.mark.parametrize("setting", [{"batch": 0}, {"accumulate": 0}, {"seed": -1}, {"epochs": None}, {"lr": -0.1}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"batch": 0}, {"accumulate": 0}, {"seed": -1}, {"epochs": None}, {"lr": -0.1}, {"stop_epochs": 0}],
+)
 def test_settings_that_make_no_sense(setting):
     with pytest.raises(BadInput, match="training"):
         Training(**setting)
@@ -167,3 +170,28 @@ def test_settings_that_make_no_sense(setting):
 def test_warmup_and_floor_of_the_schedule():
     training = Training(warmup=3, poly_power=0.0)
     assert [train_module.poly_factor(training, step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_training_stops_where_its_schedule_goes_on(tmp_path, squares):
+    whole = dataclasses.replace(Toy().training, epochs=3, checkpoint_steps=1)
+    train(Toy(whole), squares, out=tmp_path / "whole")
+    out = train(Toy(dataclasses.replace(whole, stop_epochs=2)), squares, out=tmp_path / "stopped")
+    histories = [json.loads((tmp_path / name / HISTORY).read_text()) for name in ("whole", "stopped")]
+    assert histories[1] == histories[0][:6]
+    assert json.loads((out / DONE).read_text())["result"]["steps"] == 6
+    longer = dataclasses.replace(whole, stop_epochs=9)
+    train(Toy(longer), squares, out=tmp_path / "longer")
+    assert (tmp_path / "longer" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_first_and_last_number_of_the_schedule():
+    training = Training(poly_every=10, poly_first=1, poly_power=1.0)
+    assert [train_module.poly_factor(training, step, 30) for step in (0, 8, 9, 28, 29)] == [
+        1,
+        1,
+        1 - 10 / 30,
+        1 - 20 / 30,
+        0,
+    ]
+    beyond = Training(poly_beyond=1, poly_power=1.0)
+    assert [train_module.poly_factor(beyond, step, 3) for step in range(4)] == [1, 0.75, 0.5, 0.5]

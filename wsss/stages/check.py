@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def open_checked(
         path: of the data set.
         skip_bad: leave bad pictures out, instead of stopping at them.
         split: the one split that is worked on; None for those that a recipe uses.
-        remember: folder of a run; what was found is written to its `data.json`, and not looked for again.
+        remember: folder of a run; what was found is written to its `data.json`, with how the data set was opened, and not
+            looked for again.
         options: see `open_dataset`.
 
     Raises:
@@ -35,7 +37,12 @@ def open_checked(
     """
     data = open_dataset(path, skip_missing=skip_bad, **options)
     used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.seed_split, data.val) if name))
-    bad = launch.decided_by_first(lambda: _bad(data, used, remember))
+    # lists of classes and of pictures may be words or files
+    opened = {"path": str(path.resolve())} | {
+        name: str(Path(value).resolve()) if isinstance(value, str | Path) and Path(value).is_file() else value
+        for name, value in options.items()
+    }
+    bad = launch.decided_by_first(lambda: _bad(data, used, remember, opened))
     if bad and not skip_bad:
         shown = "\n".join(f"  {message}" for message in list(bad.values())[:5])
         raise BadInput(
@@ -47,10 +54,28 @@ def open_checked(
     if not bad:
         return data
     log.info("%d bad pictures are left out", len(bad))
+    return _without(data, bad)
+
+
+def reopened(run: Path) -> Dataset | None:
+    """The data set that a run was made from, bad pictures left out; None where the run does not say which one it was.
+
+    Raises:
+        BadInput: it is not there any more.
+    """
+    if not (run / DATA).exists():
+        return None
+    noted = read_json(run / DATA, "notes on the data set")
+    if "opened" not in noted:
+        return None
+    return _without(open_dataset(**noted["opened"], skip_missing=True), noted["bad"])
+
+
+def _without(data: Dataset, bad: Iterable[str]) -> Dataset:
     return dataclasses.replace(data, splits={name: images.without(bad) for name, images in data.splits.items()})
 
 
-def _bad(data: Dataset, used: list[str], remember: Path | None) -> dict[str, str]:
+def _bad(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, str]:
     fingerprint = digest({name: data.split(name).fingerprint() for name in used})
     record = remember / DATA if remember else None
     if record and record.exists():
@@ -64,7 +89,7 @@ def _bad(data: Dataset, used: list[str], remember: Path | None) -> dict[str, str
         with Progress(f"look through {images.title}", len(images)) as progress:
             bad |= find_bad(images, progress=lambda done, total: progress.advance())
     if record:
-        write_json(record, {"fingerprint": fingerprint, "overview": found, "bad": bad})
+        write_json(record, {"fingerprint": fingerprint, "overview": found, "bad": bad, "opened": opened})
     return bad
 
 

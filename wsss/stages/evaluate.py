@@ -18,7 +18,7 @@ from wsss.run import stage
 from wsss.storage import read_json, write_json
 from wsss.stream import in_threads
 
-SCORES, PER_IMAGE = "scores.json", "per_image.json"
+SCORES, PER_IMAGE, PER_IMAGE_CONTOUR = "scores.json", "per_image.json", "per_image_contour.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Settings:
     background: Background = "constant"
     """background score: a constant t, or (1 - highest map)^t as in CLIP-ES (power)"""
     convention: Convention = "present"
-    """what classes that do not occur do to the mean: present, nan, zero, icam or devkit"""
+    """what classes that do not occur do to the means, of the contour F-score too: present, nan, zero, icam or devkit"""
     contour: bool = True
     """measure the contour F-score too"""
     contour_tolerance: float = 0.008
@@ -51,7 +51,7 @@ class Settings:
 def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Score activation maps at all thresholds, and at the best one in full.
 
-    Writes `scores.json` (with the threshold curve) and `per_image.json`.
+    Writes `scores.json` (with the threshold curve), `per_image.json` and `per_image_contour.json`.
 
     Args:
         settings: thresholds and conventions.
@@ -106,7 +106,7 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
 def evaluate_masks(settings: Settings, images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
     """Score pseudo masks or predictions; pixels that they leave unsure (255) count as background, as in IRNet.
 
-    Writes `scores.json` and `per_image.json`.
+    Writes `scores.json`, `per_image.json` and `per_image_contour.json`.
 
     Args:
         settings: conventions.
@@ -126,6 +126,11 @@ def evaluate_masks(settings: Settings, images: Images, *, masks: Path, out: Path
 def best_threshold(scored: Path) -> float:
     """The best threshold that `evaluate_cams` found."""
     return float(read_json(scored / SCORES, "scores of activation maps")["protocol"]["threshold"])
+
+
+def truth_fingerprint(images: Images) -> str:
+    """Of pictures and true masks alone: it is the same whatever tags the pictures have."""
+    return dataclasses.replace(images, labels=np.zeros_like(images.labels)).fingerprint()
 
 
 def _check_masks(images: Images) -> None:
@@ -151,6 +156,7 @@ def _score(
     contours = ContourCounts(len(images.class_names), settings.contour_tolerance)
     mine = launch.share(range(len(images)))
     per_image: list[tuple[str, float | None]] = []
+    per_image_contour: list[tuple[str, float | None]] = []
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray]:
         mask = read(index)
@@ -164,14 +170,19 @@ def _score(
             matrix.merge(alone.counts)
             per_image.append((images.names[index], scores(alone.counts, "present").miou))
             if settings.contour:
-                contours.add(truth, mask, images.names[index])
+                outlines = ContourCounts(len(images.class_names), settings.contour_tolerance)
+                outlines.add(truth, mask, images.names[index])
+                contours.merge(outlines.counts)
+                per_image_contour.append((images.names[index], contour_scores(outlines.counts, "present").mean_f))
             progress.advance()
-    per_image = sorted(launch.gathered(per_image))
+    per_image, per_image_contour = (sorted(launch.gathered(pairs)) for pairs in (per_image, per_image_contour))
     counts, contour_counts = launch.summed(matrix.counts), launch.summed(contours.counts)
     score = scores(counts, settings.convention)
-    contour = contour_scores(contour_counts) if settings.contour else None
+    contour = contour_scores(contour_counts, settings.convention) if settings.contour else None
     if launch.is_first():
         write_json(out / PER_IMAGE, dict(per_image))
+        if settings.contour:
+            write_json(out / PER_IMAGE_CONTOUR, dict(per_image_contour))
         write_json(
             out / SCORES,
             {
@@ -183,6 +194,7 @@ def _score(
                     "contour tolerance": settings.contour_tolerance if settings.contour else None,
                     **protocol,
                 },
+                "truth": truth_fingerprint(images),
                 "labels": ["background", *images.class_names],
                 "scores": dataclasses.asdict(score),
                 "contour": dataclasses.asdict(contour) if contour else None,

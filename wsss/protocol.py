@@ -1,0 +1,206 @@
+"""All methods under one protocol: what they share in settings and stages, a folder for each, one failure at a time."""
+
+import dataclasses
+import json
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsss import launch
+from wsss.data.lists import suggestion
+from wsss.errors import BadInput
+from wsss.run import sharing
+from wsss.stages.check import DATA
+from wsss.stages.compare import FAILED, RUNS
+from wsss.storage import read_json, whole_file, write_json
+
+# The CLIP that all methods use, where a run trains one; no run has its name
+CLIP = "clip"
+SETTINGS = "settings.yaml"
+
+log = logging.getLogger("wsss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One run.
+
+    Attributes:
+        name: of its folder.
+        method: the module in `wsss.methods`.
+        content: settings that differ from the method's own, as `wsss run METHOD --config` takes them.
+    """
+
+    name: str
+    method: str
+    content: Mapping[str, Any]
+
+    def mentions(self, value: Any) -> bool:
+        """Whether a setting has this value."""
+        return _holds(self.content, value)
+
+
+def _holds(content: Any, value: Any) -> bool:
+    return any(_holds(inner, value) for inner in content.values()) if isinstance(content, Mapping) else content == value
+
+
+def plan(
+    recipes: Mapping[str, type],
+    common: Mapping[str, Any],
+    runs: Mapping[str, Mapping[str, Any] | None],
+    chosen: Sequence[str] | None = None,
+) -> list[Planned]:
+    """What is to be run, with which settings.
+
+    There is a run for each section of `runs`, and one for each method that no section is about. A section may name its method
+    under the key `method`; otherwise its name is the method's.
+
+    A setting of `common` goes to the place of that name in a method's settings (`tail`, `inference` ...), or else into each
+    section that has a setting of that name: `backbone` into every network, `scales` into every inference. So a method without
+    such a setting is left alone. Initial weights (`init`) go where there is a backbone. Sections of `runs` come on top.
+
+    Args:
+        recipes: the settings (dataclasses) of each method.
+        common: for all methods.
+        runs: for single ones.
+        chosen: names of runs, or of methods, whose runs are all taken; None for all.
+
+    Raises:
+        BadInput: an unknown method, run or common setting, or a name that no folder of a run can have.
+    """
+    methods: dict[str, str] = {}
+    for name, section in runs.items():
+        method = str((section or {}).get("method", name))
+        if method not in recipes:
+            do = f"{suggestion(method, list(recipes))}Name it under the key `method` of the section."
+            raise BadInput(f"runs.{name}", f"no method {method!r}", f"one of {', '.join(recipes)}", do)
+        if name == CLIP or not name or name.startswith(".") or "/" in name or "\\" in name:
+            raise BadInput(f"runs.{name}", f"the name {name!r}", f"a folder's name other than {CLIP!r}", "Rename it.")
+        methods[name] = method
+    methods |= {method: method for method in recipes if method not in methods.values()}
+    unknown = sorted(set(chosen or ()) - {*methods, *methods.values()})
+    if unknown:
+        do = f"{suggestion(unknown[0], list(methods))}Correct it."
+        raise BadInput("--methods", repr(unknown[0]), f"some of {', '.join(methods)}", do)
+    for key in common:
+        if not any(_places(key, recipe) for recipe in recipes.values()):
+            parts = [part for recipe in recipes.values() for part in (recipe, *_sections(recipe).values())]
+            known = sorted({name for part in parts for name in _fields(part)})
+            do = f"{suggestion(key, known)}Correct or remove it."
+            raise BadInput(f"common.{key}", "a setting that no method has", "one that some method has", do)
+    planned = []
+    for name, method in methods.items():
+        if chosen is not None and name not in chosen and method not in chosen:
+            continue
+        content: dict[str, Any] = {}
+        for key, value in common.items():
+            for place in _places(key, recipes[method]):
+                content = _merged(content, _nested(place, value))
+        own = {key: value for key, value in (runs.get(name) or {}).items() if key != "method"}
+        planned.append(Planned(name, method, _merged(content, own)))
+    return planned
+
+
+def _fields(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _sections(recipe: type) -> dict[str, Any]:
+    """Settings of a recipe's parts, but for its tail, which all recipes have."""
+    parts = {field.name: field.default for field in dataclasses.fields(recipe)}
+    return {name: part for name, part in parts.items() if dataclasses.is_dataclass(part) and name != "tail"}
+
+
+def _places(key: str, recipe: type) -> list[tuple[str, ...]]:
+    """Where in a recipe's settings a common one goes."""
+    if key in _fields(recipe):
+        return [(key,)]
+    sections = {name: _fields(part) for name, part in _sections(recipe).items()}
+    # a network that goes on from another one's weights has an `init` too
+    return [
+        (name, key) for name, fields in sections.items() if key in fields and (key != "init" or "backbone" in fields)
+    ]
+
+
+def _nested(place: Sequence[str], value: Any) -> dict[str, Any]:
+    return {place[0]: value if len(place) == 1 else _nested(place[1:], value)}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def run_all(
+    out: Path,
+    planned: Sequence[Planned],
+    make: Callable[[Planned, Path], None],
+) -> list[str]:
+    """Make every run in a folder of its own in `out`; those that are finished are skipped, those half done go on.
+
+    A stage that an earlier run has made from the same settings and inputs is taken from there. A run that fails leaves the
+    reason in `failed.json`, and the others are made all the same. Only where there are several processes, which may not all
+    have noticed, the failure ends the command; started again, it leaves failed runs for the end.
+
+    Args:
+        out: the folder, with the `data.json` that all share.
+        planned: the runs.
+        make: makes one run in the folder that it is given.
+
+    Returns:
+        Names of the runs that failed.
+    """
+    failed = []
+    order = list(planned)
+    if launch.processes() > 1:
+        before = launch.decided_by_first(lambda: [one.name for one in planned if (out / one.name / FAILED).exists()])
+        order.sort(key=lambda one: one.name in before)
+    for number, one in enumerate(order, start=1):
+        run = out / one.name
+        log.info("[%d of %d] %s", number, len(order), one.name)
+        launch.decided_by_first(partial(_begin, run, out, one))
+        try:
+            with sharing(out):
+                make(one, run)
+        except Exception as error:  # whatever ends one run must not end the others
+            _report_failure(run, one.name, error)
+            if launch.processes() > 1:
+                raise
+            failed.append(one.name)
+    return failed
+
+
+def _begin(run: Path, out: Path, one: Planned) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / FAILED).unlink(missing_ok=True)
+    with whole_file(run / SETTINGS) as temporary:
+        # a copy, in which nothing is named twice: YAML would write such as anchors
+        content = json.loads(json.dumps(one.content))
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_json(run / DATA, read_json(out / DATA, "notes on the data set"))
+
+
+def _report_failure(run: Path, name: str, error: Exception) -> None:
+    text = str(error) or type(error).__name__
+    if isinstance(error, BadInput):
+        log.error("%s failed: %s", name, text)
+        write_json(run / FAILED, {"error": text})
+        return
+    text = f"{type(error).__name__}: {error}"
+    log.error("%s failed: %s", name, text, exc_info=error)
+    write_json(run / FAILED, {"error": text, "traceback": traceback.format_exception(error)})
+
+
+def remember(out: Path, planned: Sequence[Planned]) -> None:
+    """Write which runs are in the folder `out`, earlier ones included, for a comparison of all."""
+    path = out / RUNS
+    known = read_json(path, "the names of runs") if path.exists() else {}
+    write_json(path, known | {one.name: one.method for one in planned})

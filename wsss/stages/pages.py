@@ -1,0 +1,231 @@
+"""What all pages share: their looks, how figures are written in them, and pictures that travel inside them."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from wsss import launch
+from wsss.data.files import voc_palette
+from wsss.ops.contour import BoundaryMatches, boundary_matches
+from wsss.stages.records import Score
+from wsss.storage import whole_file
+
+# What the pictures of a page weigh together at most, before base64 adds a third
+PICTURES_BYTES = 6_500_000
+PICTURE_BYTES = 60_000
+# Longest side of pictures, and of those with contours
+SIDE, CONTOUR_SIDE = 320, 480
+
+# Runs and scores that a chart tells apart
+SERIES_COLOURS = 10
+
+# Told apart with any of the three kinds of colour blindness, also from the greys that lie below them
+CONTOUR_COLOURS = {
+    "true contour, found": (30, 120, 255),
+    "predicted contour, right": (160, 225, 255),
+    "true contour, missed": (255, 225, 0),
+    "predicted contour, false": (240, 70, 0),
+}
+_DARKEST_GREY, _BRIGHTEST_GREY = 25, 90
+
+
+def write_page(out: Path, template: str, content: Callable[[], Mapping[str, Any]]) -> Path:
+    """Write a page, on process 0 alone.
+
+    Args:
+        out: the file.
+        template: beside this module.
+        content: makes what the template shows.
+    """
+
+    def write() -> None:
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("wsss", "stages"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {"percent": percent, "duration": duration}
+        colours = [f"rgb{tuple(colour)}" for colour in voc_palette().tolist()]
+        page = environment.get_template(template).render(colours=colours, series_colours=SERIES_COLOURS, **content())
+        with whole_file(out) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+
+    launch.decided_by_first(write)
+    return out
+
+
+def percent(share: float | None) -> str:
+    """A share as a number of per cent."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def duration(spent: float) -> str:
+    """Seconds as hours, minutes, seconds."""
+    minutes, rest = divmod(round(spent), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{spent:.1f} s"
+
+
+def aligned(rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Rows of cells as lines; the first `texts` columns are flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as (dotted name, text)."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{prefix}{key}.")
+    elif isinstance(value, list) and not any(isinstance(item, Mapping | list) for item in value):
+        yield prefix.rstrip("."), ", ".join(map(_text, value))
+    else:
+        yield prefix.rstrip("."), _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value == {}:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, Any]]:
+    """IoU and contour F of each class, for scores of the same classes and what to call them."""
+    iou = [(number, name, (score.scores["miou"], *score.scores["iou"])) for number, (name, score) in enumerate(named)]
+    contour = [
+        (number, name, (score.contour["mean_f"], *score.contour["f"]))
+        for number, (name, score) in enumerate(named)
+        if score.contour
+    ]
+    charts = []
+    for title, note, first, series in (
+        ("IoU", "A class that occurs in neither truth nor prediction has no bar.", 0, iou),
+        (
+            "Contour F",
+            "A class whose outline occurs nowhere has no bar, or 100 where the mean is over all.",
+            1,
+            contour,
+        ),
+    ):
+        if not series:
+            continue
+        labels = [(None, "mean"), *list(enumerate(named[0][1].content["labels"]))[first:]]
+        rows = [
+            {"label": label, "name": name, "shares": [(number, shares[row]) for number, _, shares in series]}
+            for row, (label, name) in enumerate(labels)
+        ]
+        names = [(number, name) for number, name, _ in series]
+        charts.append({"title": title, "note": note, "series": names, "rows": rows})
+    return charts
+
+
+def some(names: Sequence[str], count: int) -> list[str]:
+    """A few names, always the same ones."""
+    picked = np.random.default_rng(0).permutation(len(names))[:count]
+    return [names[position] for position in sorted(picked.tolist())]
+
+
+def small(picture: Image.Image, side: int) -> Image.Image:
+    """At most `side` pixels wide and high; labels are not mixed."""
+    scale = side / max(picture.size)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if picture.mode == "P" else Image.Resampling.BOX)
+
+
+def mask_picture(mask: UInt8[np.ndarray, "h w"]) -> Image.Image:
+    """A mask in VOC's colours."""
+    picture = Image.fromarray(mask)
+    picture.putpalette(voc_palette().ravel().tolist())
+    return small(picture, SIDE)
+
+
+def heated(picture: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
+    """A map laid over its picture."""
+    resized = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR))
+    colours = matplotlib.colormaps["turbo"](resized.clip(0, 1), bytes=True)[:, :, :3]
+    weights = 0.25 + 0.45 * resized.clip(0, 1)[:, :, None]
+    return Image.fromarray((np.asarray(picture) * (1 - weights) + colours * weights).astype(np.uint8))
+
+
+def uri(picture: Image.Image, limit: int) -> str:
+    """A picture as a data URI of at most `limit` bytes before base64: labels as PNG, all else as JPEG; made smaller if need be."""
+    options = {"format": "png"} if picture.mode == "P" else {"format": "jpeg", "quality": 82}
+    return _uri(partial(small, picture), max(picture.size), limit, **options)
+
+
+def _uri(draw: Callable[[int], Image.Image], side: int, limit: int, **options: Any) -> str:
+    while True:
+        stream = io.BytesIO()
+        draw(side).save(stream, **options)
+        if stream.tell() <= limit or side <= 16:
+            return f"data:image/{options['format']};base64,{base64.b64encode(stream.getvalue()).decode()}"
+        side = int(side * min(0.9, math.sqrt(limit / stream.tell())))
+
+
+def contours(
+    truth: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"], tolerance: float
+) -> dict[str, Bool[np.ndarray, "h w"]]:
+    """Which outline pixels of a true mask and of another one have a partner within the tolerance, class by class.
+
+    Args:
+        truth: 255, where it is ignored, is background for contours.
+        mask: 255, where it is unsure, is background too.
+        tolerance: as in `wsss.ops.contour.tolerance_radius`.
+
+    Returns:
+        Pixels under the names of `CONTOUR_COLOURS`, in the order to draw them in: what is wrong lies on top.
+    """
+    labels = [label for label in np.union1d(truth, mask).tolist() if label not in (0, 255)]
+    nothing = BoundaryMatches(*[np.zeros(truth.shape, bool)] * 4)
+    matches = [nothing, *(boundary_matches(truth, mask, label, tolerance) for label in labels)]
+    found, missed, right, false = (np.logical_or.reduce(maps) for maps in zip(*matches, strict=True))
+    return {
+        "predicted contour, right": right,
+        "true contour, found": found,
+        "predicted contour, false": false,
+        "true contour, missed": missed,
+    }
+
+
+def contour_uri(picture: Image.Image, outlines: Mapping[str, Bool[np.ndarray, "h w"]], limit: int) -> str:
+    """Outlines on the darkened picture, as a data URI; each of their pixels is drawn, however small the picture becomes."""
+    grey = picture.convert("L").point(lambda value: _DARKEST_GREY + value * (_BRIGHTEST_GREY - _DARKEST_GREY) / 255)
+
+    def draw(side: int) -> Image.Image:
+        # small pictures are enlarged so that single pixels can be told apart
+        factor = max(1, side // max(grey.size))
+        canvas = np.array(small(grey, side).convert("RGB")).repeat(factor, 0).repeat(factor, 1)
+        scale = np.array(canvas.shape[:2]) / (grey.height, grey.width)
+        dot = max(2, factor)
+        for name, pixels in outlines.items():
+            for top, left in (np.argwhere(pixels) * scale).astype(int).tolist():
+                canvas[top : top + dot, left : left + dot] = CONTOUR_COLOURS[name]
+        return Image.fromarray(canvas)
+
+    # without subsampling, since thin lines lose their colours by it
+    return _uri(draw, CONTOUR_SIDE, limit, format="jpeg", quality=82, subsampling=0)
