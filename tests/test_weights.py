@@ -268,6 +268,26 @@ def test_deeplab_initial_weights_from_a_file(tmp_path, kept):
         assert torch.equal(target.base.layer2.block1.reduce.conv.weight, before)
 
 
+@pytest.mark.parametrize("prefix", ["module.base.", "base.", ""])
+def test_deeplab_weights_of_vwl_have_other_layer_names(tmp_path, prefix):
+    torch.manual_seed(0)
+    source = deeplab.DeepLabV2(21, n_blocks=(1, 1, 1, 1))
+    names = {"bn": "batch_norm", "reduce": "conv1", "conv3x3": "conv2", "increase": "conv3"}
+    state = {}
+    for name, value in source.state_dict().items():
+        stem, _, rest = name.partition("layer1.conv1.")
+        parts = [names.get(part, part) for part in (rest or stem).split(".")]
+        state[prefix + ("layer1.conv7x7." if rest else "") + ".".join(parts)] = value
+    assert f"{prefix}layer2.block1.conv1.batch_norm.running_mean" in state
+    path = tmp_path / "checkpoint_final.pth"
+    torch.save({key: value for key, value in state.items() if prefix or not key.startswith("aspp.")}, path)
+    target = deeplab.MSC(deeplab.DeepLabV2(21, n_blocks=(1, 1, 1, 1)))
+    report = weights.load_deeplab(target, weights.read_checkpoint(path), path)
+    assert bool(report.missing) == (not prefix)
+    for name, value in source.state_dict().items():
+        assert name.startswith("aspp.") or torch.equal(target.base.state_dict()[name], value)
+
+
 def test_irnet_cam_file_has_its_aliases_left_out():
     network = nn.Module()
     network.resnet50 = create_backbone("resnet50")

@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,18 @@ METHODS = {
     "clip_es": Method("CLIP-ES (Lin et al., CVPR 2023), maps of a frozen CLIP", run=True, localize=True),
     "clims": Method(
         "CLIMS (Xie et al., CVPR 2022), a classifier that a frozen CLIP teaches", run=True, train=True, localize=True
+    ),
+    "icam": Method(
+        "ICAM (Jonnarth et al., ICASSP 2022), its binomial follow-up (WACV 2024) and SEAM (Wang et al., CVPR 2020)",
+        run=True,
+        train=True,
+        localize=True,
+    ),
+    "qa_clims": Method(
+        "QA-CLIMS (Deng et al., ACM MM 2023), CLIMS with answers about each picture",
+        run=True,
+        train=True,
+        localize=True,
     ),
     "clip": Method("CLIP (Radford et al., ICML 2021) on own pictures and tags", train=True),
 }
@@ -138,7 +150,10 @@ def _commands() -> dict[str, Command]:
                 about = f"{help}{method.about}"
                 commands[f"{verb} {name}"] = Command(about, partial(declare, name), partial(run, name))
     return commands | {
+        "run all": Command("every method under one protocol, and their comparison", _declare_run_all, _run_all),
+        "compare": Command("put runs side by side: a table, a page, CSV and JSON", _declare_compare, _compare),
         "tag": Command("tags for pictures without any, by TagCLIP (Lin et al., AAAI 2024)", _declare_tag, _tag),
+        "ask": Command("answers about pictures and their tags by BLIP, for QA-CLIMS", _declare_ask, _ask),
         "refine": Command("activation maps to pseudo masks", _declare_refine, _refine),
         "segment": Command("train a segmenter on pseudo masks", _declare_segment, _segment),
         "predict": Command("masks of any pictures by a trained segmenter", _declare_predict, _predict),
@@ -150,10 +165,14 @@ def _commands() -> dict[str, Command]:
     }
 
 
-def _declare_data(parser: "ArgumentParser") -> None:
+def _declare_data(parser: "ArgumentParser", required: bool = True) -> None:
     parser.add_argument("--config", action="config", help="a YAML file with settings")
     parser.add_argument(
-        "--data", type=Path, required=True, help="VOC, COCO, or a folder of pictures; see `wsss data info`"
+        "--data",
+        type=Path if required else Path | None,
+        required=required,
+        default=None,
+        help="VOC, COCO, or a folder of pictures; see `wsss data info`",
     )
     parser.add_argument("--train", type=str, default=None, help="split to train on, where the usual one is not wanted")
     parser.add_argument("--val", type=str, default=None, help="split to score the segmenter on, likewise")
@@ -243,6 +262,100 @@ def _run(name: str, settings: "Namespace") -> None:
     _print_table(settings.out)
 
 
+def _declare_run_all(parser: "ArgumentParser") -> None:
+    from wsss.methods import tagclip
+
+    _declare_data(parser)
+    _declare_out(parser)
+    parser.add_argument(
+        "--methods", type=str, default=None, help="runs or methods to take, such as `cam, vwl`; by default all"
+    )
+    parser.add_argument(
+        "--common", type=dict[str, Any], default={}, help="settings for all methods; see docs/compare.md"
+    )
+    parser.add_argument(
+        "--runs", type=dict[str, dict[str, Any] | None], default={}, help="settings of single runs, by their names"
+    )
+    parser.add_argument(
+        "--clip",
+        type=dict[str, Any] | None,
+        default=None,
+        help="train a CLIP for all methods, as `wsss train clip` does",
+    )
+    parser.add_class_arguments(tagclip.Settings, "tagger")
+
+
+def _run_all(settings: "Namespace") -> None:
+    from wsss import launch, protocol
+    from wsss.methods import clip, tagclip
+    from wsss.stages.compare import compare, table
+    from wsss.stages.train import train
+
+    methods = {name: _module(name) for name, method in METHODS.items() if method.run}
+    common, own_clip = dict(settings.common), None
+    if settings.clip is not None:
+        own_clip = _from_content("clip", clip.Settings, settings.clip)
+        # pictures and tags as they are: TagCLIP's would come from the CLIP that is to be trained
+        if "clip" in common or str(settings.tags) == TAGCLIP:
+            other = "common.clip" if "clip" in common else "--tags tagclip"
+            raise BadInput("clip", f"it together with {other}", "one of them", "Remove one.")
+        common["clip"] = str(settings.out / protocol.CLIP)
+    chosen = settings.methods and [name.strip() for name in settings.methods.split(",")]
+    recipes = {name: module.Recipe for name, module in methods.items()}
+    planned = protocol.plan(recipes, common, settings.runs, chosen)
+    made = {one.name: _from_content(one.name, recipes[one.method], one.content) for one in planned}
+    data = _open(settings, settings.out)
+
+    def make(one: protocol.Planned, run: Path) -> None:
+        images = data
+        if own_clip and one.mentions(common["clip"]):
+            train(own_clip, data.split(data.train), out=settings.out / protocol.CLIP)
+        if str(settings.tags) == TAGCLIP:
+            images = tagclip.tagged(settings.tagger, data, out=run / "tags")
+        methods[one.method].recipe(run, images, made[one.name])
+
+    launch.decided_by_first(lambda: protocol.remember(settings.out, planned))
+    failed = protocol.run_all(settings.out, planned, make)
+    comparison = compare([settings.out], settings.out, data)
+    if launch.is_first():
+        print(table(comparison))
+    if failed:
+        print(f"wsss: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _from_content(where: str, kind: type, content: Mapping[str, Any]) -> Any:
+    """Settings from nested values, as a configuration file has them."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        return _settings(parser.instantiate(parser.parse_object(dict(content))), kind)
+    except ArgumentError as error:
+        raise BadInput(
+            f"settings of {where}", f"what does not fit: {error}", "settings that it has", "Mend it."
+        ) from error
+
+
+def _declare_compare(parser: "ArgumentParser") -> None:
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, or the one that `wsss run all` filled")
+    parser.add_argument(
+        "--out", type=Path, default=Path("comparison"), help="folder for compare.html, compare.csv and compare.json"
+    )
+    _declare_data(parser, required=False)
+
+
+def _compare(settings: "Namespace") -> None:
+    from wsss import launch
+    from wsss.stages.compare import compare, table
+
+    comparison = compare(settings.folders, settings.out, _open(settings) if settings.data else None)
+    if launch.is_first():
+        print(table(comparison))
+        print(settings.out / "compare.html")
+
+
 def _declare_tag(parser: "ArgumentParser") -> None:
     from wsss.methods import tagclip
 
@@ -256,6 +369,20 @@ def _tag(settings: "Namespace") -> None:
     chosen = _settings(settings, tagclip.Settings)
     settings.tags = settings.tags or Path(TAGCLIP)
     print(tagclip.tag(chosen, _split(settings), out=settings.out) / tagclip.TAGS)
+
+
+def _declare_ask(parser: "ArgumentParser") -> None:
+    from wsss.methods import questions
+
+    _declare_split(parser)
+    parser.add_class_arguments(questions.Settings)
+
+
+def _ask(settings: "Namespace") -> None:
+    from wsss.methods import questions
+
+    chosen = _settings(settings, questions.Settings)
+    print(questions.ask(chosen, _split(settings), out=settings.out) / questions.ANSWERS)
 
 
 def _declare_train(name: str, parser: "ArgumentParser") -> None:
@@ -337,7 +464,8 @@ def _segment(settings: "Namespace") -> None:
     from wsss.stages import segment
     from wsss.stages.train import train
 
-    train(_settings(settings, segment.Settings), _split(settings), masks=settings.masks, out=settings.out)
+    chosen = _settings(settings, segment.Settings).starting_from(None)
+    train(chosen, _split(settings), masks=settings.masks, out=settings.out)
 
 
 def _declare_predict(parser: "ArgumentParser") -> None:

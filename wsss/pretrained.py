@@ -1,16 +1,20 @@
 """Foundation models by hub id, folder or file. Nothing here runs code of a file."""
 
+import contextlib
 import functools
 import gzip
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from transformers import CLIPModel, CLIPTokenizer
+from jaxtyping import Float
+from torch import Tensor
+from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from wsss.errors import BadInput
+from wsss.networks import blip
 from wsss.networks.clip import CLIP, Vocabulary, from_openai, is_openai
 from wsss.networks.clip_resnet import ResNetCLIP, is_resnet, resnet_from_openai
 from wsss.storage import read_json
@@ -18,9 +22,15 @@ from wsss.torchscript import is_torchscript, read_torchscript
 from wsss.weights import SUFFIXES, read_checkpoint
 
 Activation = Literal["quick_gelu", "gelu"]
+AnyCLIP = TypeVar("AnyCLIP", CLIP, ResNetCLIP, CLIP | ResNetCLIP)
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _EXPECTED = "a CLIP with a vision transformer: a hub id, a folder of Hugging Face transformers, or OpenAI's or open_clip's state dict"
+
+_EXPECTED_BLIP = "a BLIP that answers questions: a hub id, a folder of Hugging Face transformers, or model_base_vqa_capfilt_large.pth"
+_EXPECTED_PROMPTED = (
+    "a CLIP with visual.mask_embedding, as ovseg_swinbase_vitL14_ft_mpt.pth has below clip_adapter.clip_model"
+)
 
 
 def load_clip(source: str, activation: Activation = "quick_gelu") -> CLIP:
@@ -44,16 +54,115 @@ def load_any_clip(source: str, activation: Activation = "quick_gelu") -> CLIP | 
     return _load(source, activation, resnets=True)
 
 
+def load_prompted_clip(
+    source: str, activation: Activation = "quick_gelu"
+) -> tuple[CLIP, Float[Tensor, "depth n width"]]:
+    """A CLIP with mask prompts (OVSeg; Liang et al., CVPR 2023), as `load_clip`, and what takes the place of hidden patches.
+
+    Args:
+        source: OVSeg's whole checkpoint, of which the CLIP alone is read, or a state dict of OpenAI's names with `visual.mask_embedding`.
+        activation: of the network, which the file does not say.
+
+    Raises:
+        BadInput: there is no such file, it has no mask prompts, or they do not fit the network.
+    """
+    path = Path(source)
+    if not path.is_file():
+        do = "Fetch OVSeg's checkpoint and give its path, or set mask_prompts to false and give a plain CLIP."
+        raise BadInput(source, "no such file", _EXPECTED_PROMPTED, do)
+    state, prefix = read_checkpoint(path), "clip_adapter.clip_model."
+    if any(name.startswith(prefix) for name in state):
+        # the rest is OVSeg's segmenter
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    prompts = state.pop("visual.mask_embedding", None)
+    if prompts is None:
+        found = f"no visual.mask_embedding (first tensors: {', '.join(list(state)[:3])})"
+        raise BadInput(path, found, _EXPECTED_PROMPTED, "Give such a file, or set mask_prompts to false.")
+    clip = _vision_transformer(path, state, activation)
+    wanted = (clip.native_grid**2, clip.model.config.vision_config.hidden_size)  # type: ignore[union-attr]
+    if prompts.ndim != 3 or tuple(prompts.shape[1:]) != wanted:
+        raise BadInput(
+            path, f"mask prompts of {tuple(prompts.shape)}", f"(depth, {wanted[0]}, {wanted[1]})", "Fetch it again."
+        )
+    return _ready(clip), prompts.float()
+
+
+def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
+    """A BLIP that answers questions, on the CPU, in float32, with frozen weights.
+
+    Args:
+        source: a hub id (`Salesforce/blip-vqa-capfilt-large`), a folder of Hugging Face transformers, or BLIP's own file.
+        vocabulary: BERT's, where the source brings none: a hub id, a folder, or vocab.txt.
+        size: side of the pictures in pixels; positional embeddings of another grid are resized.
+
+    Raises:
+        BadInput: there is no such thing, it cannot be fetched, or it is another architecture.
+    """
+    path, own = Path(source), False
+    if path.is_file():
+        state = read_checkpoint(path)
+        if not blip.is_published(state):
+            found = f"other names than BLIP's (first tensors: {', '.join(list(state)[:3])})"
+            do = "Give the folder that holds config.json, where the file is one of transformers."
+            raise BadInput(path, found, _EXPECTED_BLIP, do)
+        model = blip.from_published(state, str(path))
+    else:
+        _check_exists(source, _EXPECTED_BLIP)
+        folder = path if path.is_dir() else None
+        own = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt"))
+        model = _blip_from_transformers(source, folder)
+    tokenizer = _bert_tokenizer(source if own else vocabulary)
+    words = model.config.text_config.vocab_size  # type: ignore[union-attr]
+    if len(tokenizer) not in (words - 2, words):
+        found = f"a vocabulary of {len(tokenizer)} words for a network with {words}"
+        expected = f"{words - 2}, since two mark the start of questions and of answers"
+        raise BadInput(
+            source if own else vocabulary, found, expected, "Give the vocabulary that belongs to the network."
+        )
+    answering = blip.BLIP(blip.resized(model.float(), size), tokenizer)
+    return answering.requires_grad_(False).eval()
+
+
+def _blip_from_transformers(name: str, folder: Path | None) -> BlipForQuestionAnswering:
+    where = f"BLIP {name}" if folder is None else name
+    with _reading(where, folder, "a BLIP", _EXPECTED_BLIP):
+        config: Any = BlipConfig.from_pretrained(name)
+        config.vision_config.layer_norm_eps = blip.VISION_EPSILON
+        read: Any = BlipForQuestionAnswering.from_pretrained
+        model, loaded = read(name, config=config, output_loading_info=True)
+    _check_whole(where, loaded, _EXPECTED_BLIP)
+    return model
+
+
+def _bert_tokenizer(source: str) -> BertTokenizer:
+    path = Path(source)
+    expected = "BERT's vocabulary (bert-base-uncased): a hub id, a folder, or vocab.txt"
+    _check_exists(source, expected)
+    with _reading(source, path if path.exists() else None, "a vocabulary of BERT", expected):
+        return BertTokenizer(str(path)) if path.is_file() else BertTokenizer.from_pretrained(source)
+
+
 def _load(source: str, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
     path = Path(source)
     if path.is_dir():
         clip: CLIP | ResNetCLIP = _from_folder(path)
     elif path.is_file():
         clip = _from_file(path, activation, resnets)
-    elif path.suffix in SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise BadInput(source, "no such file or folder", _EXPECTED, "Check the path.")
     else:
+        _check_exists(source, _EXPECTED)
         clip = _from_transformers(source, None)
+    return _ready(clip)
+
+
+def _check_exists(source: str, expected: str) -> None:
+    """Raise BadInput for what can only be a path, where nothing is."""
+    path = Path(source)
+    like_a_path = path.suffix in (*SUFFIXES, ".txt") or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if like_a_path and not path.exists():
+        raise BadInput(source, "no such file or folder", expected, "Check the path.")
+
+
+def _ready(clip: AnyCLIP) -> AnyCLIP:
     for parameter in clip.parameters():
         # loaders leave some at odd addresses, by chance; sums over these run in another order
         parameter.data = parameter.data.clone()
@@ -74,7 +183,11 @@ def _from_file(path: Path, activation: Activation, resnets: bool) -> CLIP | ResN
         resnet = resnet_from_openai(state, str(path), activation)
         _check_vocabulary(path, len(state["token_embedding.weight"]), len(tokenizer))
         return ResNetCLIP(resnet, Vocabulary(tokenizer, len(state["positional_embedding"])))
-    model = from_openai(state, str(path), activation)
+    return _vision_transformer(path, state, activation)
+
+
+def _vision_transformer(path: Path, state: dict[str, Tensor], activation: Activation) -> CLIP:
+    model, tokenizer = from_openai(state, str(path), activation), openai_tokenizer()
     settings: Any = model.config.text_config
     _check_vocabulary(path, settings.vocab_size, len(tokenizer))
     return CLIP(model, Vocabulary(tokenizer, int(settings.max_position_embeddings)))
@@ -101,28 +214,12 @@ def _from_folder(path: Path) -> CLIP:
 
 def _from_transformers(name: str, folder: Path | None) -> CLIP:
     where = f"CLIP {name}" if folder is None else name
-    read: Any = CLIPModel.from_pretrained
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
+    with _reading(where, folder, "a CLIP", _EXPECTED):
+        read: Any = CLIPModel.from_pretrained
         model, loaded = read(name, output_loading_info=True)
         own = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))
         tokenizer = CLIPTokenizer.from_pretrained(name) if own else openai_tokenizer()
-    except Exception as error:  # broken files and the network make its readers raise almost anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        if folder is None:
-            found = f"no such folder or file here, and none that can be fetched ({reason})"
-            do = "Check the name, or fetch it where there is a network and give its folder."
-        else:
-            found, do = f"a folder that cannot be read as a CLIP ({reason})", "Save it again with save_pretrained."
-        raise BadInput(where, found, _EXPECTED, do) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    absent = sorted(loaded["missing_keys"])
-    if absent:
-        found = f"{len(absent)} tensors missing ({', '.join(absent[:3])})"
-        raise BadInput(where, found, _EXPECTED, "Save or fetch it again.")
+    _check_whole(where, loaded, _EXPECTED)
     settings: Any = model.config.text_config
     if len(tokenizer) > settings.vocab_size or (not own and len(tokenizer) != settings.vocab_size):
         raise BadInput(
@@ -132,6 +229,34 @@ def _from_transformers(name: str, folder: Path | None) -> CLIP:
             "Put its tokenizer.json into the folder.",
         )
     return CLIP(model.float(), Vocabulary(tokenizer, int(settings.max_position_embeddings)))
+
+
+@contextlib.contextmanager
+def _reading(where: str, folder: Path | None, what: str, expected: str) -> Iterator[None]:
+    """Run readers of transformers in silence, and turn their errors into one."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # broken files and the network make its readers raise almost anything
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        if folder is None:
+            found = f"no such folder or file here, and none that can be fetched ({reason})"
+            do = "Check the name, or fetch it where there is a network and give its folder."
+        else:
+            found = f"a {'file' if folder.is_file() else 'folder'} that cannot be read as {what} ({reason})"
+            do = "Fetch it again." if folder.is_file() else "Save it again with save_pretrained."
+        raise BadInput(where, found, expected, do) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _check_whole(where: str, loaded: dict[str, Any], expected: str) -> None:
+    absent = sorted(loaded["missing_keys"])
+    if absent:
+        found = f"{len(absent)} tensors missing ({', '.join(absent[:3])})"
+        raise BadInput(where, found, expected, "Save or fetch it again.")
 
 
 @functools.cache

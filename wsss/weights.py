@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from wsss.errors import BadInput
 from wsss.mxnet import resnet38_params
 from wsss.networks.affinitynet import VGG16
+from wsss.networks.emanet import Trunk
+from wsss.networks.pspnet import Res2Net
 from wsss.networks.resnet38 import ResNet38
 from wsss.storage import whole_file
 
@@ -49,6 +51,15 @@ IRNET_ALIASES = (
 
 # what PSA, SEAM and ICAM save beside their trunks, and the classifiers of ImageNet
 PSA_HEADS = ("fc8*", "f8_*", "gn8_*", "f9.*", "linear1000*")
+
+# what the deeplab-pytorch of VWL's first author calls the layers of deeplab-pytorch
+VWL_LAYERS = {
+    "batch_norm": "bn",
+    "conv7x7": "conv1",
+    "conv1": "reduce",
+    "conv2": "conv3x3",
+    "conv3": "increase",
+}
 
 # what a training stage writes
 WEIGHTS = "weights.safetensors"
@@ -84,7 +95,7 @@ class LoadReport:
 def read_checkpoint(path: Path) -> State:
     """The state dict of a `.safetensors`, `.pth`, `.pt`, `.bin` or `.params` file, on the CPU.
 
-    What trainers wrap around it (`state_dict`, `model`, a `module.` before every name) is taken off. MXNet's `.params` are
+    What trainers wrap around it (`state_dict`, `model`, `net`, a `module.` before every name) is taken off. MXNet's `.params` are
     those of ResNet-38, which alone is published so; they get its names.
 
     Raises:
@@ -108,11 +119,17 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     Raises:
         BadInput: the file is missing, cut off or of another kind.
     """
+    metadata = read_metadata(path)
+    with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a `.safetensors` file alone; errors as in `read_weights`."""
     _head(path)
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+            return json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
     except safetensors.SafetensorError as error:
         raise BadInput(
             path, f"no whole safetensors file ({error})", "a file in safetensors format", "Fetch or write it again."
@@ -229,7 +246,8 @@ def load_deeplab(
     """Load any weights of the deeplab-pytorch family into a DeepLab v2 in its multi-scale wrapper.
 
     The initial weights (`deeplabv1_resnet101-coco.pth`, `-imagenet.pth`) lack the prefix `base.`; their classifier
-    `fc` is left out and the head stays new. Trained checkpoints are loaded whole.
+    `fc` is left out and the head stays new. Trained checkpoints are loaded whole, those of VWL too, whose layers have other
+    names.
 
     Args:
         new_head: leave the head new where a trained checkpoint has another number of classes.
@@ -237,6 +255,10 @@ def load_deeplab(
     Raises:
         BadInput: the weights are of another network; nothing is loaded.
     """
+    if any(".conv7x7." in f".{name}" for name in state):
+        state = {
+            ".".join(VWL_LAYERS.get(part, part) for part in name.split(".")): value for name, value in state.items()
+        }
     initial = any(name.startswith("layer1.conv1.") for name in state)
     if initial:
         state = {name if name.startswith("fc.") else f"base.{name}": value for name, value in state.items()}
@@ -273,22 +295,24 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
     """
     if init != "imagenet":
         state = read_checkpoint(Path(init))
-        prefix = next(
-            (p for p in (f"{name}.", "resnet.", "backbone.", "body.") if any(key.startswith(p) for key in state)), ""
-        )
+        prefixes = (f"{name}.", "resnet.", "backbone.", "body.", "extractor.")
+        prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if isinstance(body, ResNet38 | VGG16):
             return load_into(body, state, init, ignore=PSA_HEADS)
+        if isinstance(body, Trunk | Res2Net):
+            return load_into(body, body.named(state), init, ignore=("fc.*",))
         if not hasattr(body, "layer4") and not any(key.startswith("body.") for key in state):
             return load_into(body, _timm_features(state, set(body.state_dict())), init)
         return load_into(body, state, init, ignore=("fc.*", "classifier.*"))
     check_initial("init", name, init)
-    if hasattr(body, "layer4"):
+    if hasattr(body, "layer4") and not isinstance(body, Res2Net):
         state, path = imagenet_weights(name)
         return load_into(body, state, path, ignore=("fc.*",))
     where = f"timm's pretrained weights of {name}"
+    whole = isinstance(body, Trunk | Res2Net)
     try:
-        pretrained = timm.create_model(name, features_only=True, pretrained=True)
+        pretrained = timm.create_model(name, features_only=not whole, pretrained=True)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise BadInput(
             where,
@@ -296,7 +320,10 @@ def load_backbone(body: nn.Module, name: str, init: str) -> LoadReport:
             "weights in timm's cache, or a network to fetch them from",
             "Give a file with --init FILE, or start from new weights with --init none.",
         ) from error
-    return load_into(body, {f"body.{key}": value for key, value in pretrained.state_dict().items()}, where)
+    state = pretrained.state_dict()
+    if isinstance(body, Trunk | Res2Net):
+        return load_into(body, body.named(state), where, ignore=("fc.*",))
+    return load_into(body, {f"body.{key}": value for key, value in state.items()}, where)
 
 
 def check_initial(setting: str, backbone: str, init: str) -> None:
@@ -342,12 +369,12 @@ def _timm_features(state: State, names: set[str]) -> State:
     return {key: value for key, value in best.items() if key in names} or best
 
 
-def trained_weights(where: Path, kind: str) -> tuple[State, dict[str, Any] | None, Path]:
+def trained_weights(where: Path, *kinds: str) -> tuple[State, dict[str, Any] | None, Path]:
     """The weights that a training stage wrote, or a published checkpoint.
 
     Args:
         where: the stage's folder, its `weights.safetensors`, or a checkpoint of someone else.
-        kind: what our own files have to say they are, `cam` for example.
+        kinds: what our own files have to say they are, `cam` for example: one of these.
 
     Returns:
         The state dict, what was saved beside it (None: the file is not ours), and the file.
@@ -359,11 +386,11 @@ def trained_weights(where: Path, kind: str) -> tuple[State, dict[str, Any] | Non
     if path.suffix != ".safetensors":
         return read_checkpoint(path), None, path
     state, metadata = read_weights(path)
-    if metadata and metadata.get("kind") != kind:
+    if metadata and metadata.get("kind") not in kinds:
         raise BadInput(
             path,
             f"weights of a `{metadata.get('kind')}` network",
-            f"those of a `{kind}` network",
+            f"those of a {' or '.join(f'`{kind}`' for kind in kinds)} network",
             "Give the folder of the training stage that this command builds on.",
         )
     return state, metadata or None, path
@@ -440,7 +467,7 @@ def _damaged(path: Path, error: Exception) -> BadInput:
 
 def _state_in(content: object, path: Path) -> State:
     while isinstance(content, Mapping):
-        inner = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
+        inner = [content[key] for key in ("state_dict", "model", "net") if isinstance(content.get(key), Mapping)]
         if not inner:
             break
         content = inner[0]

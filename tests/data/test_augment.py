@@ -96,6 +96,28 @@ def test_classifier_draws_in_the_published_order(seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
+def test_jittered_draws_in_the_published_order(seed):
+    image, label = picture(50, 70), label_map(50, 70)
+    rng = np.random.default_rng(seed)
+    long_side, flip = int(rng.integers(40, 91)), rng.random() < 0.5
+    size = (round(50 * long_side / 70), long_side)
+    jittered = augment.colour_jitter(augment.resize_bicubic(image, size), 0.3, 0.3, 0.3, 0.1, rng)
+    left = int(rng.integers(abs(size[1] - 64) + 1))
+    top = int(rng.integers(abs(size[0] - 64) + 1))
+    expected, _ = by_hand(jittered, label, size, flip, left, top, 64)
+    view = augment.JitteredAugment(long_side=(40, 90), crop=64)(image, np.random.default_rng(seed))
+    np.testing.assert_array_equal(view, expected)
+
+
+def test_the_size_of_a_long_side_is_rounded_once():
+    # 126.5 pixels, whose even neighbour is 126; 115 times 1.1, as rounded, is a little more
+    assert augment.long_side_size((115, 500), 550) == (126, 550)
+    assert augment.scaled_size((115, 500), augment.long_side_scale((115, 500), 550)) == (127, 550)
+    assert augment.long_side_size((500, 500), 448) == (448, 448)
+    assert augment.long_side_size((1, 900), 448) == (1, 448)
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_affinity_draws_in_the_published_order(seed):
     image, label = picture(50, 70), label_map(50, 70)
     rng = np.random.default_rng(seed)
@@ -208,6 +230,7 @@ def test_images_of_any_shape_give_whole_views(size):
     rng = np.random.default_rng(0)
     for _ in range(5):
         assert augment.ClassifierAugment(crop=40)(image, rng).shape == (3, 40, 40)
+        assert augment.JitteredAugment(crop=40)(image, rng).shape == (3, 40, 40)
         view, reduced = augment.AffinityAugment(crop=40)(image, label, rng)
         assert (view.shape, reduced.shape) == ((3, 40, 40), (10, 10))
         view, cells = augment.PosteriorAugment(crop=40)(image, label[None].astype(np.float32), rng)
@@ -228,6 +251,7 @@ def test_views_leave_their_input_alone():
     rng = np.random.default_rng(0)
     for _ in range(4):
         augment.ClassifierAugment(crop=64)(image, rng)
+        augment.JitteredAugment(crop=64)(image, rng)
         augment.AffinityAugment(crop=64)(image, label, rng)
         augment.PosteriorAugment(crop=64)(image, maps, rng)
         augment.SegmenterAugment(crop=64)(image, label, rng)
@@ -235,6 +259,7 @@ def test_views_leave_their_input_alone():
 
 def test_defaults_are_the_published_ones():
     assert dataclasses.asdict(augment.ClassifierAugment()) == {"long_side": (320, 640), "crop": 512, "flip": 0.5}
+    assert dataclasses.astuple(augment.JitteredAugment()) == ((448, 768), 448, 0.5, 0.3, 0.1)
     assert dataclasses.astuple(augment.AffinityAugment()) == ((0.5, 1.5), 512, 0.5, 4)
     assert dataclasses.astuple(augment.PosteriorAugment()) == (448, 0.5, 0.3, 0.1, 8)
     assert dataclasses.astuple(augment.SegmenterAugment()) == ((0.5, 0.75, 1.0, 1.25, 1.5), 321, 0.5)
@@ -244,5 +269,8 @@ def test_defaults_are_the_published_ones():
     ("setting", "value"), [("crop", 0), ("crop", 50), ("flip", 1.5), ("jitter", -0.1), ("hue", 0.6), ("stride", 0)]
 )
 def test_settings_that_make_no_sense(setting, value):
+    if setting != "stride" and value != 50:
+        with pytest.raises(BadInput, match=rf"augment\.{setting}"):
+            augment.JitteredAugment(**{setting: value})
     with pytest.raises(BadInput, match=rf"augment\.{setting}"):
         augment.PosteriorAugment(**{setting: value})

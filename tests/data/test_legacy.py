@@ -324,3 +324,18 @@ def test_no_file(tmp_path):
     write(tmp_path / "b.npy", (tmp_path / "b.npy").read_bytes()[:-8])
     with pytest.raises(BadInput, match=r"99 numbers for a shape of .100,."):
         read_legacy(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_types_of_elements_stand_for_themselves(scratch, protocol):
+    content = {"dtype": torch.float32, "others": [torch.float16, torch.bfloat16]}
+    found = read_legacy(write(scratch, pickled(content, protocol)))
+    assert found == {"dtype": "torch.float32", "others": ["torch.float16", "torch.bfloat16"]}
+    with pytest.raises(BadInput, match=r"forbidden function or class torch\.int8"):
+        read_legacy(write(scratch, pickled({"dtype": torch.int8}, protocol)))
+
+
+def test_types_of_elements_cannot_be_called(scratch):
+    calling = b"\x80\x02ctorch\nfloat32\n)R."
+    with pytest.raises(BadInput, match="a broken file"):
+        read_legacy(write(scratch, calling))

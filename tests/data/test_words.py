@@ -187,3 +187,31 @@ def test_no_file_and_no_classes(tmp_path):
 def test_classes_that_clip_cannot_tell_apart():
     with pytest.raises(BadInput, match="classes: found 'Cat' twice among classes and backgrounds"):
         read_words("auto", ("cat", "Cat"))
+
+
+def test_words_of_qa_clims():
+    words = read_words("auto", VOC_CLASSES, "qa_clims")
+    changed = {a: (b, short) for a, b, short in zip(VOC_CLASSES, words.prompts, words.short, strict=True) if a != b}
+    assert changed == {
+        "diningtable": ("dining table", ("table",)),
+        "pottedplant": ("potted plant", ("plant",)),
+        "tvmonitor": ("tv monitor", ("monitor",)),
+    }
+    assert words.background == ()
+    assert "plane" in words.synonyms[0]
+    coco = read_words("auto", COCO_CLASSES, "qa_clims")
+    assert coco.prompts == COCO_CLASSES
+    assert {name: short for name, short in zip(COCO_CLASSES, coco.short, strict=True) if short} == {
+        "dining table": ("table",),
+        "potted plant": ("plant",),
+    }
+    own = read_words("auto", OWN, "qa_clims")
+    assert (own.prompts, own.short, own.synonyms) == (OWN, ((),) * 3, ((),) * 3)
+
+
+def test_synonyms_of_own_classes(file):
+    words = read_words(file("short: {River: [brook, stream]}\nsynonyms: {cat: kitten}\n"), OWN, "qa_clims")
+    assert words.short == ((), ("brook", "stream"), ())
+    assert words.synonyms == (("kitten",), (), ())
+    with pytest.raises(BadInput, match="'dog' in `synonyms`"):
+        read_words(file("synonyms: {dog: puppy}\n"), OWN, "qa_clims")

@@ -20,6 +20,7 @@ from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.methods import vwl
+from wsss.networks.deeplab import create_deeplab
 from wsss.stages.localize import localize
 from wsss.stages.train import CHECKPOINT, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
@@ -302,3 +303,19 @@ def test_the_number_of_words_is_that_of_the_file(tmp_path, squares):
 
 if __name__ == "__main__":
     train_all(Path(sys.argv[1]))
+
+
+def test_vwl_l_ends_after_five_of_its_six_epochs():
+    assert vwl.Settings().stop_epochs == 5
+    assert vwl.Settings(variant="vwe").stop_epochs is None
+    training = vwl.Settings().training
+    assert vwl.Settings(training=dataclasses.replace(training, epochs=20)).stop_epochs is None
+    assert vwl.Settings(training=dataclasses.replace(training, steps=100)).stop_epochs is None
+
+
+def test_head_of_the_segmenter_learns_as_in_its_authors_code():
+    settings = vwl.Recipe().tail.segmenter
+    with torch.device("meta"):
+        network = create_deeplab(21, settings.network)
+    body, weights, biases = network.param_groups(1e-3, 5e-4, settings.head_lr)
+    assert (body["lr"], weights["lr"], biases["lr"]) == (1e-3, 1e-3, 0)

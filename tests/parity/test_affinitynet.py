@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from tests.parity import inputs
 from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
 from wsss.data.augment import CAFFE_MEAN_BGR, normalise, posterior_view, resize_bicubic, scaled_size
+from wsss.methods import icam
 from wsss.networks.affinitynet import VGG_BODY, AffinityNet, Classifier, affinity_losses
+from wsss.networks.seam import Network as SEAMNetwork
 from wsss.ops import affinity
 from wsss.refiners.affinitynet import Walk, confident_labels, crf_scores, walked, walked_scores, with_background
 
@@ -116,10 +118,34 @@ def test_losses_and_gradients(taps_and_feature):
 
 @pytest.mark.parametrize(("size", "seed", "radius"), [((96, 112), 3, 5), ((64, 72), 4, 3)])
 def test_affinities_of_icam(network, size, seed, radius):
-    expected = np.load(ICAM / "aff_net.npz")["aff_{}x{}".format(*size)]
+    expected, tag = np.load(ICAM / "aff_net.npz"), "{}x{}".format(*size)
     with torch.no_grad():
-        ours = affinities(network(batch(*size, seed)), radius)[0]
-    np.testing.assert_allclose(ours, expected, atol=2e-6)  # 6e-7 measured
+        feature = network(batch(*size, seed))
+    np.testing.assert_allclose(affinities(feature, radius)[0], expected[f"aff_{tag}"], atol=2e-6)  # 6e-7 measured
+    ours = affinity.feature_affinity(feature, radius)[0]
+    np.testing.assert_allclose(ours, expected[f"aff_{tag}"], atol=2e-6)
+    dense = matrix(affinity.feature_affinity_planes(feature[0], radius), radius)
+    np.testing.assert_allclose(dense, expected[f"dense_{tag}"], atol=2e-6)
+    np.testing.assert_array_equal(dense > 0, expected[f"dense_{tag}"] > 0)
+
+
+@pytest.mark.parametrize(("radius", "height", "width"), [(5, 56, 56), (5, 11, 14), (3, 8, 9)])
+def test_pairs_of_icam(radius, height, width):
+    cells = torch.arange(height * width).view(height, width)
+    sources = affinity.at_sources(cells, radius)
+    partners = affinity.at_destinations(cells, radius, affinity.directions(radius)).flatten()
+    ours = [
+        len(sources),
+        len(partners),
+        sources.sum(),
+        partners.sum(),
+        sources[0],
+        sources[-1],
+        partners[0],
+        partners[-1],
+    ]
+    expected = np.load(ICAM / "aff_net.npz")[f"pairs_r{radius}_{height}x{width}"]
+    np.testing.assert_array_equal([int(value) for value in ours], expected)
 
 
 def test_losses_and_gradient_of_icam():
@@ -269,33 +295,16 @@ def test_the_walk_end_to_end(network):
 
 
 def maps_of_icam(network: AffinityNet, picture: np.ndarray, classes: list[int]) -> np.ndarray:
-    """The maps of ICAM's own network, whose trunk has the same weights in the fixtures: 4 scales and mirror images."""
-    shapes = {"fc8": (21, 4096, 1, 1), "f8_3": (64, 512, 1, 1), "f8_4": (128, 1024, 1, 1), "f9": (192, 195, 1, 1)}
-    fc8, f8_3, f8_4, f9 = (torch.from_numpy(inputs.tensor(f"{name}.weight", shapes[name])) for name in shapes)
-
-    def probabilities(view: torch.Tensor) -> torch.Tensor:
-        *_, conv4, conv5, conv6 = network.body(view)
-        logits = F.conv2d(conv6, fc8)
-        colours = F.interpolate(view, conv6.shape[2:], mode="bilinear", align_corners=True)
-        near = [colours, F.conv2d(conv4, f8_3).relu(), F.conv2d(conv5, f8_4).relu()]
-        g = F.conv2d(torch.cat(near, 1), f9).flatten(2)
-        g = g / (g.norm(dim=1, keepdim=True) + 1e-5)
-        a = (g.mT @ g).relu()
-        revised = logits.flatten(2) @ (a / (a.sum(1, keepdim=True) + 1e-5))
-        return (logits.softmax(1) + revised.view_as(logits).softmax(1)) / 2
-
-    size, total = picture.shape[:2], torch.zeros(len(classes), *picture.shape[:2])
-    for scale in (0.5, 1.0, 1.5, 2.0):
-        view = torch.from_numpy(normalise(resize_bicubic(picture, scaled_size(size, scale))))[None]
-        for flip in (False, True):
-            with torch.no_grad():
-                found = probabilities(view.flip(3) if flip else view)[:, [0, *(label + 1 for label in classes)]]
-            found = (found / found.sum(1, keepdim=True).clamp_min(1e-8))[:, 1:]
-            full = F.interpolate(found, size, mode="bilinear", align_corners=False)[0]
-            total += full.flip(2) if flip else full
-    mean = total / 8
-    mean = mean * (mean == mean.amax(0))
-    return (mean / (mean.amax((1, 2), keepdim=True) + 1e-5)).numpy()
+    """The maps of ICAM's own network, whose trunk has the same weights in the fixtures."""
+    with torch.device("meta"):
+        own = SEAMNetwork(20)
+    state = network.body.state_dict()
+    for name in ("fc8", "f8_3", "f8_4", "f9"):
+        shape = tuple(getattr(own, name).weight.shape)
+        state[f"{name}.weight"] = torch.from_numpy(inputs.tensor(f"{name}.weight", shape))
+    own.load_state_dict(state, assign=True)
+    localizer = icam.Localizer(own.eval(), icam.Inference(), "icam")
+    return localizer.cams(localizer.prepare(picture), picture.shape[:2], np.isin(np.arange(20), classes)).maps
 
 
 @pytest.mark.parametrize(

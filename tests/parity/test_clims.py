@@ -328,8 +328,7 @@ def test_published_checkpoints_localize(tmp_path):
         found = localizer.cams(localizer.prepare(inputs.image(120, 160, 7)), (120, 160), label)
         np.testing.assert_allclose(found.strided, wanted["0/cam"], atol=5e-6)
     # the same file is what CLIMS starts from
-    settings = clims.Settings(init=str(tmp_path / "res50_clims.pth"))
-    started, metadata = clims._improved(settings, nothing(VOC_CLASSES))
+    started, metadata = clims.baseline(str(tmp_path / "res50_clims.pth"), nothing(VOC_CLASSES), "stem", "imagenet")
     for name, value in started.state_dict().items():
         assert torch.equal(value, own[name])
     assert metadata["backbone"] == "resnet50"

@@ -47,6 +47,12 @@ def long_side_scale(size_hw: SizeHW, long_side: int) -> float:
     return long_side / max(size_hw)
 
 
+def long_side_size(size_hw: SizeHW, long_side: int) -> SizeHW:
+    """The size with a longer side of `long_side` pixels; the other is one quotient, where `long_side_scale` rounds twice (PSA)."""
+    height, width = size_hw
+    return max(1, round(height * long_side / max(size_hw))), max(1, round(width * long_side / max(size_hw)))
+
+
 def resize_bicubic(image: UInt8[np.ndarray, "h w 3"], size_hw: SizeHW) -> UInt8[np.ndarray, "hs ws 3"]:
     """Pillow's bicubic filter; an image that has the size already is left alone."""
     return _resize_pillow(image, size_hw, Image.Resampling.BICUBIC)
@@ -289,6 +295,40 @@ class ClassifierAugment:
         height, width = scaled_size(size_hw, long_side_scale(size_hw, long_side))
         left, top = _draw_offset(width, self.crop, rng), _draw_offset(height, self.crop, rng)
         return classifier_view(image, long_side, flip, left, top, self.crop, colours)
+
+
+@dataclass(frozen=True)
+class JitteredAugment:
+    """Training images of the classifiers of PSA, SEAM and ICAM, whose colours change too."""
+
+    long_side: tuple[int, int] = (448, 768)
+    """smallest and largest length of the longer side after resizing, drawn uniformly"""
+    crop: int = 448
+    """side of the square crop; smaller images are put at a random place in it"""
+    flip: float = 0.5
+    """probability of the mirror image"""
+    jitter: float = 0.3
+    """how much brightness, contrast and saturation change, as a share"""
+    hue: float = 0.1
+    """how much the hue changes, as a share of the circle"""
+
+    def __post_init__(self) -> None:
+        check_pair("augment.long_side", self.long_side, 1)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.flip", self.flip, 0, 1)
+        check_range("augment.jitter", self.jitter, 0, 1)
+        check_range("augment.hue", self.hue, 0, 0.5)
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, colours: ColourRule = "imagenet"
+    ) -> Float[np.ndarray, "3 crop crop"]:
+        """A random view; draws the long side, the flip, the colours, the left offset, the top offset."""
+        long_side = int(rng.integers(self.long_side[0], self.long_side[1] + 1))
+        flip = bool(rng.random() < self.flip)
+        resized = resize_bicubic(image, long_side_size(image.shape[:2], long_side))
+        resized = colour_jitter(resized, self.jitter, self.jitter, self.jitter, self.hue, rng)
+        left, top = _draw_offset(resized.shape[1], self.crop, rng), _draw_offset(resized.shape[0], self.crop, rng)
+        return normalised_crop(resized, self.crop, top, left, flip, colours)
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ _LISTS = {
     "clip_es": ("voc.yaml", "coco.yaml", "voc.yaml"),
     "clims": ("clims_voc.yaml", "clims_coco.yaml", "clims_voc.yaml"),
     "clims_camera_ready": ("clims_camera_ready.yaml", "clims_coco.yaml", "clims_voc.yaml"),
+    "qa_clims": ("qa_clims_voc.yaml", "qa_clims_coco.yaml", "qa_clims_coco.yaml"),
 }
-_KEYS = ("prompts", "names", "background", "cooccurring")
+_KEYS = ("prompts", "names", "background", "cooccurring", "short", "synonyms")
 _EXPECTED = (
-    "YAML with `prompts` (class: text), and `names` (class: text), `background` (a list of words) and `cooccurring` "
-    "(class: words) if you like"
+    "YAML with `prompts` (class: text), and `names` (class: text), `background` (a list of words), `cooccurring`, `short` "
+    "and `synonyms` (class: words) if you like"
 )
 
-Lists = Literal["clip_es", "clims", "clims_camera_ready"]
+Lists = Literal["clip_es", "clims", "clims_camera_ready", "qa_clims"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Words:
         names: a class by its plain name, as TagCLIP does.
         background: what may be behind the classes.
         cooccurring: what a class is told from, as CLIMS does: its own words, or else all of `background`.
+        short: what of a class's name is enough to name it in an answer, as QA-CLIMS does.
+        synonyms: other words for a class, and for kinds of it.
     """
 
     prompts: tuple[str, ...]
     names: tuple[str, ...]
     background: tuple[str, ...]
     cooccurring: tuple[tuple[str, ...], ...]
+    short: tuple[tuple[str, ...], ...]
+    synonyms: tuple[tuple[str, ...], ...]
 
 
 def read_words(source: str, class_names: Sequence[str], lists: Lists = "clip_es") -> Words:
@@ -86,7 +91,9 @@ def read_words(source: str, class_names: Sequence[str], lists: Lists = "clip_es"
     for name, prompt in zip(class_names, prompts, strict=True):
         _check_different((prompt,), cooccurring.get(name, ()), where)
     behind = tuple(tuple(cooccurring.get(name, background)) for name in class_names)
-    return Words(prompts, names, tuple(background), behind)
+    others = {key: _by_class(content.get(key), class_names, path, key) for key in ("short", "synonyms")}
+    short, synonyms = (tuple(tuple(words.get(name, ())) for name in class_names) for words in others.values())
+    return Words(prompts, names, tuple(background), behind, short, synonyms)
 
 
 def check_templates(where: str, templates: Sequence[str]) -> None:

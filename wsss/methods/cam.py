@@ -255,6 +255,14 @@ class Classifier(Protocol):
         """All of its weights."""
 
 
+def at_scales(
+    image: UInt8[np.ndarray, "h w 3"], scales: Sequence[float], colours: ColourRule = "imagenet"
+) -> list[Float[Tensor, "1 3 _ _"]]:
+    """A picture at each scale, normalised."""
+    sizes = [scaled_size(image.shape[:2], scale) for scale in scales]
+    return [torch.from_numpy(normalise(resize_bicubic(image, size), colours))[None] for size in sizes]
+
+
 class Localizer:
     """Maps of the classes that a picture has, over scales and mirror images.
 
@@ -283,8 +291,7 @@ class Localizer:
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
         """The picture at each scale."""
-        sizes = [scaled_size(image.shape[:2], scale) for scale in self.settings.scales]
-        return [torch.from_numpy(normalise(resize_bicubic(image, size), self.colours))[None] for size in sizes]
+        return at_scales(image, self.settings.scales, self.colours)
 
     @torch.inference_mode()
     def cams(

@@ -51,6 +51,8 @@ LOWEST, HIGHEST = 1e-4, 0.9999
 
 Variant = Literal["improved", "camera-ready"]
 Span = tuple[float, float]
+# patches (n, N, width) after block number d, 0 before the first, to what goes on in their place
+Replace = Callable[[int, Tensor], Tensor]
 
 
 class Pairs(NamedTuple):
@@ -135,22 +137,33 @@ def input_size(clip: CLIP | ResNetCLIP) -> int:
     return clip.input_size if isinstance(clip, ResNetCLIP) else clip.patch * clip.native_grid
 
 
-def encode_image(clip: CLIP | ResNetCLIP, image: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n d"]:
-    """Pictures of `input_size` to the joint space, not normalised."""
+def encode_image(
+    clip: CLIP | ResNetCLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None = None
+) -> Float[Tensor, "n d"]:
+    """Pictures of `input_size` to the joint space, not normalised.
+
+    Args:
+        clip: the network.
+        image: the pictures.
+        replace: puts others in the place of some patches, as mask prompts do; of a vision transformer alone.
+    """
     if isinstance(clip, ResNetCLIP):
         return clip.encode_image(image)
-    x = _tokens(clip, image)
+    x = _tokens(clip, image, replace)
     for index in range(clip.n_blocks - 1):
         x, _ = clip.block(index, x)
+        if replace is not None:
+            x = torch.cat([x[:, :1], replace(index + 1, x[:, 1:])], 1)
     return clip.project(_last_class_token(clip.last_block(), x))
 
 
-def _tokens(clip: CLIP, image: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n l width"]:
+def _tokens(clip: CLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None) -> Float[Tensor, "n l width"]:
     """As `CLIP.embed`, by a matrix product: a CPU takes much longer for the gradient of its convolution with respect to pictures."""
     vision: Any = clip.model.vision_model
     side, patch = clip.native_grid, clip.patch
     patches = image.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 1, 3, 5)
     embedded = F.linear(patches.flatten(3).flatten(1, 2), vision.embeddings.patch_embedding.weight.flatten(1))
+    embedded = embedded if replace is None else replace(0, embedded)
     first = vision.embeddings.class_embedding.expand(len(image), 1, -1)
     return vision.pre_layrnorm(torch.cat([first, embedded], 1) + clip.positions((side, side), rounded=False))
 
@@ -266,18 +279,33 @@ class Settings:
             BadInput: weights, words or CLIP cannot be used, or the weights are of other classes than the pictures have.
         """
         words = self.read_words(images)
-        if self.init == BASELINE:
-            do = "Train one with `wsss train cam` and give its folder, or take `wsss run clims`, which does both."
-            raise BadInput("init", f"`{BASELINE}`, which a run trains", "a trained classifier", do)
-        make = _improved if self.variant == "improved" else _camera_ready
-        network, metadata = make(self, images)
+        check_baseline(self.init, "clims")
+        network: cam.Network | CameraReadyNetwork
+        if self.variant == "improved":
+            network, metadata = baseline(self.init, images, self.frozen, self.colours)
+        else:
+            network, metadata = _camera_ready(self, images)
         return Learning(self, network, metadata, self.load_clip(), words, images)
 
 
-def _improved(settings: Settings, images: Images) -> tuple[cam.Network, dict[str, Any]]:
-    network, metadata = cam.load(Path(settings.init), images)
-    _check_colours(settings, metadata["colours"])
-    cam.freeze(network.body, settings.frozen)
+def check_baseline(init: str, method: str) -> None:
+    """Raise BadInput where a training alone is to start from what a run trains first."""
+    if init == BASELINE:
+        do = f"Train one with `wsss train cam` and give its folder, or take `wsss run {method}`, which does both."
+        raise BadInput("init", f"`{BASELINE}`, which a run trains", "a trained classifier", do)
+
+
+def baseline(
+    init: str, images: Images, frozen: Literal["stem", "nothing"], colours: str
+) -> tuple[cam.Network, dict[str, Any]]:
+    """The trained classifier that CLIMS and QA-CLIMS start from, and what is written beside its weights.
+
+    Raises:
+        BadInput: the weights are of another network, of other classes than the pictures have, or for other colours.
+    """
+    network, metadata = cam.load(Path(init), images)
+    _check_colours(init, metadata["colours"], colours)
+    cam.freeze(network.body, frozen)
     described = {key: metadata[key] for key in ("backbone", "output_stride", "classes", "colours")}
     return network, {"kind": "cam", **described}
 
@@ -285,7 +313,7 @@ def _improved(settings: Settings, images: Images) -> tuple[cam.Network, dict[str
 def _camera_ready(settings: Settings, images: Images) -> tuple["CameraReadyNetwork", dict[str, Any]]:
     _, metadata, path = trained_weights(Path(settings.init), "cam")
     if metadata is not None:
-        _check_colours(settings, metadata["colours"])
+        _check_colours(settings.init, metadata["colours"], settings.colours)
     backbone = metadata["backbone"] if metadata is not None else "resnet50"
     network = CameraReadyNetwork(backbone, len(images.class_names))
     body = ResNet(_depth(backbone))
@@ -305,10 +333,10 @@ def _camera_ready(settings: Settings, images: Images) -> tuple["CameraReadyNetwo
     }
 
 
-def _check_colours(settings: Settings, found: str) -> None:
-    if found != settings.colours:
-        do = "Set `colours` (`clims.colours` and `classifier.colours` in a run) alike."
-        raise BadInput(settings.init, f"weights for colours of {found}", settings.colours, do)
+def _check_colours(init: str, found: str, expected: str) -> None:
+    if found != expected:
+        do = "Set `colours` (of both, the method and `classifier`, in a run) alike."
+        raise BadInput(init, f"weights for colours of {found}", expected, do)
 
 
 class CameraReadyNetwork(ResNet):
@@ -381,7 +409,7 @@ class Learning(nn.Module):
         n_classes = len(words.prompts)
         emphasis = [settings.emphasis if name in settings.emphasised else 1.0 for name in images.class_names]
         words_of = [[word in own for word in behind] for own in words.cooccurring]
-        scale, shift = _to_clip(settings)
+        scale, shift = to_clip(settings.colours, settings.clip_colours)
         for name, value in (
             ("class_texts", texts[:n_classes]),
             ("word_texts", texts[n_classes:]),
@@ -443,9 +471,11 @@ class Learning(nn.Module):
         return [{"params": learned, "lr": training.lr, "weight_decay": training.weight_decay}]
 
 
-def _to_clip(settings: Settings) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+def to_clip(
+    colours: Literal["imagenet", "clip"], clip_colours: Literal["same", "clip"]
+) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
     """What pictures are multiplied by, and what is added then, to get the colours of the regions."""
-    if settings.clip_colours == "same" or settings.colours == "clip":
+    if clip_colours == "same" or colours == "clip":
         return torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
     mean, std, own_mean, own_std = (
         torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD)
@@ -524,6 +554,6 @@ def _trained(run: Path, images: Images, settings: Recipe) -> Path:
     if clims.init == BASELINE:
         clims.read_words(images)
         clims.load_clip()  # what cannot be used is refused before hours are spent on the baseline
-        baseline = train(settings.classifier, images, out=run / "classifier")
-        clims = dataclasses.replace(clims, init=str(baseline / WEIGHTS))
+        classifier = train(settings.classifier, images, out=run / "classifier")
+        clims = dataclasses.replace(clims, init=str(classifier / WEIGHTS))
     return train(clims, images, out=run / "clims")

@@ -250,6 +250,12 @@ class Settings:
             raise BadInput("temperature", str(self.temperature), "a number above 0", "Change it.")
 
     @property
+    def stop_epochs(self) -> int | None:
+        """Where training ends if `training.stop_epochs` does not say: VWL-L's inference reads the file of the fifth of six epochs."""
+        published = self.variant == "vwl-l" and self.training.steps is None and self.training.epochs == 6
+        return 5 if published else None
+
+    @property
     def body(self) -> str:
         """The backbone's name."""
         return self.backbone if self.backbone != "auto" else "resnet50" if self.variant == "vwe" else "resnet101"
@@ -482,11 +488,13 @@ class Recipe:
     inference: Inference = Inference()
     """the maps"""
     # IRNet as it is; the segmenter is deeplab-pytorch of VWL's first author, who minimises the mean of the four losses at 1e-3
-    # and decay 5e-4, which is their sum at 2.5e-4 and 2e-3
+    # and decay 5e-4, which is their sum at 2.5e-4 and 2e-3; its groups look for a layer of DeepLab v1, so that the head has the body's
+    # rate and its biases have none
     tail: Tail = Tail(
         refiner="irnet",
         segmenter=SegmenterSettings(
-            training=Training(batch=10, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=2e-3, momentum=0.9)
+            head_lr=(1.0, 0.0),
+            training=Training(batch=10, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=2e-3, momentum=0.9),
         ),
     )
     """pseudo masks, segmenter and scores"""

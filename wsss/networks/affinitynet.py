@@ -118,8 +118,8 @@ class TrunkWithHeads(nn.Module):
             freeze_batch_norm(self)
         return self
 
-    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
-        """The published groups: weights and biases of the backbone at `lr` and 2 `lr`, new ones at 10 and 20 `lr`.
+    def param_groups(self, lr: float, weight_decay: float = 5e-4, heads: float = 10) -> list[dict[str, Any]]:
+        """The published groups: weights and biases of the backbone at `lr` and 2 `lr`, new ones at 10 (`heads`) and 20 times `lr`.
 
         Biases have no decay. Group norms count as the backbone's. PSA makes its groups before it freezes layers, so the
         convolutions that are fixed are in the first, where they never get a gradient and never decay. Fixed batch norms are
@@ -135,7 +135,7 @@ class TrunkWithHeads(nn.Module):
                     groups[2 * new + (name == "bias")].append(parameter)
                 elif parameter.requires_grad:
                     groups[0 if parameter.ndim > 1 else 4].append(parameter)
-        rates = [(1, weight_decay), (2, 0.0), (10, weight_decay), (20, 0.0), (1, 0.0)]
+        rates = [(1, weight_decay), (2, 0.0), (heads, weight_decay), (2 * heads, 0.0), (1, 0.0)]
         return [
             {"params": group, "lr": factor * lr, "weight_decay": decay}
             for group, (factor, decay) in zip(groups[: 5 if groups[4] else 4], rates, strict=False)

@@ -1,0 +1,35 @@
+"""Nouns to their singular by WordNet 3.0 (Miller, 1995), as NLTK's lemmatiser makes them, without NLTK.
+
+`wordnet/nouns.xz` holds WordNet's licence (lines that begin with a blank), its nouns one a line, and irregular forms
+with their lemmas (lines with a blank inside).
+"""
+
+import functools
+import lzma
+from pathlib import Path
+
+_FILE = Path(__file__).parent / "wordnet" / "nouns.xz"
+# endings of regular plurals, and what takes their place (morphy of WordNet, in its order)
+_ENDINGS = (
+    ("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
+)  # fmt: skip
+
+
+@functools.cache
+def _nouns() -> tuple[frozenset[str], dict[str, list[str]]]:
+    lines = [line for line in lzma.decompress(_FILE.read_bytes()).decode().splitlines() if not line.startswith(" ")]
+    irregular = (line.split() for line in lines if " " in line)
+    return frozenset(line for line in lines if " " not in line), {form: lemmas for form, *lemmas in irregular}
+
+
+def lemma(text: str) -> str:
+    """The shortest of the text and its singulars that WordNet has as nouns; the text itself where it has none.
+
+    Only whole lower-case texts are known: `trees` is a `tree`, `hot dogs` stay (WordNet writes blanks as `_`), and
+    short words lose letters (`boss` is a `bos`).
+    """
+    nouns, irregular = _nouns()
+    singulars = irregular.get(text)
+    if singulars is None:
+        singulars = [text.removesuffix(end) + instead for end, instead in _ENDINGS if text.endswith(end)]
+    return min((word for word in (text, *singulars) if word in nouns), key=len, default=text)

@@ -1,0 +1,458 @@
+"""ICAM: importance sampling CAMs for weakly-supervised segmentation (Jonnarth and Felsberg, ICASSP 2022).
+
+SEAM's network (see `wsss.networks.seam`) on two views v of a picture, the second 0.3 times the first, with P = softmax(L) over background
+and classes, P' = softmax(L') of the revised logits L', y the tags (1 for the background), and l the multi-label soft margin:
+
+    L = sum over v of [(1 - lambda) l(avg L_v, y) + lambda L_IS(P_v, y) + l(logit max P'_v, y)]
+      + |P_1 - P_2| + |P'_1 - P'_2| + |P_1 - P'_1| + |P_2 - P'_2| + |P_1 - P'_2| + |P_2 - P'_1| + L_FS(P_1) / 2
+
+L_IS draws cells by their probabilities (`wsss.ops.importance`); L_FS makes maps follow colours (`wsss.ops.feature_similarity`). Maps are
+(P + P') / 2, divided by its sum over background and tags, over four scales and mirror images. The binomial follow-up (`hfpl`) puts
+both losses on SEAM, whose maps and other losses it keeps (`wsss.methods.seam`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor, nn
+
+from wsss import launch
+from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
+from wsss.data.images import Dataset, Images
+from wsss.errors import BadInput, check_range
+from wsss.methods import cam, seam
+from wsss.networks.seam import Network, correlated, resized
+from wsss.ops.feature_similarity import feature_similarity_loss
+from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
+from wsss.recipe import Tail, finish
+from wsss.refiners.affinitynet import Labels, Refinement, Walk, walk_to_masks
+from wsss.run import maybe_file
+from wsss.stages.evaluate import Settings as ScoreSettings
+from wsss.stages.evaluate import evaluate_cams, evaluate_masks
+from wsss.stages.localize import Cams, localize
+from wsss.stages.predict import Settings as TestSettings
+from wsss.stages.predict import predict
+from wsss.stages.report import report
+from wsss.stages.segment import Settings as SegmenterSettings
+from wsss.stages.train import Training, train
+from wsss.weights import WEIGHTS, check_initial, load_backbone, load_into, trained_weights, write_weights
+
+KIND, NONE = "icam", "none"
+
+Variant = Literal["icam", "hfpl", "seam"]
+
+
+class Published(NamedTuple):
+    """The numbers in which the variants differ."""
+
+    importance: float
+    samples: int
+    similarity: float
+
+
+PUBLISHED: dict[Variant, Published] = {
+    "icam": Published(0.8, 100, 0.5),
+    # on VOC; COCO has a similarity of 0.2
+    "hfpl": Published(0.2, 10, 1.0),
+    "seam": Published(0.0, 10, 0.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The network that maps are taken from, and its losses."""
+
+    variant: Variant = "icam"
+    """icam, its binomial follow-up on SEAM (hfpl), or SEAM itself"""
+    backbone: str = "resnet38"
+    """resnet38, resnet18 .. resnet152, or any timm model that gives features"""
+    output_stride: int = 8
+    """pixels a cell of the maps"""
+    init: str = maybe_file("imagenet")
+    """initial weights: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones than resnet38, or `none`"""
+    heads_lr: float = 10.0
+    """learning rate of the layers beside the backbone, times that of the body"""
+    dropout: float = 0.5
+    """share of the channels of the deepest feature that training leaves out"""
+    view_scale: float = 0.3
+    """size of the second view, as a share of the first"""
+    importance: float | None = None
+    """lambda, the share of the importance sampling loss; by default 0.8 for icam, 0.2 for hfpl, 0 for seam"""
+    samples: int | None = None
+    """cells drawn a class; by default 100 for icam, 10 for hfpl; 0: the mean over all draws, as of infinitely many"""
+    pooling: Literal["avg", "max"] = "avg"
+    """pooling of the loss beside it, for icam: the mean of the logits, or the maximum of the probabilities"""
+    revised_pooling: Literal["avg", "max"] = "max"
+    """pooling of the revised maps, for icam"""
+    similarity: float | None = None
+    """weight of the feature similarity loss; by default 0.5 for icam, 1 for hfpl (0.2 on COCO), 0 for seam"""
+    mu: float = 2.5
+    """of the feature similarity loss: colours nearer than 1 / (1 + e^mu) pull predictions together"""
+    sigma: float | None = 5.0
+    """of the feature similarity loss: width of the neighbourhood in cells; null: the whole map"""
+    augment: JitteredAugment = JitteredAugment()
+    """what training pictures go through"""
+    # PolyOptimizer hands its weight decay to SGD's momentum, and takes its own momentum of 0.9 for the schedule's exponent
+    training: Training = Training(batch=8, epochs=8, lr=0.01, weight_decay=5e-4, momentum=5e-4)
+    """how the network is trained"""
+
+    def __post_init__(self) -> None:
+        check_range("heads_lr", self.heads_lr, 0)
+        check_range("dropout", self.dropout, 0, 1)
+        check_range("importance", self.published.importance, 0, 1)
+        check_range("samples", self.published.samples, 0)
+        check_range("similarity", self.published.similarity, 0)
+        check_range("view_scale", self.view_scale, 0.01, 1)
+        if self.sigma is not None and self.sigma <= 0:
+            raise BadInput("sigma", str(self.sigma), "a number above 0, or null", "Change it.")
+
+    @property
+    def published(self) -> Published:
+        """The variant's numbers, but for those that are set."""
+        own = {name: getattr(self, name) for name in Published._fields}
+        return PUBLISHED[self.variant]._replace(**{name: value for name, value in own.items() if value is not None})
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        with torch.device("meta"):
+            Network(1, self.backbone, self.output_stride, self.dropout)
+        smaller = int(self.augment.crop * self.view_scale)
+        if smaller < self.output_stride:
+            raise BadInput(
+                "icam.augment.crop",
+                f"a second view of {smaller} pixels ({self.augment.crop} times {self.view_scale:g})",
+                f"at least a cell of {self.output_stride} pixels",
+                "Set a larger crop, or a larger icam.view_scale.",
+            )
+        check_initial("icam.init", self.backbone, self.init)
+
+    def trainable(self, images: Images) -> "Learning":
+        """The network with new or given weights, and its losses."""
+        self.check()
+        network = Network(len(images.class_names), self.backbone, self.output_stride, self.dropout)
+        if self.init != "none":
+            load_backbone(network.body, self.backbone, self.init)
+            network.freeze()
+        return Learning(self, network, images)
+
+
+class View(NamedTuple):
+    """A view of pictures as ICAM's losses see it: L and L', of background and classes."""
+
+    logits: Float[Tensor, "n l h w"]
+    revised: Float[Tensor, "n l h w"]
+
+
+def losses(
+    settings: Settings,
+    views: tuple[View, View],
+    tags: Shaped[Tensor, "n c"],
+    draws: Float[Tensor, "n v c s"] | None,
+    colours: Float[Tensor, "n 3 h w"],
+) -> dict[str, Float[Tensor, ""]]:
+    """ICAM's L_cls, L_ER, L_ECR and the weighted L_FS.
+
+    Args:
+        settings: weights and kinds of pooling.
+        views: the first view and the smaller second one.
+        tags: 0 or 1.
+        draws: uniform numbers of the samples of both views, see `draw_cells`; None: the mean over all draws.
+        colours: of the first view's cells, in [0, 1].
+    """
+    chosen = settings.published
+    label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
+    p, revised = ([each.softmax(1) for each in kind] for kind in zip(*views, strict=True))
+    classification = torch.zeros((), dtype=p[0].dtype, device=p[0].device)
+    for v, view in enumerate(views):
+        if chosen.importance < 1:
+            pooled = _pooled(settings.pooling, view.logits, p[v], tags, label)
+            classification = classification + (1 - chosen.importance) * pooled
+        if chosen.importance > 0:
+            # the background is drawn there too, and not used
+            drawn = importance_loss(p[v][:, 1:], tags, None if draws is None else draws[:, v])
+            classification = classification + chosen.importance * drawn
+        classification = classification + _pooled(settings.revised_pooling, view.revised, revised[v], tags, label)
+    found = {"classification": classification}
+    similar = (
+        chosen.similarity * feature_similarity_loss(p[0], colours, settings.mu, settings.sigma)
+        if (chosen.similarity > 0)
+        else None
+    )
+    cells = p[1].shape[2:]
+    p[0], revised[0] = resized(p[0], cells), resized(revised[0], cells)
+    found["equivariance"] = sum(
+        (_apart(a, b) for a, b in ((p[0], p[1]), (revised[0], revised[1]), (p[0], revised[0]), (p[1], revised[1]))),
+        start=torch.zeros_like(classification),
+    )
+    found["cross_equivariance"] = _apart(p[0], revised[1]) + _apart(p[1], revised[0])
+    if similar is not None:
+        found["feature_similarity"] = similar
+    return found
+
+
+def _pooled(pooling: str, logits: Tensor, p: Tensor, tags: Tensor, label: Tensor) -> Tensor:
+    """The loss of the mean of the logits, without the background, or of the highest probabilities, with it."""
+    if pooling == "avg":
+        return multi_label_loss(logits[:, 1:].mean((2, 3)), tags)
+    return multi_label_loss(probability_logits(p.flatten(2).max(2).values), label)
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).abs().mean()
+
+
+class Learning(nn.Module):
+    """The losses over two views; the cells that are drawn come with the pictures."""
+
+    def __init__(self, settings: Settings, network: Network, images: Images) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+        chosen = settings.published
+        n_views = 2 if settings.variant == "icam" else 1
+        shape = (n_views, len(images.class_names), chosen.samples) if chosen.importance > 0 and chosen.samples else None
+        self.examples = partial(example, images, settings.augment, shape)
+        self.metadata: dict[str, Any] = {
+            "kind": KIND,
+            "variant": settings.variant,
+            "backbone": settings.backbone,
+            "output_stride": settings.output_stride,
+            "classes": list(images.class_names),
+        }
+        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        image, tags, draws = batch["image"], batch["label"], batch.get("draws")
+        smaller = F.interpolate(image, scale_factor=self.settings.view_scale, mode="bilinear", align_corners=True)
+        taken = [self.network(each) for each in (image, smaller)]
+        with torch.autocast(image.device.type, enabled=False):
+            colours = (resized(image, taken[0].logits.shape[2:]) * self.std + self.mean).clamp(0, 1)
+            if self.settings.variant == "icam":
+                first, second = (View(each.logits, correlated(*each)) for each in taken)
+                return losses(self.settings, (first, second), tags, draws, colours)
+            chosen = self.settings.published
+            return seam.losses(
+                seam.view(taken[0], image.shape[2:]),
+                seam.view(taken[1], smaller.shape[2:]),
+                tags,
+                None if draws is None else draws[:, 0],
+                colours,
+                importance=chosen.importance,
+                similarity=chosen.similarity,
+                mu=self.settings.mu,
+                sigma=self.settings.sigma,
+            )
+
+    def write(self, out: Path) -> None:
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        return self.network.param_groups(training.lr, training.weight_decay, self.settings.heads_lr)
+
+
+def example(
+    images: Images,
+    augment: JitteredAugment,
+    samples: tuple[int, int, int] | None,
+    index: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """A view of a picture (3, crop, crop), its tags (c,), 0 or 1, and uniform numbers to draw cells by, (views, classes, samples)."""
+    found = {
+        "image": torch.from_numpy(augment(images.read(index), rng)),
+        "label": torch.from_numpy(images.labels[index].astype(np.float32)),
+    }
+    return found if samples is None else found | {"draws": torch.from_numpy(rng.random(samples))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference(cam.Views):
+    """How maps are taken from the network."""
+
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """sizes of the picture whose maps are fused"""
+    flip: bool = True
+    """fuse the maps of the mirror image too"""
+    variant: Literal["auto", "icam", "hfpl", "seam"] = "auto"
+    """whose maps: auto takes what the weights were trained as; published files do not say it and count as icam's"""
+    nonnegative: bool = False
+    """no values below 0 in SEAM's maps, which the published normalisation gives the lowest pixel of a map: -15 was seen"""
+
+    def localizer(self, images: Images, weights: Path) -> "Localizer":
+        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`cam.pth`).
+
+        Raises:
+            BadInput: the weights are of another network, or of other classes than the pictures have.
+        """
+        network, trained_as = load(weights, images)
+        variant = trained_as if self.variant == "auto" else self.variant
+        return Localizer(network.to(launch.device()).eval(), self, variant)
+
+
+def load(weights: Path, images: Images) -> tuple[Network, Variant]:
+    """A trained network on the CPU, and what it was trained as: of a stage's folder, its file, or a published checkpoint.
+
+    Raises:
+        BadInput: the weights are of another network, or of other classes than the pictures have.
+    """
+    state, metadata, path = trained_weights(weights, KIND)
+    known = metadata or _published(state, images, path)
+    cam.check_classes(path, known["classes"], images)
+    network = Network(len(images.class_names), known["backbone"], known["output_stride"])
+    load_into(network, state, path)
+    return network, known["variant"]
+
+
+def _published(state: Mapping[str, Tensor], images: Images, path: Path) -> dict[str, Any]:
+    """What a checkpoint of ICAM, HFPL or SEAM is; it says nothing itself, and its classes are the data set's in order."""
+    heads = [state[name] for name in ("fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight") if name in state]
+    whole = len(heads) == 4 and "b7.conv_branch1.weight" in state
+    if not whole or len(heads[0]) != len(images.class_names) + 1:
+        raise BadInput(
+            path,
+            f"a classifier of {len(heads[0]) - 1} classes and the background"
+            if whole
+            else f"no network of ICAM or SEAM (first tensors: {', '.join(list(state)[:3])})",
+            f"a ResNet-38 with fc8.weight for {len(images.class_names)} classes and the background, f8_3, f8_4 and f9",
+            "Give a checkpoint of this network and data set.",
+        )
+    return {"backbone": "resnet38", "output_stride": 8, "classes": images.class_names, "variant": "icam"}
+
+
+def conditioned(p: Float[Tensor, "n l h w"], present: Int[Tensor, " k"]) -> Float[Tensor, "n k h w"]:
+    """Probabilities of the classes that a picture has, divided by their sum and the background's."""
+    some = torch.cat([p[:, :1], p[:, 1 + present]], 1)
+    return (some / some.sum(1, keepdim=True).clamp_min(1e-8))[:, 1:]
+
+
+class Localizer:
+    """Maps of the classes that a picture has, over scales and mirror images.
+
+    ICAM: (P + P') / 2 divided by its sum over the background and the picture's classes, resized (bilinear, align_corners False), the
+    mean over scales and mirror images; then the highest class of each pixel alone, divided by (its maximum + 1e-5).
+    SEAM: the revised maps, resized and added up, each brought to 0..1 by its least and greatest value.
+
+    Args:
+        network: on the device.
+        settings: scales, and whether mirror images count.
+        variant: whose maps.
+    """
+
+    def __init__(self, network: Network, settings: Inference, variant: Variant) -> None:
+        self.network, self.settings, self.variant = network, settings, variant
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
+        """The picture at each scale."""
+        return cam.at_scales(image, self.settings.scales)
+
+    @torch.inference_mode()
+    def cams(
+        self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
+    ) -> Cams:
+        """Maps of the classes in `label`, in [0, 1] but for SEAM's lowest pixels, at the picture's size and at a quarter of it."""
+        present = torch.from_numpy(np.flatnonzero(label))
+        sizes = (size_hw, (-(-size_hw[0] // 4), -(-size_hw[1] // 4)))
+        device = next(self.network.parameters()).device
+        totals = [torch.zeros(len(present), *size, device=device) for size in sizes]
+        if len(present) == 0:
+            return Cams(present.numpy(), totals[0].cpu().numpy(), totals[1].cpu().numpy())
+        maps_of = self._icam if self.variant == "icam" else self._seam
+        for view in views:
+            view = view.to(device)
+            maps = maps_of(torch.cat([view, view.flip(3)]) if self.settings.flip else view, present)
+            for total, size in zip(totals, sizes, strict=True):
+                full = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+                total += full[0] + full[1].flip(2) if self.settings.flip else full[0]
+        finished = [self._finished(total).cpu().numpy() for total in totals]
+        return Cams(present.numpy(), finished[0], finished[1])
+
+    def _icam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k hs ws"]:
+        taken = self.network(views)
+        return conditioned((taken.logits.softmax(1) + correlated(*taken).softmax(1)) / 2, present)
+
+    def _seam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k h w"]:
+        taken = self.network(views)
+        return resized(correlated(seam.competing(taken.logits)[:, 1 + present], taken.features), views.shape[2:])
+
+    def _finished(self, total: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+        if self.variant == "icam":
+            mean = total / (len(self.settings.scales) * (2 if self.settings.flip else 1))
+            alone = mean * (mean == mean.amax(0))
+            return alone / (alone.amax((1, 2), keepdim=True) + 1e-5)
+        positive = total.relu()
+        least, greatest = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
+        # infer_SEAM.py sets the lowest pixels to 0 first, and so below the least value of a map that is above 0 everywhere
+        positive = positive * (positive >= least + 1e-5)
+        maps = (positive - least - 1e-5) / (greatest - least + 1e-5)
+        return maps.clamp_min(0) if self.settings.nonnegative else maps
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Maps of ICAM, refined by AffinityNet, teach a segmenter."""
+
+    icam: Settings = Settings()
+    """the network"""
+    weights: str = maybe_file(NONE)
+    """a trained one, such as cam.pth, in its place; `none` trains it"""
+    inference: Inference = Inference()
+    """the maps"""
+    both_splits: bool = True
+    """score maps and pseudo masks of val too, made with its tags, and the segmenter on train, as run_all_voc.sh does"""
+    # the background of its maps is 1 - their sum, which wins up to 0.5
+    tail: Tail = Tail(
+        refiner="affinitynet",
+        affinitynet=Refinement(labels=Labels(low=2, high=4), walk=Walk(alpha=6, doublings=6, shrink=True)),
+        segmenter=SegmenterSettings(kind="deeplab_v1"),
+        test=TestSettings(crf="icam-final"),
+        scores=ScoreSettings(thresholds=(0.5,)),
+    )
+    """pseudo masks, segmenter and scores"""
+
+
+def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
+    """Tags -> network -> maps -> AffinityNet -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
+    given = None if settings.weights == NONE else Path(settings.weights)
+    if given is None:
+        settings.icam.check()
+    settings.tail.check(classifier=given is None or given.is_dir())
+    images = data.split(data.train)
+    trained = given or train(settings.icam, images, out=run / "icam")
+    cams = localize(settings.inference, images, weights=trained, out=run / "cams")
+    finish(run, data, cams, settings.tail, trained if trained.is_dir() else None)
+    if settings.both_splits:
+        score_both_splits(run, data, settings, trained)
+        report(run, data)
+
+
+def score_both_splits(run: Path, data: Dataset, settings: Recipe, trained: Path) -> None:
+    """Scores of the segmenter on the split that maps were scored on, and of maps and pseudo masks on val, where there are true masks.
+
+    Maps of val take its tags, so these scores say how good maps are, and nothing of pictures without tags. Pseudo masks come from
+    AffinityNet alone; other refiners have none here.
+    """
+    tail = settings.tail
+    if data.seed_split:
+        seeds = data.split(data.seed_split)
+        predictions = predict(tail.test, seeds, weights=run / "segmenter", out=run / "predictions-train")
+        evaluate_masks(tail.scores, seeds, masks=predictions, out=run / "predictions-train-scores")
+    if not data.val or not data.split(data.val).has_masks:
+        return
+    val = data.split(data.val)
+    cams = localize(settings.inference, val, weights=trained, out=run / "cams-val")
+    evaluate_cams(tail.scores, val, cams=cams, out=run / "cams-val-scores")
+    if tail.refiner == "affinitynet":
+        given = tail.affinitynet.weights
+        walked = run / "affinitynet" if given == NONE else Path(given)
+        masks = walk_to_masks(tail.affinitynet.walk, val, cams=cams, weights=walked, out=run / "masks-val")
+        evaluate_masks(tail.scores, val, masks=masks, out=run / "masks-val-scores")

@@ -1,0 +1,538 @@
+"""Question-answer cross language image matching for weakly supervised semantic segmentation (QA-CLIMS; Deng et al., ACM MM 2023).
+
+As CLIMS, with texts from answers about each picture (`wsss.methods.questions`) and a CLIP that is told which patches count.
+With X = sigmoid(M) the map of a class that a picture I has, M_f = [X >= alpha max X] and M_b = 1 - M_f (foreground adaptive
+thresholding), E a CLIP with mask prompts, u_f and u_b the unit features of E(X I, M_f) and E((1 - X) I, M_b), f the pooled
+features of the class's name and of what else it may be called, and b_l unit features of the L answers about its surroundings:
+
+    s = <u_f, f> / tau, s_l = <u_f, b_l> / tau,   FRC = -ln(e^s / (e^s + sum_l e^s_l))
+    r = <u_b, f> / tau, r_l = <u_b, b_l> / tau,   BRC = -ln(m / (m + e^r)),  m = mean_l e^r_l
+    L = a sum FRC + b sum BRC + c mean X
+
+over the pairs of a picture and a class with any answers about its surroundings; the mean is over all pictures and classes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from wsss import launch
+from wsss.data.augment import ClassifierAugment
+from wsss.data.images import Dataset, Images
+from wsss.data.nouns import lemma
+from wsss.data.words import Words, check_templates, read_words
+from wsss.errors import BadInput, check_range
+from wsss.methods import cam, clims, questions
+from wsss.methods.questions import Answers
+from wsss.methods.questions import Settings as QuestionSettings
+from wsss.networks.clip import CLIP
+from wsss.networks.clip_resnet import ResNetCLIP
+from wsss.pretrained import Activation, load_any_clip, load_prompted_clip
+from wsss.recipe import Tail, finish
+from wsss.run import maybe_file, neutral
+from wsss.stages.localize import localize
+from wsss.stages.train import Training, train
+from wsss.weights import WEIGHTS, write_weights
+
+ASK, SAME, ENCODE = "ask", "same", "encode"
+# texts that CLIP reads at a time
+_TEXTS = 256
+
+
+class Prompted(NamedTuple):
+    """A frozen CLIP, and what takes the place of patches outside of a mask.
+
+    Attributes:
+        clip: the network.
+        tokens: (depth, N, width): before the first block, after it, ..., after block depth - 1; None for a plain CLIP.
+    """
+
+    clip: CLIP | ResNetCLIP
+    tokens: Float[Tensor, "depth n width"] | None
+
+    def to(self, device: torch.device) -> "Prompted":
+        """The same on another device."""
+        return Prompted(self.clip.to(device), None if self.tokens is None else self.tokens.to(device))
+
+    def encode(self, regions: Float[Tensor, "n 3 s s"], masks: Bool[Tensor, "n 1 s s"]) -> Float[Tensor, "n d"]:
+        """Regions to the joint space, not normalised. Patches without a pixel of the mask are replaced; a plain CLIP sees black there."""
+        if self.tokens is None:
+            return clims.encode_image(self.clip, regions * masks)
+        assert isinstance(self.clip, CLIP)
+        seen = patches_seen(masks, self.clip.patch).flatten(1)[:, :, None]
+        return clims.encode_image(self.clip, regions, partial(_prompted, self.tokens, seen))
+
+
+def _prompted(tokens: Tensor, seen: Tensor, depth: int, patches: Tensor) -> Tensor:
+    return patches if depth >= len(tokens) else torch.where(seen, patches, tokens[depth].to(patches.dtype))
+
+
+def patches_seen(masks: Bool[Tensor, "n 1 h w"], patch: int) -> Bool[Tensor, "n gh gw"]:
+    """The patches that have any pixel of a mask."""
+    return F.max_pool2d(masks.float(), patch)[:, 0] > 0
+
+
+def foreground_masks(x: Float[Tensor, "p 1 h w"], alpha: float) -> Bool[Tensor, "p 1 h w"]:
+    """M_f: where a map is at least alpha times its maximum."""
+    return x >= alpha * x.amax((2, 3), keepdim=True)
+
+
+def regions(
+    scores: Float[Tensor, "p 1 h w"], pictures: Float[Tensor, "p 3 s s"], alpha: float
+) -> tuple[Float[Tensor, "p 3 s s"], Float[Tensor, "p 3 s s"], Bool[Tensor, "p 1 s s"]]:
+    """X I, (1 - X) I and M_f, with X at the pictures' size; the map alone hands on gradients, the mask none."""
+    x = F.interpolate(scores, pictures.shape[2:], mode="bilinear", align_corners=True)
+    return x * pictures, (1 - x) * pictures, foreground_masks(x.detach(), alpha)
+
+
+def encode_regions(
+    prompted: Prompted, alpha: float, scores: Float[Tensor, "p 1 h w"], pictures: Float[Tensor, "p 3 s s"]
+) -> Float[Tensor, "p 2 d"]:
+    """Features of the object's region and of the background's, not normalised."""
+    objects, backgrounds, masks = regions(scores, pictures, alpha)
+    both = prompted.encode(torch.cat([objects, backgrounds]), torch.cat([masks, ~masks]))
+    return both.unflatten(0, (2, -1)).transpose(0, 1)
+
+
+class PairTexts(NamedTuple):
+    """Text features of pairs of a picture and a class.
+
+    Attributes:
+        own: f, shorter than 1.
+        around: b_l, unit vectors.
+        there: which rows of `around` are meant; at least one of each pair.
+    """
+
+    own: Float[Tensor, "p d"]
+    around: Float[Tensor, "p l d"]
+    there: Bool[Tensor, "p l"]
+
+
+def foreground_contrast(look: Float[Tensor, "p d"], texts: PairTexts, tau: float) -> Float[Tensor, " p"]:
+    """FRC of features of the objects' regions, not normalised."""
+    s, others = _logits(look, texts, tau)
+    return F.softplus(others.logsumexp(1) - s)
+
+
+def background_contrast(look: Float[Tensor, "p d"], texts: PairTexts, tau: float) -> Float[Tensor, " p"]:
+    """BRC of features of the backgrounds' regions, not normalised."""
+    r, others = _logits(look, texts, tau)
+    return F.softplus(r - others.logsumexp(1) + texts.there.sum(1).to(r.dtype).log())
+
+
+def _logits(look: Tensor, texts: PairTexts, tau: float) -> tuple[Float[Tensor, " p"], Float[Tensor, "p l"]]:
+    unit = F.normalize(look, dim=1) / tau
+    others = torch.einsum("pd,pld->pl", unit, texts.around)
+    return (unit * texts.own).sum(1), others.masked_fill(~texts.there, -torch.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weights of the losses, as the published code has them for VOC."""
+
+    foreground: float = 10.0
+    """a, of the contrast of object regions"""
+    background: float = 8.0
+    """b, of the contrast of background regions"""
+    area: float = 0.2
+    """c, of the mean of all maps, those of absent classes included"""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_range(f"weights.{field.name}", getattr(self, field.name), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A CAM network that learns from a frozen CLIP and from answers about its pictures."""
+
+    init: str = maybe_file(clims.BASELINE)
+    """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
+    frozen: Literal["stem", "nothing"] = "stem"
+    """what keeps its weights; batch-norm statistics move everywhere"""
+    answers: str = maybe_file(ASK)
+    """`ask`, which a run does first; what `wsss ask` wrote (a folder or answers.jsonl); or published foreground answers (.npy)"""
+    background_answers: str = maybe_file(SAME)
+    """`same`: they stand in `answers`; or published background answers, or their text features (.npy)"""
+    text_features: str = maybe_file(ENCODE)
+    """`encode`, or published text features of the foreground (.npy); phrases that are not in there are encoded"""
+    # substrings, and the class name alone kept out, as in net/vqa_fg.py and net/vqa_bg.py
+    answers_rule: Literal["published", "corrected"] = "published"
+    """corrected: a class is named by whole words alone (carpet is no car), and words for it, their plurals and empty answers are no background"""
+    words: str = maybe_file("auto")
+    """names, short names and synonyms of the classes: a YAML file, or auto"""
+    template: str = "a photo of {}."
+    """sentence around phrases"""
+    # 0.5 each, parameters that never learn
+    name_weight: float = 0.5
+    """share of the class's name in its text; the rest is the mean over the answers, repetitions counted"""
+    clip: str = maybe_file("ovseg_swinbase_vitL14_ft_mpt.pth")
+    """OVSeg's checkpoint, or another CLIP with mask prompts; without these, whatever CLIMS takes"""
+    mask_prompts: bool = True
+    """tell CLIP which patches count; otherwise pixels outside of a mask are set to 0"""
+    activation: Activation = "quick_gelu"
+    """of a file of CLIP, which does not say it"""
+    colours: Literal["imagenet", "clip"] = "imagenet"
+    """mean and deviation that pictures are normalised by, as in the training of `init`"""
+    # the published code gives CLIP pictures with ImageNet's mean and deviation, as CLIMS does
+    clip_colours: Literal["same", "clip"] = "same"
+    """those of the regions that CLIP sees: the same, or its own"""
+    alpha: float = 0.1
+    """share of a map's maximum from which a pixel counts as foreground"""
+    temperature: float = 0.7
+    """tau"""
+    weights: LossWeights = LossWeights()
+    """weights of the losses"""
+    # two processes with batches of 4 each, and gradients averaged over them
+    sum_over: int = 4
+    """pictures whose pairs the first two losses are summed over; they are averaged over such groups in a larger batch"""
+    classifier_lr: float = 10.0
+    """learning rate of the classifier, times that of the body"""
+    regions: int = neutral(32)
+    """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
+    augment: ClassifierAugment = ClassifierAugment()
+    """what training pictures go through"""
+    # PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
+    training: Training = Training(batch=8, epochs=15, lr=3.5e-4, weight_decay=1e-4, momentum=1e-4)
+    """how the network is trained"""
+
+    def __post_init__(self) -> None:
+        check_templates("template", (self.template,))
+        check_range("regions", self.regions, 2)
+        check_range("sum_over", self.sum_over, 1)
+        check_range("name_weight", self.name_weight, 0, 1)
+        check_range("alpha", self.alpha, 0, 1)
+        check_range("temperature", self.temperature, 1e-3)
+
+    def read_words(self, images: Images) -> Words:
+        """How the classes are called."""
+        return read_words(self.words, images.class_names, "qa_clims")
+
+    def load_clip(self) -> Prompted:
+        """The frozen CLIP, on the CPU."""
+        if self.mask_prompts:
+            return Prompted(*load_prompted_clip(self.clip, self.activation))
+        return Prompted(load_any_clip(self.clip, self.activation), None)
+
+    def trainable(self, images: Images) -> "Learning":
+        """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
+
+        Raises:
+            BadInput: weights, answers, words or CLIP cannot be used, or belong to other pictures or classes.
+        """
+        words = self.read_words(images)
+        clims.check_baseline(self.init, "qa_clims")
+        known, features = answers_of(self, images, words)
+        network, metadata = clims.baseline(self.init, images, self.frozen, self.colours)
+        prompted = self.load_clip().to(launch.device())
+        texts = Texts(self, prompted.clip, words, known, features, images)
+        return Learning(self, network, metadata, prompted, texts, images)
+
+
+def answers_of(
+    settings: Settings, images: Images, words: Words
+) -> tuple[list[dict[int, Answers]], dict[str, Float[np.ndarray, " d"]]]:
+    """For each picture the answers about its classes, and published text features by phrase.
+
+    Raises:
+        BadInput: the files cannot be used, or are of other pictures.
+    """
+    path, around_path = Path(settings.answers), Path(settings.background_answers)
+    published = path.suffix == ".npy"
+    if settings.answers == ASK:
+        do = "Ask with `wsss ask` and give its folder, or take `wsss run qa_clims`, which does both."
+        raise BadInput("answers", f"`{ASK}`, which a run does", "answers about the pictures", do)
+    if published and settings.background_answers == SAME:
+        do = "Give the published background answers, or their text features, as `background_answers`."
+        raise BadInput("background_answers", f"`{SAME}` beside {path}", "a file of background answers", do)
+    around: questions.Said = {}
+    features: dict[str, Float[np.ndarray, " d"]] = {}
+    if published:
+        own = questions.read_published_answers(path, questions.FOREGROUND)
+    else:
+        own, around = questions.read_answers(path, images.class_names, words.prompts)
+    if settings.text_features != ENCODE:
+        features |= questions.read_published_features(Path(settings.text_features))
+    where = settings.answers
+    if settings.background_answers != SAME:
+        around, more = questions.read_published_background(around_path, questions.BACKGROUND)
+        features |= more
+        where = f"{where} and {around_path}"
+    return questions.of_images(images, words.prompts, own, around, where), features
+
+
+def singular(text: str) -> str:
+    """A text in lower case, each of its words in the singular."""
+    return " ".join(lemma(word) for word in text.lower().split())
+
+
+def phrases(answers: Sequence[str], name: str, short: Sequence[str], corrected: bool = False) -> list[str]:
+    """What a class may be called: answers, with its name behind those that do not hold it, or what is short for it.
+
+    Args:
+        answers: about its names.
+        name: of the class.
+        short: for it.
+        corrected: look for whole words, in any number; otherwise for letters, as published.
+    """
+    accepted = (*short, name)
+    if not corrected:
+        return [answer if any(word in answer for word in accepted) else f"{answer} {name}" for answer in answers]
+    words = [f" {singular(word)} " for word in accepted]
+    return [
+        answer if any(word in f" {singular(answer)} " for word in words) else f"{answer} {name}" for answer in answers
+    ]
+
+
+def surroundings(answers: Sequence[str], name: str, synonyms: Sequence[str], corrected: bool = False) -> list[str]:
+    """What is around a class: answers without repetitions, and without the class itself.
+
+    Args:
+        answers: about its surroundings.
+        name: of the class.
+        synonyms: for it.
+        corrected: leave out empty answers and whatever names the class; otherwise its very name alone, as published.
+    """
+    different = dict.fromkeys(answers)
+    if not corrected:
+        return [answer for answer in different if answer != name]
+    own = {singular(word) for word in (name, *synonyms)}
+    return [answer for answer in different if answer.strip() and singular(answer) not in own]
+
+
+class Texts(nn.Module):
+    """Text features of all pairs of a data set: one row a phrase, and which rows belong to a pair.
+
+    Args:
+        settings: of the method.
+        clip: encodes what no file has.
+        words: names, short names and synonyms of the classes.
+        answers: of each picture, about each class that it has.
+        features: published ones, by phrase.
+        images: the pictures.
+
+    Raises:
+        BadInput: published features are of another CLIP.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clip: CLIP | ResNetCLIP,
+        words: Words,
+        answers: list[dict[int, Answers]],
+        features: dict[str, Float[np.ndarray, " d"]],
+        images: Images,
+    ) -> None:
+        super().__init__()
+        corrected = settings.answers_rule == "corrected"
+        self.name_weight, n_classes = settings.name_weight, len(words.prompts)
+        rows: dict[str, int] = {}
+        own: list[list[int]] = []
+        around: list[list[int]] = []
+        pair_of = np.full((len(answers), n_classes), -1, np.int32)
+        for index, said in enumerate(answers):
+            for cls, (foreground, background) in said.items():
+                name, short, synonyms = words.prompts[cls], words.short[cls], words.synonyms[cls]
+                pair_of[index, cls] = len(own)
+                for texts, into in (
+                    (phrases(foreground, name, short, corrected), own),
+                    (surroundings(background, name, (*short, *synonyms), corrected), around),
+                ):
+                    # rows of the names come first
+                    into.append([rows.setdefault(text, n_classes + len(rows)) for text in texts])
+        encode = partial(_encoded, clip, settings.template)
+        names = encode(words.prompts)
+        missing = [text for text in rows if text not in features]
+        known = dict(zip(missing, encode(missing), strict=True))
+        for text in rows.keys() - known.keys():
+            known[text] = torch.tensor(features[text], dtype=names.dtype)
+            if known[text].shape != names[0].shape:
+                found, do = f"a text feature of {len(known[text])} numbers", "Give features of this CLIP, or none."
+                raise BadInput(settings.text_features, found, f"{names.shape[1]}, as {settings.clip} gives", do)
+        self.table: Tensor
+        self.own: Tensor
+        self.around: Tensor
+        self.pair_of: Tensor
+        for key, value in (
+            ("table", torch.stack([*names, *(known[text] for text in rows)])),
+            ("own", _padded(own)),
+            ("around", _padded(around)),
+            ("pair_of", torch.from_numpy(pair_of)),
+        ):
+            self.register_buffer(key, value, persistent=False)
+
+    def forward(self, index: Int[Tensor, " p"], classes: Int[Tensor, " p"]) -> PairTexts:
+        pair = self.pair_of[index, classes]
+        own, around, name = self.own[pair], self.around[pair], self.table[classes]
+        called = own >= 0
+        total = (self.table[own.clamp_min(0)] * called[:, :, None]).sum(1)
+        # without any answer, its name stands for them
+        mean = torch.where(called.any(1, keepdim=True), total / called.sum(1, keepdim=True).clamp_min(1), name)
+        pooled = self.name_weight * name + (1 - self.name_weight) * mean
+        return PairTexts(pooled, self.table[around.clamp_min(0)], around >= 0)
+
+
+def _encoded(clip: CLIP | ResNetCLIP, template: str, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+    """Unit features of phrases, on the CPU. Phrases that are too long, which OpenAI's 77 tokens hold with ease, are cut."""
+    device = next(clip.parameters()).device
+    parts = [torch.zeros(0, 0)]
+    for start in range(0, len(texts), _TEXTS):
+        prompts = [template.replace("{}", text) for text in texts[start : start + _TEXTS]]
+        with torch.no_grad():
+            parts.append(F.normalize(clip.encode_text(clip.vocabulary(prompts, truncate=True).to(device)), dim=1).cpu())
+    return torch.cat(parts[1:] or parts)
+
+
+def _padded(rows: list[list[int]]) -> Int[Tensor, "n m"]:
+    """Lists of different lengths, filled up with -1; at least one column and one row."""
+    longest = max([1, *map(len, rows)])
+    return torch.tensor([[*row, *[-1] * (longest - len(row))] for row in rows or [[]]], dtype=torch.int32)
+
+
+class Learning(nn.Module):
+    """The three losses, over the pairs of all processes.
+
+    Args:
+        settings: of the method.
+        network: with the layers that stay as they are frozen.
+        metadata: what is written beside its weights.
+        prompted: frozen, on the device; it is neither trained nor saved.
+        texts: `PairTexts` of pictures, by position, and classes, as `Texts` gives them.
+        images: to learn from.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        network: cam.Network,
+        metadata: dict[str, Any],
+        prompted: Prompted,
+        texts: nn.Module,
+        images: Images,
+    ) -> None:
+        super().__init__()
+        self.network, self.settings, self.metadata, self.texts = network, settings, metadata, texts
+        self.examples = partial(_example, images, settings)
+        # no module of this one, whose modules are saved and shared between processes
+        self.encode, self.size = partial(encode_regions, prompted, settings.alpha), clims.input_size(prompted.clip)
+        self.scale: Tensor
+        self.shift: Tensor
+        for name, value in zip(("scale", "shift"), clims.to_clip(settings.colours, settings.clip_colours), strict=True):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        raw = self.network.maps(batch["image"])
+        scores = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
+        return self.losses(scores, batch["image"], batch["label"], batch["index"])
+
+    def losses(
+        self,
+        scores: Float[Tensor, "b c h w"],
+        image: Float[Tensor, "b 3 hi wi"],
+        label: Float[Tensor, "b c"],
+        index: Int[Tensor, " b"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The weighted losses of maps X in [0, 1]; the first two are 0 where nothing is known around any pair."""
+        weights, (rows, classes) = self.settings.weights, clims.pairs_of(label)
+        texts: PairTexts = self.texts(index[rows], classes)
+        told = texts.there.any(1)
+        rows, classes, texts = rows[told], classes[told], PairTexts(*(part[told] for part in texts))
+        contrasts = scores.new_zeros(2, 0)
+        if len(rows):
+            look = self._features(scores[rows, classes][:, None], image, rows)
+            with torch.autocast(scores.device.type, enabled=False):
+                objects, backgrounds = look.to(texts.own.dtype).unbind(1)
+                tau = self.settings.temperature
+                contrasts = torch.stack(
+                    [foreground_contrast(objects, texts, tau), background_contrast(backgrounds, texts, tau)]
+                )
+        # the mean of these over the processes, whose shares of the batch are equal, is that of all its groups
+        foreground, background = contrasts.sum(1) * (self.settings.sum_over / len(label))
+        return {
+            "foreground": weights.foreground * foreground,
+            "background": weights.background * background,
+            "area": weights.area * scores.mean(),
+        }
+
+    def _features(
+        self, scores: Float[Tensor, "p 1 h w"], image: Float[Tensor, "b 3 hi wi"], rows: Int[Tensor, " p"]
+    ) -> Float[Tensor, "p 2 d"]:
+        size = (self.size, self.size)
+        pictures = F.interpolate(image, size, mode="bilinear", align_corners=True) * self.scale + self.shift
+        return clims.in_parts(self.encode, self.settings.regions // 2, scores, pictures[rows])
+
+    def write(self, out: Path) -> None:
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        return cam.param_groups(self.network, training, self.settings.classifier_lr)
+
+
+def _example(images: Images, settings: Settings, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    return {**cam.example(images, settings.augment, settings.colours, index, rng), "index": torch.tensor(index)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference(cam.Views):
+    """How maps are taken from the network: ReLU of the raw maps, as in CLIMS."""
+
+    def localizer(self, images: Images, weights: Path) -> cam.Localizer:
+        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_qa_clims.pth`).
+
+        Raises:
+            BadInput: the weights are of another network, or of other classes than the pictures have.
+        """
+        network, metadata = cam.load(weights, images)
+        return cam.Localizer(network.to(launch.device()).eval(), self, metadata["colours"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A classifier, taught by CLIP and by answers about its pictures, gives maps; refined by IRNet, they teach a segmenter."""
+
+    classifier: cam.Settings = cam.Settings(frozen="stem")
+    """the baseline"""
+    questions: QuestionSettings = QuestionSettings()
+    """who is asked about the pictures, and what"""
+    qa_clims: Settings = Settings()
+    """the network that learns from CLIP and the answers"""
+    weights: str = maybe_file(clims.NONE)
+    """a trained one, such as res50_qa_clims.pth, in the place of all of these; `none` trains them"""
+    inference: Inference = Inference()
+    """the maps"""
+    # as CLIMS has them for VOC, on COCO too
+    tail: Tail = clims.Recipe.tail
+    """pseudo masks, segmenter and scores"""
+
+
+def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
+    """Tags -> answers and baseline -> QA-CLIMS -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
+    given = None if settings.weights == clims.NONE else Path(settings.weights)
+    settings.tail.check(classifier=given is None or given.is_dir())
+    images = data.split(data.train)
+    trained = given or _trained(run, images, settings)
+    cams = localize(settings.inference, images, weights=trained, out=run / "cams")
+    finish(run, data, cams, settings.tail, trained if trained.is_dir() else None)
+
+
+def _trained(run: Path, images: Images, settings: Recipe) -> Path:
+    method = settings.qa_clims
+    # what cannot be used is refused before hours are spent on answers and the baseline
+    method.load_clip()
+    if method.answers == ASK:
+        answers = questions.ask(settings.questions, images, out=run / "answers")
+        method = dataclasses.replace(method, answers=str(answers / questions.ANSWERS))
+    answers_of(method, images, method.read_words(images))
+    if method.init == clims.BASELINE:
+        classifier = train(settings.classifier, images, out=run / "classifier")
+        method = dataclasses.replace(method, init=str(classifier / WEIGHTS))
+    return train(method, images, out=run / "qa_clims")

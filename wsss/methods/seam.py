@@ -1,0 +1,123 @@
+"""SEAM (Wang et al., Self-supervised equivariant attention mechanism for weakly supervised segmentation, CVPR 2020): losses and maps.
+
+Two views of a picture, the second 0.3 times the first, are to have the same maps, as they are and as the pixel correlation module
+revises them. The binomial follow-up of ICAM (High-fidelity pseudo-labels for boosting weakly-supervised segmentation, Jonnarth et al.,
+WACV 2024) adds an importance sampling loss and a feature similarity loss to it. `wsss.methods.icam` trains and runs all three.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from wsss.networks.seam import Taken, correlated, resized
+from wsss.ops.feature_similarity import feature_similarity_loss
+from wsss.ops.importance import binomial_importance_loss, multi_label_loss
+
+_EPSILON = 1e-5
+
+
+class View(NamedTuple):
+    """A view of pictures as the network sees it; l channels are background and classes.
+
+    Attributes:
+        maps: L at the view's size.
+        revised: the maps that the pixel correlation module gives, at the view's size.
+        logits: L, one value a cell.
+    """
+
+    maps: Float[Tensor, "n l h w"]
+    revised: Float[Tensor, "n l h w"]
+    logits: Float[Tensor, "n l hs ws"]
+
+
+def view(taken: Taken, size_hw: tuple[int, int] | torch.Size) -> View:
+    """What the losses want of the network's results."""
+    revised = correlated(competing(taken.logits), taken.features)
+    return View(resized(taken.logits, size_hw), resized(revised, size_hw), taken.logits)
+
+
+@torch.no_grad()
+def competing(logits: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
+    """The maps that are revised: each class over its maximum, background 1 - highest, the highest class of each cell alone."""
+    rectified = logits.relu()
+    over = (rectified - _EPSILON).relu() / (rectified.amax((2, 3), keepdim=True) + _EPSILON)
+    return highest_alone(with_background(over))
+
+
+def with_background(maps: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
+    """1 - the highest class in the place of channel 0."""
+    return torch.cat([1 - maps[:, 1:].max(1, keepdim=True).values, maps[:, 1:]], 1)
+
+
+def highest_alone(maps: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
+    """0 for every class that is not the highest of its cell; the background stays as it is."""
+    classes = maps[:, 1:]
+    return torch.cat([maps[:, :1], classes * (classes == classes.amax(1, keepdim=True))], 1)
+
+
+def max_norm(maps: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
+    """ReLU(q - min q - eps) / (max q - min q + eps) of q = ReLU(map), map by map, with a gradient through both extremes."""
+    q = maps.relu().flatten(2)
+    highest, lowest = q.max(2, keepdim=True).values, q.min(2, keepdim=True).values
+    return ((q - lowest - _EPSILON).relu() / (highest - lowest + _EPSILON)).view_as(maps)
+
+
+def minimum_pooling(revised: Float[Tensor, "n l h w"], label: Shaped[Tensor, "n l"]) -> Float[Tensor, ""]:
+    """A quarter of each picture is to have no class: the mean of the lowest quarter of the highest maps of its classes."""
+    highest = (revised * label[:, :, None, None])[:, 1:].amax(1).flatten(1)
+    lowest = highest.topk(max(1, highest.shape[1] // 4), largest=False).values
+    return lowest.relu().mean()
+
+
+def losses(
+    first: View,
+    second: View,
+    tags: Shaped[Tensor, "n c"],
+    draws: Float[Tensor, "n c s"] | None,
+    colours: Float[Tensor, "n 3 hs ws"],
+    *,
+    importance: float,
+    similarity: float,
+    mu: float = 2.5,
+    sigma: float | None = 5.0,
+) -> dict[str, Float[Tensor, ""]]:
+    """L_cls, L_ER, L_ECR and the weighted L_FS.
+
+    Args:
+        first, second: views of the same pictures, the second smaller.
+        tags: 0 or 1.
+        draws: see `draw_cells`, for the first view; None: the mean over all.
+        colours: of the first view's cells, in [0, 1].
+        importance: lambda, the importance sampling loss's share of the first view's classification loss.
+        similarity: weight of L_FS.
+        mu, sigma: of L_FS.
+    """
+    label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1).to(first.maps.dtype)
+    pooled = [multi_label_loss(each.maps[:, 1:].mean((2, 3)), tags) for each in (first, second)]
+    if importance > 0:
+        pooled[0] = (1 - importance) * pooled[0]
+        pooled[0] = pooled[0] + importance * binomial_importance_loss(first.logits[:, 1:], tags, draws)
+    background = [minimum_pooling(each.revised, label) for each in (first, second)]
+
+    wanted, size_hw = label[:, :, None, None], second.maps.shape[2:]
+    one, one_revised = (resized(max_norm(maps), size_hw) * wanted for maps in (first.maps, first.revised))
+    two, two_revised = (max_norm(maps) * wanted for maps in (second.maps, second.revised))
+    found = {
+        "classification": (pooled[0] + pooled[1]) / 2 + (background[0] + background[1]) / 2,
+        "equivariance": (one[:, 1:] - two[:, 1:]).abs().mean(),
+        "cross_equivariance": _farthest(with_background(two), one_revised)
+        + _farthest(with_background(one), two_revised),
+    }
+    if similarity > 0:
+        maps = with_background(max_norm(first.logits) * wanted)
+        # the follow-up halves the distance of predictions
+        found["feature_similarity"] = similarity * feature_similarity_loss(maps, colours, mu, sigma) / 2
+    return found
+
+
+def _farthest(target: Tensor, revised: Tensor) -> Float[Tensor, ""]:
+    """The mean distance from the target's highest classes, over the fifth of all values where it is greatest."""
+    distance = (highest_alone(target.detach()) - revised).abs().flatten(1)
+    return distance.topk(max(1, int(0.2 * distance.shape[1]))).values.mean()
