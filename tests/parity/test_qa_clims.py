@@ -229,7 +229,7 @@ def test_published_files(tmp_path, kind):
         if around:
             np.testing.assert_array_equal([features[text] for text in around], wanted[f"{j}.bg_features_sorted"])
         label = torch.from_numpy(wanted[f"{j}.label_feature"])
-        texts = [torch.from_numpy(features[phrase]) for phrase in phrases]
+        texts = [torch.tensor(features[phrase]) for phrase in phrases]
         close(0.5 * label + 0.5 * torch.stack(texts).mean(0, keepdim=True), wanted[f"{j}.fg_feature"], 2e-6)
 
 
