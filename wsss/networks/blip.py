@@ -58,7 +58,8 @@ class BLIP(nn.Module):
         super().__init__()
         self.model: Any = model
         self.tokenizer: Any = tokenizer
-        words = int(self.model.config.text_config.vocab_size)
+        text: Any = model.config.text_config
+        words = int(text.vocab_size)
         self.answer_start, self.question_start = words - 2, words - 1
 
     @property
