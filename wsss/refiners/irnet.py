@@ -460,7 +460,9 @@ class Refinement:
     def instances_of(self, images: Images, *, cams: Path, out: Path, classifier: Path | None = None) -> Path:
         """The folder of the instances, `out/instances`; labels and networks lie beside it. See `refined`."""
         weights = self._trained(images, cams=cams, out=out, classifier=classifier)
-        if self.weights == "none":
+        network = load(weights)
+        # published weights bring their mean displacement
+        if network.displacement and not network.mean_shift.running_mean.any():
             weights = centre(
                 images, weights=weights, crop=self.instances.crop, batch=self.instances.batch, out=out / "irnet-centred"
             )
