@@ -1,5 +1,6 @@
 """Small pictures for tests of the stages: coloured squares on grey noise, with true masks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ install_import_hook(["wsss.data", "wsss.methods", "wsss.networks", "wsss.refiner
 
 from wsss.data.files import write_mask  # noqa: E402
 from wsss.data.images import Images, MaskFile  # noqa: E402
+from wsss.stages.train import CHECKPOINT  # noqa: E402
 
 COLOURS = ((220, 40, 40), (40, 60, 220))
 
@@ -68,3 +70,30 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "seconds.json"
     }
+
+
+def check_a_stop(trained: Callable[[Path], object], folder: Path, learning: type, updates: int) -> None:
+    """What is trained into a folder is the same, byte for byte, where the training stops after so many updates and goes on.
+
+    Args:
+        trained: trains into the folder that it is given.
+        folder: for `whole`, without a stop, and for `killed`.
+        learning: the class whose forward pass makes an update.
+        updates: before the stop; a checkpoint has to be there by then.
+    """
+    trained(folder / "whole")
+    made, forward = [], learning.forward
+
+    def killed(self, batch):
+        made.append(1)
+        if len(made) > updates:
+            raise KeyboardInterrupt
+        return forward(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "forward", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folder / "killed")
+    assert (folder / "killed" / CHECKPOINT).exists()
+    trained(folder / "killed")
+    assert tree(folder / "killed") == tree(folder / "whole")

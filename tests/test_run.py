@@ -76,6 +76,24 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert calls == ["first"]
 
 
+@pytest.mark.parametrize("value", [None, {}, False], ids=str)
+def test_a_setting_that_a_record_lacks_is_named(tmp_path, value):
+    first(Settings(), out=tmp_path / "a")
+    limit = ("limit", object, dataclasses.field(default_factory=lambda: value))
+    added = dataclasses.make_dataclass("Added", [limit], bases=(Settings,), frozen=True)
+    with pytest.raises(BadInput, match=rf"something else: settings\.limit was not there and is {value} now"):
+        first(added(), out=tmp_path / "a")
+    first(added(), out=tmp_path / "b")
+    with pytest.raises(BadInput, match=rf"something else: settings\.limit was {value} and is not there now"):
+        first(Settings(), out=tmp_path / "b")
+
+
+def test_an_integer_is_told_from_a_float(tmp_path):
+    first(Settings(inner=Inner(1)), out=tmp_path / "a")
+    with pytest.raises(BadInput, match=r"something else: settings\.inner\.rate was 1 and is 1\.0 now"):
+        first(Settings(inner=Inner(1.0)), out=tmp_path / "a")
+
+
 def test_half_done_goes_on_only_with_the_same_settings(tmp_path):
     with pytest.raises(RuntimeError):
         broken(Settings(), out=tmp_path / "a")

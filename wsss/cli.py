@@ -464,8 +464,9 @@ def _segment(settings: "Namespace") -> None:
     from wsss.stages import segment
     from wsss.stages.train import train
 
-    chosen = _settings(settings, segment.Settings).starting_from(None)
-    train(chosen, _split(settings), masks=settings.masks, out=settings.out)
+    chosen = _settings(settings, segment.Settings)
+    chosen.check()
+    train(chosen.starting_from(None), _split(settings), masks=settings.masks, out=settings.out)
 
 
 def _declare_predict(parser: "ArgumentParser") -> None:

@@ -48,11 +48,12 @@ class Tail:
                 "Set it, or the exponent.",
             )
 
-    def check(self, classifier: bool) -> None:
+    def check(self, classifier: bool, usual: SegmenterSettings | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first.
 
         Args:
             classifier: whether a trained classifier gives the maps.
+            usual: the recipe's own settings of the segmenter.
         """
         learned: IRNetSettings | AffinityNetSettings | None = None
         if self.refiner != "crf":
@@ -63,7 +64,7 @@ class Tail:
             if learned is not None and learned.weights == "none" and learned.network.init == "classifier":
                 classifier_weights(f"{self.refiner}.network.init", None)
             self.segmenter.starting_from(None)
-        self.segmenter.check()
+        self.segmenter.check(usual)
 
 
 def finish(run: Path, data: Dataset, cams: Path, settings: Tail, classifier: Path | None = None) -> None:

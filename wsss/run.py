@@ -253,11 +253,12 @@ def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
         return f"it is no `{asked['stage']}` stage"
     old, new = _flat(found.get("inputs", {})), _flat(asked["inputs"])
     names = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    parts = [f"{key} was {old.get(key)!r} and is {new.get(key)!r} now" for key in names[:5]]
+    parts = [f"{key} was {old.get(key, 'not there')} and is {new.get(key, 'not there')} now" for key in names[:5]]
     return "; ".join(parts) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Values as records tell them apart (1 is not 1.0), by dotted name."""
+    if isinstance(value, dict) and value:
         return {key: item for name, inner in value.items() for key, item in _flat(inner, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
+    return {prefix.rstrip("."): repr(value)}

@@ -345,6 +345,23 @@ def check_initial(setting: str, backbone: str, init: str) -> None:
         read_checkpoint(Path(init))
 
 
+def check_batch_norm(setting: str, batch_norm: str, init: str) -> None:
+    """Raise BadInput for batch norms that would keep the statistics of nothing.
+
+    Args:
+        setting: the setting to name in an error.
+        batch_norm: `frozen` or `live`.
+        init: the initial weights, `none` or others.
+    """
+    if init == "none" and batch_norm == "frozen":
+        raise BadInput(
+            setting,
+            "`frozen` with new weights, whose statistics would stay those of nothing",
+            "`live` where init is `none`",
+            "Set it to live, or give initial weights.",
+        )
+
+
 def classifier_weights(setting: str, classifier: Path | None) -> str:
     """The file of the weights that the word `classifier` stands for in a setting.
 

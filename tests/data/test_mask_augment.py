@@ -71,6 +71,15 @@ def test_distortion_by_hand():
     )
 
 
+def test_distortions_follow_each_other_in_8_bits():
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    steps = {"brightness": -20.0, "contrast": 1.3, "saturation": 0.7, "hue": 7}
+    together, one_by_one = mask_augment.distorted(image, **steps), image
+    for name, value in steps.items():
+        one_by_one = mask_augment.distorted(one_by_one, **{name: value})
+    np.testing.assert_array_equal(together, one_by_one)
+
+
 def test_sizes_that_fit():
     assert mask_augment.fitted_size((375, 500), 2048, 512) == (512, 683)
     assert mask_augment.fitted_size((100, 2000), 1024, 256) == (51, 1024)

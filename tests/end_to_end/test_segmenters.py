@@ -83,6 +83,12 @@ def test_bad_choices(shapes, tmp_path, capsys):
     assert "deeplab_v1" in capsys.readouterr().err
     assert run(*words, "--kind", "deeplab_v1") == 2
     assert "`imagenet`, which no library offers for resnet38" in capsys.readouterr().err
+    assert run(*words, "--kind", "emanet", "--training.lr", "1") == 2
+    assert "segmenter.training: found a setting of DeepLab v2" in capsys.readouterr().err
+    words = ("run", "vwl", "--data", shapes, "--out", tmp_path / "run", "--tail.segmenter.kind", "emanet")
+    assert run(*words, "--tail.segmenter.head_lr", "[2, 2]", "--vwl.init", "none") == 2
+    assert "segmenter.head_lr: found a setting of DeepLab v2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """CLIMS on small networks: its losses by hand, batches with few pairs or none, memory, processes, a stop, errors of the user."""
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,51 +10,36 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tests.conftest import tree, write_squares
-from tests.end_to_end.conftest import ENVIRONMENT
+from tests.conftest import check_a_stop, write_squares
+from tests.methods.taught import (
+    TRAINING,
+    at_clip_size,
+    bytes_kept,
+    check_gradients,
+    check_histories,
+    drawn,
+    picture_feature,
+    run_on_two,
+    text_feature,
+    write_baseline,
+    write_clip,
+    write_gradients,
+)
 from tests.methods.test_cam import SMALL
 from wsss import launch
 from wsss.data.augment import ClassifierAugment, normalise
 from wsss.data.words import read_words
 from wsss.errors import BadInput
 from wsss.methods import cam, clims
-from wsss.methods import clip as clip_training
 from wsss.networks.clip import CLIP, Vocabulary
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.pretrained import load_any_clip, openai_tokenizer
 from wsss.stages.localize import localize
-from wsss.stages.train import HISTORY, Training, train
+from wsss.stages.train import HISTORY, train
 from wsss.storage import read_json
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
-NEW_CLIP = clip_training.Settings(
-    init="none",
-    architecture=clip_training.Architecture(
-        patch=8, width=32, blocks=2, heads=2, text_width=16, text_blocks=1, joint=16, tokens=600
-    ),
-    augment=ClassifierAugment(long_side=(32, 40), crop=24),
-)
-TRAINING = Training(batch=4, epochs=None, steps=3, lr=0.01, workers=0, checkpoint_steps=1)
-
-
-def write_clip(folder: Path, images) -> Path:
-    """A CLIP of random weights, for pictures of 24x24; in a folder of transformers."""
-    folder.mkdir(parents=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        NEW_CLIP.trainable(images).write(folder)
-    return folder
-
-
-def write_baseline(folder: Path, images) -> Path:
-    """A classifier of random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        SMALL.trainable(images).write(folder)
-    return folder / WEIGHTS
-
 
 def settings_of(folder: Path, images, **changes) -> clims.Settings:
     """Settings with a CLIP, a classifier and words in `folder`."""
@@ -80,36 +64,22 @@ def settings(tmp_path, squares):
     return settings_of(tmp_path / "given", squares)
 
 
-def drawn(label: list[list[int]], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Maps, pictures and tags of a batch."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = torch.rand(len(label), 2, 3, 3, generator=generator).requires_grad_()
-    return maps, torch.randn(len(label), 3, 32, 32, generator=generator), torch.tensor(label).float()
-
-
 def by_hand(settings: clims.Settings, clip: CLIP, maps, image, label, images) -> dict[str, torch.Tensor]:
     """The losses pair by pair, through the forward passes of transformers."""
     words = settings.read_words(images)
 
     def text(word: str) -> torch.Tensor:
-        tokens = clip.vocabulary([settings.template.replace("{}", word)])
-        out = clip.model.get_text_features(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        return F.normalize(getattr(out, "pooler_output", out), dim=1)[0]
-
-    def look(picture: torch.Tensor) -> torch.Tensor:
-        out = clip.model.get_image_features(pixel_values=picture)
-        return F.normalize(getattr(out, "pooler_output", out), dim=1)[0]
+        return text_feature(clip, settings.template.replace("{}", word))
 
     matches, backgrounds, suppressed = [], [], []
     for n in range(len(label)):
         for c in range(label.shape[1]):
             if label[n, c] == 0:
                 continue
-            x = F.interpolate(maps[n : n + 1, c : c + 1], (24, 24), mode="bilinear", align_corners=True)
-            picture = F.interpolate(image[n : n + 1], (24, 24), mode="bilinear", align_corners=True)
-            inside, own = look(x * picture), text(words.prompts[c])
+            x, picture = at_clip_size(maps[n : n + 1, c : c + 1]), at_clip_size(image[n : n + 1])
+            inside, own = picture_feature(clip, x * picture), text(words.prompts[c])
             matches.append(-torch.log((inside @ own).clamp(1e-4, 0.9999)))
-            backgrounds.append(-torch.log(1 - (look((1 - x) * picture) @ own).clamp(1e-4, 0.9999)))
+            backgrounds.append(-torch.log(1 - (picture_feature(clip, (1 - x) * picture) @ own).clamp(1e-4, 0.9999)))
             for word in words.cooccurring[c]:
                 r = inside @ text(word)
                 if r > settings.threshold:
@@ -191,22 +161,10 @@ def test_few_regions_at_a_time_give_the_same(squares, settings, regions, monkeyp
 
 
 def test_few_regions_keep_less_for_the_backward_pass(squares, settings):
-    maps, image, label = drawn([[1, 1]] * 16)
-    kept = []
+    data, kept = drawn([[1, 1]] * 16), []
     for regions in (64, 8):
         learning = dataclasses.replace(settings, regions=regions).trainable(squares)
-        weights = {p.untyped_storage().data_ptr() for p in learning.encode.args[0].parameters()}
-        storages = {}
-
-        def keep(value, weights=weights, storages=storages):
-            storage = value.untyped_storage()
-            if storage.data_ptr() not in weights:
-                storages[storage.data_ptr()] = storage
-            return value
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            learning.losses(maps, image, label)
-        kept.append(sum(storage.nbytes() for storage in storages.values()))
+        kept.append(bytes_kept(learning.encode.args[0], lambda learning=learning: learning.losses(*data)))
     assert kept[1] < kept[0] / 3
 
 
@@ -251,24 +209,10 @@ def test_clip_may_see_its_own_colours(squares, settings):
     torch.testing.assert_close(ours * learning.scale + learning.shift, theirs, rtol=0, atol=1e-5)
 
 
-def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, settings, monkeypatch):
-    train(settings, squares, out=tmp_path / "whole")
+def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, settings):
+    check_a_stop(lambda out: train(settings, squares, out=out), tmp_path, clims.Learning, 2)
     terms = read_json(tmp_path / "whole" / HISTORY, "losses")
     assert set(terms[0]) == {"step", "lr", "object_text", "background_text", "suppression", "area"}
-    calls, forward = [], clims.Learning.forward
-
-    def killed(self, batch):
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return forward(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(clims.Learning, "forward", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(settings, squares, out=tmp_path / "killed")
-    train(settings, squares, out=tmp_path / "killed")
-    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 def test_what_it_learned_localizes(tmp_path, squares, settings):
@@ -435,62 +379,28 @@ def test_own_classes_are_told_from_the_words_for_voc():
     assert read_words("auto", ("river", "tractor"), "clims_camera_ready") == words
 
 
-# tags of a batch that two processes share: six pairs on one, one pair or none on the other
-UNEVEN = ([[1, 1], [0, 1], [1, 1], [0, 0], [1, 1], [0, 0]], [[1, 1], [0, 0], [1, 0], [0, 0], [1, 1], [0, 0]])
-
-
-def gradients(settings: clims.Settings, images, label: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Losses and gradients of one step in float64, averaged over the processes."""
+def in_double(settings: clims.Settings, images) -> clims.Learning:
     torch.manual_seed(0)
     learning = settings.trainable(images).double().train()
     learning.encode.args[0].double()
-    launch.synchronise_batch_norm(learning)
-    generator = torch.Generator().manual_seed(2)
-    pictures = torch.randn(len(label), 3, 32, 32, generator=generator).double()
-    tags = torch.tensor(label).double()
-    losses = learning({"image": launch.share(pictures), "label": launch.share(tags)})
-    sum(losses.values()).backward()
-    found = {name: launch.mean_over_processes(value) for name, value in losses.items()}
-    for name, parameter in learning.network.named_parameters():
-        if parameter.grad is not None:
-            found[name] = launch.mean_over_processes(parameter.grad)
-    return found
+    return learning
 
 
 def two_processes(folder: Path) -> None:
     assert launch.processes() == 2
     squares = launch.decided_by_first(lambda: write_squares(folder / "squares", 12))
     settings = launch.decided_by_first(lambda: settings_of(folder / "given", squares))
-    for number, label in enumerate(UNEVEN):
-        torch.save(gradients(settings, squares, label), folder / f"{number}-{launch.rank()}.pt")
+    write_gradients(folder, lambda: in_double(settings, squares))
     train(settings, squares, out=folder / "two")
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.methods.test_clims"]
-    done = subprocess.run(
-        [sys.executable, *words, str(tmp_path)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two("tests.methods.test_clims", tmp_path)
     squares = write_squares(tmp_path / "squares", 12)
     settings = settings_of(tmp_path / "given", squares)
-    for number, label in enumerate(UNEVEN):
-        one = gradients(settings, squares, label)
-        for rank in range(2):
-            two = torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True)
-            assert one.keys() == two.keys()
-            for name, value in one.items():
-                torch.testing.assert_close(two[name], value, rtol=1e-8, atol=1e-11, msg=name)
+    check_gradients(tmp_path, lambda: in_double(settings, squares))
     train(settings, squares, out=tmp_path / "one")
-    histories = [read_json(tmp_path / name / HISTORY, "losses") for name in ("one", "two")]
-    for one_step, two_step in zip(*histories, strict=True):
-        for name, value in one_step.items():
-            assert two_step[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    check_histories(tmp_path / "one", tmp_path / "two", rel=1e-3, abs=1e-5)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,30 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 
-from tests.conftest import tree, write_squares
-from tests.end_to_end.conftest import ENVIRONMENT
+from tests.conftest import check_a_stop, write_squares
+from tests.methods.taught import (
+    TRAINING,
+    at_clip_size,
+    bytes_kept,
+    check_gradients,
+    check_histories,
+    drawn,
+    picture_feature,
+    run_on_two,
+    text_feature,
+    write_baseline,
+    write_clip,
+    write_gradients,
+)
 from tests.methods.test_cam import SMALL
-from tests.methods.test_clims import UNEVEN, write_baseline, write_clip
 from tests.parity import inputs
 from tests.parity.tiny_clip import DATA
 from wsss import launch
@@ -25,13 +35,12 @@ from wsss.methods import clims, qa_clims, questions
 from wsss.networks.clip import CLIP
 from wsss.pretrained import load_prompted_clip
 from wsss.stages.localize import localize
-from wsss.stages.train import HISTORY, Training, train
+from wsss.stages.train import HISTORY, train
 from wsss.storage import read_json
 from wsss.weights import WEIGHTS, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-TRAINING = Training(batch=4, epochs=None, steps=3, lr=0.01, workers=0, checkpoint_steps=1)
 SAID = ("sky", "grass", "red", "wall", "", "rod", "grass", "sky")
 
 
@@ -92,12 +101,9 @@ def ovseg(tmp_path_factory) -> Path:
     return path
 
 
-def drawn(label: list[list[int]], seed: int = 0) -> tuple[torch.Tensor, ...]:
+def numbered(label: list[list[int]], seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Maps, pictures and tags of a batch, and the positions of its pictures."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = torch.rand(len(label), 2, 3, 3, generator=generator).requires_grad_()
-    images = torch.randn(len(label), 3, 32, 32, generator=generator)
-    return maps, images, torch.tensor(label).float(), torch.arange(len(label))
+    return *drawn(label, seed), torch.arange(len(label))
 
 
 def both_tags(squares, count: int = 4):
@@ -112,13 +118,7 @@ def by_hand(settings: qa_clims.Settings, images, maps, image, label) -> dict[str
     tau, weights = settings.temperature, settings.weights
 
     def text(phrase: str) -> torch.Tensor:
-        tokens = clip.vocabulary([settings.template.replace("{}", phrase)])
-        out = clip.model.get_text_features(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        return F.normalize(getattr(out, "pooler_output", out), dim=1)[0]
-
-    def look(picture: torch.Tensor) -> torch.Tensor:
-        out = clip.model.get_image_features(pixel_values=picture)
-        return F.normalize(getattr(out, "pooler_output", out), dim=1)[0]
+        return text_feature(clip, settings.template.replace("{}", phrase))
 
     losses = {"foreground": torch.zeros(()), "background": torch.zeros(())}
     for n, name in enumerate(images.names[: len(label)]):
@@ -128,10 +128,10 @@ def by_hand(settings: qa_clims.Settings, images, maps, image, label) -> dict[str
                 continue
             said = [answer if cls in answer else f"{answer} {cls}" for answer in own[name, cls]]
             f = 0.5 * text(cls) + 0.5 * sum(text(phrase) for phrase in said) / len(said)
-            x = F.interpolate(maps[n : n + 1, c : c + 1], (24, 24), mode="bilinear", align_corners=True)
-            picture = F.interpolate(image[n : n + 1], (24, 24), mode="bilinear", align_corners=True)
+            x, picture = at_clip_size(maps[n : n + 1, c : c + 1]), at_clip_size(image[n : n + 1])
             mask = (x >= settings.alpha * x.max()).float()
-            inside, outside = look(x * picture * mask), look((1 - x) * picture * (1 - mask))
+            inside = picture_feature(clip, x * picture * mask)
+            outside = picture_feature(clip, (1 - x) * picture * (1 - mask))
             others = torch.stack([text(phrase) for phrase in behind])
             s, s_l = inside @ f / tau, others @ inside / tau
             r, r_l = outside @ f / tau, others @ outside / tau
@@ -153,7 +153,7 @@ def test_losses_pair_by_pair(squares, settings):
     learning = settings.trainable(images)
     for seed in range(3):
         # nothing is known around the last picture, whatever its tags
-        maps, image, label, index = drawn([[1, 0], [0, 0], [1, 1], [1, 1]], seed)
+        maps, image, label, index = numbered([[1, 0], [0, 0], [1, 1], [1, 1]], seed)
         ours, wanted = learning.losses(maps, image, label, index), by_hand(settings, images, maps, image, label)
         assert list(ours) == list(wanted)
         for name, value in wanted.items():
@@ -189,25 +189,27 @@ def test_pairs_of_which_nothing_is_known_cost_nothing(squares, settings, monkeyp
     images = both_tags(squares)
     write_answers(Path(settings.answers), images)
     learning = settings.trainable(images)
-    learning.losses(*drawn([[1, 1], [0, 1], [0, 0], [1, 1]]))
+    learning.losses(*numbered([[1, 1], [0, 1], [0, 0], [1, 1]]))
     assert seen == [2 * 3]
     seen.clear()
-    maps, image, label, index = drawn([[1, 1]])
+    maps, image, label, index = numbered([[1, 1]])
     losses = learning.losses(maps, image, label, index + 3)
     assert seen == []
     assert losses["foreground"] == losses["background"] == 0
     assert torch.equal(losses["area"], settings.weights.area * maps.mean())
 
 
-def test_a_larger_batch_is_averaged_over_groups(squares, settings):
+@pytest.mark.parametrize(("group", "share"), [(1, 1 / 2), (2, 1), (4, 1)])
+def test_pairs_are_summed_over_groups_and_these_averaged(squares, settings, group, share):
     images = both_tags(squares, 3)
     write_answers(Path(settings.answers), images)
-    learning = dataclasses.replace(settings, sum_over=1).trainable(images)
-    maps, image, label, index = drawn([[1, 1], [0, 1]])
+    learning = dataclasses.replace(settings, sum_over=group).trainable(images)
+    maps, image, label, index = numbered([[1, 1], [0, 1]])
     both = learning.losses(maps, image, label, index)
     single = [learning.losses(*(part[i : i + 1] for part in (maps, image, label, index))) for i in range(2)]
     for name, value in both.items():
-        torch.testing.assert_close(value, (single[0][name] + single[1][name]) / 2, rtol=1e-5, atol=1e-6)
+        total = single[0][name] + single[1][name]
+        torch.testing.assert_close(value, total * (1 / 2 if name == "area" else share), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("regions", "prompts"), [(2, False), (3, False), (6, False), (8, False), (2, True), (6, True)])
@@ -220,7 +222,7 @@ def test_few_regions_at_a_time_give_the_same(squares, settings, ovseg, regions, 
         settings = dataclasses.replace(settings, clip=str(ovseg), mask_prompts=True)
     images = both_tags(squares)
     write_answers(Path(settings.answers), images)
-    data = drawn([[1, 1], [1, 1], [0, 1]])
+    data = numbered([[1, 1], [1, 1], [0, 1]])
     results = []
     for most in (32, regions):
         seen.clear()
@@ -236,22 +238,11 @@ def test_few_regions_at_a_time_give_the_same(squares, settings, ovseg, regions, 
 def test_few_regions_keep_less_for_the_backward_pass(squares, settings, ovseg):
     images = both_tags(squares)
     write_answers(Path(settings.answers), images)
-    data, kept = drawn([[1, 1]] * 3), []
+    data, kept = numbered([[1, 1]] * 3), []
     for regions in (32, 2):
         changed = dataclasses.replace(settings, regions=regions, clip=str(ovseg), mask_prompts=True)
         learning = changed.trainable(images)
-        weights = {p.untyped_storage().data_ptr() for p in learning.encode.args[0].clip.parameters()}
-        storages = {}
-
-        def keep(value, weights=weights, storages=storages):
-            storage = value.untyped_storage()
-            if storage.data_ptr() not in weights:
-                storages[storage.data_ptr()] = storage
-            return value
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            learning.losses(*data)
-        kept.append(sum(storage.nbytes() for storage in storages.values()))
+        kept.append(bytes_kept(learning.encode.args[0].clip, lambda learning=learning: learning.losses(*data)))
     assert kept[1] < kept[0] / 3
 
 
@@ -272,6 +263,8 @@ def test_clip_neither_learns_nor_is_saved_and_reads_each_phrase_once(squares, se
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in clip.parameters())
     assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
     assert learning.state_dict().keys() == {f"network.{name}" for name in learning.network.state_dict()}
+    # the texts' buffers would go to all processes in each step
+    assert {name for name, _ in learning.named_buffers() if not name.startswith("network.")} == {"scale", "shift"}
 
 
 # --- texts
@@ -410,22 +403,12 @@ def test_published_files_teach(tmp_path, squares, settings, monkeypatch):
 # --- processes, a stop, maps
 
 
-def gradients(settings: qa_clims.Settings, images, label: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Losses and gradients of one step in float64, averaged over the processes."""
+def in_double(settings: qa_clims.Settings, images) -> qa_clims.Learning:
     torch.manual_seed(0)
     learning = settings.trainable(images).double().train()
     learning.encode.args[0].clip.double()
-    launch.synchronise_batch_norm(learning)
-    generator = torch.Generator().manual_seed(2)
-    pictures = torch.randn(len(label), 3, 32, 32, generator=generator).double()
-    batch = {"image": pictures, "label": torch.tensor(label).double(), "index": torch.arange(len(label))}
-    losses = learning({name: launch.share(value) for name, value in batch.items()})
-    sum(losses.values()).backward()
-    found = {name: launch.mean_over_processes(value) for name, value in losses.items()}
-    for name, parameter in learning.network.named_parameters():
-        if parameter.grad is not None:
-            found[name] = launch.mean_over_processes(parameter.grad)
-    return found
+    learning.texts.func.double()
+    return learning
 
 
 def prepared(folder: Path):
@@ -439,62 +422,29 @@ def prepared(folder: Path):
 def two_processes(folder: Path) -> None:
     assert launch.processes() == 2
     images, settings, blip = launch.decided_by_first(lambda: prepared(folder))
-    for number, label in enumerate(UNEVEN):
-        torch.save(gradients(settings, images, label), folder / f"{number}-{launch.rank()}.pt")
+    write_gradients(folder, lambda: in_double(settings, images))
     train(settings, images, out=folder / "two")
     questions.ask(questions.Settings(blip=str(blip), size=32), images.subset(range(3)), out=folder / "two-answers")
 
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.methods.test_qa_clims"]
-    done = subprocess.run(
-        [sys.executable, *words, str(tmp_path)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two("tests.methods.test_qa_clims", tmp_path)
     images = dataclasses.replace(write_squares(tmp_path / "squares", 12), labels=np.ones((12, 2), bool))
     settings = settings_of(tmp_path / "given", images)
-    for number, label in enumerate(UNEVEN):
-        one = gradients(settings, images, label)
+    for one in check_gradients(tmp_path, lambda: in_double(settings, images)):
         assert one["foreground"] > 0
-        for rank in range(2):
-            two = torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True)
-            assert one.keys() == two.keys()
-            for name, value in one.items():
-                torch.testing.assert_close(two[name], value, rtol=1e-8, atol=1e-11, msg=name)
     train(settings, images, out=tmp_path / "one")
-    histories = [read_json(tmp_path / name / HISTORY, "losses") for name in ("one", "two")]
-    for one_step, two_step in zip(*histories, strict=True):
-        for name, value in one_step.items():
-            assert two_step[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    check_histories(tmp_path / "one", tmp_path / "two", rel=1e-3, abs=1e-5)
     asked = questions.Settings(blip=str(tmp_path / "blip"), size=32)
     answers = questions.ask(asked, images.subset(range(3)), out=tmp_path / "one-answers") / questions.ANSWERS
     assert answers.read_bytes() == (tmp_path / "two-answers" / questions.ANSWERS).read_bytes()
 
 
-def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, settings, monkeypatch):
-    train(settings, squares, out=tmp_path / "whole")
+def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, settings):
+    check_a_stop(lambda out: train(settings, squares, out=out), tmp_path, qa_clims.Learning, 2)
     terms = read_json(tmp_path / "whole" / HISTORY, "losses")
     assert set(terms[0]) == {"step", "lr", "foreground", "background", "area"}
-    calls, forward = [], qa_clims.Learning.forward
-
-    def killed(self, batch):
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return forward(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(qa_clims.Learning, "forward", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(settings, squares, out=tmp_path / "killed")
-    train(settings, squares, out=tmp_path / "killed")
-    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 def test_corrected_answers_are_another_stage(tmp_path, squares, settings):

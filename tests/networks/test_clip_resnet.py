@@ -60,7 +60,7 @@ def test_methods_that_need_a_transformer_refuse_it(reference, written):
 
 
 def test_transformers_come_through_the_same_door(tmp_path, squares):
-    from tests.methods.test_clims import write_clip
+    from tests.methods.taught import write_clip
 
     assert isinstance(load_any_clip(str(write_clip(tmp_path / "clip", squares))), CLIP)
 

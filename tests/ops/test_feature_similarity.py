@@ -70,6 +70,27 @@ def test_far_pairs_that_are_left_out_do_not_show():
     torch.testing.assert_close(*gradients, rtol=0, atol=2e-6 * gradients[1].abs().max().item())
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mu", [-500.0, -50.0, 10.0, 45.0, 500.0])
+@pytest.mark.parametrize("sigma", [0.1, 0.2, 5.0, 1000.0, None])
+def test_gates_and_neighbourhoods_at_their_limits(kind, mu, sigma):
+    """Gates that are -1 or 1 everywhere; neighbourhoods in which a cell itself outweighs all others by 1e22."""
+    maps, colours = random((2, 3, 9, 7)), random((2, 3, 9, 7), 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(feature_similarity._PAIRS, "cpu", 100)
+        ours = feature_similarity_loss(maps.to(kind), colours.to(kind), mu, sigma)
+    torch.testing.assert_close(ours.double(), slowly(maps, colours, mu, sigma), rtol=2e-6, atol=0)
+
+
+def test_mixed_precision_leaves_it_alone():
+    maps, colours = random((1, 3, 20, 20), kind=torch.float32).requires_grad_(), random((1, 3, 20, 20), 1, torch.float32)
+    wanted = feature_similarity_loss(maps, colours)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = feature_similarity_loss(maps, colours)
+    assert torch.equal(ours, wanted)
+    assert torch.equal(*(torch.autograd.grad(loss, maps)[0] for loss in (ours, wanted)))
+
+
 def test_what_it_asks_for():
     colours = torch.zeros(1, 3, 4, 4)
     colours[..., 2:] = 1

@@ -45,6 +45,14 @@ def test_a_map_of_zeros_can_be_drawn_from():
     assert torch.isfinite(maps.grad).all()
 
 
+def test_a_map_of_zeros_has_a_mean_over_all_draws():
+    maps = torch.zeros(1, 2, 3, 4)
+    maps[0, 1, 1] = 0.5
+    label = torch.tensor([[1.0, 0.0]])
+    drawn = importance_loss(maps, label, torch.rand(1, 2, 5))
+    torch.testing.assert_close(importance_loss(maps, label, None), drawn)
+
+
 def test_probability_logits_are_finite_and_rise():
     logits = probability_logits(torch.linspace(0, 1, 101))
     assert (logits.diff() > 0).all()

@@ -9,8 +9,11 @@ import torch
 from tests.conftest import tree, write_squares
 from tests.segmenters.tiny import ALL, BODY, DEEPLAB_V1, EMANET, PSPNET, lengthened, write_truths
 from tests.stages.test_refine import finished
+from wsss.data.augment import SegmenterAugment
 from wsss.data.files import read_mask
 from wsss.errors import BadInput
+from wsss.methods import cam, clims, clip_es, icam, qa_clims, vwl
+from wsss.networks.deeplab import DeepLabSettings
 from wsss.networks.deeplab_v1 import DeepLabV1Settings
 from wsss.networks.emanet import EMANet, EMANetSettings
 from wsss.networks.pspnet import PSPNetSettings
@@ -19,7 +22,7 @@ from wsss.segmenters import deeplab_v1, emanet, pspnet
 from wsss.segmenters.learning import Learning
 from wsss.stages import segment
 from wsss.stages.predict import Segmenter, Settings, predict
-from wsss.stages.train import CHECKPOINT, train
+from wsss.stages.train import CHECKPOINT, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -138,6 +141,58 @@ def test_published_defaults():
 def test_settings_that_cannot_work(kind, settings, found):
     with pytest.raises(BadInput, match=found):
         segment.Settings(kind=kind, **{kind: settings}).check()
+
+
+@pytest.mark.parametrize(
+    ("network", "setting"),
+    [
+        (EMANetSettings, {"bases": 0}),
+        (EMANetSettings, {"stages": 0}),
+        (EMANetSettings, {"norm_momentum": 1.5}),
+        (DeepLabV1Settings, {"dilation": 0}),
+        (deeplab_v1.Settings, {"sigma": 0.0}),
+    ],
+)
+def test_numbers_that_make_no_sense(network, setting):
+    with pytest.raises(BadInput, match=next(iter(setting))):
+        network(**setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("network", DeepLabSettings(BODY)),
+        ("init", "none"),
+        ("loss", "balanced"),
+        ("head_lr", (1.0, 0.0)),
+        ("augment", SegmenterAugment(crop=65)),
+        ("training", Training(workers=0)),
+    ],
+)
+def test_settings_of_deeplab_are_refused_where_another_is_chosen(name, value):
+    own = {name: value}
+    with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2.*segmenter\.emanet"):
+        segment.Settings(kind="emanet", emanet=EMANET, **own).check()
+    # a recipe may have its own, which nobody asked for
+    segment.Settings(kind="emanet", emanet=EMANET, **own).check(usual=segment.Settings(**own))
+    with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2"):
+        segment.Settings(kind="emanet", emanet=EMANET).check(usual=segment.Settings(**own))
+
+
+def test_any_recipe_takes_any_segmenter():
+    for method in (cam, clims, clip_es, icam, qa_clims, vwl):
+        usual = method.Recipe.tail.segmenter
+        dataclasses.replace(usual, kind="emanet", emanet=EMANET).check(usual)
+
+
+def test_the_whole_map_as_the_neighbourhood(data):
+    images, masks = data
+    settings = dataclasses.replace(DEEPLAB_V1, sigma=None)
+    torch.manual_seed(0)
+    network = settings.trainable(images, masks=masks).network
+    label = torch.zeros(2, 32, 40, dtype=torch.int64)
+    terms = deeplab_v1.losses(network, torch.rand(2, 3, 32, 40), label, settings)
+    assert np.isfinite(terms["similarity"].item())
 
 
 def test_a_published_checkpoint_with_other_classes_and_bases(tmp_path):

@@ -176,9 +176,13 @@ def distorted(
     image = _linear(image, 1.0, brightness)
     if contrast_first:
         image = _linear(image, contrast, 0.0)
-    if saturation != 1 or hue:
+    # each goes to 8-bit HSV and back by itself, as published
+    if saturation != 1:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 1] = _linear(hsv[..., 1], saturation, 0.0)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return image if contrast_first else _linear(image, contrast, 0.0)

@@ -233,7 +233,7 @@ class Settings:
         known, features = answers_of(self, images, words)
         network, metadata = clims.baseline(self.init, images, self.frozen, self.colours)
         prompted = self.load_clip().to(launch.device())
-        texts = Texts(self, prompted.clip, words, known, features, images)
+        texts = Texts(self, prompted.clip, words, known, features, images).to(launch.device())
         return Learning(self, network, metadata, prompted, texts, images)
 
 
@@ -406,7 +406,7 @@ class Learning(nn.Module):
         network: with the layers that stay as they are frozen.
         metadata: what is written beside its weights.
         prompted: frozen, on the device; it is neither trained nor saved.
-        texts: `PairTexts` of pictures, by position, and classes, as `Texts` gives them.
+        texts: `PairTexts` of pictures, by position, and classes, as `Texts` gives them; on the device too.
         images: to learn from.
     """
 
@@ -420,9 +420,10 @@ class Learning(nn.Module):
         images: Images,
     ) -> None:
         super().__init__()
-        self.network, self.settings, self.metadata, self.texts = network, settings, metadata, texts
+        self.network, self.settings, self.metadata = network, settings, metadata
         self.examples = partial(_example, images, settings)
-        # no module of this one, whose modules are saved and shared between processes
+        # no modules of this one, whose buffers too are sent to all processes in each step
+        self.texts = partial(texts)
         self.encode, self.size = partial(encode_regions, prompted, settings.alpha), clims.input_size(prompted.clip)
         self.scale: Tensor
         self.shift: Tensor
@@ -456,7 +457,8 @@ class Learning(nn.Module):
                     [foreground_contrast(objects, texts, tau), background_contrast(backgrounds, texts, tau)]
                 )
         # the mean of these over the processes, whose shares of the batch are equal, is that of all its groups
-        foreground, background = contrasts.sum(1) * (self.settings.sum_over / len(label))
+        group = min(self.settings.sum_over, launch.processes() * len(label))
+        foreground, background = contrasts.sum(1) * (group / len(label))
         return {
             "foreground": weights.foreground * foreground,
             "background": weights.background * background,

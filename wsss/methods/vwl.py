@@ -503,7 +503,7 @@ class Recipe:
 def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
     """Tags -> network and visual words -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
     given = None if settings.weights == NONE else Path(settings.weights)
-    settings.tail.check(classifier=given is None or given.is_dir())
+    settings.tail.check(classifier=given is None or given.is_dir(), usual=Recipe.tail.segmenter)
     images = data.split(data.train)
     trained = given or train(settings.vwl, images, out=run / "vwl")
     if settings.look.pictures:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.errors import check_range
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 
 
@@ -30,6 +31,10 @@ class DeepLabV1Settings:
     before its first feature, as its code intends; either way scales and shifts never change"""
     norm_momentum: float = 3e-4
     """share of a batch in the running statistics of batch norms; trainings of few updates from new weights want 0.1"""
+
+    def __post_init__(self) -> None:
+        check_range("deeplab_v1.network.dilation", self.dilation, 1)
+        check_range("deeplab_v1.network.norm_momentum", self.norm_momentum, 0, 1)
 
 
 class DeepLabV1(nn.Module):

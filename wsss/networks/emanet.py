@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsss.errors import BadInput
+from wsss.errors import BadInput, check_range
 from wsss.networks.backbone import create_backbone
 from wsss.networks.deeplab import ConvBatchNorm
 from wsss.networks.resnet import dilate, set_stride
@@ -42,6 +42,11 @@ class EMANetSettings:
     """T, how often expectation and maximisation are repeated"""
     norm_momentum: float = 3e-4
     """share of a batch in the running statistics of batch norms; trainings of few updates from new weights want 0.1"""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "bases", "stages"):
+            check_range(f"emanet.network.{name}", getattr(self, name), 1)
+        check_range("emanet.network.norm_momentum", self.norm_momentum, 0, 1)
 
 
 class Trunk(nn.Module):

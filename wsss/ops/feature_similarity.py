@@ -22,6 +22,8 @@ from torch.autograd.function import once_differentiable
 from wsss.errors import BadInput
 
 _EPSILON = 1e-5
+# |ln(a / b)| of the gate is below 12, so that mu beyond it changes nothing in double precision, and e^(2 mu) stays in single's range
+_STEEPEST = 40.0
 # pairs that are looked at together: their arrays stay in a CPU's cache; a GPU takes all it can
 _PAIRS = {"cpu": 1 << 17}
 _PAIRS_ELSEWHERE = 1 << 24
@@ -80,8 +82,11 @@ class _FeatureSimilarity(torch.autograd.Function):
         centred = maps.to(kind) - maps.to(kind).mean((2, 3), keepdim=True)
         spread = _Spread(height, width, sigma, max_distance, kind, maps.device)
         gradient = torch.empty_like(centred)
-        for plane, colour, into in zip(centred, colours.to(kind), gradient, strict=True):
-            into.copy_(_differences(plane, colour, math.exp(2 * mu), spread, colour_norm))
+        steepness = math.exp(2 * max(-_STEEPEST, min(mu, _STEEPEST)))
+        # sums over all cells cancel: half precision would not do
+        with torch.autocast(maps.device.type, enabled=False):
+            for plane, colour, into in zip(centred, colours.to(kind), gradient, strict=True):
+                into.copy_(_differences(plane, colour, steepness, spread, colour_norm))
         gradient *= -4 / (len(maps) * height * width)
         context.save_for_backward(gradient.to(maps.dtype))
         return ((centred * gradient).sum() / 2).to(maps.dtype)
@@ -113,8 +118,8 @@ class _Spread:
         scale = 1 / (height * width)
         if sigma is not None:
             scale = 1 / (2 * math.pi * sigma**2)
-            # the share of a Gaussian's weight beyond it is the number's rounding
-            self.reach = min(self.reach, sigma * math.sqrt(-2 * math.log(torch.finfo(kind).eps)))
+            # the weight beyond it is the rounding of the next cell's
+            self.reach = min(self.reach, math.sqrt(1 - 2 * sigma**2 * math.log(torch.finfo(kind).eps)))
         self.factors = [
             scale**0.5 * (torch.ones_like(d) if sigma is None else torch.exp(d / (-2 * sigma**2)))
             for d in (self.down, self.across)
@@ -145,6 +150,9 @@ def _differences(plane: Tensor, colour: Tensor, steepness: float, spread: _Sprea
     for rows, others in spread.blocks():
         gates = _gates(colour[:, rows].flatten(1), colour[:, others].flatten(1), steepness, norm)
         weights = gates.mul_(spread.weights(rows, others).view_as(gates))
+        if rows == others:
+            # a cell's distance from itself is 0, and its weight beside a narrow neighbourhood's would drown the others
+            weights.fill_diagonal_(0)
         shape = sums[:, rows].shape
         sums[:, rows] += (values[:, others].flatten(1) @ weights.mT).view(shape)
         if rows != others:

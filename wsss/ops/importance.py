@@ -73,7 +73,9 @@ def _sampled(logits: Tensor, weights: Tensor, label: Tensor, draws: Tensor | Non
     if draws is not None:
         return multi_label_loss(logits.flatten(2).gather(2, draw_cells(weights, draws)), label)
     share = weights.detach().flatten(2)
-    share = share / share.sum(2, keepdim=True)
+    total = share.sum(2, keepdim=True)
+    # in a map that is 0 everywhere all cells are alike
+    share = torch.where(total > 0, share / total, 1 / share.shape[2])
     wanted = label.to(logits.dtype)[..., None].expand_as(share)
     each = F.binary_cross_entropy_with_logits(logits.flatten(2), wanted, reduction="none")
     return (share * each).sum(2).mean()

@@ -28,7 +28,7 @@ from wsss.run import maybe_file
 from wsss.segmenters.learning import Learning
 from wsss.segmenters.trained import known_classes, settings_of
 from wsss.stages.train import Training
-from wsss.weights import check_initial, load_backbone, load_into
+from wsss.weights import check_batch_norm, check_initial, load_backbone, load_into
 
 KIND, SIGN = "deeplab_v1", "conv_fov.weight"
 
@@ -46,8 +46,8 @@ class Settings:
     """weight of the feature similarity loss; SEAM's and HFPL's final stages have 0"""
     mu: float = 2.5
     """where the gate of the feature similarity loss changes its sign: at a colour distance of 1 / (1 + e^mu)"""
-    sigma: float = 5.0
-    """width of the neighbourhood of the feature similarity loss, in cells"""
+    sigma: float | None = 5.0
+    """width of the neighbourhood of the feature similarity loss, in cells; null: the whole map"""
     augment: DeepLabV1Augment = DeepLabV1Augment()
     """what training pictures and masks go through"""
     # VOC 2012; COCO has 200,000 updates. Update i has the rate (1 - i / (I + 1))^0.9
@@ -65,19 +65,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_range("segmenter.deeplab_v1.similarity", self.similarity, 0)
+        if self.sigma is not None and self.sigma <= 0:
+            raise BadInput("segmenter.deeplab_v1.sigma", str(self.sigma), "a number above 0, or null", "Change it.")
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
             DeepLabV1(2, self.network)
         check_initial("segmenter.deeplab_v1.init", self.network.backbone, self.init)
-        if self.init == "none" and self.network.batch_norm == "frozen":
-            raise BadInput(
-                "segmenter.deeplab_v1.network.batch_norm",
-                "`frozen` with new weights, whose statistics would stay those of nothing",
-                "`live` where init is `none`",
-                "Set it to live, or give initial weights.",
-            )
+        check_batch_norm("segmenter.deeplab_v1.network.batch_norm", self.network.batch_norm, self.init)
 
     def trainable(self, images: Images, masks: Path) -> Learning:
         """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""

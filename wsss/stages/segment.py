@@ -18,7 +18,14 @@ from wsss.segmenters.emanet import Settings as EMANetSettings
 from wsss.segmenters.learning import Learning
 from wsss.segmenters.pspnet import Settings as PSPNetSettings
 from wsss.stages.train import Training
-from wsss.weights import check_initial, classifier_weights, load_backbone, load_deeplab, read_checkpoint
+from wsss.weights import (
+    check_batch_norm,
+    check_initial,
+    classifier_weights,
+    load_backbone,
+    load_deeplab,
+    read_checkpoint,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +69,14 @@ class Settings:
             return chosen
         return dataclasses.replace(chosen, init=classifier_weights("segmenter.init", classifier))
 
-    def check(self) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+    def check(self, usual: "Settings | None" = None) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first.
+
+        Args:
+            usual: what DeepLab v2 is set to where nobody asks for anything else; by default what it is here.
+        """
         if self.kind != "deeplab":
+            self._check_unused(usual or Settings())
             getattr(self, self.kind).check()
             return
         if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
@@ -84,13 +96,18 @@ class Settings:
                 "Set it, or give a file such as deeplabv1_resnet101-coco.pth.",
             )
         check_initial("segmenter.init", self.network.backbone, self.init)
-        if self.init == "none" and self.network.batch_norm == "frozen":
-            raise BadInput(
-                "segmenter.network.batch_norm",
-                "`frozen` with new weights, whose statistics would stay those of nothing",
-                "`live` where init is `none`",
-                "Set it to live, or give initial weights.",
-            )
+        check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
+
+    def _check_unused(self, usual: "Settings") -> None:
+        """Raise BadInput for settings of DeepLab v2 that someone gave, while another segmenter is chosen."""
+        for field in dataclasses.fields(self):
+            if not field.metadata.get("neutral") and getattr(self, field.name) != getattr(usual, field.name):
+                raise BadInput(
+                    f"segmenter.{field.name}",
+                    f"a setting of DeepLab v2, while segmenter.kind is {self.kind}",
+                    f"the settings of the chosen segmenter, segmenter.{self.kind}",
+                    "Give it there, leave it out, or set segmenter.kind to deeplab.",
+                )
 
     def trainable(self, images: Images, masks: Path) -> Learning:
         """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`.
