@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,27 @@ def test_the_same_chance_gives_the_same_view(kind):
     views = [AUGMENTS[kind](image, label, np.random.default_rng(seed))[0] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(views[0], views[1])
     assert not np.array_equal(views[0], views[2])
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.75, 1.1, 1.25, 1.5, 1.75, 2.0, 2.1])
+@pytest.mark.parametrize("size_hw", [(7, 41), (4, 66), (60, 5), (33, 64), (9, 4)])
+def test_labels_are_scaled_as_by_torch(scale, size_hw):
+    label = np.random.default_rng(0).integers(0, 21, size_hw).astype(np.uint8)
+    image = np.zeros((*size_hw, 3), np.uint8)
+    wanted = torch.nn.functional.interpolate(torch.from_numpy(label)[None, None].float(), scale_factor=scale)[0, 0]
+    _, seen = mask_augment.aligned_view(image, label, scale, 0, 0, False, 140)
+    height, width = wanted.shape
+    np.testing.assert_array_equal(seen[:height, :width], wanted.numpy())
+    assert (seen[height:] == 255).all()
+    assert (seen[:, width:] == 255).all()
+
+
+def test_labels_of_a_pixel_stay():
+    _, seen = mask_augment.aligned_view(
+        np.zeros((1, 9, 3), np.uint8), np.full((1, 9), 7, np.uint8), 0.5, 0, 0, False, 9
+    )
+    assert (seen[0, :4] == 7).all()
+    assert (seen == 7).sum() == 4
 
 
 def test_hue_goes_round_and_values_stop():

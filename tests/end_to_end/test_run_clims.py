@@ -1,65 +1,38 @@
 """`wsss run clims`: from tags to a scored segmenter on every layout of data; it goes on after a kill, and from published weights."""
 
-import json
-import shutil
-
 import pytest
-import torch
 import yaml
 
 from tests.conftest import tree
-from tests.data.conftest import write_coco, write_voc
-from tests.end_to_end.conftest import TINY, kill_at
+from tests.end_to_end.conftest import kill_at
+from tests.end_to_end.taught import (
+    AROUND,
+    AUGMENT,
+    FEW,
+    check_config,
+    check_published_weights,
+    check_whole,
+    stages,
+    write_layout,
+)
 from wsss.cli import CONFIGS, main
-from wsss.data.files import read_cams, read_mask
-from wsss.methods import cam
-from wsss.weights import read_weights
 
 # as many sums in the same order as in the process that is killed
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-FEW = {"batch": 2, "epochs": None, "steps": 2, "workers": 0, "checkpoint_steps": 1}
-AUGMENT = {"long_side": [48, 64], "crop": 48}
-CONTENT = {
-    "classifier": {**TINY["classifier"], "training": {**FEW, "optimizer": "adamw", "lr": 0.003}},
-    "clims": {
-        "clip": str(CONFIGS / "demo_clip"),
-        "threshold": 0.1,
-        "augment": AUGMENT,
-        "training": {**FEW, "steps": 4, "lr": 0.01},
-    },
-    "inference": {"scales": [1.0, 0.5]},
-    "tail": {
-        "irnet": {
-            "network": {
-                "backbone": "test_resnet",
-                "init": "classifier",
-                "radius": 4,
-                "augment": {"crop": 48},
-                "training": {**FEW, "lr": 0.01},
-            },
-            "walk": {"doublings": 3},
-        },
-        "segmenter": {**TINY["tail"]["segmenter"], "training": {**FEW, "accumulate": 1, "lr": 0.001}},
-    },
+CLIMS = {
+    "clip": str(CONFIGS / "demo_clip"),
+    "threshold": 0.1,
+    "augment": AUGMENT,
+    "training": {**FEW, "steps": 4, "lr": 0.01},
 }
-STAGES = (
-    "classifier",
-    "clims",
-    "cams",
-    "irnet-labels",
-    "irnet",
-    "irnet-walk",
-    "masks",
-    "segmenter",
-)
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     """Settings of a run that takes seconds."""
     path = tmp_path_factory.mktemp("config") / "clims.yaml"
-    path.write_text(yaml.safe_dump(CONTENT))
+    path.write_text(yaml.safe_dump({**AROUND, "clims": CLIMS}))
     return path
 
 
@@ -72,23 +45,11 @@ def whole(tmp_path_factory, shapes, settings, one_torch_thread):
 
 
 def test_every_stage_is_there(whole, shapes):
-    for name in (shapes / "ImageSets/Segmentation/train.txt").read_text().split():
-        _, maps = read_cams(whole / "cams" / f"{name}.npz")
-        assert 0 <= maps.min() <= maps.max() <= 1
-        assert read_mask(whole / "masks" / f"{name}.png").shape == maps.shape[1:]
-    for stage in (*STAGES, "cams-scores", "irnet-walk-scores", "masks-scores", "predictions", "predictions-scores"):
-        assert (whole / stage / "done.json").exists()
-    baseline, _ = read_weights(whole / "classifier" / "weights.safetensors")
-    taught, _ = read_weights(whole / "clims" / "weights.safetensors")
-    assert baseline.keys() == taught.keys()
-    assert not torch.equal(baseline["classifier.weight"], taught["classifier.weight"])
-    history = json.loads((whole / "clims" / "history.json").read_text())
-    assert all(update["object_text"] > 0 for update in history)
-    assert "clims on" in (whole / "report.html").read_text()
+    assert all(update["object_text"] > 0 for update in check_whole(whole, shapes, "clims"))
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, whole, shapes):
-    alone = {**CONTENT["clims"], "init": str(whole / "classifier" / "weights.safetensors")}
+    alone = {**CLIMS, "init": str(whole / "classifier" / "weights.safetensors")}
     (tmp_path / "clims.yaml").write_text(yaml.safe_dump(alone))
     words = ["train", "clims", "--data", str(shapes), "--config", str(tmp_path / "clims.yaml")]
     words += ["--out", str(tmp_path / "clims")]
@@ -100,25 +61,11 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, whole, shapes):
 
 @pytest.mark.parametrize("layout", ["voc", "coco", "folder"])
 def test_every_layout_of_data(tmp_path, settings, shapes, layout, capsys):
-    if layout == "folder":
-        data = tmp_path / "data"
-        names = (shapes / "ImageSets/Segmentation/train.txt").read_text().split()[:4]
-        for number, name in enumerate(names):
-            (data / "images").mkdir(parents=True, exist_ok=True)
-            shutil.copy(shapes / "JPEGImages" / f"{name}.jpg", data / "images" / f"{number}.jpg")
-        # the last one has no tag
-        tags = ("gnome", "gnome;fox", "fox", "")
-        rows = "".join(f"images/{number}.jpg,{tag}\n" for number, tag in enumerate(tags))
-        (data / "tags.csv").write_text(f"image,tags\n{rows}")
-        words = tmp_path / "words.yaml"
-        words.write_text("prompts: {gnome: garden gnome}\ncooccurring: {gnome: [lawn, hedge]}\n")
-        options = ["--clims.words", str(words)]
-    else:
-        data = {"voc": write_voc, "coco": write_coco}[layout](tmp_path / layout)
-        options = []
-    run = ["run", "clims", "--data", str(data), "--config", str(settings), "--out", str(tmp_path / "run"), *options]
+    words = {"prompts": {"gnome": "garden gnome"}, "cooccurring": {"gnome": ["lawn", "hedge"]}}
+    data = write_layout(tmp_path, layout, shapes, "clims", words)
+    run = ["run", "clims", *data, "--config", str(settings), "--out", str(tmp_path / "run")]
     assert main(run) == 0, capsys.readouterr().err[-3000:]
-    for stage in STAGES:
+    for stage in stages("clims"):
         assert (tmp_path / "run" / stage / "done.json").exists()
 
 
@@ -131,16 +78,8 @@ def test_trained_weights_stand_in_for_both_trainings(tmp_path, whole, shapes, se
     assert "segmenter" in capsys.readouterr().out
 
 
-def test_published_weights_localize_without_training(tmp_path, capsys):
-    data = write_voc(tmp_path / "voc")
-    network = cam.Network("resnet50", 20)
-    state = network.state_dict()
-    torch.save(state | {"newly_added.0.weight": state["classifier.weight"]}, tmp_path / "res50_clims.pth")
-    words = ["--weights", str(tmp_path / "res50_clims.pth"), "--data", str(data), "--scales", "[1.0]"]
-    assert main(["localize", "clims", *words, "--out", str(tmp_path / "cams")]) == 0, capsys.readouterr().err
-    classes, maps = read_cams(tmp_path / "cams" / "2007_000032.npz")
-    assert classes.tolist() == [0, 14]
-    assert maps.shape == (2, 30, 40)
+def test_published_weights_localize_without_training(tmp_path):
+    check_published_weights(tmp_path, "clims")
 
 
 def test_what_cannot_be_used_is_refused_before_the_baseline_is_trained(tmp_path, shapes, settings, capsys):
@@ -157,16 +96,4 @@ def test_training_alone_asks_for_a_classifier(tmp_path, shapes, capsys):
 
 @pytest.mark.parametrize("name", ["clims_coco", "clims_camera_ready"])
 def test_published_settings(tmp_path, name, capsys):
-    config = CONFIGS / f"{name}.yaml"
-    words = ["--data", str(tmp_path), "--out", str(tmp_path), "--config", str(config), "--print_config"]
-    with pytest.raises(SystemExit):
-        main(["run", "clims", *words])
-    printed = yaml.safe_load(capsys.readouterr().out)
-    for key, value in flat(yaml.safe_load(config.read_text())).items():
-        assert flat(printed)[key] == value
-
-
-def flat(content, prefix=""):
-    if not isinstance(content, dict):
-        return {prefix: content}
-    return {name: item for key, value in content.items() for name, item in flat(value, f"{prefix}.{key}").items()}
+    check_config(tmp_path, "clims", name, capsys)

@@ -88,7 +88,7 @@ def test_bad_choices(shapes, tmp_path, capsys):
     words = ("run", "vwl", "--data", shapes, "--out", tmp_path / "run", "--tail.segmenter.kind", "emanet")
     assert run(*words, "--tail.segmenter.head_lr", "[2, 2]", "--vwl.init", "none") == 2
     assert "segmenter.head_lr: found a setting of DeepLab v2" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "vwl").exists()
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ from wsss.weights import WEIGHTS, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
+
 def settings_of(folder: Path, images, **changes) -> clims.Settings:
     """Settings with a CLIP, a classifier and words in `folder`."""
     if not folder.exists():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -241,6 +242,17 @@ def test_the_mirror_image_has_mirrored_maps(squares):
     one = maps_of.cams(maps_of.prepare(picture), (32, 36), label).maps
     other = maps_of.cams(maps_of.prepare(picture[:, ::-1].copy()), (32, 36), label).maps
     np.testing.assert_allclose(one, other[:, :, ::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_val_without_tags_has_no_maps_to_score(tagged, squares, tmp_path, monkeypatch):
+    val = dataclasses.replace(squares, labels=squares.labels & tagged)
+    data = Mock(Dataset, seed_split=None, val="val", split=Mock(return_value=val))
+    made = []
+    for stage in ("localize", "evaluate_cams", "walk_to_masks", "evaluate_masks"):
+        monkeypatch.setattr(icam, stage, lambda *_, out, **__: (made.append(out.name), out)[1])
+    icam.score_both_splits(tmp_path, data, icam.Recipe(), tmp_path)
+    assert made == (["cams-val", "cams-val-scores", "masks-val", "masks-val-scores"] if tagged else [])
 
 
 def test_the_lowest_pixels_of_seam():

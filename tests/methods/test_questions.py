@@ -354,6 +354,10 @@ BAD_PUBLISHED = [
         {"profile": {}, "feats": {"a": {"red": {"answers": ["sky"], "answer_feats": np.zeros((2, 3))}}}},
         "other features than answers",
     ),
+    (
+        {"profile": {}, "feats": {"a": {"red": {"answers": ["sky"], "answer_feats": np.array([["x"]])}}}},
+        "other features than answers",
+    ),
 ]
 
 

@@ -83,7 +83,10 @@ def test_gates_and_neighbourhoods_at_their_limits(kind, mu, sigma):
 
 
 def test_mixed_precision_leaves_it_alone():
-    maps, colours = random((1, 3, 20, 20), kind=torch.float32).requires_grad_(), random((1, 3, 20, 20), 1, torch.float32)
+    maps, colours = (
+        random((1, 3, 20, 20), kind=torch.float32).requires_grad_(),
+        random((1, 3, 20, 20), 1, torch.float32),
+    )
     wanted = feature_similarity_loss(maps, colours)
     with torch.autocast("cpu", torch.bfloat16):
         ours = feature_similarity_loss(maps, colours)

@@ -42,13 +42,9 @@ def aligned_view(
     if scale != 1:
         size_hw = [max(1, int(side * scale)) for side in label.shape]
         planes = F.interpolate(planes, size_hw, mode="bilinear", align_corners=True)
-        # in single precision, as torch's own nearest neighbour is
-        step = np.float32(1 / scale)
-        rows, columns = (
-            np.minimum(np.arange(new, dtype=np.float32) * step, old - 1).astype(int)
-            for new, old in zip(size_hw, label.shape, strict=True)
-        )
-        label = label[rows][:, columns]
+        # torch's own, as published: it has rules of its own where sizes stay or double; of a side below a pixel one is left
+        by = {"scale_factor": scale} if min(label.shape) * scale >= 1 else {"size": size_hw}
+        label = F.interpolate(torch.from_numpy(label)[None, None].float(), **by)[0, 0].byte().numpy()
     view = crop_at(planes[0].permute(1, 2, 0).numpy(), crop, top, left, 0)
     label = crop_at(label, crop, top, left, IGNORE)
     if flip:

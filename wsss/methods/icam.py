@@ -436,7 +436,7 @@ def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
 
 
 def score_both_splits(run: Path, data: Dataset, settings: Recipe, trained: Path) -> None:
-    """Scores of the segmenter on the split that maps were scored on, and of maps and pseudo masks on val, where there are true masks.
+    """Scores of the segmenter on the split that maps were scored on, and of maps and pseudo masks on val, if it has true masks and tags.
 
     Maps of val take its tags, so these scores say how good maps are, and nothing of pictures without tags. Pseudo masks come from
     AffinityNet alone; other refiners have none here.
@@ -446,9 +446,9 @@ def score_both_splits(run: Path, data: Dataset, settings: Recipe, trained: Path)
         seeds = data.split(data.seed_split)
         predictions = predict(tail.test, seeds, weights=run / "segmenter", out=run / "predictions-train")
         evaluate_masks(tail.scores, seeds, masks=predictions, out=run / "predictions-train-scores")
-    if not data.val or not data.split(data.val).has_masks:
+    val = data.split(data.val) if data.val else None
+    if val is None or not val.has_masks or not val.labels.any():
         return
-    val = data.split(data.val)
     cams = localize(settings.inference, val, weights=trained, out=run / "cams-val")
     evaluate_cams(tail.scores, val, cams=cams, out=run / "cams-val-scores")
     if tail.refiner == "affinitynet":

@@ -271,7 +271,7 @@ def read_published_background(path: Path, questions: Sequence[str]) -> tuple[Sai
             raise BadInput(path, f"an entry {key} without answers", _FEATURES, "Fetch it again.")
         if rows is None:
             texts = []  # published training leaves such a pair out, whatever its answers
-        elif not isinstance(rows, np.ndarray) or rows.ndim != 2 or len(rows) != len(texts):
+        elif not isinstance(rows, np.ndarray) or rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) != len(texts):
             raise BadInput(path, f"an entry {key} with other features than answers", _FEATURES, "Fetch it again.")
         answers[key] = tuple(texts)
         features.update(zip(texts, rows if rows is not None else (), strict=True))
