@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import tree, write_squares
+from tests.conftest import check_a_stop, write_squares
 from tests.end_to_end.conftest import ENVIRONMENT
+from tests.methods.double import Double
 from wsss import launch
 from wsss.cli import CONFIGS, main
 from wsss.data.augment import JitteredAugment
@@ -21,7 +21,7 @@ from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.methods import icam, seam
 from wsss.networks.seam import Network
-from wsss.stages.train import CHECKPOINT, Training, train
+from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 VARIANTS = ("icam", "hfpl", "seam")
@@ -283,43 +283,8 @@ def test_maps_are_those_of_the_trained_variant(tmp_path, squares):
 
 
 @pytest.mark.parametrize("variant", ["icam", "hfpl"])
-def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, monkeypatch, variant):
-    train(small(variant, dropout=0.5), squares, out=tmp_path / "whole")
-    forward, updates = icam.Learning.forward, []
-
-    def killed(self, batch):
-        updates.append(1)
-        if len(updates) > 3:
-            raise KeyboardInterrupt
-        return forward(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(icam.Learning, "forward", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(small(variant, dropout=0.5), squares, out=tmp_path / "killed")
-    assert (tmp_path / "killed" / CHECKPOINT).exists()
-    train(small(variant, dropout=0.5), squares, out=tmp_path / "killed")
-    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
-
-
-@dataclasses.dataclass(frozen=True)
-class Double:
-    """A training in float64, whose rounding moves no drawn cell and cannot hide a wrong gradient."""
-
-    icam: icam.Settings
-
-    @property
-    def training(self) -> Training:
-        return self.icam.training
-
-    def trainable(self, images: Images) -> icam.Learning:
-        learning = self.icam.trainable(images).double()
-        learning.examples = partial(in_double, learning.examples)
-        return learning
-
-
-def in_double(examples, index, rng):
-    return {name: value.double() for name, value in examples(index, rng).items()}
+def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, variant):
+    check_a_stop(lambda out: train(small(variant, dropout=0.5), squares, out=out), tmp_path, icam.Learning, 3)
 
 
 def train_all(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import check_a_stop, write_squares
 from tests.end_to_end.conftest import ENVIRONMENT
+from tests.methods.double import Double
 from wsss import launch
 from wsss.data.augment import ClassifierAugment
-from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.methods import vwl
 from wsss.networks.deeplab import create_deeplab
@@ -218,26 +217,6 @@ def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, variant):
         state, _ = read_weights(tmp_path / "whole" / WEIGHTS)
         assert state["bank.updates"] == 5
         assert state["bank.codebook"].shape == (8, state["fc_b.weight"].shape[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Double:
-    """A training in float64, whose rounding turns no assignment over and cannot hide a wrong gradient."""
-
-    vwl: vwl.Settings
-
-    @property
-    def training(self) -> Training:
-        return self.vwl.training
-
-    def trainable(self, images: Images) -> vwl.Learning:
-        learning = self.vwl.trainable(images).double()
-        learning.examples = partial(in_double, learning.examples)
-        return learning
-
-
-def in_double(examples, index, rng):
-    return {name: value.double() for name, value in examples(index, rng).items()}
 
 
 def train_all(folder: Path) -> None:

@@ -29,7 +29,7 @@ from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, check_range
 from wsss.methods import cam, seam
 from wsss.networks.seam import Network, correlated, resized
-from wsss.ops.feature_similarity import feature_similarity_loss
+from wsss.ops.feature_similarity import check_sigma, feature_similarity_loss
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
 from wsss.recipe import Tail, finish
 from wsss.refiners.affinitynet import Labels, Refinement, Walk, walk_to_masks
@@ -110,8 +110,7 @@ class Settings:
         check_range("samples", self.published.samples, 0)
         check_range("similarity", self.published.similarity, 0)
         check_range("view_scale", self.view_scale, 0.01, 1)
-        if self.sigma is not None and self.sigma <= 0:
-            raise BadInput("sigma", str(self.sigma), "a number above 0, or null", "Change it.")
+        check_sigma("sigma", self.sigma)
 
     @property
     def published(self) -> Published:

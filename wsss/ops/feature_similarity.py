@@ -58,9 +58,14 @@ def feature_similarity_loss(
             f"{len(maps)} of {maps.shape[2]}x{maps.shape[3]}, as the maps",
             "Resize them.",
         )
-    if sigma is not None and sigma <= 0:
-        raise BadInput("sigma of the feature similarity loss", str(sigma), "a number above 0, or none", "Change it.")
+    check_sigma("sigma of the feature similarity loss", sigma)
     return _FeatureSimilarity.apply(maps, colours.detach(), mu, sigma, max_distance, colour_norm)
+
+
+def check_sigma(where: str, sigma: float | None) -> None:
+    """Raise BadInput for a width of the neighbourhood that is not above 0; None is none."""
+    if sigma is not None and sigma <= 0:
+        raise BadInput(where, str(sigma), "a number above 0, or null", "Change it.")
 
 
 class _FeatureSimilarity(torch.autograd.Function):

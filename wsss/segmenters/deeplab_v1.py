@@ -20,10 +20,10 @@ from wsss import launch
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, denormalised
 from wsss.data.images import Images
 from wsss.data.mask_augment import DeepLabV1Augment, scaled
-from wsss.errors import BadInput, check_range
+from wsss.errors import check_range
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Settings, enlarged
-from wsss.ops.feature_similarity import feature_similarity_loss
+from wsss.ops.feature_similarity import check_sigma, feature_similarity_loss
 from wsss.run import maybe_file
 from wsss.segmenters.learning import Learning
 from wsss.segmenters.trained import known_classes, settings_of
@@ -65,8 +65,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_range("segmenter.deeplab_v1.similarity", self.similarity, 0)
-        if self.sigma is not None and self.sigma <= 0:
-            raise BadInput("segmenter.deeplab_v1.sigma", str(self.sigma), "a number above 0, or null", "Change it.")
+        check_sigma("segmenter.deeplab_v1.sigma", self.sigma)
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
