@@ -78,6 +78,7 @@ def test_as_a_backbone():
     ("name", "stride", "found"),
     [
         ("resnet38", 16, "output stride of resnet38: found 16"),
+        ("resnet10t", 4, "output stride of resnet10t: found 4; expected 8, 16 or 32"),
         ("resnet38-narrow3", 8, "a width divided by 3"),
         ("resnet38-narrow0", 8, "a width divided by 0"),
         ("resnet38-narrow128", 8, "a width divided by 128"),

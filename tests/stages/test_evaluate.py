@@ -122,6 +122,19 @@ def test_contour_scores_of_single_pictures_and_of_classes_that_occur(tmp_path, s
     assert not (tmp_path / "none" / PER_IMAGE_CONTOUR).exists()
 
 
+def test_contour_tolerance_in_pixels(tmp_path, squares):
+    for i, name in enumerate(squares.names):
+        write_mask(tmp_path / "masks" / f"{name}.png", np.roll(squares.read_mask(i), 3, axis=1))
+    masks, measured = finished(tmp_path / "masks"), {}
+    for pixels in (1, 2, 3):
+        out = tmp_path / str(pixels)
+        evaluate_masks(Settings(contour_tolerance=pixels), squares, masks=masks, out=out)
+        measured[pixels] = json.loads((out / SCORES).read_text())["contour"]["mean_f"]
+    assert measured[1] <= measured[2] < measured[3] and measured[3] > 0.99
+    with pytest.raises(BadInput, match="contour tolerance: found 2.5"):
+        Settings(contour_tolerance=2.5)
+
+
 def test_without_true_masks(tmp_path, squares):
     blind = dataclasses.replace(squares, masks=(*squares.masks[:-1], None))
     with pytest.raises(BadInput, match="1 of 12 pictures without a true mask"):

@@ -51,7 +51,7 @@ class TimmBackbone(nn.Module):
             close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "resnet50, resnet10t, convnext_atto"
             raise BadInput(
                 f"backbone {name}",
-                f"a model that cannot be made with features at stride {output_stride} ({error})",
+                f"a model that cannot be made with features at stride {output_stride} ({type(error).__name__}: {error})",
                 f"resnet{{{','.join(map(str, DEPTHS))}}} or a timm model that offers features_only and output_stride",
                 f"Try one of: {close}.",
             ) from error
@@ -114,6 +114,8 @@ def create_backbone(name: str, output_stride: int = 16) -> ResNet | ResNet38 | T
     Raises:
         BadInput: there is no such backbone, or it does not give that stride.
     """
+    if output_stride not in (8, 16, 32):
+        raise BadInput(f"output stride of {name}", str(output_stride), "8, 16 or 32", "Choose one of these.")
     if match := re.fullmatch(r"resnet38(?:-narrow(\d+))?", name):
         divisor = int(match[1] or 1)
         if divisor < 1 or 64 % divisor:
@@ -126,8 +128,6 @@ def create_backbone(name: str, output_stride: int = 16) -> ResNet | ResNet38 | T
     match = re.fullmatch(r"resnet(\d+)", name)
     if match and int(match[1]) in DEPTHS:
         layouts = {32: ((1, 2, 2, 2), (1, 1, 1, 1)), 16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 2))}
-        if output_stride not in layouts:
-            raise BadInput("output stride", str(output_stride), "8, 16 or 32", "Choose one of these.")
         return ResNet(int(match[1]), *layouts[output_stride])
     return TimmBackbone(name, output_stride)
 

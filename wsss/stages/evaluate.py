@@ -13,6 +13,7 @@ from wsss.data.files import read_cams, read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
 from wsss.metrics import Background, ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
+from wsss.ops.contour import tolerance_radius
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.storage import read_json, write_json
@@ -34,11 +35,11 @@ class Settings:
     contour: bool = True
     """measure the contour F-score too"""
     contour_tolerance: float = 0.008
-    """how far contours may be apart: a share of the picture's diagonal"""
+    """how far contours may be apart: a share of the picture's diagonal, or from 1 on a whole number of pixels"""
 
     def __post_init__(self) -> None:
         check_range("scores.thresholds", self.thresholds, 0, 1 if self.background == "constant" else 1000)
-        check_range("scores.contour_tolerance", self.contour_tolerance, 0, 1)
+        tolerance_radius((1, 1), self.contour_tolerance)  # refuses what is neither
 
     def of_constants(self) -> "Settings":
         """These settings for maps whose background score is a constant."""
