@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from tests.conftest import check_a_stop, write_squares
+from tests.double import Double
 from tests.end_to_end.conftest import ENVIRONMENT
-from tests.methods.double import Double
 from wsss import launch
 from wsss.cli import CONFIGS, main
 from wsss.data.augment import JitteredAugment

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import check_a_stop, write_squares
+from tests.double import Double
 from tests.end_to_end.conftest import ENVIRONMENT
-from tests.methods.double import Double
 from wsss import launch
 from wsss.data.augment import ClassifierAugment
 from wsss.errors import BadInput

@@ -3,37 +3,17 @@
 Apart from the tests, whose imports are slow since types are checked there.
 """
 
-import dataclasses
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from tests.double import Double
 from wsss import launch
 from wsss.data.augment import AffinityAugment, PosteriorAugment
-from wsss.data.images import Images
 from wsss.refiners import affinitynet, irnet
 from wsss.stages.train import Training, train
 
 BACKBONE = "test_resnet"  # timm's, of 0.4 million parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Double:
-    """Training in float64, whose rounding cannot hide a wrong gradient."""
-
-    settings: Any
-
-    @property
-    def training(self) -> Training:
-        return self.settings.training
-
-    def trainable(self, images: Images, labels: Path) -> torch.nn.Module:
-        learning = self.settings.trainable(images, labels=labels).double()
-        learning.register_forward_pre_hook(lambda _, given: {**given[0], "image": given[0]["image"].double()})
-        return learning
 
 
 def work(folder: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from tests.double import Double
 from wsss import launch
 from wsss.data.augment import SegmenterAugment
 from wsss.data.files import write_mask
@@ -54,25 +54,6 @@ def write_truths(images: Images, folder: Path, known: bool = True) -> Path:
             mask[:, np.arange(mask.shape[1]) % (index % 4 + 2) == 0] = IGNORE
         write_mask(folder / f"{name}.png", mask)
     return folder
-
-
-@dataclasses.dataclass(frozen=True)
-class Double:
-    """Training in float64, whose rounding cannot hide a wrong gradient; without dropout, which draws by process."""
-
-    settings: Any
-
-    @property
-    def training(self) -> Training:
-        return self.settings.training
-
-    def trainable(self, images: Images, masks: Path) -> torch.nn.Module:
-        learning = self.settings.trainable(images, masks=masks).double()
-        for layer in learning.modules():
-            if isinstance(layer, torch.nn.Dropout | torch.nn.Dropout2d):
-                layer.p = 0
-        learning.register_forward_pre_hook(lambda _, given: {**given[0], "image": given[0]["image"].double()})
-        return learning
 
 
 def work(folder: Path) -> None:

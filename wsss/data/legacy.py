@@ -1,23 +1,22 @@
 """Label and CAM files that other projects pickled into `.npy` files, read without running anything that stands in them.
 
-A pickle is a program for a stack machine. The machine here knows the few instructions that build dictionaries, lists,
-tuples, numbers and texts, and of all functions only those that rebuild NumPy arrays and torch tensors, which
-it replaces by its own: it imports nothing, calls nothing of the file's choice and hands no byte to `pickle` or `torch.load`.
+Of all functions that a pickle can ask for, those that rebuild NumPy arrays and torch tensors are known, and replaced by ones of this file
+(`wsss.pickled` runs the rest).
 """
 
 import dataclasses
 import io
 import math
-import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from wsss.errors import BadInput
+from wsss.pickled import Forbidden, Unfinished, exactly, run
 
 _EXPECTED = "a .npy file with a dictionary of numbers, texts, NumPy arrays and torch tensors"
 _DO = "Take the file from its source again; if it needs other types, write its arrays with np.savez instead."
@@ -35,7 +34,7 @@ def read_legacy(path: Path) -> Any:
         raise BadInput(path, f"no readable file ({error.strerror})", _EXPECTED, "Check the path.") from error
     try:
         return _npy(stream)
-    except _Forbidden as error:
+    except Forbidden as error:
         raise BadInput(path, str(error), f"{_EXPECTED} alone", "Do not open it with anything else either.") from error
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, SyntaxError, EOFError) as error:
         raise BadInput(path, f"a broken file ({type(error).__name__}: {error})", _EXPECTED, _DO) from error
@@ -111,10 +110,6 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)} entries" if isinstance(value, dict | list | tuple) else "")
 
 
-class _Forbidden(ValueError):
-    """The file asks for something that plain data does not need."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Global:
     """The name of a function or class, as it stands in a pickle."""
@@ -126,14 +121,6 @@ class _Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclasses.dataclass
-class _Unfinished:
-    """An array or element type that waits for its state, and the places in the memo that hold it."""
-
-    finish: Callable[[Any], Any]
-    places: list[int] = dataclasses.field(default_factory=list)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Storage:
     dtype: np.dtype
@@ -141,163 +128,71 @@ class _Storage:
     numel: int
 
 
-# Instructions that push their argument as it is
-_PLAIN = frozenset(
-    (
-        "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-        "STRING", "SHORT_BINSTRING", "BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
-        "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
-    )
-)  # fmt: skip
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
+class _Arrays:
+    """What a pickle of arrays may say.
 
+    Args:
+        n_bytes: of the whole file, which hands each of them to a function once or twice; one that hands the same ones over and over fills
+            the memory.
+        functions: whether it may rebuild arrays.
+    """
 
-def _run(stream: io.BytesIO, functions: bool = True) -> Any:
-    """Run one pickle and leave the stream behind it; `functions` says whether it may rebuild arrays."""
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    # A whole file hands each of its bytes to a function once or twice; one that hands the same ones over and over fills the memory
-    allowance = 4 * stream.getbuffer().nbytes
+    def __init__(self, n_bytes: int, functions: bool = True) -> None:
+        self.allowance, self.functions = 4 * n_bytes, functions
 
-    def to_mark() -> list[Any]:
-        at = marks.pop()
-        items = stack[at:]
-        del stack[at:]
-        return items
+    def meaning(self, module: str, name: str) -> _Global | str:
+        asked = _Global(re.sub(r"^numpy\.core\b", "numpy._core", module), name)  # NumPy 2 renamed it
+        if str(asked) in _ELEMENTS:
+            return str(asked)
+        if str(asked) not in _STORAGES and not (self.functions and str(asked) in (*_FUNCTIONS, "numpy.ndarray")):
+            raise Forbidden(f"the forbidden function or class {module}.{name}")
+        return asked
 
-    def spend(arguments: tuple[Any, ...]) -> None:
-        nonlocal allowance
-        allowance -= sum(len(argument) for argument in arguments if isinstance(argument, str | bytes))
-        if allowance < 0:
-            raise _Forbidden("a pickle that copies its content over and over")
+    def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        self._spend(arguments)
+        return _FUNCTIONS[str(exactly(_Global, function))](*arguments)
 
-    def pop(count: int) -> list[Any]:
-        if len(stack) < count:
-            raise ValueError("a pickle that takes more than it has put down")
-        items = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return items
+    def finish(self, unfinished: Unfinished, state: Any) -> Any:
+        self._spend(exactly(tuple, state))
+        return unfinished.finish(state)
 
-    def put(place: int) -> None:
-        memo[place] = stack[-1]
-        if isinstance(stack[-1], _Unfinished):
-            stack[-1].places.append(place)
+    def storage(self, reference: Any) -> _Storage:
+        return _storage_named(*exactly(tuple, reference))
 
-    for opcode, operand, position in pickletools.genops(stream):
-        name, argument = opcode.name, cast(Any, operand)
-        if name in _PLAIN:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name]())
-        elif name in ("PROTO", "FRAME"):
-            continue
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            put(argument)
-        elif name == "MEMOIZE":
-            put(len(memo))
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "TUPLE":
-            stack.append(tuple(to_mark()))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(tuple(pop(int(name[-1]))))
-        elif name == "LIST":
-            stack.append(to_mark())
-        elif name in ("APPEND", "APPENDS"):
-            items = to_mark() if name == "APPENDS" else pop(1)
-            _check(stack[-1], list).extend(items)
-        elif name == "DICT":
-            stack.append(_filled({}, to_mark()))
-        elif name in ("SETITEM", "SETITEMS"):
-            items = to_mark() if name == "SETITEMS" else pop(2)
-            _filled(_check(stack[-1], dict), items)
-        elif name == "GLOBAL":
-            stack.append(_allowed(*argument.split(" ", 1), functions=functions))
-        elif name == "STACK_GLOBAL":
-            module, attribute = pop(2)
-            stack.append(_allowed(_check(module, str), _check(attribute, str), functions=functions))
-        elif name == "REDUCE":
-            function, arguments = pop(2)
-            spend(_check(arguments, tuple))
-            stack.append(_FUNCTIONS[str(_check(function, _Global))](*arguments))
-        elif name == "BUILD":
-            unfinished, state = pop(2)
-            spend(_check(state, tuple))
-            stack.append(_check(unfinished, _Unfinished).finish(state))
-            for place in unfinished.places:
-                memo[place] = stack[-1]
-        elif name == "BINPERSID":
-            stack.append(_storage_named(*_check(pop(1)[0], tuple)))
-        elif name == "STOP":
-            return pop(1)[0]
-        else:
-            raise _Forbidden(f"the pickle instruction {name} at byte {position}, which plain data does not need")
-    raise ValueError("a pickle without an end")
-
-
-def _check(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"{type(value).__name__} where {kind.__name__} belongs")
-    return value
-
-
-def _filled(dictionary: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
-    if len(items) % 2:
-        raise ValueError("a key without a value")
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if not (type(key) is str or (type(key) is int and abs(key) < 2**63)):
-            raise ValueError(f"a key of type {type(key).__name__}")
-        dictionary[key] = value
-    return dictionary
-
-
-def _allowed(module: str, name: str, *, functions: bool) -> _Global | str:
-    asked = _Global(re.sub(r"^numpy\.core\b", "numpy._core", module), name)  # NumPy 2 renamed it
-    if str(asked) in _ELEMENTS:
-        return str(asked)
-    if str(asked) not in _STORAGES and not (functions and str(asked) in (*_FUNCTIONS, "numpy.ndarray")):
-        raise _Forbidden(f"the forbidden function or class {module}.{name}")
-    return asked
+    def _spend(self, arguments: tuple[Any, ...]) -> None:
+        self.allowance -= sum(len(argument) for argument in arguments if isinstance(argument, str | bytes))
+        if self.allowance < 0:
+            raise Forbidden("a pickle that copies its content over and over")
 
 
 def _bytes(value: Any) -> bytes:
-    return value.encode("latin-1") if isinstance(value, str) else _check(value, bytes)  # Python 2 wrote texts
+    return value.encode("latin-1") if isinstance(value, str) else exactly(bytes, value)  # Python 2 wrote texts
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if any(type(size) is not int or size < 0 for size in _check(value, tuple)):
+    if any(type(size) is not int or size < 0 for size in exactly(tuple, value)):
         raise ValueError("a shape that is no tuple of sizes")
     return value
 
 
-def _dtype(code: str, align: Any = False, copy: Any = False) -> _Unfinished:
-    if not re.fullmatch(r"[|<>=]?([biuf][1248]|[SU]\d{1,6}|O8?)", _check(code, str)):
+def _dtype(code: str, align: Any = False, copy: Any = False) -> Unfinished:
+    if not re.fullmatch(r"[|<>=]?([biuf][1248]|[SU]\d{1,6}|O8?)", exactly(str, code)):
         raise ValueError(f"elements of type {code!r:.80}")
 
     def finish(state: tuple[Any, ...]) -> np.dtype:
-        order = _check(state[1], str)
+        order = exactly(str, state[1])
         if order not in ("|", "<", ">", "="):
             raise ValueError(f"byte order {order!r:.80}")
         return np.dtype(code).newbyteorder(order)
 
-    return _Unfinished(finish)
+    return Unfinished(finish)
 
 
 def _filled_array(data: Any, dtype: Any, shape: Any, fortran: Any = False) -> Any:
     if not isinstance(dtype, np.dtype):
         raise ValueError("an array without a type of elements")
     if dtype.hasobject:
-        if _sizes(shape) != () or len(_check(data, list)) != 1:
+        if _sizes(shape) != () or len(exactly(list, data)) != 1:
             raise ValueError("an array of several objects")
         return data[0]
     values = np.frombuffer(_bytes(data), dtype)
@@ -306,12 +201,12 @@ def _filled_array(data: Any, dtype: Any, shape: Any, fortran: Any = False) -> An
     return values.reshape(shape, order="F" if fortran is True else "C")
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Unfinished:
+def _reconstruct(kind: Any, shape: Any, code: Any) -> Unfinished:
     def finish(state: tuple[Any, ...]) -> Any:
         _, shape, dtype, fortran, data = state
         return _filled_array(data, dtype, shape, fortran)
 
-    return _Unfinished(finish)
+    return Unfinished(finish)
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
@@ -319,24 +214,24 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    if _check(encoding, str) not in ("latin1", "latin-1"):
-        raise _Forbidden(f"the forbidden function _codecs.encode with the encoding {encoding!r:.80}")
+    if exactly(str, encoding) not in ("latin1", "latin-1"):
+        raise Forbidden(f"the forbidden function _codecs.encode with the encoding {encoding!r:.80}")
     return _bytes(text)
 
 
 def _storage_named(kind: Any, storage: Any, key: Any, place: Any, numel: Any, view: Any = None) -> _Storage:
-    if _check(kind, str) != "storage" or view is not None:
+    if exactly(str, kind) != "storage" or view is not None:
         raise ValueError("a torch storage that is a view of another")
-    return _Storage(_STORAGES[str(_check(storage, _Global))], _check(key, str), _sizes((numel,))[0])
+    return _Storage(_STORAGES[str(exactly(_Global, storage))], exactly(str, key), _sizes((numel,))[0])
 
 
 def _storage_from_bytes(blob: Any) -> np.ndarray:
     """The numbers of a storage in the form that torch wrote before its zip files: five pickles, a length, the numbers."""
     stream = io.BytesIO(_bytes(blob))
-    magic, protocol, system, storage, keys = (_run(stream, functions=False) for _ in range(5))
-    if magic != 0x1950A86A20F9469CFC6C or protocol != 1001 or not _check(system, dict).get("little_endian"):
+    magic, protocol, system, storage, keys = (run(stream, _Arrays(len(blob), functions=False)) for _ in range(5))
+    if magic != 0x1950A86A20F9469CFC6C or protocol != 1001 or not exactly(dict, system).get("little_endian"):
         raise ValueError("no torch storage")
-    if keys != [_check(storage, _Storage).key]:
+    if keys != [exactly(_Storage, storage).key]:
         raise ValueError("a torch storage without its numbers")
     count = int.from_bytes(stream.read(8), "little")
     data = stream.read()
@@ -379,7 +274,7 @@ def _npy(stream: io.BytesIO) -> Any:
     if dtype.hasobject:
         if dtype != np.dtype(object) or shape != ():
             raise ValueError(f"an array of {shape} objects")
-        return _run(stream)
+        return run(stream, _Arrays(stream.getbuffer().nbytes))
     if dtype.kind not in "biufSU":
         raise ValueError(f"elements of type {dtype}")
     return _filled_array(stream.read(), dtype, shape, fortran)

@@ -1,0 +1,159 @@
+"""Pickles read as data. A pickle is a program for a stack machine; the machine here imports nothing and calls nothing of the file's choice.
+
+It knows the instructions that build dictionaries, lists, tuples, numbers and texts. What a name in a pickle stands for, and what a call of
+it gives, its reader says: `wsss.data.legacy` for `.npy` files of other projects, `wsss.torchscript` for TorchScript archives. The machine
+takes no more memory than the pickle has bytes, and no byte goes to `pickle` or `torch.load`.
+"""
+
+import dataclasses
+import io
+import pickletools
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+
+class Forbidden(ValueError):
+    """The pickle asks for something that its reader has no meaning for."""
+
+
+@dataclasses.dataclass(eq=False)
+class Unfinished:
+    """A value that waits for its state, and the places in the memo that hold it."""
+
+    finish: Callable[[Any], Any]
+    """takes the state and gives the value"""
+    places: list[int] = dataclasses.field(default_factory=list)
+
+
+class Reader(Protocol):
+    """What a pickle may say."""
+
+    def meaning(self, module: str, name: str) -> Any:
+        """What stands for a function or class of that name; raises Forbidden for all others."""
+
+    def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        """What a function or class gives; `function` may be any value of the pickle."""
+
+    def finish(self, unfinished: Unfinished, state: Any) -> Any:
+        """A value with its state."""
+
+    def storage(self, reference: Any) -> Any:
+        """The numbers, kept beside the pickle, that `reference` names."""
+
+
+# Instructions that push their argument as it is
+_PLAIN = frozenset(
+    (
+        "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+        "STRING", "SHORT_BINSTRING", "BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+        "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
+    )
+)  # fmt: skip
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+
+
+def run(stream: io.BytesIO, reader: Reader) -> Any:
+    """What one pickle builds; the stream is left behind it.
+
+    Raises:
+        Forbidden: it has an instruction that is not known here, or asks for a name that the reader does not know.
+        Exception: it makes no sense.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def take(count: int | None = None) -> list[Any]:
+        """The last values, or those behind the mark."""
+        at = marks.pop() if count is None else len(stack) - count
+        if not 0 <= at <= len(stack):
+            raise ValueError("a pickle that takes more than it has put down")
+        items = stack[at:]
+        del stack[at:]
+        return items
+
+    def put(place: int) -> None:
+        memo[place] = stack[-1]
+        if isinstance(stack[-1], Unfinished):
+            stack[-1].places.append(place)
+
+    for opcode, operand, position in pickletools.genops(stream):
+        name, argument = opcode.name, cast(Any, operand)
+        if name in _PLAIN:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name]())
+        elif name in ("PROTO", "FRAME"):
+            continue
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            put(argument)
+        elif name == "MEMOIZE":
+            put(len(memo))
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(take(int(name[5:]) if name[5:] else None)))
+        elif name == "LIST":
+            stack.append(take())
+        elif name in ("APPEND", "APPENDS"):
+            items = take(1 if name == "APPEND" else None)
+            exactly(list, stack[-1]).extend(items)
+        elif name == "DICT":
+            stack.append(_filled({}, take()))
+        elif name in ("SETITEM", "SETITEMS"):
+            items = take(2 if name == "SETITEM" else None)
+            _filled(exactly(dict, stack[-1]), items)
+        elif name == "GLOBAL":
+            stack.append(reader.meaning(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            module, attribute = take(2)
+            stack.append(reader.meaning(exactly(str, module), exactly(str, attribute)))
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, arguments = take(2)
+            stack.append(reader.call(function, exactly(tuple, arguments)))
+        elif name == "BUILD":
+            unfinished, state = take(2)
+            if not isinstance(unfinished, Unfinished):
+                raise ValueError(f"a state for a {type(unfinished).__name__}")
+            stack.append(reader.finish(unfinished, state))
+            for place in unfinished.places:
+                memo[place] = stack[-1]
+            unfinished.places.clear()
+        elif name == "BINPERSID":
+            stack.append(reader.storage(*take(1)))
+        elif name == "STOP":
+            return take(1)[0]
+        else:
+            raise Forbidden(f"the pickle instruction {name} at byte {position}")
+    raise ValueError("a pickle without an end")
+
+
+def exactly(kind: type, value: Any) -> Any:
+    """The value, if it is of this type and no derived one.
+
+    Raises:
+        ValueError: it is of another.
+    """
+    if type(value) is not kind:
+        raise ValueError(f"{type(value).__name__} where {kind.__name__} belongs")
+    return value
+
+
+def _filled(dictionary: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
+    if len(items) % 2:
+        raise ValueError("a key without a value")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # the hash of nested tuples can take for ever
+        if not (type(key) in (str, float, bool) or (type(key) is int and abs(key) < 2**63)):
+            raise ValueError(f"a key of type {type(key).__name__}")
+        dictionary[key] = value
+    return dictionary
