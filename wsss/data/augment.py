@@ -102,10 +102,15 @@ def _overlap(side: int, crop: int, offset: int) -> tuple[slice, slice]:
     return slice(0, side), slice(offset, offset + side)
 
 
+def mean_and_deviation(colours: Literal["imagenet", "clip"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What RGB values in [0, 1] are normalised by."""
+    return (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
+
+
 @lru_cache
 def _table(colours: Literal["imagenet", "clip"]) -> np.ndarray:
     # one entry per pixel value: the published code divides and subtracts in double precision, then rounds to float32
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
+    mean, std = mean_and_deviation(colours)
     values = np.arange(256)[:, None] / 255.0
     return ((values - mean) / std).astype(np.float32)
 
@@ -136,8 +141,7 @@ def denormalised(planes: Float[np.ndarray, "3 h w"], colours: ColourRule = "imag
     if colours == "caffe":
         values = planes[::-1] + np.array(CAFFE_MEAN_BGR[::-1], np.float32)[:, None, None]
     else:
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
-        shift, scale = (np.array(rule, np.float32)[:, None, None] for rule in (mean, std))
+        shift, scale = (np.array(rule, np.float32)[:, None, None] for rule in mean_and_deviation(colours))
         values = (planes * scale + shift) * 255
     return values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 

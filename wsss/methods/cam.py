@@ -18,10 +18,22 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from wsss import launch
-from wsss.data.augment import SMALLEST_SCALE, ClassifierAugment, ColourRule, normalise, resize_bicubic, scaled_size
+from wsss.data.augment import (
+    SMALLEST_SCALE,
+    ClassifierAugment,
+    ColourRule,
+    JitteredAugment,
+    mean_and_deviation,
+    normalise,
+    resize_bicubic,
+    scaled_size,
+)
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, check_range
+from wsss.methods import high_fidelity
+from wsss.methods.high_fidelity import HighFidelity
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
+from wsss.ops.feature_similarity import cell_colours
 from wsss.recipe import Tail, finish
 from wsss.run import maybe_file
 from wsss.stages.localize import Cams, localize
@@ -47,6 +59,8 @@ class Settings:
     """what training pictures go through"""
     colours: Literal["imagenet", "clip"] = "imagenet"
     """mean and deviation that pictures are normalised by; clip is that of the camera-ready CLIMS"""
+    high_fidelity: HighFidelity = HighFidelity()
+    """importance sampling and feature similarity, as the follow-up of ICAM adds them to a method; by default neither"""
     # IRNet's PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
     training: Training = Training(batch=16, epochs=5, lr=0.1, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
@@ -179,12 +193,14 @@ class Network(nn.Module):
 
 
 class Learning(nn.Module):
-    """Multi-label soft margin: the mean over pictures and classes of the binary cross entropy with logits."""
+    """Multi-label soft margin: the mean over pictures and classes of the binary cross entropy with logits; and `high_fidelity`, if set."""
 
     def __init__(self, settings: Settings, network: Network, images: Images) -> None:
         super().__init__()
         self.network, self.settings = network, settings
         self.examples = partial(example, images, settings.augment, settings.colours)
+        if shape := settings.high_fidelity.draws(len(images.class_names)):
+            self.examples = partial(high_fidelity.with_draws, self.examples, shape)
         self.metadata: dict[str, Any] = {
             "kind": "cam",
             "backbone": settings.backbone,
@@ -201,7 +217,12 @@ class Learning(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        return {"classification": F.multilabel_soft_margin_loss(self.network(batch["image"]).float(), batch["label"])}
+        image, tags, chosen = batch["image"], batch["label"], self.settings.high_fidelity
+        if not (chosen.importance or chosen.similarity):
+            return {"classification": F.multilabel_soft_margin_loss(self.network(image).float(), tags)}
+        logits = self.network.maps(image).float()
+        colours = cell_colours(image, logits.shape[2:], *mean_and_deviation(self.settings.colours))
+        return high_fidelity.losses(chosen, logits, tags, batch.get("draws"), colours)
 
     def write(self, out: Path) -> None:
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
@@ -235,7 +256,11 @@ def param_groups(network: Network, training: Training, classifier_lr: float) -> 
 
 
 def example(
-    images: Images, augment: ClassifierAugment, colours: ColourRule, index: int, rng: np.random.Generator
+    images: Images,
+    augment: ClassifierAugment | JitteredAugment,
+    colours: ColourRule,
+    index: int,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     """A view of a picture (3, crop, crop), and its tags (c,), 0 or 1."""
     return {

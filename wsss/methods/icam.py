@@ -27,9 +27,9 @@ from wsss import launch
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, check_range
-from wsss.methods import cam, seam
+from wsss.methods import cam, high_fidelity, seam
 from wsss.networks.seam import Network, correlated, resized
-from wsss.ops.feature_similarity import check_sigma, feature_similarity_loss
+from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
 from wsss.recipe import Tail, finish
 from wsss.refiners.affinitynet import Labels, Refinement, Walk, walk_to_masks
@@ -216,7 +216,9 @@ class Learning(nn.Module):
         chosen = settings.published
         n_views = 2 if settings.variant == "icam" else 1
         shape = (n_views, len(images.class_names), chosen.samples) if chosen.importance > 0 and chosen.samples else None
-        self.examples = partial(example, images, settings.augment, shape)
+        self.examples = partial(cam.example, images, settings.augment, "imagenet")
+        if shape:
+            self.examples = partial(high_fidelity.with_draws, self.examples, shape)
         self.metadata: dict[str, Any] = {
             "kind": KIND,
             "variant": settings.variant,
@@ -224,18 +226,13 @@ class Learning(nn.Module):
             "output_stride": settings.output_stride,
             "classes": list(images.class_names),
         }
-        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         image, tags, draws = batch["image"], batch["label"], batch.get("draws")
         smaller = F.interpolate(image, scale_factor=self.settings.view_scale, mode="bilinear", align_corners=True)
         taken = [self.network(each) for each in (image, smaller)]
         with torch.autocast(image.device.type, enabled=False):
-            colours = (resized(image, taken[0].logits.shape[2:]) * self.std + self.mean).clamp(0, 1)
+            colours = cell_colours(image, taken[0].logits.shape[2:], IMAGENET_MEAN, IMAGENET_STD)
             if self.settings.variant == "icam":
                 first, second = (View(each.logits, correlated(*each)) for each in taken)
                 return losses(self.settings, (first, second), tags, draws, colours)
@@ -257,21 +254,6 @@ class Learning(nn.Module):
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
         return self.network.param_groups(training.lr, training.weight_decay, self.settings.heads_lr)
-
-
-def example(
-    images: Images,
-    augment: JitteredAugment,
-    samples: tuple[int, int, int] | None,
-    index: int,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """A view of a picture (3, crop, crop), its tags (c,), 0 or 1, and uniform numbers to draw cells by, (views, classes, samples)."""
-    found = {
-        "image": torch.from_numpy(augment(images.read(index), rng)),
-        "label": torch.from_numpy(images.labels[index].astype(np.float32)),
-    }
-    return found if samples is None else found | {"draws": torch.from_numpy(rng.random(samples))}
 
 
 @dataclasses.dataclass(frozen=True)

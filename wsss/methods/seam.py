@@ -111,10 +111,21 @@ def losses(
         + _farthest(with_background(one), two_revised),
     }
     if similarity > 0:
-        maps = with_background(max_norm(first.logits) * wanted)
-        # the follow-up halves the distance of predictions
-        found["feature_similarity"] = similarity * feature_similarity_loss(maps, colours, mu, sigma) / 2
+        found["feature_similarity"] = similarity * similarity_loss(first.logits, label, colours, mu, sigma)
     return found
+
+
+def similarity_loss(
+    logits: Float[Tensor, "n l h w"],
+    label: Shaped[Tensor, "n l"],
+    colours: Float[Tensor, "n 3 h w"],
+    mu: float,
+    sigma: float | None,
+) -> Float[Tensor, ""]:
+    """L_FS of the follow-up, on the maps of the tags and a background of 1 - the highest; channel 0 of the logits is not looked at."""
+    maps = with_background(max_norm(logits) * label[:, :, None, None])
+    # the follow-up halves the distance of predictions
+    return feature_similarity_loss(maps, colours, mu, sigma) / 2
 
 
 def _farthest(target: Tensor, revised: Tensor) -> Float[Tensor, ""]:

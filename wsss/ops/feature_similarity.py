@@ -11,10 +11,11 @@ so that one pass over the pairs gives value and gradient. Pairs are looked at in
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -60,6 +61,15 @@ def feature_similarity_loss(
         )
     check_sigma("sigma of the feature similarity loss", sigma)
     return _FeatureSimilarity.apply(maps, colours.detach(), mu, sigma, max_distance, colour_norm)
+
+
+def cell_colours(
+    image: Float[Tensor, "n 3 h w"], size_hw: tuple[int, int] | torch.Size, mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "n 3 hs ws"]:
+    """Colours of the cells of pictures, in [0, 1]: resized (bilinear, corners on corners), and brought back from `mean` and `std`."""
+    cells = F.interpolate(image, tuple(size_hw), mode="bilinear", align_corners=True)
+    shift, scale = (cells.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (cells * scale + shift).clamp(0, 1)
 
 
 def check_sigma(where: str, sigma: float | None) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from wsss.data.mask_augment import DeepLabV1Augment, scaled
 from wsss.errors import check_range
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Settings, enlarged
-from wsss.ops.feature_similarity import check_sigma, feature_similarity_loss
+from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.run import maybe_file
 from wsss.segmenters.learning import Learning
 from wsss.segmenters.trained import known_classes, settings_of
@@ -91,11 +90,8 @@ def losses(network: DeepLabV1, image: Tensor, label: Tensor, settings: Settings)
     terms = {"segmentation": cross_entropy(logits, label, over_processes=launch.mean_over_processes)}
     if settings.similarity:
         probabilities = low.to(torch.promote_types(low.dtype, torch.float32)).softmax(1)
-        cells = F.interpolate(image, low.shape[-2:], mode="bilinear", align_corners=True)
-        mean, std = (cells.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        similarity = feature_similarity_loss(
-            probabilities, (cells * std + mean).clamp(0, 1), settings.mu, settings.sigma
-        )
+        colours = cell_colours(image, low.shape[-2:], IMAGENET_MEAN, IMAGENET_STD)
+        similarity = feature_similarity_loss(probabilities, colours, settings.mu, settings.sigma)
         terms["similarity"] = settings.similarity * similarity
     return terms
 
