@@ -150,6 +150,21 @@ def test_settings_move_their_losses(squares):
     assert "feature_similarity" not in losses(similarity=0.0)
 
 
+@pytest.mark.parametrize("variant", ["icam", "hfpl"])
+def test_cells_beside_the_picture_count_unless_masked(variant, squares):
+    torch.manual_seed(0)
+    base = small(variant).trainable(squares).eval()
+    batch = batch_of(base)
+    batch["image"] = torch.rand_like(batch["image"]) + 0.1  # crops that are full
+    masked = icam.Learning(small(variant, mask_padding=True), base.network, squares).eval()
+    for name, value in masked(batch).items():
+        torch.testing.assert_close(value, base(batch)[name])
+    batch["image"][:, :, :20] = 0
+    usual, found = base(batch), masked(batch)
+    changed = {name for name in usual if usual[name].item() != found[name].item()}
+    assert changed == {"classification", "feature_similarity"}
+
+
 def test_pictures_without_tags_train(squares):
     untagged = dataclasses.replace(squares, labels=np.zeros_like(squares.labels))
     for variant in VARIANTS:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wsss.errors import BadInput
 from wsss.ops import feature_similarity
-from wsss.ops.feature_similarity import feature_similarity_loss
+from wsss.ops.feature_similarity import cells_inside, feature_similarity_loss
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -56,6 +56,34 @@ def test_value_and_gradient(size, pictures, sigma, mu, max_distance, norm, pairs
     wanted = slowly(maps, colours, mu, sigma, math.inf if max_distance is None else max_distance, norm)
     torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(gradient, torch.autograd.grad(3 * wanted, maps)[0], rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("pairs", [40, 1 << 17])
+def test_cells_that_do_not_count(pairs, monkeypatch):
+    monkeypatch.setitem(feature_similarity._PAIRS, "cpu", pairs)
+    maps, colours = random((2, 3, 7, 6)).requires_grad_(), random((2, 3, 7, 6), 1)
+    inside = torch.zeros(2, 7, 6, dtype=torch.bool)
+    inside[0, 2:, 1:5], inside[1, :4] = True, True
+    whole = feature_similarity_loss(maps, colours, sigma=2.0, inside=inside)
+    parts = [
+        feature_similarity_loss(maps[n : n + 1, :, rows, columns], colours[n : n + 1, :, rows, columns], sigma=2.0)
+        for n, rows, columns in ((0, slice(2, 7), slice(1, 5)), (1, slice(0, 4), slice(0, 6)))
+    ]
+    torch.testing.assert_close(whole, sum(parts) / 2, rtol=1e-12, atol=0)
+    for ours, wanted in zip(torch.autograd.grad(whole, maps), torch.autograd.grad(sum(parts) / 2, maps), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-15)
+    nothing = feature_similarity_loss(maps, colours, inside=torch.zeros_like(inside))
+    assert nothing.item() == 0
+
+
+def test_what_a_crop_shows():
+    image = torch.randn(2, 3, 8, 8)
+    image[0, :, :4], image[1, :, :, 6:] = 0, 0
+    inside = cells_inside(image, (4, 4))
+    # the middles of the outer cells lie on the outer pixels, the corners aligned
+    assert inside[0].any(1).tolist() == [False, False, True, True]
+    assert inside[1].all(0).tolist() == [True, True, True, False]
+    assert cells_inside(image[:, :, :, :6], (8, 6))[1].all()
 
 
 def test_far_pairs_that_are_left_out_do_not_show():

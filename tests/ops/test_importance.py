@@ -53,6 +53,16 @@ def test_a_map_of_zeros_has_a_mean_over_all_draws():
     torch.testing.assert_close(importance_loss(maps, label, None), drawn)
 
 
+@pytest.mark.parametrize("loss", [importance_loss, binomial_importance_loss])
+@pytest.mark.parametrize("samples", [True, False])
+def test_cells_that_cannot_be_drawn(loss, samples):
+    maps, label = random(2, 3, 5, 6), torch.tensor([[1.0, 0, 1], [0, 1, 1]], dtype=torch.float64)
+    draws = random(2, 3, 50, seed=1) if samples else None
+    inside = torch.zeros(2, 5, 6, dtype=torch.bool)
+    inside[:, 1:4, 2:] = True
+    torch.testing.assert_close(loss(maps, label, draws, inside), loss(maps[:, :, 1:4, 2:], label, draws))
+
+
 def test_probability_logits_are_finite_and_rise():
     logits = probability_logits(torch.linspace(0, 1, 101))
     assert (logits.diff() > 0).all()

@@ -23,7 +23,6 @@ from wsss.data.augment import (
     ClassifierAugment,
     ColourRule,
     JitteredAugment,
-    mean_and_deviation,
     normalise,
     resize_bicubic,
     scaled_size,
@@ -33,7 +32,6 @@ from wsss.errors import BadInput, check_range
 from wsss.methods import high_fidelity
 from wsss.methods.high_fidelity import HighFidelity
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
-from wsss.ops.feature_similarity import cell_colours
 from wsss.recipe import Tail, finish
 from wsss.run import maybe_file
 from wsss.stages.localize import Cams, localize
@@ -221,8 +219,7 @@ class Learning(nn.Module):
         if not (chosen.importance or chosen.similarity):
             return {"classification": F.multilabel_soft_margin_loss(self.network(image).float(), tags)}
         logits = self.network.maps(image).float()
-        colours = cell_colours(image, logits.shape[2:], *mean_and_deviation(self.settings.colours))
-        return high_fidelity.losses(chosen, logits, tags, batch.get("draws"), colours)
+        return high_fidelity.losses(chosen, logits, tags, batch.get("draws"), image, self.settings.colours)
 
     def write(self, out: Path) -> None:
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)

@@ -11,16 +11,17 @@ L_IS draws cells by their sigmoids and asks their logits (`wsss.ops.importance`)
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from wsss.data.augment import mean_and_deviation
 from wsss.errors import check_range
 from wsss.methods.seam import similarity_loss
-from wsss.ops.feature_similarity import check_sigma
+from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma
 from wsss.ops.importance import binomial_importance_loss, multi_label_loss
 
 
@@ -38,6 +39,8 @@ class HighFidelity:
     """of the feature similarity loss: colours nearer than 1 / (1 + e^mu) pull predictions together"""
     sigma: float | None = 5.0
     """of the feature similarity loss: width of the neighbourhood in cells; null: the whole map"""
+    mask_padding: bool = False
+    """keep both losses from the cells beside the picture in a crop, which the published code counts"""
 
     def __post_init__(self) -> None:
         check_range("high_fidelity.importance", self.importance, 0, 1)
@@ -55,7 +58,8 @@ def losses(
     logits: Float[Tensor, "n c h w"],
     tags: Shaped[Tensor, "n c"],
     draws: Float[Tensor, "n c s"] | None,
-    colours: Float[Tensor, "n 3 h w"],
+    image: Float[Tensor, "n 3 hi wi"],
+    colours: Literal["imagenet", "clip"] = "imagenet",
 ) -> dict[str, Float[Tensor, ""]]:
     """The classification loss and the weighted L_FS.
 
@@ -64,16 +68,20 @@ def losses(
         logits: one value a cell and class, without a background.
         tags: 0 or 1.
         draws: see `wsss.ops.importance.draw_cells`; None: the mean over all.
-        colours: of the cells, in [0, 1].
+        image: the crops, normalised, 0 beside the pictures.
+        colours: what they are normalised by.
     """
+    cells = logits.shape[2:]
+    inside = cells_inside(image, cells) if settings.mask_padding else None
     classification = (1 - settings.importance) * multi_label_loss(logits.mean((2, 3)), tags)
     if settings.importance > 0:
-        classification = classification + settings.importance * binomial_importance_loss(logits, tags, draws)
+        classification = classification + settings.importance * binomial_importance_loss(logits, tags, draws, inside)
     found = {"classification": classification}
     if settings.similarity > 0:
         none = torch.zeros_like(logits[:, :1])
         label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
-        similarity = similarity_loss(torch.cat([none, logits], 1), label, colours, settings.mu, settings.sigma)
+        seen = cell_colours(image, cells, *mean_and_deviation(colours))
+        similarity = similarity_loss(torch.cat([none, logits], 1), label, seen, settings.mu, settings.sigma, inside)
         found["feature_similarity"] = settings.similarity * similarity
     return found
 

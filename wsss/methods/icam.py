@@ -12,7 +12,7 @@ both losses on SEAM, whose maps and other losses it keeps (`wsss.methods.seam`).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, check_range
 from wsss.methods import cam, high_fidelity, seam
 from wsss.networks.seam import Network, correlated, resized
-from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
+from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma, feature_similarity_loss
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
 from wsss.recipe import Tail, finish
 from wsss.refiners.affinitynet import Labels, Refinement, Walk, walk_to_masks
@@ -97,6 +97,8 @@ class Settings:
     """of the feature similarity loss: colours nearer than 1 / (1 + e^mu) pull predictions together"""
     sigma: float | None = 5.0
     """of the feature similarity loss: width of the neighbourhood in cells; null: the whole map"""
+    mask_padding: bool = False
+    """keep importance sampling and feature similarity from the cells beside the picture in a crop, which the published code counts"""
     augment: JitteredAugment = JitteredAugment()
     """what training pictures go through"""
     # PolyOptimizer hands its weight decay to SGD's momentum, and takes its own momentum of 0.9 for the schedule's exponent
@@ -155,6 +157,7 @@ def losses(
     tags: Shaped[Tensor, "n c"],
     draws: Float[Tensor, "n v c s"] | None,
     colours: Float[Tensor, "n 3 h w"],
+    inside: Sequence[Bool[Tensor, "n _ _"] | None] = (None, None),
 ) -> dict[str, Float[Tensor, ""]]:
     """ICAM's L_cls, L_ER, L_ECR and the weighted L_FS.
 
@@ -164,6 +167,7 @@ def losses(
         tags: 0 or 1.
         draws: uniform numbers of the samples of both views, see `draw_cells`; None: the mean over all draws.
         colours: of the first view's cells, in [0, 1].
+        inside: the cells of both views that the importance sampling loss and L_FS look at; None: all.
     """
     chosen = settings.published
     label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
@@ -175,12 +179,12 @@ def losses(
             classification = classification + (1 - chosen.importance) * pooled
         if chosen.importance > 0:
             # the background is drawn there too, and not used
-            drawn = importance_loss(p[v][:, 1:], tags, None if draws is None else draws[:, v])
+            drawn = importance_loss(p[v][:, 1:], tags, None if draws is None else draws[:, v], inside[v])
             classification = classification + chosen.importance * drawn
         classification = classification + _pooled(settings.revised_pooling, view.revised, revised[v], tags, label)
     found = {"classification": classification}
     similar = (
-        chosen.similarity * feature_similarity_loss(p[0], colours, settings.mu, settings.sigma)
+        chosen.similarity * feature_similarity_loss(p[0], colours, settings.mu, settings.sigma, inside=inside[0])
         if (chosen.similarity > 0)
         else None
     )
@@ -232,10 +236,12 @@ class Learning(nn.Module):
         smaller = F.interpolate(image, scale_factor=self.settings.view_scale, mode="bilinear", align_corners=True)
         taken = [self.network(each) for each in (image, smaller)]
         with torch.autocast(image.device.type, enabled=False):
-            colours = cell_colours(image, taken[0].logits.shape[2:], IMAGENET_MEAN, IMAGENET_STD)
+            sizes = [each.logits.shape[2:] for each in taken]
+            colours = cell_colours(image, sizes[0], IMAGENET_MEAN, IMAGENET_STD)
+            inside = [cells_inside(image, size) if self.settings.mask_padding else None for size in sizes]
             if self.settings.variant == "icam":
                 first, second = (View(each.logits, correlated(*each)) for each in taken)
-                return losses(self.settings, (first, second), tags, draws, colours)
+                return losses(self.settings, (first, second), tags, draws, colours, inside)
             chosen = self.settings.published
             return seam.losses(
                 seam.view(taken[0], image.shape[2:]),
@@ -247,6 +253,7 @@ class Learning(nn.Module):
                 similarity=chosen.similarity,
                 mu=self.settings.mu,
                 sigma=self.settings.sigma,
+                inside=inside[0],
             )
 
     def write(self, out: Path) -> None:

@@ -8,7 +8,7 @@ WACV 2024) adds an importance sampling loss and a feature similarity loss to it.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from wsss.networks.seam import Taken, correlated, resized
@@ -82,6 +82,7 @@ def losses(
     similarity: float,
     mu: float = 2.5,
     sigma: float | None = 5.0,
+    inside: Bool[Tensor, "n hs ws"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """L_cls, L_ER, L_ECR and the weighted L_FS.
 
@@ -93,12 +94,13 @@ def losses(
         importance: lambda, the importance sampling loss's share of the first view's classification loss.
         similarity: weight of L_FS.
         mu, sigma: of L_FS.
+        inside: the cells of the first view that the importance sampling loss and L_FS look at; by default all.
     """
     label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1).to(first.maps.dtype)
     pooled = [multi_label_loss(each.maps[:, 1:].mean((2, 3)), tags) for each in (first, second)]
     if importance > 0:
         pooled[0] = (1 - importance) * pooled[0]
-        pooled[0] = pooled[0] + importance * binomial_importance_loss(first.logits[:, 1:], tags, draws)
+        pooled[0] = pooled[0] + importance * binomial_importance_loss(first.logits[:, 1:], tags, draws, inside)
     background = [minimum_pooling(each.revised, label) for each in (first, second)]
 
     wanted, size_hw = label[:, :, None, None], second.maps.shape[2:]
@@ -111,7 +113,7 @@ def losses(
         + _farthest(with_background(one), two_revised),
     }
     if similarity > 0:
-        found["feature_similarity"] = similarity * similarity_loss(first.logits, label, colours, mu, sigma)
+        found["feature_similarity"] = similarity * similarity_loss(first.logits, label, colours, mu, sigma, inside)
     return found
 
 
@@ -121,11 +123,12 @@ def similarity_loss(
     colours: Float[Tensor, "n 3 h w"],
     mu: float,
     sigma: float | None,
+    inside: Bool[Tensor, "n h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """L_FS of the follow-up, on the maps of the tags and a background of 1 - the highest; channel 0 of the logits is not looked at."""
     maps = with_background(max_norm(logits) * label[:, :, None, None])
     # the follow-up halves the distance of predictions
-    return feature_similarity_loss(maps, colours, mu, sigma) / 2
+    return feature_similarity_loss(maps, colours, mu, sigma, inside=inside) / 2
 
 
 def _farthest(target: Tensor, revised: Tensor) -> Float[Tensor, ""]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -38,6 +38,7 @@ def feature_similarity_loss(
     *,
     max_distance: float | None = None,
     colour_norm: Literal[1, 2] = 1,
+    inside: Bool[Tensor, "n h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """L_FS, the mean over the pictures; mostly below 0. Its gradient reaches the maps alone.
 
@@ -48,6 +49,7 @@ def feature_similarity_loss(
         sigma: width of the neighbourhood in cells; None: all pairs count alike, w = 1 / N.
         max_distance: leave out pairs of cells that are farther apart, as ICAM's unused option `fast` does.
         colour_norm: p of d_x = |x_i - x_j|_p / 3^(1/p), a setting of the binomial follow-up.
+        inside: the cells that count, N of each picture among them; by default all do.
 
     Raises:
         BadInput: maps and colours differ in number or size, or `sigma` is not above 0.
@@ -60,7 +62,7 @@ def feature_similarity_loss(
             "Resize them.",
         )
     check_sigma("sigma of the feature similarity loss", sigma)
-    return _FeatureSimilarity.apply(maps, colours.detach(), mu, sigma, max_distance, colour_norm)
+    return _FeatureSimilarity.apply(maps, colours.detach(), mu, sigma, max_distance, colour_norm, inside)
 
 
 def cell_colours(
@@ -70,6 +72,12 @@ def cell_colours(
     cells = F.interpolate(image, tuple(size_hw), mode="bilinear", align_corners=True)
     shift, scale = (cells.new_tensor(values)[:, None, None] for values in (mean, std))
     return (cells * scale + shift).clamp(0, 1)
+
+
+def cells_inside(image: Float[Tensor, "n 3 h w"], size_hw: tuple[int, int] | torch.Size) -> Bool[Tensor, "n hs ws"]:
+    """Which cells show a picture, and not what crops of normalised pictures are filled up with: zeros, which no 8-bit colour becomes."""
+    shown = (image != 0).any(1, keepdim=True).to(image.dtype)
+    return F.interpolate(shown, tuple(size_hw), mode="bilinear", align_corners=True)[:, 0] >= 0.5
 
 
 def check_sigma(where: str, sigma: float | None) -> None:
@@ -90,6 +98,7 @@ class _FeatureSimilarity(torch.autograd.Function):
         sigma: float | None,
         max_distance: float | None,
         colour_norm: int,
+        inside: Tensor | None,
     ) -> Tensor:
         kind = torch.promote_types(maps.dtype, torch.float32)
         height, width = maps.shape[2:]
@@ -98,18 +107,19 @@ class _FeatureSimilarity(torch.autograd.Function):
         spread = _Spread(height, width, sigma, max_distance, kind, maps.device)
         gradient = torch.empty_like(centred)
         steepness = math.exp(2 * max(-_STEEPEST, min(mu, _STEEPEST)))
+        counted = torch.ones_like(centred[:, :1]) if inside is None else inside[:, None].to(kind)
         # sums over all cells cancel: half precision would not do
         with torch.autocast(maps.device.type, enabled=False):
-            for plane, colour, into in zip(centred, colours.to(kind), gradient, strict=True):
-                into.copy_(_differences(plane, colour, steepness, spread, colour_norm))
-        gradient *= -4 / (len(maps) * height * width)
+            for plane, colour, cells, into in zip(centred, colours.to(kind), counted, gradient, strict=True):
+                into.copy_(_differences(plane, cells, colour, steepness, spread, colour_norm))
+        gradient *= -4 / (len(maps) * counted.sum((2, 3), keepdim=True).clamp_min(1))
         context.save_for_backward(gradient.to(maps.dtype))
         return ((centred * gradient).sum() / 2).to(maps.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        return context.saved_tensors[0] * gradients[0], None, None, None, None, None
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+        return context.saved_tensors[0] * gradients[0], None, None, None, None, None, None
 
 
 class _Spread:
@@ -157,10 +167,12 @@ class _Spread:
         return weights
 
 
-def _differences(plane: Tensor, colour: Tensor, steepness: float, spread: _Spread, norm: int) -> Tensor:
-    """sum_j w g (P_i - P_j) of one picture, (c, h, w)."""
+def _differences(
+    plane: Tensor, counted: Tensor, colour: Tensor, steepness: float, spread: _Spread, norm: int
+) -> Tensor:
+    """sum_j w g (P_i - P_j) of one picture over the cells that are counted, (c, h, w)."""
     # a row of ones beside P adds the weights up
-    values = torch.cat([plane, torch.ones_like(plane[:1])])
+    values = torch.cat([plane * counted, counted])
     sums = torch.zeros_like(values)
     for rows, others in spread.blocks():
         gates = _gates(colour[:, rows].flatten(1), colour[:, others].flatten(1), steepness, norm)
@@ -172,7 +184,7 @@ def _differences(plane: Tensor, colour: Tensor, steepness: float, spread: _Sprea
         sums[:, rows] += (values[:, others].flatten(1) @ weights.mT).view(shape)
         if rows != others:
             sums[:, others] += (values[:, rows].flatten(1) @ weights).view(sums[:, others].shape)
-    return sums[-1] * plane - sums[:-1]
+    return (sums[-1] * plane - sums[:-1]) * counted
 
 
 def _gates(one: Tensor, other: Tensor, steepness: float, norm: int) -> Float[Tensor, "i j"]:

@@ -6,7 +6,7 @@ with the probabilities pi_c(k) = P_c(k) / sum P_c, and all that are drawn are as
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 # of the map from probabilities to logits
@@ -42,7 +42,10 @@ def draw_cells(weights: Float[Tensor, "n c h w"], draws: Float[Tensor, "n c s"])
 
 
 def importance_loss(
-    maps: Float[Tensor, "n c h w"], label: Shaped[Tensor, "n c"], draws: Float[Tensor, "n c s"] | None
+    maps: Float[Tensor, "n c h w"],
+    label: Shaped[Tensor, "n c"],
+    draws: Float[Tensor, "n c s"] | None,
+    inside: Bool[Tensor, "n h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """ICAM's L_IS: the loss of the probabilities at the cells that are drawn by them.
 
@@ -50,13 +53,16 @@ def importance_loss(
         maps: probabilities P of the foreground classes.
         label: tags, 0 or 1.
         draws: see `draw_cells`; None: the mean over all draws, as of infinitely many samples.
+        inside: the cells that can be drawn; by default all.
     """
-    logits = probability_logits(maps)
-    return _sampled(logits, maps, label, draws)
+    return _sampled(probability_logits(maps), maps, label, draws, inside)
 
 
 def binomial_importance_loss(
-    logits: Float[Tensor, "n c h w"], label: Shaped[Tensor, "n c"], draws: Float[Tensor, "n c s"] | None
+    logits: Float[Tensor, "n c h w"],
+    label: Shaped[Tensor, "n c"],
+    draws: Float[Tensor, "n c s"] | None,
+    inside: Bool[Tensor, "n h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """L_IS of the follow-up (High-fidelity pseudo-labels, Jonnarth et al., WACV 2024), where each class has its own sigmoid.
 
@@ -64,12 +70,14 @@ def binomial_importance_loss(
 
     Args:
         logits: of the foreground classes.
-        label, draws: as for `importance_loss`.
+        label, draws, inside: as for `importance_loss`.
     """
-    return _sampled(logits, logits.detach().sigmoid() + _FLOOR, label, draws)
+    return _sampled(logits, logits.detach().sigmoid() + _FLOOR, label, draws, inside)
 
 
-def _sampled(logits: Tensor, weights: Tensor, label: Tensor, draws: Tensor | None) -> Tensor:
+def _sampled(logits: Tensor, weights: Tensor, label: Tensor, draws: Tensor | None, inside: Tensor | None) -> Tensor:
+    if inside is not None:
+        weights = weights * inside[:, None]
     if draws is not None:
         return multi_label_loss(logits.flatten(2).gather(2, draw_cells(weights, draws)), label)
     share = weights.detach().flatten(2)
