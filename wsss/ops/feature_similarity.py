@@ -49,7 +49,7 @@ def feature_similarity_loss(
         sigma: width of the neighbourhood in cells; None: all pairs count alike, w = 1 / N.
         max_distance: leave out pairs of cells that are farther apart, as ICAM's unused option `fast` does.
         colour_norm: p of d_x = |x_i - x_j|_p / 3^(1/p), a setting of the binomial follow-up.
-        inside: the cells that count, N of each picture among them; by default all do.
+        inside: the cells whose pairs count and whose number the sum is divided by; by default all.
 
     Raises:
         BadInput: maps and colours differ in number or size, or `sigma` is not above 0.
