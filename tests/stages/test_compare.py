@@ -101,6 +101,9 @@ def test_what_differs_is_read_from_the_records(compared: tuple[Path, str]) -> No
         "threshold 0.3, best of 4"
     ]
     assert "refined maps scored on" not in lines, "one run alone has it"
+    assert lines["classifier.lr"] == ["0.1", "0.3", "0.1", "0.1"]
+    assert lines["cams.scales"] == ["1.0+0.5", "1.0", "1.0+0.5", "1.0+0.5"]
+    assert "classifier.steps" not in lines, "it is the same in all"
 
 
 def test_files_hold_the_same(runs: tuple[Path, Dataset], compared: tuple[Path, str]) -> None:

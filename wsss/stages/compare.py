@@ -45,7 +45,11 @@ MAPS, REFINED, MASKS, PREDICTIONS = KINDS = ("maps", "refined maps", "pseudo mas
 
 # Pictures that runs differ in most, and others
 DIFFERENT, RANDOM = 8, 6
+# letters of a setting that are shown
+_LONGEST = 60
 
+# settings that the protocol has lines of its own for
+_IN_PROTOCOL = ("variant", "backbone", "init", "clip", "seed")
 _REFINERS = {"walk": "IRNet", "walk_to_masks": "AffinityNet"}
 _BY = {"threshold": "threshold", "crf": "dense CRF on thresholded maps", "scores": "dense CRF on maps"}
 
@@ -106,6 +110,18 @@ class Run:
     def protocol(self) -> dict[str, str]:
         """What it was made with, as far as its stages say; the same names for each run."""
         return dict(self._protocol())
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Settings of the stages that its maps were made by, but for those that the protocol names, under `stage.name.of.setting`."""
+        maps = self._last_maps
+        stages = [*made_from(maps, self.stages), maps] if maps else []
+        found: dict[str, str] = {}
+        for stage in stages:
+            if stage.kind in ("train", "localize"):
+                flat = _flat(stage.inputs.get("settings"), Path(stage.name).name)
+                found |= {name: text for name, text in flat if name.rpartition(".")[2] not in _IN_PROTOCOL}
+        return found
 
     @property
     def method(self) -> str:
@@ -223,6 +239,16 @@ def _backbone(stage: Stage) -> list[str]:
     metadata = _metadata(stage)
     holders = (metadata, metadata.get("network"), stage.inputs["settings"])
     return [str(holder["backbone"]) for holder in holders if holder and "backbone" in holder][:1]
+
+
+def _flat(settings: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Settings in settings by their full names; a file is one setting."""
+    if isinstance(settings, dict) and not holds(settings, "file"):
+        for key, value in settings.items():
+            yield from _flat(value, f"{name}.{key}")
+    else:
+        text = settings["file"] if isinstance(settings, dict) else "null" if settings is None else _short(settings)
+        yield name, text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _metadata(stage: Stage) -> dict[str, Any]:
@@ -382,8 +408,14 @@ class Comparison:
 
     @property
     def different(self) -> list[tuple[str, list[str]]]:
-        """What runs differ in."""
-        return [(name, texts) for name, texts in self.protocols if _differ(texts)]
+        """What runs differ in: their making, and settings that runs of one method differ in."""
+        lines = [(name, texts) for name, texts in self.protocols if _differ(texts)]
+        for name in dict.fromkeys(name for run in self.runs for name in run.settings):
+            texts = [run.settings.get(name, "-") for run in self.runs]
+            methods = [run.method.partition(" ")[0] for run in self.runs]
+            if any(_differ([text for text, its in zip(texts, methods, strict=True) if its == one]) for one in methods):
+                lines.append((name, texts))
+        return lines
 
     def best(self, kind: str, figure: str) -> float | None:
         """The best `miou` or `contour_f` among comparable scores, None where none is better than another."""
