@@ -26,7 +26,15 @@ class Unfinished:
 
 
 class Reader(Protocol):
-    """What a pickle may say."""
+    """What a pickle may say.
+
+    Attributes:
+        instructions: those of `INSTRUCTIONS` that it may have.
+        keys: types that the keys of its dictionaries may have; none whose hash can take long.
+    """
+
+    instructions: frozenset[str]
+    keys: tuple[type, ...]
 
     def meaning(self, module: str, name: str) -> Any:
         """What stands for a function or class of that name; raises Forbidden for all others."""
@@ -57,13 +65,18 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
 }
+INSTRUCTIONS = _PLAIN | _CONSTANTS.keys() | {
+    "PROTO", "FRAME", "MARK", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "APPEND", "APPENDS", "DICT", "SETITEM", "SETITEMS",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "STOP",
+}  # fmt: skip
 
 
 def run(stream: io.BytesIO, reader: Reader) -> Any:
     """What one pickle builds; the stream is left behind it.
 
     Raises:
-        Forbidden: it has an instruction that is not known here, or asks for a name that the reader does not know.
+        Forbidden: it has an instruction, or asks for a name, that the reader does not know.
         Exception: it makes no sense.
     """
     stack: list[Any] = []
@@ -86,6 +99,8 @@ def run(stream: io.BytesIO, reader: Reader) -> Any:
 
     for opcode, operand, position in pickletools.genops(stream):
         name, argument = opcode.name, cast(Any, operand)
+        if name not in reader.instructions:
+            raise Forbidden(f"the pickle instruction {name} at byte {position}")
         if name in _PLAIN:
             stack.append(argument)
         elif name in _CONSTANTS:
@@ -108,10 +123,10 @@ def run(stream: io.BytesIO, reader: Reader) -> Any:
             items = take(1 if name == "APPEND" else None)
             exactly(list, stack[-1]).extend(items)
         elif name == "DICT":
-            stack.append(_filled({}, take()))
+            stack.append(_filled({}, take(), reader.keys))
         elif name in ("SETITEM", "SETITEMS"):
             items = take(2 if name == "SETITEM" else None)
-            _filled(exactly(dict, stack[-1]), items)
+            _filled(exactly(dict, stack[-1]), items, reader.keys)
         elif name == "GLOBAL":
             stack.append(reader.meaning(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
@@ -132,8 +147,6 @@ def run(stream: io.BytesIO, reader: Reader) -> Any:
             stack.append(reader.storage(*take(1)))
         elif name == "STOP":
             return take(1)[0]
-        else:
-            raise Forbidden(f"the pickle instruction {name} at byte {position}")
     raise ValueError("a pickle without an end")
 
 
@@ -148,12 +161,12 @@ def exactly(kind: type, value: Any) -> Any:
     return value
 
 
-def _filled(dictionary: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
+def _filled(dictionary: dict[Any, Any], items: list[Any], kinds: tuple[type, ...]) -> dict[Any, Any]:
     if len(items) % 2:
         raise ValueError("a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
         # the hash of nested tuples can take for ever
-        if not (type(key) in (str, float, bool) or (type(key) is int and abs(key) < 2**63)):
+        if type(key) not in kinds or (type(key) is int and abs(key) >= 2**63):
             raise ValueError(f"a key of type {type(key).__name__}")
         dictionary[key] = value
     return dictionary

@@ -74,7 +74,17 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Archive:
-    """The files of an archive, and what its pickle may say."""
+    """The files of an archive, and what its pickle may say: what `torch.jit.save` writes."""
+
+    instructions = frozenset(
+        (
+            "PROTO", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE",
+            "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
+            "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+            "APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "STOP",
+        )
+    )  # fmt: skip
+    keys: tuple[type, ...] = (str, int, float, bool)
 
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
         self.archive = archive

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from wsss.errors import BadInput
-from wsss.pickled import Forbidden, Unfinished, exactly, run
+from wsss.pickled import INSTRUCTIONS, Forbidden, Unfinished, exactly, run
 
 _EXPECTED = "a .npy file with a dictionary of numbers, texts, NumPy arrays and torch tensors"
 _DO = "Take the file from its source again; if it needs other types, write its arrays with np.savez instead."
@@ -136,6 +136,9 @@ class _Arrays:
             the memory.
         functions: whether it may rebuild arrays.
     """
+
+    instructions = INSTRUCTIONS - {"NEWOBJ"}
+    keys: tuple[type, ...] = (str, int)
 
     def __init__(self, n_bytes: int, functions: bool = True) -> None:
         self.allowance, self.functions = 4 * n_bytes, functions

@@ -410,9 +410,9 @@ class Comparison:
     def different(self) -> list[tuple[str, list[str]]]:
         """What runs differ in: their making, and settings that runs of one method differ in."""
         lines = [(name, texts) for name, texts in self.protocols if _differ(texts)]
+        methods = [run.method.partition(" ")[0] for run in self.runs]
         for name in dict.fromkeys(name for run in self.runs for name in run.settings):
             texts = [run.settings.get(name, "-") for run in self.runs]
-            methods = [run.method.partition(" ")[0] for run in self.runs]
             if any(_differ([text for text, its in zip(texts, methods, strict=True) if its == one]) for one in methods):
                 lines.append((name, texts))
         return lines
