@@ -13,6 +13,8 @@ from tests.parity import exempt, fixtures, looked_at
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
+# plugins that take seconds
+QUICK = [word for name in ("cacheprovider", "hypothesispytest", "unraisableexception") for word in ("-p", f"no:{name}")]
 CONFTEST = """
 from pathlib import Path
 from tests.parity import exempt, fixtures, looked_at
@@ -77,13 +79,13 @@ def without_pear(tree) -> None:
 def run(tree, *arguments: str) -> tuple[bool, bool]:
     """Whether the run failed, and whether it said that nobody looks at the pear."""
     os.environ.pop("PYTEST_CURRENT_TEST", None)  # of the test around it
-    done = tree.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:unraisableexception", *arguments)
+    done = tree.runpytest_inprocess(*QUICK, *arguments)
     return done.ret == pytest.ExitCode.TESTS_FAILED, "no test looks at pear" in done.stdout.str()
 
 
 def test_what_several_workers_look_at_is_judged_together(tree):
     del os.environ["PYTEST_CURRENT_TEST"]
-    command = [sys.executable, "-m", "pytest", "-n", "2", "-m", "not slow"]
+    command = [sys.executable, "-m", "pytest", *QUICK, "-n", "2", "-m", "not slow"]
     ran = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True, "timeout": 120}
     assert subprocess.run(command, check=False, **ran).returncode == 0
     without_pear(tree)
