@@ -174,10 +174,24 @@ def test_clims_optimizer():
 
 
 @pytest.mark.parametrize(
-    ("name", "base", "total", "every"), [("poly_100_10", 2.5e-4, 100, 10), ("poly_57_7", 1e-3, 57, 7)]
+    ("name", "bases", "total", "every"),
+    [("poly_100_10", (2.5e-4, 2.5e-3, 5e-3), 100, 10), ("poly_57_7", (1e-3,), 57, 7)],
 )
-def test_deeplab_schedule(name, base, total, every):
+def test_deeplab_schedule(name, bases, total, every):
     training = Training(poly_every=every)
-    wanted = SCHEDULES[name].reshape(len(SCHEDULES[name]), -1)[:total, 0]
-    ours = [base * poly_factor(training, step, total) for step in range(total)]
-    np.testing.assert_allclose(ours, wanted, rtol=1e-9)
+    ours = [[base * poly_factor(training, step, total) for base in bases] for step in range(total)]
+    # the last row belongs to an update after the last
+    np.testing.assert_allclose(ours, SCHEDULES[name].reshape(total + 1, -1)[:-1], rtol=1e-9)
+
+
+def test_long_deeplab_schedules():
+    base = float(SCHEDULES["poly_20000"][0])
+    steps = SCHEDULES["poly_20000_at"].tolist()
+    assert steps.pop() == 20_000
+    ours = [base * poly_factor(Training(poly_every=10), step, 20_000) for step in steps]
+    np.testing.assert_allclose(ours, SCHEDULES["poly_20000"][:-1], rtol=1e-9)
+    # MMCV's: from lr to min_lr
+    factors = [poly_factor(Training(), step, 20_000) for step in SCHEDULES["mmcv_poly_min_at"].tolist()]
+    np.testing.assert_allclose(
+        [(0.005 - 1e-4) * factor + 1e-4 for factor in factors], SCHEDULES["mmcv_poly_min"], rtol=1e-9
+    )
