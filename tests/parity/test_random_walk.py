@@ -12,7 +12,7 @@ RADIUS = 5
 DIRECTIONS = affinity.directions(RADIUS)
 DTYPES = (np.float32, np.float64)
 # measured: IRNet 2.7e-5 in float32 and 2.4e-5 in float64, AffinityNet 3.1e-5 and 2.3e-5, mostly of the fixtures' own
-TOLERANCE = 5e-5
+TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
