@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from wsss.data.images import PICTURE_SUFFIXES
+from wsss.data.pictures import PICTURE_SUFFIXES
 from wsss.errors import BadInput
 
 
