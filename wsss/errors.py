@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from PIL import UnidentifiedImageError
+
 
 class BadInput(ValueError):
     """Something that the user gave cannot be used.
@@ -123,6 +125,7 @@ _FOUND: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[...,
     (ElementTree.ParseError, lambda error: f"broken XML ({_said(error)})"),
     (csv.Error, lambda error: f"a broken line ({_said(error)})"),
     (KeyError, lambda error: f"no {_said(error)}"),
+    (UnidentifiedImageError, lambda error: "no picture"),
     (
         (EOFError, zlib.error, struct.error, zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError),
         lambda error: f"a file that is cut off or damaged ({_said(error)})",
