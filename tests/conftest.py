@@ -1,5 +1,6 @@
 """Small pictures for tests of the stages: coloured squares on grey noise, with true masks."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 from tests import typechecker
+
+# A slip of a reader is an error here, and does not hide behind the file that it reads; processes that tests start inherit this
+os.environ["WSSS_STRICT"] = "1"
 
 # Types and shapes in signatures are checked while the tests run; not in ops, which numba compiles and which answers
 # wrong ones itself

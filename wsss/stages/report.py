@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from wsss import __version__
-from wsss.data.files import read_cams, read_mask
+from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.run import STARTED
@@ -36,6 +36,7 @@ from wsss.stages.pages import (
     write_page,
 )
 from wsss.stages.records import MAKES, Score, Stage, folders_with, holds, scores_of, stage_name, stages_of
+from wsss.stages.refine import fitting_cams
 from wsss.stages.train import HISTORY
 from wsss.storage import read_json
 
@@ -396,7 +397,7 @@ def _row(images: Images, position: int, made: Sequence[_Made], scored: Sequence[
             continue
         judges = [score for score in scored if score.source and score.source.folder == one.stage.folder]
         if one.holds_maps:
-            classes, maps = read_cams(one.file(name))
+            classes, maps = fitting_cams(images, one.stage.folder, position, whole.size[::-1])
             for k in np.argsort(-maps.mean((1, 2)), kind="stable")[:MAPS]:
                 caption = f"{one.title}: {images.class_names[classes[k]]}"
                 figures.append({"caption": caption, "kind": "map", "uri": uri(heated(picture, maps[k]), limit)})
