@@ -187,6 +187,9 @@ def _declare_data(parser: "ArgumentParser", required: bool = True) -> None:
     )
     parser.add_argument("--tag-rule", type=str, default=None, help="how tags come out of annotations: see docs/data.md")
     parser.add_argument("--mask-rule", type=str, default=None, help="how COCO's masks are drawn: clims or icam")
+    parser.add_argument(
+        "--mask-values", type=str, default=None, help="what values of masks mean: '255=1', '0,128,0=dog; ...', or index"
+    )
     parser.add_argument("--upright", type=bool, default=None, help="turn pictures as their EXIF orientation says")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad pictures out and name them in the report")
 
@@ -222,6 +225,7 @@ def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
         classes=settings.classes,
         tag_rule=settings["tag_rule"],
         mask_rule=settings["mask_rule"],
+        mask_values=settings["mask_values"],
         upright=settings.upright,
         skip_bad=settings["skip_bad"],
         split=settings.get("split"),

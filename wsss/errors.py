@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import difflib
 import errno
 import gzip
 import json
@@ -14,7 +15,7 @@ import unicodedata
 import xml.etree.ElementTree as ElementTree
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -185,3 +186,10 @@ def check_pair(where: str, pair: tuple[float, float], low: float) -> None:
     check_range(where, pair, low)
     if pair[0] > pair[1]:
         raise BadInput(where, str(pair), "the smaller number first", "Exchange them.")
+
+
+def suggestion(word: str, among: Iterable[str]) -> str:
+    """`Did you mean ...? ` if one of the words is much like this one, else nothing."""
+    lower = {other.lower(): other for other in among}
+    near = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
+    return f"Did you mean {lower[near[0]]!r}? " if near else ""

@@ -57,7 +57,9 @@ def test_masks_in_other_ways_of_writing_labels(tmp_path):
 
 def test_colours_instead_of_labels(tmp_path):
     Image.fromarray(voc_palette()[inputs.mask(20, 30, 4)]).save(tmp_path / "a.png")
-    with pytest.raises(BadInput, match=r"a\.png: found a picture of mode RGB; expected an 8-bit .*not their colours"):
+    with pytest.raises(
+        BadInput, match=r"a\.png: found a picture of mode RGB with the colours .*expected an 8-bit .*not their colours"
+    ):
         read_mask(tmp_path / "a.png")
 
 

@@ -8,18 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from wsss.data.labels import EXPECTED, MaskTable, Reading, labels_in, voc_palette
 from wsss.errors import BadInput, reading
 from wsss.storage import whole_file
-
-
-def voc_palette() -> UInt8[np.ndarray, "256 3"]:
-    """PASCAL VOC's colours (RGB): the bits of a label, spread from the top bit of red, green and blue downwards."""
-    label = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for level in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((label >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
-    return colours
 
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
@@ -30,21 +21,20 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
         picture.save(temporary, format="PNG")
 
 
-def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """Read the labels of a palette or grey 8-bit PNG.
+def read_mask(path: Path, table: MaskTable | None = None) -> UInt8[np.ndarray, "h w"]:
+    """Read the labels of a mask file; see `wsss.data.labels.labels_in` for what its pixels may be.
 
     Raises:
-        BadInput: the file is missing, cut off, no picture, or has colours instead of labels.
+        BadInput: the file is missing, cut off, no picture, or has colours whose meaning nobody told.
     """
-    expected = "an 8-bit palette or grey PNG whose pixel values are labels"
-    with (
-        reading(path, expected, "Write the mask again.", missing="Check that a mask was made for each picture."),
-        Image.open(path) as picture,
-    ):
-        mode, mask = picture.mode, np.array(picture)
-    if mode not in ("P", "L"):
-        raise BadInput(path, f"a picture of mode {mode}", expected, "Write the labels themselves, not their colours.")
-    return mask
+    return read_labels(path, table)[0]
+
+
+def read_labels(path: Path, table: MaskTable | None = None) -> tuple[UInt8[np.ndarray, "h w"], Reading]:
+    """As `read_mask`, and how the labels were found."""
+    missing = "Check that a mask was made for each picture."
+    with reading(path, EXPECTED, "Write the mask again.", missing=missing), Image.open(path) as picture:
+        return labels_in(picture, str(path), table)
 
 
 def write_cams(

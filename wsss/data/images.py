@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from wsss.data.files import read_mask
+from wsss.data.labels import IGNORE, MaskTable, parsed
 from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.errors import BadInput
 from wsss.storage import digest
-
-IGNORE = 255
 
 
 @runtime_checkable
@@ -33,19 +32,25 @@ class TrueMask(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MaskFile:
-    """A true mask kept as a palette or grey 8-bit PNG whose pixel values are the labels."""
+    """A true mask kept as a picture file.
+
+    Attributes:
+        path: the file.
+        table: what its values or colours mean, where they are not the labels.
+    """
 
     path: Path
+    table: MaskTable | None = None
 
     @property
     def where(self) -> str:
         return str(self.path)
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
-        return read_mask(self.path)
+        return read_mask(self.path, self.table)
 
     def stamp(self) -> str:
-        return _file_stamp(self.path)
+        return _file_stamp(self.path) + (f":{self.table.stamp()}" if self.table else "")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -214,6 +219,31 @@ class Dataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.splits[self.train].class_names
+
+    def with_mask_values(self, text: str | None) -> "Dataset":
+        """The same pictures with mask files read as `--mask-values` says; see `wsss.data.labels.GRAMMAR`.
+
+        Raises:
+            BadInput: the text is wrong, or there is no mask file that it could apply to.
+        """
+        if text is None:
+            return self
+        table = parsed(text, self.class_names)
+        if not any(isinstance(mask, MaskFile) for images in self.splits.values() for mask in images.masks):
+            raise BadInput(
+                "--mask-values", f"no mask files in {self.root}", "mask files to apply it to", "Leave it out."
+            )
+        splits = {
+            name: dataclasses.replace(
+                images,
+                masks=tuple(
+                    dataclasses.replace(mask, table=table) if isinstance(mask, MaskFile) else mask
+                    for mask in images.masks
+                ),
+            )
+            for name, images in self.splits.items()
+        }
+        return dataclasses.replace(self, splits=splits, notes=(*self.notes, f"mask values are read as {text}"))
 
     def split(self, name: str) -> Images:
         """The split called `name`.

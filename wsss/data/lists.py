@@ -1,6 +1,5 @@
 """Lists around the pictures: text files, class lists, folders of pictures, tags turned into labels."""
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from wsss.data.pictures import PICTURE_SUFFIXES
-from wsss.errors import BadInput
+from wsss.errors import BadInput, suggestion
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -73,13 +72,6 @@ def read_classes(source: Path | str | Sequence[str]) -> tuple[str, ...]:
     if not names or "" in names:
         raise BadInput(where, "an empty name" if names else "no class", expected, "Write the names of the classes.")
     return tuple(names)
-
-
-def suggestion(word: str, among: Iterable[str]) -> str:
-    """`Did you mean ...? ` if one of the words is much like this one, else nothing."""
-    lower = {other.lower(): other for other in among}
-    near = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
-    return f"Did you mean {lower[near[0]]!r}? " if near else ""
 
 
 def tags_to_labels(tags: Iterable[str], class_names: Sequence[str], where: str) -> Bool[np.ndarray, " c"]:

@@ -36,6 +36,7 @@ def open_dataset(
     tag_rule: str | None = None,
     mask_rule: str | None = None,
     upright: bool | None = None,
+    mask_values: str | None = None,
     untagged: bool = False,
     skip_missing: bool = False,
     progress: Progress | None = None,
@@ -51,6 +52,7 @@ def open_dataset(
         tag_rule: how tags come out of annotations; see `open_voc` and `open_coco`.
         mask_rule: how COCO's masks are drawn; see `open_coco`.
         upright: turn pictures as their EXIF orientation says; by default only folders of one's own are.
+        mask_values: what values or colours of mask files mean; see `wsss.data.labels.GRAMMAR`.
         untagged: the pictures of a folder need no tags, since they will be tagged; `classes` says what to look for.
         skip_missing: leave out pictures that are listed but missing.
         progress: called during long work with how much is done and how much there is.
@@ -88,10 +90,10 @@ def open_dataset(
         )
     if coco_root:
         _check_rules(rules, {"tag_rule": get_args(coco.TagRule), "mask_rule": get_args(coco.MaskRule)}, root)
-        return open_coco(root, progress=progress, **common, **rules)
+        return open_coco(root, progress=progress, **common, **rules).with_mask_values(mask_values)
     if voc_root:
         _check_rules(rules, {"tag_rule": get_args(voc.TagRule)}, root)
-        return open_voc(voc_root, **common, **rules)
+        return open_voc(voc_root, **common, **rules).with_mask_values(mask_values)
     _check_rules(rules, {}, root)
     for deeper in ("*/JPEGImages", "*/*/JPEGImages", "*/annotations/instances_*.json"):
         if inner := next(iter(sorted(root.glob(deeper))), None):
@@ -106,7 +108,7 @@ def open_dataset(
         labels = np.zeros((len(pictures), len(names)), bool)
         images = dataclasses.replace(pictures, class_names=names, labels=labels)
         return Dataset("pictures", root, {"train": images}, "train")
-    return open_folder(root, **common)
+    return open_folder(root, **common).with_mask_values(mask_values)
 
 
 def _class_source(classes: str) -> Path | list[str]:
