@@ -485,13 +485,13 @@ def _declare_predict(parser: "ArgumentParser") -> None:
 
 
 def _predict(settings: "Namespace") -> None:
-    from wsss.data.info import find_bad
+    from wsss.data.info import bad_among, look_through
     from wsss.data.open import open_pictures
     from wsss.stages import predict
 
     images = open_pictures(settings.pictures)
     if settings["skip_bad"]:
-        bad = find_bad(images)
+        bad = bad_among(images, look_through(images))
         images = images.without(bad)
         print("".join(f"left out: {message}\n" for message in bad.values()), end="", file=sys.stderr)
     predict.predict(_settings(settings, predict.Settings), images, weights=settings.weights, out=settings.out)

@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from wsss.data.files import read_mask
-from wsss.data.labels import IGNORE, MaskTable, parsed
+from wsss.data.files import read_labels, read_mask
+from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
 from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.errors import BadInput
 from wsss.storage import digest
@@ -51,6 +51,23 @@ class MaskFile:
 
     def stamp(self) -> str:
         return _file_stamp(self.path) + (f":{self.table.stamp()}" if self.table else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class LookedAtMask:
+    """What one true mask holds.
+
+    Attributes:
+        values: those that occur, ascending, whether they are labels or not.
+        ignored: share of the pixels that are 255.
+        reading: how a mask file's labels were found, None for masks that are drawn.
+        message: what is wrong with its size or its labels, None if nothing is.
+    """
+
+    values: tuple[int, ...]
+    ignored: float
+    reading: Reading | None
+    message: str | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,6 +157,31 @@ class Images:
                 "Add the mask, or evaluate a split that has masks.",
             )
         mask = source.read()
+        self._check_mask(index, source, mask, size_hw)
+        return mask
+
+    def look_at_mask(self, index: int) -> "LookedAtMask | None":
+        """What the true mask of a picture holds, labels or not; None where there is none.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        source = self.masks[index]
+        if source is None:
+            return None
+        mask, how = read_labels(source.path, source.table) if isinstance(source, MaskFile) else (source.read(), None)
+        counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)
+        try:
+            self._check_mask(index, source, mask, self.size_hw(index))
+            wrong = None
+        except BadInput as error:
+            wrong = str(error)
+        values = tuple(np.flatnonzero(counts).tolist())
+        return LookedAtMask(values, float(counts[IGNORE] / max(mask.size, 1)), how, wrong)
+
+    def _check_mask(
+        self, index: int, source: TrueMask, mask: UInt8[np.ndarray, "h w"], size_hw: tuple[int, int] | None
+    ) -> None:
         if size_hw is not None and mask.shape != size_hw:
             raise BadInput(
                 source.where,
@@ -148,7 +190,6 @@ class Images:
                 "Write the mask at the picture's own size, without resizing.",
             )
         check_labels(mask, self.n_labels, source.where, self.class_names)
-        return mask
 
     def read_with(self, masks: Path, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         """A picture (RGB), and its pseudo mask or label map `NAME.png` in the folder `masks`.
