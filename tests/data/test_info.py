@@ -74,7 +74,8 @@ def test_find_bad(table):
     assert "a mask of 9x9" in bad["b c"]
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert images.without(bad).names == ("deep/ü",)
-    assert bad_among(rest := images.without(bad), look_through(rest)) == {}
+    rest = images.without(bad)
+    assert bad_among(rest, look_through(rest)) == {}
 
 
 def test_decoding_finds_more(table):
@@ -84,8 +85,9 @@ def test_decoding_finds_more(table):
     assert calls == [(index, 5) for index in range(1, 6)]
     assert list(summary["splits"]["train"]["bad"]) == ["a", "b c"]
     assert summary["splits"]["train"]["doubts"] == [
-        "table/train: 2 of 3 pictures have a true mask: nothing is scored on this split",
-        "table/train: 1 of 2 pictures have a class in their mask that is not among their tags (cat 1)",
+        "album/train: 2 of 3 pictures have a true mask: nothing is scored on this split",
+        "album/train: 1 of 2 pictures have a tag that their mask lacks (dog 1)",
+        "album/train: 1 of 2 pictures have a class in their mask that is not among their tags (cat 1)",
     ]
     assert summary["identical"] == [[str(table / "deep/ü.png"), str(table / "copy.png")]]
     assert overview(data)["splits"]["train"]["bad"] == {}

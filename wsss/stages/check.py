@@ -83,9 +83,7 @@ def _without(data: Dataset, bad: Iterable[str]) -> Dataset:
     return dataclasses.replace(data, splits={name: images.without(bad) for name, images in data.splits.items()})
 
 
-def _looked_through(
-    data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]
-) -> dict[str, Any]:
+def _looked_through(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
     """Messages about bad files by picture (`bad`), doubts about true masks (`doubts`), and errors that end the work (`stops`)."""
     fingerprint = digest({name: data.split(name).fingerprint() for name in used})
     record = remember / DATA if remember else None

@@ -12,7 +12,16 @@ from wsss import launch
 from wsss.data.files import read_cams, read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
-from wsss.metrics import Background, ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
+from wsss.metrics import (
+    Background,
+    ConfusionMatrix,
+    ContourCounts,
+    Convention,
+    ThresholdSweep,
+    contour_scores,
+    coverage,
+    scores,
+)
 from wsss.ops.contour import tolerance_radius
 from wsss.progress import Progress
 from wsss.run import stage
@@ -200,6 +209,7 @@ def _score(
                 "truth": truth_fingerprint(images),
                 "labels": ["background", *images.class_names],
                 "scores": dataclasses.asdict(score),
+                "coverage": coverage(counts, ["background", *images.class_names], score.n_scored),
                 "contour": dataclasses.asdict(contour) if contour else None,
                 "curve": curve,
                 "confusion": counts.tolist(),

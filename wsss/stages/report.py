@@ -76,6 +76,7 @@ def table(run: Path) -> str:
     Raises:
         BadInput: there is no finished stage.
     """
+    scored = scores_of(stages_of(run))
     rows = [
         (
             score.title,
@@ -86,12 +87,13 @@ def table(run: Path) -> str:
             percent(score.scores["pixel_accuracy"]),
             f"{score.source.seconds:.1f}" if score.source else "-",
         )
-        for score in scores_of(stages_of(run))
+        for score in scored
     ]
     if not rows:
         return f"{run}: no scores, since there were no true masks to score against"
     header = ("what", "split", "images", "mIoU %", "contour F %", "pixel accuracy %", "seconds")
-    return aligned((header, *rows), texts=2)
+    remarks = [f"{score.title}, {score.split}: {score.coverage}" for score in scored if score.coverage]
+    return "\n".join([aligned((header, *rows), texts=2), *remarks])
 
 
 def _content(run: Path, data: Dataset) -> dict[str, Any]:
