@@ -14,6 +14,7 @@ from tests import typechecker
 
 # A slip of a reader is an error here, and does not hide behind the file that it reads; processes that tests start inherit this
 os.environ["WSSS_STRICT"] = "1"
+pytest_plugins = ["tests.parity.looked_at"]
 
 # Types and shapes in signatures are checked while the tests run; not in ops, which numba compiles and which answers
 # wrong ones itself
