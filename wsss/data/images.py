@@ -59,7 +59,7 @@ class Images:
 
     Attributes:
         title: what the split is called in messages, `voc/train_aug` for example.
-        names: one a picture, unique; may contain sub-folders and any characters. Outputs are named after them.
+        names: one a picture, unique (see `check_names`); may contain sub-folders and blanks. Outputs are named after them.
         paths: the picture files.
         class_names: the C foreground classes in the order of their indices; label `i + 1` in a mask is class `i`.
         labels: image-level labels, without background.
@@ -89,16 +89,7 @@ class Images:
                 "at most 254, since masks are 8-bit and 255 means ignored",
                 "Merge some classes.",
             )
-        first: dict[str, Path] = {}
-        for name, path in zip(self.names, self.paths, strict=True):
-            if name in first:
-                raise BadInput(
-                    path,
-                    f"a second picture named {name!r} (the first is {first[name]})",
-                    "one picture a name",
-                    "Rename or remove one of the two.",
-                )
-            first[name] = path
+        check_names(self.names, self.paths)
 
     def __len__(self) -> int:
         return len(self.names)
