@@ -10,6 +10,7 @@ from jaxtyping import Bool, UInt8
 
 from wsss.data.files import read_mask
 from wsss.data.labels import IGNORE, MaskTable, parsed
+from wsss.data.names import check_names
 from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.errors import BadInput
 from wsss.storage import digest

@@ -9,13 +9,14 @@ Where no line has a colour, as in Datumaro's, a mask has the colours of VOC's pa
 
 from pathlib import Path
 
-from wsss.data.files import voc_palette
+from wsss.data.labels import Colour, MaskTable, voc_palette
 from wsss.data.lists import read_lines
-from wsss.data.mask_table import VOID, Colour, MaskTable
 from wsss.data.roles import IGNORED, Roles, classes_among
 from wsss.errors import BadInput
 
 _EXPECTED = "lines like `cat:48,112,32::`, a label and its colour"
+# VOC's colour of what is ignored
+VOID: Colour = (224, 224, 192)
 # Names under which tools list what is ignored
 _VOID_NAMES = frozenset((IGNORED, "ignored", "void"))
 

@@ -13,7 +13,7 @@ import numpy as np
 from wsss.data.entries import Entry, Found, Options, name_of, split_of
 from wsss.data.images import MaskFile
 from wsss.data.lists import is_picture
-from wsss.data.mask_table import MaskTable
+from wsss.data.labels import MaskTable
 from wsss.data.names import check_name
 from wsss.data.roles import Roles, classes_among
 from wsss.data.rows import csv_rows

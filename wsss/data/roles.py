@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from wsss.data.images import IGNORE
+from wsss.data.labels import IGNORE
 from wsss.errors import BadInput
 
 BACKGROUND = frozenset(("background", "_background_"))

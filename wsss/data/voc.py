@@ -25,7 +25,7 @@ from wsss.data.lists import (
     read_names,
     suggestion,
 )
-from wsss.data.mask_table import MaskTable
+from wsss.data.labels import MaskTable
 from wsss.data.roles import IGNORED, classes_among, is_nothing
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.errors import BadInput, is_regular, reading
