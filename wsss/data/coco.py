@@ -24,7 +24,7 @@ from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import chosen_split, found_alone, pictures_below, read_classes, read_names, without_suffix
 from wsss.data.roles import IGNORED, is_nothing
 from wsss.data.tables import labels_by_name, labels_of, spellings
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular
 from wsss.stream import Progress, in_threads
 
 # Category ids 1..90 leave out 12, 26, 29, 30, 45, 66, 68, 69, 71, 83
@@ -436,7 +436,7 @@ def open_coco(
         pictures=PictureFiles(root, files, folders, allow_outside),
     )
     there = list(layout.files or layout.folders)
-    lists = [asked for asked in (train, val) if asked is not None and asked not in there and Path(asked).is_file()]
+    lists = [asked for asked in (train, val) if asked is not None and asked not in there and is_regular(asked)]
     chosen = chosen_split(train, [*there, *lists], ("train2014", "train2017", "train", *sole_split(there)), root)
     if chosen is None:
         raise BadInput(

@@ -10,7 +10,7 @@ from wsss import launch
 from wsss.data.images import Dataset, Images
 from wsss.data.info import find_bad, overview, render
 from wsss.data.open import open_dataset
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular
 from wsss.progress import Progress
 from wsss.storage import digest, read_json, write_json
 
@@ -39,7 +39,7 @@ def open_checked(
     used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.seed_split, data.val) if name))
     # lists of classes and of pictures may be words or files
     opened = {"path": str(path.resolve())} | {
-        name: str(Path(value).resolve()) if isinstance(value, str | Path) and Path(value).is_file() else value
+        name: str(Path(value).resolve()) if isinstance(value, str | Path) and is_regular(value) else value
         for name, value in options.items()
     }
     bad = launch.decided_by_first(lambda: _bad(data, used, remember, opened))
