@@ -11,6 +11,7 @@ with `.png`, or `NAME_mask.png` beside the picture, or what the table's column `
 
 import dataclasses
 import difflib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from wsss.data.lists import (
     without_suffix,
 )
 from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular
 
 _SPLITS = {
     "train": "train",
@@ -84,7 +85,7 @@ def open_folder(
         splits = _by_vectors(layout, table, names)
     everything = _joined(layout, splits)
     for asked in (train, val):
-        if asked is not None and asked not in splits and Path(asked).is_file():
+        if asked is not None and asked not in splits and is_regular(asked):
             splits[asked] = _listed(layout, Path(asked), everything)
     chosen = chosen_split(train, splits, ("train",), root)
     if chosen is None:
@@ -105,9 +106,9 @@ def open_pictures(path: Path, *, upright: bool = True) -> Images:
     Raises:
         BadInput: there is none.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise BadInput(path, "no such file or folder", "a picture or a folder of pictures", "Check the path.")
-    pictures = {path.stem: path} if path.is_file() else pictures_below(path)
+    pictures = pictures_below(path) if path.is_dir() else {path.stem: path}
     if not pictures:
         raise BadInput(path, listing(path), "pictures", "Choose a folder with pictures in it.")
     none = np.zeros((len(pictures), 0), bool)
@@ -242,8 +243,9 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     """Splits and labels from a table of tags."""
     rows: dict[str, Row] = {}
     missing = []
-    for row in read_table(table):
-        name = _picture(layout, row.image)
+    for row in read_table(table, class_names):
+        # a name may end in blanks; more often they were written around it
+        name = _picture(layout, row.image) or _picture(layout, row.image.strip())
         if name is None:
             missing.append(row)
         elif name in rows:

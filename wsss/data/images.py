@@ -10,6 +10,7 @@ from jaxtyping import Bool, UInt8
 
 from wsss.data.files import read_labels, read_mask
 from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
+from wsss.data.names import check_names
 from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.errors import BadInput
 from wsss.storage import digest
@@ -76,7 +77,7 @@ class Images:
 
     Attributes:
         title: what the split is called in messages, `voc/train_aug` for example.
-        names: one a picture, unique; may contain sub-folders and any characters. Outputs are named after them.
+        names: one a picture, unique (see `check_names`); may contain sub-folders and blanks. Outputs are named after them.
         paths: the picture files.
         class_names: the C foreground classes in the order of their indices; label `i + 1` in a mask is class `i`.
         labels: image-level labels, without background.
@@ -106,16 +107,7 @@ class Images:
                 "at most 254, since masks are 8-bit and 255 means ignored",
                 "Merge some classes.",
             )
-        first: dict[str, Path] = {}
-        for name, path in zip(self.names, self.paths, strict=True):
-            if name in first:
-                raise BadInput(
-                    path,
-                    f"a second picture named {name!r} (the first is {first[name]})",
-                    "one picture a name",
-                    "Rename or remove one of the two.",
-                )
-            first[name] = path
+        check_names(self.names, self.paths)
 
     def __len__(self) -> int:
         return len(self.names)

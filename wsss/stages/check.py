@@ -10,7 +10,7 @@ from wsss import launch
 from wsss.data.images import Dataset, Images
 from wsss.data.info import bad_among, doubts_about, look_through, overview, render
 from wsss.data.open import open_dataset
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular
 from wsss.progress import Progress
 from wsss.storage import digest, read_json, write_json
 
@@ -42,7 +42,7 @@ def open_checked(
     used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.seed_split, data.val) if name))
     # lists of classes and of pictures may be words or files
     opened = {"path": str(path.resolve())} | {
-        name: str(Path(value).resolve()) if isinstance(value, str | Path) and Path(value).is_file() else value
+        name: str(Path(value).resolve()) if isinstance(value, str | Path) and is_regular(value) else value
         for name, value in options.items()
     }
     found = launch.decided_by_first(lambda: _looked_through(data, used, remember, opened))
