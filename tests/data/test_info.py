@@ -48,7 +48,8 @@ def test_overview(table):
             },
         },
         "identical": [],
-        "notes": [],
+        "notes": ["album/val has no picture of cat: not scored"],
+        "stops": [],
     }
 
 

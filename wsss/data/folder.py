@@ -10,10 +10,9 @@ with `.png`, or `NAME_mask.png` beside the picture, or what the table's column `
 """
 
 import dataclasses
-import difflib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +45,7 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
+CLASSES = "classes.txt"
 _MASKS, _BESIDE = "masks", "_mask"
 
 
@@ -75,7 +75,7 @@ def open_folder(
     """
     layout = _Layout(root, upright, skip_missing)
     table = tags if tags is not None else find_table(root)
-    own = root / "classes.txt"
+    own = root / CLASSES
     names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else None
     if table is None:
         splits = _by_folder(layout, names)
@@ -272,7 +272,6 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     _note_unnamed(layout, rows, table)
     if class_names is None:
         class_names = tuple(sorted({tag for row in rows.values() for tag in row.tags}))
-        layout.notes += _much_alike(rows.values(), class_names)
     if not class_names:
         raise BadInput(table, "no tag in any line", "tags", "Write the tags of the pictures into the column `tags`.")
     members: dict[str, list[str]] = defaultdict(list)
@@ -304,23 +303,6 @@ def _mask(layout: _Layout, row: Row) -> Path:
             row.where, f"the mask {row.mask!r}, which is not in {layout.root}", "a PNG", "Correct the column `mask`."
         )
     return path
-
-
-def _much_alike(rows: Iterable[Row], class_names: tuple[str, ...]) -> list[str]:
-    """Notes on tags that may be misspelt: much like another one that is ten times as frequent."""
-    counts = Counter(tag for row in rows for tag in row.tags)
-    notes = []
-    for tag in class_names:
-        for other in difflib.get_close_matches(
-            tag.lower(), {name.lower(): name for name in class_names if name != tag}, 3, 0.8
-        ):
-            likely = next(name for name in class_names if name.lower() == other and name != tag)
-            if counts[likely] >= 10 * counts[tag] or (likely.lower() == tag.lower() and counts[likely] > counts[tag]):
-                notes.append(
-                    f"the tag {tag!r} ({counts[tag]} pictures) is much like {likely!r} ({counts[likely]}): a slip?"
-                )
-                break
-    return notes
 
 
 def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | None) -> dict[str, Images]:

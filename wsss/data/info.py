@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsss.data.class_names import lacking, slips
 from wsss.data.images import Dataset, Images, LookedAtMask
 from wsss.data.truth import Doubts, doubts
 from wsss.errors import BadInput
@@ -59,19 +60,23 @@ def doubts_about(images: Images, looks: Sequence[Look]) -> Doubts:
     return doubts(images, {index: look.mask for index, look in enumerate(looks) if look.mask})
 
 
-def overview(dataset: Dataset, *, decode: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+def overview(
+    dataset: Dataset, *, decode: bool = False, classes: object = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """A summary that JSON can hold.
 
     Args:
         dataset: the data set.
         decode: decode each picture and mask, and compare files of equal length, instead of reading headers alone.
+        classes: the class list that the user gave, if any; then none of its names is a slip.
         progress: called with the number of pictures looked at and of all pictures of all splits.
 
     Returns:
         `kind`, `root`, `classes`, `train`, `seed_split`, `val`, `notes`, `checked` (whether `decode` was set), `identical` (groups of
         picture files with the same content, empty unless `decode`) and `splits`: by name `images`, `images_per_class`,
         `tags_per_image` (mean and max), `without_tags`, `with_masks`, `height` and `width` (min, median, max), `bad` (messages by
-        name), `doubts` (notes on true masks) and `stops` (what a run stops at); the last two are empty unless `decode`.
+        name), `doubts` (notes on true masks) and `stops` (what a run stops at there); the last two are empty unless `decode`. `stops`
+        of the whole are doubts about the names of classes.
     """
     done, total = 0, sum(map(len, dataset.splits.values()))
     splits = {}
@@ -95,7 +100,8 @@ def overview(dataset: Dataset, *, decode: bool = False, progress: Progress | Non
         "checked": decode,
         "splits": splits,
         "identical": _identical(paths) if decode else [],
-        "notes": list(dataset.notes),
+        "notes": [*dataset.notes, *lacking(dataset)],
+        "stops": [str(slip)] if (slip := slips(dataset, classes)) else [],
     }
 
 
@@ -169,7 +175,7 @@ def render(summary: dict[str, Any], most: int = 10) -> str:
     notes = [*summary["notes"], *(note for split in summary["splits"].values() for note in split["doubts"])]
     if notes:
         lines += ["", "notes:", *(f"  {note}" for note in notes)]
-    if stops := [stop for split in summary["splits"].values() for stop in split["stops"]]:
+    if stops := [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]:
         lines += ["", "a run stops at:", *(f"  {stop}" for stop in stops)]
     return "\n".join(lines) + "\n"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss import launch
+from wsss.data.class_names import lacking, slips
 from wsss.data.images import Dataset, Images
 from wsss.data.info import bad_among, doubts_about, look_through, overview, render
 from wsss.data.open import open_dataset
@@ -94,17 +95,18 @@ def _looked_through(data: Dataset, used: list[str], remember: Path | None, opene
     overviewed = overview(data)
     log.info("%s", render(overviewed))
     bad: dict[str, str] = {}
-    notes: list[str] = []
-    stops: list[tuple[str, str, str, str]] = []
+    notes = lacking(data)
+    doubts = [slips(data, opened.get("classes"))]
     for images in _different(data, used):
         with Progress(f"look through {images.title}", len(images)) as progress:
             looks = look_through(images, progress=lambda done, total: progress.advance())
         bad |= bad_among(images, looks)
         doubtful = doubts_about(images, looks)
         notes += doubtful.notes
-        stops += [(stop.where, stop.found, stop.expected, stop.do) for stop in doubtful.stops]
+        doubts += doubtful.stops
     for note in notes:
         log.info("note: %s", note)
+    stops = [(stop.where, stop.found, stop.expected, stop.do) for stop in doubts if stop]
     found = {"bad": bad, "doubts": notes, "stops": stops}
     if record:
         write_json(record, {"fingerprint": fingerprint, "overview": overviewed, "opened": opened, **found})
