@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests import typechecker
 
+pytest_plugins = ["tests.parity.looked_at"]
+
 # Types and shapes in signatures are checked while the tests run; not in ops, which numba compiles and which answers
 # wrong ones itself
 install_import_hook(["wsss.data", "wsss.methods", "wsss.networks", "wsss.refiners"], f"{typechecker.__name__}.check")

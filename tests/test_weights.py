@@ -1,4 +1,3 @@
-import json
 import os
 import pickle
 import urllib.error
@@ -10,12 +9,11 @@ import torch
 import torchvision
 from torch import nn
 
+from tests.parity import fixtures
 from wsss import weights
 from wsss.errors import BadInput
 from wsss.networks import deeplab
 from wsss.networks.backbone import create_backbone
-
-DATA = Path(__file__).parent / "parity" / "data"
 
 
 def small_state() -> dict[str, torch.Tensor]:
@@ -212,9 +210,9 @@ def test_long_lists_are_cut_in_the_message():
     assert len(str(caught.value)) < 800
 
 
-def manifest(folder: str, name: str) -> dict[str, torch.Tensor]:
+def manifest(name: str) -> dict[str, torch.Tensor]:
     """A state dict of the right names and shapes that takes no room: each tensor repeats one value of its own."""
-    shapes = json.loads((DATA / folder / f"manifest-{name}.json").read_text())
+    shapes = fixtures.table(f"{name}.json")
     return {
         key: torch.tensor(float(i) if "num_batches" not in key else i).expand(shape)
         for i, (key, shape) in enumerate(shapes.items())
@@ -224,7 +222,7 @@ def manifest(folder: str, name: str) -> dict[str, torch.Tensor]:
 def test_published_deeplab_files():
     network = deeplab.create_deeplab(21, deeplab.DeepLabSettings())
     head = {name: value.clone() for name, value in network.base.aspp.state_dict().items()}
-    state = manifest("deeplab", "deeplabv1-coco-init")
+    state = manifest("deeplab/manifest-deeplabv1-coco-init")
     report = weights.load_deeplab(network, state, "deeplabv1_resnet101-coco.pth")
     assert report.ignored == ("fc.weight", "fc.bias")
     assert len(report.loaded) == 624
@@ -233,7 +231,7 @@ def test_published_deeplab_files():
     assert same(head, network.base.aspp.state_dict())
     assert torch.equal(network.base.layer5.block3.increase.conv.weight, state["layer5.block3.increase.conv.weight"])
 
-    state = manifest("deeplab", "deeplabv2-msc")
+    state = manifest("deeplab/manifest-deeplabv2-msc")
     report = weights.load_deeplab(network, state, "deeplabv2_resnet101_msc-vocaug-20000.pth")
     assert len(report.loaded) == 632
     assert report.missing == report.ignored == report.mismatched == ()
@@ -292,8 +290,8 @@ def test_irnet_cam_file_has_its_aliases_left_out():
     network = nn.Module()
     network.resnet50 = create_backbone("resnet50")
     network.classifier = nn.Conv2d(2048, 20, 1, bias=False)
-    assert network.state_dict().keys() == manifest("clims", "resnet50_cam").keys()
-    state = manifest("clims", "resnet50_cam-checkpoint")
+    assert network.state_dict().keys() == manifest("clims/manifest-resnet50_cam").keys()
+    state = manifest("clims/manifest-resnet50_cam-checkpoint")
     report = weights.load_into(network, state, "res50_cam.pth", ignore=weights.IRNET_ALIASES)
     assert (len(report.loaded), len(report.ignored), len(report.missing)) == (319, 956 - 319, 0)
     assert same(network.state_dict(), {name: state[name] for name in report.loaded})

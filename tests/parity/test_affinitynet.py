@@ -3,15 +3,12 @@
 Features, affinities, losses, gradients, maps; then the refinement: labels of training, the walk end to end, ICAM's CRF.
 """
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
 from wsss.data.augment import CAFFE_MEAN_BGR, normalise, posterior_view, resize_bicubic, scaled_size
 from wsss.methods import icam
@@ -22,10 +19,8 @@ from wsss.refiners.affinitynet import Walk, confident_labels, crf_scores, walked
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-DATA = Path(__file__).parent / "data"
-PSA, ICAM = DATA / "affinitynet", DATA / "icam"
 NETWORK, CAM, VGG, LABEL, WALK = (
-    np.load(PSA / f"{name}.npz")
+    fixtures.arrays(f"affinitynet/{name}")
     for name in ("network-resnet38", "cam-resnet38", "network-vgg16", "train-label", "random-walk")
 )
 
@@ -87,7 +82,7 @@ def classifier(network):
     ],
 )
 def test_state_dict_has_the_published_names_and_shapes(manifest, build):
-    assert shapes(build) == list(json.loads((PSA / f"manifest-{manifest}.json").read_text()).items())
+    assert shapes(build) == list(fixtures.table(f"affinitynet/manifest-{manifest}.json").items())
 
 
 def test_features(taps_and_feature):
@@ -118,7 +113,7 @@ def test_losses_and_gradients(taps_and_feature):
 
 @pytest.mark.parametrize(("size", "seed", "radius"), [((96, 112), 3, 5), ((64, 72), 4, 3)])
 def test_affinities_of_icam(network, size, seed, radius):
-    expected, tag = np.load(ICAM / "aff_net.npz"), "{}x{}".format(*size)
+    expected, tag = fixtures.arrays("icam/aff_net"), "{}x{}".format(*size)
     with torch.no_grad():
         feature = network(batch(*size, seed))
     np.testing.assert_allclose(affinities(feature, radius)[0], expected[f"aff_{tag}"], atol=2e-6)  # 6e-7 measured
@@ -144,12 +139,12 @@ def test_pairs_of_icam(radius, height, width):
         partners[0],
         partners[-1],
     ]
-    expected = np.load(ICAM / "aff_net.npz")[f"pairs_r{radius}_{height}x{width}"]
+    expected = fixtures.arrays("icam/aff_net")[f"pairs_r{radius}_{height}x{width}"]
     np.testing.assert_array_equal([int(value) for value in ours], expected)
 
 
 def test_losses_and_gradient_of_icam():
-    expected = np.load(ICAM / "aff_loss.npz")
+    expected = fixtures.arrays("icam/aff_loss")
     shape = tuple(int(n) for n in expected["lab_shape"])
     kinds = [
         torch.from_numpy(np.unpackbits(expected[f"lab_{kind}"])[: np.prod(shape)].reshape(1, *shape[-2:]))
@@ -168,7 +163,7 @@ def test_losses_and_gradient_of_icam():
 
 
 def test_what_is_fixed_and_the_groups():
-    groups = json.loads((ICAM / "icam-cam-groups.json").read_text())
+    groups = fixtures.table("icam/icam-cam-groups.json")
     with torch.device("meta"):
         affinity, classifier = AffinityNet().train().freeze(), Classifier(20).train().freeze()
     names = {id(parameter): name for name, parameter in affinity.named_parameters()}
@@ -245,7 +240,7 @@ def test_labels_of_training():
 
 @pytest.mark.parametrize("flip", [0, 1])
 def test_labels_of_training_of_icam(flip):
-    expected, (height, width) = np.load(ICAM / "transforms.npz"), (72, 88)
+    expected, (height, width) = fixtures.arrays("icam/transforms"), (72, 88)
     maps = (1.3 * inputs.blocky("affcrf", 2, height + 1, width + 1, 0, 8)[:, :height, :width] - 0.3).clip(0, 1)
     scores = [with_background(maps, alpha) for alpha in (2.0, 4.0)]
     (across, left), (down, top) = expected[f"aff_draws_flip{flip}"].tolist()
@@ -316,9 +311,9 @@ def maps_of_icam(network: AffinityNet, picture: np.ndarray, classes: list[int]) 
     ],
 )
 def test_the_walk_of_icam(network, name, size, classes):
-    expected, picture = np.load(ICAM / "infer_aff.npz"), inputs.image(*size, int(name[-1]) - 1)
+    expected, picture = fixtures.arrays("icam/infer_aff"), inputs.image(*size, int(name[-1]) - 1)
     maps = maps_of_icam(network, picture, classes)
-    np.testing.assert_allclose(maps[:, ::3, ::3], np.load(ICAM / "infer_cam.npz")[f"{name}_cam"], atol=5e-6)  # 1.1e-6
+    np.testing.assert_allclose(maps[:, ::3, ::3], fixtures.arrays("icam/infer_cam")[f"{name}_cam"], atol=5e-6)  # 1.1e-6
     labels = np.array([0, *(label + 1 for label in classes)], np.uint8)
     usual, other = Walk(alpha=6, doublings=6, shrink=True), Walk(alpha=16, beta=4, doublings=3, shrink=True)
     for tag, settings in (("default", usual), ("a16_b4_t3", other), ("crf", usual)):

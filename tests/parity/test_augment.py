@@ -1,17 +1,14 @@
 """Augmentations against IRNet, CLIMS and deeplab-pytorch with given draws: uint8 and labels exact, floats 1e-6."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.data import augment
 
-DATA = Path(__file__).parent / "data"
-IRNET = np.load(DATA / "irnet" / "augment.npz")
-CLIMS = np.load(DATA / "clims" / "augment.npz")
-DEEPLAB = np.load(DATA / "deeplab" / "augment.npz")
+IRNET = fixtures.arrays("irnet/augment")
+CLIMS = fixtures.arrays("clims/augment")
+DEEPLAB = fixtures.arrays("deeplab/augment")
 
 
 @pytest.fixture(scope="module")

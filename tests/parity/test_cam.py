@@ -1,22 +1,18 @@
 """The CAM baseline against IRNet and CLIMS: forward, gradients, maps, thresholded labels, optimiser."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.data.images import Images
 from wsss.methods import cam
 from wsss.stages.train import Training, make_optimizer, poly_factor
 
-DATA = Path(__file__).parent / "data"
-IRNET, CLIMS = np.load(DATA / "irnet" / "cam.npz"), np.load(DATA / "clims" / "forward_cam.npz")
-MULTISCALE, OPTIMIZER = np.load(DATA / "clims" / "multiscale_cam.npz"), np.load(DATA / "irnet" / "optimizer.npz")
-POLY, SCHEDULES = np.load(DATA / "clims" / "poly_optimizer.npz"), np.load(DATA / "deeplab" / "schedules.npz")
+IRNET, CLIMS = fixtures.arrays("irnet/cam"), fixtures.arrays("clims/forward_cam")
+MULTISCALE, OPTIMIZER = fixtures.arrays("clims/multiscale_cam"), fixtures.arrays("irnet/optimizer")
+POLY, SCHEDULES = fixtures.arrays("clims/poly_optimizer"), fixtures.arrays("deeplab/schedules")
 CLASSES = tuple(f"class {i}" for i in range(20))
 
 
@@ -44,7 +40,7 @@ def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
 
 @pytest.mark.parametrize("manifest", ["irnet/manifest-cam.json", "clims/manifest-resnet50_cam.json"])
 def test_state_dict_has_the_published_names_and_shapes(manifest):
-    wanted = json.loads((DATA / manifest).read_text())
+    wanted = fixtures.table(manifest)
     wanted = wanted.get("shapes", wanted)
     own = {name: list(value.shape) for name, value in cam.Network("resnet50", 20).state_dict().items()}
     for name in wanted:
@@ -102,7 +98,7 @@ def test_clims_training_forward_and_gradients():
         1e-5,
     )
     gradients = {name: value.grad for name, value in trainable.network.named_parameters()}
-    compared = [key for key in CLIMS.files if key.startswith("gradstats/")]
+    compared = [key for key in CLIMS if key.startswith("gradstats/")]
     assert compared
     for key in compared:
         value = gradients[key.removeprefix("gradstats/")].double()

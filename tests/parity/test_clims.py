@@ -5,15 +5,13 @@ and gradients 4e-6, on COCO 5e-5, which float64 does not lessen: it is the fixtu
 """
 
 import functools
-import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.parity import inputs
-from tests.parity.tiny_clip import DATA
+from tests.parity import fixtures, inputs
 from wsss.data.augment import CLIP_MEAN, CLIP_STD
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images
@@ -37,13 +35,13 @@ NAMES = ("object_text", "background_text", "suppression", "area")
 
 
 def fixture(name: str):
-    return np.load(DATA / "clims" / f"{name}.npz")
+    return fixtures.arrays(f"clims/{name}")
 
 
 @functools.cache
 def clip(kind: str, seed: int, dtype: torch.dtype = torch.float32) -> CLIP | ResNetCLIP:
     """The small CLIP of the fixtures."""
-    shapes = json.loads((DATA / "clims" / f"manifest-tiny-clip-{kind}.json").read_text())["shapes"]
+    shapes = fixtures.table(f"clims/manifest-tiny-clip-{kind}.json")["shapes"]
     state = {
         name: torch.from_numpy(np.asarray(inputs.tensor(name, tuple(shape), seed))) for name, shape in shapes.items()
     }
@@ -120,7 +118,7 @@ def test_state_dict_has_the_published_names_and_shapes():
         ("resnet50_clims", cam.Network("resnet50", 20)),
         ("clims_camera_ready", clims.CameraReadyNetwork("resnet50", 20)),
     ):
-        wanted = json.loads((DATA / "clims" / f"manifest-{manifest}.json").read_text())
+        wanted = fixtures.table(f"clims/manifest-{manifest}.json")
         assert {name: list(value.shape) for name, value in network.state_dict().items()} == wanted
 
 
@@ -155,13 +153,13 @@ def test_training_forward_and_gradients(forward):
     gradients = {name: value.grad for name, value in network.named_parameters()}
     slice_ = wanted["f64/grad_classifier_weight_0_64"].reshape(20, 64)
     close(gradients["classifier.weight"][:, :64, 0, 0], slice_, 1e-6)
-    compared = [key for key in wanted.files if key.startswith("f64/gradstats/")]
+    compared = [key for key in wanted if key.startswith("f64/gradstats/")]
     assert len(compared) == 4
     for key in compared:
         close_stats(gradients[key.removeprefix("f64/gradstats/")], wanted[key], 1e-6)
     assert all(gradients[f"resnet50.{name}"] is None for name in ("conv1.weight", "bn1.weight", "bn1.bias"))
     state = network.state_dict()
-    for key in wanted.files:
+    for key in wanted:
         if key.startswith("after_one_forward/"):
             close(state[key.removeprefix("after_one_forward/")][:64], wanted[key], 1e-5)
     assert state["resnet50.layer3.0.bn1.num_batches_tracked"] == wanted["num_batches_tracked"]
@@ -299,7 +297,7 @@ def test_training():
         optimizer.step()
     state = network.state_dict()
     close(state["classifier.weight"][:, :32, 0, 0], wanted["final/classifier.weight_slice"].reshape(20, 32), 1e-6)
-    for key in wanted.files:
+    for key in wanted:
         if key.startswith("final_stats/"):
             close_stats(state[key.removeprefix("final_stats/")], wanted[key], 1e-6)
 
@@ -312,7 +310,7 @@ def test_published_checkpoints_localize(tmp_path):
     aliases |= {f"backbone.{n - 1}.0": f"layer{n}" for n in (2, 3, 4)}
     own = network.state_dict()
     state = {}
-    for name, shape in json.loads((DATA / "clims" / "manifest-resnet50_cam-checkpoint.json").read_text()).items():
+    for name, shape in fixtures.table("clims/manifest-resnet50_cam-checkpoint.json").items():
         source = "classifier.weight" if name == "newly_added.0.weight" else name
         for alias, layer in aliases.items():
             if name.startswith(f"{alias}."):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.parity import inputs
-from tests.parity.tiny_clip import DATA, tiny_clip
+from tests.parity import fixtures, inputs
+from tests.parity.tiny_clip import tiny_clip
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import read_picture
 from wsss.data.voc import VOC_CLASSES
@@ -47,7 +47,7 @@ CASES = {
 
 
 def fixture(name: str):
-    return np.load(DATA / "clip-es" / f"{name}.npz")
+    return fixtures.arrays(f"clip-es/{name}")
 
 
 @functools.cache

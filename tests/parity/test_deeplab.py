@@ -1,21 +1,17 @@
 """DeepLab v2 against deeplab-pytorch, its balanced loss against CLIMS, the pretended underfitting against PMM's code."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.data.augment import normalise
 from wsss.networks import deeplab
 
-DATA = Path(__file__).parent / "data"
 NETWORK, LABELS, LOSSES, TEST_TIME = (
-    np.load(DATA / "deeplab" / f"{name}.npz") for name in ("network", "labels", "losses", "test-time")
+    fixtures.arrays(f"deeplab/{name}") for name in ("network", "labels", "losses", "test-time")
 )
-BALANCED = np.load(DATA / "clims" / "balanced_cross_entropy.npz")
+BALANCED = fixtures.arrays("clims/balanced_cross_entropy")
 # 2.3e-5 measured; logits reach 18
 LOGITS = {"rtol": 0, "atol": 1e-4}
 
@@ -31,7 +27,7 @@ def masks(height: int, width: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def network():
     made = deeplab.create_deeplab(21, deeplab.DeepLabSettings())
-    shapes = json.loads((DATA / "deeplab" / "manifest-deeplabv2-msc.json").read_text())
+    shapes = fixtures.table("deeplab/manifest-deeplabv2-msc.json")
     state = made.state_dict()
     assert {name: list(value.shape) for name, value in state.items()} == shapes
     for name, value in state.items():
@@ -47,7 +43,7 @@ def pair():
 
 def test_parameter_groups(network):
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    published = json.loads((DATA / "deeplab" / "parameter-groups.json").read_text())
+    published = fixtures.table("deeplab/parameter-groups.json")
     groups = network.param_groups(2.5e-4)
     assert [len(group["params"]) for group in groups] == NETWORK["group_counts"].tolist()
     for group, factor, decay in zip(groups, (1, 10, 20), (5e-4, 5e-4, 0.0), strict=True):

@@ -1,16 +1,24 @@
 """DeepLab v1 on ResNet-38 against ICAM's final stage: network, one training iteration, views, schedule, whole evaluation."""
 
 import copy
+<<<<<<< HEAD
 import itertools
 import json
 from pathlib import Path
+=======
+>>>>>>> parity-a
 
 import numpy as np
 import pytest
 import torch
 
+<<<<<<< HEAD
 from tests.parity import inputs
 from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes, stats
+=======
+from tests.parity import fixtures, inputs
+from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
+>>>>>>> parity-a
 from wsss.data import mask_augment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.deeplab_v1 import DeepLabV1
@@ -20,9 +28,8 @@ from wsss.stages.train import poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-DATA = Path(__file__).parent / "data" / "icam"
 STORED, VIEWS, WHOLE, SCHEDULES = (
-    np.load(DATA / f"{name}.npz") for name in ("deeplabv1_r38", "transforms", "infer_final", "schedules")
+    fixtures.arrays(f"icam/{name}") for name in ("deeplabv1_r38", "transforms", "infer_final", "schedules")
 )
 
 
@@ -31,13 +38,13 @@ def build() -> DeepLabV1:
 
 
 def test_state_dict_has_the_published_names_and_shapes():
-    assert shapes(build) == list(json.loads((DATA / "manifest-deeplabv1-r38.json").read_text()).items())
+    assert shapes(build) == list(fixtures.table("icam/manifest-deeplabv1-r38.json").items())
 
 
 def test_parameter_groups():
     with torch.device("meta"):
         network = build()
-    published = json.loads((DATA / "deeplabv1-r38-groups.json").read_text())
+    published = fixtures.table("icam/deeplabv1-r38-groups.json")
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     for group, factor in zip(network.param_groups(1e-3), (1, 2, 10, 20), strict=True):
         assert sorted(names[id(p)] for p in group["params"]) == sorted(published[f"lr_x{factor}"])

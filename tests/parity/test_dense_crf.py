@@ -5,14 +5,13 @@ Largest differences measured: Q 9e-5 in any value (else 6e-6) and 1.5e-7 on aver
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.ops.dense_crf import (
     PRESETS,
     DenseCRF,
@@ -27,8 +26,9 @@ from wsss.ops.dense_crf import (
 )
 from wsss.ops.permutohedral import PermutohedralFilter, TorchPermutohedralFilter
 
-DATA = Path(__file__).parent / "data" / "dense-crf"
-FIELDS, LABELS, SMALL = (np.load(DATA / f"{name}.npz") for name in ("mean-field-q", "mean-field-argmax", "small-cases"))
+FIELDS, LABELS, SMALL = (
+    fixtures.arrays(f"dense-crf/{name}") for name in ("mean-field-q", "mean-field-argmax", "small-cases")
+)
 IMAGE = inputs.image(33, 41, 3)
 DARK = IMAGE.copy()
 DARK[:8, :10] //= 32

@@ -1,13 +1,10 @@
 """EMANet against its authors' code: the EMA unit, both networks, loss, schedule, views, evaluation, three training steps."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.data.mask_augment import aligned_view
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.emanet import EMANet, EMANetSettings, EMAUnit
@@ -17,9 +14,8 @@ from wsss.weights import trained_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-DATA = Path(__file__).parent / "data" / "emanet"
 UNIT, LOSS, SCHEDULE, VIEWS, EVALUATION, STEPS = (
-    np.load(DATA / f"{name}.npz") for name in ("emau", "loss", "schedule", "data", "evaluation", "train_steps")
+    fixtures.arrays(f"emanet/{name}") for name in ("emau", "loss", "schedule", "data", "evaluation", "train_steps")
 )
 UNITS = {"small": (16, 8, 3, 5, 6, 1, 1), "onestage": (16, 8, 1, 5, 6, 1, 1), "full": (512, 64, 3, 9, 11, 8, 16)}
 NETWORKS = {"emanet50": ("resnet50s", 8, (65, 81)), "emanet101": ("resnet101s", 16, (65, 97))}
@@ -92,13 +88,13 @@ def test_unit_in_training_moves_its_bases(name):
 def test_state_dict_has_the_published_names_and_shapes(name):
     with torch.device("meta"):
         state = EMANet(21, EMANetSettings(*NETWORKS[name][:2])).state_dict()
-    manifest = json.loads((DATA / f"manifest-{name}.json").read_text())
+    manifest = fixtures.table(f"emanet/manifest-{name}.json")
     assert [(key, list(value.shape)) for key, value in state.items()] == list(manifest.items())
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def whole(request):
-    return request.param, np.load(DATA / f"net_{request.param}_stride{NETWORKS[request.param][1]}.npz")
+    return request.param, fixtures.arrays(f"emanet/net_{request.param}_stride{NETWORKS[request.param][1]}")
 
 
 def test_network_in_evaluation(whole):

@@ -6,14 +6,11 @@ correlations and their gradients 5e-7; networks 2.7e-6; a training step 3e-7, it
 labels; SEAM's, whose lowest pixels are small numbers apart, 1e-5 and 7e-5.
 """
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from tests.parity.test_cam import run_optimizer
 from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.data import augment
@@ -32,15 +29,13 @@ from wsss.ops.importance import (
 from wsss.refiners.affinitynet import with_background
 from wsss.stages.train import poly_factor
 
-DATA = Path(__file__).parent / "data" / "icam"
 NOTHING = Images("none", (), (), tuple(f"class {i}" for i in range(20)), np.zeros((0, 20), bool), ())
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
-        return dict(file)
+def load(name: str) -> fixtures.Arrays:
+    return fixtures.arrays(f"icam/{name}")
 
 
 def array(name: str, shape: tuple[int, ...], low: float = 0, high: float = 1) -> torch.Tensor:
@@ -300,11 +295,11 @@ def test_pixel_correlation():
 
 @pytest.mark.parametrize("manifest", ["icam-cam20", "seam"])
 def test_state_dict_has_the_published_names_and_shapes(manifest):
-    assert shapes(lambda: Network(20)) == list(json.loads((DATA / f"manifest-{manifest}.json").read_text()).items())
+    assert shapes(lambda: Network(20)) == list(fixtures.table(f"icam/manifest-{manifest}.json").items())
 
 
 def test_groups_and_what_is_fixed():
-    groups = json.loads((DATA / "icam-cam-groups.json").read_text())
+    groups = fixtures.table("icam/icam-cam-groups.json")
     with torch.device("meta"):
         network = Network(20).train().freeze()
     names = {id(parameter): name for name, parameter in network.named_parameters()}

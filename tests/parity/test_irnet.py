@@ -1,26 +1,24 @@
 """IRNet against its repository: paths, pairs, losses and gradients, network, random walk, instances; PSA's pairs."""
 
-import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.networks import irnet
 from wsss.ops import affinity, instances
 from wsss.refiners import irnet as refiner
 from wsss.refiners.irnet import Walk
+from wsss.stages import refine
 
-DATA = Path(__file__).parent / "data"
-PATHS, LABELS, LOSSES, NETWORK, WALK, INSTANCE = (
-    np.load(DATA / "irnet" / f"{name}.npz")
-    for name in ("path-index", "affinity-labels", "losses", "network", "random-walk", "instance")
+PATHS, LABELS, LOSSES, NETWORK, WALK, INSTANCE, IR_LABEL = (
+    fixtures.arrays(f"irnet/{name}")
+    for name in ("path-index", "affinity-labels", "losses", "network", "random-walk", "instance", "ir-label")
 )
-PAIRS = np.load(DATA / "affinitynet" / "pairs.npz")
+PAIRS = fixtures.arrays("affinitynet/pairs")
 
 
 def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
@@ -115,7 +113,7 @@ def normalised(height: int, width: int, seed: int) -> torch.Tensor:
 
 
 def test_state_dict_has_the_published_names_and_shapes(network):
-    wanted = json.loads((DATA / "irnet" / "manifest-irnet.json").read_text())
+    wanted = fixtures.table("irnet/manifest-irnet.json")
     own = {name: list(value.shape) for name, value in network.state_dict().items()}
     assert {name: shape for name, shape in own.items() if "num_batches" not in name} == {
         name: shape for name, shape in wanted.items() if "num_batches" not in name
@@ -198,3 +196,18 @@ def test_instances():
     np.testing.assert_array_equal(scores, INSTANCE["det_score"])
     np.testing.assert_array_equal(masks.sum((1, 2)), INSTANCE["det_area"])
     np.testing.assert_array_equal(classes, INSTANCE["det_class"])
+
+
+@pytest.mark.parametrize(("upper", "lower"), [(0.30, 0.05), (0.35, 0.10)])
+def test_labels_for_irnet(upper, lower):
+    image, keys = inputs.image(120, 160, 5), np.array([2, 14])
+    maps = inputs.blocky("irn/ir_cam", 2, 120, 160, 0, 16) * inputs.blocky("irn/ir_gain", 1, 120, 160, 0, 24) ** 3
+    maps = maps / (maps.max((1, 2), keepdims=True) + np.float32(1e-5))
+    tail = f"{upper:.2f}_{lower:.2f}".replace("0.", "")
+    for name, settings in (
+        ("fg", refine.Settings("crf", upper)),
+        ("bg", refine.Settings("crf", lower)),
+        ("ir_label", refine.Settings("crf", upper, lower)),
+    ):
+        ours = refine.pseudo_mask(image, keys, maps, settings)
+        assert (ours == IR_LABEL[f"{name}_{tail}"]).mean() >= 0.9995

@@ -1,21 +1,13 @@
 """The scores equal those of the published evaluation scripts: counts exactly, shares to 1e-9."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.metrics import ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
 from wsss.ops.contour import boundary_counts, boundary_map, boundary_matches, tolerance_radius
 
-DATA = Path(__file__).parent / "data"
 SIZES = ((60, 80), (75, 50), (48, 64))
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(DATA / name, allow_pickle=False) as file:
-        return dict(file)
 
 
 def floats(*values: float | None) -> np.ndarray:
@@ -43,31 +35,31 @@ def scored_pairs(case: str) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
 
 @pytest.mark.parametrize("case", ["a", "b", "c"])
 def test_scores_of_published_scripts(case: str) -> None:
-    stored = {name[2:]: value for name, value in load("metrics/scores.npz").items() if name.startswith(f"{case}_")}
+    file = fixtures.arrays("metrics/scores")
     n_labels, pairs = scored_pairs(case)
     matrix = ConfusionMatrix(n_labels)
     for truth, prediction in pairs:
         matrix.add(truth, prediction, case)
-    np.testing.assert_array_equal(matrix.counts, stored["confusion"])
+    np.testing.assert_array_equal(matrix.counts, file[f"{case}_confusion"])
     np.testing.assert_array_equal(
-        [matrix.counts.diagonal(), matrix.counts.sum(0), matrix.counts.sum(1)], stored["tp_p_t"]
+        [matrix.counts.diagonal(), matrix.counts.sum(0), matrix.counts.sum(1)], file[f"{case}_tp_p_t"]
     )
 
     present, nan, zero, devkit = (scores(matrix.counts, name) for name in ("present", "nan", "zero", "devkit"))
     accuracies = floats(present.pixel_accuracy, present.mean_accuracy)
     close = {"rtol": 0, "atol": 1e-9, "equal_nan": True}
     np.testing.assert_allclose(
-        [*accuracies, *floats(present.frequency_weighted_iou, present.miou)], stored["deeplab"], **close
+        [*accuracies, *floats(present.frequency_weighted_iou, present.miou)], file[f"{case}_deeplab"], **close
     )
-    np.testing.assert_allclose([*accuracies, nan.miou], stored["mmseg"], **close)
-    np.testing.assert_allclose(nan.miou, stored["chainer_miou"], **close)
-    np.testing.assert_allclose(zero.miou, stored["seam_miou"], **close)
-    np.testing.assert_allclose(floats(devkit.miou) * 100, stored["devkit_avacc"][None], rtol=0, atol=1e-7)
-    np.testing.assert_allclose(floats(*nan.iou), stored["iou"], **close)
-    np.testing.assert_allclose(floats(zero.clims_fp, zero.clims_fn), stored["climsprev_fp_fn"], **close)
+    np.testing.assert_allclose([*accuracies, nan.miou], file[f"{case}_mmseg"], **close)
+    np.testing.assert_allclose(nan.miou, file[f"{case}_chainer_miou"], **close)
+    np.testing.assert_allclose(zero.miou, file[f"{case}_seam_miou"], **close)
+    np.testing.assert_allclose(floats(devkit.miou) * 100, file[f"{case}_devkit_avacc"][None], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(floats(*nan.iou), file[f"{case}_iou"], **close)
+    np.testing.assert_allclose(floats(zero.clims_fp, zero.clims_fn), file[f"{case}_climsprev_fp_fn"], **close)
     np.testing.assert_allclose(
         floats(nan.irnet_background_fp, nan.irnet_background_fn, nan.irnet_foreground_fp, nan.irnet_foreground_fn),
-        stored["irn_fp_fn"],
+        file[f"{case}_irn_fp_fn"],
         **close,
     )
     counted = {"a": (21, 21, 21, 21), "b": (5, 6, 21, 21), "c": None}[case]
@@ -76,7 +68,7 @@ def test_scores_of_published_scripts(case: str) -> None:
 
 
 def test_threshold_sweep_of_published_scripts() -> None:
-    stored = load("metrics/threshold-sweep.npz")
+    stored = fixtures.arrays("metrics/threshold-sweep")
     sweep = ThresholdSweep(stored["thresholds"].tolist(), 20)
     for i, ((height, width), classes) in enumerate(zip(SIZES, ((2, 7), (2, 11), (7, 14)), strict=True)):
         maps = inputs.blocky(f"metric/cam{i}", 2, height, width, 0, 6)
@@ -94,7 +86,7 @@ def percent(counts: np.ndarray, convention: Convention = "icam") -> np.ndarray:
 
 
 def test_miou_of_icam() -> None:
-    stored = load("icam/miou.npz")
+    stored = fixtures.arrays("icam/miou")
     labels, from_cams, from_posteriors = (ConfusionMatrix(21) for _ in range(3))
     sweep = ThresholdSweep(stored["thresholds"].tolist(), 20)
     for i, (h, w) in enumerate(stored["sizes"].tolist()):
@@ -126,7 +118,7 @@ def label_of_argmax(channels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def test_contour_tolerance() -> None:
-    stored = load("icam/fscore.npz")
+    stored = fixtures.arrays("icam/fscore")
     radii = [tolerance_radius((h, w)) for h, w in stored["bound_shapes"].tolist()]
     np.testing.assert_array_equal(radii, stored["bound_pix"])
 
@@ -137,7 +129,7 @@ def unpacked(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def test_boundary_maps() -> None:
-    stored = load("icam/fscore.npz")
+    stored = fixtures.arrays("icam/fscore")
     for name in stored["pair_names"].tolist():
         found = boundary_map(unpacked(stored, f"mask_{name}"))
         np.testing.assert_array_equal(found, unpacked(stored, f"bmap_{name}"), name)
@@ -145,7 +137,7 @@ def test_boundary_maps() -> None:
 
 
 def test_boundary_matches_of_pairs() -> None:
-    stored = load("icam/fscore.npz")
+    stored = fixtures.arrays("icam/fscore")
     masks = [unpacked(stored, f"mask_{name}").astype(np.uint8) for name in stored["pair_names"].tolist()]
     for a, b, threshold, *expected in stored["pair_table"].tolist():
         one, other = masks[int(a)], masks[int(b)]
@@ -187,7 +179,7 @@ def icam_reader(run: str, channels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("run", ["png", "big", "onlybg", "cam", "camt", "crf", "crft"])
 def test_contour_scores(run: str) -> None:
-    stored = load("icam/fscore.npz")
+    stored = fixtures.arrays("icam/fscore")
     contour = ContourCounts(int(stored[f"{run}_nc"]))
     each = []
     for i, (truth, prediction) in enumerate(contour_pairs(stored, run)):

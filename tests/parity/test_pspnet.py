@@ -1,13 +1,10 @@
 """PSPNet on Res2Net-101 and ResNet-38, its loss and its schedule against PMM's MMSegmentation."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import PSPNet, PSPNetSettings
@@ -17,8 +14,7 @@ from wsss.stages.train import poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-DATA = Path(__file__).parent / "data" / "icam"
-STORED, SCHEDULES = np.load(DATA / "psp_nets.npz"), np.load(DATA / "schedules.npz")
+STORED, SCHEDULES = fixtures.arrays("icam/psp_nets"), fixtures.arrays("icam/schedules")
 BODIES = {"r2n": "res2net101d", "res38": "resnet38"}
 
 
@@ -28,7 +24,7 @@ def build(body: str) -> PSPNet:
 
 @pytest.mark.parametrize("body", BODIES)
 def test_state_dict_has_the_published_names_and_shapes(body):
-    assert shapes(lambda: build(body)) == list(json.loads((DATA / f"manifest-psp-{body}.json").read_text()).items())
+    assert shapes(lambda: build(body)) == list(fixtures.table(f"icam/manifest-psp-{body}.json").items())
 
 
 @pytest.mark.parametrize("body", ["r2n", pytest.param("res38", marks=pytest.mark.slow)])

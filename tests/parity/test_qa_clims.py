@@ -5,7 +5,6 @@ losses 1e-6, their gradients 5e-6; the network in train mode, which the fixtures
 """
 
 import functools
-import json
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import BertTokenizer
 
-from tests.parity import inputs
-from tests.parity.tiny_clip import DATA
+from tests.parity import fixtures, inputs
 from wsss.data import augment
 from wsss.data.images import Images
 from wsss.data.nouns import lemma
@@ -36,7 +34,7 @@ VOC = dict(zip(read_words("auto", VOC_CLASSES, "qa_clims").prompts, range(20), s
 
 @functools.cache
 def fixture(name: str):
-    return np.load(DATA / "qa-clims" / f"{name}.npz")
+    return fixtures.arrays(f"qa-clims/{name}")
 
 
 def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
@@ -56,7 +54,7 @@ def batch(height: int, width: int, seeds) -> torch.Tensor:
 @functools.cache
 def prompted() -> Prompted:
     """The small CLIP of the fixtures, with its mask prompts."""
-    shapes = json.loads((DATA / "qa-clims" / "manifest-clip-small.json").read_text())
+    shapes = fixtures.table("qa-clims/manifest-clip-small.json")
     prompts = shapes.pop("visual.mask_embedding")
     state = {
         name: torch.from_numpy(np.asarray(inputs.tensor(name, tuple(shape), 11))) for name, shape in shapes.items()
@@ -73,7 +71,7 @@ def prompted() -> Prompted:
 def answering(seed: int) -> blip.BLIP:
     """The miniature BLIP of the fixtures."""
     state = {}
-    for name, shape in json.loads((DATA / "qa-clims" / "manifest-blip-small.json").read_text()).items():
+    for name, shape in fixtures.table("qa-clims/manifest-blip-small.json").items():
         tied = {
             "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
             "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
@@ -301,12 +299,12 @@ def test_texts_of_the_clip():
 @pytest.mark.slow
 def test_vision_tower_of_real_size():
     wanted = fixture("clip_vitl14")
-    shapes = json.loads((DATA / "qa-clims" / "manifest-clip-vitl14-visual.json").read_text())
+    shapes = fixtures.table("qa-clims/manifest-clip-vitl14-visual.json")
     shapes = {name if name.startswith("visual.") else f"visual.{name}": shape for name, shape in shapes.items()}
     prompts = shapes.pop("visual.mask_embedding")
     state = {name: torch.from_numpy(inputs.tensor(name, tuple(shape), 12)) for name, shape in shapes.items()}
     # a text tower of the least size, which is not looked at
-    small = json.loads((DATA / "qa-clims" / "manifest-clip-small.json").read_text())
+    small = fixtures.table("qa-clims/manifest-clip-small.json")
     for name, shape in small.items():
         if not name.startswith("visual."):
             state[name] = torch.zeros(shape if name != "text_projection" else [shape[0], 768])
@@ -457,7 +455,7 @@ def test_network(name):
     close(network(images), wanted["eval_gap_logits"], 1e-5)
     # in float64: rounding takes some ReLU of these weights to the other side
     (weights.double() * network.double().maps(images.double()).sigmoid()).sum().backward()
-    for key in (key for key in wanted.files if key.startswith("evalgrad.")):
+    for key in (key for key in wanted if key.startswith("evalgrad.")):
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
         close(parts[key.removeprefix("evalgrad.")](gradients), wanted[key], 1e-5)
     assert wanted["frozen"].all()
@@ -476,7 +474,7 @@ def test_network(name):
     for key, tolerance in (("classifier.weight[:,:32]", 2e-3), ("resnet50.layer4.2.conv2.weight[:8,:8]", 2e-2)):
         np.testing.assert_allclose(parts[key](gradients), wanted[f"grad.{key}"], atol=tolerance)
     state = network.state_dict()
-    for key in (key for key in wanted.files if key.startswith("after_train.")):
+    for key in (key for key in wanted if key.startswith("after_train.")):
         np.testing.assert_allclose(state[key.removeprefix("after_train.")][:64], wanted[key], atol=1e-5)
 
 
@@ -513,7 +511,7 @@ def published_checkpoint(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     aliases |= {"backbone.0.0": "conv1", "backbone.0.1": "bn1", "backbone.0.4": "layer1"}
     aliases |= {f"backbone.{n - 1}.0": f"layer{n}" for n in (2, 3, 4)}
     own, state = network.state_dict(), {}
-    for name, shape in json.loads((DATA / "qa-clims" / "manifest-network-20.json").read_text()).items():
+    for name, shape in fixtures.table("qa-clims/manifest-network-20.json").items():
         source = "classifier.weight" if name == "newly_added.0.weight" else name
         for alias, layer in aliases.items():
             if name.startswith(f"{alias}."):

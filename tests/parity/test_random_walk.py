@@ -1,16 +1,14 @@
 """The random walk against IRNet's and AffinityNet's repositories, whose dense matrices were squared in float32."""
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.ops.random_walk import random_walk
 
-DATA = Path(__file__).parent / "data"
 RADIUS = 5
 REACH = range(1 - RADIUS, RADIUS)
 DIRECTIONS = [(dy, dx) for dy in REACH for dx in REACH if (dy, dx) > (0, 0) and dy**2 + dx**2 < RADIUS**2]
@@ -54,7 +52,7 @@ def walk(scores: np.ndarray, planes: np.ndarray, beta: float, steps: int) -> np.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("beta", "t"), [(10, 0), (10, 3), (10, 8), (8, 6)])
 def test_irnet(dtype, beta, t):
-    expected = np.load(DATA / "irnet" / "random-walk.npz")[f"rw_beta{beta}_exp{t}"]
+    expected = fixtures.arrays("irnet/random-walk")[f"rw_beta{beta}_exp{t}"]
     edge, planes = irnet_edge_and_planes(dtype)
     scores = inputs.array("irn/rw_cam", (2, 30, 40), 0).astype(dtype) * (1 - edge)
     walked = walk(scores, planes, beta, 2**t)
@@ -64,7 +62,7 @@ def test_irnet(dtype, beta, t):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "size_hw"), [("a", (15, 20)), ("b", (9, 31))])
 def test_affinitynet(dtype, name, size_hw):
-    fixture = np.load(DATA / "affinitynet" / "random-walk.npz")
+    fixture = fixtures.arrays("affinitynet/random-walk")
     features = 6 * inputs.blocky("psa/feat_blocks", 448, *size_hw, 0, 5)
     features += 0.3 * inputs.array("psa/feat", (448, *size_hw), 0)
     scores = inputs.blocky("psa/walk_cam", 3, *size_hw, 0, 4).astype(dtype)

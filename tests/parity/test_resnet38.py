@@ -1,15 +1,13 @@
 """ResNet-38's trunk against ICAM's: names, features and gradients; its ImageNet file against MXNet's reader."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from wsss.mxnet import read_params, resnet38_params
 from wsss.networks.affinitynet import AffinityNet
 from wsss.networks.resnet38 import ResNet38
@@ -17,8 +15,7 @@ from wsss.weights import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-DATA = Path(__file__).parent / "data" / "icam"
-TRUNK = np.load(DATA / "resnet38d.npz")
+TRUNK = fixtures.arrays("icam/resnet38d")
 
 
 def filled(build: Callable[[], nn.Module]) -> nn.Module:
@@ -66,7 +63,7 @@ def trunk():
 
 @pytest.mark.parametrize(("manifest", "build"), [("resnet38d", ResNet38), ("affinity", AffinityNet)])
 def test_state_dict_has_the_published_names_and_shapes(manifest, build):
-    assert shapes(build) == list(json.loads((DATA / f"manifest-{manifest}.json").read_text()).items())
+    assert shapes(build) == list(fixtures.table(f"icam/manifest-{manifest}.json").items())
 
 
 def test_number_of_parameters(trunk):
@@ -103,18 +100,18 @@ def test_gradients(trunk):
 
 @pytest.mark.parametrize("layout", ["v0", "v2"])
 def test_imagenet_file(layout):
-    expected = np.load(DATA / "rna_a1_toy_expected.npz")
-    path = DATA / f"rna_a1_toy_{layout}.params"
+    expected = fixtures.arrays("icam/rna_a1_toy_expected")
+    path = fixtures.path(f"icam/rna_a1_toy_{layout}.params")
     for state in (resnet38_params(path), read_checkpoint(path)):
-        assert state.keys() == set(expected.files)
+        assert state.keys() == set(expected)
         for name, value in state.items():
             assert value.dtype == torch.float32
             np.testing.assert_array_equal(value.numpy(), expected[name])
 
 
 def test_imagenet_names():
-    key_map = json.loads((DATA / "rna_a1_key_map.json").read_text())
-    arrays, state = (read(DATA / "rna_a1_toy_v2.params") for read in (read_params, resnet38_params))
+    key_map = fixtures.table("icam/rna_a1_key_map.json")
+    arrays, state = (read(fixtures.path("icam/rna_a1_toy_v2.params")) for read in (read_params, resnet38_params))
     assert len(key_map) == len(state) == 191
     assert arrays.keys() == {*key_map, "arg:linear1000_weight", "arg:linear1000_bias"}
     for theirs, ours in key_map.items():
@@ -125,9 +122,9 @@ def test_imagenet_names():
 
 @pytest.mark.parametrize("layout", ["v0", "v1", "v2"])
 def test_element_types(layout):
-    expected = np.load(DATA / "dtypes_expected.npz")
-    arrays = read_params(DATA / f"dtypes_{layout}.params")
-    assert list(arrays) == expected.files
+    expected = fixtures.arrays("icam/dtypes_expected")
+    arrays = read_params(fixtures.path(f"icam/dtypes_{layout}.params"))
+    assert list(arrays) == list(expected)
     for name, value in arrays.items():
         assert value.numpy().dtype == expected[name].dtype
         np.testing.assert_array_equal(value.numpy(), expected[name])

@@ -1,15 +1,14 @@
 """TagCLIP against its repository: texts, tokens, patch scores, refinement, re-identification, tags, scores of tags."""
 
 import functools
-import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.parity import inputs
-from tests.parity.tiny_clip import DATA, tiny_clip
+from tests.parity import fixtures, inputs
+from tests.parity.tiny_clip import tiny_clip
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.voc import VOC_CLASSES
 from wsss.data.words import read_words
@@ -19,7 +18,7 @@ from wsss.networks.clip import unit_text_features
 from wsss.ops.boxes import box_mask
 from wsss.tag_metrics import average_precision, precision_recall, top_k
 
-STUFF_CLASSES = tuple(json.loads((DATA / "tagclip" / "coco_stuff_names.json").read_text()))
+STUFF_CLASSES = tuple(fixtures.table("tagclip/coco_stuff_names.json"))
 CLASSES = {"voc": VOC_CLASSES, "coco": tuple(COCO_CATEGORIES.values()), "stuff": STUFF_CLASSES}
 SETTINGS = {
     "voc": tagclip.Settings(),
@@ -37,7 +36,7 @@ CASES = [(dataset, name) for dataset, pictures in PICTURES.items() for name in p
 
 
 def fixture(name: str):
-    return np.load(DATA / "tagclip" / f"{name}.npz")
+    return fixtures.arrays(f"tagclip/{name}")
 
 
 @functools.cache

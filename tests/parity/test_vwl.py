@@ -6,8 +6,6 @@ the networks 2e-6, gradients 1e-5, their norms 5e-6 of each; losses over three u
 published VWL-M script stops at its first step; its fixtures take the hard assignment that it needs.
 """
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.parity import inputs
+from tests.parity import fixtures, inputs
 from tests.parity.test_cam import run_optimizer
 from wsss.data import augment
 from wsss.data.files import voc_palette
@@ -26,20 +24,18 @@ from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
 from wsss.stages.train import make_optimizer, poly_factor
 from wsss.weights import write_weights
 
-DATA = Path(__file__).parent / "data" / "vwl"
 NETWORKS = {"vwe": "vwe_resnet50", "vwl-l": "vwl_l_resnet101", "vwl-m": "vwl_m_resnet101"}
 NOTHING = Images("none", (), (), tuple(f"class {i}" for i in range(20)), np.zeros((0, 20), bool), ())
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
-        return dict(file)
+def load(name: str) -> fixtures.Arrays:
+    return fixtures.arrays(f"vwl/{name}")
 
 
 def manifest(variant: str) -> dict:
-    return json.loads((DATA / f"manifest-{NETWORKS[variant].replace('_resnet', '-resnet')}.json").read_text())
+    return fixtures.table(f"vwl/manifest-{NETWORKS[variant].replace('_resnet', '-resnet')}.json")
 
 
 def tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
