@@ -1,24 +1,14 @@
 """DeepLab v1 on ResNet-38 against ICAM's final stage: network, one training iteration, views, schedule, whole evaluation."""
 
 import copy
-<<<<<<< HEAD
 import itertools
-import json
-from pathlib import Path
-=======
->>>>>>> parity-a
 
 import numpy as np
 import pytest
 import torch
 
-<<<<<<< HEAD
-from tests.parity import inputs
-from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes, stats
-=======
 from tests.parity import fixtures, inputs
-from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
->>>>>>> parity-a
+from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes, stats
 from wsss.data import mask_augment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.deeplab_v1 import DeepLabV1
@@ -94,7 +84,9 @@ def test_one_training_iteration(network):
     logits = torch.nn.functional.interpolate(kept[0], images.shape[2:], mode="bilinear", align_corners=True)
     close(kept[0].softmax(1)[:, ::3], STORED["train_cam"], 2e-5)
     close(logits[:, ::3, ::4, ::4], STORED["train_logits"], 2e-5)
-    np.testing.assert_allclose([total.item(), terms["similarity"].item() / 0.5], STORED["train_loss"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        [total.item(), terms["similarity"].item() / 0.5], STORED["train_loss"], rtol=0, atol=1e-6
+    )
     close(network.bn_fov.running_mean[::8], STORED["train_bn_fov_running_mean"], 1e-5)
     close(network.bn_fov.running_var[::8], STORED["train_bn_fov_running_var"], 1e-5)
     close(network.backbone.b3.bn_branch2a.running_mean, STORED["train_b3_bn_running_mean"], 1e-5)
@@ -127,7 +119,7 @@ def test_views():
     scaled = 255 * (rows * inputs.IMAGENET_STD + inputs.IMAGENET_MEAN)
     assert scaled.shape == tuple(VIEWS["scaled_shape"])
     np.testing.assert_array_equal(scaled[::6, ::6].round(), VIEWS["scaled"])
-    close_stats(torch.from_numpy(scaled.round()), VIEWS["scaled_stats"], 1e-12)
+    close_stats(torch.from_numpy(scaled.round()), VIEWS["scaled_stats"], 1e-6)  # one level of one pixel is another
     np.testing.assert_array_equal(label[: size_hw[0]][::3, ::3], VIEWS["scaled_seg"])
     # what the dense CRF of the evaluation sees
     seen = deeplab_v1.Trained.seen(None, picture)
