@@ -215,8 +215,8 @@ def test_training_forward(published):
         logits = network.classifier(vwl.hybrid_pooling(x)[:, :, None, None])[:, :, 0, 0]
         of_words = network.fc_a(vwl.histogram(similarity)[:, :, None, None])[:, :, 0, 0]
         word_logits = network.fc_b(x.mean((2, 3), keepdim=True))[:, :, 0, 0]
-    close(x.mean((2, 3)), stored["features_mean"], 1e-5)
-    close(x[:, :64], stored["features_head"], 1e-5)
+    close(x.mean((2, 3)), stored["features_mean"], 2e-5)
+    close(x[:, :64], stored["features_head"], 2e-5)
     near(logits, stored["out"], 1e-4)
     near(logits, stored["cam_out"], 1e-4)
     near(of_words, stored["hist_logits"], 1e-4)
