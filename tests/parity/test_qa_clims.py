@@ -459,7 +459,9 @@ NETWORKS = {"network": (16, 7, 96, 128, (3, 4)), "network_stride8": (8, 8, 64, 9
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network(name):
     wanted, (stride, seed, height, width, seeds) = fixture(name), NETWORKS[name]
-    network, images = filled(cam.Network("resnet50", 20, stride), seed), batch(height, width, seeds)
+    # in float64: rounding takes some ReLU of these weights to the other side
+    network = filled(cam.Network("resnet50", 20, stride), seed).double()
+    images = batch(height, width, seeds).double()
     cam.freeze(network.body, "stem")
     shape = wanted["eval_sigmoid"].shape
     weights = torch.from_numpy(inputs.array("w", shape, seed, -1, 1))
@@ -470,11 +472,9 @@ def test_network(name):
         "resnet50.layer1.0.conv1.weight[:8,:8]": lambda grads: grads["resnet50.layer1.0.conv1.weight"][:8, :8, 0, 0],
         "resnet50.layer3.2.bn2.weight[:32]": lambda grads: grads["resnet50.layer3.2.bn2.weight"][:32],
     }
-    # in float64: rounding takes some ReLU of these weights to the other side
-    exact = images.double()
-    out = network.double().eval().maps(exact).sigmoid()
+    out = network.eval().maps(images).sigmoid()
     near(out, wanted["eval_sigmoid"], 1e-6)
-    near(network(exact), wanted["eval_gap_logits"], 1e-6)
+    near(network(images), wanted["eval_gap_logits"], 1e-6)
     (weights * out).sum().backward()
     for key in (key for key in wanted if key.startswith("evalgrad.")):
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
@@ -483,10 +483,10 @@ def test_network(name):
     assert parameters["resnet50.conv1.weight"].grad is None
     assert parameters["resnet50.bn1.weight"].grad is None
     with torch.no_grad():
-        raw = network.maps(torch.stack([exact[0], exact[0].flip(2)]))
+        raw = network.maps(torch.stack([images[0], images[0].flip(2)]))
     near(raw, wanted["cam_separate"], 5e-6)
     near(raw[0].relu() + raw[1].relu().flip(2), wanted["cam"], 5e-6)
-    network.float().zero_grad()
+    network.zero_grad()
     out = network.train().maps(images).sigmoid()
     near(out, wanted["train_sigmoid"], 6e-5)
     (weights * out).sum().backward()
