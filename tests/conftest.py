@@ -1,5 +1,6 @@
 """Small pictures for tests of the stages: coloured squares on grey noise, with true masks."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from tests import typechecker
 
+# A slip of a reader is an error here, and does not hide behind the file that it reads; processes that tests start inherit this
+os.environ["WSSS_STRICT"] = "1"
 pytest_plugins = ["tests.parity.looked_at"]
 
 # Types and shapes in signatures are checked while the tests run; not in ops, which numba compiles and which answers

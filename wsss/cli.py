@@ -118,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"wsss: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("wsss: stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -174,6 +177,11 @@ def _declare_data(parser: "ArgumentParser", required: bool = True) -> None:
         default=None,
         help="VOC, COCO, or a folder of pictures; see `wsss data info`",
     )
+    _declare_reading(parser)
+
+
+def _declare_reading(parser: "ArgumentParser") -> None:
+    """How a data set is read: the same for a run and for `wsss data info`."""
     parser.add_argument("--train", type=str, default=None, help="split to train on, where the usual one is not wanted")
     parser.add_argument("--val", type=str, default=None, help="split to score the segmenter on, likewise")
     parser.add_argument(
@@ -187,6 +195,9 @@ def _declare_data(parser: "ArgumentParser", required: bool = True) -> None:
     )
     parser.add_argument("--tag-rule", type=str, default=None, help="how tags come out of annotations: see docs/data.md")
     parser.add_argument("--mask-rule", type=str, default=None, help="how COCO's masks are drawn: clims or icam")
+    parser.add_argument(
+        "--mask-values", type=str, default=None, help="what values of masks mean: '255=1', '0,128,0=dog; ...', or index"
+    )
     parser.add_argument("--upright", type=bool, default=None, help="turn pictures as their EXIF orientation says")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad pictures out and name them in the report")
 
@@ -213,20 +224,21 @@ def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
     """The data set, announced, each of its files decoded once."""
     from wsss.stages.check import open_checked
 
+    split = settings.get("split")
     return open_checked(
-        settings.data,
-        train=settings.train,
-        val=settings.val,
-        tags=None if str(settings.tags) == TAGCLIP else settings.tags,
-        untagged=str(settings.tags) == TAGCLIP,
-        classes=settings.classes,
-        tag_rule=settings["tag_rule"],
-        mask_rule=settings["mask_rule"],
-        upright=settings.upright,
-        skip_bad=settings["skip_bad"],
-        split=settings.get("split"),
-        remember=remember,
+        settings.data, skip_bad=settings["skip_bad"], split=split, remember=remember, **_reading(settings)
     )
+
+
+def _reading(settings: "Namespace") -> dict[str, Any]:
+    """Options of `open_dataset`."""
+    tagclip = str(settings.tags) == TAGCLIP
+    names = ("train", "val", "classes", "tag_rule", "mask_rule", "mask_values", "upright")
+    return {
+        "tags": None if tagclip else settings.tags,
+        "untagged": tagclip,
+        **{name: settings[name] for name in names},
+    }
 
 
 def _split(settings: "Namespace", scored: bool = False) -> "Images":
@@ -481,13 +493,13 @@ def _declare_predict(parser: "ArgumentParser") -> None:
 
 
 def _predict(settings: "Namespace") -> None:
-    from wsss.data.info import find_bad
+    from wsss.data.info import bad_among, look_through
     from wsss.data.open import open_pictures
     from wsss.stages import predict
 
     images = open_pictures(settings.pictures)
     if settings["skip_bad"]:
-        bad = find_bad(images)
+        bad = bad_among(images, look_through(images))
         images = images.without(bad)
         print("".join(f"left out: {message}\n" for message in bad.values()), end="", file=sys.stderr)
     predict.predict(_settings(settings, predict.Settings), images, weights=settings.weights, out=settings.out)
@@ -527,17 +539,26 @@ def _report(settings: "Namespace") -> None:
 
 
 def _declare_info(parser: "ArgumentParser") -> None:
-    parser.add_argument("path", type=Path, help="the data set")
-    parser.add_argument("--tags", type=Path, default=None, help="CSV, TSV, JSONL or cls_labels.npy with tags")
-    parser.add_argument("--classes", type=str, default=None, help="text file with one class a line, or the names")
+    parser.add_argument("data", type=Path, help="the data set")
+    _declare_reading(parser)
+    parser.add_argument("--split", type=str, default=None, help="look through this split alone")
 
 
 def _info(settings: "Namespace") -> None:
     from wsss.data.info import overview, render
     from wsss.data.open import open_dataset
+    from wsss.progress import Progress
 
-    data = open_dataset(settings.path, tags=settings.tags, classes=settings.classes, skip_missing=True)
-    print(render(overview(data, decode=True)))
+    data = open_dataset(settings.data, skip_missing=True, **_reading(settings))
+    if settings.split:
+        one = {settings.split: data.split(settings.split)}
+        data = dataclasses.replace(data, splits=one, train=settings.split, seed_split=None, val=None)
+    with Progress(f"look through {data.root.name}", sum(map(len, data.splits.values()))) as progress:
+        found = overview(data, decode=True, classes=settings.classes, progress=lambda done, total: progress.advance())
+    if settings["skip_bad"]:
+        bad = sum(len(split["bad"]) for split in found["splits"].values())
+        found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")
+    print(render(found), end="", flush=True)
 
 
 def _declare_sbd(parser: "ArgumentParser") -> None:

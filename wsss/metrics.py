@@ -341,6 +341,23 @@ def scores(counts: Int64[np.ndarray, "n n"], convention: Convention = "present")
         )
 
 
+def coverage(counts: Int64[np.ndarray, "n n"], labels: Sequence[str], n_scored: int) -> str | None:
+    """What a mean IoU leaves out or makes up, in words: labels that do not occur in the truth; None if all do.
+
+    Args:
+        counts: confusion matrix, truth in rows.
+        labels: their names, background first.
+        n_scored: number of labels in the mean.
+    """
+    absent = [name for name, occurs in zip(labels, counts.sum(1) > 0, strict=True) if not occurs]
+    if not absent:
+        return None
+    named = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+    verb, counted = ("does", "counts") if len(absent) == 1 else ("do", "count")
+    extra = f", yet {counted} in the mean" if n_scored == len(labels) else ""
+    return f"mIoU over {n_scored} of {len(labels)} labels ({named} {verb} not occur in the truth{extra})"
+
+
 @dataclass(frozen=True)
 class ContourScores:
     """What contour counts say: shares in [0, 1], per foreground class in the order of the labels.

@@ -6,6 +6,7 @@ takes no more memory than the pickle has bytes, and no byte goes to `pickle` or 
 """
 
 import dataclasses
+import inspect
 import io
 import pickletools
 from collections.abc import Callable
@@ -159,6 +160,12 @@ def exactly(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{type(value).__name__} where {kind.__name__} belongs")
     return value
+
+
+def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What a function gives, once it is sure that it takes so many arguments."""
+    inspect.signature(function).bind(*arguments)
+    return function(*arguments)
 
 
 def _filled(dictionary: dict[Any, Any], items: list[Any], kinds: tuple[type, ...]) -> dict[Any, Any]:

@@ -56,7 +56,7 @@ def plain(settings: Any) -> Any:
         values = {}
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
-            if field.metadata.get("maybe_file") and Path(value).exists():
+            if field.metadata.get("maybe_file") and os.path.exists(value):
                 values[field.name] = {"file": Path(value).name, "identity": path_digest(Path(value))}
             elif not field.metadata.get("neutral"):
                 values[field.name] = plain(value)

@@ -177,17 +177,6 @@ def test_a_tag_that_is_no_class(table):
         open_folder(table, classes=["cats", "dog"])
 
 
-def test_tags_that_look_like_slips(tmp_path):
-    lines = [f"{index},{'tiger' if index else 'tigre'};Dog" for index in range(11)] + ["11,dog"]
-    for index in range(12):
-        write_picture(tmp_path / f"{index}.png")
-    write_text(tmp_path / "tags.csv", "\n".join(["image,tags", *lines]))
-    assert open_folder(tmp_path).notes == (
-        "the tag 'dog' (1 pictures) is much like 'Dog' (11): a slip?",
-        "the tag 'tigre' (1 pictures) is much like 'tiger' (10): a slip?",
-    )
-
-
 def test_no_tags(table):
     write_text(table / "tags.csv", "image,tags\na.jpg,\n")
     with pytest.raises(BadInput, match=r"tags\.csv: found no tag in any line"):

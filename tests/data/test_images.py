@@ -13,7 +13,8 @@ from PIL import Image
 from tests.data.conftest import write_labels, write_picture
 from tests.parity import inputs
 from wsss.data.files import read_mask, write_mask
-from wsss.data.images import Dataset, Images, MaskFile, picture_size_hw, read_picture
+from wsss.data.images import Dataset, Images, MaskFile
+from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.errors import BadInput
 
 RGB = inputs.image(30, 40, 3)

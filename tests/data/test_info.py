@@ -4,7 +4,7 @@ import json
 import shutil
 
 from tests.data.conftest import write_labels, write_picture, write_text
-from wsss.data.info import find_bad, overview, render
+from wsss.data.info import bad_among, look_through, overview, render
 from wsss.data.open import open_dataset
 
 
@@ -28,10 +28,11 @@ def test_overview(table):
                 "tags_per_image": {"mean": 1.0, "max": 2},
                 "without_tags": 1,
                 "with_masks": 0,
-                "untagged_in_mask": None,
                 "height": {"min": 30, "median": 30, "max": 30},
                 "width": {"min": 40, "median": 40, "max": 40},
                 "bad": {},
+                "doubts": [],
+                "stops": [],
             },
             "val": {
                 "images": 1,
@@ -39,14 +40,16 @@ def test_overview(table):
                 "tags_per_image": {"mean": 1.0, "max": 1},
                 "without_tags": 0,
                 "with_masks": 1,
-                "untagged_in_mask": None,
                 "height": {"min": 50, "median": 50, "max": 50},
                 "width": {"min": 20, "median": 20, "max": 20},
                 "bad": {},
+                "doubts": [],
+                "stops": [],
             },
         },
         "identical": [],
-        "notes": [],
+        "notes": ["album/val has no picture of cat: not scored"],
+        "stops": [],
     }
 
 
@@ -65,14 +68,15 @@ def spoil(table):
 def test_find_bad(table):
     images = spoil(table).split("train")
     calls = []
-    bad = find_bad(images, progress=lambda done, total: calls.append((done, total)))
+    bad = bad_among(images, look_through(images, progress=lambda done, total: calls.append((done, total))))
     assert list(bad) == ["a", "b c"]
     assert "truncated" in bad["a"]
     assert str(table / "masks/b c.png") in bad["b c"]
     assert "a mask of 9x9" in bad["b c"]
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert images.without(bad).names == ("deep/ü",)
-    assert find_bad(images.without(bad)) == {}
+    rest = images.without(bad)
+    assert bad_among(rest, look_through(rest)) == {}
 
 
 def test_decoding_finds_more(table):
@@ -81,8 +85,11 @@ def test_decoding_finds_more(table):
     summary = overview(data, decode=True, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(index, 5) for index in range(1, 6)]
     assert list(summary["splits"]["train"]["bad"]) == ["a", "b c"]
-    assert summary["splits"]["train"]["untagged_in_mask"] == 1
-    assert summary["splits"]["val"]["untagged_in_mask"] == 0
+    assert summary["splits"]["train"]["doubts"] == [
+        "album/train: 2 of 3 pictures have a true mask: nothing is scored on this split",
+        "album/train: 1 of 2 pictures have a tag that their mask lacks (dog 1)",
+        "album/train: 1 of 2 pictures have a class in their mask that is not among their tags (cat 1)",
+    ]
     assert summary["identical"] == [[str(table / "deep/ü.png"), str(table / "copy.png")]]
     assert overview(data)["splits"]["train"]["bad"] == {}
 
@@ -110,7 +117,7 @@ def test_text(table):
         "  height  30 to 30, median 30",
         "  tags    1.00 a picture, at most 2; 1 without",
         "  masks   2 with, 1 without",
-        "1 hold a class that is not among the picture's tags",
+        "have a class in their mask that is not among their tags",
         "  classes cat 2, dog 1",
         "  bad     2:",
         "truncated",
@@ -135,4 +142,4 @@ def test_coco_and_voc(coco, voc):
     assert summary["splits"]["train2014"]["images_per_class"]["bus"] == 1
     assert summary["splits"]["train2014"]["with_masks"] == 4
     assert len(render(summary)) < 3000  # of 80 classes, 30 are named
-    assert overview(open_dataset(voc), decode=True)["splits"]["train"]["untagged_in_mask"] == 0
+    assert overview(open_dataset(voc), decode=True)["splits"]["train"]["doubts"] == []

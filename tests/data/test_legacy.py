@@ -198,7 +198,7 @@ def test_tensors_stay_inside_their_numbers(scratch, offset, size, stride):
     torch.save(torch.tensor([1.0, 2.0]).storage(), stream, _use_new_zipfile_serialization=False)
     good = tensor_of(stream.getvalue(), 0, (2,), (1,))
     assert read_legacy(write(scratch, pickled({1: good}, 4)))[1].tolist() == [1.0, 2.0]
-    with pytest.raises(BadInput, match="a broken file"):
+    with pytest.raises(BadInput, match="cannot be read"):
         read_legacy(write(scratch, pickled({1: tensor_of(stream.getvalue(), offset, size, stride)}, 4)))
 
 
@@ -251,7 +251,7 @@ def test_labels_of_names(scratch):
 
 
 def test_labels_in_a_matrix(scratch):
-    np.save(scratch, np.array([[0, 2.0], [1, 0]]))
+    np.save(scratch, np.array([[0, 1.0], [1, 0]]))
     assert read_legacy_labels(scratch).tolist() == [[False, True], [True, False]]
 
 
@@ -316,9 +316,9 @@ def test_no_maps(scratch, content, found):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(BadInput, match=r"none\.npy: found no readable file"):
+    with pytest.raises(BadInput, match=r"none\.npy: found no such file"):
         read_legacy(tmp_path / "none.npy")
-    with pytest.raises(BadInput, match="a broken file"):
+    with pytest.raises(BadInput, match="cannot be read"):
         read_legacy(write(tmp_path / "a.npy", b""))
     np.save(tmp_path / "b.npy", np.arange(100))
     write(tmp_path / "b.npy", (tmp_path / "b.npy").read_bytes()[:-8])
@@ -337,5 +337,5 @@ def test_types_of_elements_stand_for_themselves(scratch, protocol):
 
 def test_types_of_elements_cannot_be_called(scratch):
     calling = b"\x80\x02ctorch\nfloat32\n)R."
-    with pytest.raises(BadInput, match="a broken file"):
-        read_legacy(write(scratch, calling))
+    with pytest.raises(BadInput, match="str where _Global belongs"):
+        read_legacy(write(scratch, with_header(calling)))

@@ -1,14 +1,19 @@
 """Text files, class lists and name lists are read in all their forms; what is wrong is named with its line."""
 
+import os
+import socket
+
 import pytest
 
 from tests.data.conftest import write_picture, write_text
 from wsss.data.lists import (
     chosen_split,
+    files_below,
     found_alone,
     listing,
     pictures_below,
     read_classes,
+    read_lines,
     read_names,
     read_text,
     suggestion,
@@ -39,8 +44,55 @@ def test_other_encodings_are_named_with_line_and_byte(tmp_path, content, found):
 def test_no_text(tmp_path):
     with pytest.raises(BadInput, match="no such file; expected words"):
         read_text(tmp_path / "a.txt", "words")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="found a folder; expected words"):
         read_text(tmp_path, "words")
+
+
+def test_names_may_hold_what_ends_lines_elsewhere(tmp_path):
+    path = write_text(tmp_path / "a.txt", "a\u2028b\x85c\r\nd\x0ce\rf\n")
+    assert list(read_lines(path, "words")) == [(1, "a\u2028b\x85c"), (2, "d\x0ce"), (3, "f")]
+
+
+def names_below(folder):
+    return [str(path.relative_to(folder)) for path in files_below(folder)]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = tmp_path / "root"
+    for name in ("b/2.png", "a/1.png", "0.png"):
+        write_text(root / name, "")
+    write_text(tmp_path / "elsewhere" / "3.png", "")
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    (root / "a" / "up").symlink_to("..")
+    (root / "a" / "here").symlink_to(".")
+    (root / "b" / "itself").symlink_to("itself")
+    (root / "lost.png").symlink_to("nowhere.png")
+    # a link that leads to nothing is kept, so that what it names is missed
+    assert names_below(root) == ["0.png", "lost.png", "a/1.png", "b/2.png", "b/itself", "c/3.png"]
+
+
+def test_links_among_many_folders_end(tmp_path):
+    folders = [tmp_path / str(number) for number in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        for other in folders:
+            (folder / f"to {other.name}").symlink_to(other)
+    with pytest.raises(BadInput, match=r"ways to .*circles"):
+        list(files_below(tmp_path))
+
+
+def test_pipes_and_sockets_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "b.png"))
+    (tmp_path / "c.png").symlink_to("/dev/null")
+    write_text(tmp_path / "d.png", "")
+    assert names_below(tmp_path) == ["d.png"]
+    assert list(pictures_below(tmp_path)) == ["d"]
+    for reading in (read_classes, lambda path: read_names(path, {})):
+        with pytest.raises(BadInput, match="found a named pipe"):
+            reading(tmp_path / "a.png")
 
 
 def test_classes(tmp_path):

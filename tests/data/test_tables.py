@@ -1,12 +1,17 @@
 """Tables of tags in all their forms, and what is wrong with them by line."""
 
+import csv
+import io
 import json
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.data.conftest import write_text
-from wsss.data.tables import labels_by_name, labels_of, read_table
+from wsss.data.tables import labels_by_name, labels_of, read_table, table_text
 from wsss.errors import BadInput
 
 CLASSES = ("cat", "dog")
@@ -45,8 +50,34 @@ def test_split_and_mask(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "file,label\na,cat\n", r"a\.csv: found the columns file, label; .*\(image and tags missing\)"),
-        ("a.csv", "image,label\na,cat\n", r"\(tags missing\)"),
+        ("a.csv", "file,label\na,cat\n", r"a\.csv, line 1: found the columns file, label; .*\(image missing\)"),
+        (
+            "a.csv",
+            "image,label\na,cat\n",
+            "line 2: found 'cat' in the column 'label'; expected a column `tags`, or a column a class",
+        ),
+        ("a.csv", "image\na\n", "found the columns image"),
+        ("a.csv", "image,tags,Tags\na,cat,dog\n", "found the columns image, tags, tags; .*each once"),
+        ("a.csv", "image,cat,dog\na,1,0\nb,0.5,1\n", "line 3: found '0.5' in the column 'cat'"),
+        ("a.csv", "image,cat,dog\na,1,-1\n", "line 2: found '-1' in the column 'dog'"),
+        (
+            "a.csv",
+            "image,tags\na,cat\nb,dog\nc,cat dog\n",
+            "line 4: found the tag 'cat dog', whose parts are tags.*'cat;dog'.*--classes",
+        ),
+        *[
+            ("a.csv", f"image,tags\na,cat\nb,{word}\n", f"line 3: found the tag '{word}', which may mean .*classes.txt")
+            for word in ("0", "1", "none", "NaN", "unlabeled", "-")
+        ],
+        (
+            "a.jsonl",
+            '{"image": "a", "tags": [], "x": ' + "9" * 5000 + "}",
+            "line 1: found something that cannot be read .*digits",
+        ),
+        ("a.jsonl", '{"image": "\\ud800", "tags": []}', "line 1: found .* as `image`"),
+        ("a.jsonl", '{"image": "a", "tags": ["\\udfff"]}', "line 1: found .* as `tags`"),
+        ("a.jsonl", '{"image": "a", "tags": {"cat": 1}}', "line 1: found .* as `tags`"),
+        ("a.jsonl", '{"image": "a", "tags": [], "split": true}', "line 1: found True as `split`"),
         (
             "a.csv",
             "image,tags\na,cat,dog\n",
@@ -64,12 +95,61 @@ def test_split_and_mask(tmp_path):
         ("a.jsonl", '{"image": 3, "tags": []}', "found 3 as `image`; expected a text"),
         ("a.jsonl", '{"image": "a", "tags": [1]}', "as `tags`; expected tags separated"),
         ("a.jsonl", '{"image": "a", "tags": null}', "found None as `tags`"),
-        ("a.jsonl", "[" * 100000, "line 1: found broken JSON"),
+        ("a.jsonl", "[" * 100000, "line 1: found something nested too deeply"),
     ],
 )
 def test_bad_tables(tmp_path, name, text, message):
     with pytest.raises(BadInput, match=message):
         read_table(write_text(tmp_path / name, text))
+
+
+def test_doubtful_tags_are_classes_where_a_list_says_so(tmp_path):
+    path = write_text(tmp_path / "a.csv", "image,tags\na,none\nb,0;cat\nc,dog\nd,cat dog\n")
+    classes = ("none", "0", "cat", "dog", "cat dog")
+    assert [row.tags for row in read_table(path, classes)] == [("none",), ("0", "cat"), ("dog",), ("cat dog",)]
+    assert as_sets(labels_by_name(path, classes)) == {"a": [0], "b": [1, 2], "c": [3], "d": [4]}
+
+
+def test_a_column_a_class(tmp_path):
+    text = "image,Hot dog,split,cat\nx.jpg,1,train,0\ny.jpg,1.0,val,TRUE\nz.jpg,,val,false\n"
+    assert [(row.image, row.tags, row.split) for row in read_table(write_text(tmp_path / "a.csv", text))] == [
+        ("x.jpg", ("Hot dog",), "train"),
+        ("y.jpg", ("Hot dog", "cat"), "val"),
+        ("z.jpg", (), "val"),
+    ]
+
+
+# any letters that a file's name may have, with those often that mean something to CSV and to spreadsheets
+NAMES = st.text(
+    st.one_of(
+        st.sampled_from("=+-@\t\r\n'\";,| .\u2028\x85\uff1d"), st.characters(codec="utf-8", exclude_characters="\0")
+    ),
+    min_size=1,
+)
+
+
+@given(st.lists(NAMES.filter(str.strip), min_size=1, unique=True), st.data())
+def test_a_written_table_reads_back_and_starts_no_formula(tmp_path_factory, names, data):
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    tags = NAMES.map(lambda text: re.sub("[;|,]", "", text).strip()).filter(bool)
+    rows = [(name, tuple(dict.fromkeys(data.draw(st.lists(tags, max_size=3))))) for name in names]
+    text = table_text([("image", "tags"), *((name, ";".join(tagged)) for name, tagged in rows)])
+    path.write_bytes(text.encode())
+    classes = [tag for _, tagged in rows for tag in tagged]
+    assert [(row.image, row.tags) for row in read_table(path, classes)] == rows
+    for separator in ",;":
+        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+            assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r\n\uff1d")]
+
+
+def test_numbers_and_nothing_in_a_written_table():
+    assert table_text([("a", -0.5, None, "-0.5", 7)]) == "a,-0.5,,'-0.5,7\n"
+
+
+def test_blanks_around_names_and_in_them(tmp_path):
+    path = write_text(tmp_path / "a.csv", "image, tags\n x.jpg ,cat\ny .jpg,dog\n")
+    read = as_sets(labels_by_name(path, CLASSES))
+    assert (read["x"], read["y "]) == ([0], [1])
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
@@ -87,7 +167,7 @@ def test_labels_by_name(tmp_path):
     wanted = {"x": [0, 1], "d/y": []}
     table = write_text(tmp_path / "a.csv", "image,tags\nx.jpg,cat;dog\nd/y.png,\n")
     assert as_sets(labels_by_name(table, CLASSES)) == wanted
-    np.save(tmp_path / "a.npy", {"x": np.array([1.0, 2.0]), "d/y": np.zeros(2)})
+    np.save(tmp_path / "a.npy", {"x.jpg": np.array([1.0, 1.0]), "d/y": np.zeros(2)})
     assert as_sets(labels_by_name(tmp_path / "a.npy", CLASSES)) == wanted
     assert as_sets(labels_by_name(write_text(tmp_path / "a.txt", "x 1 0\nd/y\n"), CLASSES)) == wanted
 
@@ -95,9 +175,16 @@ def test_labels_by_name(tmp_path):
 def test_bad_labels_by_name(tmp_path):
     with pytest.raises(BadInput, match=r"a\.csv, line 2: found the tag 'cta'.*Did you mean 'cat'"):
         labels_by_name(write_text(tmp_path / "a.csv", "image,tags\nx.jpg,cta\n"), CLASSES)
-    for line in ("x 2", "x -1", "x cat"):
+    for line in ("x 2", "x -1", "x cat", "x " + "9" * 5000, "x ²", "x 1.0"):
         with pytest.raises(BadInput, match=r"a\.txt, line 1: found .*class numbers from 0 to 1"):
             labels_by_name(write_text(tmp_path / "a.txt", line), CLASSES)
+    for values in ([0.9, 0.2], [1, 2], [-1, 1], [np.nan, 1]):
+        np.save(tmp_path / "a.npy", {"x": np.array(values)})
+        with pytest.raises(BadInput, match=r"a\.npy: found .* under 'x'; expected .*0 and 1"):
+            labels_by_name(tmp_path / "a.npy", CLASSES)
+    np.save(tmp_path / "a.npy", {"x": np.zeros(2), "x.jpg": np.zeros(2)})
+    with pytest.raises(BadInput, match=r"'x\.jpg' twice"):
+        labels_by_name(tmp_path / "a.npy", CLASSES)
     np.save(tmp_path / "a.npy", {"x": np.zeros(3)})
     with pytest.raises(BadInput, match="vectors of 3 labels; expected 2"):
         labels_by_name(tmp_path / "a.npy", CLASSES)

@@ -322,3 +322,26 @@ def test_generated_pictures_again_and_with_other_settings(tmp_path, ok, refused)
     ok("data", "shapes", tmp_path / "s", "--train", "3", "--val", "2", "--size", "64")
     assert "train 3" in refused("data", "shapes", tmp_path / "s", "--train", "4", "--val", "2", "--size", "64")
     assert make_shapes(tmp_path / "s", train=3, val=2, size=64) == tmp_path / "s"
+
+
+def test_an_overview_takes_the_options_of_a_run(pictures, ok, refused):
+    (pictures / "masks" / "cat").mkdir(parents=True)
+    for index in range(4):
+        Image.fromarray(np.full((40, 48), 255, np.uint8)).save(pictures / "masks" / "cat" / f"{index}.png")
+    stops = ok("data", "info", pictures)
+    assert "a run stops at:" in stops
+    assert "no class in any of 4 masks" in stops
+    text = ok("data", "info", pictures, "--mask-values", "255=cat", "--classes", "dog,cat", "--skip-bad")
+    assert "2 classes: dog, cat" in text
+    assert "mask values are read as 255=cat" in text
+    assert "4 of 8 pictures have a true mask: nothing is scored on this split" in text
+    assert "--skip-bad leaves out 0 bad pictures" in text
+    assert "'cow' as a meaning" in refused("data", "info", pictures, "--mask-values", "255=cow")
+
+
+def test_an_overview_ends_quietly_when_its_reader_does(pictures):
+    command = f'"{sys.executable}" -m wsss data info "{pictures}" | head -1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("folders data set at")
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

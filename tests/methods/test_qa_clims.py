@@ -27,7 +27,7 @@ from tests.methods.taught import (
 )
 from tests.methods.test_cam import SMALL
 from tests.parity import inputs
-from tests.parity.tiny_clip import DATA
+from tests.parity.fixtures import DATA
 from wsss import launch
 from wsss.data.augment import ClassifierAugment
 from wsss.errors import BadInput

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.parity import fixtures, inputs
 from tests.parity.tiny_clip import tiny_clip
 from wsss.data.coco import COCO_CATEGORIES
-from wsss.data.images import read_picture
+from wsss.data.pictures import read_picture
 from wsss.data.voc import VOC_CLASSES
 from wsss.data.words import read_words
 from wsss.methods import clip_es

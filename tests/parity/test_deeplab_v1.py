@@ -1,19 +1,19 @@
 """DeepLab v1 on ResNet-38 against ICAM's final stage: network, one training iteration, views, schedule, whole evaluation."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
 
 from tests.parity import fixtures, inputs
-from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
+from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes, stats
 from wsss.data import mask_augment
-from wsss.data.augment import denormalised
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.deeplab_v1 import DeepLabV1
 from wsss.segmenters import deeplab_v1
-from wsss.stages.predict import Segmenter, Settings
+from wsss.stages.predict import Prepared, Segmenter, Settings
 from wsss.stages.train import poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -55,22 +55,23 @@ def test_schedule():
 
 @pytest.fixture(scope="module")
 def network():
-    return filled(build)
+    return filled(build).double()
 
 
 def test_evaluation(network):
+    images, summary = batch(64, 80, 5).double(), STORED["eval_logits_stats"]
     with torch.no_grad():
-        low = network.low(batch(64, 80, 5))
-        logits = network(batch(64, 80, 5))
-    close(low.softmax(1)[0], STORED["eval_cam"], 1e-5)
-    close(logits[0, :, ::4, ::4], STORED["eval_logits"], 1e-5)  # 1.4e-6 measured
-    np.testing.assert_allclose(stats(logits[0]), STORED["eval_logits_stats"], rtol=1e-5)
+        low = network.low(images)
+        logits = network(images)
+    close(low.softmax(1)[0], STORED["eval_cam"], 1.2e-6)
+    close(logits[0, :, ::4, ::4], STORED["eval_logits"], 1.2e-6, np.abs(summary[3:]).max())
+    close_stats(logits[0], summary, 1.2e-6)
 
 
 @pytest.mark.slow
 def test_one_training_iteration(network):
-    # batch statistics everywhere, nothing frozen; in float64, where no ReLU hangs on the rounding of a processor
-    network = copy.deepcopy(network).double().train().requires_grad_()
+    # batch statistics everywhere, nothing frozen
+    network = copy.deepcopy(network).train().requires_grad_()
     for layer in network.modules():
         if isinstance(layer, torch.nn.Dropout | torch.nn.Dropout2d):
             layer.p = 0
@@ -81,25 +82,28 @@ def test_one_training_iteration(network):
     total = sum(terms.values())
     total.backward()
     logits = torch.nn.functional.interpolate(kept[0], images.shape[2:], mode="bilinear", align_corners=True)
-    close(kept[0].softmax(1)[:, ::3], STORED["train_cam"], 3e-5)
-    close(logits[:, ::3, ::4, ::4], STORED["train_logits"], 3e-5)
-    np.testing.assert_allclose([total.item(), terms["similarity"].item() / 0.5], STORED["train_loss"], rtol=1e-5)
+    close(kept[0].softmax(1)[:, ::3], STORED["train_cam"], 2e-5)
+    close(logits[:, ::3, ::4, ::4], STORED["train_logits"], 2e-5)
+    np.testing.assert_allclose(
+        [total.item(), terms["similarity"].item() / 0.5], STORED["train_loss"], rtol=0, atol=1e-6
+    )
     close(network.bn_fov.running_mean[::8], STORED["train_bn_fov_running_mean"], 1e-5)
     close(network.bn_fov.running_var[::8], STORED["train_bn_fov_running_var"], 1e-5)
     close(network.backbone.b3.bn_branch2a.running_mean, STORED["train_b3_bn_running_mean"], 1e-5)
     close(network.backbone.b3.bn_branch2a.running_var, STORED["train_b3_bn_running_var"], 1e-5)
-    close(network.cls_conv.weight.grad[:, ::16, 0, 0], STORED["train_grad_cls_conv"], 3e-5)
+    close(network.cls_conv.weight.grad[:, ::16, 0, 0], STORED["train_grad_cls_conv"], 5e-6)
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     assert list(gradients) == list(STORED["train_grad_names"])
     for name, theirs in zip(STORED["train_grad_names"], STORED["train_grad_stats"], strict=True):
         # the stored gradients are in float32, where ReLUs switch
-        np.testing.assert_allclose(stats(gradients[name])[2], theirs[2], rtol=5e-3, err_msg=name)
+        np.testing.assert_allclose(stats(gradients[name])[2], theirs[2], rtol=2e-3, err_msg=name)
 
 
 def test_views():
     picture, labels = inputs.image(90, 121, 0), inputs.mask(90, 121, 21, 0)
     shifted = mask_augment.hsv_shifted(picture, *VIEWS["hsv_deltas"].tolist())
     np.testing.assert_array_equal(shifted[::3, ::3], VIEWS["hsv"])
+    close_stats(torch.from_numpy(shifted), VIEWS["hsv_stats"], 1e-12)
     scale = 0.5 + float(VIEWS["scale_u"])
     size_hw = mask_augment.scaled_size(labels.shape, scale)
     assert size_hw == tuple(VIEWS["scaled_shape"][:2])
@@ -107,17 +111,21 @@ def test_views():
         crop, ((_, left), (_, top)) = int(VIEWS[f"fcrop{k}_size"]), VIEWS[f"fcrop{k}_draws"].tolist()
         view, label = mask_augment.cubic_view(shifted, labels, True, scale, left, top, crop)
         np.testing.assert_allclose(view[:, ::8, ::8].transpose(1, 2, 0), VIEWS[f"fcrop{k}_image"], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(stats(torch.from_numpy(view)), VIEWS[f"fcrop{k}_stats"], rtol=5e-6)
+        close_stats(torch.from_numpy(view), VIEWS[f"fcrop{k}_stats"], 1e-6)
         np.testing.assert_array_equal(label[::4, ::4], VIEWS[f"fcrop{k}_seg"])
     # the whole scaled picture, through a crop of its long side
     view, label = mask_augment.cubic_view(shifted, labels, True, scale, 0, 0, max(size_hw))
-    scaled = denormalised(view)[: size_hw[0]]
-    assert np.abs(scaled[::6, ::6].astype(int) - VIEWS["scaled"]).max() <= 1
+    rows = view[:, : size_hw[0]].transpose(1, 2, 0).astype(np.float64)
+    scaled = 255 * (rows * inputs.IMAGENET_STD + inputs.IMAGENET_MEAN)
+    assert scaled.shape == tuple(VIEWS["scaled_shape"])
+    np.testing.assert_array_equal(scaled[::6, ::6].round(), VIEWS["scaled"])
+    close_stats(torch.from_numpy(scaled.round()), VIEWS["scaled_stats"], 1e-6)  # one level of one pixel is another
     np.testing.assert_array_equal(label[: size_hw[0]][::3, ::3], VIEWS["scaled_seg"])
     # what the dense CRF of the evaluation sees
     seen = deeplab_v1.Trained.seen(None, picture)
     np.testing.assert_array_equal(seen.transpose(2, 0, 1)[:, ::3, ::3], VIEWS["denorm"])
-    assert (seen != picture).mean() == pytest.approx(VIEWS["denorm_changed"][2])
+    lost = seen.astype(int) - picture
+    np.testing.assert_allclose([lost.min(), lost.max(), (lost != 0).mean()], VIEWS["denorm_changed"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25, 1.75])
@@ -125,13 +133,14 @@ def test_sizes_of_the_evaluation(scale):
     view = deeplab_v1.Trained.view(None, inputs.image(90, 121, 0), scale)[0]
     assert tuple(view.shape[1:]) == tuple(VIEWS[f"ms_{scale}_shape"][:2])
     np.testing.assert_allclose(view[:, ::9, ::9].permute(1, 2, 0), VIEWS[f"ms_{scale}"], rtol=0, atol=2e-6)
-    np.testing.assert_allclose(stats(view), VIEWS[f"ms_{scale}_stats"], rtol=1e-5)
+    close_stats(view, VIEWS[f"ms_{scale}_stats"], 2e-6)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "final.pth"
-    torch.save({**network.state_dict(), "cls_conv.bias": torch.from_numpy(WHOLE["cls_conv_bias"])}, path)
+    state = {name: value.float() for name, value in network.state_dict().items()}
+    torch.save({**state, "cls_conv.bias": torch.from_numpy(WHOLE["cls_conv_bias"])}, path)
     return path
 
 
@@ -143,15 +152,22 @@ def checkpoint(network, tmp_path_factory):
         pytest.param("default", Settings(crf="icam-final"), marks=pytest.mark.slow),
     ],
 )
-def test_whole_evaluation(checkpoint, name, settings):
+def test_whole_evaluation(checkpoint, monkeypatch, name, settings):
     segmenter, matrix = Segmenter(checkpoint, settings), ConfusionMatrix(21)
     assert segmenter.classes[6] == "car"
+    segmenter.trained.network.double()
+    logits_of, passes = segmenter.trained.logits, []
+    monkeypatch.setattr(segmenter.trained, "logits", lambda *given: passes.append(logits_of(*given)) or passes[-1])
     for k, (height, width) in enumerate(((120, 160), (75, 100))):
         image, key = inputs.image(height, width, k), f"2007_00000{k + 1}_{name}"
-        probabilities = segmenter.probabilities(segmenter.prepare(image))
-        # the softmax tells logits but for a constant a pixel
-        ours, theirs = np.log(probabilities[::4, ::6, ::6]), WHOLE[f"{key}_mean_logits"]
-        np.testing.assert_allclose(ours - ours.mean(0), theirs - theirs.mean(0), rtol=0, atol=3e-6)
+        prepared = segmenter.prepare(image)
+        probabilities = segmenter.probabilities(Prepared([view.double() for view in prepared.views], prepared.size_hw))
+        mirrored = itertools.cycle(segmenter.mirrored)
+        logits = torch.stack([one[0].flip(2) if next(mirrored) else one[0] for one in passes]).mean(0)
+        passes.clear()
+        np.testing.assert_allclose(probabilities, logits.softmax(0), rtol=1e-12)
+        np.testing.assert_allclose(logits[::4, ::6, ::6], WHOLE[f"{key}_mean_logits"], rtol=0, atol=1.2e-6)
+        close_stats(logits, WHOLE[f"{key}_mean_logits_stats"], 1.2e-6)
         labels = segmenter.refined(image, probabilities)
         assert (labels != WHOLE[f"{key}_labels"]).sum() == 0
         matrix.add(inputs.mask(height, width, 21, k), labels, key)

@@ -1,9 +1,7 @@
 """ICAM, its binomial follow-up and SEAM against the published code: losses, networks, a training step, augmentation, maps.
 
-Largest differences measured (those of networks, and of the gradients of objectives and networks, as a share of the largest value): importance
-sampling 1e-7, its gradients 2e-8, the cells drawn alike; feature similarity 2e-8, its gradients 2e-8; objectives 5e-7, their gradients 1.3e-6; pixel
-correlations and their gradients 5e-7; networks 2.7e-6; a training step 3e-7, its gradients 7e-7; ICAM's maps and label sets 1.1e-6 with the same
-labels; SEAM's, whose lowest pixels are small numbers apart, 1e-5 and 7e-5.
+Networks, objectives and maps run in float64: what is left is the rounding of the fixtures' float32, which their README states, on any
+processor. SEAM's lowest pixels are small numbers apart, which the dense CRF makes larger.
 """
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 
 from tests.parity import fixtures, inputs
 from tests.parity.test_cam import run_optimizer
-from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
+from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.data import augment
 from wsss.data.images import Images
 from wsss.methods import icam, seam
@@ -55,13 +53,6 @@ def near(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
     np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance)
 
 
-def near_stats(gradient: torch.Tensor, theirs: np.ndarray, tolerance: float = 1e-5) -> None:
-    """Mean, deviation, sum of absolute values, least, greatest: within a share of the greatest, the sum within one of itself."""
-    ours, greatest = stats(gradient), np.abs(theirs[3:]).max()
-    np.testing.assert_allclose(ours[2], theirs[2], rtol=tolerance)
-    np.testing.assert_allclose(ours[[0, 1, 3, 4]], theirs[[0, 1, 3, 4]], rtol=0, atol=tolerance * greatest)
-
-
 def test_probability_logits():
     stored = load("isl")
     p = torch.from_numpy(stored["p2l_x"]).requires_grad_()
@@ -78,7 +69,7 @@ def test_maximum_pooling():
     near(p, stored["maxpool_probs"], 1e-6)
     label = torch.cat([torch.ones(2, 1), torch.from_numpy(stored["labels"])], 1)
     pred = probability_logits(p.amax((2, 3)))
-    near(pred[:, :, None, None], stored["maxpool_pred"], 2e-6)
+    near(pred[:, :, None, None], stored["maxpool_pred"], 1e-6)
     loss = multi_label_loss(pred, label)
     loss.backward()
     near(loss, stored["maxpool_loss"], 1e-6)
@@ -136,7 +127,8 @@ FSL = {
 def test_feature_similarity(tag, kind):
     stored, (shape, options) = load("fsl"), FSL[tag]
     loss, gradient = similarity(f"fsl_{tag}", shape, kind, options)
-    np.testing.assert_allclose(loss, stored[f"{tag}_loss64"], rtol=2e-6 if kind == torch.float32 else 1e-6)
+    for name, tolerance in (("loss64", 1e-7), ("loss", 3e-7)):
+        np.testing.assert_allclose(loss, stored[f"{tag}_{name}"], rtol=0, atol=tolerance)
     near(gradient, stored[f"{tag}_grad64"], 5e-8)
     near(gradient, stored[f"{tag}_grad"], 3e-7)
 
@@ -169,7 +161,7 @@ FOLLOW_UP = {
 def test_feature_similarity_of_the_follow_up(tag):
     stored, (shape, options) = load("binomial"), FOLLOW_UP[tag]
     loss, gradient = similarity(f"bfsl_{tag}", shape, torch.float32, options)
-    np.testing.assert_allclose(loss / 2, stored[f"{tag}_loss"], rtol=2e-6)
+    np.testing.assert_allclose(loss / 2, stored[f"{tag}_loss"], rtol=0, atol=1e-7)
     near(gradient / 2, stored[f"{tag}_grad"], 2e-7)
 
 
@@ -195,7 +187,7 @@ def test_max_norm():
     normed = seam.max_norm(maps)
     (normed * array("mn_g", (2, 4, 6, 5), -1, 1)).sum().backward()
     near(normed, stored["max_norm"], 1e-6)
-    near(maps.grad, stored["max_norm_grad"], 2e-6)
+    near(maps.grad, stored["max_norm_grad"], 1e-6)
 
 
 def pictures(n: int, size: int, first: int = 0) -> torch.Tensor:
@@ -223,7 +215,7 @@ def test_objective(tag):
     tags = array("icam_labels", (2, 20)) > 0.7
     np.testing.assert_array_equal(tags, stored["labels"] > 0)
     maps = {
-        f"{kind}{view}": array(f"icam_{kind}{view}", (2, 21, size, size), -3, 3).requires_grad_()
+        f"{kind}{view}": array(f"icam_{kind}{view}", (2, 21, size, size), -3, 3).double().requires_grad_()
         for view, size in ((1, 8), (2, 3))
         for kind in ("logit", "rv_logit")
     }
@@ -235,19 +227,20 @@ def test_objective(tag):
             np.testing.assert_array_equal(cells(views[view].logits.softmax(1), row), stored[f"{tag}_idx{view + 1}"])
         drawn = torch.stack(rows, 1)[:, :, 1:]
     losses = icam.losses(settings, views, tags, drawn, colours(pictures(2, 64), 8))
-    check_losses(losses, stored[f"{tag}_losses"], settings.published.similarity)
+    check_losses(losses, stored[f"{tag}_losses"], settings.published.similarity, 5e-7)
     for name, value in maps.items():
-        close(value.grad[:, ::4], stored[f"{tag}_grad_{name}"], 2e-6)
-        near_stats(value.grad, stored[f"{tag}_gradstats_{name}"], 2e-6)
+        summary = stored[f"{tag}_gradstats_{name}"]
+        close(value.grad[:, ::4], stored[f"{tag}_grad_{name}"], 5e-7, np.abs(summary[3:]).max())
+        close_stats(value.grad, summary, 5e-7)
 
 
-def check_losses(losses: dict[str, torch.Tensor], theirs: np.ndarray, weight: float) -> None:
+def check_losses(losses: dict[str, torch.Tensor], theirs: np.ndarray, weight: float, tolerance: float) -> None:
     """total, cls, er, ecr, fs; and the gradients of their sum."""
     total = sum(losses.values())
     total.backward()
     similar = losses.get("feature_similarity", torch.zeros(())) / (weight or 1)
     ours = [total, losses["classification"], losses["equivariance"], losses["cross_equivariance"], similar]
-    np.testing.assert_allclose([value.item() for value in ours], theirs, rtol=0, atol=2e-6)
+    np.testing.assert_allclose([value.item() for value in ours], theirs, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("dataset", "n", "c"), [("voc", 2, 21), ("coco", 1, 81)])
@@ -259,7 +252,7 @@ def test_objective_of_the_follow_up(dataset, n, c):
     images = pictures(n, 40)
     sizes = {"cam1": (40, -2, 3), "rv1": (40, 0, 1), "logits1": (5, -2, 3), "cam2": (12, -2, 3), "rv2": (12, 0, 1)}
     maps = {
-        name: array(f"seam_{dataset}_{name}", (n, c, size, size), low, high).requires_grad_()
+        name: array(f"seam_{dataset}_{name}", (n, c, size, size), low, high).double().requires_grad_()
         for name, (size, low, high) in sizes.items()
     }
     first = seam.View(maps["cam1"], maps["rv1"], maps["logits1"])
@@ -268,30 +261,34 @@ def test_objective_of_the_follow_up(dataset, n, c):
     np.testing.assert_array_equal(cells(maps["logits1"][:, 1:].sigmoid() + 1e-5, drawn), stored[f"{dataset}_idx"])
     weight = {"voc": 1.0, "coco": 0.2}[dataset]
     losses = seam.losses(first, second, tags, drawn, colours(images, 5), importance=0.2, similarity=weight)
-    total, cls, _, _, least1, least2, er, ecr1, ecr2, fs = stored[f"{dataset}_losses"]
-    check_losses(losses, np.array([total, cls, er, ecr1 + ecr2, fs]), weight)
+    total, cls, one, two, least1, least2, er, ecr1, ecr2, fs = stored[f"{dataset}_losses"]
+    check_losses(losses, np.array([total, cls, er, ecr1 + ecr2, fs]), weight, 1e-6)
+    means = [multi_label_loss(maps[name][:, 1:].mean((2, 3)), tags) for name in ("cam1", "cam2")]
+    near(0.8 * means[0] + 0.2 * binomial_importance_loss(maps["logits1"][:, 1:], tags, drawn), one, 1e-6)
+    near(means[1], two, 1e-6)
     label = torch.cat([torch.ones(n, 1), tags.float()], 1)
     near(seam.minimum_pooling(maps["rv1"], label), least1, 1e-6)
     near(seam.minimum_pooling(maps["rv2"], label), least2, 1e-6)
     step = 5 if dataset == "voc" else 20
     for name, value in maps.items():
         shown = value.grad[:, ::step, ::3, ::3] if name in ("cam1", "rv1") else value.grad[:, ::step]
-        close(shown, stored[f"{dataset}_grad_{name}"], 3e-6)
-        near_stats(value.grad, stored[f"{dataset}_gradstats_{name}"], 3e-6)
+        summary = stored[f"{dataset}_gradstats_{name}"]
+        close(shown, stored[f"{dataset}_grad_{name}"], 1e-6, np.abs(summary[3:]).max())
+        close_stats(value.grad, summary, 1e-6)
 
 
 def test_pixel_correlation():
     stored = load("icam_net")
-    maps = array("pcm_cam", (2, 21, 9, 11), -2, 2).requires_grad_()
-    features = array("pcm_f", (2, 195, 9, 11), -1, 1).requires_grad_()
-    f9 = torch.from_numpy(inputs.tensor("f9.weight", (192, 195, 1, 1))).requires_grad_()
+    maps = array("pcm_cam", (2, 21, 9, 11), -2, 2).double().requires_grad_()
+    features = array("pcm_f", (2, 195, 9, 11), -1, 1).double().requires_grad_()
+    f9 = torch.from_numpy(inputs.tensor("f9.weight", (192, 195, 1, 1))).double().requires_grad_()
     # blocks of 7 cells, the last of them of 1
     out = correlated(maps, torch.nn.functional.conv2d(features, f9), affinities=2 * 99 * 7)
     (out * array("pcm_g", (2, 21, 9, 11), -1, 1)).sum().backward()
-    close(out, stored["pcm_out"], 2e-6)
-    close(maps.grad, stored["pcm_grad_cam"], 2e-6)
-    close(features.grad[:, ::15], stored["pcm_grad_f"], 5e-6)
-    close(f9.grad[::16, ::15, 0, 0], stored["pcm_grad_f9"], 5e-6)
+    close(out, stored["pcm_out"], 1.4e-6)
+    close(maps.grad, stored["pcm_grad_cam"], 1.4e-6)
+    close(features.grad[:, ::15], stored["pcm_grad_f"], 1.4e-6)
+    close(f9.grad[::16, ::15, 0, 0], stored["pcm_grad_f9"], 1.4e-6)
 
 
 @pytest.mark.parametrize("manifest", ["icam-cam20", "seam"])
@@ -313,32 +310,32 @@ def test_groups_and_what_is_fixed():
 @pytest.fixture(scope="module")
 def network():
     """For ICAM and SEAM alike, whose layers have the same names."""
-    return filled(lambda: Network(20))
+    return filled(lambda: Network(20)).double()
 
 
 @pytest.mark.parametrize(("size", "seed"), [((64, 80), 0), ((57, 75), 1)])
 def test_network(network, size, seed):
     stored, tag = load("icam_net"), "{}x{}".format(*size)
     with torch.no_grad():
-        taken = network(batch(*size, seed))
+        taken = network(batch(*size, seed).double())
         revised = correlated(*taken)
-    close(taken.logits[0], stored[f"cam_logits_{tag}"], 1e-5)
-    close(taken.logits.softmax(1)[0], stored[f"cam_{tag}"], 1e-5)
-    close(revised[0], stored[f"cam_rv_logits_{tag}"], 1e-5)
-    close(revised.softmax(1)[0], stored[f"cam_rv_{tag}"], 1e-5)
+    close(taken.logits[0], stored[f"cam_logits_{tag}"], 1.4e-6)
+    close(taken.logits.softmax(1)[0], stored[f"cam_{tag}"], 1.4e-6)
+    close(revised[0], stored[f"cam_rv_logits_{tag}"], 1.4e-6)
+    close(revised.softmax(1)[0], stored[f"cam_rv_{tag}"], 1.4e-6)
     pred = probability_logits(taken.logits.softmax(1).amax((2, 3), keepdim=True))
-    close(pred[0], stored[f"pred_{tag}"], 1e-5)
+    close(pred[0], stored[f"pred_{tag}"], 1.4e-6)
 
 
 def test_network_of_seam(network):
     stored = load("seam_net")
     with torch.no_grad():
-        view = seam.view(network(batch(64, 80, 2)), (64, 80))
-    close(view.logits[0], stored["logits"], 1e-5)
-    close(view.maps[0, :, ::4, ::4], stored["cam"], 1e-5)
-    close(view.revised[0, :, ::4, ::4], stored["cam_rv"], 1e-5)
-    np.testing.assert_allclose(stats(view.maps[0]), stored["cam_stats"], rtol=1e-5)
-    np.testing.assert_allclose(stats(view.revised[0]), stored["cam_rv_stats"], rtol=1e-5)
+        view = seam.view(network(batch(64, 80, 2).double()), (64, 80))
+    close(view.logits[0], stored["logits"], 1.1e-6)
+    for name, maps in (("cam", view.maps), ("cam_rv", view.revised)):
+        summary = stored[f"{name}_stats"]
+        close(maps[0, :, ::4, ::4], stored[name], 1.1e-6, np.abs(summary[3:]).max())
+        close_stats(maps[0], summary, 1.1e-6)
 
 
 def test_schedule_and_optimiser():
@@ -360,13 +357,14 @@ def test_schedule_and_optimiser():
         8,
     )
     np.testing.assert_allclose(rates, stored["poly_lrs"], rtol=1e-12)
-    near(torch.from_numpy(after), stored["poly_params"], 1e-6)
+    near(torch.from_numpy(after), stored["poly_params"], 1e-7)
 
 
 def test_augmentation():
     stored, picture = load("transforms"), inputs.image(90, 121, 0)
     for long_side in (40, 150):
         resized = augment.resize_bicubic(picture, augment.long_side_size(picture.shape[:2], long_side))
+        close_stats(torch.from_numpy(resized), stored[f"resizelong_{long_side}_stats"], 1e-12)
         assert resized.shape == tuple(stored[f"resizelong_{long_side}_shape"])
         np.testing.assert_array_equal(resized[::3, ::3], stored[f"resizelong_{long_side}"])
     near(torch.from_numpy(augment.normalise(picture)[:, ::7, ::7].transpose(1, 2, 0)), stored["normalize"], 1e-6)
@@ -374,7 +372,7 @@ def test_augmentation():
         crop, ((_, left), (_, top)) = int(stored[f"crop{k}_size"]), stored[f"crop{k}_draws"].tolist()
         view = augment.normalised_crop(picture, crop, top, left)
         near(torch.from_numpy(view[:, ::5, ::5].transpose(1, 2, 0)), stored[f"crop{k}"], 1e-6)
-        np.testing.assert_allclose(stats(torch.from_numpy(view)), stored[f"crop{k}_stats"], rtol=1e-6)
+        close_stats(torch.from_numpy(view), stored[f"crop{k}_stats"], 1e-6)
     for scale in (0.5, 1.5, 2.0):
         scaled = augment.resize_bicubic(picture, augment.scaled_size(picture.shape[:2], scale))
         assert scaled.shape == tuple(stored[f"scale_{scale}_shape"])
@@ -404,7 +402,12 @@ def recalling(network):
 def maps_of(network: Network, variant: str, picture: np.ndarray, classes: list[int], n_classes: int = 20):
     localizer = icam.Localizer(network, icam.Inference(), variant)
     label = np.isin(np.arange(n_classes), classes)
-    found = localizer.cams(localizer.prepare(picture), picture.shape[:2], label)
+    views = [view.double() for view in localizer.prepare(picture)]
+    torch.set_default_dtype(torch.float64)  # of the sums over scales
+    try:
+        found = localizer.cams(views, picture.shape[:2], label)
+    finally:
+        torch.set_default_dtype(torch.float32)
     quarter = (-(-picture.shape[0] // 4), -(-picture.shape[1] // 4))
     assert found.strided.shape == (len(classes), *quarter)
     return found.classes, found.maps
@@ -425,16 +428,16 @@ def test_maps_and_label_sets(recalling, name, size, present):
     stored, picture = load("infer_cam"), inputs.image(*size, int(name[-1]) - 1)
     classes, maps = maps_of(recalling, "icam", picture, present)
     np.testing.assert_array_equal(classes, stored[f"{name}_keys"])
-    np.testing.assert_allclose(maps[:, ::3, ::3], stored[f"{name}_cam"], rtol=0, atol=5e-6)
+    np.testing.assert_allclose(maps[:, ::3, ::3], stored[f"{name}_cam"], rtol=0, atol=5e-7)
     for ours, theirs in zip(maps, stored[f"{name}_cam_stats"], strict=True):
-        np.testing.assert_allclose(stats(torch.from_numpy(ours)), theirs, rtol=1e-5, atol=1e-6)
+        close_stats(torch.from_numpy(ours), theirs, 5e-7)
     with_rest = np.concatenate([1 - maps.sum(0, keepdims=True), maps])
     np.testing.assert_array_equal(with_rest.argmax(0), stored[f"{name}_argmax"])
     for alpha in (2, 4):
         ours, tag = posteriors(picture, maps, alpha), f"{name}_crf{alpha}"
         np.testing.assert_array_equal([0, *(classes + 1)], stored[f"{tag}_keys"])
-        np.testing.assert_allclose(ours[:, ::4, ::4], stored[tag], rtol=0, atol=5e-6)
-        np.testing.assert_allclose(ours.mean((1, 2)), stored[f"{tag}_mean"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(ours[:, ::4, ::4], stored[tag], rtol=0, atol=2e-7)
+        np.testing.assert_allclose(ours.mean((1, 2)), stored[f"{tag}_mean"], rtol=0, atol=2e-7)
         np.testing.assert_array_equal(ours.argmax(0), stored[f"{tag}_argmax"])
 
 
@@ -443,12 +446,12 @@ def test_maps_and_label_sets_of_seam(recalling, name, size, present):
     stored, picture = load("infer_seam"), inputs.image(*size, int(name[-1]) - 1)
     classes, maps = maps_of(recalling, "seam", picture, present)
     np.testing.assert_array_equal(classes, stored[f"{name}_keys"])
-    np.testing.assert_allclose(maps[:, ::3, ::3], stored[f"{name}_cam"], rtol=0, atol=3e-5)
+    np.testing.assert_allclose(maps[:, ::3, ::3], stored[f"{name}_cam"], rtol=0, atol=7e-6)
     for ours, theirs in zip(maps, stored[f"{name}_cam_stats"], strict=True):
-        np.testing.assert_allclose(stats(torch.from_numpy(ours)), theirs, rtol=2e-5, atol=2e-5)
+        close_stats(torch.from_numpy(ours), theirs, 7e-6)
     for alpha in (1, 24):
         ours, tag = posteriors(picture, maps, alpha), f"{name}_crf{alpha}"
-        np.testing.assert_allclose(ours[:, ::4, ::4], stored[tag], rtol=0, atol=2e-4)
+        np.testing.assert_allclose(ours[:, ::4, ::4], stored[tag], rtol=0, atol=1e-4)
         np.testing.assert_array_equal(ours.argmax(0), stored[f"{tag}_argmax"])
 
 
@@ -456,7 +459,7 @@ def test_maps_of_coco(network):
     """80 classes; the second picture has none."""
     stored, few = load("infer_cam_coco"), network.fc8
     network.fc8 = torch.nn.Conv2d(4096, 81, 1, bias=False)
-    network.fc8.weight.data = torch.from_numpy(inputs.tensor("fc8.weight", (81, 4096, 1, 1)))
+    network.fc8.weight.data = torch.from_numpy(inputs.tensor("fc8.weight", (81, 4096, 1, 1))).double()
     try:
         for name, size, seed, present in (
             ("000000000100", (64, 80), 50, [0, 41, 79]),
@@ -465,22 +468,22 @@ def test_maps_of_coco(network):
             picture = inputs.image(*size, seed)
             classes, maps = maps_of(network, "icam", picture, present, 80)
             np.testing.assert_array_equal(classes, stored[f"{name}_keys"])
+            np.testing.assert_array_equal([0, *(classes + 1)], stored[f"{name}_crf4_keys"])
             if not present:
                 assert maps.shape == (0, *size)
                 np.testing.assert_array_equal(with_background(maps, 4.0)[:, ::2, ::2], stored[f"{name}_crf4"])
                 continue
-            np.testing.assert_allclose(maps, stored[f"{name}_cam"], rtol=0, atol=5e-6)
-            np.testing.assert_array_equal([0, *(classes + 1)], stored[f"{name}_crf4_keys"])
+            np.testing.assert_allclose(maps, stored[f"{name}_cam"], rtol=0, atol=5e-7)
             ours = posteriors(picture, maps, 4.0)
-            np.testing.assert_allclose(ours[:, ::2, ::2], stored[f"{name}_crf4"], rtol=0, atol=5e-6)
+            np.testing.assert_allclose(ours[:, ::2, ::2], stored[f"{name}_crf4"], rtol=0, atol=5e-7)
     finally:
         network.fc8 = few
 
 
 def test_training_step(network):
-    """The whole network, two views, all losses; in float64, where no ReLU hangs on the rounding of one processor."""
+    """The whole network, two views, all losses."""
     stored = load("icam_step")
-    learning = icam.Learning(icam.Settings(), network, NOTHING).double()
+    learning = icam.Learning(icam.Settings(), network, NOTHING)
     network.freeze().train()
     for layer in network.modules():
         if isinstance(layer, torch.nn.Dropout2d):
@@ -493,11 +496,11 @@ def test_training_step(network):
     hook.remove()
     for view, row in enumerate(rows):
         np.testing.assert_array_equal(cells(taken[view].logits.softmax(1), row), stored[f"idx{view + 1}"])
-    check_losses(losses, stored["losses"], 0.5)
-    close(seam.resized(taken[0].logits.softmax(1), (3, 3)), stored["cam"], 1e-5)
+    check_losses(losses, stored["losses"], 0.5, 4e-7)
+    close(seam.resized(taken[0].logits.softmax(1), (3, 3)), stored["cam"], 8e-7)
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     assert list(gradients) == list(stored["grad_names"])
-    close(gradients["fc8.weight"][:, ::64, 0, 0], stored["grad_fc8"], 1e-5)
-    close(gradients["f9.weight"][::16, ::15, 0, 0], stored["grad_f9"], 1e-5)
+    close(gradients["fc8.weight"][:, ::64, 0, 0], stored["grad_fc8"], 8e-7)
+    close(gradients["f9.weight"][::16, ::15, 0, 0], stored["grad_f9"], 8e-7)
     for name, theirs in zip(stored["grad_names"], stored["grad_stats"], strict=True):
-        near_stats(gradients[name], theirs, 2e-5)
+        close_stats(gradients[name], theirs, 8e-7, name)

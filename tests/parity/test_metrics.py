@@ -53,6 +53,9 @@ def test_scores_of_published_scripts(case: str) -> None:
     )
     np.testing.assert_allclose([*accuracies, nan.miou], file[f"{case}_mmseg"], **close)
     np.testing.assert_allclose(nan.miou, file[f"{case}_chainer_miou"], **close)
+    # ChainerCV's matrix ends with the largest label that occurs
+    largest = np.flatnonzero(matrix.counts.sum(0) + matrix.counts.sum(1)).max()
+    np.testing.assert_array_equal([largest + 1] * 2, file[f"{case}_chainer_shape"])
     np.testing.assert_allclose(zero.miou, file[f"{case}_seam_miou"], **close)
     np.testing.assert_allclose(floats(devkit.miou) * 100, file[f"{case}_devkit_avacc"][None], rtol=0, atol=1e-7)
     np.testing.assert_allclose(floats(*nan.iou), file[f"{case}_iou"], **close)
@@ -183,6 +186,7 @@ def test_contour_scores(run: str) -> None:
     contour = ContourCounts(int(stored[f"{run}_nc"]))
     each = []
     for i, (truth, prediction) in enumerate(contour_pairs(stored, run)):
+        assert (i in stored[f"{run}_empties"]) == (not prediction.any())
         before = contour.counts.copy()
         contour.add(truth, prediction, f"image {i}")
         each.append(contour.counts - before)

@@ -1,7 +1,6 @@
 """QA-CLIMS against its repository: answers, texts, files, regions, mask prompts, losses and gradients, training, maps, scores.
 
-Largest differences measured, as shares of the largest value: BLIP 2e-6, its answers the same; the CLIP with mask prompts 4e-6;
-losses 1e-6, their gradients 5e-6; the network in train mode, which the fixtures call ill-conditioned, 6e-5.
+What single precision would leave to the processor is compared in double precision.
 """
 
 import functools
@@ -37,10 +36,10 @@ def fixture(name: str):
     return fixtures.arrays(f"qa-clims/{name}")
 
 
-def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
-    """Within a share of the largest value."""
-    theirs = np.asarray(theirs)
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+def near(ours: object, theirs: np.ndarray, error: float) -> None:
+    """Within five times the error of the fixtures' own float32, at least 1e-6, as their README allows."""
+    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else ours
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=max(5 * error, 1e-6))
 
 
 def nothing() -> Images:
@@ -52,7 +51,7 @@ def batch(height: int, width: int, seeds) -> torch.Tensor:
 
 
 @functools.cache
-def prompted() -> Prompted:
+def prompted(kind: torch.dtype = torch.float32) -> Prompted:
     """The small CLIP of the fixtures, with its mask prompts."""
     shapes = fixtures.table("qa-clims/manifest-clip-small.json")
     prompts = shapes.pop("visual.mask_embedding")
@@ -61,7 +60,8 @@ def prompted() -> Prompted:
     }
     clip = CLIP(from_openai(state, "fixture"), Vocabulary(openai_tokenizer(), 77)).requires_grad_(False).eval()
     gain = float(np.sqrt(prompts[1]))
-    return Prompted(clip, torch.from_numpy(inputs.tensor("visual.mask_embedding", tuple(prompts), 11, gain)))
+    tokens = torch.from_numpy(inputs.tensor("visual.mask_embedding", tuple(prompts), 11, gain))
+    return Prompted(clip.to(kind), tokens.to(kind))
 
 
 # --- answers
@@ -105,17 +105,31 @@ def test_blip_layer_by_layer():
     wanted, network, (pixels, single, _) = fixture("vqa_blip"), answering(5), asked()
     assert (network.answer_start, network.question_start) == (30522, 30523)
     pictures = network.embed(pixels)
-    close(pictures, wanted["image_embeds"], 1e-5)
+    near(pictures, wanted["image_embeds"], 3e-6)
     for picture, ids, states in zip(pictures, single, wanted["question_states"], strict=True):
-        close(network.states(network.looked(picture[None]), ids)[0], states[: ids.shape[1]], 1e-5)
+        near(network.states(network.looked(picture[None]), ids)[0], states[: ids.shape[1]], 3e-6)
+    near(padded_states(network), wanted["question_states"], 3e-6)
     states = torch.from_numpy(wanted["question_states"])
     logits = network.model.text_decoder(
         input_ids=torch.full((2, 1), network.answer_start), encoder_hidden_states=states
     ).logits[:, -1]
-    close(logits[:, ::64], wanted["first_logits[:, ::64]"], 1e-5)
+    near(logits[:, ::64], wanted["first_logits[:, ::64]"], 3e-6)
     np.testing.assert_array_equal(logits.argmax(1), wanted["first_logits_argmax"])
-    # the decoder looks at padding too, which a padded batch in the published code does
-    for ours, theirs in zip(network.generate(states).tolist(), wanted["5.padded_batch"].tolist(), strict=True):
+
+
+def padded_states(network: blip.BLIP) -> torch.Tensor:
+    """Both questions as one batch, in which the encoder is kept from the padding: the layers as transformers runs them."""
+    pixels, _, padded = asked()
+    return network.model.text_encoder(
+        input_ids=padded, attention_mask=(padded != 0).long(), encoder_hidden_states=network.embed(pixels)
+    )[0]
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7, 8])
+def test_answers_of_a_padded_batch(seed):
+    """The decoder looks at padding too, which a padded batch in the published code does."""
+    wanted, network = fixture("vqa_blip")[f"{seed}.padded_batch"], answering(seed)
+    for ours, theirs in zip(network.generate(padded_states(network)).tolist(), wanted.tolist(), strict=True):
         assert until_end(ours) == until_end(theirs)
 
 
@@ -132,12 +146,12 @@ def test_answers_one_by_one(seed):
 def test_pictures_as_blip_takes_them():
     settings = questions.Settings(size=48)
     found = settings.prepare(inputs.image(75, 100, 15))
-    np.testing.assert_allclose(found[0].numpy(), fixture("vqa_blip")["preprocess"], atol=3e-6)
+    near(found[0], fixture("vqa_blip")["preprocess"], 3e-6)
 
 
 def test_positions_of_another_grid():
     positions = torch.from_numpy(inputs.tensor("pos", (1, 37, 16), 5))
-    close(blip.resized_positions(positions, 4), fixture("vqa_blip")["pos_embed_resized"], 1e-5)
+    near(blip.resized_positions(positions, 4), fixture("vqa_blip")["pos_embed_resized"], 3e-6)
 
 
 def test_singulars():
@@ -151,7 +165,7 @@ def test_singulars():
 
 def text_features(settings: qa_clims.Settings, answers: list[dict[int, Answers]], features=None) -> qa_clims.Texts:
     words = settings.read_words(nothing())
-    return qa_clims.Texts(settings, prompted().clip, words, answers, features or {}, nothing())
+    return qa_clims.Texts(settings, prompted(torch.float64).clip, words, answers, features or {}, nothing())
 
 
 @pytest.mark.parametrize("case", range(8))
@@ -163,7 +177,7 @@ def test_foreground_texts(case):
     assert qa_clims.phrases(answers, words.prompts[cls], words.short[cls]) == wanted[f"fg{case}.phrase"].tolist()
     texts = text_features(qa_clims.Settings(), [{cls: Answers(tuple(answers), ())}])
     found = texts(torch.tensor([0]), torch.tensor([cls]))
-    close(found.own, wanted[f"fg{case}.feature"], 5e-6)
+    near(found.own, wanted[f"fg{case}.feature"], 2e-7)
     assert not found.there.any()
 
 
@@ -178,8 +192,7 @@ def test_background_texts(case):
     texts = text_features(qa_clims.Settings(), [{cls: Answers(("x",), tuple(answers))}])
     found = texts(torch.tensor([0]), torch.tensor([cls]))
     rows = found.around[0][found.there[0]].numpy()[np.argsort(around)]
-    np.testing.assert_allclose(rows, wanted[f"bg{case}.sorted_features"], atol=2e-6)
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    near(rows, wanted[f"bg{case}.sorted_features"], 2e-7)
 
 
 def unit(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -191,7 +204,7 @@ def test_pooling():
     texts.table = torch.cat(
         [unit("label_feature", (1, 768), 11), torch.zeros(19, 768), unit("answer_features", (6, 768), 11)]
     )
-    close(texts(torch.tensor([0]), torch.tensor([0])).own, fixture("text")["pool.feature"], 2e-6)
+    near(texts(torch.tensor([0]), torch.tensor([0])).own, fixture("text")["pool.feature"], 2e-7)
 
 
 @pytest.mark.parametrize("kind", ["npy", "npy_numpy1"])
@@ -224,11 +237,11 @@ def test_published_files(tmp_path, kind):
         assert around == wanted[f"{j}.bg_answers_sorted"].tolist()
         # the features' file says what the answers' file says
         assert around == sorted(qa_clims.surroundings(alone[name, spoken], spoken, ()))
-        if around:
-            np.testing.assert_array_equal([features[text] for text in around], wanted[f"{j}.bg_features_sorted"])
+        rows = np.array([features[text] for text in around], np.float32).reshape(-1, 8)
+        np.testing.assert_array_equal(rows, wanted[f"{j}.bg_features_sorted"])
         label = torch.from_numpy(wanted[f"{j}.label_feature"])
         texts = [torch.tensor(features[phrase]) for phrase in phrases]
-        close(0.5 * label + 0.5 * torch.stack(texts).mean(0, keepdim=True), wanted[f"{j}.fg_feature"], 2e-6)
+        near(0.5 * label + 0.5 * torch.stack(texts).mean(0, keepdim=True), wanted[f"{j}.fg_feature"], 2e-7)
 
 
 # --- regions and the CLIP with mask prompts
@@ -256,7 +269,7 @@ def test_regions(size):
     objects, backgrounds, masks = qa_clims.regions(maps()[rows][:, None], pictures[rows.rows], 0.1)
     step = 1 if size == 56 else 16
     for name, region in (("fg", objects), ("bg", backgrounds)):
-        np.testing.assert_allclose(region[:, :, ::step, ::step], wanted[f"{size}.{name}"], atol=3e-5)
+        np.testing.assert_allclose(region[:, :, ::step, ::step], wanted[f"{size}.{name}"], rtol=0, atol=3e-5)
     sums = objects.double().sum((2, 3)), backgrounds.double().abs().sum((2, 3))
     np.testing.assert_allclose(sums[0], wanted[f"{size}.fg_sum"], rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(sums[1], wanted[f"{size}.bg_abs_sum"], rtol=1e-5)
@@ -280,11 +293,11 @@ def test_mask_prompts():
     seen = qa_clims.patches_seen(masks, 14).flatten(1)
     np.testing.assert_array_equal(seen.numpy(), wanted["patch_mask"].reshape(3, 16) > 0)
     features = prompted().encode(pixels, masks)
-    close(features, wanted["features_masked"], 1e-5)
+    near(features, wanted["features_masked"], 4e-6)
     weights = torch.from_numpy(inputs.array("w", (3, 32), 11, -1, 1))
     (gradient,) = torch.autograd.grad((weights * features).sum(), pixels)
-    close(gradient[:, :, ::4, ::4], wanted["grad_image_masked"], 1e-5)
-    close(clims.encode_image(prompted().clip, pixels), wanted["features_plain"], 1e-5)
+    near(gradient[:, :, ::4, ::4], wanted["grad_image_masked"], 4e-6)
+    near(clims.encode_image(prompted().clip, pixels), wanted["features_plain"], 4e-6)
 
 
 def test_texts_of_the_clip():
@@ -292,8 +305,8 @@ def test_texts_of_the_clip():
     tokens = clip.vocabulary(wanted["prompts"].tolist())
     np.testing.assert_array_equal(F.pad(tokens, (0, 16 - tokens.shape[1])), wanted["tokens"])
     features = clip.encode_text(tokens)
-    close(features, wanted["text_features"], 1e-5)
-    close(F.normalize(features, dim=1), wanted["text_features_normalised"], 1e-5)
+    near(features, wanted["text_features"], 4e-6)
+    near(F.normalize(features, dim=1), wanted["text_features_normalised"], 4e-6)
 
 
 @pytest.mark.slow
@@ -316,8 +329,8 @@ def test_vision_tower_of_real_size():
     both = torch.cat([masks, ~masks])
     np.testing.assert_array_equal(qa_clims.patches_seen(both, 14).numpy(), wanted["patch_mask"])
     with torch.no_grad():
-        close(Prompted(clip, tokens).encode(torch.cat([objects, backgrounds]), both), wanted["features_masked"], 1e-5)
-        close(clims.encode_image(clip, torch.cat([objects, backgrounds])), wanted["features_plain"], 1e-5)
+        near(Prompted(clip, tokens).encode(torch.cat([objects, backgrounds]), both), wanted["features_masked"], 3e-6)
+        near(clims.encode_image(clip, torch.cat([objects, backgrounds])), wanted["features_plain"], 3e-6)
 
 
 # --- losses and training
@@ -336,16 +349,16 @@ def test_contrasts(case, width, count, tau, seed):
     texts = PairTexts(0.8 * unit("fg", (1, width), seed), around, there)
     for name, contrast in (("frc", qa_clims.foreground_contrast), ("brc", qa_clims.background_contrast)):
         value = contrast(look, texts, tau)
-        np.testing.assert_allclose(value.item(), wanted[f"{case}.{name}"], rtol=3e-6)
-        close(torch.autograd.grad(value.sum(), look)[0][0], wanted[f"{case}.{name}.grad"], 1e-5)
+        near(value[0], wanted[f"{case}.{name}"], 6e-7)
+        near(torch.autograd.grad(value.sum(), look)[0][0], wanted[f"{case}.{name}.grad"], 1e-7)
 
 
 class GivenTexts(torch.nn.Module):
     """The fixtures' text features of their three pairs; of pair 1 nothing is known around it if `skip`."""
 
-    def __init__(self, skip: bool = False) -> None:
+    def __init__(self, skip: bool, kind: torch.dtype) -> None:
         super().__init__()
-        self.skip = skip
+        self.skip, self.kind = skip, kind
 
     def forward(self, index, classes) -> PairTexts:
         order = [PAIRS.index(pair) for pair in zip(index.tolist(), classes.tolist(), strict=True)]
@@ -354,14 +367,17 @@ class GivenTexts(torch.nn.Module):
         for row, i in enumerate(order):
             count = 0 if self.skip and i == 1 else 3 + i
             around[row, :count], there[row, :count] = unit(f"bgtext{i}", (3 + i, 32), 35)[:count], True
-        return PairTexts(own, around, there)
+        return PairTexts(own.to(self.kind), around.to(self.kind), there)
 
 
-def learning(network: cam.Network, skip: bool = False, plain: bool = False, most: int = 32) -> qa_clims.Learning:
+def learning(
+    network: cam.Network, skip: bool = False, plain: bool = False, most: int = 32, kind: torch.dtype = torch.float32
+) -> qa_clims.Learning:
     # one sum over the whole batch, as each of the published processes has it
     settings = qa_clims.Settings(sum_over=2, regions=most)
-    teacher = Prompted(prompted().clip, None) if plain else prompted()
-    return qa_clims.Learning(settings, network, {}, teacher, GivenTexts(skip), nothing())
+    teacher = prompted(kind)
+    teacher = Prompted(teacher.clip, None) if plain else teacher
+    return qa_clims.Learning(settings, network, {}, teacher, GivenTexts(skip, kind), nothing()).to(kind)
 
 
 TERMS = {"foreground": ("FRC", 10), "background": ("BRC", 8), "area": ("REG", 0.2)}
@@ -375,20 +391,20 @@ def test_losses_of_given_maps(variant, most):
     x, image, label = maps().requires_grad_(), batch(96, 128, (3, 4)), tags()
     losses = teacher.losses(x, image, label, torch.arange(2))
     for name, (key, weight) in TERMS.items():
-        np.testing.assert_allclose(losses[name].item() / weight, wanted[f"{variant}.{key}"], rtol=5e-6)
+        near(losses[name].item() / weight, wanted[f"{variant}.{key}"], 5e-6)
     total = sum(losses.values())
-    np.testing.assert_allclose(total.item(), wanted[f"{variant}.loss"], rtol=5e-6)
+    near(total, wanted[f"{variant}.loss"], 5e-6)
     (gradient,) = torch.autograd.grad(total, x)
     rows = clims.pairs_of(label)
-    close(gradient[rows], wanted[f"{variant}.grad_pairs"], 1e-5)
+    near(gradient[rows], wanted[f"{variant}.grad_pairs"], 5e-6)
     others = gradient.clone()
     others[rows] = 0
     np.testing.assert_allclose(others.abs().max(), wanted[f"{variant}.grad_other_max"], rtol=1e-5)
     with torch.no_grad():
         pictures = F.interpolate(image, (56, 56), mode="bilinear", align_corners=True)[rows.rows]
         look = qa_clims.encode_regions(teacher.encode.args[0], 0.1, x[rows][:, None], pictures)
-    close(look[:, 0], wanted[f"{variant}.fg_features"], 1e-5)
-    close(look[:, 1], wanted[f"{variant}.bg_features"], 1e-5)
+    near(look[:, 0], wanted[f"{variant}.fg_features"], 5e-6)
+    near(look[:, 1], wanted[f"{variant}.bg_features"], 5e-6)
 
 
 def filled(network: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -398,39 +414,43 @@ def filled(network: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def test_two_steps():
+    """In float64, where no ReLU hangs on the rounding of one processor: random weights in train mode are ill-conditioned."""
     wanted = fixture("train_two_steps")
     network = filled(cam.Network("resnet50", 20), 7)
     cam.freeze(network.body, "stem")
-    teacher = learning(network).train()
+    teacher = learning(network, kind=torch.float64).train()
     training = Training(batch=2, epochs=10, lr=1e-5)
     groups = teacher.param_groups(training)
     optimizer, base = make_optimizer(training, groups), [group["lr"] for group in groups]
-    data = {"image": batch(96, 128, (3, 4)), "label": tags(), "index": torch.arange(2)}
-    # random weights in train mode: the fixtures' own float32 and float64 differ by 0.1 in the second step
-    for step, tolerance in ((0, 1e-4), (1, 0.1)):
+    data = {"image": batch(96, 128, (3, 4)).double(), "label": tags(), "index": torch.arange(2)}
+
+    def exactly(ours: torch.Tensor, name: str, tolerance: float) -> None:
+        np.testing.assert_allclose(ours.detach().numpy(), wanted[name], rtol=0, atol=tolerance)
+
+    for step, tolerance in ((0, 3e-5), (1, 0.1)):
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * poly_factor(training, step, 10)
         np.testing.assert_allclose([group["lr"] for group in optimizer.param_groups], wanted[f"lr{step}"], rtol=1e-12)
         losses = teacher(data)
-        terms = [losses[name].item() / weight for name, (_, weight) in TERMS.items()]
+        terms = [losses[name] / weight for name, (_, weight) in TERMS.items()]
         total = sum(losses.values())
-        np.testing.assert_allclose([*terms, total.item()], wanted[f"losses{step}"], rtol=1e-5, atol=tolerance)
+        exactly(torch.stack([*terms, total]), f"losses{step}", tolerance)
         optimizer.zero_grad()
         total.backward()
         if step == 0:
             body = network.body
-            close(network.classifier.weight.grad[:, :32, 0, 0], wanted["grad.classifier.weight[:, :32]"], 1e-3)
-            gradient = body.layer4[2].conv3.weight.grad[:8, :8, 0, 0]
-            close(gradient, wanted["grad.layer4.2.conv3.weight[:8,:8]"], 1e-2)
+            exactly(network.classifier.weight.grad[:, :32, 0, 0], "grad.classifier.weight[:, :32]", 1e-4)
+            exactly(body.layer4[2].conv3.weight.grad[:8, :8, 0, 0], "grad.layer4.2.conv3.weight[:8,:8]", 1e-4)
             norm = torch.stack([p.grad.norm() for p in groups[0]["params"]]).norm()
-            np.testing.assert_allclose(norm, wanted["grad_norm_backbone"], atol=5)
+            exactly(norm, "grad_norm_backbone", 1.01)  # 1.0008, which the README rounds
         optimizer.step()
-    close(network.classifier.weight[:, :32, 0, 0], wanted["after.classifier.weight[:, :32]"], 1e-4)
-    close(network.body.layer4[2].conv3.weight[:8, :8, 0, 0], wanted["after.layer4.2.conv3.weight[:8,:8]"], 1e-4)
-    close(network.body.conv1.weight[:4], wanted["after.conv1.weight[:4]"], 1e-7)
+    # updates are gradients times rates of 1e-4 and 1e-5
+    exactly(network.classifier.weight[:, :32, 0, 0], "after.classifier.weight[:, :32]", 5e-6)
+    exactly(network.body.layer4[2].conv3.weight[:8, :8, 0, 0], "after.layer4.2.conv3.weight[:8,:8]", 1e-6)
+    exactly(network.body.conv1.weight[:4], "after.conv1.weight[:4]", 0)
     with torch.no_grad():
         out = network.eval().maps(data["image"]).sigmoid()
-    np.testing.assert_allclose(out[:, :4], wanted["after.eval_sigmoid[:, :4]"], atol=3.5e-3)
+    exactly(out[:, :4], "after.eval_sigmoid[:, :4]", 7e-4)
 
 
 NETWORKS = {"network": (16, 7, 96, 128, (3, 4)), "network_stride8": (8, 8, 64, 96, (5, 6))}
@@ -439,7 +459,9 @@ NETWORKS = {"network": (16, 7, 96, 128, (3, 4)), "network_stride8": (8, 8, 64, 9
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network(name):
     wanted, (stride, seed, height, width, seeds) = fixture(name), NETWORKS[name]
-    network, images = filled(cam.Network("resnet50", 20, stride), seed), batch(height, width, seeds)
+    # in float64: rounding takes some ReLU of these weights to the other side
+    network = filled(cam.Network("resnet50", 20, stride), seed).double()
+    images = batch(height, width, seeds).double()
     cam.freeze(network.body, "stem")
     shape = wanted["eval_sigmoid"].shape
     weights = torch.from_numpy(inputs.array("w", shape, seed, -1, 1))
@@ -450,32 +472,30 @@ def test_network(name):
         "resnet50.layer1.0.conv1.weight[:8,:8]": lambda grads: grads["resnet50.layer1.0.conv1.weight"][:8, :8, 0, 0],
         "resnet50.layer3.2.bn2.weight[:32]": lambda grads: grads["resnet50.layer3.2.bn2.weight"][:32],
     }
-    out = network.eval().maps(images)
-    close(out.sigmoid(), wanted["eval_sigmoid"], 1e-5)
-    close(network(images), wanted["eval_gap_logits"], 1e-5)
-    # in float64: rounding takes some ReLU of these weights to the other side
-    (weights.double() * network.double().maps(images.double()).sigmoid()).sum().backward()
+    out = network.eval().maps(images).sigmoid()
+    near(out, wanted["eval_sigmoid"], 1e-6)
+    near(network(images), wanted["eval_gap_logits"], 1e-6)
+    (weights * out).sum().backward()
     for key in (key for key in wanted if key.startswith("evalgrad.")):
         gradients = {name: parameter.grad for name, parameter in parameters.items()}
-        close(parts[key.removeprefix("evalgrad.")](gradients), wanted[key], 1e-5)
+        near(parts[key.removeprefix("evalgrad.")](gradients), wanted[key], 1e-6)
     assert wanted["frozen"].all()
     assert parameters["resnet50.conv1.weight"].grad is None
     assert parameters["resnet50.bn1.weight"].grad is None
-    network.float()
     with torch.no_grad():
         raw = network.maps(torch.stack([images[0], images[0].flip(2)]))
-    close(raw, wanted["cam_separate"], 1e-5)
-    close(raw[0].relu() + raw[1].relu().flip(2), wanted["cam"], 1e-5)
+    near(raw, wanted["cam_separate"], 5e-6)
+    near(raw[0].relu() + raw[1].relu().flip(2), wanted["cam"], 5e-6)
     network.zero_grad()
     out = network.train().maps(images).sigmoid()
-    np.testing.assert_allclose(out.detach(), wanted["train_sigmoid"], atol=3e-4)
+    near(out, wanted["train_sigmoid"], 6e-5)
     (weights * out).sum().backward()
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
-    for key, tolerance in (("classifier.weight[:,:32]", 2e-3), ("resnet50.layer4.2.conv2.weight[:8,:8]", 2e-2)):
-        np.testing.assert_allclose(parts[key](gradients), wanted[f"grad.{key}"], atol=tolerance)
+    for key, tolerance in (("classifier.weight[:,:32]", 4e-4), ("resnet50.layer4.2.conv2.weight[:8,:8]", 4e-3)):
+        near(parts[key](gradients), wanted[f"grad.{key}"], tolerance)
     state = network.state_dict()
     for key in (key for key in wanted if key.startswith("after_train.")):
-        np.testing.assert_allclose(state[key.removeprefix("after_train.")][:64], wanted[key], atol=1e-5)
+        near(state[key.removeprefix("after_train.")][:64], wanted[key], 2e-6)
 
 
 @pytest.mark.parametrize(("case", "lr", "steps"), [(0, 3.5e-4, 19830), (1, 1e-5, 155205)])
@@ -531,9 +551,9 @@ def test_published_weights_localize(tmp_path):
     assert [list(view.shape[2:]) for view in views] == wanted["scale_sizes"].tolist()
     found = localizer.cams(views, (120, 160), label)
     np.testing.assert_array_equal(found.classes, wanted["keys"])
-    np.testing.assert_allclose(found.strided, wanted["cam"], atol=2e-5)
-    np.testing.assert_allclose(found.maps[:, ::2, ::2], wanted["high_res[:, ::2, ::2]"], atol=2e-5)
-    np.testing.assert_allclose(found.maps.astype(np.float64).sum((1, 2)), wanted["high_res_sum"], rtol=1e-5)
+    near(found.strided, wanted["cam"], 4e-6)
+    near(found.maps[:, ::2, ::2], wanted["high_res[:, ::2, ::2]"], 4e-6)
+    near(found.maps.mean((1, 2), dtype=np.float64), wanted["high_res_sum"] / (120 * 160), 4e-6)
     best = np.concatenate([np.full((1, 120, 160), 0.15, np.float32), found.maps]).argmax(0)
     labels = np.array([0, *(found.classes + 1)])[best]
     assert (labels != wanted["pred_0.15"]).mean() <= 1e-4
@@ -559,24 +579,25 @@ def test_scores(which):
             np.float32(factor) * np.clip(0.55 * (truth == cls) + 0.5 * draw - 0.1, 0, 1).astype(np.float32)
             for cls, draw in zip(classes, drawn, strict=True)
         ]
-        sweep.add(truth, np.stack(maps), np.array(classes) - 1, f"image {i}")
+        np.testing.assert_array_equal(np.array(classes) - 1, wanted[f"{which}.keys{i}"])
+        sweep.add(truth, np.stack(maps), wanted[f"{which}.keys{i}"], f"image {i}")
     matrices = sweep.matrices()
     found = [scores(counts, "nan").miou for counts in matrices]
-    np.testing.assert_allclose(found, wanted[f"{which}.curve"][:, 1], atol=1e-9)
+    np.testing.assert_allclose(found, wanted[f"{which}.curve"][:, 1], rtol=0, atol=1e-12)
     at = int(np.argmin(np.abs(np.array(thresholds) - 0.15)))
     size = len(wanted[f"{which}.confusion"])
     np.testing.assert_array_equal(matrices[at][:size, :size], wanted[f"{which}.confusion"])
     iou = np.array([np.nan if value is None else value for value in scores(matrices[at], "nan").iou[:size]])
-    np.testing.assert_allclose(iou, wanted[f"{which}.iou"], atol=1e-9)
-    np.testing.assert_allclose(found[at], wanted[f"{which}.miou"], atol=1e-9)
+    np.testing.assert_allclose(iou, wanted[f"{which}.iou"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found[at], wanted[f"{which}.miou"], rtol=0, atol=1e-12)
     among = matrices[at][0, 1:].sum() / matrices[at][:, 1:].sum()
-    np.testing.assert_allclose(among, wanted[f"{which}.among_predfg_bg"], atol=1e-9)
+    np.testing.assert_allclose(among, wanted[f"{which}.among_predfg_bg"], rtol=0, atol=1e-12)
     # the published search stops at the first threshold that is no better; the sweep has the best of all
     for key, start, step in (("greedy_voc", 0, 1), ("greedy_coco", 5, 2)):
         best = start
         while best + step < len(found) and found[best + step] > found[best]:
             best += step
-        np.testing.assert_allclose((thresholds[best], found[best]), wanted[f"{which}.{key}"], atol=1e-9)
+        np.testing.assert_allclose((thresholds[best], found[best]), wanted[f"{which}.{key}"], rtol=0, atol=1e-12)
     assert max(found) >= found[at]
 
 
@@ -590,7 +611,7 @@ def test_augmentation(case):
     size = augment.scaled_size(picture.shape[:2], augment.long_side_scale(picture.shape[:2], long_side))
     assert augment.resize_bicubic(picture, size).shape == tuple(wanted[f"{case}.resized_shape"])
     view = augment.classifier_view(picture, long_side, flip, left, top, 64)
-    np.testing.assert_allclose(view, wanted[f"{case}.out"], atol=1e-6)
+    np.testing.assert_allclose(view, wanted[f"{case}.out"], rtol=0, atol=1e-6)
 
 
 def test_the_defaults_are_the_scripts():

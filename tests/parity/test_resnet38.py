@@ -1,4 +1,7 @@
-"""ResNet-38's trunk against ICAM's: names, features and gradients; its ImageNet file against MXNet's reader."""
+"""ResNet-38's trunk against ICAM's: names, features and gradients; its ImageNet file against MXNet's reader.
+
+Networks run in float64: what is left is the rounding of the fixtures' float32, which their README states, on any processor.
+"""
 
 from collections.abc import Callable
 
@@ -37,9 +40,10 @@ def batch(height: int, width: int, *seeds: int) -> torch.Tensor:
     return torch.stack([torch.from_numpy(inputs.normalised(inputs.image(height, width, i))) for i in seeds])
 
 
-def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
-    """Within a share of the largest value."""
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float, largest: float | None = None) -> None:
+    """Within a share of the largest value; of `largest` where that is not in the part that is stored."""
+    scale = np.abs(theirs).max() if largest is None else largest
+    np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=0, atol=tolerance * scale)
 
 
 def stats(values: torch.Tensor) -> np.ndarray:
@@ -48,9 +52,16 @@ def stats(values: torch.Tensor) -> np.ndarray:
     return np.array([v.mean(), v.std(correction=0), v.abs().sum(), v.min(), v.max()])
 
 
+def close_stats(values: torch.Tensor, theirs: np.ndarray, tolerance: float, name: str = "") -> None:
+    """The sum of absolute values within a share of itself, the others within that share of the largest value."""
+    ours, largest = stats(values), np.abs(theirs[3:]).max()
+    np.testing.assert_allclose(ours[2], theirs[2], rtol=tolerance, err_msg=name)
+    np.testing.assert_allclose(ours[[0, 1, 3, 4]], theirs[[0, 1, 3, 4]], rtol=0, atol=tolerance * largest, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def trunk():
-    return filled(ResNet38)
+    return filled(ResNet38).double()
 
 
 @pytest.mark.parametrize(("manifest", "build"), [("resnet38d", ResNet38), ("affinity", AffinityNet)])
@@ -64,18 +75,17 @@ def test_number_of_parameters(trunk):
 
 def test_features(trunk):
     with torch.no_grad():
-        features = trunk(batch(56, 72, 0))
+        features = trunk(batch(56, 72, 0).double())
     assert [feature.shape[1] for feature in features] == trunk.channels
     for name, feature in zip(("conv3", "conv4", "conv5", "conv6"), features[1:], strict=True):
         assert list(feature.shape) == list(TRUNK[f"{name}_shape"])
-        sample = TRUNK[name]
-        close(feature[0, :: feature.shape[1] // len(sample)], sample, 1e-5)  # 2.7e-6 measured
-        np.testing.assert_allclose(stats(feature), TRUNK[f"{name}_stats"], rtol=3e-6)  # 1e-6 measured
+        sample, summary = TRUNK[name], TRUNK[f"{name}_stats"]
+        close(feature[0, :: feature.shape[1] // len(sample)], sample, 7e-7, summary[4])
+        close_stats(feature, summary, 7e-7)
 
 
 def test_gradients(trunk):
-    # the plain trunk of ICAM fixes conv1a and batch norms; in float64, where no ReLU hangs on the rounding of a processor
-    trunk.double()
+    # the plain trunk of ICAM fixes conv1a and batch norms
     for name, parameter in trunk.named_parameters():
         parameter.requires_grad_(parameter.ndim > 1 and name != "conv1a.weight")
     for layer in trunk.modules():
@@ -86,12 +96,10 @@ def test_gradients(trunk):
     (conv6 * torch.from_numpy(inputs.array("grad", tuple(conv6.shape), 1, -1, 1))).sum().backward()
     gradients = {name: p.grad for name, p in trunk.named_parameters() if p.grad is not None}
     assert list(gradients) == list(TRUNK["grad_names"])
-    close(gradients["b4.conv_branch1.weight"][::32, ::16, 0, 0], TRUNK["grad_b4_conv_branch1"], 3e-6)  # 8e-7 measured
+    close(gradients["b4.conv_branch1.weight"][::32, ::16, 0, 0], TRUNK["grad_b4_conv_branch1"], 8e-7)
+    # the 7e-7 of the fixtures' README are of features; their gradients are off by 1.07e-6
     for name, theirs in zip(TRUNK["grad_names"], TRUNK["grad_stats"], strict=True):
-        ours, greatest = stats(gradients[name]), np.abs(theirs[3:]).max()
-        # the mean is that of numbers that nearly cancel
-        np.testing.assert_allclose(ours[[1, 2]], theirs[[1, 2]], rtol=1e-6, err_msg=name)  # 1.5e-7 measured
-        np.testing.assert_allclose(ours[[0, 3, 4]], theirs[[0, 3, 4]], rtol=0, atol=3e-6 * greatest, err_msg=name)
+        close_stats(gradients[name], theirs, 1.1e-6, name)
 
 
 @pytest.mark.parametrize("layout", ["v0", "v2"])

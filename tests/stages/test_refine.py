@@ -76,5 +76,5 @@ def test_maps_of_another_size_are_named(tmp_path, squares):
 def test_broken_map_files_are_named(tmp_path, squares, content):
     write_maps(squares, tmp_path / "cams")
     (tmp_path / "cams" / f"{squares.names[0]}.npz").write_bytes(content)
-    with pytest.raises(BadInput, match=r"bild_0ß\.npz: found no such archive"):
+    with pytest.raises(BadInput, match=r"bild_0ß\.npz: found a file that is cut off or damaged"):
         refine(Settings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")

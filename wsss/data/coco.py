@@ -17,11 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from wsss.data.images import Dataset, Images, MaskFile, TrueMask
+from wsss.data.coco_files import PictureFiles, annotation_files, split_folders
+from wsss.data.entries import sole_split
+from wsss.data.images import IGNORE, Dataset, Images, MaskFile, TrueMask
 from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import chosen_split, found_alone, pictures_below, read_classes, read_names, without_suffix
+from wsss.data.roles import IGNORED, is_nothing
 from wsss.data.tables import labels_by_name, labels_of, spellings
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular
 from wsss.stream import Progress, in_threads
 
 # Category ids 1..90 leave out 12, 26, 29, 30, 45, 66, 68, 69, 71, 83
@@ -60,7 +63,8 @@ class Instances:
         first: where the objects of each picture begin in the three next arrays, which hold them in file order.
         starts: where an object stands in the file, in bytes.
         lengths: how many bytes it has.
-        classes: its 0-based class.
+        classes: its 0-based class; -1 for what is drawn as background, 254 for what is ignored.
+        supercategories: by category id, where the file names any.
     """
 
     path: Path
@@ -72,6 +76,7 @@ class Instances:
     starts: np.ndarray
     lengths: np.ndarray
     classes: np.ndarray
+    supercategories: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def objects(self, position: int) -> list[tuple[int, dict[str, Any]]]:
         """The 0-based class and the annotation of each object of the picture at a position, in file order."""
@@ -93,8 +98,18 @@ class Instances:
     def labels(self, position: int) -> Bool[np.ndarray, " c"]:
         """The classes of all objects of a picture, crowds included."""
         labels = np.zeros(len(self.categories), bool)
-        labels[self.classes[self.first[position] : self.first[position + 1]]] = True
+        classes = self.classes[self.first[position] : self.first[position + 1]]
+        labels[classes[(classes >= 0) & (classes < len(labels))]] = True
         return labels
+
+    def without(self, category: int, label: int) -> "Instances":
+        """The annotations with a category that is no class: its objects are drawn with this label (0 or 255), and give no tag."""
+        if category not in self.categories:
+            return self
+        rank = list(self.categories).index(category)
+        classes = np.where(self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254)))
+        kept = {number: name for number, name in self.categories.items() if number != category}
+        return dataclasses.replace(self, categories=kept, classes=classes.astype(np.int16))
 
 
 def read_instances(path: Path) -> Instances:
@@ -105,6 +120,7 @@ def read_instances(path: Path) -> Instances:
     """
     images: list[dict[str, Any]] = []
     categories: dict[int, str] = {}
+    supercategories: dict[int, str] = {}
     starts, lengths, owners, kinds = (array.array("q") for _ in range(4))
     try:
         for key, value, start, end in _elements(_text(path)):
@@ -112,6 +128,7 @@ def read_instances(path: Path) -> Instances:
                 images.append({name: value[name] for name in ("id", "file_name", "height", "width")})
             elif key == "categories":
                 categories[value["id"]] = str(value["name"])
+                supercategories[value["id"]] = str(value.get("supercategory", ""))
             else:
                 owners.append(value["image_id"])
                 kinds.append(value["category_id"])
@@ -140,6 +157,7 @@ def read_instances(path: Path) -> Instances:
         starts=np.asarray(starts)[order],
         lengths=np.asarray(lengths)[order].astype(np.int32),
         classes=_ranks(np.asarray(kinds), np.array(list(categories)), path, "category")[order].astype(np.int16),
+        supercategories=supercategories,
     )
 
 
@@ -327,29 +345,10 @@ class InstanceMask:
 
 
 def find_coco(path: Path) -> Path | None:
-    """The root of COCO's layout at a path: it has `annotations/instances_*.json`, or folders of pictures like `train2014`."""
-    if _annotation_files(path) or _split_folders(path):
+    """The root of COCO's layout at a path: it has annotations (see `wsss.data.coco_files`), or folders of pictures like `train2014`."""
+    if annotation_files(path) or split_folders(path):
         return path
     return None
-
-
-def _annotation_files(root: Path) -> dict[str, Path]:
-    return {
-        path.stem.removeprefix("instances_"): path for path in sorted((root / "annotations").glob("instances_*.json"))
-    }
-
-
-_PARENTS = ("", "images", "Images", "JPEGImages")
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Folders of pictures named like COCO's splits."""
-    folders: dict[str, Path] = {}
-    for parent in _PARENTS:
-        for folder in sorted((root / parent).glob("*20*")):
-            if re.fullmatch(r"(train|val|test)20\d\d", folder.name) and folder.is_dir():
-                folders.setdefault(folder.name, folder)
-    return folders
 
 
 @dataclasses.dataclass
@@ -366,9 +365,10 @@ class _Layout:
     skip_missing: bool
     progress: Progress | None
     notes: list[str]
+    negatives: frozenset[str]
+    pictures: PictureFiles
     class_names: tuple[str, ...] = ()
     _read: dict[str, Instances] = dataclasses.field(default_factory=dict)
-    _listed: dict[Path, frozenset[str]] = dataclasses.field(default_factory=dict)
 
     def instances(self, split: str) -> Instances:
         """The annotations of a split, read once."""
@@ -376,23 +376,9 @@ class _Layout:
             self._read[split] = read_instances(self.files[split])
         return self._read[split]
 
-    def picture(self, split: str, file_name: str, image_id: int) -> Path | None:
-        """The file of a picture, under its own name or ICAM's twelve digits, in the folder of its split or any other."""
-        own, others = self.folders.get(split), [folder for name, folder in self.folders.items() if name != split]
-        shared = [self.root / parent for parent in (split, *_PARENTS)]
-        for folder in [*([own] if own else []), *shared, *others]:
-            if "/" in file_name and (folder / file_name).is_file():
-                return folder / file_name
-            for name in (file_name.rpartition("/")[2], f"{image_id:012d}.jpg"):
-                if name in self.files_of(folder):
-                    return folder / name
-        return None
-
-    def files_of(self, folder: Path) -> frozenset[str]:
-        """The names in a folder, listed once: asking for each of 100,000 pictures takes minutes on a network drive."""
-        if folder not in self._listed:
-            self._listed[folder] = frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
-        return self._listed[folder]
+    def replace(self, split: str, instances: Instances) -> None:
+        """Take these annotations of a split from now on."""
+        self._read[split] = instances
 
 
 def open_coco(
@@ -407,11 +393,12 @@ def open_coco(
     upright: bool = False,
     skip_missing: bool = False,
     progress: Progress | None = None,
+    negatives: frozenset[str] = frozenset(),
+    allow_outside: bool = False,
 ) -> Dataset:
-    """Open COCO 2014 or 2017, or other data with `annotations/instances_SPLIT.json`.
+    """Open COCO 2014 or 2017, or other data with annotations in COCO's form.
 
-    Pictures lie in `SPLIT`, `images/SPLIT` or `JPEGImages/SPLIT`, or all of them under their twelve digits in `Images`. Only the
-    annotations of the two splits in use are read. Without annotations, tags come from `tags` and true masks from
+    Annotations and pictures lie in one of the layouts of `wsss.data.coco_files`. Only the annotations of the two splits in use are read. Without annotations, tags come from `tags` and true masks from
     `SegmentationClass` or `mask`, as CLIP-ES keeps them.
 
     Args:
@@ -427,14 +414,17 @@ def open_coco(
         upright: follow EXIF orientation. The published loaders do not.
         skip_missing: leave out pictures that are missing.
         progress: called while masks are drawn for the tags of `icam`, with the number of masks drawn and of all.
+        negatives: names of categories that mean that nothing is there, beside `background` and `_background_`.
+        allow_outside: pictures may have absolute names, or names that lead upwards.
 
     Raises:
         BadInput: annotations, pictures or lists do not fit together.
     """
+    files, folders = annotation_files(root), split_folders(root)
     layout = _Layout(
         root,
-        _annotation_files(root),
-        _split_folders(root),
+        files,
+        folders,
         tags,
         tag_rule,
         mask_rule or ("icam" if tag_rule == "icam" else "clims"),
@@ -442,10 +432,12 @@ def open_coco(
         skip_missing,
         progress,
         notes=[],
+        negatives=negatives,
+        pictures=PictureFiles(root, files, folders, allow_outside),
     )
     there = list(layout.files or layout.folders)
-    lists = [asked for asked in (train, val) if asked is not None and asked not in there and Path(asked).is_file()]
-    chosen = chosen_split(train, [*there, *lists], ("train2014", "train2017", "train"), root)
+    lists = [asked for asked in (train, val) if asked is not None and asked not in there and is_regular(asked)]
+    chosen = chosen_split(train, [*there, *lists], ("train2014", "train2017", "train", *sole_split(there)), root)
     if chosen is None:
         raise BadInput(
             root / "annotations" / "instances_train2014.json",
@@ -470,6 +462,7 @@ def open_coco(
 
 
 def _class_names(layout: _Layout, classes: Path | Sequence[str] | None, splits: Sequence[str]) -> tuple[str, ...]:
+    _leave_out_no_classes(layout, splits)
     categories = [(layout.files[split], layout.instances(split).categories) for split in splits] or [
         (layout.root, COCO_CATEGORIES)
     ]
@@ -487,6 +480,21 @@ def _class_names(layout: _Layout, classes: Path | Sequence[str] | None, splits: 
             where, f"{len(first)} categories", f"{len(given)}, one for each class given", "Correct the class list."
         )
     return given
+
+
+def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
+    """Take categories that are no classes out of the annotations read: the background, what is ignored, Roboflow's supercategory."""
+    read = [layout.instances(split) for split in splits]
+    for number, name in {number: name for instances in read for number, name in instances.categories.items()}.items():
+        label = 0 if is_nothing(name, layout.negatives) else IGNORE if name == IGNORED else None
+        above = {instances.supercategories.get(other) for instances in read for other in instances.categories if other != number}
+        used = any((instances.classes == list(instances.categories).index(number)).any() for instances in read if number in instances.categories)
+        if label is None and number == 0 and not used and name in above:
+            layout.notes.append(f"the category {name!r} (id 0), which others are below and no object has, is no class")
+            label = 0
+        if label is not None:
+            for split in splits:
+                layout.replace(split, layout.instances(split).without(number, label))
 
 
 def _split_images(layout: _Layout, split: str) -> Images:
@@ -532,8 +540,11 @@ def _entry(
     layout: _Layout, split: str, instances: Instances, position: int
 ) -> tuple[str, Path | None, tuple[Instances, int]]:
     file_name = instances.file_names[position]
-    path = layout.picture(split, file_name, int(instances.ids[position]))
-    return without_suffix(path.name if path and "/" not in file_name else file_name), path, (instances, position)
+    image_id = int(instances.ids[position])
+    path = layout.pictures.find(split, file_name, image_id, f"{instances.path}, image {image_id}")
+    name = without_suffix(path.name if path and "/" not in file_name else file_name)
+    inside = "/".join(part for part in name.split("/") if part not in ("", ".."))
+    return inside, path, (instances, position)
 
 
 def _images(

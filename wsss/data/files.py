@@ -1,24 +1,16 @@
 """The only reader and writer of activation map files and mask files."""
 
+import math
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from wsss.errors import BadInput
+from wsss.data.labels import EXPECTED, MaskTable, Reading, labels_in, voc_palette
+from wsss.errors import BadInput, reading
 from wsss.storage import whole_file
-
-
-def voc_palette() -> UInt8[np.ndarray, "256 3"]:
-    """PASCAL VOC's colours (RGB): the bits of a label, spread from the top bit of red, green and blue downwards."""
-    label = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for level in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((label >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
-    return colours
 
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
@@ -29,27 +21,20 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
         picture.save(temporary, format="PNG")
 
 
-def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """Read the labels of a palette or grey 8-bit PNG.
+def read_mask(path: Path, table: MaskTable | None = None) -> UInt8[np.ndarray, "h w"]:
+    """Read the labels of a mask file; see `wsss.data.labels.labels_in` for what its pixels may be.
 
     Raises:
-        BadInput: the file is missing, cut off, no picture, or has colours instead of labels.
+        BadInput: the file is missing, cut off, no picture, or has colours whose meaning nobody told.
     """
-    expected = "an 8-bit palette or grey PNG whose pixel values are labels"
-    try:
-        with Image.open(path) as picture:
-            mode, mask = picture.mode, np.array(picture)
-    except FileNotFoundError as error:
-        raise BadInput(path, "no such file", expected, "Check that a mask was made for each picture.") from error
-    except UnidentifiedImageError as error:
-        raise BadInput(path, "no picture", expected, "Write the mask again.") from error
-    except Exception as error:  # Pillow's decoders let all kinds of errors out when a file is damaged
-        raise BadInput(
-            path, f"a picture that cannot be decoded ({error!r:.120})", expected, "Write the mask again."
-        ) from error
-    if mode not in ("P", "L"):
-        raise BadInput(path, f"a picture of mode {mode}", expected, "Write the labels themselves, not their colours.")
-    return mask
+    return read_labels(path, table)[0]
+
+
+def read_labels(path: Path, table: MaskTable | None = None) -> tuple[UInt8[np.ndarray, "h w"], Reading]:
+    """As `read_mask`, and how the labels were found."""
+    missing = "Check that a mask was made for each picture."
+    with reading(path, EXPECTED, "Write the mask again.", missing=missing), Image.open(path) as picture:
+        return labels_in(picture, str(path), table)
 
 
 def write_cams(
@@ -77,14 +62,14 @@ def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Flo
     """Read classes (int16) and maps (float32) that `write_cams` wrote; `key` is `maps` or `strided`.
 
     Raises:
-        BadInput: the file is missing, cut off, or holds something else.
+        BadInput: the file is missing, damaged, or holds anything but ascending classes and maps in [0, 1].
     """
-    expected = f"an .npz file of activation maps with `classes` (k) and `{key}` (k, h, w)"
+    expected = f"an .npz file of activation maps with `classes` (k, ascending) and `{key}` (k, h, w) in [0, 1]"
     do = "Make the activation maps again (wsss localize)."
     classes, maps = _read_arrays(path, ("classes", key), expected, do)
-    if classes.ndim != 1 or maps.ndim != 3 or len(classes) != len(maps):
-        raise BadInput(path, f"`classes` of shape {classes.shape} and `{key}` of shape {maps.shape}", expected, do)
-    return classes, maps.astype(np.float32)
+    _check_classes(path, classes, expected, do)
+    _check_scores(path, key, maps, len(classes), expected, do)
+    return classes.astype(np.int16), maps.astype(np.float32)
 
 
 def write_posteriors(
@@ -109,22 +94,58 @@ def read_posteriors(path: Path) -> tuple[Float[np.ndarray, "l h w"], Float[np.nd
     """Read what `write_posteriors` wrote: `low` and `high`, float32.
 
     Raises:
-        BadInput: the file is missing, cut off, or holds something else.
+        BadInput: the file is missing, damaged, or holds anything but ascending classes and two sets of probabilities of them.
     """
-    expected, do = "an .npz file with `low` and `high` (k + 1, h, w)", "Make the label sets again."
-    low, high = _read_arrays(path, ("low", "high"), expected, do)
-    if low.ndim != 3 or low.shape != high.shape or len(low) == 0:
+    expected = "an .npz file with `classes` (k, ascending), `low` and `high` (k + 1, h, w) in [0, 1]"
+    do = "Make the label sets again."
+    classes, low, high = _read_arrays(path, ("classes", "low", "high"), expected, do)
+    _check_classes(path, classes, expected, do)
+    for key, scores in (("low", low), ("high", high)):
+        _check_scores(path, key, scores, len(classes) + 1, expected, do)
+    if low.shape != high.shape:
         raise BadInput(path, f"`low` of shape {low.shape} and `high` of shape {high.shape}", expected, do)
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def _read_arrays(path: Path, keys: tuple[str, str], expected: str, do: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[keys[0]], arrays[keys[1]]
-    except FileNotFoundError as error:
-        raise BadInput(path, "no such file", expected, do) from error
-    except KeyError as error:
-        raise BadInput(path, f"no array {error}", expected, do) from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise BadInput(path, f"no such archive ({error})", expected, do) from error
+def _check_classes(path: Path, classes: np.ndarray, expected: str, do: str) -> None:
+    if classes.ndim != 1 or classes.dtype.kind not in "iu":
+        raise BadInput(path, f"`classes` of {classes.dtype} and shape {classes.shape}", expected, do)
+    fit = classes.size == 0 or (int(classes[0]) >= 0 and int(classes[-1]) <= np.iinfo(np.int16).max)
+    if not fit or (classes[1:] <= classes[:-1]).any():
+        raise BadInput(path, f"`classes` {str(classes[:20].tolist())[1:-1]}", expected, do)
+
+
+def _check_scores(path: Path, key: str, scores: np.ndarray, count: int, expected: str, do: str) -> None:
+    if scores.ndim != 3 or scores.dtype.kind != "f" or len(scores) != count:
+        raise BadInput(path, f"`{key}` of {scores.dtype} and shape {scores.shape} where {count} belong", expected, do)
+    # NaN is in no range
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise BadInput(path, f"`{key}` from {scores.min()} to {scores.max()}", expected, do)
+
+
+# Deflate makes nothing smaller than this share of it
+_MOST_PER_BYTE = 1100
+
+
+def _read_arrays(path: Path, keys: tuple[str, ...], expected: str, do: str) -> list[np.ndarray]:
+    with reading(path, expected, do), zipfile.ZipFile(path) as archive:
+        return [_array(archive, key) for key in keys]
+
+
+def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """One array of an `.npz` file; its header is held against the length of what is stored before memory is taken."""
+    entry = archive.getinfo(f"{key}.npy")
+    if entry.file_size > _MOST_PER_BYTE * (entry.compress_size + 1):
+        raise ValueError(f"`{key}` of {entry.file_size} bytes packed into {entry.compress_size}")
+    with archive.open(entry) as stream:
+        if (version := np.lib.format.read_magic(stream)) != (1, 0):
+            raise ValueError(f"`{key}` of .npy version {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        begin = stream.tell()
+        if dtype.kind not in "fiu" or not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"`{key}` of {dtype} and shape {shape}")
+        if begin + math.prod(shape) * dtype.itemsize != entry.file_size:
+            raise ValueError(f"`{key}` of {dtype} and shape {shape} in {entry.file_size} bytes")
+        # to the end, where the checksum is compared
+        values = np.frombuffer(stream.read(), dtype)
+    return values.reshape(shape, order="F" if fortran else "C")

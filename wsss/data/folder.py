@@ -10,9 +10,9 @@ with `.png`, or `NAME_mask.png` beside the picture, or what the table's column `
 """
 
 import dataclasses
-import difflib
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from wsss.data.lists import (
     without_suffix,
 )
 from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular
 
 _SPLITS = {
     "train": "train",
@@ -45,6 +45,7 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
+CLASSES = "classes.txt"
 _MASKS, _BESIDE = "masks", "_mask"
 
 
@@ -74,7 +75,7 @@ def open_folder(
     """
     layout = _Layout(root, upright, skip_missing)
     table = tags if tags is not None else find_table(root)
-    own = root / "classes.txt"
+    own = root / CLASSES
     names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else None
     if table is None:
         splits = _by_folder(layout, names)
@@ -84,7 +85,7 @@ def open_folder(
         splits = _by_vectors(layout, table, names)
     everything = _joined(layout, splits)
     for asked in (train, val):
-        if asked is not None and asked not in splits and Path(asked).is_file():
+        if asked is not None and asked not in splits and is_regular(asked):
             splits[asked] = _listed(layout, Path(asked), everything)
     chosen = chosen_split(train, splits, ("train",), root)
     if chosen is None:
@@ -105,9 +106,9 @@ def open_pictures(path: Path, *, upright: bool = True) -> Images:
     Raises:
         BadInput: there is none.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise BadInput(path, "no such file or folder", "a picture or a folder of pictures", "Check the path.")
-    pictures = {path.stem: path} if path.is_file() else pictures_below(path)
+    pictures = pictures_below(path) if path.is_dir() else {path.stem: path}
     if not pictures:
         raise BadInput(path, listing(path), "pictures", "Choose a folder with pictures in it.")
     none = np.zeros((len(pictures), 0), bool)
@@ -242,8 +243,9 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     """Splits and labels from a table of tags."""
     rows: dict[str, Row] = {}
     missing = []
-    for row in read_table(table):
-        name = _picture(layout, row.image)
+    for row in read_table(table, class_names):
+        # a name may end in blanks; more often they were written around it
+        name = _picture(layout, row.image) or _picture(layout, row.image.strip())
         if name is None:
             missing.append(row)
         elif name in rows:
@@ -270,7 +272,6 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     _note_unnamed(layout, rows, table)
     if class_names is None:
         class_names = tuple(sorted({tag for row in rows.values() for tag in row.tags}))
-        layout.notes += _much_alike(rows.values(), class_names)
     if not class_names:
         raise BadInput(table, "no tag in any line", "tags", "Write the tags of the pictures into the column `tags`.")
     members: dict[str, list[str]] = defaultdict(list)
@@ -302,23 +303,6 @@ def _mask(layout: _Layout, row: Row) -> Path:
             row.where, f"the mask {row.mask!r}, which is not in {layout.root}", "a PNG", "Correct the column `mask`."
         )
     return path
-
-
-def _much_alike(rows: Iterable[Row], class_names: tuple[str, ...]) -> list[str]:
-    """Notes on tags that may be misspelt: much like another one that is ten times as frequent."""
-    counts = Counter(tag for row in rows for tag in row.tags)
-    notes = []
-    for tag in class_names:
-        for other in difflib.get_close_matches(
-            tag.lower(), {name.lower(): name for name in class_names if name != tag}, 3, 0.8
-        ):
-            likely = next(name for name in class_names if name.lower() == other and name != tag)
-            if counts[likely] >= 10 * counts[tag] or (likely.lower() == tag.lower() and counts[likely] > counts[tag]):
-                notes.append(
-                    f"the tag {tag!r} ({counts[tag]} pictures) is much like {likely!r} ({counts[likely]}): a slip?"
-                )
-                break
-    return notes
 
 
 def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | None) -> dict[str, Images]:

@@ -7,14 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from wsss.data.files import read_mask
+from wsss.data.files import read_labels, read_mask
+from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
+from wsss.data.names import check_names
+from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.errors import BadInput
 from wsss.storage import digest
-
-IGNORE = 255
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @runtime_checkable
@@ -34,19 +33,42 @@ class TrueMask(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MaskFile:
-    """A true mask kept as a palette or grey 8-bit PNG whose pixel values are the labels."""
+    """A true mask kept as a picture file.
+
+    Attributes:
+        path: the file.
+        table: what its values or colours mean, where they are not the labels.
+    """
 
     path: Path
+    table: MaskTable | None = None
 
     @property
     def where(self) -> str:
         return str(self.path)
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
-        return read_mask(self.path)
+        return read_mask(self.path, self.table)
 
     def stamp(self) -> str:
-        return _file_stamp(self.path)
+        return _file_stamp(self.path) + (f":{self.table.stamp()}" if self.table else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class LookedAtMask:
+    """What one true mask holds.
+
+    Attributes:
+        values: those that occur, ascending, whether they are labels or not.
+        ignored: share of the pixels that are 255.
+        reading: how a mask file's labels were found, None for masks that are drawn.
+        message: what is wrong with its size or its labels, None if nothing is.
+    """
+
+    values: tuple[int, ...]
+    ignored: float
+    reading: Reading | None
+    message: str | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +77,7 @@ class Images:
 
     Attributes:
         title: what the split is called in messages, `voc/train_aug` for example.
-        names: one a picture, unique; may contain sub-folders and any characters. Outputs are named after them.
+        names: one a picture, unique (see `check_names`); may contain sub-folders and blanks. Outputs are named after them.
         paths: the picture files.
         class_names: the C foreground classes in the order of their indices; label `i + 1` in a mask is class `i`.
         labels: image-level labels, without background.
@@ -85,16 +107,7 @@ class Images:
                 "at most 254, since masks are 8-bit and 255 means ignored",
                 "Merge some classes.",
             )
-        first: dict[str, Path] = {}
-        for name, path in zip(self.names, self.paths, strict=True):
-            if name in first:
-                raise BadInput(
-                    path,
-                    f"a second picture named {name!r} (the first is {first[name]})",
-                    "one picture a name",
-                    "Rename or remove one of the two.",
-                )
-            first[name] = path
+        check_names(self.names, self.paths)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,6 +149,31 @@ class Images:
                 "Add the mask, or evaluate a split that has masks.",
             )
         mask = source.read()
+        self._check_mask(index, source, mask, size_hw)
+        return mask
+
+    def look_at_mask(self, index: int) -> "LookedAtMask | None":
+        """What the true mask of a picture holds, labels or not; None where there is none.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        source = self.masks[index]
+        if source is None:
+            return None
+        mask, how = read_labels(source.path, source.table) if isinstance(source, MaskFile) else (source.read(), None)
+        counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)
+        try:
+            self._check_mask(index, source, mask, self.size_hw(index))
+            wrong = None
+        except BadInput as error:
+            wrong = str(error)
+        values = tuple(np.flatnonzero(counts).tolist())
+        return LookedAtMask(values, float(counts[IGNORE] / max(mask.size, 1)), how, wrong)
+
+    def _check_mask(
+        self, index: int, source: TrueMask, mask: UInt8[np.ndarray, "h w"], size_hw: tuple[int, int] | None
+    ) -> None:
         if size_hw is not None and mask.shape != size_hw:
             raise BadInput(
                 source.where,
@@ -144,7 +182,6 @@ class Images:
                 "Write the mask at the picture's own size, without resizing.",
             )
         check_labels(mask, self.n_labels, source.where, self.class_names)
-        return mask
 
     def read_with(self, masks: Path, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
         """A picture (RGB), and its pseudo mask or label map `NAME.png` in the folder `masks`.
@@ -216,6 +253,31 @@ class Dataset:
     def class_names(self) -> tuple[str, ...]:
         return self.splits[self.train].class_names
 
+    def with_mask_values(self, text: str | None) -> "Dataset":
+        """The same pictures with mask files read as `--mask-values` says; see `wsss.data.labels.GRAMMAR`.
+
+        Raises:
+            BadInput: the text is wrong, or there is no mask file that it could apply to.
+        """
+        if text is None:
+            return self
+        table = parsed(text, self.class_names)
+        if not any(isinstance(mask, MaskFile) for images in self.splits.values() for mask in images.masks):
+            raise BadInput(
+                "--mask-values", f"no mask files in {self.root}", "mask files to apply it to", "Leave it out."
+            )
+        splits = {
+            name: dataclasses.replace(
+                images,
+                masks=tuple(
+                    dataclasses.replace(mask, table=table) if isinstance(mask, MaskFile) else mask
+                    for mask in images.masks
+                ),
+            )
+            for name, images in self.splits.items()
+        }
+        return dataclasses.replace(self, splits=splits, notes=(*self.notes, f"mask values are read as {text}"))
+
     def split(self, name: str) -> Images:
         """The split called `name`.
 
@@ -225,31 +287,6 @@ class Dataset:
         if name not in self.splits:
             raise BadInput(self.root, f"no split {name!r}", f"one of {', '.join(self.splits)}", "Choose another split.")
         return self.splits[name]
-
-
-def read_picture(path: Path, *, upright: bool) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture file of any common kind as RGB.
-
-    Grey, palette and CMYK pictures are converted; 16-bit grey is scaled to 8 bits; transparent pixels are laid on white.
-
-    Raises:
-        BadInput: the file is missing, empty, cut off, or no picture.
-    """
-    with _opened(path) as picture:
-        turned = ImageOps.exif_transpose(picture) if upright else picture
-        return np.asarray(_to_rgb(turned))
-
-
-def picture_size_hw(path: Path, *, upright: bool) -> tuple[int, int]:
-    """Height and width of a picture, without decoding it.
-
-    Raises:
-        BadInput: as `read_picture`.
-    """
-    with _opened(path) as picture:
-        width, height = picture.size
-        turned = upright and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
 
 
 def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, class_names: Sequence[str]) -> None:
@@ -263,63 +300,6 @@ def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, clas
             f"0 (background), 1..{n_labels - 1} ({', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}) or 255 (ignored)",
             "Use the class list that the masks were made with, or write the masks anew.",
         )
-
-
-class _opened:
-    """Open a picture and turn whatever goes wrong while it is read into BadInput."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Image.Image:
-        try:
-            self.picture = Image.open(self.path)
-        except Exception as error:
-            raise self._explained(error) from error
-        return self.picture
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self.picture.close()
-        if isinstance(error, Exception):
-            raise self._explained(error) from error
-
-    def _explained(self, error: Exception) -> BadInput:
-        expected = "a whole picture (JPEG, PNG, ...)"
-        do = "Replace or remove the file, or leave bad pictures out with --skip-bad."
-        if isinstance(error, FileNotFoundError):
-            return BadInput(
-                self.path, "no such file", expected, "Check the list of names against the folder of pictures."
-            )
-        if isinstance(error, IsADirectoryError):
-            return BadInput(self.path, "a folder", expected, do)
-        if isinstance(error, PermissionError):
-            return BadInput(self.path, "a file that may not be read", expected, "Change its permissions.")
-        if self.path.exists() and self.path.stat().st_size == 0:
-            return BadInput(self.path, "an empty file", expected, do)
-        if isinstance(error, UnidentifiedImageError):
-            head = self.path.read_bytes()[:16]
-            return BadInput(self.path, f"no picture (it begins with {head!r})", expected, do)
-        if isinstance(error, Image.DecompressionBombError):
-            return BadInput(
-                self.path,
-                f"a picture of an unlikely size ({error})",
-                f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels",
-                "Scale it down.",
-            )
-        # Pillow's decoders let all kinds of errors out when a file is damaged
-        return BadInput(self.path, f"a picture that cannot be decoded ({error!r:.120})", expected, do)
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
 
 
 def _file_stamp(path: Path) -> str:

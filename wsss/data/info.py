@@ -3,52 +3,80 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsss.data.images import Dataset, Images
+from wsss.data.class_names import lacking, slips
+from wsss.data.images import Dataset, Images, LookedAtMask
+from wsss.data.truth import Doubts, doubts
 from wsss.errors import BadInput
 from wsss.storage import file_digest
 from wsss.stream import Progress, in_threads
 
 
-def find_bad(images: Images, *, progress: Progress | None = None) -> dict[str, str]:
-    """Decode all pictures and true masks of a split; the messages about bad ones by picture name, in the order of the split.
+class Look(NamedTuple):
+    """What looking at a picture and its true mask found.
+
+    Attributes:
+        size_hw: height and width of the picture, None if it cannot be read.
+        message: what is wrong with either, None if nothing is.
+        mask: what the true mask holds, None if there is none, it cannot be read, or nothing was decoded.
+    """
+
+    size_hw: tuple[int, int] | None
+    message: str | None = None
+    mask: LookedAtMask | None = None
+
+
+def look_at(images: Images, index: int) -> Look:
+    """Decode a picture and its true mask."""
+    size_hw = None
+    try:
+        size_hw = images.read(index).shape[:2]
+        mask = images.look_at_mask(index)
+    except BadInput as error:
+        return Look(size_hw, str(error))
+    return Look(size_hw, mask.message if mask else None, mask)
+
+
+def look_through(images: Images, *, progress: Progress | None = None) -> list[Look]:
+    """Decode all pictures and true masks of a split.
 
     Args:
         images: the split.
         progress: called with the number of pictures that were looked at and of all pictures.
     """
-    checked = in_threads(lambda index: _checked(images, index)[0], range(len(images)), len(images), progress)
-    return {name: message for name, message in zip(images.names, checked, strict=True) if message}
+    return list(in_threads(lambda index: look_at(images, index), range(len(images)), len(images), progress))
 
 
-def _checked(images: Images, index: int) -> tuple[str | None, bool]:
-    """What is wrong with a picture or its mask, and whether the mask holds a class that is not among the tags."""
-    try:
-        height, width, _ = images.read(index).shape
-        if images.masks[index] is None:
-            return None, False
-        present = np.bincount(images.read_mask(index, (height, width)).ravel(), minlength=256)
-    except BadInput as error:
-        return str(error), False
-    return None, bool((present[1 : images.n_labels] > 0)[~images.labels[index]].any())
+def bad_among(images: Images, looks: Sequence[Look]) -> dict[str, str]:
+    """The messages about bad pictures and masks by picture name, in the order of the split."""
+    return {name: look.message for name, look in zip(images.names, looks, strict=True) if look.message}
 
 
-def overview(dataset: Dataset, *, decode: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+def doubts_about(images: Images, looks: Sequence[Look]) -> Doubts:
+    """What is doubtful about the true masks of a split."""
+    return doubts(images, {index: look.mask for index, look in enumerate(looks) if look.mask})
+
+
+def overview(
+    dataset: Dataset, *, decode: bool = False, classes: object = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """A summary that JSON can hold.
 
     Args:
         dataset: the data set.
         decode: decode each picture and mask, and compare files of equal length, instead of reading headers alone.
+        classes: the class list that the user gave, if any; then none of its names is a slip.
         progress: called with the number of pictures looked at and of all pictures of all splits.
 
     Returns:
         `kind`, `root`, `classes`, `train`, `seed_split`, `val`, `notes`, `checked` (whether `decode` was set), `identical` (groups of
         picture files with the same content, empty unless `decode`) and `splits`: by name `images`, `images_per_class`,
-        `tags_per_image` (mean and max), `without_tags`, `with_masks`, `untagged_in_mask` (pictures whose mask holds a
-        class that is not among the tags; None unless `decode`), `height` and `width` (min, median, max), and `bad` (messages by name).
+        `tags_per_image` (mean and max), `without_tags`, `with_masks`, `height` and `width` (min, median, max), `bad` (messages by
+        name), `doubts` (notes on true masks) and `stops` (what a run stops at there); the last two are empty unless `decode`. `stops`
+        of the whole are doubts about the names of classes.
     """
     done, total = 0, sum(map(len, dataset.splits.values()))
     splits = {}
@@ -72,32 +100,41 @@ def overview(dataset: Dataset, *, decode: bool = False, progress: Progress | Non
         "checked": decode,
         "splits": splits,
         "identical": _identical(paths) if decode else [],
-        "notes": list(dataset.notes),
+        "notes": [*dataset.notes, *lacking(dataset)],
+        "stops": [str(slip)] if (slip := slips(dataset, classes)) else [],
     }
 
 
 def _split(images: Images, decode: bool, progress: Progress) -> dict[str, Any]:
-    def look(index: int) -> tuple[tuple[int, int] | None, str | None, bool]:
-        try:
-            size_hw = images.size_hw(index)
-        except BadInput as error:
-            return None, str(error), False
-        return (size_hw, *(_checked(images, index) if decode else (None, False)))
-
-    seen = list(in_threads(look, range(len(images)), len(images), progress))
-    sizes = np.array([size for size, _, _ in seen if size]).reshape(-1, 2)
-    tags = images.labels.sum(1)
+    looks = list(
+        in_threads(
+            lambda index: look_at(images, index) if decode else _header(images, index),
+            range(len(images)),
+            len(images),
+            progress,
+        )
+    )
+    sizes = np.array([look.size_hw for look in looks if look.size_hw]).reshape(-1, 2)
+    tags, doubtful = images.labels.sum(1), doubts_about(images, looks)
     return {
         "images": len(images),
         "images_per_class": dict(zip(images.class_names, images.labels.sum(0).tolist(), strict=True)),
         "tags_per_image": {"mean": round(float(tags.mean()), 3), "max": int(tags.max())} if len(images) else None,
         "without_tags": int((tags == 0).sum()),
         "with_masks": sum(mask is not None for mask in images.masks),
-        "untagged_in_mask": sum(wrong for _, _, wrong in seen) if decode else None,
         "height": _range(sizes[:, 0]),
         "width": _range(sizes[:, 1]),
-        "bad": {name: message for name, (_, message, _) in zip(images.names, seen, strict=True) if message},
+        "bad": bad_among(images, looks),
+        "doubts": list(doubtful.notes),
+        "stops": [str(stop) for stop in doubtful.stops],
     }
+
+
+def _header(images: Images, index: int) -> Look:
+    try:
+        return Look(images.size_hw(index))
+    except BadInput as error:
+        return Look(None, str(error))
 
 
 def _range(values: np.ndarray) -> dict[str, int] | None:
@@ -135,8 +172,11 @@ def render(summary: dict[str, Any], most: int = 10) -> str:
     if summary["identical"]:
         lines += ["", f"{len(summary['identical'])} groups of pictures with the same content:"]
         lines += [f"  {' = '.join(group)}" for group in summary["identical"][:most]]
-    if summary["notes"]:
-        lines += ["", "notes:", *(f"  {note}" for note in summary["notes"])]
+    notes = [*summary["notes"], *(note for split in summary["splits"].values() for note in split["doubts"])]
+    if notes:
+        lines += ["", "notes:", *(f"  {note}" for note in notes)]
+    if stops := [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]:
+        lines += ["", "a run stops at:", *(f"  {stop}" for stop in stops)]
     return "\n".join(lines) + "\n"
 
 
@@ -150,8 +190,6 @@ def _rendered_split(title: str, split: dict[str, Any], checked: bool, most: int)
             f"  tags    {split['tags_per_image']['mean']:.2f} a picture, at most {split['tags_per_image']['max']}; {split['without_tags']} without"
         )
     lines.append(f"  masks   {split['with_masks']} with, {split['images'] - split['with_masks']} without")
-    if split["untagged_in_mask"]:
-        lines.append(f"          {split['untagged_in_mask']} hold a class that is not among the picture's tags")
     counts = [f"{name} {count}" for name, count in split["images_per_class"].items()]
     lines.append(f"  classes {_some(counts, 30)}")
     if split["bad"]:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from wsss.errors import BadInput
-from wsss.pickled import INSTRUCTIONS, Forbidden, Unfinished, exactly, run
+from wsss.data.lists import without_suffix
+from wsss.errors import BadInput, reading
+from wsss.pickled import INSTRUCTIONS, Forbidden, Unfinished, called, exactly, run
 
 _EXPECTED = "a .npy file with a dictionary of numbers, texts, NumPy arrays and torch tensors"
 _DO = "Take the file from its source again; if it needs other types, write its arrays with np.savez instead."
@@ -28,41 +29,50 @@ def read_legacy(path: Path) -> Any:
     Raises:
         BadInput: the file is missing, broken, or asks for anything but plain data; the forbidden function is named.
     """
-    try:
-        stream = io.BytesIO(Path(path).read_bytes())
-    except OSError as error:
-        raise BadInput(path, f"no readable file ({error.strerror})", _EXPECTED, "Check the path.") from error
-    try:
-        return _npy(stream)
-    except Forbidden as error:
-        raise BadInput(path, str(error), f"{_EXPECTED} alone", "Do not open it with anything else either.") from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, SyntaxError, EOFError) as error:
-        raise BadInput(path, f"a broken file ({type(error).__name__}: {error})", _EXPECTED, _DO) from error
+    with reading(path, _EXPECTED, _DO):
+        stream = io.BytesIO(path.read_bytes())
+        try:
+            return _npy(stream)
+        except Forbidden as error:
+            raise BadInput(
+                path, str(error), f"{_EXPECTED} alone", "Do not open it with anything else either."
+            ) from error
 
 
 def read_legacy_labels(path: Path) -> dict[str, Bool[np.ndarray, " c"]] | Bool[np.ndarray, "n c"]:
     """Image-level labels of `cls_labels.npy` (PSA, IRNet, CLIMS, VWL: by name) or `train_labels.npy` (CLIMS on COCO: a matrix).
 
-    Positive values are labels. Integer names are given as texts: 2007000032 is `"2007000032"`.
+    Integer names are given as texts: 2007000032 is `"2007000032"`; a picture's suffix is taken off.
 
     Raises:
-        BadInput: as `read_legacy`, or the content is no such thing.
+        BadInput: as `read_legacy`, or the content is no such thing, values other than 0 and 1 for example.
     """
     content = read_legacy(path)
-    expected = "a dictionary from names to equally long vectors, or a matrix with a row a picture"
+    expected = "a dictionary from names to equally long vectors of 0 and 1, or a matrix of these with a row a picture"
     if isinstance(content, np.ndarray) and content.ndim == 2 and content.dtype.kind in "biuf":
-        return content > 0
+        return _binary(path, content, "", expected)
     if not isinstance(content, dict) or not content:
         raise BadInput(path, _kind(content), expected, _DO)
     vectors: dict[str, Bool[np.ndarray, " c"]] = {}
     for name, vector in content.items():
         if not (isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.dtype.kind in "biuf"):
             raise BadInput(path, f"{_kind(vector)} under {name!r}", expected, _DO)
-        vectors[str(name)] = vector > 0
+        key = without_suffix(str(name))
+        if key in vectors:
+            raise BadInput(path, f"{name!r} twice, with different endings", expected, _DO)
+        vectors[key] = _binary(path, vector, f" under {name!r}", expected)
     lengths = {len(vector) for vector in vectors.values()}
     if len(lengths) > 1:
         raise BadInput(path, f"vectors of {min(lengths)} to {max(lengths)} entries", expected, _DO)
     return vectors
+
+
+def _binary(path: Path, values: np.ndarray, place: str, expected: str) -> np.ndarray:
+    odd = values[(values != 0) & (values != 1)]
+    if odd.size:
+        do = "Decide which classes are tags (scores above a threshold, for example), and write 1 for these and 0 for the others."
+        raise BadInput(path, f"the value {odd.flat[0]}{place}", expected, do)
+    return values == 1
 
 
 def read_legacy_cams(
@@ -153,14 +163,14 @@ class _Arrays:
 
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         self._spend(arguments)
-        return _FUNCTIONS[str(exactly(_Global, function))](*arguments)
+        return called(_FUNCTIONS[str(exactly(_Global, function))], arguments)
 
     def finish(self, unfinished: Unfinished, state: Any) -> Any:
         self._spend(exactly(tuple, state))
         return unfinished.finish(state)
 
     def storage(self, reference: Any) -> _Storage:
-        return _storage_named(*exactly(tuple, reference))
+        return called(_storage_named, exactly(tuple, reference))
 
     def _spend(self, arguments: tuple[Any, ...]) -> None:
         self.allowance -= sum(len(argument) for argument in arguments if isinstance(argument, str | bytes))

@@ -1,30 +1,27 @@
 """Lists around the pictures: text files, class lists, folders of pictures, tags turned into labels."""
 
-import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Bool
 
-from wsss.data.images import PICTURE_SUFFIXES
-from wsss.errors import BadInput
+from wsss.data.pictures import PICTURE_SUFFIXES
+from wsss.errors import BadInput, reading, suggestion
 
 
 def read_text(path: Path, expected: str) -> str:
     """The text of a UTF-8 file, without a byte order mark; `expected` says what it should hold, for the error.
 
     Raises:
-        BadInput: the file is missing, or is not UTF-8 (the line and the byte are named).
+        BadInput: the file is missing, no regular file, or not UTF-8 (the line and the byte are named).
     """
-    try:
+    with reading(path, expected):
         blob = path.read_bytes()
-    except FileNotFoundError as error:
-        raise BadInput(path, "no such file", expected, "Check the path.") from error
-    except OSError as error:
-        raise BadInput(path, f"a file that cannot be read ({error.strerror})", expected, "Check the path.") from error
     do = "Save the file as UTF-8."
     if blob[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise BadInput(
@@ -38,16 +35,21 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def _first_not_utf8(blob: bytes) -> int:
-    try:
-        blob.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return -1
+    # what cannot be decoded becomes a letter that UTF-8 has no bytes for
+    text = blob.decode(errors="surrogateescape")
+    broken = re.search("[\udc80-\udcff]", text)
+    return len(text[: broken.start()].encode()) if broken else -1
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a text of whole letters, which can be written as UTF-8; JSON can hold halves of letters."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
     """Line numbers (from 1) and stripped lines of a UTF-8 file, without the empty ones."""
-    for number, line in enumerate(read_text(path, expected).splitlines(), 1):
+    # names may hold what str.splitlines takes for a line end too
+    for number, line in enumerate(re.split("\r\n|\r|\n", read_text(path, expected)), 1):
         if line.strip():
             yield number, line.strip()
 
@@ -75,13 +77,6 @@ def read_classes(source: Path | str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def suggestion(word: str, among: Iterable[str]) -> str:
-    """`Did you mean ...? ` if one of the words is much like this one, else nothing."""
-    lower = {other.lower(): other for other in among}
-    near = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
-    return f"Did you mean {lower[near[0]]!r}? " if near else ""
-
-
 def tags_to_labels(tags: Iterable[str], class_names: Sequence[str], where: str) -> Bool[np.ndarray, " c"]:
     """Image-level labels of one picture.
 
@@ -101,13 +96,45 @@ def tags_to_labels(tags: Iterable[str], class_names: Sequence[str], where: str) 
     return labels
 
 
+# Links may lead to one folder in several places, but not without end
+_MOST_WAYS = 16
+
+
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and its sub-folders in the order of their paths; hidden ones and those of macOS archives left out."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(files):
-            if not is_hidden(name):
-                yield Path(parent, name)
+    """All files of a folder and its sub-folders in the order of their paths; hidden ones and those of macOS archives left out.
+
+    Links are followed, but not back to a folder above; what they point to may be missing. Pipes, sockets and devices are no files.
+
+    Raises:
+        BadInput: a folder cannot be read, or links lead to one folder again and again.
+    """
+    yield from _files_below(folder, (), Counter())
+
+
+def _files_below(folder: Path, above: tuple[str, ...], ways: "Counter[str]") -> Iterator[Path]:
+    with reading(str(folder), "a folder that can be read", "Change its permissions, or check its disk."):
+        place = os.path.realpath(folder)
+        entries = sorted(
+            (entry for entry in os.scandir(folder) if not is_hidden(entry.name)), key=lambda entry: entry.name
+        )
+        folders = [entry for entry in entries if (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir())]
+        files = [entry for entry in entries if (_is_linked(entry) if entry.is_symlink() else entry.is_file())]
+    if place in above:
+        return
+    ways[place] += 1
+    if ways[place] > _MOST_WAYS:
+        do = "Remove links until each folder can be reached in a few ways."
+        raise BadInput(
+            folder, f"one of more than {_MOST_WAYS} ways to {place}", "links that do not lead in circles", do
+        )
+    yield from (folder / entry.name for entry in files)
+    for entry in folders:
+        yield from _files_below(folder / entry.name, (*above, place), ways)
+
+
+def _is_linked(entry: "os.DirEntry[str]") -> bool:
+    """Whether a link leads to a file, or to nothing."""
+    return os.path.isfile(entry) or not os.path.exists(entry)
 
 
 def is_hidden(name: str) -> bool:
@@ -134,7 +161,7 @@ def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> 
         BadInput: two pictures differ in their suffix alone.
     """
     found: dict[str, Path] = {}
-    for path in files_below(folder):
+    for path in files_below(folder) if folder.is_dir() else ():
         if path.suffix.lower() in suffixes:
             name = without_suffix(os.path.relpath(path, folder))
             if name in found:
@@ -247,7 +274,7 @@ def chosen_split(asked: str | None, there: Iterable[str], preferred: Sequence[st
 
 def listing(folder: Path, most: int = 6) -> str:
     """What lies in a folder, in a few words for an error."""
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder) if not is_hidden(entry.name))
+    entries = sorted(entry.name + "/" * os.path.isdir(entry) for entry in os.scandir(folder) if not is_hidden(entry.name))
     if not entries:
         return "an empty folder"
     pictures = [name for name in entries if is_picture(Path(name))]

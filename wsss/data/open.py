@@ -1,6 +1,7 @@
 """Finding out what a path holds."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,7 @@ from wsss.data.images import Dataset
 from wsss.data.lists import files_below, is_picture, listing, read_classes
 from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
 from wsss.data.voc import find_voc, open_voc
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular
 from wsss.stream import Progress
 
 __all__ = ["LAYOUTS", "open_dataset", "open_pictures"]
@@ -36,6 +37,7 @@ def open_dataset(
     tag_rule: str | None = None,
     mask_rule: str | None = None,
     upright: bool | None = None,
+    mask_values: str | None = None,
     untagged: bool = False,
     skip_missing: bool = False,
     progress: Progress | None = None,
@@ -51,6 +53,7 @@ def open_dataset(
         tag_rule: how tags come out of annotations; see `open_voc` and `open_coco`.
         mask_rule: how COCO's masks are drawn; see `open_coco`.
         upright: turn pictures as their EXIF orientation says; by default only folders of one's own are.
+        mask_values: what values or colours of mask files mean; see `wsss.data.labels.GRAMMAR`.
         untagged: the pictures of a folder need no tags, since they will be tagged; `classes` says what to look for.
         skip_missing: leave out pictures that are listed but missing.
         progress: called during long work with how much is done and how much there is.
@@ -59,15 +62,15 @@ def open_dataset(
         BadInput: there is no such path, its layout is none or more than one of `LAYOUTS`, or what is in it does not fit together.
     """
     root = Path(path)
-    if root.suffix.lower() in TABLE_SUFFIXES and root.is_file() and tags is None:
+    if root.suffix.lower() in TABLE_SUFFIXES and is_regular(root) and tags is None:
         root, tags = root.parent, root
-    if not root.exists():
+    if not os.path.exists(root):
         raise BadInput(root, "no such file or folder", LAYOUTS, "Check the path.")
     if not root.is_dir():
         raise BadInput(root, "a file", LAYOUTS, "Unpack it if it is an archive, and give the folder.")
     source = None if tags is None else Path(tags)
-    if source is not None and (not source.is_file() or source.suffix.lower() not in TAG_SUFFIXES):
-        found = f"a file of kind {source.suffix!r}" if source.is_file() else "no such file"
+    if source is not None and (not is_regular(source) or source.suffix.lower() not in TAG_SUFFIXES):
+        found = f"a file of kind {source.suffix!r}" if is_regular(source) else "no such file"
         raise BadInput(source, found, f"a file of tags ({', '.join(TAG_SUFFIXES)})", "Check --tags.")
     common: dict[str, Any] = {
         "train": train,
@@ -88,10 +91,10 @@ def open_dataset(
         )
     if coco_root:
         _check_rules(rules, {"tag_rule": get_args(coco.TagRule), "mask_rule": get_args(coco.MaskRule)}, root)
-        return open_coco(root, progress=progress, **common, **rules)
+        return open_coco(root, progress=progress, **common, **rules).with_mask_values(mask_values)
     if voc_root:
         _check_rules(rules, {"tag_rule": get_args(voc.TagRule)}, root)
-        return open_voc(voc_root, **common, **rules)
+        return open_voc(voc_root, **common, **rules).with_mask_values(mask_values)
     _check_rules(rules, {}, root)
     for deeper in ("*/JPEGImages", "*/*/JPEGImages", "*/annotations/instances_*.json"):
         if inner := next(iter(sorted(root.glob(deeper))), None):
@@ -106,13 +109,14 @@ def open_dataset(
         labels = np.zeros((len(pictures), len(names)), bool)
         images = dataclasses.replace(pictures, class_names=names, labels=labels)
         return Dataset("pictures", root, {"train": images}, "train")
-    return open_folder(root, **common)
+    return open_folder(root, **common).with_mask_values(mask_values)
 
 
 def _class_source(classes: str) -> Path | list[str]:
     """A file of class names, or the names that stand in the text itself, separated by commas."""
-    is_path = "/" in classes or Path(classes).exists() or (Path(classes).suffix and "," not in classes)
-    return Path(classes) if is_path else [name.strip() for name in classes.split(",") if name.strip()]
+    words = [name.strip() for name in classes.split(",") if name.strip()]
+    is_path = os.path.exists(classes) or ("," not in classes and ("/" in classes or Path(classes).suffix))
+    return Path(classes) if is_path else words
 
 
 def _check_rules(rules: Mapping[str, str], known: Mapping[str, Sequence[str]], root: Path) -> None:

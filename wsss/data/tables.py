@@ -2,14 +2,15 @@
 
 A table has the columns `image` and `tags`, and may have `split` and `mask`. Several tags of a picture are separated by
 `;`, `|` or `,`, so class names hold none of these; in JSON lines they may be a list. In CSV the cell separator is the one that
-the header uses: `,`, `;` or a tab.
+the header uses: `,`, `;` or a tab; in the place of `tags` there may be a column a class, with 1 where a picture has it, else 0.
 """
 
 import csv
 import dataclasses
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from wsss.data.legacy import read_legacy_labels
-from wsss.data.lists import read_lines, read_text, tags_to_labels, without_suffix
-from wsss.errors import BadInput
+from wsss.data.lists import is_text, read_lines, read_text, tags_to_labels, without_suffix
+from wsss.errors import BadInput, reading
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 TAG_SUFFIXES = (*TABLE_SUFFIXES, ".npy", ".txt")
@@ -31,7 +32,7 @@ class Row:
 
     Attributes:
         where: file and line, for errors.
-        image: the picture as written.
+        image: the picture as written, with blanks at its ends.
         tags: its tags.
         split: the split that it is in, None where the table has no such column.
         mask: its true mask as written, None where there is none.
@@ -44,32 +45,94 @@ class Row:
     mask: str | None
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path, class_names: Sequence[str] | None = None) -> list[Row]:
     """The rows of a tag table.
 
+    Args:
+        path: the table.
+        class_names: the classes, where they are known; then any word may be one.
+
     Raises:
-        BadInput: the file is missing, empty, not UTF-8, lacks a column, has a broken line, or names a picture twice.
+        BadInput: the file is missing, empty, not UTF-8, lacks a column, has a broken line, or names a picture twice; or a tag is
+            in doubt: several words that are tags of their own, or a word that may stand for none.
     """
     rows: list[Row] = []
     lines: dict[str, str] = {}
     for line, cells in _json_lines(path) if path.suffix.lower() == ".jsonl" else _cells(path):
         where = f"{path}, line {line}"
         image, split, mask = (_text(cells.get(key), key, where) for key in ("image", "split", "mask"))
-        if not image:
+        if not image or not image.strip():
             raise BadInput(
                 where, "no picture", "a name in the column `image`", "Write the picture's name, or remove the line."
             )
-        if split == "":
+        if split is not None and not split.strip():
             raise BadInput(where, "no split", "a word in the column `split`", "Write train or val.")
         if image in lines:
             raise BadInput(
                 where, f"{image!r} again (first in {lines[image]})", "one line a picture", "Put all its tags in one."
             )
         lines[image] = f"line {line}"
-        rows.append(Row(where, image, _tags(cells.get("tags"), where), split, mask or None))
+        rows.append(
+            Row(where, image, _tags(cells.get("tags"), where), split and split.strip(), (mask or "").strip() or None)
+        )
     if not rows:
         raise BadInput(path, "no line with a picture", "a table with the columns `image` and `tags`", "Fill it.")
+    if class_names is None:
+        _check_doubtful(rows)
     return rows
+
+
+# Words that may be a class, but more often say that there is none
+_NO_TAG = frozenset(
+    ("0", "1", "none", "nan", "null", "nil", "na", "n/a", "nothing", "empty", "unlabeled", "unlabelled", "untagged", "unknown",
+     "-", "?", "true", "false")
+)  # fmt: skip
+
+
+def _check_doubtful(rows: Sequence[Row]) -> None:
+    """Raise BadInput for a tag that may mean no tag, or several."""
+    tags = {tag for row in rows for tag in row.tags}
+    for row in rows:
+        for tag in row.tags:
+            if tag.lower() in _NO_TAG:
+                raise BadInput(
+                    row.where,
+                    f"the tag {tag!r}, which may mean that the picture has none",
+                    "names of classes",
+                    "Leave the cell empty if it has none; if it is a class, name all classes in classes.txt or with --classes.",
+                )
+            parts = tag.split()
+            if len(parts) > 1 and all(part in tags for part in parts):
+                raise BadInput(
+                    row.where,
+                    f"the tag {tag!r}, whose parts are tags of other pictures",
+                    "several tags of a picture separated by `;`, `|` or `,`",
+                    f"Write {';'.join(parts)!r}; if it is one class, name all classes in classes.txt or with --classes.",
+                )
+
+
+# What a spreadsheet takes for the beginning of a formula, with the wide forms that some of them know too
+_FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+
+
+def table_text(rows: Iterable[Sequence[object]]) -> str:
+    """CSV with commas that no spreadsheet takes for formulas, and that `read_table` reads back as it was.
+
+    A text that begins like a formula, or one after `;`, gets an apostrophe before it; numbers stay as they are, None is empty.
+    """
+    return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, str):
+        return "" if value is None else str(value)
+    text = ";".join(f"'{part}" if part[:1] in (*_FORMULA, "'") else part for part in value.split(";"))
+    # a blank at an end, because some readers strip what is not quoted; `;`, because others take it for a separator
+    return '"{}"'.format(text.replace('"', '""')) if re.search(r'[",;\0-\x1f]|^\s|\s$', text) else text
+
+
+def _without_apostrophes(text: str) -> str:
+    return ";".join(part[1:] if part[:1] == "'" and part[1:2] in (*_FORMULA, "'") else part for part in text.split(";"))
 
 
 def labels_by_name(path: Path, class_names: Sequence[str]) -> dict[str, Bool[np.ndarray, " c"]]:
@@ -82,7 +145,11 @@ def labels_by_name(path: Path, class_names: Sequence[str]) -> dict[str, Bool[np.
     """
     suffix = path.suffix.lower()
     if suffix in TABLE_SUFFIXES:
-        return {without_suffix(row.image): tags_to_labels(row.tags, class_names, row.where) for row in read_table(path)}
+        rows = read_table(path, class_names)
+        labels = {row.where: tags_to_labels(row.tags, class_names, row.where) for row in rows}
+        # a name may end in blanks; more often they were written around it
+        stripped = {without_suffix(row.image.strip()): labels[row.where] for row in rows}
+        return stripped | {without_suffix(row.image): labels[row.where] for row in rows}
     if suffix == ".npy":
         vectors = read_legacy_labels(path)
         if not isinstance(vectors, dict):
@@ -130,10 +197,10 @@ def _numbered(path: Path, n_classes: int) -> Iterator[tuple[str, Bool[np.ndarray
     expected = f"a name and class numbers from 0 to {n_classes - 1}, separated by blanks"
     for line, text in read_lines(path, expected):
         name, *numbers = text.split()
-        if not all(number.isdecimal() and int(number) < n_classes for number in numbers):
+        if not all(re.fullmatch("[0-9]{1,9}", number) and int(number) < n_classes for number in numbers):
             raise BadInput(
                 f"{path}, line {line}",
-                repr(text),
+                f"{text!r:.80}",
                 expected,
                 "Correct the line, or give the class list it is made with.",
             )
@@ -144,66 +211,82 @@ def _numbered(path: Path, n_classes: int) -> Iterator[tuple[str, Bool[np.ndarray
 
 def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = read_text(path, "a table with the columns `image` and `tags`")
-    header = text.partition("\n")[0]
+    header = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
     separator = "\t" if "\t" in header else max(",;", key=header.count)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
-    try:
-        for cells in reader:
-            if not "".join(cells).strip():
-                continue
-            if not names:
-                names = [cell.strip().lower() for cell in cells]
-                _check_columns(names, path)
-                continue
-            if len(cells) != len(names):
-                raise BadInput(
-                    f"{path}, line {reader.line_num}",
-                    f"{len(cells)} cells",
-                    f"{len(names)} as in the header ({', '.join(names)})",
-                    "Put cells that hold the separator in double quotes, or separate tags by `;` or `|`.",
-                )
-            yield reader.line_num, dict(zip(names, cells, strict=True))
-    except csv.Error as error:
-        raise BadInput(
-            f"{path}, line {reader.line_num}", f"a broken line ({error})", "CSV", "Correct the quotes."
-        ) from error
+    while True:
+        with reading(f"{path}, line {lines.line_num + 1}", "CSV", "Correct the quotes."):
+            cells = next(lines, None)
+        if cells is None:
+            return
+        if not "".join(cells).strip():
+            continue
+        where = f"{path}, line {lines.line_num}"
+        if not names:
+            names = _columns(cells, where)
+            continue
+        if len(cells) != len(names):
+            raise BadInput(
+                where,
+                f"{len(cells)} cells",
+                f"{len(names)} as in the header ({', '.join(names)})",
+                "Put cells that hold the separator in double quotes, or separate tags by `;` or `|`.",
+            )
+        row: dict[str, Any] = dict(zip(names, map(_without_apostrophes, cells), strict=True))
+        if "tags" not in names:
+            row["tags"] = [name for name in names if name not in _COLUMNS and _marked(row[name], name, where)]
+        yield lines.line_num, row
 
 
-def _check_columns(names: Sequence[str], path: Path) -> None:
-    missing = [column for column in ("image", "tags") if column not in names]
-    if missing:
+def _columns(cells: Sequence[str], where: str) -> list[str]:
+    """The names of the columns: the known ones in small letters, those of classes as they are written."""
+    stripped = [_without_apostrophes(cell.strip()) for cell in cells]
+    names = [name.lower() if name.lower() in _COLUMNS else name for name in stripped]
+    twice = [name for name in names if names.count(name) > 1]
+    if "image" not in names or set(names) <= {"image", "split", "mask"} or twice:
         raise BadInput(
-            path,
+            where,
             f"the columns {', '.join(names)}",
-            f"the columns image and tags, and split and mask if you like ({' and '.join(missing)} missing)",
+            "the columns image and tags, or image and a column a class, and split and mask if you like, each once"
+            + ("" if "image" in names else " (image missing)"),
             "Write a first line that names the columns.",
         )
+    return names
+
+
+def _marked(cell: str, column: str, where: str) -> bool:
+    """Whether a cell of a class's own column says that the picture has it."""
+    word = cell.strip().lower()
+    if word not in ("0", "1", "0.0", "1.0", "", "false", "true"):
+        raise BadInput(
+            where,
+            f"{cell!r:.60} in the column {column!r}",
+            "a column `tags`, or a column a class with 0 or 1 in it",
+            "Name the column of the tags `tags`, and remove columns that are neither.",
+        )
+    return word in ("1", "1.0", "true")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     expected = 'a line like {"image": "a.jpg", "tags": ["cat", "dog"]}'
     for line, text in read_lines(path, expected):
-        try:
+        with reading(f"{path}, line {line}", expected, "Write the line again."):
             cells = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise BadInput(
-                f"{path}, line {line}", f"broken JSON ({error})", expected, "Write the line again."
-            ) from error
         if not isinstance(cells, dict) or not {"image", "tags"} <= cells.keys():
             raise BadInput(f"{path}, line {line}", f"{text[:60]}", expected, "Write `image` and `tags`.")
         yield line, cells
 
 
 def _text(value: Any, column: str, where: str) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise BadInput(where, f"{value!r:.60} as `{column}`", "a text", "Put it in quotes.")
-    return None if value is None else value.strip()
+    if value is not None and not is_text(value):
+        raise BadInput(where, f"{value!r:.60} as `{column}`", "a text", "Put it in quotes, and write whole letters.")
+    return value
 
 
 def _tags(value: Any, where: str) -> tuple[str, ...]:
     tags = re.split(r"[;|,]", value) if isinstance(value, str) else value
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+    if not isinstance(tags, list) or not all(map(is_text, tags)):
         raise BadInput(
             where, f"{value!r:.60} as `tags`", "tags separated by `;`, or a list of texts", "Correct the line."
         )

@@ -1,6 +1,7 @@
 """PASCAL VOC 2012 (Everingham et al., IJCV 2010), its extension SBD (Hariharan et al., ICCV 2011), and data in VOC's layout."""
 
 import dataclasses
+import glob
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,8 +13,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from wsss.data.entries import sole_split
 from wsss.data.files import read_mask, write_mask
-from wsss.data.images import Dataset, Images, MaskFile
+from wsss.data.images import Dataset, Images, MaskFile, check_labels
+from wsss.data.labelmap import read_labelmap
 from wsss.data.lists import (
     chosen_split,
     found_alone,
@@ -22,8 +25,10 @@ from wsss.data.lists import (
     read_names,
     suggestion,
 )
+from wsss.data.labels import MaskTable
+from wsss.data.roles import IGNORED, classes_among, is_nothing
 from wsss.data.tables import labels_by_name, labels_of
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular, reading
 from wsss.storage import whole_file
 from wsss.stream import Progress, in_threads
 
@@ -64,7 +69,7 @@ _IMAGES_PER_CLASS = {
 _IMAGES = {"train": 1464, "train_aug": 10582, "val": 1449}
 _TRAIN_AUG_SHA1 = "68b66c8b01411bb547870f6ab8e04f1f1d97c235"
 
-_LISTS = "ImageSets/Segmentation"
+_LISTS, _MAIN = "ImageSets/Segmentation", "ImageSets/Main"
 _AUG_MASKS = "SegmentationClassAug"
 
 
@@ -75,7 +80,10 @@ def find_voc(path: Path) -> Path | None:
 
 
 def read_annotation(
-    path: Path, class_names: Sequence[str] = VOC_CLASSES, rule: TagRule = "irn"
+    path: Path,
+    class_names: Sequence[str] = VOC_CLASSES,
+    rule: TagRule = "irn",
+    negatives: frozenset[str] = frozenset(),
 ) -> Bool[np.ndarray, " c"]:
     """Image-level labels from an annotation file; objects marked difficult count as any other.
 
@@ -85,22 +93,19 @@ def read_annotation(
         rule: `irn` takes each element `name` wherever it stands (PSA, SEAM, IRNet, CLIMS, QA-CLIMS, VWL, ICAM);
             `clip-es` those of objects alone; `clims-camera-ready` too, but drops objects whose box has no width or no height
             once it is clipped to the picture and cut to integers.
+        negatives: names of objects that are no class, beside `background`, `_background_` and `__ignore__`.
 
     Raises:
         BadInput: the file is missing or broken, or an object is of no class.
     """
-    expected = "a VOC annotation with object/name"
-    try:
-        tree = ElementTree.fromstring(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BadInput(path, "no such file", expected, "Add it, or give the tags in a table (--tags).") from error
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise BadInput(path, f"broken XML ({error})", expected, "Fetch or write the file again.") from error
+    tree = _annotation(path)
     labels = np.zeros(len(class_names), bool)
     objects = tree.findall("object")
     for entry in objects:
         name = (entry.findtext("name") or "").strip()
         if name not in class_names:
+            if name == IGNORED or is_nothing(name, negatives):
+                continue
             raise BadInput(
                 path,
                 f"an object {name!r}, which is no class",
@@ -113,6 +118,12 @@ def read_annotation(
         names = {(element.text or "").strip() for element in tree.iter("name")}
         labels |= [name in names for name in class_names]
     return labels
+
+
+def _annotation(path: Path) -> ElementTree.Element:
+    expected = "a VOC annotation with object/name"
+    with reading(path, expected, missing="Add it, or give the tags in a table (--tags)."):
+        return ElementTree.fromstring(path.read_bytes())
 
 
 def _has_area(entry: ElementTree.Element, tree: ElementTree.Element, path: Path) -> bool:
@@ -143,6 +154,11 @@ class _Layout:
     pictures: dict[str, Path]
     masks: dict[str, Path]
     notes: list[str]
+    table: MaskTable | None
+    negatives: frozenset[str]
+
+    def mask(self, name: str) -> MaskFile | None:
+        return MaskFile(self.masks[name], self.table) if name in self.masks else None
 
     def labels(self, names: Sequence[str], tags: Path | None, rule: TagRule) -> dict[str, Bool[np.ndarray, " c"]]:
         """Labels of all these pictures that have any source of labels."""
@@ -150,18 +166,40 @@ class _Layout:
             found, missing = labels_of(names, labels_by_name(tags, self.class_names), len(self.class_names))
             without = set(missing)
             return {name: row for name, row in zip(names, found, strict=True) if name not in without}
-        if (self.root / "Annotations").is_dir():
+        if _has_annotations(self.root):
             there = {name: self.root / "Annotations" / f"{name}.xml" for name in names}
             return {
-                name: read_annotation(path, self.class_names, rule) for name, path in there.items() if path.is_file()
+                name: read_annotation(path, self.class_names, rule, self.negatives)
+                for name, path in there.items()
+                if path.is_file()
             }
+        if classified := self._classified():
+            self.notes.append("tags come from the lists of ImageSets/Main that have a class each")
+            return {name: row for name, row in classified.items() if name in set(names)}
         self.notes.append(
-            "tags are the classes of the true masks, since there is neither a folder Annotations nor a table of tags"
+            "tags are the classes of the true masks, since there are neither Annotations nor a table of tags"
         )
-        return {name: self._mask_labels(self.masks[name]) for name in names if name in self.masks}
+        return {name: self._mask_labels(mask) for name in names if (mask := self.mask(name))}
 
-    def _mask_labels(self, path: Path) -> Bool[np.ndarray, " c"]:
-        return np.bincount(read_mask(path).ravel(), minlength=256)[1 : len(self.class_names) + 1] > 0
+    def _classified(self) -> dict[str, Bool[np.ndarray, " c"]]:
+        """Labels from `ImageSets/Main/CLASS_SPLIT.txt`: a name and 1, 0 (difficult) or -1 (not there) a line."""
+        expected = "a name and 1, 0 or -1 a line"
+        labels: dict[str, Bool[np.ndarray, " c"]] = {}
+        for position, class_ in enumerate(self.class_names):
+            for path in sorted((self.root / _MAIN).glob(f"{glob.escape(class_)}_*.txt")):
+                if path.stem[len(class_) + 1 :] not in _find_lists(self.root):
+                    continue
+                for name, rest in read_names(path, self.pictures).items():
+                    if rest not in ("1", "0", "-1"):
+                        raise BadInput(path, f"{rest!r} after {name!r}", expected, "Write the list again.")
+                    row = labels.setdefault(name, np.zeros(len(self.class_names), bool))
+                    row[position] |= rest != "-1"
+        return labels
+
+    def _mask_labels(self, mask: MaskFile) -> Bool[np.ndarray, " c"]:
+        labels = mask.read()
+        check_labels(labels, len(self.class_names) + 1, mask.where, self.class_names)
+        return np.bincount(labels.ravel(), minlength=256)[1 : len(self.class_names) + 1] > 0
 
 
 def open_voc(
@@ -171,15 +209,19 @@ def open_voc(
     val: str | None = None,
     classes: Path | Sequence[str] | None = None,
     tags: Path | None = None,
-    tag_rule: TagRule = "irn",
-    upright: bool = False,
+    tag_rule: TagRule | None = None,
+    upright: bool | None = None,
     skip_missing: bool = False,
+    negatives: frozenset[str] = frozenset(),
 ) -> Dataset:
     """Open VOC 2012, or other data in its layout.
 
-    `classes.txt` in the root, one name a line, replaces VOC's 20 classes. Splits are the lists of `ImageSets/Segmentation` and
-    `ImageSets/SegmentationAug`; without a list `train_aug`, the pictures with masks in `SegmentationClassAug` that are not in
-    `val` are that split. A picture's true mask is the one of `SegmentationClass`, else of `SegmentationClassAug`.
+    The classes are those of `classes.txt` in the root (one name a line), of `labelmap.txt` (CVAT, Datumaro; see `wsss.data.labelmap`), of
+    `class_names.txt` (labelme2voc), or of the annotations; VOC's 20 only where the annotations use their names, or all pictures are named as
+    in VOC 2012. Splits are the lists of `ImageSets/Segmentation` and `ImageSets/SegmentationAug`, or else of `ImageSets/Main`;
+    without any list all pictures are trained on. Without a list `train_aug`, the pictures with masks in `SegmentationClassAug` that are not
+    in `val` are that split. A picture's true mask is the one of `SegmentationClass`, else of `SegmentationClassAug`. Tags come from
+    `Annotations`, else from the lists of `ImageSets/Main` that have a class each, else from the masks.
 
     Args:
         root: the folder with `JPEGImages`.
@@ -187,34 +229,43 @@ def open_voc(
         val: split to score segmenters on, or a list file.
         classes: class names or the file of them.
         tags: a table of tags or `cls_labels.npy`, instead of `Annotations`.
-        tag_rule: how tags come out of annotations, see `read_annotation`.
-        upright: follow EXIF orientation. The published loaders do not.
+        tag_rule: how tags come out of annotations, see `read_annotation`; `irn` for VOC's classes, else `clip-es`, objects alone.
+        upright: follow EXIF orientation; by default VOC's pictures are not turned, as in the published loaders, and others are.
         skip_missing: leave out listed pictures that are missing.
+        negatives: names that mean that nothing is there, beside `background` and `_background_`.
 
     Raises:
         BadInput: lists, pictures, annotations or classes do not fit together.
     """
     notes: list[str] = []
-    own = root / "classes.txt"
-    class_names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else VOC_CLASSES
-    if tags is None and not (root / "Annotations").is_dir():
+    if tags is None and not _has_annotations(root):
         tags = next(iter(sorted(root.glob("cls_labels*.npy"))), None)
         notes += [f"tags come from {tags.name}"] if tags else []
+    pictures = pictures_below(root / "JPEGImages")
     masks = {
         name: path
-        for folder in (_AUG_MASKS, "SegmentationClass")
+        for folder in (_AUG_MASKS, "SegmentationClassPNG", "SegmentationClass")
         for name, path in pictures_below(root / folder, (".png",)).items()
     }
-    layout = _Layout(root, class_names, pictures_below(root / "JPEGImages"), masks, notes)
+    class_names, table = _classes(root, classes, pictures, bool(masks), negatives, notes)
+    if table is not None:
+        notes.append(f"masks are read by the colours of {table.source}")
+    layout = _Layout(root, class_names, pictures, masks, notes, table, negatives)
+    published = class_names == VOC_CLASSES
+    rule = tag_rule or ("irn" if published else "clip-es")
+    turned = not published if upright is None else upright
     lists = _find_lists(root)
-    names = {split: list(read_names(path, layout.pictures)) for split, path in lists.items()}
+    names = {split: list(read_names(path, pictures)) for split, path in lists.items()}
     for asked in (train, val):
-        if asked is not None and asked not in names and Path(asked).is_file():
-            lists[asked], names[asked] = Path(asked), list(read_names(Path(asked), layout.pictures))
+        if asked is not None and asked not in names and is_regular(asked):
+            lists[asked], names[asked] = Path(asked), list(read_names(Path(asked), pictures))
+    if not names:
+        lists["train"], names["train"] = root / "JPEGImages", list(pictures)
+        notes.append("there are no lists of splits in ImageSets: all pictures are trained on")
     if "train_aug" not in names and "val" in names and (derived := _derived_train_aug(root, names["val"])):
         lists["train_aug"], names["train_aug"] = root / _AUG_MASKS, derived
         notes.append(f"train_aug: the {len(derived)} pictures with masks in {_AUG_MASKS} that are not in val")
-    chosen = chosen_split(train, names, ("train_aug", "train"), root)
+    chosen = chosen_split(train, names, ("train_aug", "train", *sole_split(names)), root)
     if chosen is None:
         raise BadInput(
             root / _LISTS / "train.txt",
@@ -236,7 +287,7 @@ def open_voc(
         for split, listed in names.items()
     }
     kept = {split: listed for split, listed in kept.items() if listed}
-    labels = layout.labels(sorted({name for listed in kept.values() for name in listed}), tags, tag_rule)
+    labels = layout.labels(sorted({name for listed in kept.values() for name in listed}), tags, rule)
     splits = {
         split: _images(
             layout,
@@ -244,15 +295,67 @@ def open_voc(
             listed,
             labels,
             tags or root / "Annotations",
-            upright,
+            turned,
             split in (chosen, scored),
             split == chosen,
         )
         for split, listed in kept.items()
     }
-    if class_names == VOC_CLASSES:
+    if published:
         notes += _compared_with_published(splits)
     return Dataset("voc", root, splits, chosen, seed_split=_seed_split(splits, chosen), val=scored, notes=tuple(notes))
+
+
+def _has_annotations(root: Path) -> bool:
+    """Whether there are annotations; Datumaro writes the folder alone."""
+    return next((root / "Annotations").glob("*.xml"), None) is not None
+
+
+def _classes(
+    root: Path,
+    given: Path | Sequence[str] | None,
+    pictures: Mapping[str, Path],
+    has_masks: bool,
+    negatives: frozenset[str],
+    notes: list[str],
+) -> tuple[tuple[str, ...], MaskTable | None]:
+    """The classes, and the table of the masks' colours where there is one."""
+    labelmap = root / "labelmap.txt"
+    table = None
+    if labelmap.is_file():
+        named, table = read_labelmap(labelmap, negatives)
+        if given is None:
+            return named, table
+        chosen = read_classes(given)
+        if chosen != named:
+            raise BadInput(labelmap, f"the classes {', '.join(named)}", ", ".join(chosen), "Leave --classes out, or change the file.")
+        return named, table
+    for source in (given, root / "classes.txt", root / "class_names.txt"):
+        if source is not None and (not isinstance(source, Path) or source == given or source.is_file()):
+            return classes_among(read_classes(source), negatives), None
+    if annotated := _annotated_names(root):
+        strange = annotated - set(VOC_CLASSES)
+        if not strange or strange != annotated:
+            return VOC_CLASSES, None
+        if not has_masks:
+            own = classes_among(sorted(annotated), negatives)
+            notes.append(f"the classes are the {len(own)} names in Annotations, sorted")
+            return own, None
+    elif pictures and all(re.fullmatch(r"20\d\d_\d{6}", name) for name in pictures):
+        return VOC_CLASSES, None
+    raise BadInput(
+        root / "classes.txt",
+        "no such file, and no labelmap.txt or class_names.txt",
+        "the names of the classes: they are not those of VOC 2012 here",
+        "Write classes.txt, one name a line in the order of the labels 1, 2, ... in the masks, or give the names with --classes.",
+    )
+
+
+def _annotated_names(root: Path) -> set[str]:
+    names: set[str] = set()
+    for path in sorted((root / "Annotations").glob("*.xml")):
+        names |= {(entry.findtext("name") or "").strip() for entry in _annotation(path).findall("object")}
+    return names
 
 
 def _find_lists(root: Path) -> dict[str, Path]:
@@ -260,6 +363,9 @@ def _find_lists(root: Path) -> dict[str, Path]:
     for folder in (_LISTS, "ImageSets/SegmentationAug"):
         for path in sorted((root / folder).glob("*.txt")):
             lists.setdefault(re.sub(r"(train|trainval)_?aug$", r"\1_aug", path.stem), path)
+    if not lists:
+        main = {path.stem: path for path in sorted((root / _MAIN).glob("*.txt"))}
+        lists = {split: path for split, path in main.items() if split.rpartition("_")[2] not in main or "_" not in split}
     return lists
 
 
@@ -288,14 +394,13 @@ def _images(
     if without:
         layout.notes.append(f"{split}: {len(without)} of {len(names)} pictures have no tags")
     none = np.zeros(len(layout.class_names), bool)
-    masks = [layout.masks.get(name) for name in names]
     return Images(
         title=f"voc/{Path(split).stem}",
         names=tuple(names),
         paths=tuple(layout.pictures[name] for name in names),
         class_names=layout.class_names,
         labels=np.array([labels.get(name, none) for name in names]),
-        masks=tuple(MaskFile(path) if path else None for path in masks),
+        masks=tuple(layout.mask(name) for name in names),
         upright=upright,
     )
 

@@ -10,7 +10,6 @@ last block, in which patches do not look at each other, and T_k those of the tex
    and of what CLIP's class token says about the region is the score of the class.
 """
 
-import csv
 import dataclasses
 import math
 import re
@@ -27,7 +26,7 @@ from torch import Tensor
 from wsss import launch
 from wsss.data.images import Dataset, Images
 from wsss.data.lists import without_suffix
-from wsss.data.tables import labels_by_name, labels_of
+from wsss.data.tables import labels_by_name, labels_of, table_text
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.methods.clip_es import check_names, patched, text_features
@@ -328,17 +327,14 @@ def _join(settings: Settings, images: Images, folder: Path, out: Path) -> dict[s
     tags = select(scores, settings.ratio)
     with whole_file(out / "scores.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, names=np.array(images.names), classes=np.array(images.class_names), scores=scores)
+    rows: list[tuple[str, str]] = [("image", "tags")]
+    for name, path, row in zip(images.names, images.paths, tags, strict=True):
+        # of `a.jpg.png` the name is `a.jpg`, which a reader of the table would take for `a`
+        image = name if without_suffix(name) == name else f"{name}{path.suffix}"
+        rows.append((image, ";".join(images.class_names[cls] for cls in np.flatnonzero(row))))
     # names that are not UTF-8 keep their bytes
-    with (
-        whole_file(out / TAGS) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as lines,
-    ):
-        table = csv.writer(lines, lineterminator="\n")
-        table.writerow(("image", "tags"))
-        for name, path, row in zip(images.names, images.paths, tags, strict=True):
-            # of `a.jpg.png` the name is `a.jpg`, which a reader of the table would take for `a`
-            image = name if without_suffix(name) == name else f"{name}{path.suffix}"
-            table.writerow((image, ";".join(images.class_names[cls] for cls in np.flatnonzero(row))))
+    with whole_file(out / TAGS) as temporary:
+        temporary.write_text(table_text(rows), encoding="utf-8", errors="surrogateescape", newline="")
     return {"images": len(images), "tags": int(tags.sum()), **_quality(images.labels, tags, scores)}
 
 

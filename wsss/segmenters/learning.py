@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from wsss.data.images import Images
+from wsss.data.images import IGNORE, Images
+from wsss.errors import BadInput
 from wsss.stages.train import Training
 from wsss.weights import WEIGHTS, write_weights
 
@@ -34,6 +35,9 @@ class Learning(nn.Module):
         view: of the pictures.
         metadata: what is needed to use the network later, besides its classes; `kind` is the name of the segmenter.
         groups: gives the parameter groups of a learning rate and a weight decay; by default the network does.
+
+    Raises:
+        BadInput: no mask holds any class.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Learning(nn.Module):
         groups: Callable[[float, float], list[dict[str, Any]]] | None = None,
     ) -> None:
         super().__init__()
+        _check_target(images, masks)
         self.network, self.losses = network, losses
         self.groups: Callable[[float, float], list[dict[str, Any]]] = groups or cast(Any, network).param_groups
         self.examples = partial(_example, images, masks, view)
@@ -60,6 +65,22 @@ class Learning(nn.Module):
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
         return self.groups(training.lr, training.weight_decay)
+
+
+def _check_target(images: Images, masks: Path) -> None:
+    """Raise BadInput where there is nothing to learn; mostly the first mask shows that there is."""
+    held: set[int] = set()
+    for index in range(len(images)):
+        held.update(np.unique(images.read_with(masks, index)[1]).tolist())
+        if held - {0, IGNORE}:
+            return
+    values = {frozenset({0}): "background alone", frozenset({IGNORE}): "255 alone, which is ignored"}
+    raise BadInput(
+        masks,
+        f"masks that hold {values.get(frozenset(held), 'background and 255 alone')}, in all of {len(images)} pictures",
+        f"masks with classes ({', '.join(images.class_names[:5])}{', ...' if len(images.class_names) > 5 else ''}) to learn from",
+        "Look at the maps (report.html): lower the threshold of refine, or train the classifier for longer.",
+    )
 
 
 def _example(images: Images, masks: Path, view: View, index: int, rng: np.random.Generator) -> dict[str, Any]:

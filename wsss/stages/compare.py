@@ -1,8 +1,6 @@
 """Put runs side by side: scores, what they were made with, what they cannot be compared in, and the same pictures of each."""
 
-import csv
 import dataclasses
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ from PIL import Image
 from wsss import __version__, launch
 from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
+from wsss.data.tables import table_text
 from wsss.run import DONE, STARTED
 from wsss.stages.check import DATA, reopened
 from wsss.stages.evaluate import truth_fingerprint
@@ -392,6 +391,12 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What is to be known before scores are compared, one sentence each."""
         lines = [f"{name}: {kind} not comparable: {why}" for (name, kind), why in self.odd.items()]
+        covered: dict[tuple[str, str], list[str]] = {}
+        for run in self.runs:
+            for kind, score in run.scores.items():
+                if score.coverage:
+                    covered.setdefault((kind, score.coverage), []).append(run.name)
+        lines += [f"{', '.join(names)}: {kind}: {text}" for (kind, text), names in covered.items()]
         lines += [f"{run.name}: failed: {run.failed}" for run in self.runs if run.failed is not None]
         return lines + [f"{run.name}: {run.status}" for run in self.runs if run.status.startswith("unfinished")]
 
@@ -501,16 +506,13 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 def _csv(comparison: Comparison) -> str:
     rows = list(_rows(comparison))
-    stream = io.StringIO()
-    written = csv.DictWriter(
-        stream, [*rows[0], "seconds of the run", *comparison.runs[0].protocol], lineterminator="\n"
-    )
-    written.writeheader()
+    protocol = list(comparison.runs[0].protocol)
     by_name = {run.name: run for run in comparison.runs}
+    lines: list[list[object]] = [[*rows[0], "seconds of the run", *protocol]]
     for row in rows:
         run = by_name[row["run"]]
-        written.writerow({**row, "seconds of the run": round(run.seconds, 3), **run.protocol})
-    return stream.getvalue()
+        lines.append([*row.values(), round(run.seconds, 3), *(run.protocol.get(key) for key in protocol)])
+    return table_text(lines)
 
 
 def _json(comparison: Comparison) -> dict[str, Any]:

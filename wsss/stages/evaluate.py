@@ -12,10 +12,20 @@ from wsss import launch
 from wsss.data.files import read_cams, read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
-from wsss.metrics import Background, ConfusionMatrix, ContourCounts, Convention, ThresholdSweep, contour_scores, scores
+from wsss.metrics import (
+    Background,
+    ConfusionMatrix,
+    ContourCounts,
+    Convention,
+    ThresholdSweep,
+    contour_scores,
+    coverage,
+    scores,
+)
 from wsss.ops.contour import tolerance_radius
 from wsss.progress import Progress
 from wsss.run import stage
+from wsss.stages.refine import fitting_cams
 from wsss.storage import read_json, write_json
 from wsss.stream import in_threads
 
@@ -67,8 +77,9 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
     mine = launch.share(range(len(images)))
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        classes, maps = read_cams(cams / f"{images.names[index]}.npz")
-        return images.read_mask(index, maps.shape[1:]), maps.astype(kind), classes
+        truth = images.read_mask(index)
+        classes, maps = fitting_cams(images, cams, index, truth.shape)
+        return truth, maps.astype(kind), classes
 
     with Progress(f"thresholds {out.name}", len(mine)) as progress:
         loaded = in_threads(load, mine, threads=launch.threads())
@@ -198,6 +209,7 @@ def _score(
                 "truth": truth_fingerprint(images),
                 "labels": ["background", *images.class_names],
                 "scores": dataclasses.asdict(score),
+                "coverage": coverage(counts, ["background", *images.class_names], score.n_scored),
                 "contour": dataclasses.asdict(contour) if contour else None,
                 "curve": curve,
                 "confusion": counts.tolist(),

@@ -185,6 +185,11 @@ class Score:
         return self.content["scores"]
 
     @property
+    def coverage(self) -> str | None:
+        """What the mean IoU leaves out or makes up, in words."""
+        return self.content["coverage"]
+
+    @property
     def contour(self) -> Mapping[str, Any] | None:
         return self.content["contour"]
 

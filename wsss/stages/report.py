@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from wsss import __version__
-from wsss.data.files import read_cams, read_mask
+from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.run import STARTED
@@ -36,6 +36,7 @@ from wsss.stages.pages import (
     write_page,
 )
 from wsss.stages.records import MAKES, Score, Stage, folders_with, holds, scores_of, stage_name, stages_of
+from wsss.stages.refine import fitting_cams
 from wsss.stages.train import HISTORY
 from wsss.storage import read_json
 
@@ -75,6 +76,7 @@ def table(run: Path) -> str:
     Raises:
         BadInput: there is no finished stage.
     """
+    scored = scores_of(stages_of(run))
     rows = [
         (
             score.title,
@@ -85,12 +87,13 @@ def table(run: Path) -> str:
             percent(score.scores["pixel_accuracy"]),
             f"{score.source.seconds:.1f}" if score.source else "-",
         )
-        for score in scores_of(stages_of(run))
+        for score in scored
     ]
     if not rows:
         return f"{run}: no scores, since there were no true masks to score against"
     header = ("what", "split", "images", "mIoU %", "contour F %", "pixel accuracy %", "seconds")
-    return aligned((header, *rows), texts=2)
+    remarks = [f"{score.title}, {score.split}: {score.coverage}" for score in scored if score.coverage]
+    return "\n".join([aligned((header, *rows), texts=2), *remarks])
 
 
 def _content(run: Path, data: Dataset) -> dict[str, Any]:
@@ -396,7 +399,7 @@ def _row(images: Images, position: int, made: Sequence[_Made], scored: Sequence[
             continue
         judges = [score for score in scored if score.source and score.source.folder == one.stage.folder]
         if one.holds_maps:
-            classes, maps = read_cams(one.file(name))
+            classes, maps = fitting_cams(images, one.stage.folder, position, whole.size[::-1])
             for k in np.argsort(-maps.mean((1, 2)), kind="stable")[:MAPS]:
                 caption = f"{one.title}: {images.class_names[classes[k]]}"
                 figures.append({"caption": caption, "kind": "map", "uri": uri(heated(picture, maps[k]), limit)})

@@ -1,0 +1,73 @@
+"""`labelmap.txt` of CVAT's and Datumaro's exports in VOC's layout: the classes, and the colours that they have in masks.
+
+    # label:color_rgb:parts:actions
+    background:0,0,0::
+    cat:48,112,32::
+
+Where no line has a colour, as in Datumaro's, a mask has the colours of VOC's palette, in the order of the lines.
+"""
+
+from pathlib import Path
+
+from wsss.data.labels import Colour, MaskTable, voc_palette
+from wsss.data.lists import read_lines
+from wsss.data.roles import IGNORED, Roles, classes_among
+from wsss.errors import BadInput
+
+_EXPECTED = "lines like `cat:48,112,32::`, a label and its colour"
+# VOC's colour of what is ignored
+VOID: Colour = (224, 224, 192)
+# Names under which tools list what is ignored
+_VOID_NAMES = frozenset((IGNORED, "ignored", "void"))
+
+
+def read_labelmap(path: Path, negatives: frozenset[str] = frozenset()) -> tuple[tuple[str, ...], MaskTable]:
+    """The classes of a label map in its order, and the labels of its colours.
+
+    Args:
+        path: the file.
+        negatives: names that mean that nothing is there, beside `background`.
+
+    Raises:
+        BadInput: the file is broken, some labels have a colour and others none, or two have one name or one colour.
+    """
+    colours: dict[str, Colour | None] = {}
+    for number, line in read_lines(path, _EXPECTED):
+        if line.startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        where, text = f"{path}, line {number}", rest.partition(":")[0].strip()
+        if not name.strip() or name.strip() in colours:
+            found = f"the label {name.strip()!r} again" if name.strip() else "no label"
+            raise BadInput(where, found, _EXPECTED, "Correct the line.")
+        colours[name.strip()] = _colour(text, where) if text else None
+    given = {name: colour for name, colour in colours.items() if colour is not None}
+    if not colours or (given and len(given) < len(colours)):
+        missing = next((name for name in colours if name not in given), "")
+        raise BadInput(
+            path,
+            f"no colour for the label {missing!r}" if colours else "no label",
+            f"{_EXPECTED}, for all labels or none",
+            "Export the data set again, or complete the file.",
+        )
+    if not given:
+        palette = voc_palette().tolist()
+        given = {name: (r, g, b) for name, (r, g, b) in zip(colours, palette, strict=False)}
+    class_names = classes_among((name for name in given if name.lower() not in _VOID_NAMES), negatives)
+    roles = Roles(class_names, negatives)
+    labels: dict[Colour, int] = {}
+    for name, colour in given.items():
+        label = 255 if name.lower() in _VOID_NAMES else roles.label(name)
+        if labels.setdefault(colour, label or 0) != (label or 0):
+            raise BadInput(path, f"the colour {colour} for {name!r} and another label", "a colour for each", "Change one.")
+    labels.setdefault((0, 0, 0), 0)
+    labels.setdefault(VOID, 255)
+    return class_names, MaskTable.of(labels, f"{path.name} ({', '.join(list(given)[:8])})")
+
+
+def _colour(text: str, where: str) -> Colour:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(part.isdecimal() and int(part[:4]) < 256 and len(part) < 4 for part in parts):
+        raise BadInput(where, f"the colour {text!r}", _EXPECTED, "Write red, green and blue, 0 to 255.")
+    red, green, blue = map(int, parts)
+    return red, green, blue

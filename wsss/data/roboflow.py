@@ -1,0 +1,128 @@
+"""Roboflow's exports with `_classes.csv`: several tags a picture, or semantic masks.
+
+    train/_classes.csv      filename, cat, dog          a column of 0 and 1 a class
+    train/_classes.csv      Pixel Value, Class          the values in train/NAME_mask.png beside train/NAME.jpg
+
+Folders are train, valid and test, or there is one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from wsss.data.entries import Entry, Found, Options, name_of, split_of
+from wsss.data.images import MaskFile
+from wsss.data.lists import is_picture
+from wsss.data.labels import MaskTable
+from wsss.data.names import check_name
+from wsss.data.roles import Roles, classes_among
+from wsss.data.rows import csv_rows
+from wsss.errors import BadInput, is_regular
+
+_TABLE = "_classes.csv"
+_EXPECTED = "Roboflow's table: `filename` and a column a class, or `Pixel Value` and `Class`"
+_FILE, _VALUE, _CLASS = "filename", "pixel value", "class"
+_BESIDE = "_mask.png"
+
+
+def find_roboflow(root: Path) -> list[Path]:
+    """The tables `_classes.csv` of a folder and of those in it."""
+    return [path for path in (root / _TABLE, *sorted(root.glob(f"*/{_TABLE}"))) if is_regular(path)]
+
+
+def read_roboflow(root: Path, tables: list[Path], options: Options) -> Found:
+    """Pictures with the tags or the masks of the export.
+
+    Raises:
+        BadInput: the tables are of several kinds or name other classes, or a cell holds something else.
+    """
+    rows = {table: [(f"{table}, line {line}", cells) for line, cells in csv_rows(table, _EXPECTED)] for table in tables}
+    headers = {table: tuple(lines[0][1]) if lines else () for table, lines in rows.items()}
+    lowered = {tuple(name.lower() for name in header) for header in headers.values() if header}
+    if lowered == {(_VALUE, _CLASS)}:
+        return _semantic(root, rows, options)
+    if len(lowered) != 1 or _FILE not in next(iter(lowered)):
+        shown = "; ".join(f"{table}: {', '.join(header) or 'no line'}" for table, header in headers.items())
+        raise BadInput(root, f"the columns {shown}", f"{_EXPECTED}, alike in all", "Export the data set again.")
+    return _multi_label(root, rows, options)
+
+
+def _multi_label(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], options: Options) -> Found:
+    entries = []
+    columns: list[str] = []
+    for table, rows in tables.items():
+        for where, cells in rows:
+            columns = [name for name in cells if name.lower() != _FILE]
+            file = next(cell for name, cell in cells.items() if name.lower() == _FILE).strip()
+            check_name(file, where)
+            tags = [name for name in columns if _marked(cells[name], name, where)]
+            path = table.parent / file
+            entries.append(
+                Entry(
+                    split=split_of(table.parent.name) or "train",
+                    name=name_of(path, root),
+                    path=path,
+                    tags=classes_among(tags, options.negatives),
+                    where=where,
+                )
+            )
+    return Found(
+        "roboflow", entries, options.classes or classes_among(columns, options.negatives), tags_by_picture=True
+    )
+
+
+def _marked(cell: str, column: str, where: str) -> bool:
+    word = cell.strip()
+    if word not in ("0", "1"):
+        raise BadInput(where, f"{cell!r:.40} in the column {column!r}", "0 or 1", "Export the data set again.")
+    return word == "1"
+
+
+def _semantic(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], options: Options) -> Found:
+    named = {table: _values(rows) for table, rows in tables.items() if rows}
+    first, values = next(iter(named.items()))
+    for table, other in named.items():
+        if other != values:
+            raise BadInput(table, "other classes", f"those of {first}", "Use one export for all splits.")
+    own = classes_among(values.values(), options.negatives)
+    class_names = options.classes or own
+    roles = Roles(class_names, options.negatives)
+    labels = {value: roles.label(name) for value, name in values.items()}
+    for value, name in values.items():
+        if labels[value] is None:
+            raise BadInput(first, f"the class {name!r}", f"one of {', '.join(class_names)}", "Complete the list of classes.")
+    table = MaskTable.of({0: 0} | {value: label or 0 for value, label in labels.items()}, str(first))
+    entries = []
+    for folder in (path.parent for path in named):
+        files = sorted(path for path in folder.iterdir() if is_picture(path))
+        there = {path.name for path in files}
+        for path in files:
+            if path.name.endswith(_BESIDE):
+                continue
+            beside = path.with_name(path.stem + _BESIDE)
+            if beside.name not in there:
+                raise BadInput(beside, "no such file", f"the mask of {path.name}", "Export the data set again.")
+            mask = MaskFile(beside, table)
+            present = np.unique(mask.read())
+            entries.append(
+                Entry(
+                    split=split_of(folder.name) or "train",
+                    name=name_of(path, root),
+                    path=path,
+                    tags=tuple(class_names[label - 1] for label in present.tolist() if 0 < label < 255),
+                    where=str(beside),
+                    mask=mask,
+                )
+            )
+    return Found("roboflow", entries, class_names, ["tags are the classes that the masks hold"])
+
+
+def _values(rows: list[tuple[str, dict[str, str]]]) -> dict[int, str]:
+    values: dict[int, str] = {}
+    for where, cells in rows:
+        lowered = {name.lower(): cell.strip() for name, cell in cells.items()}
+        value, name = lowered[_VALUE], lowered[_CLASS]
+        if not (value.isdecimal() and len(value) < 4 and int(value) < 256) or int(value) in values or not name:
+            raise BadInput(where, f"the value {value!r} for {name!r}", "each value 0 to 255 once, and a name", "Correct it.")
+        values[int(value)] = name
+    return values

@@ -1,0 +1,76 @@
+"""Lines of tables as cells by the names of the columns: CSV, TSV, JSON lines."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wsss.data.lists import read_lines, read_text
+from wsss.errors import BadInput, reading
+
+
+def csv_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines of a CSV or TSV file below its header, each with its number and its cells; names of columns are stripped.
+
+    The separator is the one that the header uses: `,`, `;` or a tab.
+
+    Raises:
+        BadInput: the file is missing, not UTF-8 or broken, has a column twice, or a line has other cells than the header.
+    """
+    text = read_text(path, expected)
+    header = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
+    separator = "\t" if "\t" in header else max(",;", key=header.count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    names: list[str] = []
+    with reading(str(path), expected, "Correct the quotes."):
+        for cells in lines:
+            where = f"{path}, line {lines.line_num}"
+            if not "".join(cells).strip():
+                continue
+            if not names:
+                names = [cell.strip() for cell in cells]
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise BadInput(where, f"the column {twice[0]!r} twice", "each column once", "Rename one.")
+                continue
+            if len(cells) != len(names):
+                raise BadInput(
+                    where,
+                    f"{len(cells)} cells",
+                    f"{len(names)} as in the header ({', '.join(names)})",
+                    "Put cells that hold the separator in double quotes.",
+                )
+            yield lines.line_num, dict(zip(names, cells, strict=True))
+
+
+def json_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file, each with the number of its line.
+
+    Raises:
+        BadInput: the file is missing or not UTF-8, or a line holds no JSON object.
+    """
+    for number, line in read_lines(path, expected):
+        with reading(f"{path}, line {number}", expected, "Write the line again."):
+            cells = json.loads(line)
+        if not isinstance(cells, dict):
+            raise BadInput(f"{path}, line {number}", f"{line:.60}", expected, "Write the line as an object.")
+        yield number, cells
+
+
+def tags_in(value: Any, where: str) -> tuple[str, ...]:
+    """The tags in a cell: a text in which `;`, `|` or `,` separate them, or a list of texts; each once.
+
+    Raises:
+        BadInput: the cell is neither.
+    """
+    tags = re.split(r"[;|,]", value) if isinstance(value, str) else value
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise BadInput(
+            where,
+            f"{value!r:.60} where tags belong",
+            "names of classes separated by `;`, or a list of them",
+            "Write the names; numbers of classes cannot be told apart from other numbers.",
+        )
+    return tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))

@@ -1,0 +1,145 @@
+"""True masks against tags: what would make scores meaningless, and what a person should look at."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool
+from scipy.optimize import linear_sum_assignment
+
+from wsss.data.images import IGNORE, Images, LookedAtMask, MaskFile
+from wsss.errors import BadInput
+
+# Another meaning of the values is believed where it explains so large a share of the pictures, and the labels as they
+# stand so small a one; a value stands for a class where their pictures overlap by half
+EXPLAINED, UNEXPLAINED, OVERLAP = 0.75, 0.25, 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubts:
+    """What is doubtful about the true masks of a split: what would make scores meaningless, and what is worth a look."""
+
+    stops: tuple[BadInput, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def doubts(images: Images, held: Mapping[int, LookedAtMask]) -> Doubts:
+    """Compare what true masks hold with the tags of their pictures.
+
+    Args:
+        images: the split.
+        held: what the masks hold, by the pictures' positions; those that cannot be read left out.
+    """
+    if not held:
+        return Doubts()
+    stops, notes = [], []
+    present = np.zeros((len(held), IGNORE + 1), bool)
+    for row, one in enumerate(held.values()):
+        present[row, list(one.values)] = True
+    classes, tags = present[:, 1 : images.n_labels], images.labels[list(held)]
+    without = sum(mask is None for mask in images.masks)
+    if without:
+        notes.append(
+            f"{len(images) - without} of {len(images)} pictures have a true mask: nothing is scored on this split"
+        )
+    by_colour = sum(one.reading == "VOC's colours" for one in held.values())
+    if by_colour:
+        notes.append(
+            f"{by_colour} masks have VOC's colours under other numbers, as programs that shrink files leave them: "
+            "they are read by colour"
+        )
+    tagged = tags.any()  # else pictures are to be tagged
+    meaning = _other_meaning(images, present, tags, held) if tagged else None
+    if stop := _meaningless(images, present, classes, tags, meaning):
+        stops.append(stop)
+    else:
+        if tagged:
+            notes += _disagreements(images.class_names, classes, tags)
+        ignored = float(np.mean([one.ignored for one in held.values()]))
+        if ignored > 0.5:
+            notes.append(f"{100 * ignored:.0f} % of all mask pixels are 255 and count for nothing in the mIoU")
+    return Doubts(tuple(stops), tuple(f"{images.title}: {note}" for note in notes))
+
+
+def _meaningless(
+    images: Images,
+    present: Bool[np.ndarray, "n 256"],
+    classes: Bool[np.ndarray, "n c"],
+    tags: Bool[np.ndarray, "n c"],
+    meaning: str | None,
+) -> BadInput | None:
+    values = np.flatnonzero(present.any(0)).tolist()
+    shown = f"the values {', '.join(map(str, values[:12]))}{', ...' if len(values) > 12 else ''}"
+    names = ", ".join(images.class_names[:5]) + (", ..." if len(images.class_names) > 5 else "")
+    expected = (
+        f"1..{len(images.class_names)} ({names}) where the classes are, 0 for background, 255 for what is ignored"
+    )
+    otherwise = (
+        "If the values mean something else, say what with --mask-values; if these are no true masks, take them away."
+    )
+    do = f"If that is what they mean, say --mask-values '{meaning}'." if meaning else otherwise
+    where = f"true masks of {images.title}"
+    if not classes.any():
+        return BadInput(where, f"no class in any of {len(present)} masks, but {shown}", expected, do)
+    with_tags = tags.any(1)
+    if not with_tags.any():
+        return None
+    alike = (classes == tags).all(1)
+    if meaning and alike.mean() <= UNEXPLAINED:
+        found = f"labels that fit the tags of {int(alike.sum())} of {len(tags)} pictures ({shown})"
+        return BadInput(where, found, f"{expected}; another meaning of the values fits most pictures", do)
+    if not (classes & tags).any():
+        found = f"not one mask with a class that its picture is tagged with ({shown})"
+        return BadInput(where, found, expected, otherwise)
+    return None
+
+
+def _other_meaning(
+    images: Images, present: Bool[np.ndarray, "n 256"], tags: Bool[np.ndarray, "n c"], held: Mapping[int, LookedAtMask]
+) -> str | None:
+    """A meaning of the values of mask files that explains the tags of most pictures, as `--mask-values` says it."""
+    files = [images.masks[index] for index in held]
+    if not all(isinstance(mask, MaskFile) and mask.table is None for mask in files):
+        return None
+    values, wanted = np.flatnonzero(present.any(0)), np.flatnonzero(tags.any(0))
+    here, there = present[:, values].astype(float), tags[:, wanted].astype(float)
+    both = here.T @ there
+    overlap = both / (here.sum(0)[:, None] + there.sum(0)[None] - both)
+    # of equals, a label before 255 before 0
+    preference = np.where(values == 0, -2e-3, np.where(values == IGNORE, -1e-3, 0.0))
+    rows, columns = linear_sum_assignment(overlap + preference[:, None], maximize=True)
+    meant = {
+        int(values[row]): int(wanted[column])
+        for row, column in zip(rows, columns, strict=True)
+        if overlap[row, column] >= OVERLAP
+    }
+    explained = np.zeros_like(tags)
+    for value, index in meant.items():
+        explained[:, index] = present[:, value]
+    if not meant or (explained == tags).all(1).mean() < EXPLAINED:
+        return None
+    rest = [value for value in values.tolist() if value not in meant]
+    background = max(rest, key=lambda value: (present[:, value].sum(), -value), default=None)
+    entries = [f"{value}={images.class_names[index]}" for value, index in sorted(meant.items())]
+    for value in rest:
+        if value == background and value != 0:
+            entries.append(f"{value}=background")
+        elif value not in (background, IGNORE):
+            entries.append(f"{value}=ignore")
+    return "; ".join(entries)
+
+
+def _disagreements(
+    class_names: Sequence[str], classes: Bool[np.ndarray, "n c"], tags: Bool[np.ndarray, "n c"]
+) -> list[str]:
+    notes = []
+    for found, what in (
+        (tags & ~classes, "have a tag that their mask lacks"),
+        (classes & ~tags, "have a class in their mask that is not among their tags"),
+    ):
+        if pictures := int(found.any(1).sum()):
+            counts = Counter(dict(zip(class_names, found.sum(0).tolist(), strict=True))).most_common(3)
+            named = ", ".join(f"{name} {count}" for name, count in counts if count)
+            notes.append(f"{pictures} of {len(tags)} pictures {what} ({named})")
+    return notes
