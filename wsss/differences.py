@@ -1,7 +1,7 @@
 """What has changed since a stage was made, in words; and which other stages that concerns."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _changed(key: str, old: Mapping[str, Any], new: Mapping[str, Any], before: A
     if known and key in old and key in new:
         was, is_now = old[key], new[key]
         if "fingerprint" in was and "fingerprint" in is_now:
-            return "; ".join(_pictures(before, now))
+            return "; ".join(pictures_changed(before, now))
         if "folder" in was and "folder" in is_now:
             return "; ".join(_files(was, is_now, before, now))
     texts = [_shown(leaves[key]) if key in leaves else "not there" for leaves in (old, new)]
@@ -98,7 +98,7 @@ def _files(was: Mapping[str, Any], is_now: Mapping[str, Any], before: Any, now: 
             yield f"in {folder}, {counted(names, 'file')} {kind}"
 
 
-def _pictures(before: Any, now: Any) -> Iterator[str]:
+def pictures_changed(before: Any, now: Any) -> Iterator[str]:
     """What is different in pictures, by their tables."""
     if before["class_names"] != now["class_names"]:
         lists = [", ".join(table["class_names"][:20]) for table in (before, now)]
@@ -150,33 +150,43 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def outdated(out: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Path]:
-    """The folders beside `out`, itself first, that have to be made again for the stage that is asked for.
-
-    They are the ones that were made from the same old inputs, and those that were made from them.
-    """
+def not_the_same(found: Mapping[str, Any], asked: Mapping[str, Any]) -> set[Any]:
+    """Identities of the inputs of a stage that are others now."""
     old, new = dict(_leaves(found["inputs"])), dict(_leaves(asked["inputs"]))
-    gone = {
+    return {
         identity(value)
         for key, value in old.items()
         if is_input(value) and _told_apart(old, key) != _told_apart(new, key)
     }
-    made_from = {folder: _sources(folder) for folder in sorted(_beside(out)) if folder.resolve() != out.resolve()}
-    stale, resolved = [out], {out.resolve()}
+
+
+def outdated(first: Sequence[Path], gone: Collection[Any], folders: Iterable[Path]) -> list[Path]:
+    """The stages that have to be made again.
+
+    Args:
+        first: some of them.
+        gone: identities of inputs that are not there any more; what was made from one has to be made again.
+        folders: of the stages that are looked at.
+
+    Returns:
+        `first`, those made from what is gone, and all that were made from any of these.
+    """
+    made_from = {folder: _sources(folder) for folder in dict.fromkeys(folders)}
+    stale = {folder.resolve(): folder for folder in first}
     grown = True
     while grown:
         grown = False
         for folder, sources in made_from.items():
-            if folder not in stale and any(what in gone or where in resolved for what, where in sources):
-                stale.append(folder)
-                resolved.add(folder.resolve())
+            old = any(what in gone or where in stale for what, where in sources)
+            if old and folder.resolve() not in stale:
+                stale[folder.resolve()] = folder
                 grown = True
-    return stale
+    return list(stale.values())
 
 
-def _beside(out: Path) -> Iterator[Path]:
-    for marker in (DONE, STARTED):
-        yield from (path.parent for path in out.parent.glob(f"*/{marker}"))
+def beside(out: Path) -> list[Path]:
+    """The folders of stages in the same run."""
+    return sorted({path.parent for marker in (DONE, STARTED) for path in out.parent.glob(f"*/{marker}")})
 
 
 def _sources(folder: Path) -> list[tuple[Any, Path | None]]:

@@ -102,11 +102,11 @@ def remember(cache: Path) -> None:
         return
 
 
-def keep(cache: Path, paths: Iterable[Path]) -> None:
-    """Write the digests of these files for later commands, unless the folder is read-only."""
+def keep(cache: Path, beyond: Path) -> None:
+    """Write what is known for later commands, but for files in the folder `beyond`; nothing is written in a read-only one."""
     if not read_only(cache.parent):
-        keys = {os.path.abspath(path) for path in paths}
-        write_packed(cache, {key: _known[key] for key in sorted(keys & _known.keys())})
+        inside = os.path.join(os.path.abspath(beyond), "")
+        write_packed(cache, {key: _known[key] for key in sorted(_known) if not key.startswith(inside)})
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -7,7 +7,6 @@ It is made by a hard link, which is atomic on network file systems too, where lo
 import contextlib
 import contextvars
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -210,17 +209,12 @@ class _Lock:
             os.link(temporary, self.path)
         except FileExistsError:
             return False
-        except OSError as error:
-            # over NFS a link may be made and its answer lost
-            if temporary.stat().st_nlink == 2:
-                return True
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES):
-                raise
-            return self._created(temporary)
+        except OSError:
+            # over NFS a link may be made and its answer lost; some file systems have none
+            return temporary.stat().st_nlink == 2 or self._created(temporary)
         return True
 
     def _created(self, temporary: Path) -> bool:
-        """The lock without links, for file systems that have none."""
         try:
             with self.path.open("x", encoding="utf-8") as stream:
                 stream.write(temporary.read_text(encoding="utf-8"))

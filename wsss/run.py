@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from wsss import __version__, launch, lock, outputs
 from wsss.data.images import Images
-from wsss.differences import difference, identity, outdated
+from wsss.differences import beside, difference, identity, not_the_same, outdated
 from wsss.digests import content_digest, folder_digests
 from wsss.errors import BadInput
 from wsss.outputs import DONE, INPUTS, LOCK, RECORDS, SECONDS, STARTED
@@ -262,7 +262,7 @@ def _refuse(out: Path, found: dict[str, Any], asked: dict[str, Any], tables: Map
     before = {}
     if (out / INPUTS).exists():
         before = outputs.read_known(out / INPUTS, found["tables"], "what a stage was made from")
-    stale = outdated(out, found, asked)
+    stale = outdated([out], not_the_same(found, asked), beside(out))
     raise BadInput(
         out,
         f"a `{found['stage']}` stage made from something else: {difference(found, asked, before, tables)}",

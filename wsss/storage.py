@@ -113,7 +113,10 @@ def encoded(text: str) -> bytes:
 
 def write_text(path: Path, text: str, sync: Sync = "file and name") -> None:
     """Write a text as `encoded`; a file that holds it already is left alone."""
-    content = encoded(text)
+    _write(path, encoded(text), sync)
+
+
+def _write(path: Path, content: bytes, sync: Sync) -> None:
     if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
     with whole_file(path, sync) as temporary:
@@ -141,10 +144,9 @@ def read_json(path: Path, expected: str) -> Any:
 
 
 def write_packed(path: Path, value: Any) -> None:
-    """Write a JSON-able value compressed; equal values give equal bytes."""
-    with whole_file(path) as temporary:
-        # the time in gzip's header is left out
-        temporary.write_bytes(gzip.compress(json.dumps(value, separators=(",", ":")).encode(), mtime=0))
+    """Write a JSON-able value compressed; equal values give equal bytes, and a file that holds them already is left alone."""
+    # without the time in gzip's header
+    _write(path, gzip.compress(json.dumps(value, separators=(",", ":")).encode(), mtime=0), "file and name")
 
 
 def read_packed(path: Path, expected: str) -> Any:
