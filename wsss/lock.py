@@ -33,6 +33,10 @@ SETTLING = 1.0
 # Clocks of a host may be set between two looks at a process's start, by this many seconds
 _START_TOLERANCE = 5.0
 _LONGEST_COMMAND = 200
+# Others may take a lock over at the same moment, and end before they are seen
+_TRIES = 3
+
+_EXPECTED = "a folder in which no other command works"
 
 log = logging.getLogger("wsss")
 
@@ -186,23 +190,25 @@ class _Lock:
         self._made = missing
 
     def _take(self) -> None:
-        temporary = self.folder / f".{self.owner.token}{TEMPORARY_SUFFIX}"
-        try:
-            with temporary.open("x", encoding="utf-8") as stream:
-                json.dump(dataclasses.asdict(self.owner), stream)
-            if self._linked(temporary):
+        for _ in range(_TRIES):
+            temporary = self.folder / f".{self.owner.token}{TEMPORARY_SUFFIX}"
+            try:
+                with temporary.open("x", encoding="utf-8") as stream:
+                    json.dump(dataclasses.asdict(self.owner), stream)
+                if self._linked(temporary):
+                    return
+                found = _owner(self.path)
+                _refuse(self.shown, self.path, found, temporary.stat().st_mtime)
+                if _owner(self.path) == found:
+                    os.replace(temporary, self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            # who replaced the lock last has it
+            time.sleep(SETTLING)
+            if _token(self.path) == self.owner.token:
+                log.info("%s: taken over from %s, which is gone", self.shown, found or "a command")
                 return
-            now = temporary.stat().st_mtime
-            found = _owner(self.path)
-            _refuse(self.shown, self.path, found, now)
-            log.info("%s: taken over from %s, which is gone", self.shown, found or "a command")
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        # who replaced the lock last has it
-        time.sleep(SETTLING)
-        if _token(self.path) != self.owner.token:
-            _refuse(self.shown, self.path, _owner(self.path), time.time())
+        raise BadInput(self.shown, "other commands that come and go here", _EXPECTED, "Start again.")
 
     def _linked(self, temporary: Path) -> bool:
         try:
@@ -244,11 +250,10 @@ def _refuse(folder: Path, path: Path, owner: Owner | None, now: float) -> None:
         owner: what stands in it, None if it cannot be read.
         now: seconds since 1970.
     """
-    expected = "a folder in which no other command works"
     if owner and owner.is_here:
         if owner.runs:
             do = "Wait until it ends, stop it, or choose another output folder."
-            raise BadInput(folder, f"another command at work here: {owner}", expected, do)
+            raise BadInput(folder, f"another command at work here: {owner}", _EXPECTED, do)
         return
     try:
         age = now - path.stat().st_mtime
@@ -258,7 +263,7 @@ def _refuse(folder: Path, path: Path, owner: Owner | None, now: float) -> None:
         raise BadInput(
             folder,
             f"another command at work here: {owner or 'one that does not say which'}; it gave a sign of life {max(age, 0):.0f} s ago",
-            expected,
+            _EXPECTED,
             f"Wait until it ends, or choose another output folder. If it is gone, start again in {GONE_AFTER / 60:.0f} minutes, "
             f"or remove {path}.",
         )

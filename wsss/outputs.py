@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from wsss.data.files import read_mask
 from wsss.digests import content_digest, content_digests
 from wsss.errors import BadInput, reading
 from wsss.storage import TEMPORARY_SUFFIX, digest, read_json, read_packed, sync_folder, write_packed
@@ -222,7 +222,10 @@ def _check_readable(path: Path, stage: str) -> None:
     do = "Put the file back, or remove the folder and start the command that made it again."
     with reading(path, f"a whole file, as one that was edited after `{stage}` wrote it is", do):
         if path.suffix == ".png":
-            read_mask(path)
+            with Image.open(path) as picture:
+                picture.verify()  # all checksums, to the end
+            with Image.open(path) as picture:
+                picture.load()
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 for name in arrays.files:
