@@ -100,16 +100,14 @@ class Instances:
 
     @cached_property
     def digests(self) -> list[str]:
-        """A fingerprint of the annotations of each picture, as they stand in the file."""
+        """A fingerprint of the annotations of each picture, as they stand in the file, and of their classes."""
         found = []
         with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for begin, end in itertools.pairwise(self.first.tolist()):
-                hashed = hashlib.sha256()
-                for start, length in zip(
-                    self.starts[begin:end].tolist(), self.lengths[begin:end].tolist(), strict=True
-                ):
+                among = slice(begin, end)
+                hashed = hashlib.sha256(self.classes[among].tobytes())
+                for start, length in zip(self.starts[among].tolist(), self.lengths[among].tolist(), strict=True):
                     hashed.update(content[start : start + length])
-                    hashed.update(b"\n")
                 found.append(hashed.hexdigest()[:16])
         return found
 
@@ -125,9 +123,7 @@ class Instances:
         if category not in self.categories:
             return self
         rank = list(self.categories).index(category)
-        classes = np.where(
-            self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254))
-        )
+        classes = np.where(self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254)))
         kept = {number: name for number, name in self.categories.items() if number != category}
         return dataclasses.replace(self, categories=kept, classes=classes.astype(np.int16))
 
@@ -359,7 +355,7 @@ class InstanceMask:
         return draw_mask(self.instances.objects(self.position), (height, width), self.rule, self.where)
 
     def stamp(self) -> str:
-        """Changes when the rule, the picture's size or its annotations do."""
+        """Changes when the rule, the picture's size, its annotations or their classes do."""
         height, width = self.instances.sizes_hw[self.position].tolist()
         return f"{self.rule}:{height}x{width}:{self.instances.digests[self.position]}"
 
@@ -507,17 +503,8 @@ def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
     read = [layout.instances(split) for split in splits]
     for number, name in {number: name for instances in read for number, name in instances.categories.items()}.items():
         label = 0 if is_nothing(name, layout.negatives) else IGNORE if name == IGNORED else None
-        above = {
-            instances.supercategories.get(other)
-            for instances in read
-            for other in instances.categories
-            if other != number
-        }
-        used = any(
-            (instances.classes == list(instances.categories).index(number)).any()
-            for instances in read
-            if number in instances.categories
-        )
+        above = {instances.supercategories.get(other) for instances in read for other in instances.categories if other != number}
+        used = any((instances.classes == list(instances.categories).index(number)).any() for instances in read if number in instances.categories)
         if label is None and number == 0 and not used and name in above:
             layout.notes.append(f"the category {name!r} (id 0), which others are below and no object has, is no class")
             label = 0

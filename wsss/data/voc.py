@@ -328,12 +328,7 @@ def _classes(
             return named, table
         chosen = read_classes(given)
         if chosen != named:
-            raise BadInput(
-                labelmap,
-                f"the classes {', '.join(named)}",
-                ", ".join(chosen),
-                "Leave --classes out, or change the file.",
-            )
+            raise BadInput(labelmap, f"the classes {', '.join(named)}", ", ".join(chosen), "Leave --classes out, or change the file.")
         return named, table
     for source in (given, root / "classes.txt", root / "class_names.txt"):
         if source is not None and (not isinstance(source, Path) or source == given or source.is_file()):
@@ -370,9 +365,7 @@ def _find_lists(root: Path) -> dict[str, Path]:
             lists.setdefault(re.sub(r"(train|trainval)_?aug$", r"\1_aug", path.stem), path)
     if not lists:
         main = {path.stem: path for path in sorted((root / _MAIN).glob("*.txt"))}
-        lists = {
-            split: path for split, path in main.items() if split.rpartition("_")[2] not in main or "_" not in split
-        }
+        lists = {split: path for split, path in main.items() if split.rpartition("_")[2] not in main or "_" not in split}
     return lists
 
 
