@@ -1,5 +1,6 @@
 """The command line: one subcommand a stage and a recipe; flags and YAML keys are the fields of the settings."""
 
+import contextlib
 import dataclasses
 import importlib
 import logging
@@ -114,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("wsss").setLevel(logging.INFO)
     try:
-        commands[name].run(_parsed(name, commands[name], words[len(name.split()) :]))
+        settings = _parsed(name, commands[name], words[len(name.split()) :])
+        with _held(settings):
+            commands[name].run(settings)
     except BadInput as error:
         print(f"wsss: error: {error}", file=sys.stderr)
         return 2
@@ -125,6 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("wsss: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _held(settings: "Namespace") -> contextlib.AbstractContextManager[None]:
+    """The folder that a command fills is its own while it runs; those that only write a page need none for themselves."""
+    if "device" not in settings:
+        return contextlib.nullcontext()
+    from wsss import lock
+
+    return lock.held(settings.out)
 
 
 def _parsed(name: str, command: Command, words: Sequence[str]) -> "Namespace":
@@ -300,8 +312,9 @@ def _declare_run_all(parser: "ArgumentParser") -> None:
 def _run_all(settings: "Namespace") -> None:
     from wsss import launch, protocol
     from wsss.methods import clip, tagclip
-    from wsss.stages.compare import compare, table
+    from wsss.stages.compare import Comparison, compare, open_runs, table
     from wsss.stages.train import train
+    from wsss.storage import read_only
 
     methods = {name: _module(name) for name, method in METHODS.items() if method.run}
     common, own_clip = dict(settings.common), None
@@ -328,7 +341,8 @@ def _run_all(settings: "Namespace") -> None:
 
     launch.decided_by_first(lambda: protocol.remember(settings.out, planned))
     failed = protocol.run_all(settings.out, planned, make)
-    comparison = compare([settings.out], settings.out, data)
+    whole = read_only(settings.out)  # nothing is left to be written there
+    comparison = Comparison(open_runs([settings.out])) if whole else compare([settings.out], settings.out, data)
     if launch.is_first():
         print(table(comparison))
     if failed:
@@ -529,13 +543,14 @@ def _evaluate(settings: "Namespace") -> None:
 
 def _declare_report(parser: "ArgumentParser") -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--out", type=Path, default=None, help="folder for report.html, by default the run's own")
     _declare_data(parser)
 
 
 def _report(settings: "Namespace") -> None:
     from wsss.stages.report import report
 
-    print(report(settings.run, _open(settings)))
+    print(report(settings.run, _open(settings), settings.out))
 
 
 def _declare_info(parser: "ArgumentParser") -> None:

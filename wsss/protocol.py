@@ -17,7 +17,7 @@ from wsss.errors import BadInput
 from wsss.run import sharing
 from wsss.stages.check import DATA
 from wsss.stages.compare import FAILED, RUNS
-from wsss.storage import read_json, whole_file, write_json
+from wsss.storage import read_json, write_json, write_text
 
 # The CLIP that all methods use, where a run trains one; no run has its name
 CLIP = "clip"
@@ -179,12 +179,11 @@ def run_all(
 
 
 def _begin(run: Path, out: Path, one: Planned) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    (run / FAILED).unlink(missing_ok=True)
-    with whole_file(run / SETTINGS) as temporary:
-        # a copy, in which nothing is named twice: YAML would write such as anchors
-        content = json.loads(json.dumps(one.content))
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if (run / FAILED).exists():
+        (run / FAILED).unlink()
+    # a copy, in which nothing is named twice: YAML would write such as anchors
+    content = json.loads(json.dumps(one.content))
+    write_text(run / SETTINGS, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     write_json(run / DATA, read_json(out / DATA, "notes on the data set"))
 
 

@@ -6,11 +6,14 @@ an object. A mask is drawn when it is asked for, from the objects of its picture
 
 import array
 import dataclasses
+import hashlib
+import itertools
 import json
 import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +96,19 @@ class Instances:
             raise BadInput(
                 self.path, f"a file that changed while it was used ({error})", _EXPECTED, "Start again."
             ) from error
+        return found
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """A fingerprint of the annotations of each picture, as they stand in the file, and of their classes."""
+        found = []
+        with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for begin, end in itertools.pairwise(self.first.tolist()):
+                among = slice(begin, end)
+                hashed = hashlib.sha256(self.classes[among].tobytes())
+                for start, length in zip(self.starts[among].tolist(), self.lengths[among].tolist(), strict=True):
+                    hashed.update(content[start : start + length])
+                found.append(hashed.hexdigest()[:16])
         return found
 
     def labels(self, position: int) -> Bool[np.ndarray, " c"]:
@@ -339,9 +355,9 @@ class InstanceMask:
         return draw_mask(self.instances.objects(self.position), (height, width), self.rule, self.where)
 
     def stamp(self) -> str:
-        """Changes when the rule or the size of the annotations of this picture does."""
-        among = slice(self.instances.first[self.position], self.instances.first[self.position + 1])
-        return f"{self.rule}:{self.instances.lengths[among].tolist()}"
+        """Changes when the rule, the picture's size, its annotations or their classes do."""
+        height, width = self.instances.sizes_hw[self.position].tolist()
+        return f"{self.rule}:{height}x{width}:{self.instances.digests[self.position]}"
 
 
 def find_coco(path: Path) -> Path | None:

@@ -17,7 +17,7 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
     """Write labels as an 8-bit palette PNG in VOC colours; the pixel value is the label, 255 included."""
     picture = Image.fromarray(mask)
     picture.putpalette(voc_palette().ravel().tolist())
-    with whole_file(path) as temporary:
+    with whole_file(path, sync="file") as temporary:
         picture.save(temporary, format="PNG")
 
 
@@ -54,7 +54,7 @@ def write_cams(
     arrays = {"classes": np.asarray(classes, np.int16), "maps": np.asarray(maps, np.float16)}
     if strided is not None:
         arrays["strided"] = np.asarray(strided, np.float16)
-    with whole_file(path) as temporary, temporary.open("wb") as stream:
+    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
@@ -86,7 +86,7 @@ def write_posteriors(
         low, high: probabilities of background and classes, l = k + 1, of the CRF with much and with little background.
     """
     arrays = {"classes": np.asarray(classes, np.int16), "low": low.astype(np.float16), "high": high.astype(np.float16)}
-    with whole_file(path) as temporary, temporary.open("wb") as stream:
+    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -12,8 +12,10 @@ from wsss.data.files import read_labels, read_mask
 from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
 from wsss.data.names import check_names
 from wsss.data.pictures import picture_size_hw, read_picture
+from wsss.digests import content_digest
 from wsss.errors import BadInput
 from wsss.storage import digest
+from wsss.stream import in_threads
 
 
 @runtime_checkable
@@ -202,12 +204,31 @@ class Images:
         return image, mask
 
     def fingerprint(self) -> str:
-        """Changes when names, labels, classes, a picture file or a mask file change (files are judged by their sizes)."""
-        rows = [
-            [name, _file_stamp(path), self.classes(index), mask.stamp() if mask else None]
-            for index, (name, path, mask) in enumerate(zip(self.names, self.paths, self.masks, strict=True))
-        ]
-        return digest([self.class_names, self.upright, rows])
+        """Changes when names, labels, classes, or the content of a picture or a mask change."""
+        table = self.table()
+        return digest([table["class_names"], table["options"], [row[:4] for row in table["pictures"]]])
+
+    def table(self) -> dict[str, Any]:
+        """What the pictures are known by, as JSON can hold it: `class_names`, `options` by name (what changes how a picture is
+        read), and `pictures`, with name, digest of the file, 0-based classes, stamp of the mask (None without one) and
+        suffix of the file (which does not count) of each."""
+
+        def rows(positions: range) -> list[list[Any]]:
+            return [
+                [
+                    self.names[i],
+                    _file_stamp(self.paths[i]),
+                    self.classes(i),
+                    mask.stamp() if (mask := self.masks[i]) else None,
+                    self.paths[i].suffix,
+                ]
+                for i in positions
+            ]
+
+        # many at once, since most are known already
+        parts = [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
+        pictures = [row for part in in_threads(rows, parts) for row in part]
+        return {"class_names": list(self.class_names), "options": {"upright": self.upright}, "pictures": pictures}
 
     def subset(self, indices: Iterable[int], title: str | None = None) -> "Images":
         """The pictures at these positions, in this order."""
@@ -304,6 +325,6 @@ def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, clas
 
 def _file_stamp(path: Path) -> str:
     try:
-        return f"{path.name}:{path.stat().st_size}"
-    except FileNotFoundError:
-        return f"{path.name}:missing"
+        return content_digest(path)
+    except OSError:
+        return "missing"

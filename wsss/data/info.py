@@ -10,8 +10,8 @@ import numpy as np
 from wsss.data.class_names import lacking, slips
 from wsss.data.images import Dataset, Images, LookedAtMask
 from wsss.data.truth import Doubts, doubts
+from wsss.digests import content_digests
 from wsss.errors import BadInput
-from wsss.storage import file_digest
 from wsss.stream import Progress, in_threads
 
 
@@ -151,8 +151,8 @@ def _identical(paths: Iterable[Path]) -> list[list[str]]:
             by_length[path.stat().st_size].append(path)
     alike = [path for group in by_length.values() if len(group) > 1 for path in group]
     by_content: dict[str, list[str]] = defaultdict(list)
-    for path, content in zip(alike, in_threads(file_digest, alike), strict=True):
-        by_content[content].append(str(path))
+    for path, content in zip(alike, content_digests(alike), strict=True):
+        by_content[content or str(path)].append(str(path))
     return [group for group in by_content.values() if len(group) > 1]
 
 

@@ -135,7 +135,7 @@ def ask(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
         loaded = in_threads(partial(read_prepared, settings.prepare, images), todo, threads=launch.threads())
         for index, (pixels, _) in zip(todo, loaded, strict=True):
             said = _asked(settings, blip, pixels.to(launch.device()), [names[cls] for cls in images.classes(index)])
-            write_json(folder / f"{images.names[index]}.json", said)
+            write_json(folder / f"{images.names[index]}.json", said, sync="file")
             progress.advance()
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))

@@ -401,7 +401,7 @@ def _write_instances(out: Path, images: Images, index: int, found: Detections) -
             }
         )
     write_mask(out / f"{name}.png", drawn)
-    write_json(out / f"{name}.json", results)
+    write_json(out / f"{name}.json", results, sync="file")
 
 
 @dataclasses.dataclass(frozen=True)
