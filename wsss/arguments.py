@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_origin
 
 from wsss import settings
-from wsss.data.documents import dotted, dump, parse, read_document
+from wsss.data.documents import Keys, dotted, dump, in_file, parse, read_document
 from wsss.data.lists import suggestion
-from wsss.errors import BadInput
-from wsss.settings import Field, Given, Keys
+from wsss.errors import BadInput, is_regular
+from wsss.settings import Field, Given
 
 CONFIG, PRINT = "config", "print_config"
-_DOCUMENT = "YAML with settings: one `name: value` a line, those of a part further in"
+_DOCUMENT = "YAML with settings (`name: value`)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,9 @@ class Parser:
                 positional.append(word)
                 continue
             flag, equals, text = word.partition("=")
-            if self.has_config and flag == f"--{PRINT}" and not equals:
+            if self.has_config and flag == f"--{PRINT}":
+                if equals:
+                    raise BadInput(flag, "a value", "the flag alone", "Remove the value.")
                 printed = True
                 continue
             keys = self._keys(flag)
@@ -167,10 +169,9 @@ class Parser:
         given = Given()
         for file in files:
             place, content = _document(file)
-            given.add((), content, partial(_in_file, place))
-        for keys, flag, given_text in flags:
-            value = True if given_text is None else self._value(keys, flag, given_text)
-            given.add(keys, value, partial(_in_flag, flag, len(keys)))
+            given.add((), content, partial(in_file, place))
+        for keys, flag, value in flags:
+            self._add_flag(given, keys, flag, value)
         self._add_positional(positional, given)
         return given, printed
 
@@ -209,20 +210,30 @@ class Parser:
         return key in self.arguments and self.arguments[key].switch
 
     def _kind(self, keys: Keys) -> Any:
-        """The type of a setting; None inside plain values."""
+        """The type of a setting; object inside plain values."""
         kind = self.table[keys[0]].kind
         for key in keys[1:]:
             section = settings.section_of(kind)
             if section is None:
-                return None
+                return object
             kind = settings.fields(section)[key].kind
         return kind
 
-    def _value(self, keys: Keys, flag: str, text: str) -> Any:
+    def _add_flag(self, given: Given, keys: Keys, flag: str, text: str | None) -> None:
+        named = partial(_in_flag, flag, len(keys))
         kind = self._kind(keys)
-        if kind is None or not settings.is_verbatim(kind):
-            return parse(text, flag, "a value in YAML")
-        return None if text == "null" and type(None) in settings.members(kind) else text
+        if text is None:
+            given.add(keys, True, named)
+        elif settings.is_verbatim(kind):
+            given.add(keys, None if text == "null" and type(None) in settings.members(kind) else text, named)
+        else:
+            expected = settings.expected(*settings.members(kind))
+            value = parse(text, expected, partial(_in_flag, flag, 0))
+            # a part's settings may stand in a file of their own
+            if settings.section_of(kind) and value == text and text not in settings.words(kind) and is_regular(text):
+                value = read_document(Path(text), expected)
+                named = partial(_in_part, text, len(keys))
+            given.add(keys, value, named)
 
     def _add_positional(self, words: list[str], given: Given) -> None:
         for key, argument in self.arguments.items():
@@ -287,7 +298,7 @@ def _explain_section(group: Any, page: argparse.ArgumentParser, keys: Keys, kind
 
 def _explain(group: Any, flag: str, field: Field, about: str) -> None:
     kinds = [kind for kind in settings.members(field.kind) if kind is not type(None) or field.default is not None]
-    words = get_args(kinds[0]) if len(kinds) == 1 and get_origin(kinds[0]) is Literal else ()
+    words = settings.words(kinds[0]) if len(kinds) == 1 else ()
     alone = words or (len(kinds) == 1 and kinds[0] in (Path, str))
     notes = [] if alone else [settings.expected(*kinds)]
     if field.default is not None or len(kinds) > 1:
@@ -320,19 +331,22 @@ def _meant(flag: str, known: Sequence[str]) -> str:
     return f"{suggestion(flag, known)}Correct or remove it."
 
 
-def _in_file(place: str, keys: Keys) -> str:
-    return f"{place}: {dotted(keys)}" if keys else place
-
-
 def _in_flag(flag: str, depth: int, keys: Keys) -> str:
     return dotted((flag, *keys[depth:]))
+
+
+def _in_part(path: str, depth: int, keys: Keys) -> str:
+    return in_file(path, keys[depth:])
 
 
 def _document(given: str) -> tuple[str, Mapping[str, Any]]:
     """A file's name and what it holds; a text with settings may stand in the place of a file."""
     inline = "\n" in given or ": " in given or given.startswith("{")
-    place = f"--{CONFIG}" if inline else given
-    content = parse(given, place, _DOCUMENT) if inline else read_document(Path(given), _DOCUMENT)
+    place = f"--{CONFIG}" if inline or not given else given
+    if inline:
+        content = parse(given, _DOCUMENT, partial(in_file, place))
+    else:
+        content = read_document(Path(given), _DOCUMENT) if given else None
     if not isinstance(content, dict):
         found = "no settings" if content is None else settings.described(content)
         raise BadInput(place, found, _DOCUMENT, "Write the settings into it, or leave --config out.")

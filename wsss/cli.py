@@ -295,7 +295,7 @@ def _run_all(settings: SimpleNamespace) -> None:
             other = "common.clip" if "clip" in common else "--tags tagclip"
             raise BadInput("clip", f"it together with {other}", "one of them", "Remove one.")
         common["clip"] = str(settings.out / protocol.CLIP)
-    chosen = settings.methods and [name.strip() for name in settings.methods.split(",")]
+    chosen = None if settings.methods is None else [name.strip() for name in settings.methods.split(",")]
     recipes = {name: module.Recipe for name, module in methods.items()}
     planned = protocol.plan(recipes, common, settings.runs, chosen, settings.where)
     made = {one.name: build(recipes[one.method], one.content, one.where) for one in planned}

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from wsss import launch
-from wsss.data.documents import dotted, dump
+from wsss.data.documents import Keys, dotted, dump
 from wsss.data.lists import suggestion
 from wsss.errors import BadInput
 from wsss.run import sharing
-from wsss.settings import Given, Keys, described
+from wsss.settings import Given, described
 from wsss.stages.check import DATA
 from wsss.stages.compare import FAILED, RUNS
 from wsss.storage import read_json, whole_file, write_json

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from wsss.data.documents import check_no_code, dotted
+from wsss.data.documents import Keys, check_no_code, dotted
 from wsss.data.lists import suggestion
 from wsss.errors import BadInput
 
-Keys = tuple[str, ...]
-# In this range numbers are whole in NumPy, torch and every file format
+# what fits into NumPy's and torch's integers
 _LARGEST = 2**63 - 1
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
 T = TypeVar("T")
@@ -116,7 +115,8 @@ def _fields(kind: Any) -> Mapping[str, Field]:
     }
 
 
-def helps(kind: type) -> dict[str, str]:
+@functools.cache
+def helps(kind: type) -> Mapping[str, str]:
     """What each setting means: the text below its field."""
     found = {}
     for part in reversed(kind.__mro__):
@@ -139,6 +139,11 @@ def section_of(kind: Any) -> type | None:
     return next(
         (member for member in members(kind) if isinstance(member, type) and dataclasses.is_dataclass(member)), None
     )
+
+
+def words(kind: Any) -> tuple[str, ...]:
+    """The words that a setting may be."""
+    return tuple(word for member in members(kind) if get_origin(member) is Literal for word in get_args(member))
 
 
 def is_verbatim(kind: Any) -> bool:
@@ -218,8 +223,7 @@ def _typed(field: Field, value: Any, base: Any, keys: Keys, where: Callable[[Key
         found, typed = _leaf(kind, value, field.path)
         if found:
             return typed
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    do = suggestion(value, words) if isinstance(value, str) else ""
+    do = suggestion(value, words(field.kind)) if isinstance(value, str) else ""
     if isinstance(value, int | float) and str in kinds:
         do = "Put it in quotes. "
     raise BadInput(where(keys), described(value), expected(*members(field.kind)), f"{do}Change it.")
@@ -278,14 +282,18 @@ def described(value: Any) -> str:
         return f"settings below it ({', '.join(map(str, list(value)[:3])) or 'none'})"
     if isinstance(value, list):
         return f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"{reprlib.repr(value)}, which is too large"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is not finite"
     return reprlib.repr(value)
 
 
 def expected(*kinds: Any) -> str:
     """Types in words, of which a value has one."""
-    words: dict[Any, str] = {
-        int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", dict: "keys and values",
-        type(None): "null",
+    names: dict[Any, str] = {
+        bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path", type(None): "null",
+        dict: "keys and values", object: "a value in YAML",
     }  # fmt: skip
     parts = []
     for member in kinds:
@@ -300,7 +308,7 @@ def expected(*kinds: Any) -> str:
         elif dataclasses.is_dataclass(member):
             parts.append(f"settings ({', '.join(fields(member))})")  # type: ignore[arg-type]
         else:
-            parts.append(words[member])
+            parts.append(names[member])
     return " or ".join(parts)
 
 

@@ -124,7 +124,7 @@ BAD = {
     "prompts: [": "broken YAML",
     "prompts: {cat: {cat: *a}}": r"the alias \*a of nothing before it",
     "prompts: {cat: !!python/name:os.system x}": "the YAML tag",
-    "prompts: {cat: a, cat: b}": "the key `prompts.cat` twice",
+    "prompts: {cat: a, cat: b}": "the same key twice",
     "[" * 5000: "values nested deeper than 50",
     "prompts: {cat: a}\nbackgrounds: [b]": "the keys prompts, backgrounds",
     "1: {cat: a}": "the keys 1",

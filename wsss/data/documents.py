@@ -6,7 +6,8 @@ Plain words mean what YAML 1.2 says: `no`, `off` and `2020-01-01` are texts.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from wsss.data.lists import read_text
 from wsss.errors import BadInput, reading
 
 DEEPEST, MOST_VALUES, MOST_BYTES, MOST_DIGITS = 50, 100_000, 1 << 22, 100
+Keys = tuple[str, ...]
 # keys by which other libraries' settings files name classes and functions to call
 CODE = ("class_path", "init_args", "dict_kwargs")
 
@@ -29,6 +31,16 @@ _WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fal
 _DO = "Correct it."
 
 
+def dotted(keys: Keys) -> str:
+    """The name of a setting, from the keys that lead to it."""
+    return ".".join(keys)
+
+
+def in_file(path: str | Path, keys: Keys) -> str:
+    """The name of a value in a file."""
+    return f"{path}: {dotted(keys)}" if keys else str(path)
+
+
 def read_document(path: Path, expected: str) -> Any:
     """The plain value that a YAML file holds; None for an empty one.
 
@@ -39,16 +51,16 @@ def read_document(path: Path, expected: str) -> Any:
         size = path.stat().st_size
     if size > MOST_BYTES:
         raise BadInput(path, f"{size} bytes", f"{expected}, at most {MOST_BYTES} bytes", "Give another file.")
-    return parse(read_text(path, expected), path, expected)
+    return parse(read_text(path, expected), expected, partial(in_file, path))
 
 
-def parse(text: str, where: str | Path, expected: str) -> Any:
+def parse(text: str, expected: str, named: Callable[[Keys], str]) -> Any:
     """The plain value that a YAML text holds; None for an empty one.
 
     Args:
         text: one document.
-        where: the file or flag that holds it, for the error.
-        expected: what it should hold, likewise.
+        expected: what it should hold, for the error.
+        named: the name of a value, from the keys that lead to it, and of the whole, from none.
 
     Raises:
         BadInput: broken YAML; a tag; an alias of what it stands in; a key that comes twice, that is no text or that would call
@@ -56,11 +68,12 @@ def parse(text: str, where: str | Path, expected: str) -> Any:
             than 100 digits; a second document.
     """
     try:
-        with reading(str(where), expected, _DO):
-            return _Document(text, str(where), expected).value
+        with reading(named(()), expected, _DO):
+            return _Document(text, expected, named).value
     except BadInput as error:
         if isinstance(error.__cause__, yaml.YAMLError):
-            raise BadInput(where, f"broken YAML ({_problem(error.__cause__)})", expected, _DO) from error.__cause__
+            found = f"broken YAML ({_problem(error.__cause__)})"
+            raise BadInput(named(()), found, expected, _DO) from error.__cause__
         raise
 
 
@@ -90,8 +103,8 @@ _Dumper.add_representer(str, _represent_text)
 class _Document:
     """Builds the value from the parser's events, so that no constructor is ever chosen by what the text says."""
 
-    def __init__(self, text: str, where: str, expected: str) -> None:
-        self.where, self.expected = where, expected
+    def __init__(self, text: str, expected: str, named: Callable[[Keys], str]) -> None:
+        self.expected, self.named = expected, named
         self.values = 0
         # by anchor: a value, how many values it is, how deep it goes; None while it is being read
         self.anchors: dict[str, tuple[Any, int, int] | None] = {}
@@ -104,43 +117,42 @@ class _Document:
             if not isinstance(event := next(self.events), yaml.StreamEndEvent):
                 raise self._refused("a second document", event)
 
-    def _refused(self, found: str, event: Any, keys: tuple[str, ...] = ()) -> BadInput:
-        place = f"{self.where}, line {event.start_mark.line + 1}" if event.start_mark.line else self.where
-        return BadInput(place, f"{found}{f' at {dotted(keys)}' if keys else ''}", self.expected, _DO)
+    def _refused(self, found: str, event: Any, keys: Keys = ()) -> BadInput:
+        line = event.start_mark.line
+        return BadInput(f"{self.named(keys)}{f', line {line + 1}' if line else ''}", found, self.expected, _DO)
 
-    def _read(self, event: Any, keys: tuple[str, ...]) -> tuple[Any, int]:
+    def _read(self, event: Any, keys: Keys) -> tuple[Any, int]:
         """The value that begins with an event, and how deep it goes; `keys` lead to it."""
-        if len(keys) > DEEPEST:
-            raise self._refused(f"values nested deeper than {DEEPEST}", event, keys[:3])
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, keys)
         if event.tag is not None:
-            # "!" is the empty tag
-            raise self._refused(f"the YAML tag {event.tag!r}", event, keys)
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise self._refused(f"the YAML tag {tag}", event, keys)
         self._count(1, event)
         before = self.values
         if event.anchor is not None:
             self.anchors[event.anchor] = None
         if isinstance(event, yaml.ScalarEvent):
-            value = event.value if event.style else _plain(event.value, self._place(event, keys))
+            value = event.value if event.style else _plain(event.value, self.named(keys))
             depth = 0
-        elif isinstance(event, yaml.SequenceStartEvent):
-            value, depth = self._list(keys)
         else:
-            value, depth = self._mapping(keys)
+            self._check_depth(len(keys) + 1, event, keys)
+            is_list = isinstance(event, yaml.SequenceStartEvent)
+            value, depth = self._list(keys) if is_list else self._mapping(keys)
         if event.anchor is not None:
             self.anchors[event.anchor] = value, self.values - before + 1, depth
         return value, depth
-
-    def _place(self, event: Any, keys: tuple[str, ...]) -> str:
-        return f"{self.where}: {dotted(keys)}" if keys else self.where
 
     def _count(self, more: int, event: Any) -> None:
         self.values += more
         if self.values > MOST_VALUES:
             raise self._refused(f"more than {MOST_VALUES} values (aliases written out)", event)
 
-    def _alias(self, event: Any, keys: tuple[str, ...]) -> tuple[Any, int]:
+    def _check_depth(self, depth: int, event: Any, keys: Keys) -> None:
+        if depth > DEEPEST:
+            raise self._refused(f"values nested deeper than {DEEPEST}", event, keys[:3])
+
+    def _alias(self, event: Any, keys: Keys) -> tuple[Any, int]:
         if event.anchor not in self.anchors:
             raise self._refused(f"the alias *{event.anchor} of nothing before it", event, keys)
         known = self.anchors[event.anchor]
@@ -148,11 +160,10 @@ class _Document:
             raise self._refused(f"the alias *{event.anchor}, which stands in what it refers to", event, keys)
         value, values, depth = known
         self._count(values, event)
-        if len(keys) + depth > DEEPEST:
-            raise self._refused(f"values nested deeper than {DEEPEST}", event, keys[:3])
+        self._check_depth(len(keys) + depth, event, keys)
         return value, depth
 
-    def _list(self, keys: tuple[str, ...]) -> tuple[list[Any], int]:
+    def _list(self, keys: Keys) -> tuple[list[Any], int]:
         found: list[Any] = []
         deepest = 0
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
@@ -161,7 +172,7 @@ class _Document:
             deepest = max(deepest, depth)
         return found, deepest + 1
 
-    def _mapping(self, keys: tuple[str, ...]) -> tuple[dict[str, Any], int]:
+    def _mapping(self, keys: Keys) -> tuple[dict[str, Any], int]:
         found: dict[str, Any] = {}
         deepest = 0
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
@@ -169,20 +180,15 @@ class _Document:
                 raise self._refused("a key that is no plain text", event, keys)
             key = event.value
             inner = (*keys, key)
-            check_no_code(key, self._place(event, inner))
+            check_no_code(key, self.named(inner))
             if key in found:
-                raise self._refused(f"the key `{dotted(inner)}` twice", event)
+                raise self._refused("the same key twice", event, inner)
             if event.anchor is not None:
                 self.anchors[event.anchor] = key, 1, 0
             self._count(1, event)
             found[key], depth = self._read(next(self.events), inner)
             deepest = max(deepest, depth)
         return found, deepest + 1
-
-
-def dotted(keys: tuple[str, ...]) -> str:
-    """The name of a setting, from the keys that lead to it."""
-    return ".".join(keys)
 
 
 def _is_text(text: str) -> bool:
