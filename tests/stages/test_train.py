@@ -13,7 +13,8 @@ from tests.conftest import tree
 from wsss.errors import BadInput
 from wsss.run import DONE
 from wsss.stages import train as train_module
-from wsss.stages.train import CHECKPOINT, HISTORY, Training, train
+from wsss.stages.checkpoint import CHECKPOINT
+from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 
