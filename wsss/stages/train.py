@@ -190,7 +190,11 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     loader = _loader(trainable.examples, training, batches)
     model.train()
     saved_at = time.monotonic()
-    with Progress(f"train {out.name}", last, done=start) as progress, contextlib.closing(_loaded(loader)) as loaded:
+    with (
+        _loader_processes(),
+        Progress(f"train {out.name}", last, done=start) as progress,
+        contextlib.closing(_loaded(loader)) as loaded,
+    ):
         terms: dict[str, float] = {}
         for position, batch in enumerate(loaded):
             step, part = start + position // training.accumulate, position % training.accumulate
@@ -352,17 +356,11 @@ def _in_loader(worker: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _loaded(loader: DataLoader[dict[str, Any] | BadInput]) -> Generator[dict[str, Tensor], None, None]:
-    """The batches; closed, it ends the loader's processes.
-
-    Raises:
-        BadInput: a picture is bad, or a loader process was killed.
-    """
+@contextlib.contextmanager
+def _loader_processes() -> Iterator[None]:
+    """Name what torch raises, wherever the training is just then, when a loader process is killed."""
     try:
-        for batch in loader:
-            if isinstance(batch, BadInput):
-                raise batch
-            yield batch
+        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -372,6 +370,18 @@ def _loaded(loader: DataLoader[dict[str, Any] | BadInput]) -> Generator[dict[str
             "processes that live until the training ends",
             "If memory ran out, set fewer of them; the same command goes on from the last checkpoint.",
         ) from error
+
+
+def _loaded(loader: DataLoader[dict[str, Any] | BadInput]) -> Generator[dict[str, Tensor], None, None]:
+    """The batches; closed, it ends the loader's processes.
+
+    Raises:
+        BadInput: a picture is bad.
+    """
+    for batch in loader:
+        if isinstance(batch, BadInput):
+            raise batch
+        yield batch
 
 
 def _over_processes(
