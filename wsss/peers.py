@@ -53,7 +53,8 @@ class Peers:
 
     def __init__(self, rank: int, count: int, links: dict[int, socket.socket]) -> None:
         self.rank, self.count, self.links = rank, count, links
-        self.said, self.word, self.gone = False, threading.Event(), {number: threading.Event() for number in links}
+        self.said, self.leaving, self.word = False, False, threading.Event()
+        self.gone = {number: threading.Event() for number in links}
         self._in_order: set[int] = set()
         self._lock = threading.Lock()
         # a loader process keeps copies of its parent's files, and would hide the parent's end
@@ -90,6 +91,7 @@ class Peers:
             text: the reason, for the terminal.
             number: of the signal that stopped it, None where there was none.
         """
+        self.leaving = True  # what ends the others from here on is this process's word
         if status == 0:
             self.tell({"kind": "done"})
             return
@@ -114,7 +116,7 @@ class Peers:
         except (OSError, ValueError):
             pass  # the connection broke, as it does when the other one is killed
         self.gone[number].set()
-        if number not in self._in_order:
+        if number not in self._in_order and not self.leaving:
             self._lost(number)
 
     def _heard(self, number: int, message: dict[str, Any]) -> None:
