@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
-from wsss import __version__
+from wsss import __version__, peers
 from wsss.errors import BadInput
 
 # Everything that needs torch is imported by the commands that use it, so that help comes at once
@@ -88,7 +88,7 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; gives the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command line; gives the exit status: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = _commands()
     if not words or words[0] in ("-h", "--help", "help"):
@@ -114,20 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("wsss").setLevel(logging.INFO)
-    try:
-        settings = _parsed(name, commands[name], words[len(name.split()) :])
-        with _held(settings):
-            commands[name].run(settings)
-    except BadInput as error:
-        print(f"wsss: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the output has enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        print("wsss: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return peers.guarded(lambda: _run_command(name, commands[name], words[len(name.split()) :]))
+
+
+def _run_command(name: str, command: Command, words: Sequence[str]) -> None:
+    settings = _parsed(name, command, words)
+    if any(int(os.environ.get(several, "1")) > 1 for several in ("WORLD_SIZE", "SLURM_NTASKS")):
+        from wsss import launch
+
+        launch.join()
+    with _held(settings):
+        command.run(settings)
 
 
 def _held(settings: SimpleNamespace) -> contextlib.AbstractContextManager[None]:
