@@ -202,6 +202,11 @@ def _declare_reading(parser: "Parser") -> None:
     parser.add_argument(
         "--mask-values", type=str, help="what values of masks mean: '255=1', '0,128,0=dog; ...', or index"
     )
+    parser.add_argument(
+        "--negative", type=str, help="names that mean that no class is there, separated by commas: 'no_defect, normal'"
+    )
+    parser.add_argument("--tag-column", type=str, help="column of the tags in metadata.csv or in an export of choices")
+    parser.add_argument("--allow-outside", switch=True, help="read files that lie outside of the data set too")
     parser.add_argument("--upright", type=bool, help="turn pictures as their EXIF orientation says")
     parser.add_argument("--skip-bad", switch=True, help="leave bad pictures out and name them in the report")
 
@@ -236,10 +241,11 @@ def _open(settings: SimpleNamespace, remember: Path | None = None) -> "Dataset":
 def _reading(settings: SimpleNamespace) -> dict[str, Any]:
     """Options of `open_dataset`."""
     tagclip = str(settings.tags) == TAGCLIP
-    names = ("train", "val", "classes", "tag_rule", "mask_rule", "mask_values", "upright")
+    names = ("train", "val", "classes", "tag_rule", "mask_rule", "mask_values", "tag_column", "allow_outside", "upright")
     return {
         "tags": None if tagclip else settings.tags,
         "untagged": tagclip,
+        "negatives": [name.strip() for name in (settings.negative or "").split(",") if name.strip()],
         **{name: getattr(settings, name) for name in names},
     }
 

@@ -25,6 +25,7 @@ from wsss.data.entries import sole_split
 from wsss.data.images import IGNORE, Dataset, Images, MaskFile, TrueMask
 from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import chosen_split, found_alone, pictures_below, read_classes, read_names, without_suffix
+from wsss.data.names import below
 from wsss.data.roles import IGNORED, is_nothing
 from wsss.data.tables import labels_by_name, labels_of, spellings
 from wsss.errors import BadInput, is_regular
@@ -123,7 +124,9 @@ class Instances:
         if category not in self.categories:
             return self
         rank = list(self.categories).index(category)
-        classes = np.where(self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254)))
+        classes = np.where(
+            self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254))
+        )
         kept = {number: name for number, name in self.categories.items() if number != category}
         return dataclasses.replace(self, categories=kept, classes=classes.astype(np.int16))
 
@@ -414,7 +417,8 @@ def open_coco(
 ) -> Dataset:
     """Open COCO 2014 or 2017, or other data with annotations in COCO's form.
 
-    Annotations and pictures lie in one of the layouts of `wsss.data.coco_files`. Only the annotations of the two splits in use are read. Without annotations, tags come from `tags` and true masks from
+    Annotations and pictures lie in one of the layouts of `wsss.data.coco_files`. Only the annotations of the two splits in use
+    are read. Without annotations, tags come from `tags` and true masks from
     `SegmentationClass` or `mask`, as CLIP-ES keeps them.
 
     Args:
@@ -503,8 +507,17 @@ def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
     read = [layout.instances(split) for split in splits]
     for number, name in {number: name for instances in read for number, name in instances.categories.items()}.items():
         label = 0 if is_nothing(name, layout.negatives) else IGNORE if name == IGNORED else None
-        above = {instances.supercategories.get(other) for instances in read for other in instances.categories if other != number}
-        used = any((instances.classes == list(instances.categories).index(number)).any() for instances in read if number in instances.categories)
+        above = {
+            instances.supercategories.get(other)
+            for instances in read
+            for other in instances.categories
+            if other != number
+        }
+        used = any(
+            (instances.classes == list(instances.categories).index(number)).any()
+            for instances in read
+            if number in instances.categories
+        )
         if label is None and number == 0 and not used and name in above:
             layout.notes.append(f"the category {name!r} (id 0), which others are below and no object has, is no class")
             label = 0
@@ -559,8 +572,7 @@ def _entry(
     image_id = int(instances.ids[position])
     path = layout.pictures.find(split, file_name, image_id, f"{instances.path}, image {image_id}")
     name = without_suffix(path.name if path and "/" not in file_name else file_name)
-    inside = "/".join(part for part in name.split("/") if part not in ("", ".."))
-    return inside, path, (instances, position)
+    return below(name), path, (instances, position)
 
 
 def _images(

@@ -17,6 +17,7 @@ from wsss.data.entries import sole_split
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Dataset, Images, MaskFile, check_labels
 from wsss.data.labelmap import read_labelmap
+from wsss.data.labels import MaskTable, parsed
 from wsss.data.lists import (
     chosen_split,
     found_alone,
@@ -25,7 +26,6 @@ from wsss.data.lists import (
     read_names,
     suggestion,
 )
-from wsss.data.labels import MaskTable
 from wsss.data.roles import IGNORED, classes_among, is_nothing
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.errors import BadInput, is_regular, reading
@@ -213,6 +213,7 @@ def open_voc(
     upright: bool | None = None,
     skip_missing: bool = False,
     negatives: frozenset[str] = frozenset(),
+    mask_values: str | None = None,
 ) -> Dataset:
     """Open VOC 2012, or other data in its layout.
 
@@ -233,6 +234,7 @@ def open_voc(
         upright: follow EXIF orientation; by default VOC's pictures are not turned, as in the published loaders, and others are.
         skip_missing: leave out listed pictures that are missing.
         negatives: names that mean that nothing is there, beside `background` and `_background_`.
+        mask_values: what values or colours of masks mean, where tags come from masks; see `wsss.data.labels.GRAMMAR`.
 
     Raises:
         BadInput: lists, pictures, annotations or classes do not fit together.
@@ -248,7 +250,9 @@ def open_voc(
         for name, path in pictures_below(root / folder, (".png",)).items()
     }
     class_names, table = _classes(root, classes, pictures, bool(masks), negatives, notes)
-    if table is not None:
+    if mask_values is not None:
+        table = parsed(mask_values, class_names)
+    elif table is not None:
         notes.append(f"masks are read by the colours of {table.source}")
     layout = _Layout(root, class_names, pictures, masks, notes, table, negatives)
     published = class_names == VOC_CLASSES
@@ -328,7 +332,12 @@ def _classes(
             return named, table
         chosen = read_classes(given)
         if chosen != named:
-            raise BadInput(labelmap, f"the classes {', '.join(named)}", ", ".join(chosen), "Leave --classes out, or change the file.")
+            raise BadInput(
+                labelmap,
+                f"the classes {', '.join(named)}",
+                ", ".join(chosen),
+                "Leave --classes out, or change the file.",
+            )
         return named, table
     for source in (given, root / "classes.txt", root / "class_names.txt"):
         if source is not None and (not isinstance(source, Path) or source == given or source.is_file()):
@@ -365,7 +374,9 @@ def _find_lists(root: Path) -> dict[str, Path]:
             lists.setdefault(re.sub(r"(train|trainval)_?aug$", r"\1_aug", path.stem), path)
     if not lists:
         main = {path.stem: path for path in sorted((root / _MAIN).glob("*.txt"))}
-        lists = {split: path for split, path in main.items() if split.rpartition("_")[2] not in main or "_" not in split}
+        lists = {
+            split: path for split, path in main.items() if split.rpartition("_")[2] not in main or "_" not in split
+        }
     return lists
 
 
