@@ -241,7 +241,17 @@ def _open(settings: SimpleNamespace, remember: Path | None = None) -> "Dataset":
 def _reading(settings: SimpleNamespace) -> dict[str, Any]:
     """Options of `open_dataset`."""
     tagclip = str(settings.tags) == TAGCLIP
-    names = ("train", "val", "classes", "tag_rule", "mask_rule", "mask_values", "tag_column", "allow_outside", "upright")
+    names = (
+        "train",
+        "val",
+        "classes",
+        "tag_rule",
+        "mask_rule",
+        "mask_values",
+        "tag_column",
+        "allow_outside",
+        "upright",
+    )
     return {
         "tags": None if tagclip else settings.tags,
         "untagged": tagclip,

@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw
 from wsss.data.entries import Entry, Found, Options, name_of, split_of
 from wsss.data.lists import files_below, is_picture, read_lines
 from wsss.data.roles import IGNORED, Roles, classes_among
+from wsss.digests import content_digest
 from wsss.errors import BadInput, is_regular, reading
-from wsss.storage import file_digest
 
 _EXPECTED = "a JSON file of labelme with `shapes`, `flags` and `imagePath`"
 _DO = "Open the picture in labelme and save it again."
@@ -83,7 +83,7 @@ class DrawnMask:
         return mask
 
     def stamp(self) -> str:
-        return f"{file_digest(self.path)}:{':'.join(self.roles.class_names)}:{sorted(self.roles.negatives)}"
+        return f"{content_digest(self.path)}:{':'.join(self.roles.class_names)}:{sorted(self.roles.negatives)}"
 
 
 def read_drawing(path: Path) -> Drawing:

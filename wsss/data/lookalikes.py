@@ -1,5 +1,6 @@
 """What looks like a folder a class and is something else: folders of splits, of masks, or with files that say more than the folders."""
 
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -100,7 +101,7 @@ def _check_depth(base: Path, pictures: Mapping[str, Path], tags: Mapping[str, st
         ways.append(parts[parts.index(tag) + 1 : -1])
     if not all(ways):
         return
-    common = os.path.commonprefix(ways)
+    common = [steps[0] for steps in itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*ways, strict=False))]
     if all(way == common for way in ways):
         common = common[:-1]
     top = next(iter(pictures.values()))

@@ -11,15 +11,16 @@ objects first.
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float, UInt8
 
+from wsss.data.documents import read_document
 from wsss.data.entries import Entry, Found, Options, labels_held, name_of, split_of
 from wsss.data.images import MaskFile
 from wsss.data.labels import IGNORE, MaskTable
@@ -27,8 +28,8 @@ from wsss.data.lists import files_below, is_picture, read_lines
 from wsss.data.names import check_name
 from wsss.data.pictures import picture_size_hw
 from wsss.data.roles import Roles, classes_among
+from wsss.digests import content_digest
 from wsss.errors import BadInput, is_regular, reading
-from wsss.storage import file_digest
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LISTS = ("classes.txt", "obj.names")
@@ -80,7 +81,7 @@ class PolygonMask:
         return mask
 
     def stamp(self) -> str:
-        return f"{file_digest(self.path) if is_regular(self.path) else 'missing'}:{self.labels}:{self.upright}"
+        return f"{content_digest(self.path) if is_regular(self.path) else 'missing'}:{self.labels}:{self.upright}"
 
 
 def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray, "k 2"]]]:
@@ -153,8 +154,7 @@ def read_yolo(root: Path, source: Path, options: Options) -> Found:
     """
     content: Mapping[str, Any] = {}
     if source.suffix in (".yaml", ".yml"):
-        with reading(source, _EXPECTED, "Copy it from the data set's source."):
-            content = yaml.safe_load(source.read_bytes())
+        content = read_document(source, _EXPECTED)
         if not isinstance(content, dict):
             raise BadInput(source, "something else", _EXPECTED, "Copy it from the data set's source.")
         numbered = _numbered(content.get("names"), source)
@@ -250,16 +250,12 @@ def _semantic(
     meaning = {0: 0, 1: labels[0]} if len(labels) == 1 else dict(enumerate(labels))
     table = dict(meaning) | {IGNORE: IGNORE}
     for value, number in mapping.items():
-        if type(value) is not int or (
-            number not in ("ignore_label", IGNORE) and not (type(number) is int and number in meaning)
-        ):
+        ignored = number in ("ignore_label", IGNORE)
+        if not re.fullmatch(r"-?\d{1,9}", value) or not (ignored or (type(number) is int and number in meaning)):
             raise BadInput(
-                source,
-                f"{type(value).__name__}: {type(number).__name__} in label_mapping, or a class that there is not",
-                "numbers of classes",
-                "Correct the file.",
+                source, f"{value!r:.20} in label_mapping", "values and numbers of classes", "Correct the file."
             )
-        table[value] = IGNORE if number in ("ignore_label", IGNORE) else meaning[number]
+        table[int(value)] = IGNORE if ignored else meaning[number]
     table = {value: label for value, label in table.items() if 0 <= value <= 255}
     files = [(split, path, _beside(path, folder, ".png")) for split, path in pictures]
     there = [
@@ -282,8 +278,8 @@ def _semantic(
 
 def _numbered(names: Any, source: Path) -> tuple[str, ...]:
     """The names in the order of their numbers."""
-    if isinstance(names, dict) and all(type(key) is int for key in names) and set(names) == set(range(len(names))):
-        names = [names[key] for key in range(len(names))]
+    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:
+        names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
         raise BadInput(
             source,
