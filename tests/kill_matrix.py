@@ -38,6 +38,7 @@ from tests.end_to_end.test_run_vwl import VWL
 from tests.methods.test_questions import write_blip
 from wsss.cli import CONFIGS
 from wsss.data.shapes import make_shapes
+from wsss.outputs import DONE, LOCK, SECONDS, STARTED
 
 # A process has to end within these seconds of what disturbs it, or of the end of another one
 PATIENCE = 60.0
@@ -209,11 +210,11 @@ def _left_behind(out: Path) -> Iterator[int]:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """All files of a run but clocks, and the page that shows them."""
+    """All files of a run but clocks, the page that shows them, and the locks of killed commands."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
-        if path.is_file() and path.name not in ("seconds.json", "report.html")
+        if path.is_file() and path.name not in (SECONDS, LOCK, "report.html")
     }
 
 
@@ -231,8 +232,8 @@ def differing(one: dict[str, bytes], two: dict[str, bytes]) -> int:
 
 def stages(run: Path) -> dict[str, float]:
     """Seconds of the stages of a finished run, in the order in which they were made."""
-    done = sorted(run.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns)
-    return {path.parent.name: json.loads((path.parent / "seconds.json").read_text())["seconds"] for path in done}
+    done = sorted(run.glob(f"*/{DONE}"), key=lambda path: path.stat().st_mtime_ns)
+    return {path.parent.name: json.loads((path.parent / SECONDS).read_text())["seconds"] for path in done}
 
 
 def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whole: Path, rng: random.Random) -> None:
@@ -241,9 +242,7 @@ def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whol
     for number, row in enumerate(rows):
         log = out.with_name(f"{out.name}-{number}.log")
         started = start(log)
-        while started.running() and not any(
-            (out / row.stage / name).exists() for name in ("started.json", "done.json")
-        ):
+        while started.running() and not any((out / row.stage / name).exists() for name in (STARTED, DONE)):
             time.sleep(0.01)
         row.after = row.fraction * seconds[row.stage]
         time.sleep(row.after)
