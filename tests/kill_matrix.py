@@ -241,8 +241,9 @@ def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whol
     seconds = stages(whole)
     for number, row in enumerate(rows):
         log = out.with_name(f"{out.name}-{number}.log")
+        earlier = _written(out / row.stage / STARTED)
         started = start(log)
-        while started.running() and not any((out / row.stage / name).exists() for name in (STARTED, DONE)):
+        while started.running() and not _begun(out / row.stage, earlier, log):
             time.sleep(0.01)
         row.after = row.fraction * seconds[row.stage]
         time.sleep(row.after)
@@ -270,6 +271,19 @@ def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whol
     count = differing(content(whole), content(out))
     for row in rows:
         row.differing = count
+
+
+def _written(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _begun(stage: Path, earlier: int | None, log: Path) -> bool:
+    """Whether a command has come to a stage, which an earlier try of it may have begun at the time `earlier`, or finished."""
+    now = _written(stage / STARTED)
+    if now is not None and now != earlier:
+        return True
+    text = log.read_text(errors="replace")
+    return f"{stage}: going on where it stopped" in text or f"{stage}: done already" in text
 
 
 def _disturb(started: Started, row: Row, rng: random.Random) -> None:
