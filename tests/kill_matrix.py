@@ -38,6 +38,7 @@ from tests.end_to_end.test_run_vwl import VWL
 from tests.methods.test_questions import write_blip
 from wsss.cli import CONFIGS
 from wsss.data.shapes import make_shapes
+from wsss.outputs import DONE, LOCK, SECONDS, STARTED
 
 # A process has to end within these seconds of what disturbs it, or of the end of another one
 PATIENCE = 60.0
@@ -51,24 +52,25 @@ def settings(command: str, folder: Path) -> dict[str, Any]:
     clip = str(CONFIGS / "demo_clip")
     taught = {"clip": clip, "augment": AUGMENT, "training": {**FEW, "steps": 4}}
     return {
-        "cam": lambda: TINY,
-        "clip_es": lambda: {
+        "train cam": lambda: TINY["classifier"],
+        "run cam": lambda: TINY,
+        "run clip_es": lambda: {
             "inference": {"clip": clip, "competitors": "all", "backgrounds": False, "attention_blocks": 3},
             "tail": TINY["tail"],
         },
-        "clims": lambda: {**AROUND, "clims": CLIMS},
-        "qa_clims": lambda: {
+        "run clims": lambda: {**AROUND, "clims": CLIMS},
+        "run qa_clims": lambda: {
             **AROUND,
             "questions": {"blip": str(write_blip(folder / "blip")), **QUESTIONS},
             "qa_clims": {**taught, "mask_prompts": False, "template": "a {}."},
         },
-        "vwl": lambda: {
+        "run vwl": lambda: {
             "vwl": {**VWL, "variant": "vwl-m", "bank_rate": 0.1},
             "look": {"pictures": 6, "words": 6, "patches": 4, "examples": 3},
             "inference": TINY["inference"],
             "tail": {**TINY["tail"], "refiner": "crf"},
         },
-        "icam": lambda: {
+        "run icam": lambda: {
             "icam": ICAM,
             "inference": {"scales": [1.0, 0.5]},
             "tail": {
@@ -102,7 +104,7 @@ class Row:
     def cells(self) -> list[str]:
         """As the table has them."""
         return [
-            f"run {self.command}",
+            self.command,
             self.stage,
             f"{self.after:.2f} s",
             self.signal.name,
@@ -200,16 +202,19 @@ def _descendants(parent: int) -> list[int]:
 def _left_behind(out: Path) -> Iterator[int]:
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if str(out).encode() in line.read_bytes().split(b"\0") and int(line.parent.name) != os.getpid():
+            if (
+                any(word.startswith(str(out).encode()) for word in line.read_bytes().split(b"\0"))
+                and int(line.parent.name) != os.getpid()
+            ):
                 yield int(line.parent.name)
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """All files of a run but clocks, and the page that shows them."""
+    """All files of a run but clocks, the page that shows them, and the locks of killed commands."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
-        if path.is_file() and path.name not in ("seconds.json", "report.html")
+        if path.is_file() and path.name not in (SECONDS, LOCK, "report.html")
     }
 
 
@@ -227,8 +232,8 @@ def differing(one: dict[str, bytes], two: dict[str, bytes]) -> int:
 
 def stages(run: Path) -> dict[str, float]:
     """Seconds of the stages of a finished run, in the order in which they were made."""
-    done = sorted(run.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns)
-    return {path.parent.name: json.loads((path.parent / "seconds.json").read_text())["seconds"] for path in done}
+    done = sorted(run.glob(f"*/{DONE}"), key=lambda path: path.stat().st_mtime_ns)
+    return {path.parent.name: json.loads((path.parent / SECONDS).read_text())["seconds"] for path in done}
 
 
 def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whole: Path, rng: random.Random) -> None:
@@ -236,10 +241,9 @@ def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whol
     seconds = stages(whole)
     for number, row in enumerate(rows):
         log = out.with_name(f"{out.name}-{number}.log")
+        earlier = _written(out / row.stage / STARTED)
         started = start(log)
-        while started.running() and not any(
-            (out / row.stage / name).exists() for name in ("started.json", "done.json")
-        ):
+        while started.running() and not _begun(out / row.stage, earlier, log):
             time.sleep(0.01)
         row.after = row.fraction * seconds[row.stage]
         time.sleep(row.after)
@@ -267,6 +271,19 @@ def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whol
     count = differing(content(whole), content(out))
     for row in rows:
         row.differing = count
+
+
+def _written(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _begun(stage: Path, earlier: int | None, log: Path) -> bool:
+    """Whether a command has come to a stage, which an earlier try of it may have begun at the time `earlier`, or finished."""
+    now = _written(stage / STARTED)
+    if now is not None and now != earlier:
+        return True
+    text = log.read_text(errors="replace")
+    return f"{stage}: going on where it stopped" in text or f"{stage}: done already" in text
 
 
 def _disturb(started: Started, row: Row, rng: random.Random) -> None:
@@ -326,13 +343,15 @@ def run(
         make_shapes(data, train=12, val=4, size=64)
     rows = []
     for number, (command, processes, launcher, count) in enumerate(groups):
-        config = folder / f"{command}.yaml"
+        verb, method = command.split()
+        config = folder / f"{verb}-{method}.yaml"
         if not config.exists():
             config.write_text(yaml.safe_dump(settings(command, folder)))
-        words = ["run", command, "--data", str(data), "--config", str(config), "--out"]
-        whole, out = folder / f"{command}-{processes}", folder / f"{command}-{processes}-{launcher}-{number}"
+        words = [verb, method, "--data", str(data), "--config", str(config)]
+        whole = folder / f"{verb}-{method}-{processes}"
+        out = whole.with_name(f"{whole.name}-{launcher}-{number}")
         log = folder / f"{whole.name}.log"
-        undisturbed = Started([*words, str(whole)], processes, "alone", log)
+        undisturbed = _start(words, whole, processes, "alone", log)
         if not undisturbed.wait(FINISH) or any(undisturbed.statuses()):
             raise RuntimeError(f"{whole} did not finish: {_last(log)}")
         order = list(stages(whole))
@@ -340,15 +359,16 @@ def run(
         disturbed = [
             Row(command, processes, launcher, order[stage], rng.random(), rng.choice(SIGNALS)) for stage in chosen
         ]
-        chain(partial(_again, [*words, str(out)], processes, launcher), out, disturbed, whole, rng)
+        chain(partial(_start, words, out, processes, launcher), out, disturbed, whole, rng)
         for row in disturbed:
             tell(row)
         rows += disturbed
     return rows
 
 
-def _again(words: list[str], processes: int, launcher: str, log: Path) -> Started:
-    return Started(words, processes, launcher, log)
+def _start(words: list[str], out: Path, processes: int, launcher: str, log: Path) -> Started:
+    # a single stage has a folder of its own, as in a run
+    return Started([*words, "--out", str(out if words[0] == "run" else out / "stage")], processes, launcher, log)
 
 
 def main() -> int:
@@ -365,7 +385,7 @@ def main() -> int:
     given = parser.parse_args()
     rng = random.Random(given.seed)
     kinds = [
-        (command, processes, rng.choice(("alone", "torchrun")) if processes > 1 else "alone")
+        (f"run {command}", processes, rng.choice(("alone", "torchrun")) if processes > 1 else "alone")
         for command in given.commands.split(",")
         for processes in map(int, given.processes.split(","))
     ]

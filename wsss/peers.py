@@ -242,6 +242,11 @@ def _steady(link: socket.socket) -> socket.socket:
     return link
 
 
+def caused_by_another(error: Exception) -> bool:
+    """Whether an error, such as of a sum over all processes, comes of the end of another one; that ends this one too."""
+    return _peers is not None and not isinstance(error, BadInput) and _peers.word.wait(WORD)
+
+
 def guarded(run: Callable[[], None]) -> int:
     """Run a command to its exit status; what ends it early is said in one message, once for all of its processes.
 
@@ -283,9 +288,8 @@ def _outcome(run: Callable[[], None]) -> int:
     except Exception as error:
         if _peers is None:
             raise
-        # what another process's end did to a sum over all; its word is here by now, and ends this one
-        _peers.word.wait(WORD)
-        time.sleep(0.1)
+        if caused_by_another(error):
+            time.sleep(0.1)  # its word ends this process
         number, text = stopping.asked(), f"wsss: {Stopped(stopping.asked() or signal.SIGTERM)}"
         if number is None:
             stopping.say(traceback.format_exc())

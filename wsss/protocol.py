@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wsss import launch
+from wsss import launch, peers
 from wsss.data.documents import Keys, dotted, dump
 from wsss.data.lists import suggestion
 from wsss.errors import BadInput
@@ -178,6 +178,8 @@ def run_all(
             with sharing(out):
                 make(one, run)
         except Exception as error:  # whatever ends one run must not end the others
+            if peers.caused_by_another(error):
+                raise
             _report_failure(run, one.name, error)
             if launch.processes() > 1:
                 raise

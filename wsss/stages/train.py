@@ -361,8 +361,8 @@ def _loader_processes() -> Iterator[None]:
     """Name what torch raises, wherever the training is just then, when a loader process is killed."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two where it was handing over an example
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise BadInput(
             "training.workers",
