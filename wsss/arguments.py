@@ -11,8 +11,7 @@ from typing import Any, get_origin
 
 from wsss import settings
 from wsss.data.documents import Keys, dotted, dump, in_file, parse, read_document
-from wsss.data.lists import suggestion
-from wsss.errors import BadInput, is_regular
+from wsss.errors import BadInput, is_regular, suggestion
 from wsss.settings import Field, Given
 
 CONFIG, PRINT = "config", "print_config"

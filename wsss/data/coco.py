@@ -123,7 +123,9 @@ class Instances:
         if category not in self.categories:
             return self
         rank = list(self.categories).index(category)
-        classes = np.where(self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254)))
+        classes = np.where(
+            self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254))
+        )
         kept = {number: name for number, name in self.categories.items() if number != category}
         return dataclasses.replace(self, categories=kept, classes=classes.astype(np.int16))
 
@@ -503,8 +505,17 @@ def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
     read = [layout.instances(split) for split in splits]
     for number, name in {number: name for instances in read for number, name in instances.categories.items()}.items():
         label = 0 if is_nothing(name, layout.negatives) else IGNORE if name == IGNORED else None
-        above = {instances.supercategories.get(other) for instances in read for other in instances.categories if other != number}
-        used = any((instances.classes == list(instances.categories).index(number)).any() for instances in read if number in instances.categories)
+        above = {
+            instances.supercategories.get(other)
+            for instances in read
+            for other in instances.categories
+            if other != number
+        }
+        used = any(
+            (instances.classes == list(instances.categories).index(number)).any()
+            for instances in read
+            if number in instances.categories
+        )
         if label is None and number == 0 and not used and name in above:
             layout.notes.append(f"the category {name!r} (id 0), which others are below and no object has, is no class")
             label = 0
