@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -94,9 +95,9 @@ class Parser:
         else:
             self.sections[name] = kind
 
-    @property
+    @functools.cached_property
     def table(self) -> dict[str, Field]:
-        """All settings at the top by their keys."""
+        """All settings at the top by their keys, once they are declared."""
         return (
             {key: argument.field for key, argument in self.arguments.items()}
             | (dict(settings.fields(self.top)) if self.top else {})

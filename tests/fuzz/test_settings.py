@@ -48,6 +48,14 @@ def known(parser: Parser, rng: random.Random) -> tuple[str, ...]:
     return tuple(keys)
 
 
+def default(parser: Parser, keys: tuple[str, ...]) -> object:
+    """The plain value that a setting has where nothing is given."""
+    found = parser.table[keys[0]].default
+    for key in keys[1:]:
+        found = getattr(found, key, None)
+    return shown(found)
+
+
 def edited(text: str, rng: random.Random) -> str:
     """A text with a few random pieces put in, taken out, or put twice."""
     for _ in range(rng.choice((0, 1, 1, 2, 5))):
@@ -73,26 +81,25 @@ def value(rng: random.Random, depth: int = 0) -> object:
 
 
 def flag(parser: Parser, rng: random.Random) -> list[str]:
-    name = "--" + ".".join(known(parser, rng))
+    keys = known(parser, rng)
+    name = f"--{'.'.join(keys)}"
     if rng.random() < 0.2:
         name = edited(name, rng)
-    text = rng.choice(
-        (
-            lambda: edited(rng.choice(HOSTILE), rng),
-            lambda: edited(dump(value(rng)).strip(), rng),
-            lambda: dump(value(rng)),
-        )
-    )()
+    given = default(parser, keys) if rng.random() < 0.5 else value(rng)
+    text = given if isinstance(given, str) else dump(given).removesuffix("...\n").strip()
+    if rng.random() < 0.3:
+        text = edited(rng.choice((text, rng.choice(HOSTILE))), rng)
     return [f"{name}={text}"] if rng.random() < 0.5 else [name, text]
 
 
 def document(parser: Parser, rng: random.Random, good: list[str]) -> str:
-    content: object = value(rng)
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         return edited(rng.choice(good), rng)
-    for key in reversed(known(parser, rng)):
+    keys = known(parser, rng)
+    content = default(parser, keys) if rng.random() < 0.5 else value(rng)
+    for key in reversed(keys):
         content = {key: content}
-    return edited(dump(content), rng)
+    return edited(dump(content), rng) if rng.random() < 0.6 else dump(content)
 
 
 def outcome(parser: Parser, words: list[str]) -> str:
