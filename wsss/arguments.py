@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,8 +12,7 @@ from typing import Any, get_origin
 
 from wsss import settings
 from wsss.data.documents import Keys, dotted, dump, in_file, parse, read_document
-from wsss.data.lists import suggestion
-from wsss.errors import BadInput, is_regular
+from wsss.errors import BadInput, is_regular, suggestion
 from wsss.settings import Field, Given
 
 CONFIG, PRINT = "config", "print_config"
@@ -95,9 +95,9 @@ class Parser:
         else:
             self.sections[name] = kind
 
-    @property
+    @functools.cached_property
     def table(self) -> dict[str, Field]:
-        """All settings at the top by their keys."""
+        """All settings at the top by their keys, once they are declared."""
         return (
             {key: argument.field for key, argument in self.arguments.items()}
             | (dict(settings.fields(self.top)) if self.top else {})

@@ -11,8 +11,8 @@ from typing import Any
 
 from wsss import launch, peers
 from wsss.data.documents import Keys, dotted, dump
-from wsss.data.lists import suggestion
-from wsss.errors import BadInput
+from wsss.data.names import fault
+from wsss.errors import BadInput, suggestion
 from wsss.run import sharing
 from wsss.settings import Given, described
 from wsss.stages.check import DATA
@@ -120,9 +120,7 @@ def _renamed(where: Callable[[Keys], str], place: Keys, origin: Keys, keys: Keys
 
 
 def _names_folder(name: str) -> bool:
-    return (
-        name.isprintable() and 0 < len(name.encode()) < 200 and not name.startswith(".") and not set(name) & {"/", "\\"}
-    )
+    return name.isprintable() and "/" not in name and not name.startswith(".") and fault(name) is None
 
 
 def _fields(kind: Any) -> list[str]:

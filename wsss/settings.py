@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from wsss.data.documents import Keys, check_no_code, dotted
-from wsss.data.lists import suggestion
-from wsss.errors import BadInput
+from wsss.errors import BadInput, suggestion
 
 # what fits into NumPy's and torch's integers
 _LARGEST = 2**63 - 1

@@ -155,9 +155,9 @@ BAD = {
 @pytest.mark.parametrize("text", BAD)
 def test_bad_files(file, text):
     path = file(text)
-    with pytest.raises(BadInput, match=rf"words\.yaml: found {BAD[text]}") as caught:
+    with pytest.raises(BadInput, match=rf"words\.yaml(: [\w.]+)?: found {BAD[text]}") as caught:
         read_words(path, OWN)
-    assert caught.value.where == path
+    assert caught.value.where.startswith(path)
     assert caught.value.do
 
 

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.documents import read_document
-from wsss.data.lists import suggestion
 from wsss.data.voc import VOC_CLASSES
-from wsss.errors import BadInput
+from wsss.errors import BadInput, suggestion
 
 _FILES = Path(__file__).parents[1] / "configs" / "words"
 # the published lists of a method: for VOC's classes, for COCO's, and for any others, whose backgrounds alone are taken
