@@ -25,30 +25,9 @@ NETWORK, CAM, VGG, LABEL, WALK = (
 )
 
 
-def pairs(height: int, width: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices (sources,) and those of their partners (directions, sources)."""
-    reach = range(1 - radius, radius)
-    steps = [(0, dx) for dx in range(1, radius)]
-    steps += [(dy, dx) for dy in range(1, radius) for dx in reach if dy**2 + dx**2 < radius**2]
-    cells = [(y, x) for y in range(height - radius + 1) for x in range(radius - 1, width - radius + 1)]
-    partners = [[(y + dy) * width + x + dx for y, x in cells] for dy, dx in steps]
-    return np.array([y * width + x for y, x in cells]), np.array(partners)
-
-
-def affinities(feature: torch.Tensor, radius: int) -> torch.Tensor:
-    """a of every pair by its definition, (b, directions, sources)."""
-    source, partner = pairs(*feature.shape[2:], radius)
-    flat = feature.flatten(2)
-    return torch.exp(-(flat[:, :, partner] - flat[:, :, None, source]).abs().mean(1))
-
-
-def pair_labels(labels: np.ndarray) -> list[torch.Tensor]:
-    """Pairs within the background, within one class, and of two labels, of maps (b, h, w)."""
-    source, partner = pairs(*labels.shape[1:], 5)
-    flat = labels.reshape(len(labels), -1)
-    first, second = flat[:, None, source], flat[:, partner]
-    same, valid = first == second, (first < 255) & (second < 255)
-    return [torch.from_numpy(kind) for kind in (same & (first == 0), same & valid & (first > 0), ~same & valid)]
+def pair_labels(labels: np.ndarray) -> affinity.PairLabels:
+    """Of maps (b, h, w), for radius 5."""
+    return affinity.pair_labels(torch.from_numpy(labels), 5, affinity.directions(5), 255)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +72,12 @@ def test_features(taps_and_feature):
         ours = [mean, tap.double().std().item(), total, greatest]
         np.testing.assert_allclose(ours, NETWORK[f"{name}_stats"], rtol=1e-5)  # 2.9e-6 measured
     close(feature[:, ::28], NETWORK["f9_sample"], 1e-5)  # 3.5e-6 measured
-    np.testing.assert_allclose(affinities(feature, 5), NETWORK["aff"], atol=2e-6)  # 7e-7 measured
+    np.testing.assert_allclose(affinity.feature_affinity(feature, 5), NETWORK["aff"], atol=2e-6)  # 7e-7 measured
 
 
 def test_losses_and_gradients(taps_and_feature):
     feature = taps_and_feature[1].clone().requires_grad_()
-    a = affinities(feature, 5)
+    a = affinity.feature_affinity(feature, 5)
     a.retain_grad()
     labels = pair_labels(np.stack([inputs.mask(12, 14, 4, b, ignore=0.05) for b in range(2)]))
     assert [int(kind.sum()) for kind in labels] == NETWORK["loss_counts"].round().astype(int).tolist()
@@ -116,9 +95,8 @@ def test_affinities_of_icam(network, size, seed, radius):
     expected, tag = fixtures.arrays("icam/aff_net"), "{}x{}".format(*size)
     with torch.no_grad():
         feature = network(batch(*size, seed))
-    np.testing.assert_allclose(affinities(feature, radius)[0], expected[f"aff_{tag}"], atol=2e-6)  # 6e-7 measured
     ours = affinity.feature_affinity(feature, radius)[0]
-    np.testing.assert_allclose(ours, expected[f"aff_{tag}"], atol=2e-6)
+    np.testing.assert_allclose(ours, expected[f"aff_{tag}"], atol=2e-6)  # 6e-7 measured
     dense = matrix(affinity.feature_affinity_planes(feature[0], radius), radius)
     np.testing.assert_allclose(dense, expected[f"dense_{tag}"], atol=2e-6)
     np.testing.assert_array_equal(dense > 0, expected[f"dense_{tag}"] > 0)
@@ -211,7 +189,7 @@ def test_vgg_affinities():
     network = filled(lambda: AffinityNet(VGG_BODY))
     with torch.no_grad():
         taps = network.body(vgg_picture())[-3:]
-        a = affinities(network(vgg_picture()), 5)
+        a = affinity.feature_affinity(network(vgg_picture()), 5)
     np.testing.assert_array_equal([list(tap.shape) for tap in taps], VGG["shapes"])
     np.testing.assert_allclose(a, VGG["aff"], atol=2e-6)  # 3.6e-7 measured
 
@@ -233,8 +211,7 @@ def test_labels_of_training():
     np.testing.assert_allclose(view[:, 0, 0], LABEL["padding_value"], atol=1e-6)
     label = confident_labels(*np.split(cells, 2))
     np.testing.assert_array_equal(label, LABEL["train_label"])
-    found = affinity.pair_labels(torch.from_numpy(label)[None], 5, affinity.directions(5), 255)
-    for kind, pairs in found._asdict().items():
+    for kind, pairs in pair_labels(label[None])._asdict().items():
         assert pairs.sum() == LABEL[f"train_{kind}_sum"]
 
 

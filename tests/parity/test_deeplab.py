@@ -1,5 +1,7 @@
 """DeepLab v2 against deeplab-pytorch, its balanced loss against CLIMS, the pretended underfitting against PMM's code."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from tests.parity import fixtures, inputs
 from wsss.data.augment import normalise
 from wsss.networks import deeplab
+from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
 
 NETWORK, LABELS, LOSSES, TEST_TIME = (
     fixtures.arrays(f"deeplab/{name}") for name in ("network", "labels", "losses", "test-time")
@@ -97,8 +100,12 @@ def test_training_outputs_losses_and_gradients(network, pair):
         close_gradient(logits.grad[0, ::5], NETWORK[f"train_logit_grad_{i}"])
     close_gradient(network.base.aspp.c0.weight.grad[::4, ::256], NETWORK["aspp_c0_weight_grad"])
     close_gradient(network.base.aspp.c3.bias.grad, NETWORK["aspp_c3_bias_grad"])
-    # the fixture itself is 3.3e-4 away from the float64 gradient, which the float32 ones surround: ReLUs switch in rounding
-    close_gradient(network.base.layer1.conv1.conv.weight.grad[::16], NETWORK["layer1_conv_grad"], 6e-4)
+    # The stored values are 3.3e-4 of the largest away from the float64 gradient, since ReLUs switch in rounding, so that no
+    # float32 gradient is sure to meet 1e-4 in each value: 2.9e-4 measured, and 6.3e-5 on average.
+    stem, stored = network.base.layer1.conv1.conv.weight.grad[::16].numpy(), NETWORK["layer1_conv_grad"]
+    difference = np.abs(stem - stored) / np.abs(stored).max()
+    assert difference.mean() < 1e-4
+    assert difference.max() < 6e-4
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
     assert all(parameter.grad is None for name, parameter in network.named_parameters() if ".bn." in name)
 
@@ -114,6 +121,19 @@ def test_prediction_at_the_size_of_the_picture(network):
     resized = deeplab.resize_logits(logits, (97, 131))[0]
     assert (resized.argmax(0).numpy() == TEST_TIME["label"]).mean() >= 0.999
     np.testing.assert_allclose(resized.softmax(0)[:, ::9, ::9], TEST_TIME["prob_sample"], atol=1e-5)
+
+
+def test_crf_on_the_probabilities_of_a_picture():
+    picture, logits = inputs.image(97, 131, 4), torch.from_numpy(TEST_TIME["logits"])[None]
+    unary = unary_from_scores((3 * deeplab.resize_logits(logits, (97, 131))[0]).softmax(0).numpy())
+    q = dense_crf(picture, unary, PRESETS["deeplab"])
+    assert (q.argmax(0) == TEST_TIME["crf_wrapped_label"]).mean() >= 0.999
+    np.testing.assert_allclose(q[:, ::9, ::9], TEST_TIME["crf_wrapped_q_sample"], atol=1e-4)
+    plain = dense_crf(
+        np.ascontiguousarray(picture[..., ::-1]), unary, dataclasses.replace(PRESETS["deeplab"], picture="rgb")
+    )
+    assert (plain.argmax(0) == TEST_TIME["crf_plain_label"]).mean() >= 0.999
+    assert (TEST_TIME["crf_plain_label"] != TEST_TIME["crf_wrapped_label"]).mean() > 0.001
 
 
 @pytest.mark.parametrize("size", [41, 31, 21])

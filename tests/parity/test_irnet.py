@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.parity import fixtures, inputs
+from wsss.data.augment import reduce_label
 from wsss.networks import irnet
 from wsss.ops import affinity, instances
 from wsss.refiners import irnet as refiner
@@ -75,6 +76,11 @@ def test_labels_of_pairs():
     found = affinity.pair_labels(labels(), 10, affinity.by_path_length(10), 21)
     for b in range(2):
         check_labels(found, b, LABELS, f"{{}}_{b}")
+
+
+def test_labels_at_a_quarter_of_the_size():
+    label = inputs.mask(66, 50, 21, 0, ignore=0.03)
+    np.testing.assert_array_equal(reduce_label(label, 4), LABELS["reduced_label"])
 
 
 def test_labels_of_pairs_of_psa():

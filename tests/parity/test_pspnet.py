@@ -7,7 +7,7 @@ import torch
 from tests.parity import fixtures, inputs
 from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
-from wsss.networks.pspnet import PSPNet, PSPNetSettings
+from wsss.networks.pspnet import AuxiliaryHead, PSPNet, PSPNetSettings, PyramidHead
 from wsss.segmenters import pspnet
 from wsss.stages.predict import Segmenter, Settings
 from wsss.stages.train import poly_factor
@@ -15,6 +15,7 @@ from wsss.stages.train import poly_factor
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 STORED, SCHEDULES = fixtures.arrays("icam/psp_nets"), fixtures.arrays("icam/schedules")
+PMM = fixtures.arrays("deeplab/pmm")
 BODIES = {"r2n": "res2net101d", "res38": "resnet38"}
 
 
@@ -74,3 +75,40 @@ def test_checkpoint_is_known_by_its_tensors(tmp_path):
     with torch.no_grad():
         expected = resize_logits(network(view), (30, 90))
         close(segmenter.trained.logits(view, (30, 90)), expected.numpy(), 1e-6)
+
+
+def test_heads_of_pmm():
+    channels, width, n_classes = PMM["note_channels"].tolist()
+    heads = torch.nn.ModuleDict(
+        {
+            "decode_head": PyramidHead(channels, n_classes, width),
+            "auxiliary_head": AuxiliaryHead(channels, n_classes, width),
+        }
+    ).eval()
+    state = heads.state_dict()
+    assert {name: list(value.shape) for name, value in state.items()} == fixtures.table(
+        "deeplab/manifest-pmm-heads-small.json"
+    )
+    for name, value in state.items():
+        value.copy_(torch.from_numpy(inputs.tensor(name, tuple(value.shape), 5)))
+    feature = torch.from_numpy(inputs.array("pmm/feat", (2, channels, 13, 17), 5, -1, 1))
+    with torch.no_grad():
+        np.testing.assert_allclose(heads["decode_head"](feature), PMM["psp_logits"], atol=1e-5)
+        np.testing.assert_allclose(heads["auxiliary_head"](feature), PMM["aux_logits"], atol=1e-5)
+
+
+def boxes(height: int, width: int, window: int, step: int) -> list[list[int]]:
+    tops, lefts = (pspnet.starts(side, window, step) for side in (height, width))
+    return [[top, min(top + window, height), left, min(left + window, width)] for top in tops for left in lefts]
+
+
+@pytest.mark.parametrize("size", [(375, 500), (512, 683), (768, 1024), (896, 1195)])
+def test_windows_of_pmm(size):
+    np.testing.assert_array_equal(boxes(*size, 512, 480), PMM["slide_boxes_{}_{}".format(*size)])
+
+
+def test_the_mean_over_windows_of_pmm():
+    np.testing.assert_array_equal(boxes(40, 55, 24, 16), PMM["slide_boxes_small"])
+    image = torch.from_numpy(inputs.array("pmm/img", (1, 3, 40, 55), 5))
+    ours = pspnet.through_windows(lambda part: part + part.mean((2, 3), keepdim=True), image, 24, 16)
+    np.testing.assert_allclose(ours[0, :, ::3, ::3], PMM["slide_average"], atol=1e-5)

@@ -187,10 +187,7 @@ class Localizer:
         if self.clip.n_blocks - 1 in self.averaged:
             assert last is not None
             attention = attention + last
-        spread = doubly_stochastic(attention / len(self.averaged))
-        boxes = np.stack([box_mask(m, self.box_threshold) for m in first])
-        sources = torch.from_numpy((first * boxes).reshape(len(first), -1).T).to(spread)
-        refined = (spread @ (spread @ sources)).T.reshape(len(first), *grid).cpu().numpy()
+        refined = refined_maps(first, affinity(attention / len(self.averaged)), self.box_threshold)
         return np.stack([normalised(m) for m in refined])
 
     def _competing(self, chosen: Tensor) -> Tensor:
@@ -288,11 +285,26 @@ def normalised(scores: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def doubly_stochastic(attention: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Columns, then rows divided by their sums, three times; then the mean with the transpose."""
+    """Columns, then rows divided by their sums, three times."""
     for _ in range(_PASSES):
         attention = attention / attention.sum(0, keepdim=True)
         attention = attention / attention.sum(1, keepdim=True)
-    return (attention + attention.T) / 2
+    return attention
+
+
+def affinity(attention: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The mean of the doubly stochastic attention and its transpose."""
+    balanced = doubly_stochastic(attention)
+    return (balanced + balanced.T) / 2
+
+
+def refined_maps(
+    maps: Float[np.ndarray, "k gh gw"], affinity: Float[Tensor, "n n"], box_threshold: float
+) -> Float[np.ndarray, "k gh gw"]:
+    """What the maps inside of their boxes become when the affinity spreads them twice; not normalised."""
+    boxes = np.stack([box_mask(m, box_threshold) for m in maps])
+    sources = torch.from_numpy((maps * boxes).reshape(len(maps), -1).T).to(affinity)
+    return (affinity @ (affinity @ sources)).T.reshape(maps.shape).cpu().numpy()
 
 
 def _resized(scores: Float[np.ndarray, "gh gw"], size_hw: tuple[int, int]) -> Float[np.ndarray, "h w"]:

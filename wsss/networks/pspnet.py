@@ -71,13 +71,13 @@ class Res2Net(nn.Module):
 class PyramidHead(nn.Module):
     """Averages of the feature over 1, 4, 9 and 36 parts of the picture beside the feature itself, mixed by a 3x3 convolution."""
 
-    def __init__(self, channels: int, n_classes: int) -> None:
+    def __init__(self, channels: int, n_classes: int, width: int = 512) -> None:
         super().__init__()
-        self.conv_seg = _classifier(512, n_classes)
+        self.conv_seg = _classifier(width, n_classes)
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(pool), ConvBatchNorm(channels, 512, 1)) for pool in _POOLS
+            nn.Sequential(nn.AdaptiveAvgPool2d(pool), ConvBatchNorm(channels, width, 1)) for pool in _POOLS
         )
-        self.bottleneck = ConvBatchNorm(channels + len(_POOLS) * 512, 512, 3)
+        self.bottleneck = ConvBatchNorm(channels + len(_POOLS) * width, width, 3)
         self.dropout = nn.Dropout2d(0.1)
 
     def forward(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l h w"]:
@@ -88,10 +88,10 @@ class PyramidHead(nn.Module):
 class AuxiliaryHead(nn.Module):
     """Logits of an earlier feature, which help the training."""
 
-    def __init__(self, channels: int, n_classes: int) -> None:
+    def __init__(self, channels: int, n_classes: int, width: int = 256) -> None:
         super().__init__()
-        self.conv_seg = _classifier(256, n_classes)
-        self.convs = nn.Sequential(ConvBatchNorm(channels, 256, 3))
+        self.conv_seg = _classifier(width, n_classes)
+        self.convs = nn.Sequential(ConvBatchNorm(channels, width, 3))
         self.dropout = nn.Dropout2d(0.1)
 
     def forward(self, feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l h w"]:

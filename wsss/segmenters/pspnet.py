@@ -117,21 +117,20 @@ class Trained:
         return torch.from_numpy(normalise(fitted(image, size_hw)))[None]
 
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        return resize_logits(through_windows(self.network, view, self.window), size_hw)
+        # 480 pixels where windows have 512, as published
+        step = max(1, self.window * 15 // 16)
+        return resize_logits(through_windows(self.network, view, self.window, step), size_hw)
 
     def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image
 
 
-def through_windows(network: Any, view: Float[Tensor, "1 3 h w"], window: int) -> Float[Tensor, "1 l h w"]:
-    """Logits of a picture from those of windows of `window` pixels, the mean where they overlap; the last ones end where the picture does.
-
-    Windows are 15/16 of their size apart: 480 pixels where they have 512, as published.
-    """
+def through_windows(network: Any, view: Float[Tensor, "1 3 h w"], window: int, step: int) -> Float[Tensor, "1 l h w"]:
+    """Logits of a picture from those of windows of `window` pixels, `step` apart, the mean where they overlap."""
     height, width = view.shape[-2:]
     total, count = torch.zeros((), device=view.device), view.new_zeros(height, width)
-    for top in _starts(height, window):
-        for left in _starts(width, window):
+    for top in starts(height, window, step):
+        for left in starts(width, window, step):
             place = (..., slice(top, top + window), slice(left, left + window))
             logits = network(view[place])
             if total.ndim == 0:
@@ -141,8 +140,8 @@ def through_windows(network: Any, view: Float[Tensor, "1 3 h w"], window: int) -
     return total / count
 
 
-def _starts(side: int, window: int) -> list[int]:
-    step = max(1, window * 15 // 16)
+def starts(side: int, window: int, step: int) -> list[int]:
+    """Where the windows along a side start; the last one ends where the picture does."""
     n = max(side - window + step - 1, 0) // step + 1
     return [max(min(i * step, side - window), 0) for i in range(n)]
 
