@@ -1,9 +1,9 @@
 """Where COCO's layouts keep annotation files and pictures.
 
-    annotations/instances_train2014.json  train2014/             COCO; pictures also in images/SPLIT, JPEGImages/SPLIT, images
-    train/_annotations.coco.json          train/1.jpg            Roboflow; also valid and test
-    result.json                           images/1.jpg           Label Studio
-    annotations.json, labels.json         images/1.jpg, data/    supervision, FiftyOne
+annotations/instances_train2014.json  train2014/             COCO; pictures also in images/SPLIT, JPEGImages/SPLIT, images
+train/_annotations.coco.json          train/1.jpg            Roboflow; also valid and test
+result.json                           images/1.jpg           Label Studio
+annotations.json, labels.json         images/1.jpg, data/    supervision, FiftyOne
 """
 
 import os
@@ -53,7 +53,10 @@ def is_coco(path: Path) -> bool:
     """Whether a JSON file begins like COCO's: with an object that has one of its keys."""
     with path.open("rb") as stream:
         head = stream.read(_BEGINNING)
-    return re.match(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:', head) is not None
+    return (
+        re.match(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:', head)
+        is not None
+    )
 
 
 def split_folders(root: Path) -> dict[str, Path]:
