@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from wsss.data.lists import is_text
-from wsss.errors import BadInput, reading
+from wsss.errors import BadInput, Unreadable, reading
 
 # Classes of objects that are of none: drawn as background, and as pixels that do not count
 NOTHING, UNSURE = -1, -2
@@ -79,7 +79,7 @@ class Instances:
                 stream.seek(start)
                 entry = json.loads(stream.read(length))
                 if not isinstance(entry, dict):
-                    raise ValueError(f"no object at byte {start}")
+                    raise Unreadable(f"no object at byte {start}")
                 found.append((int(class_), entry))
         return found
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsss.data.coco_index import NOTHING, UNSURE
 from wsss.data.labels import IGNORE
-from wsss.errors import BadInput, reading
+from wsss.errors import BadInput, Unreadable, reading
 
 MaskRule = Literal["clims", "icam"]
 
@@ -78,7 +78,7 @@ def _inside(shape: Any, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     # as COCO's tools do
     polygons = [polygon for polygon in corners if len(polygon) > 5]
     if len(polygons) < bool(corners):
-        raise ValueError("polygons of less than three corners alone")
+        raise Unreadable("polygons of less than three corners alone")
     if not polygons:
         return np.zeros(size_hw, bool)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw))) > 0
@@ -86,7 +86,7 @@ def _inside(shape: Any, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
 
 def _polygons(shape: Any) -> list[Any]:
     if not isinstance(shape, list) or not all(isinstance(polygon, list) for polygon in shape):
-        raise ValueError(f"{shape!r:.60}, which is no list of polygons")
+        raise Unreadable(f"{shape!r:.60}, which is no list of polygons")
     return shape
 
 
@@ -97,11 +97,11 @@ def _corners(polygon: list[Any]) -> Float[np.ndarray, " n"]:
         or len(polygon) % 2
         or not all(type(number) in (int, float) and abs(number) < 1e5 for number in polygon)
     ):
-        raise ValueError(f"a polygon of {len(polygon)} numbers, or with corners far away: {polygon!r:.60}")
+        raise Unreadable(f"a polygon of {len(polygon)} numbers, or with corners far away: {polygon!r:.60}")
     numbers = np.array(polygon, np.float64)
     steps = np.abs(numbers.reshape(-1, 2) - np.roll(numbers.reshape(-1, 2), 1, 0)).max(1).sum()
     if steps > _LONGEST_OUTLINE:
-        raise ValueError(f"a polygon with an outline of {steps:.0f} pixels")
+        raise Unreadable(f"a polygon with an outline of {steps:.0f} pixels")
     return numbers
 
 
@@ -109,7 +109,7 @@ def _runs_inside(code: Mapping[str, Any], size_hw: tuple[int, ...]) -> Bool[np.n
     """A run-length code, column by column, starting with what is outside; the COCO API would trust a broken one."""
     counts, size = code.get("counts"), code.get("size")
     if not isinstance(counts, list | str) or not isinstance(size, list) or not all(type(side) is int for side in size):
-        raise ValueError(f"a run-length code with `counts` {counts!r:.40} and `size` {size!r:.40}")
+        raise Unreadable(f"a run-length code with `counts` {counts!r:.40} and `size` {size!r:.40}")
     # Python's own numbers, which no sum can overflow
     runs = counts if isinstance(counts, list) else _unpacked(counts)
     if (
@@ -117,7 +117,7 @@ def _runs_inside(code: Mapping[str, Any], size_hw: tuple[int, ...]) -> Bool[np.n
         or sum(runs) != math.prod(size_hw)
         or size != list(size_hw)
     ):
-        raise ValueError(f"a run-length code that does not fill its picture: {runs!r:.40}, size {size!r:.40}")
+        raise Unreadable(f"a run-length code that does not fill its picture: {runs!r:.40}, size {size!r:.40}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[::-1]).T
 
 
@@ -130,12 +130,12 @@ def _unpacked(text: str) -> list[int]:
         value |= (bits & 0x1F) << shift
         shift += 5
         if shift > 60:
-            raise ValueError("a run-length code with a number of more than 60 bits")
+            raise Unreadable("a run-length code with a number of more than 60 bits")
         if not bits & 0x20:
             if bits & 0x10:
                 value -= 1 << shift
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError("a run-length code that ends within a number")
+        raise Unreadable("a run-length code that ends within a number")
     return runs

@@ -89,7 +89,11 @@ def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
                 paths[index],
                 f"a second picture named {name!r} (the first is {paths[other]}{'' if same else f', {names[other]!r}'})",
                 "one picture a name"
-                + ("" if same else ", where upper and lower case and Unicode's normal forms count as the same, since files collide elsewhere"),
+                + (
+                    ""
+                    if same
+                    else ", where upper and lower case and Unicode's normal forms count as the same, since files collide elsewhere"
+                ),
                 "Rename or remove one of the two.",
             )
         first[key] = index
@@ -110,4 +114,6 @@ def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
 
 def alike(name: str) -> str:
     """The same for names that are one name where letter case or Unicode's normal form do not count."""
-    return name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return (
+        name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    )

@@ -12,8 +12,8 @@ import numpy as np
 
 from wsss.data.entries import Entry, Found, Options, name_of, split_of
 from wsss.data.images import MaskFile
-from wsss.data.lists import is_picture
 from wsss.data.labels import MaskTable
+from wsss.data.lists import is_picture
 from wsss.data.names import check_name
 from wsss.data.roles import Roles, classes_among
 from wsss.data.rows import csv_rows
@@ -90,7 +90,9 @@ def _semantic(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], 
     labels = {value: roles.label(name) for value, name in values.items()}
     for value, name in values.items():
         if labels[value] is None:
-            raise BadInput(first, f"the class {name!r}", f"one of {', '.join(class_names)}", "Complete the list of classes.")
+            raise BadInput(
+                first, f"the class {name!r}", f"one of {', '.join(class_names)}", "Complete the list of classes."
+            )
     table = MaskTable.of({0: 0} | {value: label or 0 for value, label in labels.items()}, str(first))
     entries = []
     for folder in (path.parent for path in named):
@@ -123,6 +125,8 @@ def _values(rows: list[tuple[str, dict[str, str]]]) -> dict[int, str]:
         lowered = {name.lower(): cell.strip() for name, cell in cells.items()}
         value, name = lowered[_VALUE], lowered[_CLASS]
         if not (value.isdecimal() and len(value) < 4 and int(value) < 256) or int(value) in values or not name:
-            raise BadInput(where, f"the value {value!r} for {name!r}", "each value 0 to 255 once, and a name", "Correct it.")
+            raise BadInput(
+                where, f"the value {value!r} for {name!r}", "each value 0 to 255 once, and a name", "Correct it."
+            )
         values[int(value)] = name
     return values

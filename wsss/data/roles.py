@@ -13,8 +13,29 @@ IGNORED = "__ignore__"
 
 # Words that may be a class, or say that none is there. Only the user knows
 _DOUBTFUL = frozenset(
-    """clean defect_free defectfree empty good healthy negative negatives neg nil no nodefect nodefects none normal nothing null ok okay
-    unlabeled unlabelled""".split()
+    [
+        "clean",
+        "defect_free",
+        "defectfree",
+        "empty",
+        "good",
+        "healthy",
+        "negative",
+        "negatives",
+        "neg",
+        "nil",
+        "no",
+        "nodefect",
+        "nodefects",
+        "none",
+        "normal",
+        "nothing",
+        "null",
+        "ok",
+        "okay",
+        "unlabeled",
+        "unlabelled",
+    ]
 )
 _NO_SOMETHING = re.compile(r"(?:no|non|not|without)[_ -].+|.+[_ -](?:free|negative)")
 

@@ -5,7 +5,6 @@ import glob
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -128,7 +127,7 @@ def _annotation(path: Path) -> ElementTree.Element:
 
 
 def _has_area(entry: ElementTree.Element, tree: ElementTree.Element, path: Path) -> bool:
-    try:
+    with reading(path, "numbers in bndbox and size of each object", "Choose another rule, or correct the file."):
         width, height = (float(tree.findtext(f"size/{side}") or "") for side in ("width", "height"))
         left, right = (float(entry.findtext(f"bndbox/{side}") or "") for side in ("xmin", "xmax"))
         top, bottom = (float(entry.findtext(f"bndbox/{side}") or "") for side in ("ymin", "ymax"))
@@ -136,13 +135,6 @@ def _has_area(entry: ElementTree.Element, tree: ElementTree.Element, path: Path)
             int(min(max(at, 0.0), most))
             for at, most in ((left, width), (right, width), (top, height), (bottom, height))
         ]
-    except (ValueError, OverflowError) as error:
-        raise BadInput(
-            path,
-            f"an object without a box, or no picture size ({error})",
-            "numbers in bndbox and size",
-            "Choose another rule.",
-        ) from error
     return corners[0] != corners[1] and corners[2] != corners[3]
 
 
@@ -520,22 +512,10 @@ def read_sbd_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
         BadInput: the file is broken or holds no `GTcls.Segmentation` of labels 0..20.
     """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     expected = "a MATLAB file with GTcls.Segmentation, labels 0..20"
-    try:
+    with reading(path, expected, "Unpack SBD again."):
         mask = np.asarray(loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except (
-        MatReadError,
-        KeyError,
-        ValueError,
-        IndexError,
-        TypeError,
-        NotImplementedError,
-        OSError,
-        zlib.error,
-    ) as error:
-        raise BadInput(path, f"something else ({error!r:.120})", expected, "Unpack SBD again.") from error
     if (
         mask.ndim != 2
         or mask.dtype.kind not in "iu"
