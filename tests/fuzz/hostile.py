@@ -1,6 +1,7 @@
 """What fuzz targets share: hostile pieces, edits of valid files, and a bound on time and memory for each input."""
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -75,7 +76,7 @@ def _once(draw: st.DrawFn, value: Any) -> Any:
         else:
             value[key] = draw(_once(value[key]))
         return value
-    return draw(st.sampled_from(VALUES))
+    return copy.deepcopy(draw(st.sampled_from(VALUES)))
 
 
 def as_json(value: Any) -> bytes:
