@@ -284,6 +284,7 @@ def _run(name: str, settings: SimpleNamespace) -> None:
     from wsss.methods import tagclip
 
     method, data = _module(name), _open(settings, settings.out)
+    data.split(data.train).check_maskable()
     if str(settings.tags) == TAGCLIP:
         data = tagclip.tagged(settings.tagger, data, out=settings.out / "tags")
     recipe = settings.chosen
@@ -326,6 +327,7 @@ def _run_all(settings: SimpleNamespace) -> None:
     planned = protocol.plan(recipes, common, settings.runs, chosen, settings.where)
     made = {one.name: build(recipes[one.method], one.content, one.where) for one in planned}
     data = _open(settings, settings.out)
+    data.split(data.train).check_maskable()
 
     def make(one: protocol.Planned, run: Path) -> None:
         images = data

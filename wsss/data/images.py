@@ -11,11 +11,14 @@ from jaxtyping import Bool, UInt8
 from wsss.data.files import read_labels, read_mask
 from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
 from wsss.data.names import check_names
-from wsss.data.pictures import picture_size_hw, read_picture
+from wsss.data.pictures import orientation, picture_size_hw, read_picture
 from wsss.digests import content_digest
 from wsss.errors import BadInput
 from wsss.storage import digest
 from wsss.stream import in_threads
+
+# Masks are 8-bit; 0 is background and 255 ignored
+MOST_CLASSES = 254
 
 
 @runtime_checkable
@@ -102,13 +105,6 @@ class Images:
                 f"{self.title}: {n} names, {len(self.paths)} paths, {len(self.masks)} masks and labels of {self.labels.dtype} "
                 f"{self.labels.shape} do not fit together with {c} classes"
             )
-        if c > 254:
-            raise BadInput(
-                self.title,
-                f"{c} classes",
-                "at most 254, since masks are 8-bit and 255 means ignored",
-                "Merge some classes.",
-            )
         check_names(self.names, self.paths)
 
     def __len__(self) -> int:
@@ -123,6 +119,16 @@ class Images:
     def has_masks(self) -> bool:
         """Whether every picture has a true mask."""
         return len(self) > 0 and all(mask is not None for mask in self.masks)
+
+    def check_maskable(self) -> None:
+        """Raise BadInput if there are more classes than an 8-bit mask can tell apart."""
+        if len(self.class_names) > MOST_CLASSES:
+            raise BadInput(
+                self.title,
+                f"{len(self.class_names)} classes",
+                f"at most {MOST_CLASSES} for masks, which are 8-bit with 255 for what is ignored",
+                "Merge some classes, or stop at the activation maps (wsss localize).",
+            )
 
     def classes(self, index: int) -> list[int]:
         """The 0-based classes of a picture, ascending."""
@@ -181,7 +187,9 @@ class Images:
                 source.where,
                 f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
                 f"{size_hw[0]}x{size_hw[1]} like its picture {self.paths[index]}",
-                "Write the mask at the picture's own size, without resizing.",
+                f"The picture has an EXIF orientation: set --upright {str(not self.upright).lower()}, or turn the mask."
+                if mask.shape == size_hw[::-1] != size_hw and orientation(self.paths[index]) > 4
+                else "Write the mask at the picture's own size, without resizing.",
             )
         check_labels(mask, self.n_labels, source.where, self.class_names)
 

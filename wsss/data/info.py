@@ -1,5 +1,6 @@
 """What a data set holds, and which of its files are bad."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def overview(
         "checked": decode,
         "splits": splits,
         "identical": _identical(paths) if decode else [],
-        "notes": [*dataset.notes, *lacking(dataset)],
+        "notes": [*dataset.notes, *lacking(dataset), *(shared(dataset) if decode else [])],
         "stops": [str(slip)] if (slip := slips(dataset, classes)) else [],
     }
 
@@ -141,6 +142,32 @@ def _range(values: np.ndarray) -> dict[str, int] | None:
     if not len(values):
         return None
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
+
+
+def shared(dataset: Dataset) -> list[str]:
+    """Notes on pictures that a network is trained on and scored on, by their files and by what is in them."""
+    if dataset.val is None:
+        return []
+    train, val = (dict.fromkeys(dataset.split(name).paths) for name in (dataset.train, dataset.val))
+    both = [path for path in val if path in train]
+    same = [group for group in _identical([*train, *(path for path in val if path not in train)]) if len(group) > 1]
+    alike = [
+        (ours[0], theirs[0])
+        for group in same
+        if (ours := [path for path in map(Path, group) if path in train])
+        and (theirs := [path for path in map(Path, group) if path not in train])
+    ]
+    notes = []
+    if both:
+        notes.append(
+            f"{len(both)} of the {len(val)} pictures of {dataset.val} are in {dataset.train} too ({both[0].name} first)"
+        )
+    if alike:
+        first = " = ".join(os.path.relpath(path, dataset.root) for path in alike[0])
+        notes.append(
+            f"{len(alike)} pictures are in both {dataset.train} and {dataset.val}, under other names ({first} first)"
+        )
+    return notes
 
 
 def _identical(paths: Iterable[Path]) -> list[list[str]]:

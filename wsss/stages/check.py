@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from wsss import digests, launch
 from wsss.data.class_names import lacking, slips
 from wsss.data.images import Dataset, Images
-from wsss.data.info import bad_among, doubts_about, look_through, overview, render
+from wsss.data.info import bad_among, doubts_about, look_through, overview, render, shared
 from wsss.data.open import open_dataset
 from wsss.differences import outdated, pictures_changed
 from wsss.errors import BadInput, is_regular
@@ -81,8 +82,17 @@ def reopened(run: Path) -> Dataset | None:
     return _without(dataclasses.replace(data, notes=(*data.notes, *known["doubts"])), known["bad"])
 
 
-def _without(data: Dataset, bad: Iterable[str]) -> Dataset:
-    return dataclasses.replace(data, splits={name: images.without(bad) for name, images in data.splits.items()})
+def _without(data: Dataset, bad: Collection[str]) -> Dataset:
+    splits = {
+        split: images.subset(i for i, path in enumerate(images.paths) if _file(data, path) not in bad)
+        for split, images in data.splits.items()
+    }
+    return dataclasses.replace(data, splits=splits)
+
+
+def _file(data: Dataset, path: Path) -> str:
+    """A picture's file below the data set: pictures of two splits may have one name."""
+    return os.path.relpath(path, data.root)
 
 
 def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +109,7 @@ def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[s
         overviewed = overview(data)
         known = {"fingerprints": fingerprints, "tables": digest(tables), "overview": overviewed}
         known |= _looked_through(data, used, overviewed, opened)
-        known["made_of"] = {name: data.split(name).without(known["bad"]).fingerprint() for name in used}
+        known["made_of"] = {name: _without(data, known["bad"]).split(name).fingerprint() for name in used}
         write_packed(remember / INPUTS, tables)
     # the same data set may lie elsewhere by now
     if known.get("opened") != opened and not read_only(remember):
@@ -111,15 +121,16 @@ def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[s
 def _looked_through(
     data: Dataset, used: list[str], overviewed: dict[str, Any], opened: dict[str, Any]
 ) -> dict[str, Any]:
-    """Messages about bad files by picture (`bad`), doubts about true masks (`doubts`), and errors that end the work (`stops`)."""
+    """Messages about bad pictures by file (`bad`), doubts about true masks (`doubts`), and errors that end the work (`stops`)."""
     log.info("%s", render(overviewed))
     bad: dict[str, str] = {}
-    notes = lacking(data)
+    notes = lacking(data) + shared(data)
     doubts = [slips(data, opened.get("classes"))]
     for images in _different(data, used):
         with Progress(f"look through {images.title}", len(images)) as progress:
             looks = look_through(images, progress=lambda done, total: progress.advance())
-        bad |= bad_among(images, looks)
+        paths = dict(zip(images.names, images.paths, strict=True))
+        bad |= {_file(data, paths[name]): message for name, message in bad_among(images, looks).items()}
         doubtful = doubts_about(images, looks)
         notes += doubtful.notes
         doubts += doubtful.stops

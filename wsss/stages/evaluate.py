@@ -146,6 +146,7 @@ def truth_fingerprint(images: Images) -> str:
 
 
 def _check_masks(images: Images) -> None:
+    images.check_maskable()
     if not images.has_masks:
         lacking = sum(mask is None for mask in images.masks)
         raise BadInput(
