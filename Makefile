@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install demo test test-all test-isa check format benchmarks clean
+.PHONY: install demo test test-all test-isa fuzz check format benchmarks clean
 
 install: $(INSTALLED)
 
@@ -21,18 +21,22 @@ demo: $(INSTALLED)
 	$(BIN)/wsss demo --out runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not fuzz'
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not fuzz'
 
 # the tests that compare numbers, which each instruction set rounds in its own way
 COMPARING := tests/parity tests/ops tests/networks tests/methods tests/refiners tests/segmenters tests/stages \
 	tests/test_launch.py tests/test_metrics.py tests/test_pretrained.py
 
 test-isa: $(INSTALLED)
-	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -m 'not slow' $(COMPARING)
-	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 -m 'not slow' $(COMPARING)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -m 'not slow and not fuzz' $(COMPARING)
+	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 -m 'not slow and not fuzz' $(COMPARING)
+
+# random input, FUZZ_SECONDS a target
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

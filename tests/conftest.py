@@ -22,7 +22,7 @@ install_import_hook(["wsss.data", "wsss.methods", "wsss.networks", "wsss.refiner
 
 from wsss.data.files import write_mask  # noqa: E402
 from wsss.data.images import Images, MaskFile  # noqa: E402
-from wsss.stages.train import CHECKPOINT  # noqa: E402
+from wsss.stages.checkpoint import CHECKPOINT  # noqa: E402
 
 COLOURS = ((220, 40, 40), (40, 60, 220))
 

@@ -232,7 +232,7 @@ def test_names_that_are_too_few_or_alike_or_no_text(scratch):
     refused(scratch, listed([one, one], [b"a"]), "1 names for 2 arrays")
     refused(scratch, listed([one], [b"a", b"b"]), "2 names for 1 arrays")
     refused(scratch, listed([one, one], [b"arg:a", b"arg:a"]), "two arrays named 'arg:a'")
-    refused(scratch, listed([one], [b"\xff\xfe"]), "name 0 that is not UTF-8")
+    refused(scratch, listed([one], [b"\xff\xfe"]), "bytes that are not UTF-8")
     refused(scratch, listed([], []), "no arrays")
 
 
@@ -260,7 +260,7 @@ def test_other_kinds_of_files(tmp_path):
     page.write_text("<!DOCTYPE html>" * 40)
     for read in (read_params, resnet38_params, read_checkpoint):
         for path in (folder, absent):
-            with pytest.raises(BadInput, match=rf"{path.name}: found no file that can be read"):
+            with pytest.raises(BadInput, match=rf"{path.name}: found (a folder|no such file|a file that cannot be read)"):
                 read(path)
         for path in (empty, page):
             with pytest.raises(BadInput, match=rf"{path.name}: found "):

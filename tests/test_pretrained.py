@@ -289,7 +289,7 @@ def test_damaged_and_absent_files(tmp_path):
     changed = bytearray(script.read_bytes())
     changed[len(changed) // 2] ^= 1
     (tmp_path / "changed.pt").write_bytes(changed)
-    refused(tmp_path / "changed.pt", "a damaged archive .*CRC")
+    refused(tmp_path / "changed.pt", "CRC")
     for name in (tmp_path / "none.pt", tmp_path / "none", "./none", "some/deeper/none", "none.safetensors"):
         refused(name, "no such file or folder")
 

@@ -6,6 +6,7 @@ import pytest
 
 from wsss import run
 from wsss.errors import BadInput
+from wsss.outputs import FILES, INPUTS
 from wsss.storage import write_json
 
 
@@ -128,7 +129,7 @@ def test_a_stale_input_is_refused_by_name(tmp_path):
     for path in (tmp_path / "a").iterdir():
         path.unlink()
     first(Settings(count=5), out=tmp_path / "a")
-    with pytest.raises(BadInput, match=r"before\.identity was"):
+    with pytest.raises(BadInput, match=r"a was made again from other settings or inputs"):
         second(Settings(), tmp_path / "a", out=tmp_path / "b")
 
 
@@ -140,7 +141,7 @@ def test_files_are_known_by_their_content(tmp_path):
     moved.rename(tmp_path / "w.pth")
     first(Settings(init=str(weights)), out=tmp_path / "a")
     weights.write_bytes(b"two")
-    with pytest.raises(BadInput, match=r"init\.identity"):
+    with pytest.raises(BadInput, match=r"settings\.init was w\.pth \(\w{16}\) and is w\.pth \(\w{16}\) now"):
         first(Settings(init=str(weights)), out=tmp_path / "a")
 
 
@@ -149,7 +150,11 @@ def test_folders_of_other_programs_are_known_by_their_files(tmp_path):
     (tmp_path / "theirs" / "made.txt").write_text("12")
     second(Settings(), tmp_path / "theirs", out=tmp_path / "b")
     (tmp_path / "theirs" / "more.txt").write_text("3")
-    with pytest.raises(BadInput, match=r"before\.identity was"):
+    with pytest.raises(BadInput, match=r"in theirs, 1 file \(more\.txt\) was added"):
+        second(Settings(), tmp_path / "theirs", out=tmp_path / "b")
+    (tmp_path / "theirs" / "more.txt").unlink()
+    (tmp_path / "theirs" / "made.txt").write_text("21")  # as long as before
+    with pytest.raises(BadInput, match=r"in theirs, 1 file \(made\.txt\) was changed"):
         second(Settings(), tmp_path / "theirs", out=tmp_path / "b")
 
 
@@ -162,7 +167,7 @@ def test_kills_between_two_writes(tmp_path, leftovers):
         (tmp_path / "a" / name).write_text('{"seconds": 1}' if name == run.SECONDS else record)
     first(Settings(), out=tmp_path / "a")
     left = {path.name for path in (tmp_path / "a").iterdir()}
-    assert left == {"made.txt", run.DONE, run.SECONDS}
+    assert left == {"made.txt", run.DONE, run.SECONDS, FILES, INPUTS}
     (tmp_path / "a" / run.STARTED).write_text(record)  # killed after done.json
     first(Settings(), out=tmp_path / "a")
     assert {path.name for path in (tmp_path / "a").iterdir()} == left
@@ -179,7 +184,7 @@ def test_remade_weights_are_seen_downstream(tmp_path):
     for path in (tmp_path / "a").iterdir():
         path.unlink()
     weighs(Settings(workers=2), out=tmp_path / "a")
-    with pytest.raises(BadInput, match=r"before\.identity was"):
+    with pytest.raises(BadInput, match=r"in a, 1 file \(weights\.safetensors\) was changed"):
         second(Settings(), tmp_path / "a", out=tmp_path / "b")
 
 

@@ -121,7 +121,7 @@ SPOILT: list[tuple[Callable[[Path], None], str]] = [
     (sixteen_bits, "16 bits and colour type 0"),
     (four_bits, "4 bits and colour type 3"),
     (jpeg, "no PNG"),
-    (cut_off, "a broken PNG"),
+    (cut_off, "truncated"),
     (empty, "no PNG"),
 ]
 
@@ -164,7 +164,7 @@ def test_masks_have_to_be_there_and_once(tmp_path: Path, masks: dict[str, Path],
     out = tmp_path / "results.tar.gz"
     with pytest.raises(BadInput, match="a second mask of 2008_000011"):
         write_voc_submission(out, [*masks.items(), (NAMES[1], masks[NAMES[0]])], NAMES)
-    with pytest.raises(BadInput, match="no readable picture of 2008_000006"):
+    with pytest.raises(BadInput, match="no picture of 2008_000006"):
         write_voc_submission(out, masks.items(), NAMES, pictures={})
     masks[NAMES[2]].unlink()
     with pytest.raises(BadInput, match=r"2011_003276\.png: found no such file"):
@@ -197,7 +197,7 @@ def test_archives_of_others_are_checked(tmp_path: Path, masks: dict[str, Path]) 
     whole = packed(*good).read_bytes()
     for content in (whole[: len(whole) // 2], b"no archive at all", b""):
         out.write_bytes(content)
-        with pytest.raises(BadInput, match=r"no whole tar\.gz"):
+        with pytest.raises(BadInput, match=r"cut off or damaged|no whole tar"):
             check_voc_submission(out, NAMES)
     out.unlink()
     with pytest.raises(BadInput, match="no such file"):

@@ -1,22 +1,23 @@
 """The command line: one subcommand a stage and a recipe; flags and YAML keys are the fields of the settings."""
 
+import contextlib
 import dataclasses
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
-from wsss import __version__
+from wsss import __version__, peers
 from wsss.errors import BadInput
 
 # Everything that needs torch is imported by the commands that use it, so that help comes at once
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
+    from wsss.arguments import Parser
     from wsss.data.images import Dataset, Images
 
 
@@ -61,7 +62,7 @@ METHODS = {
     ),
     "clip": Method("CLIP (Radford et al., ICML 2021) on own pictures and tags", train=True),
 }
-REFINERS = ("crf", "irnet", "affinitynet")
+Refiner = Literal["crf", "irnet", "affinitynet"]
 TAGCLIP = "tagclip"
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -82,12 +83,12 @@ class Command:
     """A subcommand: what it does, its arguments, and the doing."""
 
     help: str
-    declare: Callable[["ArgumentParser"], None]
-    run: Callable[["Namespace"], None]
+    declare: Callable[["Parser"], None]
+    run: Callable[[SimpleNamespace], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; gives the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command line; gives the exit status: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = _commands()
     if not words or words[0] in ("-h", "--help", "help"):
@@ -113,30 +114,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("wsss").setLevel(logging.INFO)
-    try:
-        commands[name].run(_parsed(name, commands[name], words[len(name.split()) :]))
-    except BadInput as error:
-        print(f"wsss: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the output has enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        print("wsss: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return peers.guarded(lambda: _run_command(name, commands[name], words[len(name.split()) :]))
 
 
-def _parsed(name: str, command: Command, words: Sequence[str]) -> "Namespace":
-    from jsonargparse import ArgumentParser, set_parsing_settings
+def _run_command(name: str, command: Command, words: Sequence[str]) -> None:
+    settings = _parsed(name, command, words)
+    if any(int(os.environ.get(several, "1")) > 1 for several in ("WORLD_SIZE", "SLURM_NTASKS")):
+        from wsss import launch
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"wsss {name}", description=f"{command.help[0].upper()}{command.help[1:]}.")
+        launch.join()
+    with _held(settings):
+        command.run(settings)
+
+
+def _held(settings: SimpleNamespace) -> contextlib.AbstractContextManager[None]:
+    """The folder that a command fills is its own while it runs; those that only write a page need none for themselves."""
+    if not hasattr(settings, "device"):
+        return contextlib.nullcontext()
+    from wsss import lock
+
+    return lock.held(settings.out)
+
+
+def _parsed(name: str, command: Command, words: Sequence[str]) -> SimpleNamespace:
+    from wsss.arguments import Parser
+
+    parser = Parser(name, f"{command.help[0].upper()}{command.help[1:]}.")
     command.declare(parser)
-    parsed = parser.parse_args(list(words))
-    if parsed.get("device") == "cpu":
+    parsed = parser.parse(words)
+    if getattr(parsed, "device", None) == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    return parser.instantiate(parsed)
+    return parsed
 
 
 def _commands() -> dict[str, Command]:
@@ -168,80 +176,91 @@ def _commands() -> dict[str, Command]:
     }
 
 
-def _declare_data(parser: "ArgumentParser", required: bool = True) -> None:
-    parser.add_argument("--config", action="config", help="a YAML file with settings")
+def _declare_data(parser: "Parser", required: bool = True) -> None:
+    parser.add_config()
     parser.add_argument(
         "--data",
-        type=Path if required else Path | None,
+        type=Path,
         required=required,
-        default=None,
         help="VOC, COCO, or a folder of pictures; see `wsss data info`",
     )
     _declare_reading(parser)
 
 
-def _declare_reading(parser: "ArgumentParser") -> None:
+def _declare_reading(parser: "Parser") -> None:
     """How a data set is read: the same for a run and for `wsss data info`."""
-    parser.add_argument("--train", type=str, default=None, help="split to train on, where the usual one is not wanted")
-    parser.add_argument("--val", type=str, default=None, help="split to score the segmenter on, likewise")
+    parser.add_argument("--train", type=str, help="split to train on, where the usual one is not wanted")
+    parser.add_argument("--val", type=str, help="split to score the segmenter on, likewise")
     parser.add_argument(
         "--tags",
         type=Path,
-        default=None,
         help="CSV, TSV, JSONL or cls_labels.npy with tags; `tagclip` lets CLIP tag the pictures",
     )
+    parser.add_argument("--classes", type=str, help="text file with one class a line, or the names: 'cat, dog'")
+    parser.add_argument("--tag-rule", type=str, help="how tags come out of annotations: see docs/data.md")
+    parser.add_argument("--mask-rule", type=str, help="how COCO's masks are drawn: clims or icam")
     parser.add_argument(
-        "--classes", type=str, default=None, help="text file with one class a line, or the names: 'cat, dog'"
+        "--mask-values", type=str, help="what values of masks mean: '255=1', '0,128,0=dog; ...', or index"
     )
-    parser.add_argument("--tag-rule", type=str, default=None, help="how tags come out of annotations: see docs/data.md")
-    parser.add_argument("--mask-rule", type=str, default=None, help="how COCO's masks are drawn: clims or icam")
     parser.add_argument(
-        "--mask-values", type=str, default=None, help="what values of masks mean: '255=1', '0,128,0=dog; ...', or index"
+        "--negative", type=str, help="names that mean that no class is there, separated by commas: 'no_defect, normal'"
     )
-    parser.add_argument("--upright", type=bool, default=None, help="turn pictures as their EXIF orientation says")
-    parser.add_argument("--skip-bad", action="store_true", help="leave bad pictures out and name them in the report")
+    parser.add_argument("--tag-column", type=str, help="column of the tags in metadata.csv or in an export of choices")
+    parser.add_argument("--allow-outside", switch=True, help="read files that lie outside of the data set too")
+    parser.add_argument("--upright", type=bool, help="turn pictures as their EXIF orientation says")
+    parser.add_argument("--skip-bad", switch=True, help="leave bad pictures out and name them in the report")
 
 
-def _declare_split(parser: "ArgumentParser") -> None:
+def _declare_split(parser: "Parser") -> None:
     _declare_data(parser)
     parser.add_argument(
         "--split",
         type=str,
-        default=None,
         help="split to work on; by default the one trained on, and for scores the one with true masks in it",
     )
     _declare_out(parser)
 
 
-def _declare_out(parser: "ArgumentParser") -> None:
+def _declare_out(parser: "Parser") -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for what is made; a killed command goes on there"
     )
-    parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto takes a GPU where there is one")
-
-
-def _open(settings: "Namespace", remember: Path | None = None) -> "Dataset":
-    """The data set, announced, each of its files decoded once."""
-    from wsss.stages.check import open_checked
-
-    split = settings.get("split")
-    return open_checked(
-        settings.data, skip_bad=settings["skip_bad"], split=split, remember=remember, **_reading(settings)
+    parser.add_argument(
+        "--device", type=Literal["auto", "cpu"], default="auto", help="auto takes a GPU where there is one"
     )
 
 
-def _reading(settings: "Namespace") -> dict[str, Any]:
+def _open(settings: SimpleNamespace, remember: Path | None = None) -> "Dataset":
+    """The data set, announced, each of its files decoded once."""
+    from wsss.stages.check import open_checked
+
+    split = getattr(settings, "split", None)
+    return open_checked(settings.data, skip_bad=settings.skip_bad, split=split, remember=remember, **_reading(settings))
+
+
+def _reading(settings: SimpleNamespace) -> dict[str, Any]:
     """Options of `open_dataset`."""
     tagclip = str(settings.tags) == TAGCLIP
-    names = ("train", "val", "classes", "tag_rule", "mask_rule", "mask_values", "upright")
+    names = (
+        "train",
+        "val",
+        "classes",
+        "tag_rule",
+        "mask_rule",
+        "mask_values",
+        "tag_column",
+        "allow_outside",
+        "upright",
+    )
     return {
         "tags": None if tagclip else settings.tags,
         "untagged": tagclip,
-        **{name: settings[name] for name in names},
+        "negatives": [name.strip() for name in (settings.negative or "").split(",") if name.strip()],
+        **{name: getattr(settings, name) for name in names},
     }
 
 
-def _split(settings: "Namespace", scored: bool = False) -> "Images":
+def _split(settings: SimpleNamespace, scored: bool = False) -> "Images":
     """The split that a single stage works on: the one trained on, or the one that maps and masks are scored on."""
     data = _open(settings)
     return data.split(settings.split or (data.seed_split if scored else None) or data.train)
@@ -251,72 +270,64 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"wsss.methods.{name}")
 
 
-def _declare_run(name: str, parser: "ArgumentParser") -> None:
+def _declare_run(name: str, parser: "Parser") -> None:
     from wsss.methods import tagclip
 
     _declare_data(parser)
     _declare_out(parser)
-    parser.add_argument("--refine", choices=REFINERS, default=None, help="short for --tail.refiner")
-    parser.add_class_arguments(_module(name).Recipe)
-    parser.add_class_arguments(tagclip.Settings, "tagger")
+    parser.add_argument("--refine", type=Refiner, help="short for --tail.refiner")
+    parser.add_settings(_module(name).Recipe)
+    parser.add_settings(tagclip.Settings, "tagger")
 
 
-def _run(name: str, settings: "Namespace") -> None:
+def _run(name: str, settings: SimpleNamespace) -> None:
     from wsss.methods import tagclip
 
     method, data = _module(name), _open(settings, settings.out)
+    data.split(data.train).check_maskable()
     if str(settings.tags) == TAGCLIP:
         data = tagclip.tagged(settings.tagger, data, out=settings.out / "tags")
-    recipe = _settings(settings, method.Recipe)
+    recipe = settings.chosen
     if settings.refine:
         recipe = dataclasses.replace(recipe, tail=dataclasses.replace(recipe.tail, refiner=settings.refine))
     method.recipe(settings.out, data, recipe)
     _print_table(settings.out)
 
 
-def _declare_run_all(parser: "ArgumentParser") -> None:
-    from wsss.methods import tagclip
+def _declare_run_all(parser: "Parser") -> None:
+    from wsss.methods import clip, tagclip
 
     _declare_data(parser)
     _declare_out(parser)
-    parser.add_argument(
-        "--methods", type=str, default=None, help="runs or methods to take, such as `cam, vwl`; by default all"
-    )
-    parser.add_argument(
-        "--common", type=dict[str, Any], default={}, help="settings for all methods; see docs/compare.md"
-    )
-    parser.add_argument(
-        "--runs", type=dict[str, dict[str, Any] | None], default={}, help="settings of single runs, by their names"
-    )
-    parser.add_argument(
-        "--clip",
-        type=dict[str, Any] | None,
-        default=None,
-        help="train a CLIP for all methods, as `wsss train clip` does",
-    )
-    parser.add_class_arguments(tagclip.Settings, "tagger")
+    parser.add_argument("--methods", type=str, help="runs or methods to take, such as `cam, vwl`; by default all")
+    parser.add_argument("--common", type=dict, default={}, help="settings for all methods; see docs/compare.md")
+    parser.add_argument("--runs", type=dict, default={}, help="settings of single runs, by their names")
+    parser.add_argument("--clip", type=clip.Settings, help="train a CLIP for all methods, as `wsss train clip` does")
+    parser.add_settings(tagclip.Settings, "tagger")
 
 
-def _run_all(settings: "Namespace") -> None:
+def _run_all(settings: SimpleNamespace) -> None:
     from wsss import launch, protocol
-    from wsss.methods import clip, tagclip
-    from wsss.stages.compare import compare, table
+    from wsss.methods import tagclip
+    from wsss.settings import build
+    from wsss.stages.compare import Comparison, compare, open_runs, table
     from wsss.stages.train import train
+    from wsss.storage import read_only
 
     methods = {name: _module(name) for name, method in METHODS.items() if method.run}
-    common, own_clip = dict(settings.common), None
-    if settings.clip is not None:
-        own_clip = _from_content("clip", clip.Settings, settings.clip)
+    common, own_clip = dict(settings.common), settings.clip
+    if own_clip is not None:
         # pictures and tags as they are: TagCLIP's would come from the CLIP that is to be trained
         if "clip" in common or str(settings.tags) == TAGCLIP:
             other = "common.clip" if "clip" in common else "--tags tagclip"
             raise BadInput("clip", f"it together with {other}", "one of them", "Remove one.")
         common["clip"] = str(settings.out / protocol.CLIP)
-    chosen = settings.methods and [name.strip() for name in settings.methods.split(",")]
+    chosen = None if settings.methods is None else [name.strip() for name in settings.methods.split(",")]
     recipes = {name: module.Recipe for name, module in methods.items()}
-    planned = protocol.plan(recipes, common, settings.runs, chosen)
-    made = {one.name: _from_content(one.name, recipes[one.method], one.content) for one in planned}
+    planned = protocol.plan(recipes, common, settings.runs, chosen, settings.where)
+    made = {one.name: build(recipes[one.method], one.content, one.where) for one in planned}
     data = _open(settings, settings.out)
+    data.split(data.train).check_maskable()
 
     def make(one: protocol.Planned, run: Path) -> None:
         images = data
@@ -328,7 +339,8 @@ def _run_all(settings: "Namespace") -> None:
 
     launch.decided_by_first(lambda: protocol.remember(settings.out, planned))
     failed = protocol.run_all(settings.out, planned, make)
-    comparison = compare([settings.out], settings.out, data)
+    whole = read_only(settings.out)  # nothing is left to be written there
+    comparison = Comparison(open_runs([settings.out])) if whole else compare([settings.out], settings.out, data)
     if launch.is_first():
         print(table(comparison))
     if failed:
@@ -336,29 +348,15 @@ def _run_all(settings: "Namespace") -> None:
         sys.exit(1)
 
 
-def _from_content(where: str, kind: type, content: Mapping[str, Any]) -> Any:
-    """Settings from nested values, as a configuration file has them."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    try:
-        return _settings(parser.instantiate(parser.parse_object(dict(content))), kind)
-    except ArgumentError as error:
-        raise BadInput(
-            f"settings of {where}", f"what does not fit: {error}", "settings that it has", "Mend it."
-        ) from error
-
-
-def _declare_compare(parser: "ArgumentParser") -> None:
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, or the one that `wsss run all` filled")
+def _declare_compare(parser: "Parser") -> None:
+    parser.add_argument("folders", type=list[Path], help="folders of runs, or the one that `wsss run all` filled")
     parser.add_argument(
         "--out", type=Path, default=Path("comparison"), help="folder for compare.html, compare.csv and compare.json"
     )
     _declare_data(parser, required=False)
 
 
-def _compare(settings: "Namespace") -> None:
+def _compare(settings: SimpleNamespace) -> None:
     from wsss import launch
     from wsss.stages.compare import compare, table
 
@@ -368,62 +366,61 @@ def _compare(settings: "Namespace") -> None:
         print(settings.out / "compare.html")
 
 
-def _declare_tag(parser: "ArgumentParser") -> None:
+def _declare_tag(parser: "Parser") -> None:
     from wsss.methods import tagclip
 
     _declare_split(parser)
-    parser.add_class_arguments(tagclip.Settings)
+    parser.add_settings(tagclip.Settings)
 
 
-def _tag(settings: "Namespace") -> None:
+def _tag(settings: SimpleNamespace) -> None:
     from wsss.methods import tagclip
 
-    chosen = _settings(settings, tagclip.Settings)
+    chosen = settings.chosen
     settings.tags = settings.tags or Path(TAGCLIP)
     print(tagclip.tag(chosen, _split(settings), out=settings.out) / tagclip.TAGS)
 
 
-def _declare_ask(parser: "ArgumentParser") -> None:
+def _declare_ask(parser: "Parser") -> None:
     from wsss.methods import questions
 
     _declare_split(parser)
-    parser.add_class_arguments(questions.Settings)
+    parser.add_settings(questions.Settings)
 
 
-def _ask(settings: "Namespace") -> None:
+def _ask(settings: SimpleNamespace) -> None:
     from wsss.methods import questions
 
-    chosen = _settings(settings, questions.Settings)
+    chosen = settings.chosen
     print(questions.ask(chosen, _split(settings), out=settings.out) / questions.ANSWERS)
 
 
-def _declare_train(name: str, parser: "ArgumentParser") -> None:
+def _declare_train(name: str, parser: "Parser") -> None:
     _declare_split(parser)
-    parser.add_class_arguments(_module(name).Settings)
+    parser.add_settings(_module(name).Settings)
 
 
-def _train(name: str, settings: "Namespace") -> None:
+def _train(name: str, settings: SimpleNamespace) -> None:
     from wsss.stages.train import train
 
-    method = _module(name)
-    train(_settings(settings, method.Settings), _split(settings), out=settings.out)
+    train(settings.chosen, _split(settings), out=settings.out)
 
 
-def _declare_localize(name: str, parser: "ArgumentParser") -> None:
+def _declare_localize(name: str, parser: "Parser") -> None:
     _declare_split(parser)
     if METHODS[name].train:
         parser.add_argument("--weights", type=Path, required=True, help="folder of the trained network, or its file")
-    parser.add_class_arguments(_module(name).Inference)
+    parser.add_settings(_module(name).Inference)
 
 
-def _localize(name: str, settings: "Namespace") -> None:
+def _localize(name: str, settings: SimpleNamespace) -> None:
     from wsss.stages.localize import localize
 
     inputs = {"weights": settings.weights} if METHODS[name].train else {}
-    localize(_settings(settings, _module(name).Inference), _split(settings), out=settings.out, **inputs)
+    localize(settings.chosen, _split(settings), out=settings.out, **inputs)
 
 
-def _declare_refine(parser: "ArgumentParser") -> None:
+def _declare_refine(parser: "Parser") -> None:
     from wsss.refiners import affinitynet, irnet
     from wsss.stages import refine
 
@@ -431,93 +428,90 @@ def _declare_refine(parser: "ArgumentParser") -> None:
     parser.add_argument("--cams", type=Path, required=True, help="folder of activation maps")
     parser.add_argument(
         "--with",
-        choices=REFINERS,
+        type=Refiner,
         default="crf",
         help="a learned affinity instead of the settings at the top; its masks are then in OUT/masks",
     )
     parser.add_argument(
-        "--classifier", type=Path, default=None, help="folder of the network that gave the maps, for `init: classifier`"
+        "--classifier", type=Path, help="folder of the network that gave the maps, for `init: classifier`"
     )
     parser.add_argument(
-        "--instances", action="store_true", help="find instances with IRNet, in OUT/instances: maps, and COCO's results"
+        "--instances", switch=True, help="find instances with IRNet, in OUT/instances: maps, and COCO's results"
     )
-    parser.add_class_arguments(refine.Settings)
-    parser.add_class_arguments(irnet.Refinement, "irnet")
-    parser.add_class_arguments(affinitynet.Refinement, "affinitynet")
+    parser.add_settings(refine.Settings)
+    parser.add_settings(irnet.Refinement, "irnet")
+    parser.add_settings(affinitynet.Refinement, "affinitynet")
 
 
-def _refine(settings: "Namespace") -> None:
+def _refine(settings: SimpleNamespace) -> None:
     from wsss.stages import refine
 
-    if settings.instances and settings["with"] != "irnet":
-        raise BadInput(
-            "--instances", f"--with {settings['with']}", "--with irnet", "IRNet alone tells instances apart."
-        )
-    if settings["with"] == "crf":
-        chosen = _settings(settings, refine.Settings)
-        refine.refine(chosen, _split(settings), cams=settings.cams, out=settings.out)
+    refiner: Refiner = getattr(settings, "with")
+    if settings.instances and refiner != "irnet":
+        raise BadInput("--instances", f"--with {refiner}", "--with irnet", "IRNet alone tells instances apart.")
+    if refiner == "crf":
+        refine.refine(settings.chosen, _split(settings), cams=settings.cams, out=settings.out)
         return
-    learned = settings[settings["with"]]
+    learned = settings.irnet if refiner == "irnet" else settings.affinitynet
     learned.check()
     images = _split(settings)
     make = learned.instances_of if settings.instances else learned.refined
     print(make(images, cams=settings.cams, out=settings.out, classifier=settings.classifier))
 
 
-def _declare_segment(parser: "ArgumentParser") -> None:
+def _declare_segment(parser: "Parser") -> None:
     from wsss.stages import segment
 
     _declare_split(parser)
     parser.add_argument("--masks", type=Path, required=True, help="folder of pseudo masks")
-    parser.add_class_arguments(segment.Settings)
+    parser.add_settings(segment.Settings)
 
 
-def _segment(settings: "Namespace") -> None:
-    from wsss.stages import segment
+def _segment(settings: SimpleNamespace) -> None:
     from wsss.stages.train import train
 
-    chosen = _settings(settings, segment.Settings)
+    chosen = settings.chosen
     chosen.check()
     train(chosen.starting_from(None), _split(settings), masks=settings.masks, out=settings.out)
 
 
-def _declare_predict(parser: "ArgumentParser") -> None:
+def _declare_predict(parser: "Parser") -> None:
     from wsss.stages import predict
 
-    parser.add_argument("--config", action="config", help="a YAML file with settings")
+    parser.add_config()
     parser.add_argument("--weights", type=Path, required=True, help="folder of a trained segmenter, or its file")
     parser.add_argument("--pictures", type=Path, required=True, help="a picture, or a folder of pictures")
-    parser.add_argument("--skip-bad", action="store_true", help="leave bad pictures out and name them")
+    parser.add_argument("--skip-bad", switch=True, help="leave bad pictures out and name them")
     _declare_out(parser)
-    parser.add_class_arguments(predict.Settings)
+    parser.add_settings(predict.Settings)
 
 
-def _predict(settings: "Namespace") -> None:
+def _predict(settings: SimpleNamespace) -> None:
     from wsss.data.info import bad_among, look_through
     from wsss.data.open import open_pictures
     from wsss.stages import predict
 
     images = open_pictures(settings.pictures)
-    if settings["skip_bad"]:
+    if settings.skip_bad:
         bad = bad_among(images, look_through(images))
         images = images.without(bad)
         print("".join(f"left out: {message}\n" for message in bad.values()), end="", file=sys.stderr)
-    predict.predict(_settings(settings, predict.Settings), images, weights=settings.weights, out=settings.out)
+    predict.predict(settings.chosen, images, weights=settings.weights, out=settings.out)
 
 
-def _declare_evaluate(parser: "ArgumentParser") -> None:
+def _declare_evaluate(parser: "Parser") -> None:
     from wsss.stages import evaluate
 
     _declare_split(parser)
-    parser.add_argument("--cams", type=Path, default=None, help="folder of activation maps")
-    parser.add_argument("--masks", type=Path, default=None, help="folder of pseudo masks or predictions")
-    parser.add_class_arguments(evaluate.Settings)
+    parser.add_argument("--cams", type=Path, help="folder of activation maps")
+    parser.add_argument("--masks", type=Path, help="folder of pseudo masks or predictions")
+    parser.add_settings(evaluate.Settings)
 
 
-def _evaluate(settings: "Namespace") -> None:
+def _evaluate(settings: SimpleNamespace) -> None:
     from wsss.stages import evaluate
 
-    chosen = _settings(settings, evaluate.Settings)
+    chosen = settings.chosen
     if (settings.cams is None) == (settings.masks is None):
         raise BadInput("--cams and --masks", "both or none", "one of them", "Say what is to be scored.")
     if settings.cams is not None:
@@ -527,24 +521,25 @@ def _evaluate(settings: "Namespace") -> None:
     _print_table(settings.out)
 
 
-def _declare_report(parser: "ArgumentParser") -> None:
+def _declare_report(parser: "Parser") -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--out", type=Path, default=None, help="folder for report.html, by default the run's own")
     _declare_data(parser)
 
 
-def _report(settings: "Namespace") -> None:
+def _report(settings: SimpleNamespace) -> None:
     from wsss.stages.report import report
 
-    print(report(settings.run, _open(settings)))
+    print(report(settings.run, _open(settings), settings.out))
 
 
-def _declare_info(parser: "ArgumentParser") -> None:
+def _declare_info(parser: "Parser") -> None:
     parser.add_argument("data", type=Path, help="the data set")
     _declare_reading(parser)
-    parser.add_argument("--split", type=str, default=None, help="look through this split alone")
+    parser.add_argument("--split", type=str, help="look through this split alone")
 
 
-def _info(settings: "Namespace") -> None:
+def _info(settings: SimpleNamespace) -> None:
     from wsss.data.info import overview, render
     from wsss.data.open import open_dataset
     from wsss.progress import Progress
@@ -555,24 +550,24 @@ def _info(settings: "Namespace") -> None:
         data = dataclasses.replace(data, splits=one, train=settings.split, seed_split=None, val=None)
     with Progress(f"look through {data.root.name}", sum(map(len, data.splits.values()))) as progress:
         found = overview(data, decode=True, classes=settings.classes, progress=lambda done, total: progress.advance())
-    if settings["skip_bad"]:
+    if settings.skip_bad:
         bad = sum(len(split["bad"]) for split in found["splits"].values())
         found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")
     print(render(found), end="", flush=True)
 
 
-def _declare_sbd(parser: "ArgumentParser") -> None:
+def _declare_sbd(parser: "Parser") -> None:
     parser.add_argument("sbd", type=Path, help="SBD's folder, with dataset/cls/*.mat")
     parser.add_argument("voc", type=Path, help="VOC's folder, which gets SegmentationClassAug and the list")
 
 
-def _sbd(settings: "Namespace") -> None:
+def _sbd(settings: SimpleNamespace) -> None:
     from wsss.data.voc import make_segmentation_class_aug
 
     print(make_segmentation_class_aug(settings.sbd, settings.voc))
 
 
-def _declare_shapes(parser: "ArgumentParser") -> None:
+def _declare_shapes(parser: "Parser") -> None:
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--train", type=int, default=400, help="pictures to train on")
     parser.add_argument("--val", type=int, default=100, help="pictures to score on")
@@ -580,18 +575,18 @@ def _declare_shapes(parser: "ArgumentParser") -> None:
     parser.add_argument("--seed", type=int, default=0, help="chooses all of it")
 
 
-def _shapes(settings: "Namespace") -> None:
+def _shapes(settings: SimpleNamespace) -> None:
     from wsss.data.shapes import make_shapes
 
     make_shapes(settings.out, train=settings.train, val=settings.val, size=settings.size, seed=settings.seed)
     print(f"{settings.train} pictures to train on and {settings.val} to score on in {settings.out}")
 
 
-def _declare_demo(parser: "ArgumentParser") -> None:
+def _declare_demo(parser: "Parser") -> None:
     _declare_out(parser)
 
 
-def _demo(settings: "Namespace") -> None:
+def _demo(settings: SimpleNamespace) -> None:
     data, clip = str(settings.out / "shapes"), CONFIGS / "demo_clip"
     commands = [["data", "shapes", data, "--train", "600", "--val", "100", "--size", "112"]]
     for method in ("cam", "clip_es"):
@@ -610,8 +605,3 @@ def _print_table(run: Path) -> None:
 
     if launch.is_first():
         print(table(run))
-
-
-def _settings(settings: "Namespace", kind: type) -> Any:
-    """The settings object of a command, from the flags that are its fields."""
-    return kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})

@@ -37,6 +37,10 @@ class BadInput(ValueError):
         return BadInput, (self.where, self.found, self.expected, self.do)
 
 
+class Unreadable(ValueError):
+    """What a reader found in a file where something else should be; `reading` makes BadInput of it, with the name of the file."""
+
+
 def printable(text: str) -> str:
     r"""The text with everything escaped that would steer a terminal: controls but line ends and tabs, bidirectional marks, lone surrogates.
 
@@ -119,6 +123,7 @@ _ERRNOS = {
 
 # What parsers raise, the first that fits
 _FOUND: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[..., str]], ...] = (
+    (Unreadable, str),
     (RecursionError, lambda error: "something nested too deeply"),
     (MemoryError, lambda error: "something that asks for more memory than there is"),
     (json.JSONDecodeError, lambda error: f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"),

@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 
+from wsss import peers
 from wsss.errors import BadInput
 
 Item = TypeVar("Item")
@@ -36,10 +37,41 @@ def _state() -> PartialState:
     for theirs, ours in _SLURM.items():
         if theirs in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
             os.environ.setdefault(ours, os.environ[theirs])
-    state = PartialState(cpu=_on_cpu(), timeout=TIMEOUT)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    state = PartialState(cpu=_on_cpu(), timeout=TIMEOUT, **(_met() if several else {}))
     # gloo's threads abort a process that ends before its group is taken apart
     atexit.register(state.destroy_process_group)
     return state
+
+
+def _met() -> dict[str, Any]:
+    """What the group of processes is made from, once all of them are there and watch each other."""
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if lacking:
+        raise BadInput(
+            "processes",
+            f"WORLD_SIZE {os.environ['WORLD_SIZE']} without {', '.join(lacking)}",
+            "all of WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT",
+            "Set them, or start with torchrun or accelerate launch; unset WORLD_SIZE for one process.",
+        )
+    here = torch.accelerator.device_count()
+    os.environ.setdefault("LOCAL_RANK", str(int(os.environ["RANK"]) % here if here else int(os.environ["RANK"])))
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=peers.JOIN)))
+        peers.connect(store, rank, count, os.environ["MASTER_ADDR"])
+    except dist.DistError as error:
+        raise BadInput(
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            f"no meeting of the {os.environ['WORLD_SIZE']} processes ({str(error).splitlines()[0]})",
+            "a free port on the host of process 0, and all processes within some minutes",
+            "Change MASTER_ADDR or MASTER_PORT, or see why some processes did not start.",
+        ) from error
+    return {"store": store, "rank": rank, "world_size": count}
+
+
+def join() -> None:
+    """Meet the other processes of this command, where there are any, before anything can go wrong in one of them."""
+    _state()
 
 
 def _on_cpu() -> bool:

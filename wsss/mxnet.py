@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss.errors import BadInput
+from wsss.errors import BadInput, Unreadable, reading
 
 _LIST = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -28,10 +28,6 @@ _MOST_ARRAYS, _LONGEST_NAME = 100_000, 1000
 _EXPECTED = "an MXNet .params file of dense arrays"
 
 
-class _Unreadable(Exception):
-    """What was found where something else should be."""
-
-
 class _Source:
     """A file from front to back, with what is left of it."""
 
@@ -41,7 +37,7 @@ class _Source:
     def claim(self, size: int, what: str) -> int:
         """`size`, if the file still has so many bytes."""
         if size > self.left:
-            raise _Unreadable(f"{what} with more bytes than the {self.left} that are left of the file")
+            raise Unreadable(f"{what} with more bytes than the {self.left} that are left of the file")
         self.left -= size
         return size
 
@@ -55,24 +51,21 @@ class _Source:
     def text(self, what: str) -> str:
         length = self.number("Q", f"the length of {what}")
         if length > _LONGEST_NAME:
-            raise _Unreadable(f"{what} of {length} bytes")
-        try:
-            return self._read(self.claim(length, what)).decode()
-        except UnicodeDecodeError as error:
-            raise _Unreadable(f"{what} that is not UTF-8") from error
+            raise Unreadable(f"{what} of {length} bytes")
+        return self._read(self.claim(length, what)).decode()
 
     def array(self, dtype: np.dtype, shape: tuple[int, ...], what: str) -> Tensor:
         count = math.prod(shape)
         self.claim(count * dtype.itemsize, f"{what} of the shape {_few(shape)}")
         values = np.fromfile(self.stream, dtype, count)
         if len(values) != count:
-            raise _Unreadable("a file that is cut off while it is read")
+            raise Unreadable("a file that is cut off while it is read")
         return torch.from_numpy(values.reshape(shape))
 
     def _read(self, size: int) -> bytes:
         content = self.stream.read(size)
         if len(content) != size:
-            raise _Unreadable("a file that is cut off while it is read")
+            raise Unreadable("a file that is cut off while it is read")
         return content
 
 
@@ -84,17 +77,11 @@ def read_params(path: Path) -> dict[str, Tensor]:
     Raises:
         BadInput: the file is missing, damaged, cut off, of another kind, or has sparse arrays or arrays without names.
     """
-    try:
-        with path.open("rb") as stream:
-            return _arrays(_Source(stream))
-    except OSError as error:
-        raise BadInput(
-            path, f"no file that can be read ({error.strerror})", _EXPECTED, "Check the path and its permissions."
-        ) from error
-    except _Unreadable as error:
-        raise BadInput(
-            path, str(error), _EXPECTED, "If it is to be one, it is damaged or cut off: fetch it again."
-        ) from error
+    with (
+        reading(path, _EXPECTED, "If it is to be one, it is damaged or cut off: fetch it again."),
+        path.open("rb") as stream,
+    ):
+        return _arrays(_Source(stream))
 
 
 def _few(shape: tuple[int, ...]) -> str:
@@ -104,45 +91,45 @@ def _few(shape: tuple[int, ...]) -> str:
 def _arrays(source: _Source) -> dict[str, Tensor]:
     magic = source.number("Q", "the mark at its beginning")
     if magic != _LIST:
-        raise _Unreadable(f"a file that begins with {struct.pack('<Q', magic)!r}")
+        raise Unreadable(f"a file that begins with {struct.pack('<Q', magic)!r}")
     source.number("Q", "a reserved number")  # MXNet does not look at it
     count = source.number("Q", "the number of arrays")
     if not 0 < count <= _MOST_ARRAYS:
-        raise _Unreadable(f"{count or 'no'} arrays")
+        raise Unreadable(f"{count or 'no'} arrays")
     arrays = [_array(source, f"array {i}") for i in range(count)]
     names = source.number("Q", "the number of names")
     if names != count:
-        raise _Unreadable(f"{names} names for {count} arrays")
+        raise Unreadable(f"{names} names for {count} arrays")
     named: dict[str, Tensor] = {}
     for i, array in enumerate(arrays):
         name = source.text(f"name {i}")
         if name in named:
-            raise _Unreadable(f"two arrays named {name[:100]!r}")
+            raise Unreadable(f"two arrays named {name[:100]!r}")
         named[name] = array
     if source.left:
-        raise _Unreadable(f"{source.left} bytes behind the last name")
+        raise Unreadable(f"{source.left} bytes behind the last name")
     return named
 
 
 def _array(source: _Source, what: str) -> Tensor:
     first = source.number("I", what)
     if first == _V3:
-        raise _Unreadable(f"{what} in the layout of MXNet's NumPy arrays (V3)")
+        raise Unreadable(f"{what} in the layout of MXNet's NumPy arrays (V3)")
     if first == _V2 and (storage := source.number("i", f"the storage of {what}")) != 0:
-        raise _Unreadable(f"{what} with storage type {storage}, which is not dense")
+        raise Unreadable(f"{what} with storage type {storage}, which is not dense")
     modern = first in (_V1, _V2)
     dimensions = source.number("I", f"the dimensions of {what}") if modern else first
     if dimensions > _MOST_DIMENSIONS:
-        raise _Unreadable(f"{what} of {dimensions} dimensions")
+        raise Unreadable(f"{what} of {dimensions} dimensions")
     if dimensions == 0:
         return torch.empty(0)
     shape = source.numbers("q" if modern else "I", dimensions, f"the shape of {what}")
     if min(shape) < 1:
-        raise _Unreadable(f"{what} of the shape {_few(shape)}")
+        raise Unreadable(f"{what} of the shape {_few(shape)}")
     source.numbers("i", 2, f"the device of {what}")  # where it was, which does not matter here
     kind = source.number("i", f"the type of {what}")
     if not 0 <= kind < len(_DTYPES):
-        raise _Unreadable(f"{what} of element type {kind}")
+        raise Unreadable(f"{what} of element type {kind}")
     return source.array(np.dtype(_DTYPES[kind]), shape, what)
 
 

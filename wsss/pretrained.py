@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gzip
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,13 +14,13 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from wsss.errors import BadInput
+from wsss.errors import BadInput, is_regular, reading
 from wsss.networks import blip
 from wsss.networks.clip import CLIP, Vocabulary, from_openai, is_openai
 from wsss.networks.clip_resnet import ResNetCLIP, is_resnet, resnet_from_openai
 from wsss.storage import read_json
 from wsss.torchscript import is_torchscript, read_torchscript
-from wsss.weights import SUFFIXES, read_checkpoint
+from wsss.weights import SUFFIXES, finite, read_checkpoint
 
 Activation = Literal["quick_gelu", "gelu"]
 AnyCLIP = TypeVar("AnyCLIP", CLIP, ResNetCLIP, CLIP | ResNetCLIP)
@@ -67,7 +68,7 @@ def load_prompted_clip(
         BadInput: there is no such file, it has no mask prompts, or they do not fit the network.
     """
     path = Path(source)
-    if not path.is_file():
+    if not is_regular(path):
         do = "Fetch OVSeg's checkpoint and give its path, or set mask_prompts to false and give a plain CLIP."
         raise BadInput(source, "no such file", _EXPECTED_PROMPTED, do)
     state, prefix = read_checkpoint(path), "clip_adapter.clip_model."
@@ -84,7 +85,7 @@ def load_prompted_clip(
         raise BadInput(
             path, f"mask prompts of {tuple(prompts.shape)}", f"(depth, {wanted[0]}, {wanted[1]})", "Fetch it again."
         )
-    return _ready(clip), prompts.float()
+    return _ready(clip, source), prompts.float()
 
 
 def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
@@ -99,7 +100,7 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
         BadInput: there is no such thing, it cannot be fetched, or it is another architecture.
     """
     path, own = Path(source), False
-    if path.is_file():
+    if is_regular(path):
         state = read_checkpoint(path)
         if not blip.is_published(state):
             found = f"other names than BLIP's (first tensors: {', '.join(list(state)[:3])})"
@@ -108,7 +109,7 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
         model = blip.from_published(state, str(path))
     else:
         _check_exists(source, _EXPECTED_BLIP)
-        folder = path if path.is_dir() else None
+        folder = path if os.path.isdir(path) else None
         own = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt"))
         model = _blip_from_transformers(source, folder)
     tokenizer = _bert_tokenizer(source if own else vocabulary)
@@ -119,6 +120,7 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
         raise BadInput(
             source if own else vocabulary, found, expected, "Give the vocabulary that belongs to the network."
         )
+    finite(model.state_dict(), source)
     answering = blip.BLIP(blip.resized(model.float(), size), tokenizer)
     return answering.requires_grad_(False).eval()
 
@@ -138,31 +140,34 @@ def _bert_tokenizer(source: str) -> BertTokenizer:
     path = Path(source)
     expected = "BERT's vocabulary (bert-base-uncased): a hub id, a folder, or vocab.txt"
     _check_exists(source, expected)
-    with _reading(source, path if path.exists() else None, "a vocabulary of BERT", expected):
-        return BertTokenizer(str(path)) if path.is_file() else BertTokenizer.from_pretrained(source)
+    with _reading(source, path if os.path.exists(path) else None, "a vocabulary of BERT", expected):
+        return BertTokenizer(str(path)) if is_regular(path) else BertTokenizer.from_pretrained(source)
 
 
 def _load(source: str, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         clip: CLIP | ResNetCLIP = _from_folder(path)
-    elif path.is_file():
+    elif is_regular(path):
         clip = _from_file(path, activation, resnets)
     else:
         _check_exists(source, _EXPECTED)
         clip = _from_transformers(source, None)
-    return _ready(clip)
+    return _ready(clip, source)
 
 
 def _check_exists(source: str, expected: str) -> None:
     """Raise BadInput for what can only be a path, where nothing is."""
     path = Path(source)
     like_a_path = path.suffix in (*SUFFIXES, ".txt") or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if like_a_path and not path.exists():
+    if (like_a_path and not os.path.exists(path)) or (
+        os.path.exists(path) and not path.is_dir() and not is_regular(path)
+    ):
         raise BadInput(source, "no such file or folder", expected, "Check the path.")
 
 
-def _ready(clip: AnyCLIP) -> AnyCLIP:
+def _ready(clip: AnyCLIP, source: str) -> AnyCLIP:
+    finite(clip.state_dict(), source)
     for parameter in clip.parameters():
         # loaders leave some at odd addresses, by chance; sums over these run in another order
         parameter.data = parameter.data.clone()
@@ -237,19 +242,26 @@ def _reading(where: str, folder: Path | None, what: str, expected: str) -> Itera
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if folder is None:
+        do = "There is no such folder or file here, and none that can be fetched: check the name, or fetch it where there is a network."
+    else:
+        do = "Fetch it again." if folder.is_file() else "Save it again with save_pretrained."
     try:
-        yield
-    except Exception as error:  # broken files and the network make its readers raise almost anything
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        if folder is None:
-            found = f"no such folder or file here, and none that can be fetched ({reason})"
-            do = "Check the name, or fetch it where there is a network and give its folder."
-        else:
-            found = f"a {'file' if folder.is_file() else 'folder'} that cannot be read as {what} ({reason})"
-            do = "Fetch it again." if folder.is_file() else "Save it again with save_pretrained."
-        raise BadInput(where, found, expected, do) from error
+        with reading(where, f"{what}, {expected}" if folder else expected, do):
+            if folder and folder.is_dir():
+                _check_folder(folder, expected)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def _check_folder(folder: Path, expected: str) -> None:
+    """Raise BadInput if a file that transformers may open would never end, or a setting is no JSON object."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_dir() and not is_regular(path):
+            raise BadInput(path, "no regular file", expected, "Remove it.")
+        if path.suffix == ".json" and not isinstance(read_json(path, "settings of a model"), dict):
+            raise BadInput(path, "no JSON object", expected, "Save the model again with save_pretrained.")
 
 
 def _check_whole(where: str, loaded: dict[str, Any], expected: str) -> None:

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from wsss import launch
-from wsss.data.lists import suggestion
-from wsss.errors import BadInput
+from wsss import launch, peers
+from wsss.data.documents import Keys, dotted, dump
+from wsss.data.names import fault
+from wsss.errors import BadInput, suggestion
 from wsss.run import sharing
+from wsss.settings import Given, described
 from wsss.stages.check import DATA
 from wsss.stages.compare import FAILED, RUNS
-from wsss.storage import read_json, whole_file, write_json
+from wsss.storage import read_json, write_json, write_text
 
 # The CLIP that all methods use, where a run trains one; no run has its name
 CLIP = "clip"
@@ -34,11 +34,13 @@ class Planned:
         name: of its folder.
         method: the module in `wsss.methods`.
         content: settings that differ from the method's own, as `wsss run METHOD --config` takes them.
+        where: the name under which a setting was given, from the keys that lead to it, for errors.
     """
 
     name: str
     method: str
     content: Mapping[str, Any]
+    where: Callable[[Keys], str] = dataclasses.field(default=dotted, compare=False)
 
     def mentions(self, value: Any) -> bool:
         """Whether a setting has this value."""
@@ -52,8 +54,9 @@ def _holds(content: Any, value: Any) -> bool:
 def plan(
     recipes: Mapping[str, type],
     common: Mapping[str, Any],
-    runs: Mapping[str, Mapping[str, Any] | None],
+    runs: Mapping[str, Any],
     chosen: Sequence[str] | None = None,
+    where: Callable[[Keys], str] = dotted,
 ) -> list[Planned]:
     """What is to be run, with which settings.
 
@@ -67,20 +70,24 @@ def plan(
     Args:
         recipes: the settings (dataclasses) of each method.
         common: for all methods.
-        runs: for single ones.
+        runs: for single ones: keys and values, or None for a run without settings of its own.
         chosen: names of runs, or of methods, whose runs are all taken; None for all.
+        where: the name of a setting for errors, from the keys that lead to it: `common`, `training`.
 
     Raises:
         BadInput: an unknown method, run or common setting, or a name that no folder of a run can have.
     """
     methods: dict[str, str] = {}
     for name, section in runs.items():
+        place = where(("runs", name))
+        if section is not None and not isinstance(section, Mapping):
+            raise BadInput(place, described(section), "settings of a run, by their names", "Correct it.")
         method = str((section or {}).get("method", name))
         if method not in recipes:
             do = f"{suggestion(method, list(recipes))}Name it under the key `method` of the section."
-            raise BadInput(f"runs.{name}", f"no method {method!r}", f"one of {', '.join(recipes)}", do)
-        if name == CLIP or not name or name.startswith(".") or "/" in name or "\\" in name:
-            raise BadInput(f"runs.{name}", f"the name {name!r}", f"a folder's name other than {CLIP!r}", "Rename it.")
+            raise BadInput(place, f"no method {method!r}", f"one of {', '.join(recipes)}", do)
+        if name == CLIP or not _names_folder(name):
+            raise BadInput(place, f"the name {name!r}", f"a folder's name other than {CLIP!r}", "Rename it.")
         methods[name] = method
     methods |= {method: method for method in recipes if method not in methods.values()}
     unknown = sorted(set(chosen or ()) - {*methods, *methods.values()})
@@ -92,18 +99,28 @@ def plan(
             parts = [part for recipe in recipes.values() for part in (recipe, *_sections(recipe).values())]
             known = sorted({name for part in parts for name in _fields(part)})
             do = f"{suggestion(key, known)}Correct or remove it."
-            raise BadInput(f"common.{key}", "a setting that no method has", "one that some method has", do)
+            raise BadInput(where(("common", key)), "a setting that no method has", "one that some method has", do)
     planned = []
     for name, method in methods.items():
         if chosen is not None and name not in chosen and method not in chosen:
             continue
-        content: dict[str, Any] = {}
+        given = Given()
         for key, value in common.items():
-            for place in _places(key, recipes[method]):
-                content = _merged(content, _nested(place, value))
+            for keys in _places(key, recipes[method]):
+                given.add(keys, value, partial(_renamed, where, keys, ("common", key)))
         own = {key: value for key, value in (runs.get(name) or {}).items() if key != "method"}
-        planned.append(Planned(name, method, _merged(content, own)))
+        given.add((), own, partial(_renamed, where, (), ("runs", name)))
+        planned.append(Planned(name, method, given.content, given.where))
     return planned
+
+
+def _renamed(where: Callable[[Keys], str], place: Keys, origin: Keys, keys: Keys) -> str:
+    """The name of a setting of a run, that was given elsewhere: what is at `place` there comes from `origin`."""
+    return where((*origin, *keys[len(place) :]))
+
+
+def _names_folder(name: str) -> bool:
+    return name.isprintable() and "/" not in name and not name.startswith(".") and fault(name) is None
 
 
 def _fields(kind: Any) -> list[str]:
@@ -125,18 +142,6 @@ def _places(key: str, recipe: type) -> list[tuple[str, ...]]:
     return [
         (name, key) for name, fields in sections.items() if key in fields and (key != "init" or "backbone" in fields)
     ]
-
-
-def _nested(place: Sequence[str], value: Any) -> dict[str, Any]:
-    return {place[0]: value if len(place) == 1 else _nested(place[1:], value)}
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def run_all(
@@ -171,6 +176,8 @@ def run_all(
             with sharing(out):
                 make(one, run)
         except Exception as error:  # whatever ends one run must not end the others
+            if peers.caused_by_another(error):
+                raise
             _report_failure(run, one.name, error)
             if launch.processes() > 1:
                 raise
@@ -179,12 +186,11 @@ def run_all(
 
 
 def _begin(run: Path, out: Path, one: Planned) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    (run / FAILED).unlink(missing_ok=True)
-    with whole_file(run / SETTINGS) as temporary:
-        # a copy, in which nothing is named twice: YAML would write such as anchors
-        content = json.loads(json.dumps(one.content))
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if (run / FAILED).exists():
+        (run / FAILED).unlink()
+    # a copy, in which nothing is named twice: YAML would write such as anchors
+    content = json.loads(json.dumps(one.content))
+    write_text(run / SETTINGS, dump(content))
     write_json(run / DATA, read_json(out / DATA, "notes on the data set"))
 
 

@@ -3,6 +3,8 @@
 A stage is a function from settings, input stages and pictures to a folder. Its folder holds `started.json` while it is
 being made and `done.json` once it is whole; both name the settings and the records of all inputs, so a stage that
 is done is skipped, one that is half done goes on, and one that was made from something else is refused.
+`inputs.json.gz` holds what pictures and folders it was made from, to say what has changed, and `files.json.gz` what it wrote
+(see `wsss.outputs`).
 """
 
 import contextlib
@@ -14,23 +16,42 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from wsss import __version__, launch
+from wsss import __version__, launch, lock, outputs
 from wsss.data.images import Images
+from wsss.differences import beside, difference, identity, not_the_same, outdated
+from wsss.digests import content_digest, folder_digests
 from wsss.errors import BadInput
-from wsss.storage import TEMPORARY_SUFFIX, digest, file_digest, path_digest, read_json, write_json
+from wsss.outputs import DONE, INPUTS, LOCK, RECORDS, SECONDS, STARTED
+from wsss.storage import (
+    TEMPORARY_SUFFIX,
+    digest,
+    encoded,
+    json_text,
+    read_json,
+    sync_folder,
+    whole_file,
+    write_json,
+    write_packed,
+)
 
-DONE, STARTED, SECONDS = "done.json", "started.json", "seconds.json"
-# Later stages look at the content of these outputs too; of the others, at what they were made from
+# What records of this version hold; those of others are not understood
+RECORD = 2
+# Whose content tells which stage made a file that settings name
 KNOWN_BY_CONTENT = ("weights.safetensors", "model.safetensors", "tags.csv", "scores.json")
+# Seconds between two looks at the clock; a killed try counts up to the last one
+CLOCK_EVERY = 30.0
 
 log = logging.getLogger("wsss")
 
 _shared: contextvars.ContextVar[Path | None] = contextvars.ContextVar("shared", default=None)
+# What was said already of files that were edited
+_noted: set[tuple[Path, tuple[str, ...], tuple[str, ...]]] = set()
 
 
 class Stage(Protocol):
@@ -57,7 +78,8 @@ def plain(settings: Any) -> Any:
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if field.metadata.get("maybe_file") and os.path.exists(value):
-                values[field.name] = {"file": Path(value).name, "identity": path_digest(Path(value))}
+                known, _ = _known(Path(value))
+                values[field.name] = {"file": Path(value).name, "identity": known["identity"]}
             elif not field.metadata.get("neutral"):
                 values[field.name] = plain(value)
         return values
@@ -74,7 +96,8 @@ def stage(function: Callable[..., dict[str, Any]]) -> Stage:
     Its arguments may be settings (dataclasses), `Images`, and paths of earlier stages or of files.
 
     The stage raises:
-        BadInput: `out` was made from something else, or an input stage is missing or unfinished.
+        BadInput: `out` was made from something else, another command works there, an input stage is missing, unfinished
+            or damaged, or files that the stage wrote are.
     """
     signature = inspect.signature(function)
 
@@ -84,16 +107,13 @@ def stage(function: Callable[..., dict[str, Any]]) -> Stage:
         arguments = signature.bind(*args, out=out, **kwargs)
         arguments.apply_defaults()
         inputs = {name: value for name, value in arguments.arguments.items() if name != "out"}
-        if launch.decided_by_first(lambda: _prepare(function.__name__, inputs, out)):
-            return out
-        before = time.monotonic()
-        try:
-            result = function(*args, out=out, **kwargs)
-        finally:
-            if launch.is_first():
-                _add_seconds(out, time.monotonic() - before)
-        launch.wait()
-        launch.decided_by_first(lambda: _finish(out, result))
+        with lock.held(out):
+            if launch.decided_by_first(lambda: _prepare(function.__name__, inputs, out)):
+                return out
+            with _timed(out) if launch.is_first() else contextlib.nullcontext():
+                result = function(*args, out=out, **kwargs)
+            launch.wait()
+            launch.decided_by_first(lambda: _finish(out, result))
         return out
 
     return run
@@ -113,7 +133,7 @@ def record(out: Path) -> dict[str, Any]:
     """The record of a finished stage.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or none that this version understands.
     """
     expected = "the record of a finished stage"
     if not out.is_dir():
@@ -121,42 +141,106 @@ def record(out: Path) -> dict[str, Any]:
     if not (out / DONE).exists():
         found = "a stage that has not finished" if (out / STARTED).exists() else "a folder that no stage made"
         raise BadInput(out, found, expected, "Run the command that makes it again: it goes on where it stopped.")
-    return read_json(out / DONE, expected)
+    return _read_record(out / DONE)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    content = read_json(path, "the record of a stage")
+    if isinstance(content, dict) and "identity" in content and content.get("record") != RECORD:
+        raise BadInput(
+            path,
+            f"a record of another kind, written by wsss {content.get('version', 'of an unknown version')!s:.20}",
+            f"one of kind {RECORD}, which wsss {__version__} writes",
+            "Make the stage again in another folder, or use the version that made it.",
+        )
+    kinds = {"stage": str, "identity": str, "inputs": dict, "tables": str}
+    if path.name == DONE:
+        kinds |= {"result": dict, "made": dict, "files": str}
+    lacking = (
+        [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+        if isinstance(content, dict)
+        else list(kinds)
+    )
+    if lacking:
+        raise BadInput(
+            path,
+            f"something without {', '.join(f'`{key}`' for key in lacking)}",
+            "the record of a stage",
+            "It was changed after it was written: put it back, or remove the folder and make the stage again.",
+        )
+    return content
 
 
 def seconds(out: Path) -> float:
-    """How long a stage took, all tries together."""
+    """How long a stage took, all tries together, killed ones too."""
     path = out / SECONDS
-    return float(read_json(path, "the seconds of a stage")["seconds"]) if path.exists() else 0.0
+    if not path.exists():
+        return 0.0
+    content = read_json(path, "the seconds of a stage")
+    spent = content.get("seconds") if isinstance(content, dict) else None
+    if isinstance(spent, bool) or not isinstance(spent, int | float) or not 0 <= spent < 1e12:
+        raise BadInput(path, f"{content!s:.50}", '{"seconds": a number}', "Remove it: a new one is written.")
+    return float(spent)
 
 
-def _add_seconds(out: Path, spent: float) -> None:
-    # not in done.json, whose bytes depend on the settings and inputs alone
-    write_json(out / SECONDS, {"seconds": round(seconds(out) + spent, 3)})
+@contextlib.contextmanager
+def _timed(out: Path) -> Iterator[None]:
+    """Count the time that this takes; not in done.json, whose bytes depend on the settings and inputs alone."""
+    earlier, before, ended = seconds(out), time.monotonic(), threading.Event()
+
+    def write() -> None:
+        spent = round(earlier + time.monotonic() - before, 3)
+        write_json(out / SECONDS, {"seconds": spent}, sync="nothing")
+
+    def watch() -> None:
+        # soon at first, so that short tries count too
+        while not ended.wait(min(CLOCK_EVERY, max(0.5, time.monotonic() - before))):
+            with contextlib.suppress(OSError, BadInput):  # a full disk is told by what has to be written
+                write()
+
+    clock = threading.Thread(target=watch, name="clock", daemon=True)
+    clock.start()
+    try:
+        yield
+    except BaseException:
+        ended.set()
+        clock.join()
+        with contextlib.suppress(OSError, BadInput):
+            write()
+        raise
+    ended.set()
+    clock.join()
+    write()
 
 
 def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
     """Whether the stage is done already; otherwise its folder is made ready for it."""
-    described = {key: _describe(value, out) for key, value in inputs.items()}
-    identity = digest([name, {key: _identity(value) for key, value in described.items()}])
-    asked = {"stage": name, "version": __version__, "inputs": described, "identity": identity}
+    lock.check_held()
+    tables: dict[str, Any] = {}
+    described = {key: _describe(value, out, key, tables) for key, value in inputs.items()}
+    made_of = digest([name, {key: identity(value) for key, value in described.items()}])
+    asked = {
+        "record": RECORD,
+        "stage": name,
+        "version": __version__,
+        "inputs": described,
+        "tables": digest(tables),
+        "identity": made_of,
+    }
     for marker in (DONE, STARTED):
         # a stage that stopped before it made anything may start again from other settings
         if (out / marker).exists() and (marker == DONE or _content(out)):
-            found = read_json(out / marker, "the record of a stage")
-            if found.get("identity") != asked["identity"]:
-                raise BadInput(
-                    out,
-                    f"a `{found.get('stage')}` stage made from something else: {_difference(found, asked)}",
-                    f"an empty folder, or a `{name}` stage made from the same settings and inputs",
-                    f"Choose another output folder, or remove {out} and what was made from it.",
-                )
-            if marker == DONE:
-                (out / STARTED).unlink(missing_ok=True)  # of a process that was killed between the two records
-                log.info("%s: done already", out)
-                return True
-            log.info("%s: going on where it stopped", out)
-            return False
+            found = _read_record(out / marker)
+            if found["identity"] != made_of:
+                _refuse(out, found, asked, tables)
+            if marker == STARTED:
+                log.info("%s: going on where it stopped", out)
+                return False
+            _note(out, found["stage"], outputs.changes(out, found))
+            if (out / STARTED).exists():
+                (out / STARTED).unlink()  # of a process that was killed between the two records
+            log.info("%s: done already", out)
+            return True
     if out.is_file() or _content(out):
         raise BadInput(
             out,
@@ -164,20 +248,46 @@ def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
             "an empty or a new folder",
             "Choose another output folder.",
         )
-    if twin := _twin(str(asked["identity"])):
+    if twin := _twin(made_of):
         _take(twin, out, asked)
         log.info("%s: taken from %s", out, twin)
         return True
+    write_packed(out / INPUTS, tables)
     write_json(out / STARTED, asked)
     return False
 
 
-def _twin(identity: str) -> Path | None:
-    """A stage of another run that is the same one and whole."""
+def _refuse(out: Path, found: dict[str, Any], asked: dict[str, Any], tables: Mapping[str, Any]) -> None:
+    name = asked["stage"]
+    before = {}
+    if (out / INPUTS).exists():
+        before = outputs.read_known(out / INPUTS, found["tables"], "what a stage was made from")
+    stale = outdated([out], not_the_same(found, asked), beside(out))
+    raise BadInput(
+        out,
+        f"a `{found['stage']}` stage made from something else: {difference(found, asked, before, tables)}",
+        f"an empty folder, or a `{name}` stage made from the same settings and inputs",
+        f"To make it from what is there now, remove {', '.join(map(str, stale))} and start the same command again; to keep it, "
+        "undo the change or choose another output folder.",
+    )
+
+
+def _note(folder: Path, stage: str, changed: outputs.Changes) -> None:
+    if changed and (folder, changed.edited, changed.added) not in _noted:
+        _noted.add((folder, changed.edited, changed.added))
+        log.warning("%s. They are used as they are now.", changed.told(str(folder), stage))
+
+
+def _twin(made_of: str) -> Path | None:
+    """A stage of another run that is the same one, whole and as it was made."""
     runs = _shared.get()
     for done in sorted(runs.glob(f"*/*/{DONE}")) if runs else ():
-        if read_json(done, "the record of a stage").get("identity") == identity:
-            return done.parent
+        try:
+            theirs = _read_record(done)
+            if theirs["identity"] == made_of and not outputs.changes(done.parent, theirs):
+                return done.parent
+        except BadInput as error:
+            log.info("%s is not shared: %s", done.parent, error)
     return None
 
 
@@ -189,12 +299,17 @@ def _take(twin: Path, out: Path, asked: dict[str, Any]) -> None:
         shutil.rmtree(leftover)  # of a process that was killed here
     with tempfile.TemporaryDirectory(prefix=".", suffix=TEMPORARY_SUFFIX, dir=out.parent) as temporary:
         copy = Path(temporary) / out.name
-        shutil.copytree(twin, copy, copy_function=_link_or_copy)
+        ignored = shutil.ignore_patterns(LOCK, f".*{TEMPORARY_SUFFIX}", STARTED)
+        shutil.copytree(twin, copy, copy_function=_link_or_copy, ignore=ignored)
         # its own record: the stages that it was made from may lie elsewhere
-        write_json(copy / DONE, {**asked, "result": theirs["result"], "made": theirs["made"]})
+        _write_done(copy, {**asked, **{key: theirs[key] for key in ("result", "made", "files")}}, _time_of(twin))
+        sync_folder(copy)
+        if (out / LOCK).exists():  # this process's
+            _link_or_copy(str(out / LOCK), str(copy / LOCK))
         if out.exists():  # what a killed writer left, and an earlier try's seconds
-            shutil.rmtree(out)
+            out.rename(Path(temporary) / "before")
         copy.rename(out)
+        sync_folder(out.parent)
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -207,58 +322,63 @@ def _link_or_copy(source: str, target: str) -> None:
 def _content(out: Path) -> list[Path]:
     """What a stage made in its folder: neither records nor what a killed writer left."""
     paths = out.iterdir() if out.is_dir() else ()
-    return [path for path in paths if path.name not in (STARTED, SECONDS) and path.suffix != TEMPORARY_SUFFIX]
+    return [path for path in paths if path.name not in RECORDS and path.suffix != TEMPORARY_SUFFIX]
 
 
 def _finish(out: Path, result: dict[str, Any]) -> None:
     for leftover in out.rglob(f".*{TEMPORARY_SUFFIX}"):
         # of a process that was killed while it wrote
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    made = {path.name: file_digest(path) for path in sorted(out.iterdir()) if path.name in KNOWN_BY_CONTENT}
-    write_json(out / DONE, {**read_json(out / STARTED, "the record of a stage"), "result": result, "made": made})
+    when = outputs.past()
+    files, known = outputs.write_list(out, when)
+    lock.check_held()
+    made = {name: files[name] for name in sorted(files) if name in KNOWN_BY_CONTENT}
+    asked = _read_record(out / STARTED)
+    _write_done(out, {**asked, "result": result, "made": made, "files": known}, when)
     (out / STARTED).unlink()
 
 
-def _describe(value: Any, out: Path) -> Any:
+def _write_done(out: Path, content: dict[str, Any], when: int) -> None:
+    with whole_file(out / DONE) as temporary:
+        temporary.write_bytes(encoded(json_text(content)))
+        outputs.set_time(temporary, when)
+
+
+def _time_of(out: Path) -> int:
+    return (out / DONE).stat().st_mtime_ns
+
+
+def _describe(value: Any, out: Path, key: str, tables: dict[str, Any]) -> Any:
+    """An input as a record holds it; what is in pictures and folders goes to `tables`, by the input's dotted name."""
     if isinstance(value, Images):
+        tables[key] = value.table()
         return {"images": value.title, "count": len(value), "fingerprint": value.fingerprint()}
     if isinstance(value, Path):
+        known, files = _known(value)
+        if files is not None:
+            tables[key] = files
         where = os.path.relpath(value.resolve(), out.resolve())
-        if value.is_file():
-            return {"file": where, "identity": file_digest(value)}
-        if value.is_dir() and not any((value / marker).exists() for marker in (DONE, STARTED)):
-            sizes = {
-                str(path.relative_to(value)): path.stat().st_size for path in sorted(value.rglob("*")) if path.is_file()
-            }
-            return {"folder": where, "identity": digest(sizes)}  # made by other programs
-        done = record(value)
-        return {"folder": where, "identity": digest([done["identity"], done["made"]])}
+        return {"file" if value.is_file() else "folder": where, **known}
     if isinstance(value, Mapping):
-        return {str(key): _describe(item, out) for key, item in value.items()}
+        return {str(name): _describe(item, out, f"{key}.{name}", tables) for name, item in value.items()}
     return plain(value)
 
 
-def _identity(described: Any) -> Any:
-    """What of a described input decides whether it is the same one: not where it lies, nor what it is called."""
-    if isinstance(described, dict):
-        for key in ("fingerprint", "identity"):
-            if key in described:
-                return described[key]
-        return {key: _identity(value) for key, value in described.items()}
-    return described
+def _known(path: Path) -> tuple[dict[str, Any], Mapping[str, str] | None]:
+    """What a file or folder is known by, and the digests of a folder's files.
 
-
-def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    if found.get("stage") != asked["stage"]:
-        return f"it is no `{asked['stage']}` stage"
-    old, new = _flat(found.get("inputs", {})), _flat(asked["inputs"])
-    names = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    parts = [f"{key} was {old.get(key, 'not there')} and is {new.get(key, 'not there')} now" for key in names[:5]]
-    return "; ".join(parts) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Values as records tell them apart (1 is not 1.0), by dotted name."""
-    if isinstance(value, dict) and value:
-        return {key: item for name, inner in value.items() for key, item in _flat(inner, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): repr(value)}
+    Raises:
+        BadInput: it belongs to a stage that is not finished, or not as it was made, though nobody edits such by hand.
+    """
+    if path.is_file():
+        outputs.check_file(path, record)
+        return {"identity": content_digest(path)}, None
+    if path.is_dir() and not any((path / marker).exists() for marker in (DONE, STARTED)):
+        files = folder_digests(path)  # of other programs
+        return {"identity": digest(files)}, files
+    done = record(path)
+    changed = outputs.changes(path, done)
+    _note(path, done["stage"], changed)
+    edits = {key: list(names) for key, names in (("edited", changed.edited), ("added", changed.added)) if names}
+    known = digest([done["identity"], changed.files])
+    return {"stage": done["stage"], "of": done["identity"], "identity": known, **edits}, changed.files

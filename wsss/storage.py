@@ -1,66 +1,136 @@
-"""Files that are whole or not there: written beside their place and renamed into it."""
+"""Files that are whole or not there: written beside their place, on the disk before they get their name."""
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from wsss.errors import BadInput
+from wsss.errors import BadInput, reading
 
 TEMPORARY_SUFFIX = ".part"
 # The umask can only be read by setting it, which is no business of writer threads
 os.umask(_UMASK := os.umask(0))
 
+# What has to reach the disk before `whole_file` ends
+Sync = Literal["file and name", "file", "nothing"]
+
+# Lists of the files of a stage are far smaller; a crafted one must not fill the memory
+_MOST_UNPACKED = 512 << 20
+
+_REASONS = {
+    errno.ENOSPC: ("a full disk", "free some space, or choose another output folder"),
+    errno.EDQUOT: ("a used-up disk quota", "free some space, or choose another output folder"),
+    errno.EROFS: ("a read-only file system", "choose an output folder that can be written"),
+    errno.EACCES: ("no permission to write here", "change the permissions, or choose another output folder"),
+    errno.EPERM: ("no permission to write here", "change the permissions, or choose another output folder"),
+    errno.ENOTDIR: ("a file where a folder has to be", "remove it, or choose another output folder"),
+    errno.EEXIST: ("a file where a folder has to be", "remove it, or choose another output folder"),
+    errno.EISDIR: ("a folder where a file has to be", "remove it, or choose another output folder"),
+}
+
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what keeps `path` from being written into one error.
+
+    Raises:
+        BadInput: the disk is full or read-only, the folder may not be written, or its path is taken.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        found, do = _REASONS[error.errno]
+        raise BadInput(path, found, "room and permission to write this file", f"To go on: {do}.") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, sync: Sync = "file and name") -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; rename it to `path` when the block ends without an error.
 
     The folder is made if it is missing. Whatever goes wrong, neither a partial `path` nor the temporary file stays.
 
+    Args:
+        path: the file.
+        sync: what has to be on the disk at the end. `file` leaves the name to a later `sync_folder`, for files that come by the
+            thousand: after a power failure such a file is whole or missing. `nothing` is for what can be made again at once.
+
     Raises:
-        BadInput: the disk is full, or the folder cannot be written.
+        BadInput: as in `writing`.
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", suffix=TEMPORARY_SUFFIX, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: ("a full disk", "free some space, or choose another output folder"),
-            errno.EDQUOT: ("a used-up disk quota", "free some space, or choose another output folder"),
-            errno.EROFS: ("a read-only file system", "choose an output folder that can be written"),
-            errno.EACCES: ("no permission to write here", "change the permissions, or choose another output folder"),
-            errno.EPERM: ("no permission to write here", "change the permissions, or choose another output folder"),
-            errno.ENOTDIR: ("a file where a folder has to be", "remove it, or choose another output folder"),
-            errno.EEXIST: ("a file where a folder has to be", "remove it, or choose another output folder"),
-        }
-        if error.errno not in reasons:
-            raise
-        found, do = reasons[error.errno]
-        raise BadInput(path, found, "room and permission to write this file", f"To go on: {do}.") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_UMASK)
+            if sync != "nothing":
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            temporary = None
+            if sync == "file and name":
+                sync_folder(path.parent)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names of the files in a folder to the disk, where the file system can do that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def read_only(folder: Path) -> bool:
+    """Whether a folder is there, but nothing can be written in it."""
+    return folder.is_dir() and not os.access(folder, os.W_OK)
+
+
+def encoded(text: str) -> bytes:
+    """A text as UTF-8. File names may hold bytes that are not, which Python keeps as lone surrogates; they are written as such."""
+    return text.encode("utf-8", errors="surrogatepass")
+
+
+def write_text(path: Path, text: str, sync: Sync = "file and name") -> None:
+    """Write a text as `encoded`; a file that holds it already is left alone."""
+    _write(path, encoded(text), sync)
+
+
+def _write(path: Path, content: bytes, sync: Sync) -> None:
+    if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+        return
+    with whole_file(path, sync) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any, sync: Sync = "file and name") -> None:
     """Write `value` as indented JSON, non-ASCII letters as they are."""
-    with whole_file(path) as temporary:
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        # file names may hold bytes that are not UTF-8, which Python keeps as lone surrogates
-        temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
+    write_text(path, json_text(value), sync)
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path, expected: str) -> Any:
@@ -69,44 +139,33 @@ def read_json(path: Path, expected: str) -> Any:
     Raises:
         BadInput: the file is missing, is not UTF-8 or is not JSON (cut off, for example).
     """
-    try:
+    with reading(path, expected, "The file may be cut off: fetch or write it again."):
         return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
-    except FileNotFoundError as error:
-        raise BadInput(path, "no such file", expected, "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            path,
-            f"bytes that are not UTF-8 ({error.reason} at byte {error.start})",
-            expected,
-            "Save the file as UTF-8.",
-        ) from error
-    except json.JSONDecodeError as error:
-        raise BadInput(
-            path,
-            f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})",
-            expected,
-            "The file may be cut off: fetch or write it again.",
-        ) from error
+
+
+def write_packed(path: Path, value: Any) -> None:
+    """Write a JSON-able value compressed; equal values give equal bytes, and a file that holds them already is left alone."""
+    # without the time in gzip's header
+    _write(path, gzip.compress(json.dumps(value, separators=(",", ":")).encode(), mtime=0), "file and name")
+
+
+def read_packed(path: Path, expected: str) -> Any:
+    """Read what `write_packed` wrote.
+
+    Raises:
+        BadInput: the file is missing, cut off, damaged, or holds more than 512 MiB.
+    """
+    do = "It was changed after it was written: put it back, or make the stage again in another folder."
+    with reading(path, expected, do, missing=do), gzip.open(path, "rb") as stream:
+        content = stream.read(_MOST_UNPACKED + 1)
+        if len(content) > _MOST_UNPACKED:
+            raise BadInput(path, "more than 512 MiB", expected, do)
+        return json.loads(content)
 
 
 def digest(value: Any) -> str:
     """A short, stable fingerprint of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """A short fingerprint of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
-def path_digest(path: Path) -> str:
-    """A short fingerprint of the content of a file, or of a folder but for hidden files and clocks."""
-    if path.is_file():
-        return file_digest(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    kept = [file for file in files if not file.name.startswith(".") and file.name != "seconds.json"]
-    return digest({str(file.relative_to(path)): file_digest(file) for file in kept})
 
 
 def cache_folder() -> Path:

@@ -3,7 +3,6 @@
 import gzip
 import io
 import tarfile
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,13 +10,16 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from wsss.errors import BadInput
+from wsss.data.pictures import picture_size_hw
+from wsss.errors import BadInput, reading
 from wsss.storage import whole_file
 
 # comp5: trained on VOC's own pictures alone; comp6: on anything, ImageNet included.
 Competition = Literal["comp5", "comp6"]
 
 N_LABELS = 21
+# far more than a mask of the largest picture has
+_MOST_BYTES = 64 << 20
 
 
 def write_voc_submission(
@@ -54,10 +56,8 @@ def write_voc_submission(
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for name, path in sorted(paths.items()):
-            try:
+            with reading(path, "a mask", missing="Predict this picture, or check the path."):
                 content = path.read_bytes()
-            except FileNotFoundError as error:
-                raise BadInput(path, "no such file", "a mask", "Predict this picture, or check the path.") from error
             _check_mask(str(path), content, name, pictures)
             member = tarfile.TarInfo(f"{folder}/{name}.png")
             member.size = len(content)
@@ -77,23 +77,22 @@ def check_voc_submission(
     """
     folder = _folder(competition)
     found: set[str] = set()
-    try:
-        with tarfile.open(archive, "r:gz") as members:
-            for member in members:
-                if member.isdir():
-                    continue
-                where, path = f"{archive}: {member.name}", member.name.removeprefix("./")
-                name = path.removeprefix(f"{folder}/").removesuffix(".png")
-                content = members.extractfile(member) if member.isfile() else None
-                if content is None or name in found or path != f"{folder}/{name}.png":
-                    wanted = f"one file for each mask, {folder}/NAME.png"
-                    raise BadInput(where, "another or a second one", wanted, "Write the archive again.")
-                _check_mask(where, content.read(), name, pictures if name in names else None)
-                found.add(name)
-    except FileNotFoundError as error:
-        raise BadInput(archive, "no such file", "an archive of masks", "Check the path.") from error
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise BadInput(archive, f"no whole tar.gz ({error})", "an archive of masks", "Write it again.") from error
+    with reading(archive, "an archive of masks", "Write it again."), tarfile.open(archive, "r:gz") as members:
+        for member in members:
+            if member.isdir():
+                continue
+            where, path = f"{archive}: {member.name}", member.name.removeprefix("./")
+            name = path.removeprefix(f"{folder}/").removesuffix(".png")
+            if member.size > _MOST_BYTES:
+                raise BadInput(
+                    where, f"{member.size} bytes", f"a mask of at most {_MOST_BYTES}", "Write the archive again."
+                )
+            content = members.extractfile(member) if member.isfile() else None
+            if content is None or name in found or path != f"{folder}/{name}.png":
+                wanted = f"one file for each mask, {folder}/NAME.png"
+                raise BadInput(where, "another or a second one", wanted, "Write the archive again.")
+            _check_mask(where, content.read(), name, pictures if name in names else None)
+            found.add(name)
     _check_names(str(archive), found, set(names))
 
 
@@ -121,11 +120,11 @@ def _check_mask(where: str, content: bytes, name: str, pictures: Mapping[str, Pa
             "a PNG with one channel of 8 bits, grey (colour type 0) or with a palette (3)",
             "Write the labels themselves, not their colours.",
         )
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            labels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(where, f"a broken PNG ({error})", "a whole one", "Predict this picture again.") from error
+    with (
+        reading(where, "a whole PNG", "Predict this picture again."),
+        Image.open(io.BytesIO(content), formats=["PNG"]) as image,
+    ):
+        labels = np.asarray(image)
     if labels.max() >= N_LABELS:
         raise BadInput(
             where,
@@ -135,13 +134,9 @@ def _check_mask(where: str, content: bytes, name: str, pictures: Mapping[str, Pa
         )
     if pictures is None:
         return
-    try:
-        with Image.open(pictures[name]) as image:
-            width, height = image.size
-    except (KeyError, OSError) as error:
-        raise BadInput(
-            where, f"no readable picture of {name} ({error})", "one", "Check the list of pictures."
-        ) from error
+    if name not in pictures:
+        raise BadInput(where, f"no picture of {name}", "one", "Check the list of pictures.")
+    height, width = picture_size_hw(pictures[name], upright=False)
     if labels.shape != (height, width):
         raise BadInput(
             where,

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsss.errors import BadInput
-from wsss.pickled import Forbidden, Unfinished, exactly, run
+from wsss.errors import BadInput, is_regular, reading
+from wsss.pickled import Forbidden, Unfinished, called, exactly, run
+from wsss.weights import finite
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -46,9 +47,12 @@ class _Module(Unfinished):
         return self
 
 
-def _rebuilt(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0 or len(size) > 64:
+def _rebuilt(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    numbers = (offset, *exactly(tuple, size), *exactly(tuple, stride))
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(size) != len(stride) or len(size) > 64:
         raise ValueError(f"a tensor of the shape {size} with the strides {stride} at {offset}")
+    if not isinstance(storage, Tensor):
+        raise ValueError("a tensor without numbers")
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # a stride of 0 makes a huge tensor of one number
@@ -109,14 +113,14 @@ class _Archive:
         raise Forbidden(f"{module}.{name}")
 
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        return _Module() if function is _Module else exactly(types.FunctionType, function)(*arguments)
+        return _Module() if function is _Module else called(exactly(types.FunctionType, function), arguments)
 
     def finish(self, unfinished: Unfinished, state: Any) -> Any:
         return unfinished.finish(state)
 
     def storage(self, reference: Any) -> Tensor:
-        kind, dtype, name, _, count = reference
-        if kind != "storage" or not isinstance(name, str):
+        kind, dtype, name, _, count = exactly(tuple, reference)
+        if kind != "storage" or not isinstance(name, str) or type(count) is not int:
             raise ValueError("a reference to something that is no storage")
         if name not in self.storages:
             self.storages[name] = bytearray(self.read(f"data/{name}"))
@@ -128,6 +132,8 @@ class _Archive:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, by the names of what is in it; not so where these cannot be read."""
+    if not is_regular(path):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
@@ -142,22 +148,14 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         BadInput: the archive is damaged, or asks for a function that would run code; it is named.
     """
     expected = "a TorchScript archive of modules and tensors, as torch.jit.save writes it"
-    try:
-        with zipfile.ZipFile(path) as file:
-            archive = _Archive(file, path.stat().st_size)
-            program = archive.read("data.pkl")
-            return _state(run(io.BytesIO(program), archive), len(program) * _NAME_LETTERS_PER_BYTE)
-    except Forbidden as error:
-        raise BadInput(
-            path,
-            f"an archive that would run code (it asks for {error})",
-            expected,
-            "Do not open it with anything else.",
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged zip makes the decoder raise almost anything
-        raise BadInput(path, f"a damaged archive ({error!r:.200})", expected, "Fetch it again.") from error
+    with reading(path, expected, "Fetch it again."), zipfile.ZipFile(path) as file:
+        archive = _Archive(file, path.stat().st_size)
+        program = archive.read("data.pkl")
+        try:
+            return finite(_state(run(io.BytesIO(program), archive), len(program) * _NAME_LETTERS_PER_BYTE), path)
+        except Forbidden as error:
+            found = f"an archive that would run code (it asks for {error})"
+            raise BadInput(path, found, expected, "Do not open it with anything else.") from error
 
 
 def _state(root: Any, most_letters: int) -> dict[str, Tensor]:

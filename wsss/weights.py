@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from wsss.errors import BadInput
+from wsss.errors import BadInput, reading
 from wsss.mxnet import resnet38_params
 from wsss.networks.affinitynet import VGG16
 from wsss.networks.emanet import Trunk
@@ -65,6 +65,7 @@ VWL_LAYERS = {
 WEIGHTS = "weights.safetensors"
 
 _METADATA_KEY = "wsss"
+_SAFETENSORS = "a whole file in safetensors format"
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def read_checkpoint(path: Path) -> State:
         return read_weights(path)[0]
     if path.suffix == ".params":
         _head(path)
-        return resnet38_params(path)
-    return _state_in(_read_torch(path), path)
+        return finite(resnet38_params(path), path)
+    return finite(_state_in(_read_torch(path), path), path)
 
 
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
@@ -120,20 +121,41 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
         BadInput: the file is missing, cut off or of another kind.
     """
     metadata = read_metadata(path)
-    with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+    with reading(path, _SAFETENSORS), safetensors.safe_open(path, framework="pt", device="cpu") as file:
+        return finite({name: file.get_tensor(name) for name in file.keys()}, path), metadata  # noqa: SIM118 - no mapping
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a `.safetensors` file alone; errors as in `read_weights`."""
     _head(path)
-    try:
+    with reading(path, _SAFETENSORS):
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            return json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-    except safetensors.SafetensorError as error:
+            text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
+        metadata = json.loads(text)
+    if not isinstance(metadata, dict):
         raise BadInput(
-            path, f"no whole safetensors file ({error})", "a file in safetensors format", "Fetch or write it again."
-        ) from error
+            path, f"metadata that says {metadata!r:.60}", "settings by name", "Fetch or write the file again."
+        )
+    return metadata
+
+
+def finite(state: State, where: str | Path) -> State:
+    """The state, unless numbers in it are infinite or none at all.
+
+    Raises:
+        BadInput: some are; the first tensor that holds one is named.
+    """
+    for name, tensor in state.items():
+        # a sum is not finite if any number is not; one that overflows is looked at again
+        if (
+            tensor.is_floating_point()
+            and not tensor.sum(dtype=torch.float64).isfinite()
+            and not tensor.isfinite().all()
+        ):
+            count = int((~tensor.isfinite()).sum())
+            do = "A training that went astray wrote it, or it is damaged: take another file."
+            raise BadInput(where, f"{count} numbers of {name} that are infinite or none (NaN)", "finite weights", do)
+    return state
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -428,13 +450,8 @@ def _expected() -> str:
 
 def _head(path: Path) -> bytes:
     """The first bytes of a file that has any, and is no text."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(512)
-    except OSError as error:
-        raise BadInput(
-            path, f"no file that can be read ({error.strerror})", _expected(), "Check the path and its permissions."
-        ) from error
+    with reading(path, _expected(), missing="Check the path and its permissions."), path.open("rb") as stream:
+        head = stream.read(512)
     if not head:
         raise BadInput(path, "an empty file", _expected(), "Fetch it again.")
     text = head.decode("utf-8", errors="ignore")
@@ -450,36 +467,24 @@ def _head(path: Path) -> bytes:
 
 def _read_torch(path: Path) -> object:
     head = _head(path)
-    try:
-        with warnings.catch_warnings():
-            # torch warns of TorchScript and of newer pickles, which are refused below
-            warnings.simplefilter("ignore")
+    damaged = "It is cut off, damaged or no checkpoint: fetch it again."
+    with reading(path, _expected(), damaged), warnings.catch_warnings():
+        # torch warns of TorchScript and of newer pickles, which are refused below
+        warnings.simplefilter("ignore")
+        try:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        called = re.search(r"GLOBAL (\S+)", str(error))
-        if called is None and not head.startswith((b"\x80", b"PK")):
-            raise _damaged(path, error) from error
-        raise BadInput(
-            path,
-            f"a pickle that would run code ({f'it asks for {called[1]}' if called else 'it holds more than tensors, or is damaged'})",
-            _expected(),
-            "It was not read. If you trust it, save its state dict alone where it was made.",
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # the decoder raises whatever a damaged file leads it to
-        if "TorchScript" in str(error):
-            raise BadInput(
-                path, "a TorchScript archive, which is code", _expected(), "Save the state dict of its module alone."
-            ) from error
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> BadInput:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return BadInput(
-        path, f"a file that is cut off, damaged or no checkpoint ({reason})", _expected(), "Fetch it again."
-    )
+        except pickle.UnpicklingError as error:
+            called = re.search(r"GLOBAL (\S+)", str(error))
+            if called is None and not head.startswith((b"\x80", b"PK")):
+                raise
+            asks = f"it asks for {called[1]}" if called else "it holds more than tensors, or is damaged"
+            do = "It was not read. If you trust it, save its state dict alone where it was made."
+            raise BadInput(path, f"a pickle that would run code ({asks})", _expected(), do) from error
+        except RuntimeError as error:
+            if "TorchScript" not in str(error):
+                raise
+            do = "Save the state dict of its module alone."
+            raise BadInput(path, "a TorchScript archive, which is code", _expected(), do) from error
 
 
 def _state_in(content: object, path: Path) -> State:

@@ -4,7 +4,7 @@ import json
 import shutil
 
 from tests.data.conftest import write_labels, write_picture, write_text
-from wsss.data.info import bad_among, look_through, overview, render
+from wsss.data.info import bad_among, look_through, overview, render, shared
 from wsss.data.open import open_dataset
 
 
@@ -143,3 +143,18 @@ def test_coco_and_voc(coco, voc):
     assert summary["splits"]["train2014"]["with_masks"] == 4
     assert len(render(summary)) < 3000  # of 80 classes, 30 are named
     assert overview(open_dataset(voc), decode=True)["splits"]["train"]["doubts"] == []
+
+
+def test_pictures_to_train_on_and_to_score_on_are_compared(tmp_path):
+    for path in ("train/cat/0.png", "train/dog/1.png", "val/cat/2.png", "val/dog/3.png"):
+        write_picture(tmp_path / path, seed=int(path[-5]))
+    assert shared(open_dataset(tmp_path)) == []
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "val/cat/copy.png")
+    assert shared(open_dataset(tmp_path)) == [
+        "1 pictures are in both train and val, under other names (train/cat/0.png = val/cat/copy.png first)"
+    ]
+    listed = tmp_path / "some.txt"
+    listed.write_text("train/cat/0\nval/dog/3\n")
+    (note,) = shared(open_dataset(tmp_path, val=str(listed)))
+    assert note.startswith("1 of the 2 pictures of ")
+    assert "are in train too (0.png first)" in note

@@ -123,7 +123,7 @@ def test_bad_annotations(tmp_path, text, message):
 def test_annotation_without_boxes(tmp_path):
     path = write_text(tmp_path / "a.xml", "<annotation><object><name>cat</name></object></annotation>")
     assert read_annotation(path, VOC_CLASSES, "clip-es").sum() == 1
-    with pytest.raises(BadInput, match="an object without a box"):
+    with pytest.raises(BadInput, match="expected numbers in bndbox and size"):
         read_annotation(path, VOC_CLASSES, "clims-camera-ready")
     with pytest.raises(BadInput, match="no such file"):
         read_annotation(tmp_path / "b.xml")
@@ -292,10 +292,10 @@ def test_bad_sbd(voc, tmp_path):
     whole = (sbd / "dataset/cls/2008_000008.mat").read_bytes()
     for content in (b"", b"text", whole[:150], whole[:-40], b"\0" * 200):
         path.write_bytes(content)
-        with pytest.raises(BadInput, match=r"a\.mat: found something else .*Unpack SBD again"):
+        with pytest.raises(BadInput, match=r"a\.mat: found (something|a file) .*Unpack SBD again"):
             read_sbd_mask(path)
     savemat(path, {"other": np.zeros(3)})
-    with pytest.raises(BadInput, match="KeyError"):
+    with pytest.raises(BadInput, match=r"no 'GTcls'"):
         read_sbd_mask(path)
     savemat(path, {"GTcls": {"Segmentation": np.full((4, 4), 21, np.uint8)}})
     with pytest.raises(BadInput, match=r"an array of uint8 \(4, 4\)"):

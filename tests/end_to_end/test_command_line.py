@@ -179,7 +179,7 @@ def test_bad_pictures_stop_a_run_or_are_left_out_by_name(pictures, tmp_path, tin
     assert "7 pictures" in error
     ok(*words, "--skip-bad", "--classifier.training.batch", "4", "--tail.segmenter.training.batch", "4")
     found = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert list(found["bad"]) == [f"{path.parent.name}/{path.stem}"]
+    assert list(found["bad"]) == [f"{path.parent.name}/{path.name}"]
     assert path.stem in (tmp_path / "run" / "report.html").read_text()
 
 

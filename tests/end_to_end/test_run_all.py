@@ -10,10 +10,11 @@ import yaml
 
 from tests.conftest import tree
 from tests.end_to_end.conftest import TINY, kill_at
-from wsss.cli import CONFIGS, METHODS, _from_content, main
+from wsss.cli import CONFIGS, METHODS, main
 from wsss.data.shapes import make_shapes
 from wsss.methods import clip, vwl
 from wsss.protocol import plan
+from wsss.settings import build
 
 # as many sums in the same order as in the process that is killed
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -145,7 +146,8 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, 
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump({"runs": {"cam": {"classifier": {"bakbone": "resnet18"}}}}))
     assert run_all(few, path, tmp_path / "all", "--methods", "cam") == 2
-    assert "settings of cam: found what does not fit" in capsys.readouterr().err
+    assert f"{path}: runs.cam.classifier.bakbone: found no such setting" in (error := capsys.readouterr().err)
+    assert "Did you mean 'backbone'?" in error
     assert not (tmp_path / "all").exists()
     path.write_text(yaml.safe_dump({"common": {"clip": "x"}, "clip": {"init": "none"}}))
     assert run_all(few, path, tmp_path / "all") == 2
@@ -158,11 +160,11 @@ def test_preset_fits_every_method():
     planned = plan({name: module.Recipe for name, module in modules.items()}, content["common"], content["runs"])
     assert {one.method for one in planned} == set(modules)
     for one in planned:
-        settings = _from_content(one.name, modules[one.method].Recipe, one.content)
+        settings = build(modules[one.method].Recipe, one.content, one.where)
         settings.tail.check(classifier=settings.tail.segmenter.init == "classifier")
         assert settings.tail.segmenter.network.backbone == "resnet10t"
         assert (settings.tail.test.scales, settings.tail.test.crf) == ((1.0,), None)
-    assert _from_content("clip", clip.Settings, content["clip"]).init == "none"
+    assert build(clip.Settings, content["clip"]).init == "none"
 
 
 @pytest.mark.slow

@@ -21,8 +21,9 @@ from wsss.run import DONE
 from wsss.segmenters import deeplab_v1, emanet, pspnet
 from wsss.segmenters.learning import Learning
 from wsss.stages import segment
+from wsss.stages.checkpoint import CHECKPOINT
 from wsss.stages.predict import Segmenter, Settings, predict
-from wsss.stages.train import CHECKPOINT, Training, train
+from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 from functools import partial
 
 import numpy as np
@@ -10,10 +14,12 @@ import torch
 from torch import nn
 
 from tests.conftest import tree
+from wsss import peers
 from wsss.errors import BadInput
 from wsss.run import DONE
 from wsss.stages import train as train_module
-from wsss.stages.train import CHECKPOINT, HISTORY, Training, train
+from wsss.stages.checkpoint import BEFORE, CHECKPOINT
+from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 
@@ -83,6 +89,102 @@ def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, monkeypatch
     assert not (tmp_path / "killed" / DONE).exists()
     train(settings, squares, out=tmp_path / "killed")
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+class Counted:
+    """Does something in the forward pass of one update."""
+
+    def __init__(self, update, action):
+        self.made, self.update, self.action, self.forward = 0, update, action, Learning.forward
+
+    def patch(self, monkeypatch):
+        counted = self
+
+        def forward(self, batch):
+            counted.made += 1
+            if counted.made == counted.update:
+                counted.action()
+            return counted.forward(self, batch)
+
+        monkeypatch.setattr(Learning, "forward", forward)
+
+
+@pytest.mark.parametrize(
+    ("number", "update", "workers"),
+    [(signal.SIGINT, 1, 0), (signal.SIGTERM, 4, 2), (signal.SIGHUP, 6, 0)],
+    ids=["first update", "loader processes", "last update"],
+)
+def test_a_signal_saves_a_checkpoint_first(tmp_path, squares, monkeypatch, capsys, number, update, workers):
+    settings = Toy(dataclasses.replace(Toy().training, workers=workers))
+    train(settings, squares, out=tmp_path / "whole")
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        counted = Counted(update, lambda: os.kill(os.getpid(), number))
+        counted.patch(patch)
+        assert peers.guarded(lambda: train(settings, squares, out=out)) == 128 + number
+    assert counted.made == update
+    by = "Ctrl-C" if number == signal.SIGINT else number.name
+    said = f"wsss: stopped by {by}. train stopped: {update} of 6 updates are saved. The same command goes on from here."
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert not multiprocessing.active_children()
+    counted = Counted(0, None)
+    counted.patch(monkeypatch)
+    train(settings, squares, out=out)
+    assert counted.made == 6 - update
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_checkpoint_comes_after_so_many_minutes_too(tmp_path, squares, monkeypatch):
+    settings = Toy(dataclasses.replace(Toy().training, checkpoint_minutes=0.0))
+    whole = train(Toy(), squares, out=tmp_path / "whole")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        Counted(4, stop).patch(patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, squares, out=tmp_path / "run")
+    assert (tmp_path / "run" / CHECKPOINT).exists()
+    assert (tmp_path / "run" / BEFORE).exists()
+    counted = Counted(0, None)
+    counted.patch(monkeypatch)
+    train(settings, squares, out=tmp_path / "run")
+    assert counted.made == 3
+    assert tree(tmp_path / "run") == tree(whole)
+
+
+def test_damaged_checkpoints_cost_updates_and_nothing_else(tmp_path, squares, monkeypatch, caplog):
+    settings = Toy(dataclasses.replace(Toy().training, checkpoint_steps=2))
+    whole = train(settings, squares, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        Counted(5, lambda: os.kill(os.getpid(), signal.SIGTERM)).patch(patch)
+        peers.guarded(lambda: train(settings, squares, out=tmp_path / "run"))
+    for damaged, left in (((CHECKPOINT,), 4), ((CHECKPOINT, BEFORE), 0)):
+        out = tmp_path / str(left)
+        shutil.copytree(tmp_path / "run", out)
+        for name in damaged:
+            content = bytearray((out / name).read_bytes())
+            content[len(content) // 2] ^= 4
+            (out / name).write_bytes(content)
+        with monkeypatch.context() as patch:
+            counted = Counted(0, None)
+            counted.patch(patch)
+            train(settings, squares, out=out)
+        assert counted.made == 6 - left
+        assert f"{out / CHECKPOINT}: cannot be used (it is cut off or its bytes have changed)" in caplog.text
+        assert tree(out) == tree(whole)
+
+
+def test_a_killed_loader_process_is_named(tmp_path, squares, monkeypatch):
+    def kill():
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    Counted(2, kill).patch(monkeypatch)
+    settings = Toy(dataclasses.replace(Toy().training, workers=1, epochs=20))
+    with pytest.raises(BadInput, match=r"training.workers: found a loader process that was killed"):
+        train(settings, squares, out=tmp_path / "run")
 
 
 def test_loader_processes_do_not_change_the_result(tmp_path, squares):

@@ -1,29 +1,29 @@
 """COCO (Lin et al., ECCV 2014): tags and masks from the instance annotations, by the rules that published methods used.
 
-An annotation file is read once, object by object; kept are its place in the file, its class and its picture, 14 bytes
-an object. A mask is drawn when it is asked for, from the objects of its picture alone.
+A mask is drawn when it is asked for, from the objects of its picture alone.
 """
 
-import array
 import dataclasses
-import json
-import mmap
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 
 from wsss.data.coco_files import PictureFiles, annotation_files, split_folders
+from wsss.data.coco_index import Instances, read_instances
+from wsss.data.coco_shapes import MaskRule, draw_mask
 from wsss.data.entries import sole_split
-from wsss.data.images import IGNORE, Dataset, Images, MaskFile, TrueMask
+from wsss.data.images import IGNORE, MOST_CLASSES, Dataset, Images, MaskFile, TrueMask
 from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import chosen_split, found_alone, pictures_below, read_classes, read_names, without_suffix
+from wsss.data.names import below
+from wsss.data.pictures import picture_size_hw
 from wsss.data.roles import IGNORED, is_nothing
 from wsss.data.tables import labels_by_name, labels_of, spellings
+from wsss.data.turned import decided, header_size_hw
 from wsss.errors import BadInput, is_regular
 from wsss.stream import Progress, in_threads
 
@@ -42,284 +42,7 @@ COCO_CATEGORIES = {
     90: "toothbrush",
 }  # fmt: skip
 
-MaskRule = Literal["clims", "icam"]
 TagRule = Literal["clims", "icam", "clip-es"]
-
-_EXPECTED = "COCO instance annotations with images, annotations and categories"
-_BROKEN = "The file may be cut off: fetch it again."
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Instances:
-    """The index of one annotation file.
-
-    Attributes:
-        path: the file.
-        categories: names by category id, ascending; the rank of an id is its 0-based class.
-        ids: image ids in file order.
-        file_names: picture files as the annotations name them.
-        sizes_hw: height and width of each picture.
-        first: where the objects of each picture begin in the three next arrays, which hold them in file order.
-        starts: where an object stands in the file, in bytes.
-        lengths: how many bytes it has.
-        classes: its 0-based class; -1 for what is drawn as background, 254 for what is ignored.
-        supercategories: by category id, where the file names any.
-    """
-
-    path: Path
-    categories: dict[int, str]
-    ids: np.ndarray
-    file_names: tuple[str, ...]
-    sizes_hw: np.ndarray
-    first: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    classes: np.ndarray
-    supercategories: dict[int, str] = dataclasses.field(default_factory=dict)
-
-    def objects(self, position: int) -> list[tuple[int, dict[str, Any]]]:
-        """The 0-based class and the annotation of each object of the picture at a position, in file order."""
-        among = slice(self.first[position], self.first[position + 1])
-        found = []
-        try:
-            with self.path.open("rb") as stream:
-                for start, length, class_ in zip(
-                    self.starts[among], self.lengths[among], self.classes[among], strict=True
-                ):
-                    stream.seek(start)
-                    found.append((int(class_), json.loads(stream.read(length))))
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                self.path, f"a file that changed while it was used ({error})", _EXPECTED, "Start again."
-            ) from error
-        return found
-
-    def labels(self, position: int) -> Bool[np.ndarray, " c"]:
-        """The classes of all objects of a picture, crowds included."""
-        labels = np.zeros(len(self.categories), bool)
-        classes = self.classes[self.first[position] : self.first[position + 1]]
-        labels[classes[(classes >= 0) & (classes < len(labels))]] = True
-        return labels
-
-    def without(self, category: int, label: int) -> "Instances":
-        """The annotations with a category that is no class: its objects are drawn with this label (0 or 255), and give no tag."""
-        if category not in self.categories:
-            return self
-        rank = list(self.categories).index(category)
-        classes = np.where(self.classes == rank, label - 1, self.classes - ((self.classes > rank) & (self.classes < 254)))
-        kept = {number: name for number, name in self.categories.items() if number != category}
-        return dataclasses.replace(self, categories=kept, classes=classes.astype(np.int16))
-
-
-def read_instances(path: Path) -> Instances:
-    """Index an annotation file.
-
-    Raises:
-        BadInput: the file is missing, cut off, or no such annotations.
-    """
-    images: list[dict[str, Any]] = []
-    categories: dict[int, str] = {}
-    supercategories: dict[int, str] = {}
-    starts, lengths, owners, kinds = (array.array("q") for _ in range(4))
-    try:
-        for key, value, start, end in _elements(_text(path)):
-            if key == "images":
-                images.append({name: value[name] for name in ("id", "file_name", "height", "width")})
-            elif key == "categories":
-                categories[value["id"]] = str(value["name"])
-                supercategories[value["id"]] = str(value.get("supercategory", ""))
-            else:
-                owners.append(value["image_id"])
-                kinds.append(value["category_id"])
-                starts.append(start)
-                lengths.append(end - start)
-        sizes = np.array([(image["height"], image["width"]) for image in images], np.int64).reshape(-1, 2)
-        ids = np.array([image["id"] for image in images], np.int64)
-    except (ValueError, StopIteration, RecursionError) as error:
-        raise BadInput(path, f"broken JSON ({error or 'it ends too early'})", _EXPECTED, _BROKEN) from error
-    except (KeyError, TypeError, OverflowError) as error:
-        raise BadInput(
-            path, f"an entry without what it needs ({error!r})", _EXPECTED, "Use an instances file of COCO."
-        ) from error
-    if not images or not categories:
-        raise BadInput(path, f"no {'categories' if images else 'images'}", _EXPECTED, "Use an instances file of COCO.")
-    categories = dict(sorted(categories.items()))
-    owner = _ranks(np.asarray(owners), ids, path, "image")
-    order = np.argsort(owner, kind="stable")
-    return Instances(
-        path=path,
-        categories=categories,
-        ids=ids,
-        file_names=tuple(str(image["file_name"]) for image in images),
-        sizes_hw=sizes,
-        first=np.searchsorted(owner[order], np.arange(len(ids) + 1)),
-        starts=np.asarray(starts)[order],
-        lengths=np.asarray(lengths)[order].astype(np.int32),
-        classes=_ranks(np.asarray(kinds), np.array(list(categories)), path, "category")[order].astype(np.int16),
-        supercategories=supercategories,
-    )
-
-
-def _ranks(wanted: np.ndarray, ids: np.ndarray, path: Path, what: str) -> np.ndarray:
-    """The position of each wanted id among the ids."""
-    order = np.argsort(ids, kind="stable")
-    at = np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)
-    unknown = np.flatnonzero(ids[order][at] != wanted)
-    if unknown.size:
-        raise BadInput(
-            path,
-            f"an annotation of {what} {wanted[unknown[0]]}, which is not listed",
-            _EXPECTED,
-            "Use a complete file.",
-        )
-    return order[at]
-
-
-def _text(path: Path) -> str:
-    """The file with a character a byte, so that places in the text are places in the file."""
-    try:
-        with path.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise BadInput(path, "an empty file", _EXPECTED, _BROKEN)
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return str(content, "latin-1")
-    except OSError as error:
-        raise BadInput(path, f"no readable file ({error.strerror})", _EXPECTED, "Check the path.") from error
-
-
-def _elements(text: str) -> Iterator[tuple[str, Any, int, int]]:
-    """Key, value, start and end of each element of the lists `images`, `categories` and `annotations`."""
-    decode = json.JSONDecoder().raw_decode
-
-    def after(at: int, marks: str) -> int:
-        at = _skip(text, at)
-        if text[at : at + 1] not in tuple(marks):
-            raise ValueError(f"{text[at : at + 1]!r} where one of {marks!r} belongs, at byte {at}")
-        return at
-
-    at = after(len("ï»¿") if text.startswith("ï»¿") else 0, "{")
-    if text[(closed := _skip(text, at + 1)) : closed + 1] == "}":
-        return
-    while text[at] != "}":
-        key, at = decode(text, after(at + 1, '"'))
-        at = after(at, ":") + 1
-        at = _skip(text, at)
-        if key not in ("images", "categories", "annotations"):
-            at = after(decode(text, at)[1], ",}")
-            continue
-        at = after(at, "[")
-        if text[(closed := _skip(text, at + 1)) : closed + 1] == "]":
-            at = closed
-        while text[at] != "]":
-            start = _skip(text, at + 1)
-            value, end = decode(text, start)
-            if key != "annotations" and not text[start:end].isascii():
-                value = json.loads(text[start:end].encode("latin-1"))
-            yield key, value, start, end
-            at = after(end, ",]")
-        at = after(at + 1, ",}")
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
-
-
-def draw_mask(
-    objects: Sequence[tuple[int, Mapping[str, Any]]], size_hw: tuple[int, int], rule: MaskRule, where: str
-) -> UInt8[np.ndarray, "h w"]:
-    """Draw the objects of a picture, later ones over earlier ones; nothing is ignored.
-
-    Args:
-        objects: 0-based class and annotation of each, in file order.
-        size_hw: height and width.
-        rule: `clims` (CLIMS, QA-CLIMS) leaves crowds out and rasterises with the COCO API; `icam` draws crowds too, and fills
-            each polygon by OpenCV with its corners truncated to integers, border included.
-        where: what to name in an error.
-
-    Raises:
-        BadInput: a polygon or run-length code is broken.
-    """
-    mask = np.zeros(size_hw, np.uint8)
-    for class_, entry in objects:
-        try:
-            if rule == "icam":
-                _fill(mask, entry["segmentation"], class_ + 1)
-            elif not entry.get("iscrowd", 0):
-                mask[_inside(entry["segmentation"], size_hw)] = class_ + 1
-        except Exception as error:  # the COCO API and OpenCV raise errors of all kinds
-            raise BadInput(
-                where,
-                f"annotation {entry.get('id')} that cannot be drawn ({error!r:.120})",
-                f"polygons or a run-length code for {size_hw[0]}x{size_hw[1]} pixels",
-                "Fetch the annotations again, or leave the picture out with --skip-bad.",
-            ) from error
-    return mask
-
-
-def _fill(mask: UInt8[np.ndarray, "h w"], shape: Any, label: int) -> None:
-    import cv2
-
-    if isinstance(shape, dict):
-        mask[_runs_inside(shape, mask.shape)] = label
-    else:
-        for polygon in shape:
-            cv2.fillPoly(mask, [_corners(polygon).reshape(-1, 2).astype(np.int32)], label)
-
-
-def _inside(shape: Any, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    from pycocotools import mask as coco_mask
-
-    if isinstance(shape, dict):
-        return _runs_inside(shape, size_hw)
-    polygons = [_corners(polygon).tolist() for polygon in shape]
-    if any(len(polygon) < 6 for polygon in polygons):
-        raise ValueError("a polygon of less than three corners")
-    codes = coco_mask.frPyObjects(polygons, *size_hw) if polygons else []
-    return np.any([coco_mask.decode(code) for code in codes], axis=0) if codes else np.zeros(size_hw, bool)
-
-
-def _corners(polygon: Any) -> Float[np.ndarray, " n"]:
-    """The numbers of a polygon, checked: the COCO API takes memory by what they span and trusts them."""
-    numbers = np.array(polygon, np.float64)
-    if numbers.ndim != 1 or numbers.size % 2 or not numbers.size or not (np.abs(numbers) < 1e5).all():
-        raise ValueError(f"a polygon of shape {numbers.shape}, or with corners far away")
-    return numbers
-
-
-def _runs_inside(code: Mapping[str, Any], size_hw: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
-    """A run-length code, column by column, starting with what is outside; the COCO API would trust a broken one."""
-    counts = code["counts"]
-    runs = np.array(counts if isinstance(counts, list) else _unpacked(counts), np.int64)
-    if (
-        runs.ndim != 1
-        or (runs < 0).any()
-        or runs.sum() != size_hw[0] * size_hw[1]
-        or list(code["size"]) != list(size_hw)
-    ):
-        raise ValueError(f"a run-length code of {runs.sum()} pixels and size {code['size']}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[::-1]).T
-
-
-def _unpacked(text: str) -> list[int]:
-    """COCO's text form: six bits a letter from `0` on, five of them a digit, lowest first; from the fourth run on differences to two before."""
-    runs: list[int] = []
-    value = shift = 0
-    for letter in text:
-        bits = ord(letter) - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if shift > 60:
-            raise ValueError("a run-length code with a number of more than 60 bits")
-        if not bits & 0x20:
-            if bits & 0x10:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("a run-length code that ends within a number")
-    return runs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -329,19 +52,43 @@ class InstanceMask:
     instances: Instances
     position: int
     rule: MaskRule
+    picture: Path | None = None
+    """the file that the annotations are of; no mask is drawn at another size"""
+    upright: bool = False
+    """whether that is turned as its EXIF orientation says"""
+    crowds: bool = False
+    """whether crowds are drawn by the rule `clims` too"""
 
     @property
     def where(self) -> str:
         return f"{self.instances.path}, image {self.instances.ids[self.position]}"
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
+        height, width = self.size_hw
+        # a size that a file claims is only believed where its picture has it
+        found = (height, width) if self.picture is None else picture_size_hw(self.picture, upright=self.upright)
+        if found != (height, width):
+            raise BadInput(
+                self.where,
+                f"a size of {height}x{width} (height x width)",
+                f"{found[0]}x{found[1]} like its picture {self.picture}",
+                "Correct `height` and `width`"
+                + (f", or set --upright {str(not self.upright).lower()}." if found == (width, height) else "."),
+            )
+        objects = self.instances.objects(self.position)
+        return draw_mask(objects, (height, width), self.rule, self.where, crowds=self.crowds)
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width as the annotations say."""
         height, width = self.instances.sizes_hw[self.position].tolist()
-        return draw_mask(self.instances.objects(self.position), (height, width), self.rule, self.where)
+        return height, width
 
     def stamp(self) -> str:
-        """Changes when the rule or the size of the annotations of this picture does."""
-        among = slice(self.instances.first[self.position], self.instances.first[self.position + 1])
-        return f"{self.rule}:{self.instances.lengths[among].tolist()}"
+        """Changes when the rule, the picture's size, its annotations or their classes do."""
+        height, width = self.size_hw
+        rule = f"{self.rule} with crowds" if self.crowds else self.rule
+        return f"{rule}:{height}x{width}:{self.instances.digests[self.position]}"
 
 
 def find_coco(path: Path) -> Path | None:
@@ -360,8 +107,8 @@ class _Layout:
     folders: dict[str, Path]
     tags: Path | None
     tag_rule: TagRule
-    mask_rule: MaskRule
-    upright: bool
+    mask_rule: MaskRule | None
+    upright: bool | None
     skip_missing: bool
     progress: Progress | None
     notes: list[str]
@@ -390,7 +137,7 @@ def open_coco(
     tags: Path | None = None,
     tag_rule: TagRule = "clims",
     mask_rule: MaskRule | None = None,
-    upright: bool = False,
+    upright: bool | None = None,
     skip_missing: bool = False,
     progress: Progress | None = None,
     negatives: frozenset[str] = frozenset(),
@@ -398,8 +145,8 @@ def open_coco(
 ) -> Dataset:
     """Open COCO 2014 or 2017, or other data with annotations in COCO's form.
 
-    Annotations and pictures lie in one of the layouts of `wsss.data.coco_files`. Only the annotations of the two splits in use are read. Without annotations, tags come from `tags` and true masks from
-    `SegmentationClass` or `mask`, as CLIP-ES keeps them.
+    Annotations and pictures lie in one of the layouts of `wsss.data.coco_files`. Only the annotations of the two splits in use
+    are read. Without annotations, tags come from `tags` and true masks from `SegmentationClass` or `mask`, as CLIP-ES keeps them.
 
     Args:
         root: the folder with `annotations`.
@@ -410,8 +157,10 @@ def open_coco(
         tag_rule: `clims` takes the categories of all objects, crowds included, and orders pictures by id; `clip-es` leaves out pictures without
             any; `icam` takes what can be seen in its masks, with pictures in the order of the file.
         mask_rule: see `draw_mask`; by default `icam` with the tags of `icam`, else `clims`. ICAM draws the 2014 splits too from the
-            annotations of 2017 where they are there.
-        upright: follow EXIF orientation. The published loaders do not.
+            annotations of 2017 where they are there. By default crowds are objects like others in data that is not COCO's own, since tools
+            mark plain objects so.
+        upright: follow EXIF orientation. By default COCO's own pictures are not turned, as in the published loaders; for others see
+            `wsss.data.turned`.
         skip_missing: leave out pictures that are missing.
         progress: called while masks are drawn for the tags of `icam`, with the number of masks drawn and of all.
         negatives: names of categories that mean that nothing is there, beside `background` and `_background_`.
@@ -427,7 +176,7 @@ def open_coco(
         folders,
         tags,
         tag_rule,
-        mask_rule or ("icam" if tag_rule == "icam" else "clims"),
+        mask_rule,
         upright,
         skip_missing,
         progress,
@@ -487,8 +236,17 @@ def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
     read = [layout.instances(split) for split in splits]
     for number, name in {number: name for instances in read for number, name in instances.categories.items()}.items():
         label = 0 if is_nothing(name, layout.negatives) else IGNORE if name == IGNORED else None
-        above = {instances.supercategories.get(other) for instances in read for other in instances.categories if other != number}
-        used = any((instances.classes == list(instances.categories).index(number)).any() for instances in read if number in instances.categories)
+        above = {
+            instances.supercategories.get(other)
+            for instances in read
+            for other in instances.categories
+            if other != number
+        }
+        used = any(
+            (instances.classes == list(instances.categories).index(number)).any()
+            for instances in read
+            if number in instances.categories
+        )
         if label is None and number == 0 and not used and name in above:
             layout.notes.append(f"the category {name!r} (id 0), which others are below and no object has, is no class")
             label = 0
@@ -543,8 +301,7 @@ def _entry(
     image_id = int(instances.ids[position])
     path = layout.pictures.find(split, file_name, image_id, f"{instances.path}, image {image_id}")
     name = without_suffix(path.name if path and "/" not in file_name else file_name)
-    inside = "/".join(part for part in name.split("/") if part not in ("", ".."))
-    return inside, path, (instances, position)
+    return below(name), path, (instances, position)
 
 
 def _images(
@@ -561,7 +318,13 @@ def _images(
         skip_missing=layout.skip_missing,
         notes=layout.notes,
     )
-    masks = _masks(layout, split, [(name, places[name]) for name in names])
+    published = _is_published(names, [places[name] for name in names])
+    masks = _masks(layout, split, [(name, pictures[name], places[name]) for name in names], published)
+    upright = bool(layout.upright)
+    if not published:
+        sizes = [_mask_size_hw(mask) for mask in masks]
+        upright = decided([pictures[name] for name in names], sizes, layout.upright, split, layout.notes)
+    masks = [dataclasses.replace(mask, upright=upright) if isinstance(mask, InstanceMask) else mask for mask in masks]
     labels, without = _labels(layout, split, names, places, masks)
     keep = [index for index, name in enumerate(names) if name not in without]
     if without:
@@ -573,7 +336,7 @@ def _images(
         class_names=layout.class_names,
         labels=labels,
         masks=tuple(masks),
-        upright=layout.upright,
+        upright=upright,
     ).subset(keep)
 
 
@@ -595,6 +358,11 @@ def _labels(
         return np.zeros((len(names), n_classes), bool), set()
     if layout.tag_rule == "icam":
         drawn = [mask for mask in masks if mask]
+        if len(drawn) < len(names):
+            lacking = f"{len(names) - len(drawn)} pictures of {split} whose objects have no outlines"
+            raise BadInput(
+                "tag_rule", lacking, "outlines of all, since `icam` takes what can be seen", "Choose another rule."
+            )
         seen = in_threads(
             lambda mask: np.bincount(mask.read().ravel(), minlength=256)[1 : n_classes + 1] > 0,
             drawn,
@@ -623,10 +391,29 @@ def _tag_file(layout: _Layout, split: str, path: Path) -> dict[str, Bool[np.ndar
     return labels_by_name(path, layout.class_names)
 
 
+def _is_published(names: Sequence[str], places: Sequence[tuple[Instances, int] | None]) -> bool:
+    """Whether pictures are COCO's own: they have its ids for names, and its categories."""
+    for name, place in zip(names, places, strict=True):
+        number = re.fullmatch(r"(?:.*/)?(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})", name)
+        if number is None or (place is not None and place[0].ids[place[1]] != int(number[1])):
+            return False
+    return all(instances.categories == COCO_CATEGORIES for instances in _files(places))
+
+
+def _files(places: Sequence[tuple[Instances, int] | None]) -> list[Instances]:
+    return list({id(place[0]): place[0] for place in places if place}.values())
+
+
+def _mask_size_hw(mask: TrueMask | None) -> tuple[int, int] | None:
+    if isinstance(mask, InstanceMask):
+        return mask.size_hw
+    return header_size_hw(mask.path) if isinstance(mask, MaskFile) else None
+
+
 def _masks(
-    layout: _Layout, split: str, entries: Sequence[tuple[str, tuple[Instances, int] | None]]
+    layout: _Layout, split: str, entries: Sequence[tuple[str, Path, tuple[Instances, int] | None]], published: bool
 ) -> list[TrueMask | None]:
-    if any(place is None for _, place in entries):
+    if any(place is None for _, _, place in entries):
         files: dict[str, Path] = {}
         for folder in (
             layout.root / "mask" / split,
@@ -634,10 +421,14 @@ def _masks(
             layout.root / "SegmentationClass" / split,
         ):
             files |= pictures_below(folder, (".png",))
-        found = [next((files[key] for key in spellings(name) if key in files), None) for name, _ in entries]
+        found = [next((files[key] for key in spellings(name) if key in files), None) for name, _, _ in entries]
         return [MaskFile(path) if path else None for path in found]
-    places = [place for _, place in entries if place]
-    if layout.mask_rule == "icam" and any(instances.path.stem.endswith("2014") for instances, _ in places):
+    if len(layout.class_names) > MOST_CLASSES:
+        layout.notes.append(f"{split}: no true masks, since {len(layout.class_names)} classes are too many for 8 bits")
+        return [None] * len(entries)
+    rule = layout.mask_rule or ("icam" if layout.tag_rule == "icam" else "clims")
+    places = [place for _, _, place in entries if place]
+    if rule == "icam" and any(instances.path.stem.endswith("2014") for instances, _ in places):
         if {"train2017", "val2017"} <= layout.files.keys():
             layout.notes.append(f"{split}: masks are drawn from the annotations of 2017, as ICAM does for 2014 too")
             places = _of_2017(layout, places)
@@ -645,7 +436,46 @@ def _masks(
             layout.notes.append(
                 f"{split}: masks are drawn from the annotations of 2014; ICAM took those of 2017, which are not there"
             )
-    return [InstanceMask(instances, position, layout.mask_rule) for instances, position in places]
+    crowds = rule == "clims" and layout.mask_rule is None and not published
+    if rule == "clims":
+        layout.notes += _about_crowds(split, places, crowds)
+    outlined, notes = _about_outlines(split, places)
+    layout.notes += notes
+    return [
+        InstanceMask(instances, position, rule, path, crowds=crowds) if whole else None
+        for (_, path, _), (instances, position), whole in zip(entries, places, outlined, strict=True)
+    ]
+
+
+def _about_crowds(split: str, places: Sequence[tuple[Instances, int]], drawn: bool) -> list[str]:
+    marked = sum(int(instances.crowds[instances.among(position)].sum()) for instances, position in places)
+    if not marked or not drawn:
+        return []
+    return [
+        f"{split}: {marked} objects are marked as crowds (`iscrowd`) and taken as objects like others, since some tools mark plain "
+        "masks so; --mask_rule clims leaves them out of the true masks"
+    ]
+
+
+def _about_outlines(split: str, places: Sequence[tuple[Instances, int]]) -> tuple[list[bool], list[str]]:
+    """For each picture whether its objects all have outlines, so that there is a true mask; and what to say about the others.
+
+    Where no object has one, pictures without objects have no true mask either.
+    """
+    found = [instances.outlined[instances.among(position)] for instances, position in places]
+    boxes = sum(int((outlined == 0).sum()) for outlined in found)
+    cut = sum(int((outlined == 2).sum()) for outlined in found)
+    any_outline = boxes == 0 or any((outlined > 0).any() for outlined in found)
+    whole = [any_outline and bool((outlined > 0).all()) for outlined in found]
+    notes = []
+    if boxes:
+        notes.append(
+            f"{split}: {boxes} objects have no outline (boxes alone); {len(whole) - sum(whole)} of {len(whole)} pictures have tags but "
+            "no true mask for that reason"
+        )
+    if cut:
+        notes.append(f"{split}: polygons of less than three corners are left out of {cut} objects")
+    return whole, notes
 
 
 def _of_2017(layout: _Layout, places: Sequence[tuple[Instances, int]]) -> list[tuple[Instances, int]]:

@@ -1,9 +1,9 @@
 """Where COCO's layouts keep annotation files and pictures.
 
-    annotations/instances_train2014.json  train2014/             COCO; pictures also in images/SPLIT, JPEGImages/SPLIT, images
-    train/_annotations.coco.json          train/1.jpg            Roboflow; also valid and test
-    result.json                           images/1.jpg           Label Studio
-    annotations.json, labels.json         images/1.jpg, data/    supervision, FiftyOne
+annotations/instances_train2014.json  train2014/             COCO; pictures also in images/SPLIT, JPEGImages/SPLIT, images
+train/_annotations.coco.json          train/1.jpg            Roboflow; also valid and test
+result.json                           images/1.jpg           Label Studio
+annotations.json, labels.json         images/1.jpg, data/    supervision, FiftyOne
 """
 
 import os
@@ -19,6 +19,10 @@ ROBOFLOW = "_annotations.coco.json"
 _SINGLE = (ROBOFLOW, "result.json", "result_coco.json", "annotations.json", "annotations.coco.json", "labels.json")
 _PARENTS = ("", "images", "Images", "JPEGImages", "data")
 _BEGINNING = 1 << 20
+_DO = (
+    "Export the data set together with its pictures (Label Studio: COCO with images), or write each file_name as seen from the folder of the "
+    "pictures."
+)
 
 
 def annotation_files(root: Path) -> dict[str, Path]:
@@ -53,7 +57,10 @@ def is_coco(path: Path) -> bool:
     """Whether a JSON file begins like COCO's: with an object that has one of its keys."""
     with path.open("rb") as stream:
         head = stream.read(_BEGINNING)
-    return re.match(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:', head) is not None
+    return (
+        re.match(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:', head)
+        is not None
+    )
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -96,7 +103,7 @@ class PictureFiles:
         """
         if self.allow_outside and (file_name.startswith("/") or ".." in file_name.split("/")):
             return self._outside(split, file_name)
-        check_name(file_name, where)
+        check_name(file_name, where, _DO)
         own = self._own.get(split, [])
         above = [self.root / parent for parent in _PARENTS]
         for folder in [*own, *above]:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from wsss.data.images import Dataset, Images, TrueMask
+from wsss.data.labels import IGNORE
 from wsss.data.lists import chosen_split, found_alone, read_names, tags_to_labels
 from wsss.data.roles import check_doubtful
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.errors import BadInput, is_regular
+from wsss.stream import in_threads
 
 # Words for splits in people's folders and tables
 SPLITS = {
@@ -52,6 +54,7 @@ class Options:
     tags: Path | None = None
     tag_column: str | None = None
     negatives: frozenset[str] = frozenset()
+    mask_values: str | None = None
     upright: bool | None = None
     skip_missing: bool = False
 
@@ -99,6 +102,23 @@ class Found:
 def name_of(path: Path, root: Path) -> str:
     """The name of a picture: its path below the root, with slashes and without its suffix."""
     return os.path.splitext(os.path.relpath(path, root))[0].replace(os.sep, "/")
+
+
+def labels_held(masks: Sequence[TrueMask]) -> list[list[int]]:
+    """The labels of classes in each of these masks, ascending.
+
+    Raises:
+        BadInput: a mask cannot be read.
+    """
+
+    def held(mask: TrueMask) -> list[int]:
+        return [
+            int(label)
+            for label in np.flatnonzero(np.bincount(mask.read().ravel(), minlength=256))
+            if 0 < label < IGNORE
+        ]
+
+    return list(in_threads(held, masks, len(masks)))
 
 
 def assembled(root: Path, found: Found, options: Options) -> Dataset:
@@ -170,7 +190,9 @@ def assembled(root: Path, found: Found, options: Options) -> Dataset:
         )
     notes += _about_classes(splits, class_names)
     seed = chosen if splits[chosen].has_masks else None
-    return Dataset(found.kind, root, splits, chosen, seed_split=seed, val=scored if scored in splits else None, notes=tuple(notes))
+    return Dataset(
+        found.kind, root, splits, chosen, seed_split=seed, val=scored if scored in splits else None, notes=tuple(notes)
+    )
 
 
 def _images(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from wsss.data.labels import EXPECTED, MaskTable, Reading, labels_in, voc_palette
-from wsss.errors import BadInput, reading
+from wsss.errors import BadInput, Unreadable, reading
 from wsss.storage import whole_file
 
 
@@ -17,7 +17,7 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
     """Write labels as an 8-bit palette PNG in VOC colours; the pixel value is the label, 255 included."""
     picture = Image.fromarray(mask)
     picture.putpalette(voc_palette().ravel().tolist())
-    with whole_file(path) as temporary:
+    with whole_file(path, sync="file") as temporary:
         picture.save(temporary, format="PNG")
 
 
@@ -54,7 +54,7 @@ def write_cams(
     arrays = {"classes": np.asarray(classes, np.int16), "maps": np.asarray(maps, np.float16)}
     if strided is not None:
         arrays["strided"] = np.asarray(strided, np.float16)
-    with whole_file(path) as temporary, temporary.open("wb") as stream:
+    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
@@ -86,7 +86,7 @@ def write_posteriors(
         low, high: probabilities of background and classes, l = k + 1, of the CRF with much and with little background.
     """
     arrays = {"classes": np.asarray(classes, np.int16), "low": low.astype(np.float16), "high": high.astype(np.float16)}
-    with whole_file(path) as temporary, temporary.open("wb") as stream:
+    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
@@ -136,16 +136,16 @@ def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     """One array of an `.npz` file; its header is held against the length of what is stored before memory is taken."""
     entry = archive.getinfo(f"{key}.npy")
     if entry.file_size > _MOST_PER_BYTE * (entry.compress_size + 1):
-        raise ValueError(f"`{key}` of {entry.file_size} bytes packed into {entry.compress_size}")
+        raise Unreadable(f"`{key}` of {entry.file_size} bytes packed into {entry.compress_size}")
     with archive.open(entry) as stream:
         if (version := np.lib.format.read_magic(stream)) != (1, 0):
-            raise ValueError(f"`{key}` of .npy version {version}")
+            raise Unreadable(f"`{key}` of .npy version {version}")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         begin = stream.tell()
         if dtype.kind not in "fiu" or not all(type(side) is int and side >= 0 for side in shape):
-            raise ValueError(f"`{key}` of {dtype} and shape {shape}")
+            raise Unreadable(f"`{key}` of {dtype} and shape {shape}")
         if begin + math.prod(shape) * dtype.itemsize != entry.file_size:
-            raise ValueError(f"`{key}` of {dtype} and shape {shape} in {entry.file_size} bytes")
+            raise Unreadable(f"`{key}` of {dtype} and shape {shape} in {entry.file_size} bytes")
         # to the end, where the checksum is compared
         values = np.frombuffer(stream.read(), dtype)
     return values.reshape(shape, order="F" if fortran else "C")

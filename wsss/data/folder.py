@@ -1,4 +1,4 @@
-"""Pictures of one's own: a folder a class, or a folder and a table of tags.
+"""Pictures in folders: a folder a class, or a folder and a table of tags.
 
     ROOT/cat/1.jpg                              a folder a class; every picture in it, sub-folders included, has that tag
     ROOT/train/cat/1.jpg  ROOT/val/cat/2.jpg    the same in splits (train, val, test)
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
+from wsss.data.entries import split_of
 from wsss.data.images import Dataset, Images, MaskFile
 from wsss.data.lists import (
     chosen_split,
@@ -33,18 +34,12 @@ from wsss.data.lists import (
     tags_to_labels,
     without_suffix,
 )
+from wsss.data.lookalikes import check_folders_of_classes
+from wsss.data.names import below
+from wsss.data.roles import check_doubtful, classes_among, is_nothing
 from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
 from wsss.errors import BadInput, is_regular
 
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 CLASSES = "classes.txt"
 _MASKS, _BESIDE = "masks", "_mask"
 
@@ -58,6 +53,8 @@ def open_folder(
     tags: Path | None = None,
     upright: bool = True,
     skip_missing: bool = False,
+    negatives: frozenset[str] = frozenset(),
+    allow_outside: bool = False,
 ) -> Dataset:
     """Open a folder of pictures whose tags are folder names or stand in a table.
 
@@ -69,14 +66,17 @@ def open_folder(
         tags: the table, `cls_labels.npy`, or a list with class numbers, instead of `tags.csv`, `tags.tsv` or `tags.jsonl`.
         upright: turn pictures as their EXIF orientation says; true masks must be turned likewise.
         skip_missing: leave out pictures that the table names and that are missing.
+        negatives: folders or tags that mean that no class is there, beside `background` and `_background_`; such pictures have no tags.
+        allow_outside: the table may name files by absolute paths, or ones that lead upwards.
 
     Raises:
-        BadInput: there are no pictures or no tags, or they do not fit together.
+        BadInput: there are no pictures or no tags, they do not fit together, or the folders look like no folders of classes.
     """
-    layout = _Layout(root, upright, skip_missing)
+    layout = _Layout(root, upright, skip_missing, negatives, allow_outside)
     table = tags if tags is not None else find_table(root)
     own = root / CLASSES
     names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else None
+    names = names and classes_among(names, negatives)
     if table is None:
         splits = _by_folder(layout, names)
     elif table.suffix.lower() in TABLE_SUFFIXES:
@@ -94,6 +94,8 @@ def open_folder(
         raise BadInput(
             table or root, f"no tag for any of the {len(splits[chosen])} pictures of {chosen}", "tags", "Add them."
         )
+    if names is None:
+        check_doubtful(splits[chosen].class_names, table or root)
     seed = chosen if splits[chosen].has_masks else None
     scored = chosen_split(val, splits, ("val",), root)
     kind = "folders" if table is None else "tags"
@@ -137,6 +139,8 @@ class _Layout:
     root: Path
     upright: bool
     skip_missing: bool
+    negatives: frozenset[str]
+    allow_outside: bool
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -195,7 +199,7 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
             "Move the pictures into folders named after their classes, or write the table.",
         )
     tops = {name.partition("/")[0] for name in layout.pictures}
-    split_tops = {top for top in tops if top.lower() in _SPLITS}
+    split_tops = {top for top in tops if split_of(top)}
     deep = {
         top for top in split_tops if all(name.count("/") > 1 for name in layout.pictures if name.startswith(f"{top}/"))
     }
@@ -207,7 +211,23 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
             "Put all pictures into splits, or none.",
         )
     depth = 1 if deep else 0
-    tags = {name: name.split("/")[depth] for name in layout.pictures}
+    folders = {name: name.split("/")[depth] for name in layout.pictures}
+    check_folders_of_classes(layout.base, layout.pictures, folders, class_names)
+    if layout.masks and not layout.masks.keys() & layout.pictures.keys():
+        raise BadInput(
+            layout.root / _MASKS,
+            f"{len(layout.masks)} masks, none of which fits a picture ({min(layout.masks)} first)",
+            f"masks under the names of the pictures below {layout.base} ({min(layout.pictures)}.png)",
+            "Rename them, or move the folder elsewhere. Pictures that lie in one folder `images` need no folders of classes.",
+        )
+    negative = {
+        folder
+        for folder in folders.values()
+        if is_nothing(folder, layout.negatives) and folder not in (class_names or ())
+    }
+    tags = {name: folder for name, folder in folders.items() if folder not in negative}
+    if negative:
+        layout.notes.append(f"pictures without any class: {len(folders) - len(tags)} in {', '.join(sorted(negative))}")
     if class_names is None:
         class_names = tuple(sorted(set(tags.values())))
     for name, tag in tags.items():
@@ -215,7 +235,7 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
             tags_to_labels([tag], class_names, str(layout.pictures[name].parent))
     empty = sorted(set(class_names) - set(tags.values()))
     layout.notes += [f"classes without a picture: {', '.join(empty)}"] if empty else []
-    if len(class_names) == 1:
+    if len(class_names) == 1 and not negative:
         layout.notes.append(
             "one class that all pictures have: a classifier learns nothing from this; add pictures of something else"
         )
@@ -230,10 +250,15 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
         )
     members: dict[str, list[str]] = defaultdict(list)
     for name in layout.pictures:
-        members[_SPLITS[name.partition("/")[0].lower()] if deep else "train"].append(name)
+        members[str(split_of(name.partition("/")[0])) if deep else "train"].append(name)
     return {
         split: layout.images(
-            split, names, class_names, np.array([[tags[name] == other for other in class_names] for name in names])
+            split,
+            names,
+            class_names,
+            np.array([[tags.get(name) == other for other in class_names] for name in names], bool).reshape(
+                len(names), -1
+            ),
         )
         for split, names in members.items()
     }
@@ -245,7 +270,8 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     missing = []
     for row in read_table(table, class_names):
         # a name may end in blanks; more often they were written around it
-        name = _picture(layout, row.image) or _picture(layout, row.image.strip())
+        stripped = dataclasses.replace(row, image=row.image.strip())
+        name = _picture(layout, row) or _picture(layout, stripped)
         if name is None:
             missing.append(row)
         elif name in rows:
@@ -256,7 +282,7 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
                 "Remove one.",
             )
         else:
-            rows[name] = row
+            rows[name] = _without_negatives(layout, row, class_names)
     if missing and (not rows or not layout.skip_missing):
         raise BadInput(
             missing[0].where,
@@ -276,7 +302,7 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
         raise BadInput(table, "no tag in any line", "tags", "Write the tags of the pictures into the column `tags`.")
     members: dict[str, list[str]] = defaultdict(list)
     for name, row in rows.items():
-        members["train" if row.split is None else _SPLITS.get(row.split.lower(), row.split)].append(name)
+        members["train" if row.split is None else split_of(row.split) or row.split].append(name)
     masks = {name: _mask(layout, row) for name, row in rows.items() if row.mask}
     return {
         split: layout.images(
@@ -290,19 +316,53 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     }
 
 
-def _picture(layout: _Layout, image: str) -> str | None:
-    path = image.replace("\\", "/").removeprefix("./").lstrip("/")
+def _without_negatives(layout: _Layout, row: Row, class_names: tuple[str, ...] | None) -> Row:
+    """The row without tags that mean that nothing is there."""
+    kept = set(classes_among(row.tags, layout.negatives)) | set(class_names or ())
+    return dataclasses.replace(row, tags=tuple(tag for tag in row.tags if tag in kept))
+
+
+def _picture(layout: _Layout, row: Row) -> str | None:
+    path = row.image.replace("\\", "/").removeprefix("./")
+    if _leads_out(path):
+        place = _outside(layout, path, row.where)
+        if place is None:
+            return None
+        layout.pictures.setdefault(name := without_suffix(below(path)), place)
+        return name
     forms = (path, without_suffix(path), without_suffix(path.removeprefix("images/")))
     return next((form for form in forms if form in layout.pictures), None)
 
 
 def _mask(layout: _Layout, row: Row) -> Path:
-    path = layout.root / str(row.mask)
-    if not path.is_file():
+    path = str(row.mask).replace("\\", "/").removeprefix("./")
+    place = _outside(layout, path, row.where) if _leads_out(path) else layout.root / path
+    if place is None or not is_regular(place):
         raise BadInput(
             row.where, f"the mask {row.mask!r}, which is not in {layout.root}", "a PNG", "Correct the column `mask`."
         )
-    return path
+    return place
+
+
+def _leads_out(path: str) -> bool:
+    return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":"
+
+
+def _outside(layout: _Layout, path: str, where: str) -> Path | None:
+    """The file that an absolute path, or one that leads upwards, stands for.
+
+    Raises:
+        BadInput: such paths are not allowed.
+    """
+    if not layout.allow_outside:
+        raise BadInput(
+            where,
+            f"{path!r}, a path that is absolute or leads upwards",
+            f"paths below {layout.root}",
+            "Write the paths as seen from that folder, or allow the reading of files elsewhere with --allow-outside.",
+        )
+    place = Path(os.path.normpath(layout.root / path))
+    return place if is_regular(place) else None
 
 
 def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | None) -> dict[str, Images]:

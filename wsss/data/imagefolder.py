@@ -36,7 +36,10 @@ def find_imagefolder(root: Path) -> list[Path]:
     parents = [path.parent for path in found]
     if len(set(parents)) < len(parents) or (root in parents and len(parents) > 1):
         raise BadInput(
-            root, f"the tables {' and '.join(os.path.relpath(path, root) for path in found)}", "one a folder", "Keep one."
+            root,
+            f"the tables {' and '.join(os.path.relpath(path, root) for path in found)}",
+            "one a folder",
+            "Keep one.",
         )
     return found
 
@@ -111,6 +114,8 @@ def _path(folder: Path, cell: Any, where: str) -> Path:
 
 
 def _unlisted(root: Path, tables: list[Path], entries: list[Entry]) -> list[str]:
-    named = {entry.path for entry in entries} | {entry.mask.path for entry in entries if isinstance(entry.mask, MaskFile)}
+    named = {entry.path for entry in entries} | {
+        entry.mask.path for entry in entries if isinstance(entry.mask, MaskFile)
+    }
     left = [path for table in tables for path in files_below(table.parent) if is_picture(path) and path not in named]
     return [f"{len(left)} pictures left out, since the metadata does not name them ({left[0]} first)"] if left else []

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -11,9 +11,14 @@ from jaxtyping import Bool, UInt8
 from wsss.data.files import read_labels, read_mask
 from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
 from wsss.data.names import check_names
-from wsss.data.pictures import picture_size_hw, read_picture
+from wsss.data.pictures import orientation, picture_size_hw, read_picture
+from wsss.digests import content_digest
 from wsss.errors import BadInput
 from wsss.storage import digest
+from wsss.stream import in_threads
+
+# Masks are 8-bit; 0 is background and 255 ignored
+MOST_CLASSES = 254
 
 
 @runtime_checkable
@@ -100,13 +105,6 @@ class Images:
                 f"{self.title}: {n} names, {len(self.paths)} paths, {len(self.masks)} masks and labels of {self.labels.dtype} "
                 f"{self.labels.shape} do not fit together with {c} classes"
             )
-        if c > 254:
-            raise BadInput(
-                self.title,
-                f"{c} classes",
-                "at most 254, since masks are 8-bit and 255 means ignored",
-                "Merge some classes.",
-            )
         check_names(self.names, self.paths)
 
     def __len__(self) -> int:
@@ -121,6 +119,16 @@ class Images:
     def has_masks(self) -> bool:
         """Whether every picture has a true mask."""
         return len(self) > 0 and all(mask is not None for mask in self.masks)
+
+    def check_maskable(self) -> None:
+        """Raise BadInput if there are more classes than an 8-bit mask can tell apart."""
+        if len(self.class_names) > MOST_CLASSES:
+            raise BadInput(
+                self.title,
+                f"{len(self.class_names)} classes",
+                f"at most {MOST_CLASSES} for masks, which are 8-bit with 255 for what is ignored",
+                "Merge some classes, or stop at the activation maps (wsss localize).",
+            )
 
     def classes(self, index: int) -> list[int]:
         """The 0-based classes of a picture, ascending."""
@@ -179,7 +187,9 @@ class Images:
                 source.where,
                 f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
                 f"{size_hw[0]}x{size_hw[1]} like its picture {self.paths[index]}",
-                "Write the mask at the picture's own size, without resizing.",
+                f"The picture has an EXIF orientation: set --upright {str(not self.upright).lower()}, or turn the mask."
+                if mask.shape == size_hw[::-1] != size_hw and orientation(self.paths[index]) > 4
+                else "Write the mask at the picture's own size, without resizing.",
             )
         check_labels(mask, self.n_labels, source.where, self.class_names)
 
@@ -202,12 +212,31 @@ class Images:
         return image, mask
 
     def fingerprint(self) -> str:
-        """Changes when names, labels, classes, a picture file or a mask file change (files are judged by their sizes)."""
-        rows = [
-            [name, _file_stamp(path), self.classes(index), mask.stamp() if mask else None]
-            for index, (name, path, mask) in enumerate(zip(self.names, self.paths, self.masks, strict=True))
-        ]
-        return digest([self.class_names, self.upright, rows])
+        """Changes when names, labels, classes, or the content of a picture or a mask change."""
+        table = self.table()
+        return digest([table["class_names"], table["options"], [row[:4] for row in table["pictures"]]])
+
+    def table(self) -> dict[str, Any]:
+        """What the pictures are known by, as JSON can hold it: `class_names`, `options` by name (what changes how a picture is
+        read), and `pictures`, with name, digest of the file, 0-based classes, stamp of the mask (None without one) and
+        suffix of the file (which does not count) of each."""
+
+        def rows(positions: range) -> list[list[Any]]:
+            return [
+                [
+                    self.names[i],
+                    _file_stamp(self.paths[i]),
+                    self.classes(i),
+                    mask.stamp() if (mask := self.masks[i]) else None,
+                    self.paths[i].suffix,
+                ]
+                for i in positions
+            ]
+
+        # many at once, since most are known already
+        parts = [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
+        pictures = [row for part in in_threads(rows, parts) for row in part]
+        return {"class_names": list(self.class_names), "options": {"upright": self.upright}, "pictures": pictures}
 
     def subset(self, indices: Iterable[int], title: str | None = None) -> "Images":
         """The pictures at these positions, in this order."""
@@ -304,6 +333,6 @@ def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, clas
 
 def _file_stamp(path: Path) -> str:
     try:
-        return f"{path.name}:{path.stat().st_size}"
-    except FileNotFoundError:
-        return f"{path.name}:missing"
+        return content_digest(path)
+    except OSError:
+        return "missing"

@@ -1,5 +1,6 @@
 """What a data set holds, and which of its files are bad."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 from wsss.data.class_names import lacking, slips
 from wsss.data.images import Dataset, Images, LookedAtMask
 from wsss.data.truth import Doubts, doubts
+from wsss.digests import content_digests
 from wsss.errors import BadInput
-from wsss.storage import file_digest
 from wsss.stream import Progress, in_threads
 
 
@@ -100,7 +101,7 @@ def overview(
         "checked": decode,
         "splits": splits,
         "identical": _identical(paths) if decode else [],
-        "notes": [*dataset.notes, *lacking(dataset)],
+        "notes": [*dataset.notes, *lacking(dataset), *(shared(dataset) if decode else [])],
         "stops": [str(slip)] if (slip := slips(dataset, classes)) else [],
     }
 
@@ -143,6 +144,32 @@ def _range(values: np.ndarray) -> dict[str, int] | None:
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
 
 
+def shared(dataset: Dataset) -> list[str]:
+    """Notes on pictures that a network is trained on and scored on, by their files and by what is in them."""
+    if dataset.val is None:
+        return []
+    train, val = (dict.fromkeys(dataset.split(name).paths) for name in (dataset.train, dataset.val))
+    both = [path for path in val if path in train]
+    same = [group for group in _identical([*train, *(path for path in val if path not in train)]) if len(group) > 1]
+    alike = [
+        (ours[0], theirs[0])
+        for group in same
+        if (ours := [path for path in map(Path, group) if path in train])
+        and (theirs := [path for path in map(Path, group) if path not in train])
+    ]
+    notes = []
+    if both:
+        notes.append(
+            f"{len(both)} of the {len(val)} pictures of {dataset.val} are in {dataset.train} too ({both[0].name} first)"
+        )
+    if alike:
+        first = " = ".join(os.path.relpath(path, dataset.root) for path in alike[0])
+        notes.append(
+            f"{len(alike)} pictures are in both {dataset.train} and {dataset.val}, under other names ({first} first)"
+        )
+    return notes
+
+
 def _identical(paths: Iterable[Path]) -> list[list[str]]:
     """Groups of files with the same content; only files of equal length are read."""
     by_length: dict[int, list[Path]] = defaultdict(list)
@@ -151,8 +178,8 @@ def _identical(paths: Iterable[Path]) -> list[list[str]]:
             by_length[path.stat().st_size].append(path)
     alike = [path for group in by_length.values() if len(group) > 1 for path in group]
     by_content: dict[str, list[str]] = defaultdict(list)
-    for path, content in zip(alike, in_threads(file_digest, alike), strict=True):
-        by_content[content].append(str(path))
+    for path, content in zip(alike, content_digests(alike), strict=True):
+        by_content[content or str(path)].append(str(path))
     return [group for group in by_content.values() if len(group) > 1]
 
 

@@ -59,7 +59,9 @@ def read_labelmap(path: Path, negatives: frozenset[str] = frozenset()) -> tuple[
     for name, colour in given.items():
         label = 255 if name.lower() in _VOID_NAMES else roles.label(name)
         if labels.setdefault(colour, label or 0) != (label or 0):
-            raise BadInput(path, f"the colour {colour} for {name!r} and another label", "a colour for each", "Change one.")
+            raise BadInput(
+                path, f"the colour {colour} for {name!r} and another label", "a colour for each", "Change one."
+            )
     labels.setdefault((0, 0, 0), 0)
     labels.setdefault(VOID, 255)
     return class_names, MaskTable.of(labels, f"{path.name} ({', '.join(list(given)[:8])})")

@@ -274,7 +274,9 @@ def chosen_split(asked: str | None, there: Iterable[str], preferred: Sequence[st
 
 def listing(folder: Path, most: int = 6) -> str:
     """What lies in a folder, in a few words for an error."""
-    entries = sorted(entry.name + "/" * os.path.isdir(entry) for entry in os.scandir(folder) if not is_hidden(entry.name))
+    entries = sorted(
+        entry.name + "/" * os.path.isdir(entry) for entry in os.scandir(folder) if not is_hidden(entry.name)
+    )
     if not entries:
         return "an empty folder"
     pictures = [name for name in entries if is_picture(Path(name))]

@@ -54,19 +54,20 @@ def fault(name: str) -> tuple[str, str] | None:
     return None
 
 
-def check_name(name: str, where: str | os.PathLike[str]) -> None:
+def check_name(name: str, where: str | os.PathLike[str], do: str = "") -> None:
     """Raise BadInput unless outputs can be named after this.
 
     Args:
         name: path below the data set, with slashes; with or without a suffix.
         where: what to name in the error.
+        do: what else can be done about it.
 
     Raises:
         BadInput: the name is absolute, leads upwards, holds a drive letter, a backslash or control characters, is too long for a
             file system, or is one under which stages keep their own files.
     """
     if found := fault(name):
-        raise BadInput(where, f"{name[:200]!r}: {found[0]}", _EXPECTED, found[1])
+        raise BadInput(where, f"{name[:200]!r}: {found[0]}", _EXPECTED, f"{found[1]} {do}".strip())
 
 
 def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
@@ -89,7 +90,11 @@ def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
                 paths[index],
                 f"a second picture named {name!r} (the first is {paths[other]}{'' if same else f', {names[other]!r}'})",
                 "one picture a name"
-                + ("" if same else ", where upper and lower case and Unicode's normal forms count as the same, since files collide elsewhere"),
+                + (
+                    ""
+                    if same
+                    else ", where upper and lower case and Unicode's normal forms count as the same, since files collide elsewhere"
+                ),
                 "Rename or remove one of the two.",
             )
         first[key] = index
@@ -110,4 +115,11 @@ def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
 
 def alike(name: str) -> str:
     """The same for names that are one name where letter case or Unicode's normal form do not count."""
-    return name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return (
+        name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    )
+
+
+def below(path: str) -> str:
+    """A path as a name of outputs: without what makes it absolute or leads upwards."""
+    return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))

@@ -36,6 +36,17 @@ def picture_size_hw(path: Path, *, upright: bool) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
+def orientation(path: Path) -> int:
+    """How a picture is to be turned, as EXIF numbers it: 1 (not at all) to 8.
+
+    Raises:
+        BadInput: as `read_picture`.
+    """
+    with _opened(path) as picture:
+        found = picture.getexif().get(0x0112, 1)
+        return found if found in range(1, 9) else 1
+
+
 class _opened:
     """Open a picture and turn whatever goes wrong while it is read into BadInput."""
 

@@ -8,12 +8,10 @@ Folders are train, valid and test, or there is one.
 
 from pathlib import Path
 
-import numpy as np
-
-from wsss.data.entries import Entry, Found, Options, name_of, split_of
+from wsss.data.entries import Entry, Found, Options, labels_held, name_of, split_of
 from wsss.data.images import MaskFile
-from wsss.data.lists import is_picture
 from wsss.data.labels import MaskTable
+from wsss.data.lists import is_picture
 from wsss.data.names import check_name
 from wsss.data.roles import Roles, classes_among
 from wsss.data.rows import csv_rows
@@ -87,33 +85,29 @@ def _semantic(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], 
     own = classes_among(values.values(), options.negatives)
     class_names = options.classes or own
     roles = Roles(class_names, options.negatives)
-    labels = {value: roles.label(name) for value, name in values.items()}
+    label_of = {value: roles.label(name) for value, name in values.items()}
     for value, name in values.items():
-        if labels[value] is None:
-            raise BadInput(first, f"the class {name!r}", f"one of {', '.join(class_names)}", "Complete the list of classes.")
-    table = MaskTable.of({0: 0} | {value: label or 0 for value, label in labels.items()}, str(first))
-    entries = []
+        if label_of[value] is None:
+            raise BadInput(
+                first, f"the class {name!r}", f"one of {', '.join(class_names)}", "Complete the list of classes."
+            )
+    meaning = MaskTable.of({0: 0} | {value: label or 0 for value, label in label_of.items()}, str(first))
+    found: list[tuple[str, Path, MaskFile]] = []
     for folder in (path.parent for path in named):
         files = sorted(path for path in folder.iterdir() if is_picture(path))
         there = {path.name for path in files}
         for path in files:
+            beside = path.with_name(path.stem + _BESIDE)
             if path.name.endswith(_BESIDE):
                 continue
-            beside = path.with_name(path.stem + _BESIDE)
             if beside.name not in there:
                 raise BadInput(beside, "no such file", f"the mask of {path.name}", "Export the data set again.")
-            mask = MaskFile(beside, table)
-            present = np.unique(mask.read())
-            entries.append(
-                Entry(
-                    split=split_of(folder.name) or "train",
-                    name=name_of(path, root),
-                    path=path,
-                    tags=tuple(class_names[label - 1] for label in present.tolist() if 0 < label < 255),
-                    where=str(beside),
-                    mask=mask,
-                )
-            )
+            found.append((split_of(folder.name) or "train", path, MaskFile(beside, meaning)))
+    held = labels_held([mask for _, _, mask in found])
+    entries = [
+        Entry(split, name_of(path, root), path, tuple(class_names[label - 1] for label in labels), mask.where, mask)
+        for (split, path, mask), labels in zip(found, held, strict=True)
+    ]
     return Found("roboflow", entries, class_names, ["tags are the classes that the masks hold"])
 
 
@@ -123,6 +117,8 @@ def _values(rows: list[tuple[str, dict[str, str]]]) -> dict[int, str]:
         lowered = {name.lower(): cell.strip() for name, cell in cells.items()}
         value, name = lowered[_VALUE], lowered[_CLASS]
         if not (value.isdecimal() and len(value) < 4 and int(value) < 256) or int(value) in values or not name:
-            raise BadInput(where, f"the value {value!r} for {name!r}", "each value 0 to 255 once, and a name", "Correct it.")
+            raise BadInput(
+                where, f"the value {value!r} for {name!r}", "each value 0 to 255 once, and a name", "Correct it."
+            )
         values[int(value)] = name
     return values

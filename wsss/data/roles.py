@@ -12,10 +12,10 @@ BACKGROUND = frozenset(("background", "_background_"))
 IGNORED = "__ignore__"
 
 # Words that may be a class, or say that none is there. Only the user knows
-_DOUBTFUL = frozenset(
-    """clean defect_free defectfree empty good healthy negative negatives neg nil no nodefect nodefects none normal nothing null ok okay
-    unlabeled unlabelled""".split()
-)
+_DOUBTFUL = frozenset((
+    "clean", "defect_free", "defectfree", "empty", "good", "healthy", "negative", "negatives", "neg", "nil", "no", "nodefect", "nodefects",
+    "none", "normal", "nothing", "null", "ok", "okay", "unlabeled", "unlabelled",
+))  # fmt: skip
 _NO_SOMETHING = re.compile(r"(?:no|non|not|without)[_ -].+|.+[_ -](?:free|negative)")
 
 

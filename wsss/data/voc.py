@@ -5,7 +5,6 @@ import glob
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from wsss.data.entries import sole_split
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Dataset, Images, MaskFile, check_labels
 from wsss.data.labelmap import read_labelmap
+from wsss.data.labels import MaskTable, parsed
 from wsss.data.lists import (
     chosen_split,
     found_alone,
@@ -25,9 +25,9 @@ from wsss.data.lists import (
     read_names,
     suggestion,
 )
-from wsss.data.labels import MaskTable
 from wsss.data.roles import IGNORED, classes_among, is_nothing
 from wsss.data.tables import labels_by_name, labels_of
+from wsss.data.turned import decided, header_size_hw
 from wsss.errors import BadInput, is_regular, reading
 from wsss.storage import whole_file
 from wsss.stream import Progress, in_threads
@@ -127,7 +127,7 @@ def _annotation(path: Path) -> ElementTree.Element:
 
 
 def _has_area(entry: ElementTree.Element, tree: ElementTree.Element, path: Path) -> bool:
-    try:
+    with reading(path, "numbers in bndbox and size of each object", "Choose another rule, or correct the file."):
         width, height = (float(tree.findtext(f"size/{side}") or "") for side in ("width", "height"))
         left, right = (float(entry.findtext(f"bndbox/{side}") or "") for side in ("xmin", "xmax"))
         top, bottom = (float(entry.findtext(f"bndbox/{side}") or "") for side in ("ymin", "ymax"))
@@ -135,13 +135,6 @@ def _has_area(entry: ElementTree.Element, tree: ElementTree.Element, path: Path)
             int(min(max(at, 0.0), most))
             for at, most in ((left, width), (right, width), (top, height), (bottom, height))
         ]
-    except (ValueError, OverflowError) as error:
-        raise BadInput(
-            path,
-            f"an object without a box, or no picture size ({error})",
-            "numbers in bndbox and size",
-            "Choose another rule.",
-        ) from error
     return corners[0] != corners[1] and corners[2] != corners[3]
 
 
@@ -213,6 +206,7 @@ def open_voc(
     upright: bool | None = None,
     skip_missing: bool = False,
     negatives: frozenset[str] = frozenset(),
+    mask_values: str | None = None,
 ) -> Dataset:
     """Open VOC 2012, or other data in its layout.
 
@@ -230,9 +224,11 @@ def open_voc(
         classes: class names or the file of them.
         tags: a table of tags or `cls_labels.npy`, instead of `Annotations`.
         tag_rule: how tags come out of annotations, see `read_annotation`; `irn` for VOC's classes, else `clip-es`, objects alone.
-        upright: follow EXIF orientation; by default VOC's pictures are not turned, as in the published loaders, and others are.
+        upright: follow EXIF orientation; by default VOC's pictures are not turned, as in the published loaders; for others see
+            `wsss.data.turned`.
         skip_missing: leave out listed pictures that are missing.
         negatives: names that mean that nothing is there, beside `background` and `_background_`.
+        mask_values: what values or colours of masks mean, where tags come from masks; see `wsss.data.labels.GRAMMAR`.
 
     Raises:
         BadInput: lists, pictures, annotations or classes do not fit together.
@@ -248,12 +244,14 @@ def open_voc(
         for name, path in pictures_below(root / folder, (".png",)).items()
     }
     class_names, table = _classes(root, classes, pictures, bool(masks), negatives, notes)
-    if table is not None:
+    if mask_values is not None:
+        table = parsed(mask_values, class_names)
+    elif table is not None:
         notes.append(f"masks are read by the colours of {table.source}")
     layout = _Layout(root, class_names, pictures, masks, notes, table, negatives)
-    published = class_names == VOC_CLASSES
+    # VOC 2012 is known by its classes and by its names, such as 2007_000032
+    published = class_names == VOC_CLASSES and all(re.fullmatch(r"\d{4}_\d{6}", name) for name in pictures)
     rule = tag_rule or ("irn" if published else "clip-es")
-    turned = not published if upright is None else upright
     lists = _find_lists(root)
     names = {split: list(read_names(path, pictures)) for split, path in lists.items()}
     for asked in (train, val):
@@ -295,7 +293,8 @@ def open_voc(
             listed,
             labels,
             tags or root / "Annotations",
-            turned,
+            upright,
+            published,
             split in (chosen, scored),
             split == chosen,
         )
@@ -328,7 +327,12 @@ def _classes(
             return named, table
         chosen = read_classes(given)
         if chosen != named:
-            raise BadInput(labelmap, f"the classes {', '.join(named)}", ", ".join(chosen), "Leave --classes out, or change the file.")
+            raise BadInput(
+                labelmap,
+                f"the classes {', '.join(named)}",
+                ", ".join(chosen),
+                "Leave --classes out, or change the file.",
+            )
         return named, table
     for source in (given, root / "classes.txt", root / "class_names.txt"):
         if source is not None and (not isinstance(source, Path) or source == given or source.is_file()):
@@ -365,7 +369,9 @@ def _find_lists(root: Path) -> dict[str, Path]:
             lists.setdefault(re.sub(r"(train|trainval)_?aug$", r"\1_aug", path.stem), path)
     if not lists:
         main = {path.stem: path for path in sorted((root / _MAIN).glob("*.txt"))}
-        lists = {split: path for split, path in main.items() if split.rpartition("_")[2] not in main or "_" not in split}
+        lists = {
+            split: path for split, path in main.items() if split.rpartition("_")[2] not in main or "_" not in split
+        }
     return lists
 
 
@@ -379,7 +385,8 @@ def _images(
     names: Sequence[str],
     labels: Mapping[str, Bool[np.ndarray, " c"]],
     source: Path,
-    upright: bool,
+    upright: bool | None,
+    published: bool,
     needed: bool,
     trained: bool,
 ) -> Images:
@@ -394,14 +401,19 @@ def _images(
     if without:
         layout.notes.append(f"{split}: {len(without)} of {len(names)} pictures have no tags")
     none = np.zeros(len(layout.class_names), bool)
+    masks = tuple(layout.mask(name) for name in names)
+    turned = bool(upright)
+    if not published and needed:
+        sizes = [header_size_hw(mask.path) if mask else None for mask in masks]
+        turned = decided([layout.pictures[name] for name in names], sizes, upright, split, layout.notes)
     return Images(
         title=f"voc/{Path(split).stem}",
         names=tuple(names),
         paths=tuple(layout.pictures[name] for name in names),
         class_names=layout.class_names,
         labels=np.array([labels.get(name, none) for name in names]),
-        masks=tuple(layout.mask(name) for name in names),
-        upright=upright,
+        masks=masks,
+        upright=turned,
     )
 
 
@@ -504,22 +516,10 @@ def read_sbd_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
         BadInput: the file is broken or holds no `GTcls.Segmentation` of labels 0..20.
     """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     expected = "a MATLAB file with GTcls.Segmentation, labels 0..20"
-    try:
+    with reading(path, expected, "Unpack SBD again."):
         mask = np.asarray(loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except (
-        MatReadError,
-        KeyError,
-        ValueError,
-        IndexError,
-        TypeError,
-        NotImplementedError,
-        OSError,
-        zlib.error,
-    ) as error:
-        raise BadInput(path, f"something else ({error!r:.120})", expected, "Unpack SBD again.") from error
     if (
         mask.ndim != 2
         or mask.dtype.kind not in "iu"

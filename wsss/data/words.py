@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from wsss.data.coco import COCO_CATEGORIES
-from wsss.data.lists import read_text, suggestion
+from wsss.data.documents import read_document
 from wsss.data.voc import VOC_CLASSES
-from wsss.errors import BadInput
+from wsss.errors import BadInput, suggestion
 
 _FILES = Path(__file__).parents[1] / "configs" / "words"
 # the published lists of a method: for VOC's classes, for COCO's, and for any others, whose backgrounds alone are taken
@@ -103,11 +101,7 @@ def check_templates(where: str, templates: Sequence[str]) -> None:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    text = read_text(path, _EXPECTED)
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
-        raise BadInput(path, f"broken YAML ({str(error).splitlines()[0]})", _EXPECTED, "Correct it.") from error
+    content = read_document(path, _EXPECTED)
     if not isinstance(content, dict) or not set(content) <= set(_KEYS):
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else "no mapping"
         raise BadInput(path, found, _EXPECTED, "Correct it.")
@@ -131,7 +125,6 @@ def _by_class(given: Any, class_names: Sequence[str], path: Path, key: str) -> d
             raise BadInput(path, f"{name!r} in `{key}`", f"names of classes ({', '.join(class_names[:8])} ...)", do)
         parts = text if isinstance(text, list) else [text]
         if not all(isinstance(part, str) and part.strip() for part in parts):
-            # short, since anchors of YAML can make it endless
             found = f"{reprlib.repr(text)} for {name!r} in `{key}`"
             raise BadInput(path, found, "a text or a list of them", "Correct it, or put it in quotes.")
         texts[name] = parts

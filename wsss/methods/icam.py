@@ -400,7 +400,7 @@ class Recipe:
     # the background of its maps is 1 - their sum, which wins up to 0.5
     tail: Tail = Tail(
         refiner="affinitynet",
-        affinitynet=Refinement(labels=Labels(low=2, high=4), walk=Walk(alpha=6, doublings=6, shrink=True)),
+        affinitynet=Refinement(labels=Labels(low=2.0, high=4.0), walk=Walk(alpha=6.0, doublings=6, shrink=True)),
         segmenter=SegmenterSettings(kind="deeplab_v1"),
         test=TestSettings(crf="icam-final"),
         scores=ScoreSettings(thresholds=(0.5,)),

@@ -23,7 +23,7 @@ from wsss.data.legacy import read_legacy
 from wsss.data.lists import read_lines, suggestion
 from wsss.data.nouns import lemma
 from wsss.data.words import check_templates, read_words
-from wsss.errors import BadInput, check_range
+from wsss.errors import BadInput, check_range, reading
 from wsss.networks.blip import BLIP
 from wsss.pretrained import load_blip
 from wsss.progress import Progress
@@ -135,7 +135,7 @@ def ask(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
         loaded = in_threads(partial(read_prepared, settings.prepare, images), todo, threads=launch.threads())
         for index, (pixels, _) in zip(todo, loaded, strict=True):
             said = _asked(settings, blip, pixels.to(launch.device()), [names[cls] for cls in images.classes(index)])
-            write_json(folder / f"{images.names[index]}.json", said)
+            write_json(folder / f"{images.names[index]}.json", said, sync="file")
             progress.advance()
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
@@ -195,10 +195,8 @@ def read_answers(path: Path, class_names: Sequence[str], spoken: Sequence[str]) 
     around: Said = {}
     for number, text in read_lines(path, f"lines like {_LINE}"):
         where = f"{path}, line {number}"
-        try:
+        with reading(where, f"a line like {_LINE}", "Write the line again."):
             line = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise BadInput(where, f"broken JSON ({error})", f"a line like {_LINE}", "Write the line again.") from error
         if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in ("image", "class")):
             raise BadInput(where, f"{text[:60]}", f"a line like {_LINE}", "Write `image` and `class` as texts.")
         name = known.get(line["class"])

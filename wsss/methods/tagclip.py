@@ -306,7 +306,8 @@ def tag(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
     with Progress(f"tag {out.name}", mine, done=mine - len(todo)) as progress:
         loaded = in_threads(partial(read_prepared, tagger.prepare, images), todo, threads=launch.threads())
         for index, (view, _) in zip(todo, loaded, strict=True):
-            write_json(folder / f"{images.names[index]}.json", {"scores": tagger.scores(view).tolist()})
+            scores = tagger.scores(view).tolist()
+            write_json(folder / f"{images.names[index]}.json", {"scores": scores}, sync="file")
             progress.advance()
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))

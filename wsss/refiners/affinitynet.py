@@ -273,6 +273,7 @@ def walk_to_masks(settings: Walk, images: Images, *, cams: Path, weights: Path, 
     network = load(weights)
     todo = launch.missing(images.names, out, ".png")
     mine = len(launch.share(images.names))
+    images.check_maskable()
 
     def load_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = images.read(index)

@@ -267,7 +267,7 @@ def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -
     starts = launch.share(range(0, len(images) - size + 1, size))
 
     def views() -> Any:
-        with Progress(f"centre {out.name}", len(starts)) as progress:
+        with Progress(f"centre {out.name}", len(starts), kept=False) as progress:
             for start in starts:
                 crops = in_threads(
                     lambda index: normalised_crop(images.read(index), crop),
@@ -401,7 +401,7 @@ def _write_instances(out: Path, images: Images, index: int, found: Detections) -
             }
         )
     write_mask(out / f"{name}.png", drawn)
-    write_json(out / f"{name}.json", results)
+    write_json(out / f"{name}.json", results, sync="file")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,20 +2,24 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsss import launch
+from wsss import digests, launch
 from wsss.data.class_names import lacking, slips
 from wsss.data.images import Dataset, Images
-from wsss.data.info import bad_among, doubts_about, look_through, overview, render
+from wsss.data.info import bad_among, doubts_about, look_through, overview, render, shared
 from wsss.data.open import open_dataset
+from wsss.differences import outdated, pictures_changed
 from wsss.errors import BadInput, is_regular
+from wsss.outputs import DONE, INPUTS, STARTED, read_known
 from wsss.progress import Progress
-from wsss.storage import digest, read_json, write_json
+from wsss.storage import digest, read_json, read_only, write_json, write_packed
 
-DATA = "data.json"
+# What a run was made from: what was found in it, and the digests of its files, which are read again when they were touched
+DATA, CONTENTS = "data.json", "contents.json.gz"
 
 log = logging.getLogger("wsss")
 
@@ -46,7 +50,7 @@ def open_checked(
         name: str(Path(value).resolve()) if isinstance(value, str | Path) and is_regular(value) else value
         for name, value in options.items()
     }
-    found = launch.decided_by_first(lambda: _looked_through(data, used, remember, opened))
+    found = launch.decided_by_first(lambda: _found(data, used, remember, opened))
     bad = found["bad"]
     if bad and not skip_bad:
         shown = "\n".join(f"  {message}" for message in list(bad.values())[:5])
@@ -71,46 +75,117 @@ def reopened(run: Path) -> Dataset | None:
     Raises:
         BadInput: it is not there any more.
     """
-    if not (run / DATA).exists():
+    known = noted(run)
+    if "opened" not in known:
         return None
-    noted = read_json(run / DATA, "notes on the data set")
-    if "opened" not in noted:
-        return None
-    data = open_dataset(**noted["opened"], skip_missing=True)
-    return _without(dataclasses.replace(data, notes=(*data.notes, *noted["doubts"])), noted["bad"])
+    data = open_dataset(**known["opened"], skip_missing=True)
+    return _without(dataclasses.replace(data, notes=(*data.notes, *known["doubts"])), known["bad"])
 
 
-def _without(data: Dataset, bad: Iterable[str]) -> Dataset:
-    return dataclasses.replace(data, splits={name: images.without(bad) for name, images in data.splits.items()})
+def _without(data: Dataset, bad: Collection[str]) -> Dataset:
+    splits = {
+        split: images.subset(i for i, path in enumerate(images.paths) if _file(data, path) not in bad)
+        for split, images in data.splits.items()
+    }
+    return dataclasses.replace(data, splits=splits)
 
 
-def _looked_through(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
-    """Messages about bad files by picture (`bad`), doubts about true masks (`doubts`), and errors that end the work (`stops`)."""
-    fingerprint = digest({name: data.split(name).fingerprint() for name in used})
-    record = remember / DATA if remember else None
-    if record and record.exists():
-        known = read_json(record, "what was found in the data set")
-        if known["fingerprint"] == fingerprint:
-            return known
-    overviewed = overview(data)
+def _file(data: Dataset, path: Path) -> str:
+    """A picture's file below the data set: pictures of two splits may have one name."""
+    return os.path.relpath(path, data.root)
+
+
+def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
+    """What `_looked_through` finds. For a run it is noted in its folder, or held against what stands there."""
+    if remember is None:
+        return _looked_through(data, used, overview(data), opened)
+    digests.remember(remember / CONTENTS)
+    tables = {name: data.split(name).table() for name in used}
+    fingerprints = {name: data.split(name).fingerprint() for name in used}
+    known = noted(remember)
+    if known.get("fingerprints") != fingerprints:
+        if known:
+            _refuse_stale(remember, known, tables, fingerprints)
+        overviewed = overview(data)
+        known = {"fingerprints": fingerprints, "tables": digest(tables), "overview": overviewed}
+        known |= _looked_through(data, used, overviewed, opened)
+        known["made_of"] = {name: _without(data, known["bad"]).split(name).fingerprint() for name in used}
+        write_packed(remember / INPUTS, tables)
+    # the same data set may lie elsewhere by now
+    if known.get("opened") != opened and not read_only(remember):
+        write_json(remember / DATA, {**known, "opened": opened})
+    digests.keep(remember / CONTENTS, beyond=remember)
+    return known
+
+
+def _looked_through(
+    data: Dataset, used: list[str], overviewed: dict[str, Any], opened: dict[str, Any]
+) -> dict[str, Any]:
+    """Messages about bad pictures by file (`bad`), doubts about true masks (`doubts`), and errors that end the work (`stops`)."""
     log.info("%s", render(overviewed))
     bad: dict[str, str] = {}
-    notes = lacking(data)
+    notes = lacking(data) + shared(data)
     doubts = [slips(data, opened.get("classes"))]
     for images in _different(data, used):
         with Progress(f"look through {images.title}", len(images)) as progress:
             looks = look_through(images, progress=lambda done, total: progress.advance())
-        bad |= bad_among(images, looks)
+        paths = dict(zip(images.names, images.paths, strict=True))
+        bad |= {_file(data, paths[name]): message for name, message in bad_among(images, looks).items()}
         doubtful = doubts_about(images, looks)
         notes += doubtful.notes
         doubts += doubtful.stops
     for note in notes:
         log.info("note: %s", note)
     stops = [(stop.where, stop.found, stop.expected, stop.do) for stop in doubts if stop]
-    found = {"bad": bad, "doubts": notes, "stops": stops}
-    if record:
-        write_json(record, {"fingerprint": fingerprint, "overview": overviewed, "opened": opened, **found})
-    return found
+    return {"bad": bad, "doubts": notes, "stops": stops}
+
+
+def noted(run: Path) -> dict[str, Any]:
+    """What is noted in a run's folder about its data set; nothing where there are no notes.
+
+    Raises:
+        BadInput: the notes are broken.
+    """
+    path, expected = run / DATA, "notes on the data set of a run"
+    if not path.exists():
+        return {}
+    content = read_json(path, expected)
+    if not isinstance(content, dict) or not isinstance(content.get("bad", {}), dict):
+        raise BadInput(path, f"{content!s:.50}", expected, "It was changed after it was written: remove it.")
+    return content
+
+
+def _refuse_stale(
+    run: Path, known: Mapping[str, Any], tables: Mapping[str, Any], fingerprints: Mapping[str, str]
+) -> None:
+    """Raise BadInput if stages of a run were made from what its data set held before."""
+    before = known.get("fingerprints", {})
+    changed = [name for name in before if before[name] != fingerprints.get(name)]
+    stages = [
+        path.parent
+        for pattern in ("*", "*/*")
+        for path in sorted(run.glob(f"{pattern}/*.json"))
+        if path.name in (DONE, STARTED)
+    ]
+    gone = {known.get("made_of", {}).get(name) for name in changed}
+    stale = outdated([], gone, stages)
+    if not stale:
+        return
+    old = read_known(run / INPUTS, known["tables"], "what a run was made from") if (run / INPUTS).exists() else {}
+    told = [
+        f"{name}: {'; '.join(pictures_changed(old[name], tables[name]))}"
+        if name in tables
+        else f"{name} is not there now"
+        for name in changed
+        if name in old
+    ]
+    raise BadInput(
+        run,
+        f"a run made from what the data set held before ({'. '.join(told) or 'other pictures'})",
+        "the data set as it was, or stages made from it as it is now",
+        f"To make them from what is there now, remove {', '.join(map(str, stale))} and start the same command again; to keep "
+        "them, undo the change or choose another output folder.",
+    )
 
 
 def _different(data: Dataset, used: list[str]) -> list[Images]:

@@ -15,7 +15,7 @@ from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
 from wsss.data.tables import table_text
 from wsss.run import DONE, STARTED
-from wsss.stages.check import DATA, reopened
+from wsss.stages.check import DATA, noted, reopened
 from wsss.stages.evaluate import truth_fingerprint
 from wsss.stages.pages import (
     PICTURE_BYTES,
@@ -194,8 +194,7 @@ class Run:
         # tags are part of a fingerprint: those of the pictures as they came, and those that the maps were made from
         if maps and any(stage.kind == "tag" and stage.fingerprint != maps.fingerprint for stage in self.stages):
             return "TagCLIP"
-        path = self.folder / DATA
-        opened = read_json(path, "notes on the data set").get("opened", {}) if path.exists() else {}
+        opened = noted(self.folder).get("opened", {})
         return Path(opened["tags"]).name if opened.get("tags") else "data set"
 
     def _named(self, stage: Stage, key: str) -> list[str]:

@@ -81,7 +81,7 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
         classes, maps = fitting_cams(images, cams, index, truth.shape)
         return truth, maps.astype(kind), classes
 
-    with Progress(f"thresholds {out.name}", len(mine)) as progress:
+    with Progress(f"thresholds {out.name}", len(mine), kept=False) as progress:
         loaded = in_threads(load, mine, threads=launch.threads())
         for index, (truth, maps, classes) in zip(mine, loaded, strict=True):
             sweep.add(truth, maps, classes, str(cams / f"{images.names[index]}.npz"))
@@ -146,6 +146,7 @@ def truth_fingerprint(images: Images) -> str:
 
 
 def _check_masks(images: Images) -> None:
+    images.check_maskable()
     if not images.has_masks:
         lacking = sum(mask is None for mask in images.masks)
         raise BadInput(
@@ -174,7 +175,7 @@ def _score(
         mask = read(index)
         return images.read_mask(index, mask.shape), mask
 
-    with Progress(f"evaluate {out.name}", len(mine)) as progress:
+    with Progress(f"evaluate {out.name}", len(mine), kept=False) as progress:
         loaded = in_threads(load, mine, threads=launch.threads())
         for index, (truth, mask) in zip(mine, loaded, strict=True):
             alone = ConfusionMatrix(images.n_labels)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from wsss.errors import BadInput
+from wsss.outputs import Changes, changes
 from wsss.run import DONE, STARTED, record, seconds
 from wsss.stages.evaluate import PER_IMAGE, PER_IMAGE_CONTOUR, SCORES
 from wsss.storage import TEMPORARY_SUFFIX, read_json
@@ -34,12 +35,14 @@ class Stage:
         folder: where it lies.
         record: what `done.json` says.
         seconds: how long it took.
+        changes: what has become of its files since.
     """
 
     name: str
     folder: Path
     record: Mapping[str, Any]
     seconds: float
+    changes: Changes
 
     @property
     def kind(self) -> str:
@@ -76,7 +79,7 @@ def stages_of(run: Path) -> list[Stage]:
     """Finished stages below a folder, or the folder itself; each after those that it was made from.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or files of one are missing or damaged.
     """
     if not run.is_dir():
         raise BadInput(run, "no such folder", "the folder of a run", "Check the path.")
@@ -98,7 +101,8 @@ def stages_of(run: Path) -> list[Stage]:
 
 
 def _read(folder: Path, name: str) -> Stage:
-    return Stage(name, folder, record(folder), seconds(folder))
+    done = record(folder)
+    return Stage(name, folder, done, seconds(folder), changes(folder, done))
 
 
 def made_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:

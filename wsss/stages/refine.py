@@ -77,6 +77,7 @@ def refine(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict
         raise BadInput(
             f"refine.{name}", "nothing", expected, "Set it, or take the best one that `wsss evaluate` found."
         )
+    images.check_maskable()
     todo = launch.missing(images.names, out, ".png")
     mine = len(launch.share(images.names))
 

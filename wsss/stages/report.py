@@ -1,5 +1,6 @@
 """Write what a run made as one page that needs no network, and its scores as a table of text."""
 
+import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.run import STARTED
-from wsss.stages.check import DATA
+from wsss.stages.check import noted
 from wsss.stages.pages import (
     CONTOUR_COLOURS,
     PICTURE_BYTES,
@@ -38,9 +39,11 @@ from wsss.stages.pages import (
 from wsss.stages.records import MAKES, Score, Stage, folders_with, holds, scores_of, stage_name, stages_of
 from wsss.stages.refine import fitting_cams
 from wsss.stages.train import HISTORY
-from wsss.storage import read_json
+from wsss.storage import read_json, read_only
 
 REPORT = "report.html"
+
+log = logging.getLogger("wsss")
 
 # Pictures of each kind in a gallery, and classes whose maps are shown
 WORST, BEST, RANDOM, MAPS = 6, 6, 4, 3
@@ -55,19 +58,25 @@ FIGURE = "figure.jpg"
 FIGURE_BYTES = 600_000
 
 
-def report(run: Path, data: Dataset) -> Path:
+def report(run: Path, data: Dataset, out: Path | None = None) -> Path:
     """Write `report.html` of a run anew: scores, curves, pictures, settings.
 
-    Stages are found by their records. Pictures come from the splits of `data` that the stages were made from.
+    Stages are found by their records. Pictures come from the splits of `data` that the stages were made from. A page in a
+    read-only folder is left as it is.
 
     Args:
         run: folder that holds the stages' folders, and `data.json` with bad pictures where some were left out.
         data: the data set that the run was made from.
+        out: folder for the page, None for the run's own.
 
     Raises:
-        BadInput: there is no finished stage, or `data` is not what the stages were made from.
+        BadInput: there is no finished stage, one is not whole, or `data` is not what the stages were made from.
     """
-    return write_page(run / REPORT, REPORT, lambda: _content(run, data))
+    page = (out or run) / REPORT
+    if read_only(page.parent) and page.exists():
+        log.info("%s stays as it is, since nothing can be written there; --out takes another folder", page)
+        return page
+    return write_page(page, REPORT, lambda: _content(run, data))
 
 
 def table(run: Path) -> str:
@@ -100,7 +109,7 @@ def _content(run: Path, data: Dataset) -> dict[str, Any]:
     stages = stages_of(run)
     scored = scores_of(stages)
     splits = _splits(stages, data, run)
-    noted = read_json(run / DATA, "notes on the data set") if (run / DATA).exists() else {}
+    found = noted(run)
     return {
         "method": _method(stages) or run.resolve().name,
         "run": str(run),
@@ -108,6 +117,7 @@ def _content(run: Path, data: Dataset) -> dict[str, Any]:
         "scored": scored,
         "stages": [_described(stage) for stage in stages],
         "strange": [stage.name for stage in stages if stage.fingerprint and stage.fingerprint not in splits],
+        "edited": [stage.changes.told(stage.name, stage.kind) for stage in stages if stage.changes],
         "unfinished": [stage_name(folder, run.resolve()) for folder in sorted(folders_with(run.resolve(), STARTED))],
         "total_seconds": sum(stage.seconds for stage in stages),
         "bars": class_bars([(f"{score.short} on {score.split}", score) for score in scored]),
@@ -118,8 +128,8 @@ def _content(run: Path, data: Dataset) -> dict[str, Any]:
         "galleries": _galleries(stages, scored, splits),
         "contour_colours": {name: f"rgb{colour}" for name, colour in CONTOUR_COLOURS.items()},
         "notes": list(data.notes),
-        "overview": list(flat(noted.get("overview", {}))),
-        "bad": noted.get("bad", {}),
+        "overview": list(flat(found.get("overview", {}))),
+        "bad": found.get("bad", {}),
         "version": __version__,
         "versions": {
             "wsss": __version__,
@@ -142,7 +152,9 @@ def _described(stage: Stage) -> dict[str, Any]:
         if holds(value, "fingerprint"):
             sources.append(f"{value['count']} pictures of {value['images']}")
         elif holds(value, "folder"):
-            sources.append(f"{key}: {os.path.normpath(os.path.join(stage.name, value['folder']))}")
+            source = f"{key}: {os.path.normpath(os.path.join(stage.name, value['folder']))}"
+            by_hand = [f"{len(value[kind])} files {kind} by hand" for kind in ("edited", "added") if value.get(kind)]
+            sources.append(f"{source} ({', '.join(by_hand)})" if by_hand else source)
         elif holds(value, "file"):
             sources.append(f"{key}: {value['file']}")
         else:

@@ -1,11 +1,14 @@
 """Train a network: the one loop that every trained method, affinity network and segmenter goes through."""
 
+import contextlib
+import ctypes
 import dataclasses
-import io
 import json
-import logging
 import math
-from collections.abc import Iterator, Sequence
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,16 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from wsss import launch
+from wsss import launch, stopping
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
 from wsss.progress import Progress
 from wsss.run import neutral, plain, stage
-from wsss.storage import read_json, whole_file, write_json
+from wsss.stages.checkpoint import Checkpoints, discard
+from wsss.storage import read_json, write_json
 
-HISTORY, CHECKPOINT = "history.json", "checkpoint.pt"
-
-log = logging.getLogger("wsss")
+HISTORY = "history.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Training:
     """loader processes; -1 takes as many as there are cores to spare"""
     checkpoint_steps: int = neutral(200)
     """updates between two checkpoints that a killed training goes on from"""
+    checkpoint_minutes: float = neutral(5.0)
+    """minutes between two checkpoints, where so many updates take longer"""
     tensorboard: bool = neutral(False)
     """write losses and learning rates for TensorBoard as well"""
 
@@ -91,6 +95,7 @@ class Training:
             "poly_first",
             "poly_beyond",
             "momentum",
+            "checkpoint_minutes",
         ):
             check_range(f"training.{name}", getattr(self, name), 0)
         if self.stop_epochs is not None:
@@ -145,8 +150,8 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
 
     Writes what was learned (`weights.safetensors`, mostly) and `history.json` (losses and learning rate). Batches are
     formed over all processes and then dealt out, and chance depends on (seed, epoch, picture) alone: 1 and n processes
-    train the same network, and a killed training goes on from `checkpoint.pt`, on a CPU with the same threads to the
-    same bytes. Dropout alone draws by process.
+    train the same network, and a killed training goes on from its last whole checkpoint, on a CPU with the same threads
+    to the same bytes. A training that a signal stops saves one first. Dropout alone draws by process.
 
     Args:
         settings: of the method.
@@ -155,7 +160,9 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
         inputs: earlier stages or files that the method needs, by name (`init`, `masks`, ...).
 
     Raises:
-        BadInput: no picture, a batch that the processes cannot share evenly, fewer pictures than a batch holds.
+        BadInput: no picture, a batch that the processes cannot share evenly, fewer pictures than a batch holds, a loss that
+            is no number.
+        Stopped: a signal has asked for it; the updates until then are saved.
     """
     training = settings.training
     epoch_steps = _epoch_steps(training, images)
@@ -175,17 +182,21 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     groups = trainable.param_groups(training)
     base_lrs = [group["lr"] for group in groups]
     model, optimizer = accelerator.prepare(trainable, make_optimizer(training, groups))
-    start, history = _restore(out / CHECKPOINT, trainable, optimizer, accelerator)
+    checkpoints = Checkpoints(out, trainable, optimizer, accelerator.scaler)
+    start, history = checkpoints.restore(last)
     if training.tensorboard:
         accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
     batches = _Batches(training, len(images), epoch_steps, start, last)
     loader = _loader(trainable.examples, training, batches)
     model.train()
-    with Progress(f"train {out.name}", last, done=start) as progress:
+    saved_at = time.monotonic()
+    with (
+        _loader_processes(),
+        Progress(f"train {out.name}", last, done=start) as progress,
+        contextlib.closing(_loaded(loader)) as loaded,
+    ):
         terms: dict[str, float] = {}
-        for position, batch in enumerate(loader):
-            if isinstance(batch, BadInput):
-                raise batch
+        for position, batch in enumerate(loaded):
             step, part = start + position // training.accumulate, position % training.accumulate
             if part == 0:
                 terms = {}
@@ -201,31 +212,40 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
                     accelerator.clip_grad_norm_(model.parameters(), training.clip)
                 optimizer.step()
                 optimizer.zero_grad()
-            for name, value in _means_over_processes(losses, accelerator).items():
+            # process 0 has the clock, and a signal may come to one process alone
+            overdue = launch.is_first() and time.monotonic() - saved_at >= 60 * training.checkpoint_minutes
+            means, overdue, stop = _over_processes(losses, overdue, stopping.asked() is not None, accelerator)
+            for name, value in means.items():
                 terms[name] = terms.get(name, 0.0) + value / training.accumulate
             if part < training.accumulate - 1:
                 continue
             _check_finite(terms, step)
             history.append({"step": step, "lr": optimizer.param_groups[0]["lr"], **terms})
-            progress.advance(" ".join(f"{name} {value:.4f}" for name, value in terms.items()))
+            progress.advance(" ".join(f"{name} {value:.4f}" for name, value in terms.items()), stop=False)
             if training.tensorboard:
                 accelerator.log({**terms, "lr": history[-1]["lr"]}, step=step)
-            if (step + 1) % training.checkpoint_steps == 0 and step + 1 < last:
-                _save(out / CHECKPOINT, step + 1, history, trainable, optimizer, accelerator)
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    launch.wait()
-    if launch.is_first():
-        trainable.write(out)
-        write_json(out / HISTORY, history)
-    launch.wait()
+            if stop or (step + 1 < last and (overdue or (step + 1) % training.checkpoint_steps == 0)):
+                checkpoints.save(step + 1, history)
+                saved_at = time.monotonic()
+            if stop:
+                launch.wait()  # no process ends before process 0 has saved
+                raise stopping.Stopped(
+                    stopping.asked() or signal.SIGTERM, f"train {out.name}: {step + 1} of {last} updates are saved"
+                )
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        launch.wait()
+        if launch.is_first():
+            trainable.write(out)
+            write_json(out / HISTORY, history)
+        launch.wait()
     accelerator.free_memory()
     return _result(last, images, history, out)
 
 
 def _result(n_steps: int, images: Images, history: list[dict[str, float]], out: Path) -> dict[str, Any]:
     if launch.is_first():
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        discard(out)
     return {"steps": n_steps, "images": len(images), "final": history[-1]}
 
 
@@ -321,18 +341,57 @@ def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLo
         collate_fn=_collated,
         num_workers=workers,
         pin_memory=launch.device().type == "cuda",
-        worker_init_fn=_one_thread,
+        worker_init_fn=_in_loader,
         prefetch_factor=4 if workers else None,
     )
 
 
-def _one_thread(worker: int) -> None:
+def _in_loader(worker: int) -> None:
     torch.set_num_threads(1)
+    for (
+        number
+    ) in stopping.SIGNALS:  # sent to all processes of a terminal or job, but the update in progress needs its examples
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # ends with its parent, however that ends
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _means_over_processes(losses: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+@contextlib.contextmanager
+def _loader_processes() -> Iterator[None]:
+    """Name what torch raises, wherever the training is just then, when a loader process is killed."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two where it was handing over an example
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise BadInput(
+            "training.workers",
+            f"a loader process that was killed ({error})",
+            "processes that live until the training ends",
+            "If memory ran out, set fewer of them; the same command goes on from the last checkpoint.",
+        ) from error
+
+
+def _loaded(loader: DataLoader[dict[str, Any] | BadInput]) -> Generator[dict[str, Tensor], None, None]:
+    """The batches; closed, it ends the loader's processes.
+
+    Raises:
+        BadInput: a picture is bad.
+    """
+    for batch in loader:
+        if isinstance(batch, BadInput):
+            raise batch
+        yield batch
+
+
+def _over_processes(
+    losses: dict[str, Tensor], overdue: bool, stop: bool, accelerator: Accelerator
+) -> tuple[dict[str, float], bool, bool]:
+    """Means of the losses over all processes, and whether one of them finds a checkpoint overdue or has to stop."""
     values = torch.stack([value.detach().float() for value in losses.values()])
-    return dict(zip(losses, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+    said = values.new_tensor([overdue, stop])
+    means = accelerator.reduce(torch.cat([values, said]), reduction="mean").tolist()
+    return dict(zip(losses, means, strict=False)), means[-2] > 0, means[-1] > 0
 
 
 def _check_finite(terms: dict[str, float], step: int) -> None:
@@ -344,42 +403,3 @@ def _check_finite(terms: dict[str, float], step: int) -> None:
             "finite losses",
             "Lower training.lr, set training.clip, or train without mixed precision.",
         )
-
-
-def _save(
-    path: Path,
-    step: int,
-    history: Sequence[dict[str, float]],
-    trainable: Any,
-    optimizer: Any,
-    accelerator: Accelerator,
-) -> None:
-    if not launch.is_first():
-        return
-    content = {
-        "step": step,
-        "history": list(history),
-        "network": trainable.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-    }
-    # torch's own writer reports a full disk as an error of its archive
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def _restore(
-    path: Path, trainable: Any, optimizer: Any, accelerator: Accelerator
-) -> tuple[int, list[dict[str, float]]]:
-    launch.wait()
-    if not path.exists():
-        return 0, []
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    trainable.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    if content["scaler"] is not None and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(content["scaler"])
-    log.info("%s: going on at update %d", path.parent, content["step"])
-    return content["step"], content["history"]

@@ -1,0 +1,179 @@
+"""Folders that are no folders of classes stop the command, and say what to do."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import SIZE, write_picture, write_text
+from tests.data.layouts import write_mask_picture
+from wsss.data.open import open_dataset
+from wsss.errors import BadInput
+
+
+def pictures(root, *names):
+    for seed, name in enumerate(names):
+        write_picture(root / name, seed=seed)
+    return root
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/1.jpg", "val/2.jpg"),
+        ("train/1.jpg", "valid/2.jpg", "test/3.jpg"),
+        ("Train/1.jpg", "Test/2.jpg"),
+        ("train/1.jpg",),
+        ("validation/1.jpg", "cat/2.jpg"),
+        ("cat/1.jpg", "test/2.jpg"),
+    ],
+)
+def test_splits_without_folders_of_classes(tmp_path, names):
+    with pytest.raises(BadInput, match=r"folders of splits \(.*no folders of classes.*tags\.csv|the split .* beside"):
+        open_dataset(pictures(tmp_path, *names))
+
+
+@pytest.mark.parametrize("word", ["images", "img", "image", "imgs", "IMG_DIR", "labels", "mask", "annotations", "gt"])
+def test_words_of_the_trade(tmp_path, word):
+    pictures(tmp_path, f"{word}/1.jpg", "more/2.jpg")
+    with pytest.raises(BadInput, match=rf"folders named like parts of a data set \({word}\).*--classes"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, classes=[word, "more"]).split("train")) == 2
+
+
+def test_words_of_the_trade_in_splits(tmp_path):
+    pictures(tmp_path, "train/images/1.jpg", "train/other/2.jpg", "val/images/3.jpg")
+    with pytest.raises(BadInput, match=r"folders named like parts of a data set \(images\)"):
+        open_dataset(tmp_path)
+
+
+def test_a_class_called_train_or_masks_given_by_name(tmp_path):
+    pictures(tmp_path, "train/1.jpg", "bus/2.jpg")
+    assert open_dataset(tmp_path).class_names == ("bus", "train")
+
+
+@pytest.mark.parametrize("depth", ["data/cat", "data/deeper/cat"])
+def test_classes_a_level_too_deep(tmp_path, depth):
+    pictures(tmp_path, f"{depth}/1.jpg", f"{depth.replace('cat', 'dog')}/2.jpg")
+    above = (tmp_path / depth).parent
+    with pytest.raises(
+        BadInput, match=rf"one folder, data, without pictures, .*Give {above} if the classes are cat, dog"
+    ):
+        open_dataset(tmp_path)
+    assert open_dataset(above).class_names == ("cat", "dog")
+
+
+def test_one_class_a_level_too_deep(tmp_path):
+    pictures(tmp_path, "dataset/cat/1.jpg")
+    with pytest.raises(BadInput, match=rf"Give {tmp_path}/dataset if the classes are cat\."):
+        open_dataset(tmp_path)
+
+
+def test_masks_that_fit_no_picture(tmp_path):
+    pictures(tmp_path, "scans/1.jpg")
+    write_mask_picture(tmp_path / "masks/1.png", np.ones(SIZE, np.uint8))
+    with pytest.raises(BadInput, match=r"masks: found 1 masks, none of which fits a picture \(1 first\)"):
+        open_dataset(tmp_path)
+
+
+def test_folders_inside_of_classes_are_fine(tmp_path):
+    pictures(tmp_path, "cat/2019/1.jpg", "cat/2020/2.jpg", "dog/2019/3.jpg")
+    assert open_dataset(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "kind"),
+    [
+        ("annos.json", json.dumps({"images": [], "annotations": [], "categories": []}), "annotations in COCO's form"),
+        ("cat/via.json", json.dumps({"_via_img_metadata": {}}), "VGG annotator"),
+        ("x/anno.json", json.dumps({"dm_format_version": "1", "items": [], "categories": {}}), "Datumaro"),
+        ("set.yaml", "path: .\nnc: 2\nnames: [a, b]\n", "the settings of a YOLO data set"),
+        ("labels.csv", "id,label\n1.jpg,cat\n2.jpg,dog\n", "a table about the pictures"),
+        ("cat/info.csv", "filename;breed\n1.jpg;siamese\n", "a table about the pictures"),
+        ("train.txt", "cat/1.jpg\ndog/2.jpg\n", "a list of pictures"),
+        ("train.txt", "cat/1.jpg 0\ndog/2.jpg 1\n", "a list of pictures"),
+        ("cat/1.txt", "0 0.5 0.5 0.1 0.1\n", "objects in YOLO's form"),
+        ("cat/1.xml", "<annotation><object/></annotation>", "annotations in VOC's form"),
+    ],
+)
+def test_files_that_say_what_the_pictures_hold(tmp_path, file, text, kind):
+    pictures(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    write_text(tmp_path / file, text)
+    with pytest.raises(BadInput, match=rf"{file}: found .*{kind}.*not passed over"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("README.txt", "1 is a cat"),
+        ("cat/1.txt", "a photo of a cat on a sofa"),
+        ("config.yaml", "lr: 0.1\n"),
+        ("dataset-metadata.json", '{"title": "pets", "licenses": [{"name": "CC0"}]}'),
+        ("prices.csv", "item,price\nfood,3\n"),
+    ],
+)
+def test_files_about_something_else(tmp_path, file, text):
+    pictures(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    write_text(tmp_path / file, text)
+    assert open_dataset(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 255), (0, 1, 255)])
+def test_a_class_of_label_images(tmp_path, values):
+    pictures(tmp_path, "photos of cats/1.jpg", "photos of cats/2.jpg")
+    for name in ("1", "2"):
+        mask = np.zeros(SIZE, np.uint8)
+        for column, value in enumerate(values):
+            mask[5:20, 10 * column : 10 * column + 8] = value
+        write_mask_picture(tmp_path / f"outlines/{name}.png", mask)
+    with pytest.raises(BadInput, match=r"outlines: found 2 label images \(few small values each\)"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, classes="photos of cats, outlines").split("train")) == 4
+
+
+def test_grey_pictures_are_no_label_images(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("cat/1", "dog/2"):
+        write_mask_picture(tmp_path / f"{name}.png", random.integers(0, 30, SIZE, dtype=np.uint8))
+    assert open_dataset(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "Background"])
+def test_folders_of_negatives(tmp_path, name):
+    pictures(tmp_path, "crack/1.jpg", f"{name}/2.jpg")
+    data = open_dataset(tmp_path)
+    images = data.split("train")
+    assert images.class_names == ("crack",)
+    assert dict(zip(images.names, images.labels.sum(1).tolist(), strict=True)) == {"crack/1": 1, f"{name}/2": 0}
+    assert f"pictures without any class: 1 in {name}" in data.notes
+
+
+@pytest.mark.parametrize(
+    "name", ["no_defect", "normal", "None", "no crack", "defect-free", "good", "negative", "not a crack"]
+)
+def test_folders_that_may_be_negatives(tmp_path, name):
+    pictures(tmp_path, "crack/1.jpg", f"{name}/2.jpg")
+    with pytest.raises(
+        BadInput, match=rf"a class '{name}', which may mean that no class is there.*--negative.*--classes"
+    ):
+        open_dataset(tmp_path)
+    images = open_dataset(tmp_path, negatives=[name]).split("train")
+    assert (images.class_names, images.labels.sum()) == (("crack",), 1)
+    assert open_dataset(tmp_path, classes=["crack", name]).class_names == ("crack", name)
+
+
+def test_negatives_in_splits_and_in_tables(tmp_path, table):
+    pictures(tmp_path / "s", "train/crack/1.jpg", "train/ok/2.jpg", "val/ok/3.jpg")
+    data = open_dataset(tmp_path / "s", negatives=["ok"])
+    assert (data.split("val").class_names, data.split("val").labels.sum()) == (("crack",), 0)
+    write_text(table / "tags.csv", "image,tags\na.jpg,cat\nb c.jpg,_background_\nv.jpg,fine\n")
+    images = open_dataset(table, negatives=["fine"]).split("train")
+    assert (images.class_names, images.labels.sum(0).tolist()) == (("cat",), [1])
+
+
+def test_masks_among_pictures_without_tags(tmp_path):
+    pictures(tmp_path, "images/1.jpg", "masks/1.png")
+    with pytest.raises(BadInput, match="masks: found a folder of masks among the pictures"):
+        open_dataset(tmp_path, untagged=True, classes="cat")
+    assert len(open_dataset(tmp_path / "images", untagged=True, classes="cat").split("train")) == 1

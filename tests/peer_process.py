@@ -1,0 +1,106 @@
+"""What one process of `tests/test_peers.py` does, by name; without pytest and torch, so that it starts at once."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from wsss import peers, stopping
+from wsss.errors import BadInput
+
+
+class Store:
+    """Files that all processes see."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def set(self, key, value):
+        path = self.folder / key.replace("/", "-")
+        path.with_suffix(".part").write_text(value)
+        path.with_suffix(".part").rename(path)
+
+    def get(self, key):
+        while not (self.folder / key.replace("/", "-")).exists():
+            time.sleep(0.01)
+        return (self.folder / key.replace("/", "-")).read_bytes()
+
+
+def wait():
+    time.sleep(60)
+
+
+def deaf():
+    """Wait as for a sum over all processes: no signal is heard."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
+    time.sleep(60)
+
+
+def pictures():
+    with stopping.held():
+        for done in range(1000):
+            time.sleep(0.05)
+            stopping.check(f"work: at least {done} of 1000 are done")
+
+
+def careless():
+    with stopping.held():
+        time.sleep(30)
+        time.sleep(30)
+
+
+def bad():
+    raise BadInput("a.png", "nothing", "a picture", "Mend it.")
+
+
+def slip():
+    raise ZeroDivisionError("a slip")
+
+
+def refused():
+    print("usage: ...", file=sys.stderr)
+    sys.exit(2)
+
+
+def finish():
+    pass
+
+
+def finish_later():
+    time.sleep(0.5)
+
+
+def bad_later():
+    time.sleep(0.7)
+    bad()
+
+
+def fork_and_wait():
+    if os.fork() == 0:  # as a loader process, which outlives its parent for a while
+        time.sleep(5)
+        os._exit(0)
+    wait()
+
+
+def main(folder, rank, count, name):
+    stopping.GRACE = 0.5
+    if name == "careless":
+        stopping.SAME_SIGNAL = 0.2
+    if name == "deaf_to_hup":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        name = "wait"
+
+    def run():
+        if count > 1:
+            peers.connect(Store(folder), rank, count, "localhost")
+        (folder / f"there {rank}").touch()
+        while len(list(folder.glob("there *"))) < count:
+            time.sleep(0.01)
+        globals()[name]()
+
+    return peers.guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

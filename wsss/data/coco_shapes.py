@@ -1,0 +1,141 @@
+"""Objects of COCO annotations, drawn by the rules that published methods used."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from wsss.data.coco_index import NOTHING, UNSURE
+from wsss.data.labels import IGNORE
+from wsss.errors import BadInput, Unreadable, reading
+
+MaskRule = Literal["clims", "icam"]
+
+# Pillow opens no larger picture
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
+# The COCO API takes some hundred bytes for each pixel of it
+_LONGEST_OUTLINE = 4_000_000
+
+
+def draw_mask(
+    objects: Sequence[tuple[int, Mapping[str, Any]]],
+    size_hw: tuple[int, int],
+    rule: MaskRule,
+    where: str,
+    *,
+    crowds: bool = False,
+) -> UInt8[np.ndarray, "h w"]:
+    """Draw the objects of a picture, later ones over earlier ones; nothing is ignored.
+
+    Args:
+        objects: 0-based class (or NOTHING or UNSURE) and annotation of each, in file order.
+        size_hw: height and width.
+        rule: `clims` (CLIMS, QA-CLIMS) leaves crowds out and rasterises with the COCO API; `icam` draws crowds too, and fills
+            each polygon by OpenCV with its corners truncated to integers, border included.
+        where: what to name in an error.
+        crowds: draw crowds by the rule `clims` too.
+
+    Raises:
+        BadInput: the size is none of a picture, or a polygon or run-length code is broken.
+    """
+    height, width = size_hw
+    if min(size_hw) < 1 or height * width > MOST_PIXELS:
+        raise BadInput(
+            where, f"a mask of {height}x{width} pixels", f"1 to {MOST_PIXELS} pixels", "Write the size of the picture."
+        )
+    mask = np.zeros(size_hw, np.uint8)
+    for class_, entry in objects:
+        expected = f"polygons or a run-length code for {height}x{width} pixels"
+        do = "Fetch the annotations again, or leave the picture out with --skip-bad."
+        with reading(f"{where}, annotation {entry.get('id')!r:.40}", expected, do):
+            label = {NOTHING: 0, UNSURE: IGNORE}.get(class_, class_ + 1)
+            if rule == "icam":
+                _fill(mask, entry.get("segmentation"), label)
+            elif crowds or not entry.get("iscrowd"):
+                mask[_inside(entry.get("segmentation"), size_hw)] = label
+    return mask
+
+
+def _fill(mask: UInt8[np.ndarray, "h w"], shape: Any, label: int) -> None:
+    import cv2
+
+    if isinstance(shape, dict):
+        mask[_runs_inside(shape, mask.shape)] = label
+    else:
+        for polygon in _polygons(shape):
+            cv2.fillPoly(mask, [_corners(polygon).reshape(-1, 2).astype(np.int32)], label)
+
+
+def _inside(shape: Any, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    from pycocotools import mask as coco_mask
+
+    if isinstance(shape, dict):
+        return _runs_inside(shape, size_hw)
+    corners = [_corners(polygon).tolist() for polygon in _polygons(shape)]
+    # as COCO's tools do
+    polygons = [polygon for polygon in corners if len(polygon) > 5]
+    if len(polygons) < bool(corners):
+        raise Unreadable("polygons of less than three corners alone")
+    if not polygons:
+        return np.zeros(size_hw, bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw))) > 0
+
+
+def _polygons(shape: Any) -> list[Any]:
+    if not isinstance(shape, list) or not all(isinstance(polygon, list) for polygon in shape):
+        raise Unreadable(f"{shape!r:.60}, which is no list of polygons")
+    return shape
+
+
+def _corners(polygon: list[Any]) -> Float[np.ndarray, " n"]:
+    """The numbers of a polygon, checked: the COCO API takes memory by what they span and trusts them."""
+    if (
+        not polygon
+        or len(polygon) % 2
+        or not all(type(number) in (int, float) and abs(number) < 1e5 for number in polygon)
+    ):
+        raise Unreadable(f"a polygon of {len(polygon)} numbers, or with corners far away: {polygon!r:.60}")
+    numbers = np.array(polygon, np.float64)
+    steps = np.abs(numbers.reshape(-1, 2) - np.roll(numbers.reshape(-1, 2), 1, 0)).max(1).sum()
+    if steps > _LONGEST_OUTLINE:
+        raise Unreadable(f"a polygon with an outline of {steps:.0f} pixels")
+    return numbers
+
+
+def _runs_inside(code: Mapping[str, Any], size_hw: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
+    """A run-length code, column by column, starting with what is outside; the COCO API would trust a broken one."""
+    counts, size = code.get("counts"), code.get("size")
+    if not isinstance(counts, list | str) or not isinstance(size, list) or not all(type(side) is int for side in size):
+        raise Unreadable(f"a run-length code with `counts` {counts!r:.40} and `size` {size!r:.40}")
+    # Python's own numbers, which no sum can overflow
+    runs = counts if isinstance(counts, list) else _unpacked(counts)
+    if (
+        not all(type(run) is int and run >= 0 for run in runs)
+        or sum(runs) != math.prod(size_hw)
+        or size != list(size_hw)
+    ):
+        raise Unreadable(f"a run-length code that does not fill its picture: {runs!r:.40}, size {size!r:.40}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw[::-1]).T
+
+
+def _unpacked(text: str) -> list[int]:
+    """COCO's text form: six bits a letter from `0` on, five of them a digit, lowest first; from the fourth run on differences to two before."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if shift > 60:
+            raise Unreadable("a run-length code with a number of more than 60 bits")
+        if not bits & 0x20:
+            if bits & 0x10:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise Unreadable("a run-length code that ends within a number")
+    return runs

@@ -1,0 +1,215 @@
+"""YAML that people write: plain values and nothing else.
+
+A document is texts, numbers, true, false and null in lists and mappings. Whatever could name code (tags, and the keys by which
+jsonargparse and its like call for classes) is refused, and so is whatever could make a small file large (aliases of aliases).
+Plain words mean what YAML 1.2 says: `no`, `off` and `2020-01-01` are texts.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsss.data.lists import read_text
+from wsss.errors import BadInput, reading
+
+DEEPEST, MOST_VALUES, MOST_BYTES, MOST_DIGITS = 50, 100_000, 1 << 22, 100
+Keys = tuple[str, ...]
+# keys by which other libraries' settings files name classes and functions to call
+CODE = ("class_path", "init_args", "dict_kwargs")
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)")
+_FLOAT = re.compile(
+    r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False} | dict.fromkeys(
+    ("", "~", "null", "Null", "NULL")
+)
+_DO = "Correct it."
+
+
+def dotted(keys: Keys) -> str:
+    """The name of a setting, from the keys that lead to it."""
+    return ".".join(keys)
+
+
+def in_file(path: str | Path, keys: Keys) -> str:
+    """The name of a value in a file."""
+    return f"{path}: {dotted(keys)}" if keys else str(path)
+
+
+def read_document(path: Path, expected: str) -> Any:
+    """The plain value that a YAML file holds; None for an empty one.
+
+    Raises:
+        BadInput: the file cannot be read or is no YAML of plain values, see `parse`; `expected` says what it should hold.
+    """
+    with reading(path, expected, _DO):
+        size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise BadInput(path, f"{size} bytes", f"{expected}, at most {MOST_BYTES} bytes", "Give another file.")
+    return parse(read_text(path, expected), expected, partial(in_file, path))
+
+
+def parse(text: str, expected: str, named: Callable[[Keys], str]) -> Any:
+    """The plain value that a YAML text holds; None for an empty one.
+
+    Args:
+        text: one document.
+        expected: what it should hold, for the error.
+        named: the name of a value, from the keys that lead to it, and of the whole, from none.
+
+    Raises:
+        BadInput: broken YAML; a tag; an alias of what it stands in; a key that comes twice, that is no text or that would call
+            for code; values nested deeper than 50, or more than 100,000 of them with aliases written out; a number of more
+            than 100 digits; a second document.
+    """
+    try:
+        with reading(named(()), expected, _DO):
+            return _Document(text, expected, named).value
+    except BadInput as error:
+        if isinstance(error.__cause__, yaml.YAMLError):
+            found = f"broken YAML ({_problem(error.__cause__)})"
+            raise BadInput(named(()), found, expected, _DO) from error.__cause__
+        raise
+
+
+def check_no_code(name: str, where: str) -> None:
+    """Raise BadInput where the name of a setting would make other libraries call code: `class_path` and its kin."""
+    if name in CODE:
+        raise BadInput(where, f"the key `{name}`", "values alone: no file or flag names code to run", "Remove it.")
+
+
+def dump(content: Any) -> str:
+    """YAML of plain values, which `parse` reads as the same."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts in quotes that would be read as something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if not text.isprintable() else None if _is_text(text) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+class _Document:
+    """Builds the value from the parser's events, so that no constructor is ever chosen by what the text says."""
+
+    def __init__(self, text: str, expected: str, named: Callable[[Keys], str]) -> None:
+        self.expected, self.named = expected, named
+        self.values = 0
+        # by anchor: a value, how many values it is, how deep it goes; None while it is being read
+        self.anchors: dict[str, tuple[Any, int, int] | None] = {}
+        self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
+        next(self.events)  # the stream's start
+        self.value = None
+        if isinstance(next(self.events), yaml.DocumentStartEvent):
+            self.value, _ = self._read(next(self.events), ())
+            next(self.events)
+            if not isinstance(event := next(self.events), yaml.StreamEndEvent):
+                raise self._refused("a second document", event)
+
+    def _refused(self, found: str, event: Any, keys: Keys = ()) -> BadInput:
+        line = event.start_mark.line
+        return BadInput(f"{self.named(keys)}{f', line {line + 1}' if line else ''}", found, self.expected, _DO)
+
+    def _read(self, event: Any, keys: Keys) -> tuple[Any, int]:
+        """The value that begins with an event, and how deep it goes; `keys` lead to it."""
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, keys)
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise self._refused(f"the YAML tag {tag}", event, keys)
+        self._count(1, event)
+        before = self.values
+        if event.anchor is not None:
+            self.anchors[event.anchor] = None
+        if isinstance(event, yaml.ScalarEvent):
+            value = event.value if event.style else _plain(event.value, self.named(keys))
+            depth = 0
+        else:
+            self._check_depth(len(keys) + 1, event, keys)
+            is_list = isinstance(event, yaml.SequenceStartEvent)
+            value, depth = self._list(keys) if is_list else self._mapping(keys)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = value, self.values - before + 1, depth
+        return value, depth
+
+    def _count(self, more: int, event: Any) -> None:
+        self.values += more
+        if self.values > MOST_VALUES:
+            raise self._refused(f"more than {MOST_VALUES} values (aliases written out)", event)
+
+    def _check_depth(self, depth: int, event: Any, keys: Keys) -> None:
+        if depth > DEEPEST:
+            raise self._refused(f"values nested deeper than {DEEPEST}", event, keys[:3])
+
+    def _alias(self, event: Any, keys: Keys) -> tuple[Any, int]:
+        if event.anchor not in self.anchors:
+            raise self._refused(f"the alias *{event.anchor} of nothing before it", event, keys)
+        known = self.anchors[event.anchor]
+        if known is None:
+            raise self._refused(f"the alias *{event.anchor}, which stands in what it refers to", event, keys)
+        value, values, depth = known
+        self._count(values, event)
+        self._check_depth(len(keys) + depth, event, keys)
+        return value, depth
+
+    def _list(self, keys: Keys) -> tuple[list[Any], int]:
+        found: list[Any] = []
+        deepest = 0
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            value, depth = self._read(event, (*keys, str(len(found))))
+            found.append(value)
+            deepest = max(deepest, depth)
+        return found, deepest + 1
+
+    def _mapping(self, keys: Keys) -> tuple[dict[str, Any], int]:
+        found: dict[str, Any] = {}
+        deepest = 0
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
+                raise self._refused("a key that is no plain text", event, keys)
+            key = event.value
+            inner = (*keys, key)
+            check_no_code(key, self.named(inner))
+            if key in found:
+                raise self._refused("the same key twice", event, inner)
+            if event.anchor is not None:
+                self.anchors[event.anchor] = key, 1, 0
+            self._count(1, event)
+            found[key], depth = self._read(next(self.events), inner)
+            deepest = max(deepest, depth)
+        return found, deepest + 1
+
+
+def _is_text(text: str) -> bool:
+    return not (text in _WORDS or _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text))
+
+
+def _plain(text: str, where: str) -> Any:
+    """What a text without quotes stands for."""
+    if _is_text(text):
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if len(text) > MOST_DIGITS:
+        do = "Shorten it, or put a text in quotes."
+        raise BadInput(where, f"a number of {len(text)} digits", f"at most {MOST_DIGITS}", do)
+    return (
+        int(text, 0) if _INTEGER.fullmatch(text) else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    )
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{problem} in line {mark.line + 1}" if mark else problem

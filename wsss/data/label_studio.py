@@ -1,0 +1,203 @@
+"""Label Studio's choices: exports as JSON-MIN or CSV, with the pictures anywhere below the folder.
+
+    project-1.json     [{"image": "/data/upload/1/0f3b9c4d-1.jpg", "choice": {"choices": ["cat", "dog"]}, "annotation_id": 3, ...}]
+    project-1.csv      image,id,choice,annotator,annotation_id,...
+
+Uploaded pictures carry eight letters of a random number before their names; they are found with them or without.
+"""
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from wsss.data.entries import Entry, Found, Options, name_of, split_of
+from wsss.data.lists import files_below, is_picture
+from wsss.data.names import check_name
+from wsss.data.roles import classes_among
+from wsss.data.rows import csv_rows, tags_in
+from wsss.errors import BadInput, is_regular, reading
+
+_EXPECTED = "an export of Label Studio with choices (JSON-MIN or CSV)"
+_DO = "Export the project again as JSON-MIN or CSV."
+# What exports have beside the task's own data and the answers
+_MARKS = frozenset(("annotation_id", "annotator", "lead_time"))
+_OTHERS = _MARKS | {"id", "created_at", "updated_at", "agreement", "predictions", "total_annotations"}
+_UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")
+
+
+def find_label_studio(root: Path) -> list[Path]:
+    """Exports in a folder."""
+    return [
+        path
+        for path in sorted(root.iterdir())
+        if path.suffix.lower() in (".json", ".csv") and is_regular(path) and _is_export(path)
+    ]
+
+
+def _is_export(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(1 << 16)
+    if path.suffix.lower() == ".csv":
+        columns = head.split(b"\n", 1)[0].decode("utf-8", "replace").replace('"', "").strip().split(",")
+        return {column.strip() for column in columns} >= _MARKS
+    return head.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[" and (b'"annotation_id"' in head or b'"annotations"' in head)
+
+
+def read_label_studio(root: Path, files: list[Path], options: Options) -> Found:
+    """Pictures with the choices of the annotators; pictures that nobody answered for are left out.
+
+    Raises:
+        BadInput: there are several exports, one is broken, holds no choices, or two annotators disagree.
+    """
+    if len(files) > 1:
+        raise BadInput(
+            root, f"the exports {', '.join(path.name for path in files)}", "one", "Keep one, or name it as --data."
+        )
+    source = files[0]
+    tasks = _tasks(source)
+    image, choice = _columns(source, [cells for _, cells in tasks], options.tag_column)
+    pictures = _by_name(root)
+    answers: dict[Path, tuple[str, tuple[str, ...], str]] = {}
+    missing, unanswered = [], 0
+    for where, cells in tasks:
+        tags = classes_among(_choices(cells.get(choice), where), options.negatives)
+        if cells.get(choice) in (None, "", []):
+            unanswered += 1
+            continue
+        path = _picture(root, str(cells[image]), pictures, where)
+        if path is None:
+            missing.append((where, str(cells[image])))
+            continue
+        before = answers.setdefault(path, (where, tags, str(cells[image])))
+        if before[2] != cells[image]:
+            raise BadInput(
+                where,
+                f"one picture ({path}) for {cells[image]!r} and for {before[2]!r}",
+                "a picture for each",
+                "Keep the names under which Label Studio has stored the pictures.",
+            )
+        if before[1] != tags:
+            raise BadInput(
+                where,
+                f"other choices for {path.name} ({', '.join(tags) or 'none'}) than {before[0]} has ({', '.join(before[1]) or 'none'})",
+                "one answer a picture",
+                "Decide in Label Studio which annotation counts, and export again.",
+            )
+    notes = [f"{unanswered} tasks without an answer left out"] if unanswered else []
+    if missing and (not answers or not options.skip_missing):
+        raise BadInput(
+            missing[0][0],
+            f"{missing[0][1]!r}, of which there is no picture below {root}"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
+            "the pictures of the project below the export's folder, under their names",
+            "Copy them there, or leave them out with --skip-bad.",
+        )
+    notes += (
+        [f"{len(missing)} tasks left out, since their pictures are missing ({missing[0][1]} first)"] if missing else []
+    )
+    entries = [
+        Entry(split_of(os.path.relpath(path, root).split(os.sep)[0]) or "train", name_of(path, root), path, tags, where)
+        for path, (where, tags, _) in answers.items()
+    ]
+    left = {path for paths in pictures.values() for path in paths} - answers.keys()
+    notes += (
+        [f"{len(left)} pictures left out, since {source.name} has no answer for them ({min(left)} first)"]
+        if left
+        else []
+    )
+    return Found("label_studio", entries, options.classes, notes, tags_by_picture=True)
+
+
+def _tasks(source: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    if source.suffix.lower() == ".csv":
+        return [(f"{source}, line {line}", cells) for line, cells in csv_rows(source, _EXPECTED)]
+    with reading(source, _EXPECTED, _DO):
+        content = json.loads(source.read_bytes())
+    if not isinstance(content, list) or not content or not all(isinstance(task, dict) for task in content):
+        raise BadInput(source, "something else", _EXPECTED, _DO)
+    if any("annotations" in task and "data" in task for task in content):
+        raise BadInput(
+            source, "Label Studio's full JSON", _EXPECTED, "Export the project as JSON-MIN, or as COCO for shapes."
+        )
+    return [(f"{source}, task {number}", task) for number, task in enumerate(content, 1)]
+
+
+def _columns(source: Path, tasks: Sequence[Mapping[str, Any]], asked: str | None) -> tuple[str, str]:
+    """The columns of the picture and of the choices."""
+    there = list(dict.fromkeys(column for cells in tasks for column in cells if column not in _OTHERS))
+    images = [column for column in there if all(_is_picture_name(cells.get(column)) for cells in tasks)]
+    choices = [
+        column for column in there if column not in images and any(_is_choice(cells.get(column)) for cells in tasks)
+    ]
+    if asked is not None:
+        choices = [column for column in there if column == asked]
+    if len(images) != 1 or len(choices) != 1:
+        raise BadInput(
+            source,
+            f"the columns {', '.join(there)}",
+            "one with paths of pictures, and one with choices",
+            "Name the column of the choices with --tag-column."
+            if images
+            else "Choose an export of a project about pictures.",
+        )
+    return images[0], choices[0]
+
+
+def _is_picture_name(value: Any) -> bool:
+    return isinstance(value, str) and is_picture(Path(_location(value)))
+
+
+def _is_choice(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, dict) and "choices" in value
+
+
+def _choices(value: Any, where: str) -> tuple[str, ...]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with reading(where, _EXPECTED, _DO):
+            value = json.loads(value)
+    if isinstance(value, dict):
+        value = value.get("choices")
+    # a choice is a text of its own in JSON; several stand in an object
+    return tuple(dict.fromkeys(tags_in([value] if isinstance(value, str) else value or [], where)))
+
+
+def _location(url: str) -> str:
+    """The path in a task's address: of an upload, of local storage (`?d=path`), or of another server."""
+    parts = urlsplit(url)
+    return parse_qs(parts.query).get("d", [""])[0] or unquote(parts.path)
+
+
+def _by_name(root: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in files_below(root):
+        if is_picture(path):
+            found[path.name].append(path)
+    return found
+
+
+def _picture(root: Path, url: str, pictures: Mapping[str, Sequence[Path]], where: str) -> Path | None:
+    location = _location(url).lstrip("/")
+    check_name(location, where)
+    parts = location.split("/")
+    uploaded = _UPLOADED.fullmatch(parts[-1])
+    for name in (parts[-1], *([uploaded[1]] if uploaded else [])):
+        found = pictures.get(name, ())
+        if len(found) > 1:
+            # the longest end of the path that one of them has
+            ends = ("/" + "/".join([*parts[at:-1], name]) for at in range(len(parts)))
+            alike = [[path for path in found if path.as_posix().endswith(end)] for end in ends]
+            found = next((some for some in alike if len(some) == 1), [])
+            if not found:
+                raise BadInput(
+                    where, f"{url!r}, which several pictures are named like", "one picture of each name", "Rename them."
+                )
+        if found:
+            return found[0]
+    return None

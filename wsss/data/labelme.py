@@ -1,0 +1,287 @@
+"""labelme: a JSON file beside each picture, with shapes and with flags of the whole picture.
+
+Flags that are set and labels of shapes are tags. Shapes become a true mask as labelme's own rasteriser draws them (6.3.1): in their
+order, later ones over earlier ones, with their outlines, lines 10 pixels wide, points as disks of radius 5.
+"""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageDraw
+
+from wsss.data.entries import Entry, Found, Options, name_of, split_of
+from wsss.data.lists import files_below, is_picture, read_lines
+from wsss.data.roles import IGNORED, Roles, classes_among
+from wsss.digests import content_digest
+from wsss.errors import BadInput, is_regular, reading
+
+_EXPECTED = "a JSON file of labelme with `shapes`, `flags` and `imagePath`"
+_DO = "Open the picture in labelme and save it again."
+_LINE_WIDTH, _POINT_RADIUS = 10, 5
+_MOST = 100_000_000
+# Where a file is asked whether it is labelme's, as much of it is read
+_BEGINNING = 1 << 22
+# How many points a kind of shape has at least and at most
+_POINTS = {
+    "polygon": (3, None),
+    "oriented_rectangle": (4, 4),
+    "rectangle": (2, 2),
+    "circle": (2, 2),
+    "line": (2, 2),
+    "linestrip": (2, None),
+    "point": (1, 1),
+    "mask": (2, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What a file of labelme holds.
+
+    Attributes:
+        picture: the path of the picture from the file's folder.
+        size_hw: height and width.
+        flags: the flags that are set.
+        shapes: label, kind, points (x, y) and, for a mask, the PNG of the part inside its two corners.
+    """
+
+    picture: str
+    size_hw: tuple[int, int]
+    flags: tuple[str, ...]
+    shapes: tuple[tuple[str, str, tuple[tuple[float, float], ...], bytes | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnMask:
+    """The true mask that the shapes of a file draw."""
+
+    path: Path
+    roles: Roles
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def read(self) -> UInt8[np.ndarray, "h w"]:
+        drawing = read_drawing(self.path)
+        mask = np.zeros(drawing.size_hw, np.uint8)
+        for label, kind, points, patch in drawing.shapes:
+            value = self.roles.label(label)
+            if value is None:
+                raise BadInput(self.path, f"the label {label!r}", "a class", "Start again: the file has changed.")
+            mask[shape_inside(drawing.size_hw, kind, points, patch, self.where)] = value
+        return mask
+
+    def stamp(self) -> str:
+        return f"{content_digest(self.path)}:{':'.join(self.roles.class_names)}:{sorted(self.roles.negatives)}"
+
+
+def read_drawing(path: Path) -> Drawing:
+    """The content of a file of labelme.
+
+    Raises:
+        BadInput: the file is missing or broken, or is none of labelme's.
+    """
+    with reading(path, _EXPECTED, _DO):
+        content = json.loads(path.read_bytes())
+    if not is_drawing(content):
+        raise BadInput(path, "something else", _EXPECTED, _DO)
+    picture, flags = content["imagePath"], content.get("flags") or {}
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    if not isinstance(picture, str) or not isinstance(flags, dict):
+        raise BadInput(path, "a picture's path or flags of another kind", _EXPECTED, _DO)
+    if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > _MOST:
+        raise BadInput(path, f"the size {height!r:.20} x {width!r:.20}", "imageHeight and imageWidth in pixels", _DO)
+    shapes = tuple(_shape(entry, f"{path}, shape {number}") for number, entry in enumerate(content["shapes"], 1))
+    return Drawing(picture, (height, width), tuple(name for name, is_set in flags.items() if is_set is True), shapes)
+
+
+def is_drawing(content: Any) -> bool:
+    """Whether the content of a JSON file has what labelme's have."""
+    return isinstance(content, dict) and "imagePath" in content and isinstance(content.get("shapes"), list)
+
+
+def _shape(entry: Any, where: str) -> tuple[str, str, tuple[tuple[float, float], ...], bytes | None]:
+    expected = "a label, a shape_type and points [x, y]"
+    if not isinstance(entry, dict) or not isinstance(entry.get("label"), str) or not entry["label"].strip():
+        raise BadInput(where, "no label", expected, _DO)
+    kind = entry.get("shape_type") or "polygon"
+    least, most = _POINTS.get(kind, (0, 0)) if isinstance(kind, str) else (0, 0)
+    if not least:
+        raise BadInput(where, f"a shape of type {kind!r:.40}", f"one of {', '.join(_POINTS)}", _DO)
+    points = entry.get("points")
+    if not isinstance(points, list) or not all(_is_point(point) for point in points):
+        raise BadInput(where, "points of another kind, or far away", expected, _DO)
+    if len(points) < least or len(points) > (most or len(points)):
+        raise BadInput(
+            where, f"a {kind} of {len(points)} points", f"{least}{'' if most else ' or more'} for such a shape", _DO
+        )
+    patch = None
+    if kind == "mask":
+        with reading(where, "a mask as base64 of a PNG", _DO):
+            if not isinstance(entry.get("mask"), str):
+                raise BadInput(where, "no mask", "a mask as base64 of a PNG", _DO)
+            patch = base64.b64decode(entry["mask"], validate=True)
+    return entry["label"].strip(), kind, tuple((point[0], point[1]) for point in points), patch
+
+
+def _is_point(point: Any) -> bool:
+    return (
+        isinstance(point, list)
+        and len(point) == 2
+        and all(isinstance(at, int | float) and not isinstance(at, bool) and abs(at) < 1e6 for at in point)
+    )
+
+
+def shape_inside(
+    size_hw: tuple[int, int],
+    kind: str,
+    points: Sequence[tuple[float, float]],
+    patch: bytes | None,
+    where: str,
+) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a shape, as labelme 6.3.1 rasterises it.
+
+    Args:
+        size_hw: of the picture.
+        kind: labelme's `shape_type`.
+        points: (x, y) in pixels.
+        patch: the PNG of a mask; what is not 0 is inside. It fills the box between the two points, both of them inside it.
+        where: what to name in an error.
+
+    Raises:
+        BadInput: a patch is no picture, or is not of the size of its box.
+    """
+    if patch is not None:
+        return _patched(size_hw, points, patch, where)
+    canvas = Image.new("L", (size_hw[1], size_hw[0]))
+    draw = ImageDraw.Draw(canvas)
+    corners = [(x, y) for x, y in points]
+    if kind == "circle":
+        (x, y), (on_x, on_y) = corners
+        radius = math.hypot(x - on_x, y - on_y)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
+    elif kind == "rectangle":
+        (left, right), (top, bottom) = (sorted(side) for side in zip(*corners, strict=True))
+        draw.rectangle((left, top, right, bottom), fill=1, outline=1)
+    elif kind in ("line", "linestrip"):
+        draw.line(corners, fill=1, width=_LINE_WIDTH)
+    elif kind == "point":
+        (x, y), r = corners[0], _POINT_RADIUS
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=1, outline=1)
+    else:
+        draw.polygon(corners, fill=1, outline=1)
+    return np.array(canvas, bool)
+
+
+def _patched(
+    size_hw: tuple[int, int], points: Sequence[tuple[float, float]], patch: bytes, where: str
+) -> Bool[np.ndarray, "h w"]:
+    (left, top), (right, bottom) = ((int(x), int(y)) for x, y in points)
+    with reading(where, "a mask as base64 of a PNG", _DO), Image.open(io.BytesIO(patch), formats=("PNG",)) as picture:
+        part = np.asarray(picture).astype(bool)
+    inside = np.zeros(size_hw, bool)
+    box = (bottom - top + 1, right - left + 1)
+    if part.shape != box or min(left, top) < 0 or right >= size_hw[1] or bottom >= size_hw[0]:
+        raise BadInput(where, f"a mask of {part.shape}", f"{box}, the box of its points, in the picture", _DO)
+    inside[top : bottom + 1, left : right + 1] = part
+    return inside
+
+
+def find_labelme(root: Path) -> list[Path]:
+    """The files of labelme below a folder, if the first JSON file beside or below is one."""
+    files = [path for path in files_below(root) if path.suffix.lower() == ".json"]
+    first = next((path for path in files if is_regular(path)), None)
+    if first is None:
+        return []
+    return files if any(_looks_like_one(path) for path in files[:20]) else []
+
+
+def _looks_like_one(path: Path) -> bool:
+    if not is_regular(path):
+        return False
+    with path.open("rb") as stream:
+        blob = stream.read(_BEGINNING)
+    return b'"imagePath"' in blob and b'"shapes"' in blob
+
+
+def read_labelme(root: Path, files: list[Path], options: Options) -> Found:
+    """Pictures with their flags and shapes.
+
+    Raises:
+        BadInput: a file is broken or is no labelme file, names a picture outside of the data set, or there is a label that is no class.
+    """
+    drawings = {path: read_drawing(path) for path in files}
+    labels = {path: [label for label, *_ in drawing.shapes] for path, drawing in drawings.items()}
+    occurring = sorted({name for path, drawing in drawings.items() for name in (*drawing.flags, *labels[path])})
+    class_names = options.classes or _listed(root, options) or classes_among(occurring, options.negatives)
+    roles = Roles(class_names, options.negatives)
+    has_shapes = any(labels.values())
+    entries, kinds, notes = [], Counter[str](), []
+    skipped = [path for path, drawing in drawings.items() if IGNORED in drawing.flags]
+    for path, drawing in drawings.items():
+        if path in skipped:
+            continue
+        for label in (*drawing.flags, *labels[path]):
+            if roles.label(label) is None:
+                raise BadInput(
+                    path,
+                    f"the label {label!r}",
+                    f"one of {', '.join(class_names[:8])}",
+                    "Complete the list of classes.",
+                )
+        picture = Path(os.path.normpath(path.parent / drawing.picture.replace("\\", "/")))
+        drawn = classes_among(labels[path], options.negatives)
+        tags = classes_among((*drawing.flags, *labels[path]), options.negatives)
+        kinds.update(kind for _, kind, _, _ in drawing.shapes)
+        if not picture.is_relative_to(root):
+            raise BadInput(
+                path,
+                f"the picture {drawing.picture!r}, which is outside of {root}",
+                "a picture of the data set",
+                "Move it there, and save again in labelme.",
+            )
+        entries.append(
+            Entry(
+                split=split_of(os.path.relpath(picture, root).split(os.sep)[0]) or "train",
+                name=name_of(picture, root),
+                path=picture,
+                tags=tags,
+                where=str(path),
+                # a tag that nobody drew makes the rest of the picture unknown, not background
+                mask=DrawnMask(path, roles) if has_shapes and set(tags) <= set(drawn) else None,
+            )
+        )
+    if skipped:
+        notes.append(f"{len(skipped)} pictures with the flag {IGNORED} are left out ({skipped[0].name} first)")
+    if has_shapes:
+        notes.append(
+            f"true masks are drawn from shapes: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}"
+        )
+    named = {entry.path for entry in entries} | {
+        Path(os.path.normpath(p.parent / drawings[p].picture)) for p in skipped
+    }
+    left = [path for path in files_below(root) if is_picture(path) and path not in named]
+    if left:
+        notes.append(
+            f"{len(left)} pictures left out, since no file of labelme names them ({os.path.relpath(left[0], root)} first)"
+        )
+    return Found("labelme", entries, class_names, notes, tags_by_picture=not has_shapes)
+
+
+def _listed(root: Path, options: Options) -> tuple[str, ...] | None:
+    """The classes of labelme's own list, if it is there."""
+    for name in ("labels.txt", "classes.txt"):
+        if is_regular(root / name):
+            return classes_among((line for _, line in read_lines(root / name, "a label a line")), options.negatives)
+    return None

@@ -1,0 +1,224 @@
+"""What looks like a folder a class and is something else: folders of splits, of masks, or with files that say more than the folders."""
+
+import itertools
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wsss.data.entries import split_of
+from wsss.data.lists import files_below, is_hidden, is_picture
+from wsss.data.pairs import MASK_FOLDERS, PICTURE_FOLDERS
+from wsss.errors import BadInput
+
+_EXPECTED = "a folder a class (cat/1.jpg), or one of the layouts that `wsss data info --help` and docs/data.md name"
+_IF_CLASSES = "If these are the names of classes, list all of them with --classes or in classes.txt."
+# Of a text, a table or a JSON file as much is looked at
+_BEGINNING = 1 << 16
+_SAMPLE = 12
+# Label images hold few values, and small ones
+_MOST_VALUES, _HIGHEST = 40, 60
+# ... and neighbours are alike in them, which noise in dark pictures is not
+_FLAT = 0.8
+# Folders of splits that nobody takes for a class; `train` is a class of VOC and COCO
+_SPLITS_ALONE = frozenset(("valid", "val", "validation", "test", "testing", "training", "dev"))
+
+
+def check_folders_of_classes(
+    base: Path, pictures: Mapping[str, Path], tags: Mapping[str, str], given: Collection[str] | None
+) -> None:
+    """Raise BadInput where folders are taken for classes and look like something else.
+
+    Args:
+        base: the folder above the folders.
+        pictures: files by name, their path below `base`.
+        tags: the folder that each picture was given as its class.
+        given: the class list of the user; what stands in it is a class.
+
+    Raises:
+        BadInput: the folders are splits or words of the trade, a file in them says what the pictures hold, a folder's pictures are
+            label images, or all classes lie in one folder.
+    """
+    names = sorted(set(tags.values()) - set(given or ()))
+    _check_splits(base, names, set(tags.values()))
+    _check_words(base, names)
+    _check_depth(base, pictures, tags, names)
+    _check_files(base, pictures)
+    _check_label_images(base, pictures, tags, names)
+
+
+def check_pictures_alone(root: Path) -> None:
+    """Raise BadInput where a folder of pictures without tags has a folder of masks in it, which would be taken for pictures."""
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and path.name.lower() in MASK_FOLDERS and any(map(is_picture, files_below(path))):
+            raise BadInput(
+                path,
+                "a folder of masks among the pictures",
+                "pictures alone",
+                "Give the folder of the pictures as --data.",
+            )
+
+
+def _check_splits(base: Path, names: Sequence[str], all_names: Collection[str]) -> None:
+    splits = [name for name in names if split_of(name)]
+    certain = [name for name in splits if name.lower() in _SPLITS_ALONE]
+    if certain or (splits and len(splits) == len(all_names)):
+        raise BadInput(
+            base,
+            f"folders of splits ({', '.join(splits)}) with pictures in them, and no folders of classes",
+            _EXPECTED,
+            f"Put folders of classes into each ({splits[0]}/cat/1.jpg), or write the table tags.csv with the columns image, tags and "
+            f"split. {_IF_CLASSES}",
+        )
+
+
+def _check_words(base: Path, names: Sequence[str]) -> None:
+    pictures = [name for name in names if name.lower() in PICTURE_FOLDERS]
+    masks = [name for name in names if name.lower() in MASK_FOLDERS]
+    if pictures or masks:
+        pair = (
+            " A pair of such folders is read where each mask is named like its picture "
+            f"({(pictures or ['images'])[0]}/1.jpg, {(masks or ['masks'])[0]}/1.png)."
+        )
+        raise BadInput(
+            base,
+            f"folders named like parts of a data set ({', '.join((*pictures, *masks))}), not like classes",
+            _EXPECTED,
+            f"Write the table tags.csv with the columns image and tags, or move the pictures into folders of classes.{pair} {_IF_CLASSES}",
+        )
+
+
+def _check_depth(base: Path, pictures: Mapping[str, Path], tags: Mapping[str, str], names: Sequence[str]) -> None:
+    if len(set(tags.values())) > 1 or not names:
+        return
+    ways = []
+    for name, tag in tags.items():
+        parts = name.split("/")
+        ways.append(parts[parts.index(tag) + 1 : -1])
+    if not all(ways):
+        return
+    common = [steps[0] for steps in itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*ways, strict=False))]
+    if all(way == common for way in ways):
+        common = common[:-1]
+    top = next(iter(pictures.values()))
+    while top.name != names[0]:
+        top = top.parent
+    inner = sorted({way[len(common)] for way in ways})
+    raise BadInput(
+        base,
+        f"one folder, {names[0]}, without pictures, and folders in it ({', '.join(['/'.join(common)] if common else inner[:6])})",
+        f"{_EXPECTED}, directly below the folder given",
+        f"Give {top.joinpath(*common)} if the classes are {', '.join(inner[:6])}. {_IF_CLASSES}",
+    )
+
+
+def _check_files(base: Path, pictures: Mapping[str, Path]) -> None:
+    stems = {os.path.basename(name) for name in pictures}
+    for path in _others(base):
+        if kind := _kind(path, stems):
+            raise BadInput(
+                path,
+                kind,
+                f"{_EXPECTED}; a file that may say what the pictures hold is not passed over",
+                "Arrange the data set as one of the layouts of docs/data.md, name the file with --tags, or --train if it lists pictures, or "
+                "move it elsewhere if the folders' names are the tags.",
+            )
+
+
+def _others(base: Path) -> Iterator[Path]:
+    """Files of the kinds in question, at most a few a folder; those of the root last, since they may be about anything."""
+    counts: dict[Path, int] = defaultdict(int)
+    for path in files_below(base):
+        kind = path.suffix.lower()
+        if kind in (".json", ".yaml", ".yml", ".csv", ".tsv", ".jsonl", ".txt", ".xml", ".ndjson") and not is_hidden(
+            path.name
+        ):
+            counts[path.parent] += 1
+            if counts[path.parent] <= _SAMPLE and path.is_file():
+                yield path
+
+
+def _kind(path: Path, stems: Collection[str]) -> str | None:
+    """What a file says about pictures, in words; None where nothing of that kind is recognised."""
+    with path.open("rb") as stream:
+        text = stream.read(_BEGINNING).decode("utf-8", "replace")
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return _json_kind(text)
+    if suffix in (".yaml", ".yml"):
+        return "the settings of a YOLO data set" if re.search(r"^(names|nc)\s*:", text, re.MULTILINE) else None
+    if suffix == ".xml":
+        return "annotations in VOC's form" if "<annotation" in text[:200] else None
+    if suffix == ".txt" and path.name.lower() in ("classes.txt", "readme.txt", "license.txt"):
+        return None
+    lines = [line.strip() for line in text.splitlines() if line.strip()][:_SAMPLE]
+    if (
+        suffix == ".txt"
+        and path.stem in stems
+        and lines
+        and all(re.fullmatch(r"\d+( -?[\d.]+(e-?\d+)?){4,}", line) for line in lines)
+    ):
+        return "objects in YOLO's form"
+    words = {word.strip().strip('"') for line in lines for word in re.split(r"[,;\t ]", line)}
+    if any(
+        os.path.splitext(os.path.basename(word))[0] in stems and (suffix != ".txt" or not word.isdecimal())
+        for word in words
+        if word
+    ):
+        return "a list of pictures" if suffix == ".txt" else "a table about the pictures"
+    return None
+
+
+_JSON_KINDS = (
+    (("images", "annotations"), "annotations in COCO's form"),
+    (("categories", "annotations"), "annotations in COCO's form"),
+    (("_via_img_metadata",), "a project of the VGG annotator (VIA): export it as COCO"),
+    (("shapes", "imagePath"), "a file of labelme"),
+    (("regions", "filename"), "annotations of the VGG annotator (VIA): export them as COCO"),
+    (("dm_format_version",), "annotations of Datumaro: export them as COCO or VOC"),
+    (("items", "categories"), "annotations of Datumaro: export them as COCO or VOC"),
+    (("objects", "classTitle"), "annotations of Supervisely: export them as COCO"),
+    (("image", "annotations"), "annotations of CreateML or Label Studio"),
+    (("annotations", "data"), "an export of Label Studio"),
+    (("image", "choice"), "an export of Label Studio"),
+    (("samples",), "a data set of FiftyOne: export it as COCO"),
+)
+
+
+def _json_kind(text: str) -> str | None:
+    keys = set(re.findall(r'"([\w-]+)"\s*:', text))
+    return next((kind for needed, kind in _JSON_KINDS if keys.issuperset(needed)), None)
+
+
+def _check_label_images(
+    base: Path, pictures: Mapping[str, Path], tags: Mapping[str, str], names: Sequence[str]
+) -> None:
+    members: dict[str, list[Path]] = defaultdict(list)
+    for name, tag in tags.items():
+        members[tag].append(pictures[name])
+    for tag in names:
+        paths = members[tag]
+        if all(_is_label_image(path) for path in paths[:: max(1, len(paths) // _SAMPLE)]):
+            raise BadInput(
+                base / tag,
+                f"{len(paths)} label images (few small values each), and no photographs",
+                _EXPECTED,
+                f"Masks lie in a folder `masks` beside the pictures, under their names. {_IF_CLASSES}",
+            )
+
+
+def _is_label_image(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("L", "P", "1", "I", "I;16") or picture.format == "JPEG":
+                return False
+            pixels = np.asarray(picture)
+    except Exception:  # a damaged picture is told by name, with all others, when the data set is looked through
+        return False
+    values = np.unique(pixels)
+    is_flat = pixels.shape[1] < 2 or np.mean(pixels[:, 1:] == pixels[:, :-1]) > _FLAT
+    return len(values) <= _MOST_VALUES and bool((values[values != 255] <= _HIGHEST).all()) and bool(is_flat)

@@ -1,0 +1,187 @@
+"""Pairs of folders, one of pictures and one of masks, as OpenMMLab, Ultralytics and others keep them.
+
+    img_dir/train/1.jpg   ann_dir/train/1.png       also images/annotations, images/masks, image/label, and the like
+    train/images/1.jpg    train/masks/1.png         splits outside
+    images/1.jpg          masks/1_mask.png          no splits, and a suffix that all masks have
+
+Tags are the classes that the masks hold.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from wsss.data.entries import Entry, Found, Options, labels_held, name_of, split_of
+from wsss.data.images import MaskFile
+from wsss.data.labels import parsed
+from wsss.data.lists import files_below, is_hidden, is_picture, read_classes
+from wsss.data.roles import classes_among
+from wsss.errors import BadInput, is_regular
+
+PICTURE_FOLDERS = frozenset(
+    [
+        "images",
+        "image",
+        "img",
+        "imgs",
+        "img_dir",
+        "image_dir",
+        "jpegimages",
+        "leftimg8bit",
+        "pictures",
+        "photos",
+        "input",
+        "inputs",
+        "rgb",
+    ]
+)
+MASK_FOLDERS = frozenset((
+    "masks", "mask", "labels", "label", "ann_dir", "mask_dir", "label_dir", "annotations", "annotation", "anns", "ann", "gt", "gts", "gtfine",
+    "groundtruth", "ground_truth", "seg", "segs", "segmentation", "segmentations", "segmentationclass", "semantic", "labelids", "target",
+    "targets",
+))  # fmt: skip
+# What tools write behind a picture's name
+_ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_seg", "_gt", "_labelTrainIds", "_labelIds", "_segmentation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A folder of pictures and the folder of their masks; `split` where they lie in the folder of one."""
+
+    pictures: Path
+    masks: Path
+    split: str | None = None
+
+
+def find_pairs(root: Path) -> list[Pair]:
+    """The pairs of folders in a folder, or in its folders that are named like splits; none where pictures lie in folders of classes.
+
+    Raises:
+        BadInput: there are several folders of masks beside the pictures.
+    """
+    tops = _folders(root)
+    splits = {split: path for path in tops if (split := split_of(path.name))}
+    candidates = [_pair(root, None), *(_pair(path, split) for split, path in splits.items())]
+    return [pair for pair in candidates if pair and _is_flat(pair)]
+
+
+def _pair(folder: Path, split: str | None) -> Pair | None:
+    tops = _folders(folder)
+    pictures = [path for path in tops if path.name.lower() in PICTURE_FOLDERS and _has_pictures(path)]
+    masks = [path for path in tops if path.name.lower() in MASK_FOLDERS and _has_pictures(path)]
+    if not pictures or not masks:
+        return None
+    if len(pictures) > 1 or len(masks) > 1:
+        raise BadInput(
+            folder,
+            f"the folders {', '.join(path.name for path in (*pictures, *masks))}",
+            "one folder of pictures and one of masks",
+            "Move the others elsewhere.",
+        )
+    return Pair(pictures[0], masks[0], split)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(is_picture(path) for path in files_below(folder))
+
+
+def _is_flat(pair: Pair) -> bool:
+    """Whether below the folder of pictures there are splits alone, and no folders of classes."""
+    loose = any(is_picture(path) for path in pair.pictures.iterdir() if path.is_file())
+    inside = [path for path in _folders(pair.pictures) if _has_pictures(path)]
+    if pair.split is not None:
+        return loose
+    return loose or all(split_of(path.name) and _holds_loose(path) for path in inside)
+
+
+def _holds_loose(folder: Path) -> bool:
+    return any(is_picture(path) for path in folder.iterdir())
+
+
+def read_pairs(root: Path, pairs: list[Pair], options: Options) -> Found:
+    """Pictures with the classes of their masks.
+
+    Raises:
+        BadInput: no mask fits a picture, or the masks hold no class.
+    """
+    notes: list[str] = []
+    own = root / "classes.txt"
+    names = options.classes or (classes_among(read_classes(own), options.negatives) if is_regular(own) else None)
+    found = [entry for pair in pairs for entry in _files(root, pair, notes)]
+    if not found:
+        raise BadInput(
+            pairs[0].masks,
+            "no mask that is named like a picture",
+            f"masks under the names of the pictures in {pairs[0].pictures}",
+            "Rename them: a mask has the name of its picture, without the suffix.",
+        )
+    table = parsed(options.mask_values, names or ()) if options.mask_values else None
+    masks = [MaskFile(path, table) for _, _, path in found]
+    present = labels_held(masks)
+    highest = max((label for labels in present for label in labels), default=0)
+    if highest == 0:
+        ignored = " and 255" if any(MaskFile(path, table).read().max() == 255 for _, _, path in found[:20]) else ""
+        raise BadInput(
+            pairs[0].masks,
+            f"masks that hold 0{ignored} alone",
+            "labels 1, 2, ... of classes",
+            "If 255 is the one class, say --mask-values 255=1." if ignored else "Choose the masks of these pictures.",
+        )
+    if names is None:
+        names = tuple(f"class {label}" for label in range(1, highest + 1))
+        notes.append(
+            f"the {highest} classes have no names: write them into classes.txt in the order of their labels, or give them with --classes"
+        )
+    if highest > len(names):
+        raise BadInput(
+            pairs[0].masks,
+            f"the label {highest}",
+            f"labels up to {len(names)} ({', '.join(names[:8])})",
+            "Complete the list of classes.",
+        )
+    notes.append(f"tags are the classes that the masks in {os.path.relpath(pairs[0].masks, root)} hold")
+    entries = [
+        Entry(split, name_of(picture, root), picture, tuple(names[label - 1] for label in labels), mask.where, mask)
+        for (split, picture, _), labels, mask in zip(found, present, masks, strict=True)
+    ]
+    return Found("pairs", entries, names, notes)
+
+
+def _files(root: Path, pair: Pair, notes: list[str]) -> list[tuple[str, Path, Path]]:
+    """Split, picture and mask of each picture that has one."""
+    pictures = {_key(path, pair.pictures): path for path in files_below(pair.pictures) if is_picture(path)}
+    masks: dict[str, Path] = {}
+    for path in files_below(pair.masks):
+        if is_picture(path):
+            key = _key(path, pair.masks)
+            if key in masks:
+                raise BadInput(
+                    path, f"a second mask {key!r} (the first is {masks[key]})", "one a picture", "Remove one."
+                )
+            masks[key] = path
+    if not any(len(key.split("/")) > 1 for key in masks):
+        # splits of the pictures alone
+        pictures_of = {key: key.rpartition("/")[2] for key in pictures}
+    else:
+        pictures_of = {key: key for key in pictures}
+    ending = max(_ENDINGS, key=lambda end: sum(key + end in masks for key in pictures_of.values()))
+    fitting = {key: masks[name + ending] for key, name in pictures_of.items() if name + ending in masks}
+    without = [path for key, path in pictures.items() if key not in fitting]
+    if without and fitting:
+        notes.append(
+            f"{len(without)} pictures left out, since they have no mask ({os.path.relpath(without[0], root)} first)"
+        )
+    alone = masks.keys() - {name + ending for name in pictures_of.values()}
+    if alone:
+        notes.append(f"{len(alone)} masks fit no picture ({min(alone)} first)")
+    return [
+        (pair.split or split_of(key.partition("/")[0]) or "train", pictures[key], mask) for key, mask in fitting.items()
+    ]
+
+
+def _key(path: Path, folder: Path) -> str:
+    return name_of(path, folder)

@@ -1,0 +1,379 @@
+"""YOLO's layout, as Ultralytics, Roboflow, Label Studio and others write it: a text file of objects for each picture.
+
+    data.yaml            names: [cat, dog]; train: images/train; val: images/val
+    images/train/1.jpg   labels/train/1.txt       a class and a box (x, y, width, height), or a class and the corners of a polygon; all from 0 to 1
+    classes.txt          one name a line, instead of data.yaml (Label Studio)
+    images/train/1.jpg   masks/train/1.png        Ultralytics' semantic masks: values are class numbers, from 0 on, 255 is ignored
+
+All objects give tags. Polygons give true masks, drawn as Ultralytics draws them (8.4.190): corners cut to whole pixels, borders included, large
+objects first.
+"""
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from wsss.data.documents import read_document
+from wsss.data.entries import Entry, Found, Options, labels_held, name_of, split_of
+from wsss.data.images import MaskFile
+from wsss.data.labels import IGNORE, MaskTable
+from wsss.data.lists import files_below, is_picture, read_lines
+from wsss.data.names import check_name
+from wsss.data.pictures import picture_size_hw
+from wsss.data.roles import Roles, classes_among
+from wsss.digests import content_digest
+from wsss.errors import BadInput, is_regular, reading
+
+_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_LISTS = ("classes.txt", "obj.names")
+_PICTURES, _LABELS, _MASKS = "images", "labels", "masks"
+_EXPECTED = "a YAML file with `names` and the folders `train` and `val`"
+_LINE = "a class number and a box (4 numbers) or a polygon (6 or more), from 0 to 1"
+# Tools write five digits: 11 of 24 pixels comes back as 10.99992
+_ROUNDING = 0.05
+# What Ultralytics allows beyond the border, for rounding
+_SLACK = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class PolygonMask:
+    """The true mask that the polygons of a file draw.
+
+    Attributes:
+        path: the file of objects.
+        picture: the picture, whose size the mask has.
+        upright: whether its EXIF orientation is followed.
+        labels: the label of each class number.
+    """
+
+    path: Path
+    picture: Path
+    upright: bool
+    labels: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def read(self) -> UInt8[np.ndarray, "h w"]:
+        import cv2
+
+        height, width = picture_size_hw(self.picture, upright=self.upright)
+        corners = [
+            (np.floor(points * (width, height) + _ROUNDING).astype(np.int32), class_)
+            for class_, points in read_objects(self.path, len(self.labels))
+        ]
+        shapes = []
+        for points, class_ in corners:
+            alone = np.zeros((height, width), np.uint8)
+            cv2.fillPoly(alone, [points], 1)
+            shapes.append((int(alone.sum()), alone.astype(bool), self.labels[class_]))
+        mask = np.zeros((height, width), np.uint8)
+        for _, inside, label in sorted(shapes, key=lambda shape: -shape[0]):
+            mask[inside] = label
+        return mask
+
+    def stamp(self) -> str:
+        return f"{content_digest(self.path) if is_regular(self.path) else 'missing'}:{self.labels}:{self.upright}"
+
+
+def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray, "k 2"]]]:
+    """Class numbers and points of the objects of a file: k = 2 (centre, then width and height) for a box, more for a polygon.
+
+    Raises:
+        BadInput: a line is none of these, or names a class that there is not.
+    """
+    objects = []
+    for number, line in read_lines(path, _LINE) if is_regular(path) else ():
+        where, words = f"{path}, line {number}", line.split()
+        with reading(where, _LINE, "Export the data set again."):
+            values = np.array([float(word) for word in words[1:]])
+        if not words[0].isdecimal() or len(words[0]) > 6 or values.size < 4 or not np.isfinite(values).all():
+            raise BadInput(where, f"{line:.60}", _LINE, "Export the data set again.")
+        if int(words[0]) >= n_classes:
+            raise BadInput(
+                where,
+                f"the class number {words[0]}",
+                f"0 to {n_classes - 1}",
+                "Complete `names` in the data's YAML file.",
+            )
+        if values.min() < -_SLACK or values.max() > 1 + _SLACK:
+            raise BadInput(
+                where,
+                f"{line:.60}, with a number beyond 0 to 1",
+                _LINE,
+                "Divide pixels by the picture's width and height.",
+            )
+        objects.append((int(words[0]), values[: values.size // 2 * 2].reshape(-1, 2)))
+    return objects
+
+
+def has_texts(root: Path) -> bool:
+    """Whether there are texts of objects in a folder `labels`."""
+    return any(file.suffix == ".txt" for path in _label_folders(root) for file in files_below(path))
+
+
+def find_yolo(root: Path) -> Path | None:
+    """The YAML file of a data set, or the list of names beside folders `images` and `labels` with texts in it.
+
+    Raises:
+        BadInput: there are such folders, but no names.
+    """
+    for name in _NAMES:
+        if is_regular(root / name):
+            return root / name
+    if not has_texts(root):
+        return None
+    found = next((root / name for name in _LISTS if is_regular(root / name)), None)
+    if found is None:
+        raise BadInput(
+            root / _NAMES[0],
+            f"no such file beside a folder {_LABELS}, whose texts name classes by numbers",
+            f"{_EXPECTED}, or classes.txt",
+            "Copy it from the data set's source, or write the names into classes.txt, one a line.",
+        )
+    return found
+
+
+def _label_folders(root: Path) -> list[Path]:
+    return [path for pattern in (_LABELS, f"*/{_LABELS}") for path in sorted(root.glob(pattern)) if path.is_dir()]
+
+
+def read_yolo(root: Path, source: Path, options: Options) -> Found:
+    """Pictures with their objects.
+
+    Raises:
+        BadInput: the YAML file or a file of objects is broken, or names folders that are not in the data set.
+    """
+    content: Mapping[str, Any] = {}
+    if source.suffix in (".yaml", ".yml"):
+        content = read_document(source, _EXPECTED)
+        if not isinstance(content, dict):
+            raise BadInput(source, "something else", _EXPECTED, "Copy it from the data set's source.")
+        numbered = _numbered(content.get("names"), source)
+    else:
+        numbered = tuple(line for _, line in read_lines(source, "a class a line"))
+    class_names = options.classes or classes_among(numbered, options.negatives)
+    roles = Roles(class_names, options.negatives)
+    labels = [roles.label(name) for name in numbered]
+    if None in labels:
+        name = numbered[labels.index(None)]
+        raise BadInput(
+            source, f"the class {name!r}", f"one of {', '.join(class_names[:8])}", "Complete the list of classes."
+        )
+    known = tuple(label or 0 for label in labels)
+    pictures = _pictures(root, source, content)
+    if not pictures:
+        raise BadInput(
+            source,
+            "no picture in the folders that it names",
+            "pictures in images/train, or in train/images",
+            "Check the paths.",
+        )
+    if content.get("masks_dir") or (content and not has_texts(root) and (root / _MASKS).is_dir()):
+        return _semantic(root, pictures, content, known, class_names, source)
+    upright = True if options.upright is None else options.upright
+    return _found(root, pictures, numbered, known, class_names, "kpt_shape" in content, upright)
+
+
+def _found(
+    root: Path,
+    pictures: Sequence[tuple[str, Path]],
+    numbered: tuple[str, ...],
+    labels: tuple[int, ...],
+    class_names: tuple[str, ...],
+    has_keypoints: bool,
+    upright: bool,
+) -> Found:
+    objects = {path: read_objects(_text_of(path), len(labels)) for _, path in pictures}
+    sizes = Counter(len(points) for found in objects.values() for _, points in found)
+    has_polygons = not has_keypoints and any(size > 2 for size in sizes)
+    entries, boxed, missing = [], 0, 0
+    for split, path in pictures:
+        text, found = _text_of(path), objects[path]
+        missing += not is_regular(text)
+        has_box = any(len(points) == 2 for _, points in found)
+        boxed += has_box and has_polygons
+        tags = [class_names[labels[class_] - 1] for class_, _ in found if 0 < labels[class_] < IGNORE]
+        drawn = PolygonMask(text, path, upright, labels) if has_polygons and not has_box else None
+        entries.append(Entry(split, name_of(path, root), path, tuple(dict.fromkeys(tags)), str(text), drawn))
+    notes = []
+    if missing == len(pictures):
+        raise BadInput(
+            _text_of(pictures[0][1]),
+            "no such file, nor any other for a picture",
+            "texts of objects in `labels`",
+            "Add the labels.",
+        )
+    if missing:
+        notes.append(f"{missing} pictures have no text in {_LABELS}: nothing is in them, as Ultralytics takes it")
+    if has_polygons:
+        notes.append(
+            "true masks are drawn from polygons" + (f"; {boxed} pictures with boxes have none" if boxed else "")
+        )
+        if set(sizes) == {4}:
+            notes.append(
+                "all polygons have four corners: if they are turned boxes, the masks are boxes too, and scores mean little"
+            )
+    else:
+        what = "keypoints" if has_keypoints else "boxes"
+        notes.append(f"objects are {what}: they give tags, and no true masks")
+    return Found("yolo", entries, class_names, notes)
+
+
+def _semantic(
+    root: Path,
+    pictures: Sequence[tuple[str, Path]],
+    content: Mapping[str, Any],
+    labels: tuple[int, ...],
+    class_names: tuple[str, ...],
+    source: Path,
+) -> Found:
+    """Pictures with masks of class numbers; `label_mapping` turns the values of the files into these."""
+    folder, mapping = content.get("masks_dir") or _MASKS, content.get("label_mapping") or {}
+    if not isinstance(folder, str) or not isinstance(mapping, dict):
+        raise BadInput(
+            source,
+            "masks_dir or label_mapping of another kind",
+            "a folder, and numbers by numbers",
+            "Correct the file.",
+        )
+    check_name(folder, source)
+    # a single class beside the background has the value 1
+    meaning = {0: 0, 1: labels[0]} if len(labels) == 1 else dict(enumerate(labels))
+    table = dict(meaning) | {IGNORE: IGNORE}
+    for value, number in mapping.items():
+        ignored = number in ("ignore_label", IGNORE)
+        if not re.fullmatch(r"-?\d{1,9}", value) or not (ignored or (type(number) is int and number in meaning)):
+            raise BadInput(
+                source, f"{value!r:.20} in label_mapping", "values and numbers of classes", "Correct the file."
+            )
+        table[int(value)] = IGNORE if ignored else meaning[number]
+    table = {value: label for value, label in table.items() if 0 <= value <= 255}
+    files = [(split, path, _beside(path, folder, ".png")) for split, path in pictures]
+    there = [
+        (split, path, MaskFile(mask, MaskTable.of(table, source.name)))
+        for split, path, mask in files
+        if is_regular(mask)
+    ]
+    if not there:
+        raise BadInput(files[0][2], "no such file, nor any other mask", f"masks in {folder}", "Add the masks.")
+    held = labels_held([mask for _, _, mask in there])
+    notes = ["tags are the classes that the masks hold"]
+    if len(there) < len(files):
+        notes.append(f"{len(files) - len(there)} pictures left out, since they have no mask")
+    entries = [
+        Entry(split, name_of(path, root), path, tuple(class_names[label - 1] for label in of), mask.where, mask)
+        for (split, path, mask), of in zip(there, held, strict=True)
+    ]
+    return Found("yolo", entries, class_names, notes)
+
+
+def _numbered(names: Any, source: Path) -> tuple[str, ...]:
+    """The names in the order of their numbers."""
+    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        raise BadInput(
+            source,
+            f"{type(names).__name__} as names",
+            "a list of names, or names by the numbers 0, 1, ...",
+            "Correct `names`.",
+        )
+    texts = tuple(str(name).strip() for name in names)
+    if "" in texts or len(set(texts)) < len(texts):
+        raise BadInput(source, "an empty name, or one twice", "a name a class", "Correct `names`.")
+    return texts
+
+
+def _pictures(root: Path, source: Path, content: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Split and file of each picture that the YAML file leads to, or of those in the usual folders."""
+    found: list[tuple[str, Path]] = []
+    for key in ("train", "val", "valid", "test"):
+        for said in _listed(content.get(key), source):
+            place = _place(root, said, content.get("path"))
+            if place is None and key == "test":
+                continue
+            if place is None:
+                raise BadInput(
+                    source,
+                    f"the path {said!r}, which is not below {root}",
+                    "folders of the data set",
+                    "Correct the path, as seen from the folder of this file.",
+                )
+            found += [
+                (split_of(key) or key, path) for path in (_in_list(root, place) if place.is_file() else _below(place))
+            ]
+    if not content.get("train"):
+        folders = [
+            path for pattern in (_PICTURES, f"*/{_PICTURES}") for path in sorted(root.glob(pattern)) if path.is_dir()
+        ]
+        for folder in folders:
+            for path in _below(folder):
+                word = os.path.relpath(path, root).replace(os.sep, "/").split("/")
+                found.append((next((split for part in word[:-1] if (split := split_of(part))), "train"), path))
+    return list(dict.fromkeys(found))
+
+
+def _listed(value: Any, source: Path) -> list[str]:
+    values = [] if value in (None, "") else value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str) for one in values):
+        raise BadInput(source, f"{type(value).__name__} as a folder", "a path, or a list of paths", "Correct the file.")
+    return values
+
+
+def _place(root: Path, said: str, base: Any) -> Path | None:
+    """Where a path of the YAML file leads: below it, or where the data set lies now if it names another place."""
+    parts = [part for part in said.replace("\\", "/").split("/") if part not in ("", ".")]
+    # Roboflow writes ../train/images for what lies in train/images; absolute paths are those of another machine
+    while parts and parts[0] == "..":
+        parts = parts[1:]
+    bases = [
+        root,
+        *([root / base] if isinstance(base, str) and not base.startswith("/") and ".." not in base.split("/") else []),
+    ]
+    for folder in bases:
+        for start in range(len(parts)):
+            place = folder.joinpath(*parts[start:])
+            if ".." not in parts and place.exists() and (start == 0 or said.startswith("/") or ":" in said):
+                return place
+    return None
+
+
+def _below(folder: Path) -> list[Path]:
+    return [path for path in files_below(folder) if is_picture(path)]
+
+
+def _in_list(root: Path, source: Path) -> list[Path]:
+    """The pictures of a list file, each below the root or as seen from the list."""
+    found = []
+    for number, line in read_lines(source, "a path of a picture a line"):
+        parts = [part for part in line.replace("\\", "/").split("/") if part not in ("", ".")]
+        ways = (parent.joinpath(*parts) for parent in (root, source.parent))
+        path = next((way for way in ways if ".." not in parts and is_regular(way)), None)
+        if path is None:
+            raise BadInput(f"{source}, line {number}", f"{line:.80}", f"a picture below {root}", "Correct the list.")
+        found.append(path)
+    return found
+
+
+def _text_of(picture: Path) -> Path:
+    """The file of a picture's objects."""
+    return _beside(picture, _LABELS, ".txt")
+
+
+def _beside(picture: Path, folder: str, suffix: str) -> Path:
+    """A picture's path with another folder for the last `images` in it; without one, the file lies beside the picture."""
+    parts = list(picture.parts)
+    for at in range(len(parts) - 2, -1, -1):
+        if parts[at] == _PICTURES:
+            parts[at] = folder
+            return Path(*parts).with_suffix(suffix)
+    return picture.with_suffix(suffix)

@@ -1,0 +1,300 @@
+"""One command at a time in a folder.
+
+The lock is a file in the folder: host, process and its start, command, and a time of modification that the owner renews.
+It is made by a hard link, which is atomic on network file systems too, where locks of the system often are not.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import json
+import logging
+import os
+import platform
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from wsss import launch
+from wsss.errors import BadInput
+from wsss.outputs import LOCK
+from wsss.storage import TEMPORARY_SUFFIX, read_json, read_only, writing
+
+# Seconds between renewals, and without one after which an owner on another host counts as gone
+RENEWED_EVERY, GONE_AFTER = 20.0, 300.0
+# Seconds in which others that took the same lock over at the same moment have done so
+SETTLING = 1.0
+# Clocks of a host may be set between two looks at a process's start, by this many seconds
+_START_TOLERANCE = 5.0
+_LONGEST_COMMAND = 200
+# Others may take a lock over at the same moment, and end before they are seen
+_TRIES = 3
+
+_EXPECTED = "a folder in which no other command works"
+
+log = logging.getLogger("wsss")
+
+# Folders that this command holds; other threads of the process do not see them
+_held: contextvars.ContextVar[tuple["_Lock", ...]] = contextvars.ContextVar("held", default=())
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """Who holds a folder.
+
+    Attributes:
+        host: its name.
+        machine: different after each start of a machine, and for each group of processes that see each other (containers).
+        process: its number.
+        started: when the process started, in seconds since 1970.
+        since: when it took the lock, as people read it.
+        command: what it does.
+        token: different for each lock.
+    """
+
+    host: str
+    machine: str
+    process: int
+    started: float
+    since: str
+    command: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"`{self.command}` (process {self.process} on {self.host}, since {self.since})"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs where this process could see it."""
+        return (self.host, self.machine) == (platform.node(), _machine())
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process is alive; only for one that is here."""
+        try:
+            process = psutil.Process(self.process)
+            same = abs(process.create_time() - self.started) < _START_TOLERANCE
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.AccessDenied:
+            return True
+        except psutil.Error:
+            return False
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder against other commands while this lasts; the processes of one command hold it together.
+
+    What is held already, or lies in a folder that is, is not locked again. A read-only folder needs no lock. The lock, and a
+    folder that was made for it and stayed empty, are gone at the end.
+
+    Raises:
+        BadInput: another command works in the folder or in one above it, or a lock cannot be written.
+    """
+    mine = _held.get()
+    lock: _Lock | None = None
+    if launch.decided_by_first(lambda: _needed(folder, mine)):
+        lock = _Lock(folder)
+        launch.decided_by_first(lock.take)
+        mine = (*mine, lock)
+    token = _held.set(mine)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        if lock and launch.is_first():
+            lock.release()
+
+
+def check_held() -> None:
+    """Raise BadInput if another command has taken a folder of this one over, because this process was asleep for long."""
+    for lock in _held.get():
+        lock.check()
+
+
+def _needed(folder: Path, mine: tuple["_Lock", ...]) -> bool:
+    resolved = folder.resolve()
+    if any(lock.folder in (resolved, *resolved.parents) for lock in mine):
+        # another command may work in this one folder of a run
+        if resolved not in [lock.folder for lock in mine]:
+            _refuse_owned(resolved, mine[-1].path.stat().st_mtime)
+        return False
+    return not read_only(folder)
+
+
+class _Lock:
+    """A lock on one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shown, self.folder = folder, folder.resolve()
+        self.path = self.folder / LOCK
+        self.owner = Owner(
+            platform.node(),
+            _machine(),
+            os.getpid(),
+            psutil.Process().create_time(),
+            time.strftime("%Y-%m-%d %H:%M:%S"),
+            _command(),
+            secrets.token_hex(8),
+        )
+        self._made: list[Path] = []
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lock", daemon=True)
+
+    def take(self) -> None:
+        with writing(self.path):
+            self._make_folder()
+            try:
+                self._take()
+                now = self.path.stat().st_mtime  # by the clock of the file system
+                for above in self.folder.parents:
+                    _refuse_owned(above, now)
+            except BaseException:
+                self.release()
+                raise
+        self._renewing.start()
+
+    def check(self) -> None:
+        if launch.is_first() and _token(self.path) != self.owner.token:
+            other = _owner(self.path)
+            raise BadInput(
+                self.shown,
+                f"that {other} took it over" if other else "that its lock is gone",
+                f"the lock of process {self.owner.process}",
+                "This process was asleep or cut off for too long, and stops before it writes a record. Start it again.",
+            )
+
+    def release(self) -> None:
+        self._ended.set()
+        if self._renewing.is_alive():
+            self._renewing.join()
+        with contextlib.suppress(OSError):  # gone with the folder, or with the disk
+            if _token(self.path) == self.owner.token:
+                self.path.unlink()
+            for folder in self._made:
+                folder.rmdir()
+
+    def _make_folder(self) -> None:
+        missing = []
+        for folder in (self.folder, *self.folder.parents):
+            if folder.exists():
+                break
+            missing.append(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+
+    def _take(self) -> None:
+        for _ in range(_TRIES):
+            temporary = self.folder / f".{self.owner.token}{TEMPORARY_SUFFIX}"
+            try:
+                with temporary.open("x", encoding="utf-8") as stream:
+                    json.dump(dataclasses.asdict(self.owner), stream)
+                if self._linked(temporary):
+                    return
+                found = _owner(self.path)
+                _refuse(self.shown, self.path, found, temporary.stat().st_mtime)
+                if _owner(self.path) == found:
+                    os.replace(temporary, self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            # who replaced the lock last has it
+            time.sleep(SETTLING)
+            if _token(self.path) == self.owner.token:
+                log.info("%s: taken over from %s, which is gone", self.shown, found or "a command")
+                return
+        raise BadInput(self.shown, "other commands that come and go here", _EXPECTED, "Start again.")
+
+    def _linked(self, temporary: Path) -> bool:
+        try:
+            os.link(temporary, self.path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # over NFS a link may be made and its answer lost; some file systems have none
+            return temporary.stat().st_nlink == 2 or self._created(temporary)
+        return True
+
+    def _created(self, temporary: Path) -> bool:
+        try:
+            with self.path.open("x", encoding="utf-8") as stream:
+                stream.write(temporary.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+        return True
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWED_EVERY):
+            with contextlib.suppress(OSError):
+                if _token(self.path) == self.owner.token:
+                    os.utime(self.path)
+
+
+def _refuse_owned(folder: Path, now: float) -> None:
+    path = folder / LOCK
+    if path.is_file():
+        _refuse(folder, path, _owner(path), now)
+
+
+def _refuse(folder: Path, path: Path, owner: Owner | None, now: float) -> None:
+    """Raise BadInput if a lock has a living owner, as far as that can be told.
+
+    Args:
+        folder: as the user knows it.
+        path: of the lock.
+        owner: what stands in it, None if it cannot be read.
+        now: seconds since 1970.
+    """
+    if owner and owner.is_here:
+        if owner.runs:
+            do = "Wait until it ends, stop it, or choose another output folder."
+            raise BadInput(folder, f"another command at work here: {owner}", _EXPECTED, do)
+        return
+    try:
+        age = now - path.stat().st_mtime
+    except OSError:  # it ended just now
+        return
+    if age < GONE_AFTER:
+        raise BadInput(
+            folder,
+            f"another command at work here: {owner or 'one that does not say which'}; it gave a sign of life {max(age, 0):.0f} s ago",
+            _EXPECTED,
+            f"Wait until it ends, or choose another output folder. If it is gone, start again in {GONE_AFTER / 60:.0f} minutes, "
+            f"or remove {path}.",
+        )
+
+
+def _owner(path: Path) -> Owner | None:
+    try:
+        content: Any = read_json(path, "a lock")
+        kinds = {field.name: field.type for field in dataclasses.fields(Owner)}
+        values = {name: content[name] for name in kinds}
+        if not isinstance(values["process"], int) or not isinstance(values["started"], int | float):
+            return None
+        return Owner(**values)
+    except (BadInput, KeyError, TypeError):
+        return None
+
+
+def _token(path: Path) -> str | None:
+    found = _owner(path)
+    return found.token if found else None
+
+
+def _machine() -> str:
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _command() -> str:
+    words = ["wsss" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name, *sys.argv[1:]]
+    text = " ".join(words)
+    return text if len(text) <= _LONGEST_COMMAND else f"{text[:_LONGEST_COMMAND]}..."
