@@ -106,7 +106,7 @@ def test_losses_pair_by_pair(squares, settings):
         ours, wanted = learning.losses(maps, image, label), by_hand(settings, clip, maps, image, label, squares)
         assert list(ours) == list(wanted)
         for name, value in wanted.items():
-            torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(ours[name], value, rtol=2e-5, atol=1e-6)
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value, maps, retain_graph=True)
                 mine = torch.autograd.grad(ours[name], maps, retain_graph=True)[0]

@@ -216,7 +216,7 @@ def test_losses_without_pairs_and_at_the_ends():
 def test_two_processes_together_have_the_loss_of_one():
     kinds = kinds_of_pairs(4, 5, 7)
     kinds = [kind & (torch.rand(4, 1, 1, generator=torch.Generator().manual_seed(2)) < 0.7) for kind in kinds]
-    a = torch.rand(4, 5, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    a = torch.rand(4, 5, 7, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
     whole = affinity_losses(a, *kinds)
     (gradient,) = torch.autograd.grad(torch.stack(list(whole.values())).sum(), a)
     shares, totals, pieces = (slice(0, None, 2), slice(1, None, 2)), [], []

@@ -200,7 +200,7 @@ def test_two_processes_minimise_what_one_does(one, other):
     # e is added to the mean number of pairs of a process, not to their sum: 1e-5 where there is one pair
     np.testing.assert_allclose(np.mean(sums), total.item(), rtol=3e-5)
     for value, *parts in zip(whole, *gradients, strict=True):
-        torch.testing.assert_close(torch.cat(parts), value.grad, rtol=0, atol=3e-5 * value.grad.abs().max().item())
+        torch.testing.assert_close(torch.cat(parts), value.grad, rtol=0, atol=1e-4 * value.grad.abs().max().item())
 
 
 def test_losses_in_half_precision_are_those_in_float32():
