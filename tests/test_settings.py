@@ -143,7 +143,11 @@ def parts(kind: Any) -> list[type]:
 @pytest.mark.parametrize("name", _commands())
 def test_no_setting_holds_more_than_plain_values(name):
     """Nothing is typed as anything, as a class or as something to be called: so no value can be read as one."""
-    for key, field in parser_of(name).table.items():
+    parser = parser_of(name)
+    top = fields(parser.top) if parser.top else {}
+    # no two of one name
+    assert len(parser.table) == len(parser.arguments) + len(top) + len(parser.sections)
+    for key, field in parser.table.items():
         found = leaves(field.kind)
         if key in ("common", "runs"):
             # plain values, which the settings of the methods read as theirs
@@ -264,6 +268,7 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
         (("--tail.refine.crf.gaussian_sxy", "-1"), "--tail.refine.crf.gaussian_sxy: found -1.0; expected a positive number"),
         (("--tail.refine.by", "scores", "--tail.refine.exponent", "null"), "tail.scores.background: found constant"),
         (("--skip-bad=perhaps",), "--skip-bad: found 'perhaps'"),
+        (("--classifier" + ".a" * 5000, "1"), "--classifier: found 5001 names in one flag"),
         (("--data", "\ud800"), "--data: found .*; expected a path"),
         (("--device", "gpu"), "--device: found 'gpu'; expected one of auto, cpu"),
         (("word",), "'word': found a word too many"),
@@ -275,6 +280,10 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
 def test_mistakes_on_the_command_line(words, message):
     with pytest.raises(BadInput, match=message):
         parser_of("run cam").parse(["--data", "D", "--out", "O", *words])
+
+
+def test_a_flag_leads_no_deeper_than_a_file():
+    assert "found 5001 names in one flag" in refused("run all", "--common" + ".a" * 5000, "1")
 
 
 def test_files_in_their_order_and_flags_over_them(tmp_path):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, get_origin
 
 from wsss import settings
-from wsss.data.documents import Keys, dotted, dump, in_file, parse, read_document
+from wsss.data.documents import DEEPEST, Keys, dotted, dump, in_file, parse, read_document
 from wsss.errors import BadInput, is_regular, suggestion
 from wsss.settings import Field, Given
 
@@ -186,6 +186,8 @@ class Parser:
         known += [f"--{key}" for key in self.table if key not in self.arguments]
         known += [f"--{CONFIG}", f"--{PRINT}"] if self.has_config else []
         keys = (_key(first), *others)
+        if len(keys) > DEEPEST:
+            raise BadInput(f"--{first}", f"{len(keys)} names in one flag", f"at most {DEEPEST}", "Correct it.")
         if not flag.startswith("--"):
             raise BadInput(flag, "a word with a dash in front", "a flag (--name) or a value", _meant(flag, known))
         for n in range(1, len(keys)):
