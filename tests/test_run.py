@@ -1,13 +1,17 @@
 """Records of stages: skipped when done, continued when half done, refused when made from something else."""
 
 import dataclasses
+import json
+import os
+import time
+from pathlib import Path
 
 import pytest
 
-from wsss import run
+from wsss import lock, run
 from wsss.errors import BadInput
-from wsss.outputs import FILES, INPUTS
-from wsss.storage import write_json
+from wsss.outputs import FILES, INPUTS, LOCK
+from wsss.storage import whole_file, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,3 +269,91 @@ def test_a_taken_stage_names_the_stages_it_was_made_from_where_they_lie(tmp_path
         second(Settings(), tmp_path / "one" / "a", out=tmp_path / "two" / "b")
     assert calls == ["first", "second"]
     assert run.record(tmp_path / "two" / "b")["inputs"]["before"]["folder"] == "../../one/a"
+
+
+def test_tries_that_were_killed_count(tmp_path, monkeypatch):
+    """`seconds.json` grows while a stage works, and the next try goes on from there."""
+    seen = []
+
+    @run.stage
+    def slow(settings, *, out):
+        until = time.monotonic() + 20
+        while not (out / run.SECONDS).exists() or run.seconds(out) < 0.2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        seen.append(run.seconds(out))
+        (out / "made.txt").write_text("half")
+        if len(seen) == 1:
+            write_json(out / run.SECONDS, {"seconds": 1000.0})  # as if it had gone on for long before the kill
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(run, "CLOCK_EVERY", 0.05)
+    with pytest.raises(KeyboardInterrupt):
+        slow(Settings(), out=tmp_path / "a")
+    assert seen[0] >= 0.2
+    spent = run.seconds(tmp_path / "a")
+    slow(Settings(), out=tmp_path / "a")
+    assert seen[1] >= spent
+    assert run.seconds(tmp_path / "a") >= spent
+
+
+def test_a_record_reaches_the_disk_after_what_it_is_about(tmp_path, monkeypatch):
+    """Each file before it gets its name, the names before the record; the record's own name last."""
+    synced, fsync = [], os.fsync
+
+    def noted(handle):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr("wsss.storage.os.fsync", noted)
+    replaced, replace = [], os.replace
+
+    def renamed(source, target):
+        clock = Path(target).name == run.SECONDS
+        assert clock or synced[-1] == Path(source), "a file gets its name when it is on the disk"
+        replaced.append((len(synced), Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr("wsss.storage.os.replace", renamed)
+
+    @run.stage
+    def writes(settings, *, out):
+        for name in ("a", "b", "c/d"):
+            with whole_file(out / f"{name}.bin", sync="file") as temporary:
+                temporary.write_bytes(b"content")
+        synced.clear()
+        return {}
+
+    out = writes(Settings(), out=tmp_path / "out")
+    order = {name: at for at, name in replaced}
+    before_record = synced[: order[run.DONE]]
+    assert {out, out / "c"} <= set(before_record)
+    assert order["files.json.gz"] < order[run.DONE]
+    assert synced[-1] == out
+
+
+def test_a_lock_lost_while_it_worked_keeps_a_stage_from_its_record(tmp_path):
+    @run.stage
+    def sleeps(settings, *, out):
+        (out / "made.txt").write_text("made")
+        content = json.loads((out / LOCK).read_text())
+        (out / LOCK).write_text(json.dumps(content | {"token": "other", "command": "wsss of another"}))
+        return {}
+
+    with pytest.raises(BadInput, match=r"`wsss of another` .* took it over"):
+        sleeps(Settings(), out=tmp_path / "a")
+    assert not (tmp_path / "a" / run.DONE).exists()
+    assert (tmp_path / "a" / LOCK).exists()
+
+
+def test_a_lock_outlives_a_stage_that_is_taken(tmp_path):
+    first(Settings(), out=tmp_path / "one" / "a")
+    with run.sharing(tmp_path), lock.held(tmp_path / "two" / "a"):
+        mine = (tmp_path / "two" / "a" / LOCK).read_bytes()
+        first(Settings(), out=tmp_path / "two" / "a")
+        assert (tmp_path / "two" / "a" / LOCK).read_bytes() == mine
+    assert calls == ["first"]
+    assert {path.name for path in (tmp_path / "two" / "a").iterdir()} == {
+        path.name for path in (tmp_path / "one" / "a").iterdir()
+    }

@@ -1,0 +1,67 @@
+"""What it costs that files are on the disk before a record says so, and that files are known by their contents.
+
+    python benchmarks/records.py --maps 2000 --kilobytes 40
+
+Writes so many map files as a stage does: without any syncing, with each file synced (as `wsss.data.files` writes them), and with
+each file and its name. Then the record, which lists all of them; and two looks at them, untouched and copied.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from wsss import digests, outputs, run
+from wsss.storage import Sync, whole_file
+
+
+def timed(what: str, work: Callable[[], object], files: int) -> None:
+    """Print how long some work takes."""
+    before = time.perf_counter()
+    work()
+    spent = time.perf_counter() - before
+    print(f"{what:<58} {spent:8.2f} s  {1000 * spent / files:8.3f} ms a file", flush=True)
+
+
+def main() -> None:
+    """Measure, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--maps", type=int, default=2000, help="files")
+    parser.add_argument("--kilobytes", type=int, default=40, help="of each")
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk that is measured")
+    chosen = parser.parse_args()
+    content = np.random.default_rng(0).bytes(chosen.kilobytes << 10)
+
+    def write(out: Path, sync: Sync) -> None:
+        for number in range(chosen.maps):
+            with whole_file(out / f"{number:06d}.npz", sync) as temporary:
+                temporary.write_bytes(content)
+
+    @run.stage
+    def maps(*, out: Path) -> dict[str, int]:
+        write(out, "file")
+        return {}
+
+    def look(out: Path) -> None:
+        if outputs.changes(out, run.record(out)):
+            raise RuntimeError(f"{out} was changed")
+
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as temporary:
+        place = Path(temporary)
+        for sync in ("nothing", "file", "file and name"):
+            timed(f"written, synced: {sync}", lambda sync=sync: write(place / sync, sync), chosen.maps)  # type: ignore[misc]
+            shutil.rmtree(place / sync)
+        timed("a stage: written, listed, recorded", lambda: maps(out=place / "stage"), chosen.maps)
+        timed("a look at what it wrote", lambda: look(place / "stage"), chosen.maps)
+        shutil.copytree(place / "stage", place / "copy", copy_function=shutil.copy)
+        timed("a look at a copy without its times: all are read", lambda: look(place / "copy"), chosen.maps)
+        folder = place / "stage"
+        timed("digests of all files of a folder", lambda: digests.folder_digests(folder), chosen.maps)
+
+
+if __name__ == "__main__":
+    main()
