@@ -364,6 +364,9 @@ def _loader_processes() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two where it was handing over an example
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        if not isinstance(error, RuntimeError):  # torch's own word comes with the signal of the process's end, later
+            with contextlib.suppress(RuntimeError):
+                time.sleep(1.0)
         raise BadInput(
             "training.workers",
             f"a loader process that was killed ({error})",
