@@ -220,8 +220,38 @@ def label_studio(root: Path) -> Path:
     return root
 
 
+def folders(root: Path) -> Path:
+    for split, name in each():
+        write_picture(root / split / TAGS[name] / f"{name}.jpg", seed=int(name))
+        write_mask_picture(root / "masks" / split / TAGS[name] / f"{name}.png", labels(name))
+    return root
+
+
+def table(root: Path) -> Path:
+    rows = [f"deep/{name}.jpg,{TAGS[name]},{split},truth/{name}.png" for split, name in each()]
+    write_text(root / "tags.csv", "\n".join(["image,tags,split,mask", *rows]) + "\n")
+    for name in TAGS:
+        write_picture(root / f"deep/{name}.jpg", seed=int(name))
+        write_mask_picture(root / f"truth/{name}.png", labels(name))
+    return root
+
+
+def voc(root: Path) -> Path:
+    write_text(root / "classes.txt", "cat\ndog\n")
+    for split, names in SPLITS.items():
+        write_text(root / f"ImageSets/Segmentation/{split}.txt", "".join(f"{name}\n" for name in names))
+        for name in names:
+            write_picture(root / f"JPEGImages/{name}.jpg", seed=int(name))
+            write_text(root / f"Annotations/{name}.xml", annotation(name, [TAGS[name]]))
+            write_mask_picture(root / f"SegmentationClass/{name}.png", labels(name))
+    return root
+
+
 # what writes each, whether its pictures have true masks, whether it has a split val
 LAYOUTS = {
+    "folders": (folders, True, True),
+    "table": (table, True, True),
+    "voc": (voc, True, True),
     "coco": (coco, True, True),
     "roboflow_coco": (roboflow_coco, True, True),
     "roboflow_multi_label": (roboflow_multi_label, False, True),

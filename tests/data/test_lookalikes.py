@@ -163,6 +163,15 @@ def test_folders_that_may_be_negatives(tmp_path, name):
     assert open_dataset(tmp_path, classes=["crack", name]).class_names == ("crack", name)
 
 
+def test_the_truth_of_negatives_is_known(tmp_path):
+    pictures(tmp_path, "crack/1.jpg", "background/2.jpg")
+    assert open_dataset(tmp_path).split("train").masks == (None, None)
+    write_mask_picture(tmp_path / "masks/crack/1.png", np.ones(SIZE, np.uint8))
+    images = open_dataset(tmp_path).split("train")
+    assert images.has_masks
+    np.testing.assert_array_equal(images.read_mask(images.names.index("background/2"), SIZE), np.zeros(SIZE, np.uint8))
+
+
 def test_negatives_in_splits_and_in_tables(tmp_path, table):
     pictures(tmp_path / "s", "train/crack/1.jpg", "train/ok/2.jpg", "val/ok/3.jpg")
     data = open_dataset(tmp_path / "s", negatives=["ok"])

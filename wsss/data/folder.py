@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from wsss.data.entries import split_of
-from wsss.data.images import Dataset, Images, MaskFile
+from wsss.data.images import Dataset, Images, MaskFile, TrueMask
 from wsss.data.lists import (
     chosen_split,
     files_below,
@@ -34,8 +34,9 @@ from wsss.data.lists import (
     tags_to_labels,
     without_suffix,
 )
-from wsss.data.lookalikes import check_folders_of_classes
+from wsss.data.lookalikes import check_folders_of_classes, check_other_files
 from wsss.data.names import below
+from wsss.data.pictures import picture_size_hw
 from wsss.data.roles import check_doubtful, classes_among, is_nothing
 from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
 from wsss.errors import BadInput, is_regular
@@ -132,6 +133,24 @@ def find_table(root: Path) -> Path | None:
     return found[0] if found else None
 
 
+@dataclasses.dataclass(frozen=True)
+class NothingMask:
+    """The true mask of a picture in which no class is: background alone."""
+
+    picture: Path
+    upright: bool
+
+    @property
+    def where(self) -> str:
+        return f"{self.picture} (no class is there)"
+
+    def read(self) -> UInt8[np.ndarray, "h w"]:
+        return np.zeros(picture_size_hw(self.picture, upright=self.upright), np.uint8)
+
+    def stamp(self) -> str:
+        return "background"
+
+
 @dataclasses.dataclass
 class _Layout:
     """The pictures and masks of a folder."""
@@ -169,17 +188,17 @@ class _Layout:
         names: Sequence[str],
         class_names: tuple[str, ...],
         labels: Bool[np.ndarray, "n c"],
-        masks: Mapping[str, Path] | None = None,
+        masks: Mapping[str, TrueMask],
     ) -> Images:
-        """The named pictures of a split, with the masks given or else those found."""
-        paths = [(masks or {}).get(name) or self.masks.get(name) for name in names]
+        """The named pictures of a split, with the masks given, or else those found."""
+        found: dict[str, TrueMask] = {name: MaskFile(path) for name, path in self.masks.items()}
         return Images(
             title=f"{self.root.name}/{split}",
             names=tuple(names),
             paths=tuple(self.pictures[name] for name in names),
             class_names=class_names,
             labels=labels,
-            masks=tuple(MaskFile(path) if path else None for path in paths),
+            masks=tuple(masks.get(name) or found.get(name) for name in names),
             upright=self.upright,
         )
 
@@ -190,6 +209,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str, Images]:
     """Splits and labels from the folders that pictures are in."""
+    check_other_files(layout.root, layout.pictures)
     loose = [name for name in layout.pictures if "/" not in name]
     if loose:
         raise BadInput(
@@ -248,6 +268,8 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
         layout.notes.append(
             f"files that are no pictures, ignored: {', '.join(f'{n} {suffix}' for suffix, n in sorted(others.items()))}"
         )
+    unmasked = folders.keys() - tags.keys() - layout.masks.keys() if layout.masks else ()
+    masks = {name: NothingMask(layout.pictures[name], layout.upright) for name in unmasked}
     members: dict[str, list[str]] = defaultdict(list)
     for name in layout.pictures:
         members[str(split_of(name.partition("/")[0])) if deep else "train"].append(name)
@@ -259,6 +281,7 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
             np.array([[tags.get(name) == other for other in class_names] for name in names], bool).reshape(
                 len(names), -1
             ),
+            masks,
         )
         for split, names in members.items()
     }
@@ -303,7 +326,7 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     members: dict[str, list[str]] = defaultdict(list)
     for name, row in rows.items():
         members["train" if row.split is None else split_of(row.split) or row.split].append(name)
-    masks = {name: _mask(layout, row) for name, row in rows.items() if row.mask}
+    masks = {name: MaskFile(_mask(layout, row)) for name, row in rows.items() if row.mask}
     return {
         split: layout.images(
             split,
@@ -379,7 +402,7 @@ def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | No
         )
     _note_unnamed(layout, named, source)
     keep = [index for index, name in enumerate(layout.pictures) if name in named]
-    return {"train": layout.images("train", list(named), class_names, labels[keep])}
+    return {"train": layout.images("train", list(named), class_names, labels[keep], {})}
 
 
 def _note_unnamed(layout: _Layout, named: Mapping[str, object], source: Path) -> None:

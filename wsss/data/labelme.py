@@ -95,7 +95,9 @@ def read_drawing(path: Path) -> Drawing:
     with reading(path, _EXPECTED, _DO):
         content = json.loads(path.read_bytes())
     if not is_drawing(content):
-        raise BadInput(path, "something else", _EXPECTED, _DO)
+        raise BadInput(
+            path, "something else", _EXPECTED, f"{_DO} If the file is about something else, move it elsewhere."
+        )
     picture, flags = content["imagePath"], content.get("flags") or {}
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if not isinstance(picture, str) or not isinstance(flags, dict):

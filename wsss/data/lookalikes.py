@@ -40,14 +40,12 @@ def check_folders_of_classes(
         given: the class list of the user; what stands in it is a class.
 
     Raises:
-        BadInput: the folders are splits or words of the trade, a file in them says what the pictures hold, a folder's pictures are
-            label images, or all classes lie in one folder.
+        BadInput: the folders are splits or words of the trade, a folder's pictures are label images, or all classes lie in one folder.
     """
     names = sorted(set(tags.values()) - set(given or ()))
     _check_splits(base, names, set(tags.values()))
     _check_words(base, names)
     _check_depth(base, pictures, tags, names)
-    _check_files(base, pictures)
     _check_label_images(base, pictures, tags, names)
 
 
@@ -116,9 +114,18 @@ def _check_depth(base: Path, pictures: Mapping[str, Path], tags: Mapping[str, st
     )
 
 
-def _check_files(base: Path, pictures: Mapping[str, Path]) -> None:
+def check_other_files(root: Path, pictures: Mapping[str, Path]) -> None:
+    """Raise BadInput where a file below a folder says what the pictures hold, and no reader takes it.
+
+    Args:
+        root: the folder.
+        pictures: files by name.
+
+    Raises:
+        BadInput: there is such a file; its kind is told.
+    """
     stems = {os.path.basename(name) for name in pictures}
-    for path in _others(base):
+    for path in _others(root):
         if kind := _kind(path, stems):
             raise BadInput(
                 path,
@@ -129,10 +136,10 @@ def _check_files(base: Path, pictures: Mapping[str, Path]) -> None:
             )
 
 
-def _others(base: Path) -> Iterator[Path]:
-    """Files of the kinds in question, at most a few a folder; those of the root last, since they may be about anything."""
+def _others(root: Path) -> Iterator[Path]:
+    """Files of the kinds in question, at most a few a folder."""
     counts: dict[Path, int] = defaultdict(int)
-    for path in files_below(base):
+    for path in files_below(root):
         kind = path.suffix.lower()
         if kind in (".json", ".yaml", ".yml", ".csv", ".tsv", ".jsonl", ".txt", ".xml", ".ndjson") and not is_hidden(
             path.name

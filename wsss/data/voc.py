@@ -339,13 +339,17 @@ def _classes(
             return classes_among(read_classes(source), negatives), None
     if annotated := _annotated_names(root):
         strange = annotated - set(VOC_CLASSES)
-        if not strange or strange != annotated:
+        if strange != annotated:
+            if not _named_like_voc(pictures):
+                notes.append(
+                    "the classes are VOC's 20, since the annotations use their names; --classes or classes.txt gives others"
+                )
             return VOC_CLASSES, None
         if not has_masks:
             own = classes_among(sorted(annotated), negatives)
             notes.append(f"the classes are the {len(own)} names in Annotations, sorted")
             return own, None
-    elif pictures and all(re.fullmatch(r"20\d\d_\d{6}", name) for name in pictures):
+    elif _named_like_voc(pictures):
         return VOC_CLASSES, None
     raise BadInput(
         root / "classes.txt",
@@ -353,6 +357,10 @@ def _classes(
         "the names of the classes: they are not those of VOC 2012 here",
         "Write classes.txt, one name a line in the order of the labels 1, 2, ... in the masks, or give the names with --classes.",
     )
+
+
+def _named_like_voc(pictures: Mapping[str, Path]) -> bool:
+    return bool(pictures) and all(re.fullmatch(r"20\d\d_\d{6}", name) for name in pictures)
 
 
 def _annotated_names(root: Path) -> set[str]:
