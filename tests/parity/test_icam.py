@@ -451,7 +451,7 @@ def test_maps_and_label_sets_of_seam(recalling, name, size, present):
         close_stats(torch.from_numpy(ours), theirs, 7e-6)
     for alpha in (1, 24):
         ours, tag = posteriors(picture, maps, alpha), f"{name}_crf{alpha}"
-        np.testing.assert_allclose(ours[:, ::4, ::4], stored[tag], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ours[:, ::4, ::4], stored[tag], rtol=0, atol=1.2e-4)  # 1.06e-4 from float64
         np.testing.assert_array_equal(ours.argmax(0), stored[f"{tag}_argmax"])
 
 
@@ -473,7 +473,8 @@ def test_maps_of_coco(network):
                 assert maps.shape == (0, *size)
                 np.testing.assert_array_equal(with_background(maps, 4.0)[:, ::2, ::2], stored[f"{name}_crf4"])
                 continue
-            np.testing.assert_allclose(maps, stored[f"{name}_cam"], rtol=0, atol=5e-7)
+            # float64 is 7.5e-7 from these, 4.5e-7 from those of VOC
+            np.testing.assert_allclose(maps, stored[f"{name}_cam"], rtol=0, atol=8e-7)
             ours = posteriors(picture, maps, 4.0)
             np.testing.assert_allclose(ours[:, ::2, ::2], stored[f"{name}_crf4"], rtol=0, atol=5e-7)
     finally:
