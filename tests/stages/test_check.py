@@ -67,7 +67,9 @@ def test_a_picture_replaced_by_another_of_the_same_length(data, made):
 def test_new_pictures_concern_their_split_alone(data, made):
     for number in (7, 8, 9):
         Image.new("RGB", (8, 8)).save(data / f"val/cat/{number}.bmp")
-    with pytest.raises(BadInput, match=r"val: 3 pictures are new: val/cat/7\.bmp, val/cat/8\.bmp, val/cat/9\.bmp") as error:
+    with pytest.raises(
+        BadInput, match=r"val: 3 pictures are new: val/cat/7\.bmp, val/cat/8\.bmp, val/cat/9\.bmp"
+    ) as error:
         opened(data, made)
     assert f"remove {made}/predictions and start" in error.value.do
 

@@ -72,9 +72,8 @@ def _meaningless(
     values = np.flatnonzero(present.any(0)).tolist()
     shown = f"the values {', '.join(map(str, values[:12]))}{', ...' if len(values) > 12 else ''}"
     names = ", ".join(images.class_names[:5]) + (", ..." if len(images.class_names) > 5 else "")
-    expected = (
-        f"1..{len(images.class_names)} ({names}) where the classes are, 0 for background, 255 for what is ignored"
-    )
+    span = "1" if len(images.class_names) == 1 else f"1..{len(images.class_names)}"
+    expected = f"{span} ({names}) where the classes are, 0 for background, 255 for what is ignored"
     otherwise = (
         "If the values mean something else, say what with --mask-values; if these are no true masks, take them away."
     )

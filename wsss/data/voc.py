@@ -257,9 +257,9 @@ def open_voc(
     for asked in (train, val):
         if asked is not None and asked not in names and is_regular(asked):
             lists[asked], names[asked] = Path(asked), list(read_names(Path(asked), pictures))
-    if not names:
+    if not names and not (root / "ImageSets").is_dir():
         lists["train"], names["train"] = root / "JPEGImages", list(pictures)
-        notes.append("there are no lists of splits in ImageSets: all pictures are trained on")
+        notes.append("there are no lists of splits (ImageSets): all pictures are trained on")
     if "train_aug" not in names and "val" in names and (derived := _derived_train_aug(root, names["val"])):
         lists["train_aug"], names["train_aug"] = root / _AUG_MASKS, derived
         notes.append(f"train_aug: the {len(derived)} pictures with masks in {_AUG_MASKS} that are not in val")
