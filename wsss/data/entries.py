@@ -165,7 +165,7 @@ def assembled(root: Path, found: Found, options: Options) -> Dataset:
     given = None if options.tags is None else labels_by_name(options.tags, class_names)
     splits = {}
     for split, entries in members.items():
-        there = {name: entry.path for name, entry in entries.items() if entry.path.is_file()}
+        there = {name: entry.path for name, entry in entries.items() if is_regular(entry.path)}
         first = next(iter(entries.values()))
         names = found_alone(
             list(entries),

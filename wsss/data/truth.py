@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
-from scipy.optimize import linear_sum_assignment
 
 from wsss.data.images import IGNORE, Images, LookedAtMask, MaskFile
 from wsss.errors import BadInput
@@ -107,6 +106,8 @@ def _other_meaning(
     overlap = both / (here.sum(0)[:, None] + there.sum(0)[None] - both)
     # of equals, a label before 255 before 0
     preference = np.where(values == 0, -2e-3, np.where(values == IGNORE, -1e-3, 0.0))
+    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+
     rows, columns = linear_sum_assignment(overlap + preference[:, None], maximize=True)
     meant = {
         int(values[row]): int(wanted[column])

@@ -309,7 +309,7 @@ def _pictures(root: Path, source: Path, content: Mapping[str, Any]) -> list[tupl
                     "Correct the path, as seen from the folder of this file.",
                 )
             found += [
-                (split_of(key) or key, path) for path in (_in_list(root, place) if place.is_file() else _below(place))
+                (split_of(key) or key, path) for path in (_in_list(root, place) if is_regular(place) else _below(place))
             ]
     if not content.get("train"):
         folders = [
@@ -342,7 +342,7 @@ def _place(root: Path, said: str, base: Any) -> Path | None:
     for folder in bases:
         for start in range(len(parts)):
             place = folder.joinpath(*parts[start:])
-            if ".." not in parts and place.exists() and (start == 0 or said.startswith("/") or ":" in said):
+            if ".." not in parts and os.path.exists(place) and (start == 0 or said.startswith("/") or ":" in said):
                 return place
     return None
 
