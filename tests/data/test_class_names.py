@@ -67,7 +67,7 @@ def test_a_class_list_answers_the_question(tmp_path):
         write_picture(tmp_path / f"{index}.png", (8, 8))
     rows = [f"{index}.png,{'tiger' if index else 'tigre'}" for index in range(12)]
     write_text(tmp_path / "tags.csv", "\n".join(["image,tags", *rows]) + "\n")
-    with pytest.raises(BadInput, match="'tigre' .1 picture. beside 'tiger'"):
+    with pytest.raises(BadInput, match=r"'tigre' .1 picture. beside 'tiger'"):
         open_checked(tmp_path, skip_bad=False)
     write_text(tmp_path / "classes.txt", "tiger\ntigre\n")
     assert open_checked(tmp_path, skip_bad=False).class_names == ("tiger", "tigre")
