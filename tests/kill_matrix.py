@@ -39,6 +39,7 @@ from tests.methods.test_questions import write_blip
 from wsss.cli import CONFIGS
 from wsss.data.shapes import make_shapes
 from wsss.outputs import DONE, LOCK, SECONDS, STARTED
+from wsss.stages.check import CONTENTS
 
 # A process has to end within these seconds of what disturbs it, or of the end of another one
 PATIENCE = 60.0
@@ -217,7 +218,7 @@ def content(run: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
-        if path.is_file() and path.name not in (SECONDS, LOCK, "report.html")
+        if path.is_file() and path.name not in (SECONDS, CONTENTS, LOCK, "report.html")
     }
 
 

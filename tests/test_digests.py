@@ -78,16 +78,14 @@ def test_a_young_file_is_read_again(tmp_path, reads):
 
 
 def test_digests_are_kept_for_later_commands(tmp_path, reads, an_hour_later, monkeypatch):
-    paths = [
-        old_file(tmp_path / "data" / name) if (tmp_path / "data").mkdir(exist_ok=True) is None else None
-        for name in "ab"
-    ]
-    (tmp_path / "run").mkdir()
+    for folder in ("data", "run"):
+        (tmp_path / folder).mkdir()
+    paths = [old_file(tmp_path / "data" / name) for name in "ab"]
     inside = old_file(tmp_path / "run" / "weights")
     found = digests.content_digests([*paths, inside])
-    digests.keep(tmp_path / "run" / "cache", beyond=tmp_path / "run")
+    digests.keep(tmp_path / "run" / "cache", below=tmp_path / "data")
     before = (tmp_path / "run" / "cache").stat().st_mtime_ns
-    digests.keep(tmp_path / "run" / "cache", beyond=tmp_path / "run")
+    digests.keep(tmp_path / "run" / "cache", below=tmp_path / "data")
     assert (tmp_path / "run" / "cache").stat().st_mtime_ns == before
     monkeypatch.setattr(digests, "_known", {})
     reads.clear()

@@ -102,11 +102,11 @@ def remember(cache: Path) -> None:
         return
 
 
-def keep(cache: Path, beyond: Path) -> None:
-    """Write what is known for later commands, but for files in the folder `beyond`; nothing is written in a read-only one."""
+def keep(cache: Path, below: Path) -> None:
+    """Write what is known of the files below a folder for later commands; nothing is written to a read-only place."""
     if not read_only(cache.parent):
-        inside = os.path.join(os.path.abspath(beyond), "")
-        write_packed(cache, {key: _known[key] for key in sorted(_known) if not key.startswith(inside)})
+        inside = os.path.join(os.path.abspath(below), "")
+        write_packed(cache, {key: _known[key] for key in sorted(_known) if key.startswith(inside)})
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -121,6 +121,7 @@ def check_held() -> None:
 def _needed(folder: Path, mine: tuple["_Lock", ...]) -> bool:
     resolved = folder.resolve()
     if any(lock.folder in (resolved, *resolved.parents) for lock in mine):
+        check_held()
         # another command may work in this one folder of a run
         if resolved not in [lock.folder for lock in mine]:
             _refuse_owned(resolved, mine[-1].path.stat().st_mtime)

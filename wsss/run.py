@@ -265,8 +265,8 @@ def _refuse(out: Path, found: dict[str, Any], asked: dict[str, Any], tables: Map
     stale = outdated([out], not_the_same(found, asked), beside(out))
     raise BadInput(
         out,
-        f"a `{found['stage']}` stage made from something else: {difference(found, asked, before, tables)}",
-        f"an empty folder, or a `{name}` stage made from the same settings and inputs",
+        f"a stage (`{found['stage']}`) made from something else: {difference(found, asked, before, tables)}",
+        f"an empty folder, or a stage (`{name}`) made from the same settings and inputs",
         f"To make it from what is there now, remove {', '.join(map(str, stale))} and start the same command again; to keep it, "
         "undo the change or choose another output folder.",
     )

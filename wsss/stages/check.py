@@ -100,9 +100,13 @@ def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[s
     if remember is None:
         return _looked_through(data, used, overview(data), opened)
     digests.remember(remember / CONTENTS)
+    known = noted(remember)
+    for images in () if known else _different(data, used):
+        # all files have to be read once, which may take minutes
+        with Progress(f"digests of {images.title}", len(images)) as progress:
+            digests.content_digests(images.paths, progress.advance)
     tables = {name: data.split(name).table() for name in used}
     fingerprints = {name: data.split(name).fingerprint() for name in used}
-    known = noted(remember)
     if known.get("fingerprints") != fingerprints:
         if known:
             _refuse_stale(remember, known, tables, fingerprints)
@@ -114,7 +118,7 @@ def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[s
     # the same data set may lie elsewhere by now
     if known.get("opened") != opened and not read_only(remember):
         write_json(remember / DATA, {**known, "opened": opened})
-    digests.keep(remember / CONTENTS, beyond=remember)
+    digests.keep(remember / CONTENTS, below=data.root)
     return known
 
 
