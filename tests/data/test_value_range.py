@@ -147,7 +147,7 @@ def test_missing_values_are_left_out_and_said(tmp_path):
 
 def test_pages_are_a_question(tmp_path):
     paths = write(tmp_path, [np.stack([ramp(0, 4095, "uint16", seed) for seed in range(5)])] * 3)
-    with pytest.raises(BadInput, match=r"5 pages .* in .*0\.tif, and 3 of 3 pictures like it; .*--page N"):
+    with pytest.raises(BadInput, match=r"5 pages .* in .*0\.tif, one of 3 such pictures of 3; .*--page N"):
         decided(paths, tmp_path)
     reading, _ = decided(paths, tmp_path, Asked(page=2))
     assert (reading.page, reading.value_range) == (2, (0, 4095))
@@ -164,7 +164,7 @@ def test_one_of_several_pages_among_good_ones_is_a_bad_file(tmp_path):
 def test_bands_are_a_question_or_said(tmp_path):
     paths = write(tmp_path / "five", [ramp(0, 4095, "uint16", bands=5)] * 2, planarconfig="contig")
     with pytest.raises(
-        BadInput, match=r"uint16 with 5 bands, which does not say which .* 2 of 2 pictures like it.*--bands"
+        BadInput, match=r"uint16 with 5 bands, which does not say which .*one of 2 such pictures of 2.*--bands"
     ):
         decided(paths, tmp_path)
     reading, notes = decided(paths, tmp_path, Asked(bands=(4, 3, 2)))

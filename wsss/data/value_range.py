@@ -193,7 +193,7 @@ def _check_most(headers: dict[Path, Header], where: Path, reading: PictureReadin
             wrong.append(error)
     if 2 * len(wrong) > len(headers):
         first = wrong[0]
-        found = f"{first.found} in {first.where}, and {len(wrong)} of {len(headers)} pictures like it"
+        found = f"{first.found} in {first.where}, one of {len(wrong)} such pictures of {len(headers)} looked at"
         raise BadInput(where, found, first.expected, first.do)
 
 
