@@ -147,7 +147,7 @@ def test_missing_values_are_left_out_and_said(tmp_path):
 
 def test_pages_are_a_question(tmp_path):
     paths = write(tmp_path, [np.stack([ramp(0, 4095, "uint16", seed) for seed in range(5)])] * 3)
-    with pytest.raises(BadInput, match=r"5 pages .* in .*0\.tif, one of 3 such pictures of 3; .*--page N"):
+    with pytest.raises(BadInput, match=r"5 pages .* in .*0\.tif, one of 3 such pictures of 3 looked at; .*--page N"):
         decided(paths, tmp_path)
     reading, _ = decided(paths, tmp_path, Asked(page=2))
     assert (reading.page, reading.value_range) == (2, (0, 4095))
