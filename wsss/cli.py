@@ -207,8 +207,22 @@ def _declare_reading(parser: "Parser") -> None:
     )
     parser.add_argument("--tag-column", type=str, help="column of the tags in metadata.csv or in an export of choices")
     parser.add_argument("--allow-outside", switch=True, help="read files that lie outside of the data set too")
+    _declare_values(parser)
     parser.add_argument("--upright", type=bool, help="turn pictures as their EXIF orientation says")
     parser.add_argument("--skip-bad", switch=True, help="leave bad pictures out and name them in the report")
+
+
+def _declare_values(parser: "Parser") -> None:
+    """How the values in picture files are read: the same for a data set and for `wsss predict`."""
+    parser.add_argument(
+        "--value-range",
+        type=str | tuple[float, ...],
+        help="values that become black and white: 0,4095; by default found in the pictures",
+    )
+    parser.add_argument(
+        "--bands", type=str | tuple[int, ...], help="bands, from 1, taken as red, green and blue: 4,3,2; or 1 as grey"
+    )
+    parser.add_argument("--page", type=int, help="page, frame or slice to read, from 1")
 
 
 def _declare_split(parser: "Parser") -> None:
@@ -251,6 +265,9 @@ def _reading(settings: SimpleNamespace) -> dict[str, Any]:
         "tag_column",
         "allow_outside",
         "upright",
+        "value_range",
+        "bands",
+        "page",
     )
     return {
         "tags": None if tagclip else settings.tags,
@@ -481,6 +498,7 @@ def _declare_predict(parser: "Parser") -> None:
     parser.add_config()
     parser.add_argument("--weights", type=Path, required=True, help="folder of a trained segmenter, or its file")
     parser.add_argument("--pictures", type=Path, required=True, help="a picture, or a folder of pictures")
+    _declare_values(parser)
     parser.add_argument("--skip-bad", switch=True, help="leave bad pictures out and name them")
     _declare_out(parser)
     parser.add_settings(predict.Settings)
@@ -488,10 +506,12 @@ def _declare_predict(parser: "Parser") -> None:
 
 def _predict(settings: SimpleNamespace) -> None:
     from wsss.data.info import bad_among, look_through
-    from wsss.data.open import open_pictures
+    from wsss.data.value_range import Asked
     from wsss.stages import predict
 
-    images = open_pictures(settings.pictures)
+    asked = Asked.of(settings.value_range, settings.bands, settings.page)
+    images, notes = predict.pictures(settings.pictures, weights=settings.weights, asked=asked)
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     if settings.skip_bad:
         bad = bad_among(images, look_through(images))
         images = images.without(bad)

@@ -24,6 +24,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from wsss.data.samples import PictureReading
 from wsss.errors import BadInput, reading
 from wsss.mxnet import resnet38_params
 from wsss.networks.affinitynet import VGG16
@@ -433,6 +434,21 @@ def trained_weights(where: Path, *kinds: str) -> tuple[State, dict[str, Any] | N
             "Give the folder of the training stage that this command builds on.",
         )
     return state, metadata or None, path
+
+
+def reading_of(where: Path) -> PictureReading | None:
+    """How the pictures were read that weights were trained on; None for weights of someone else, which do not say it.
+
+    Args:
+        where: the folder of a training stage, or a file of weights.
+
+    Raises:
+        BadInput: the file is missing or broken.
+    """
+    path = where / WEIGHTS if where.is_dir() else where
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    with reading(path, "weights that say how the pictures were read that they were trained on"):
+        return PictureReading.of(metadata.get("reading")) if metadata else None
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -14,6 +14,18 @@ from wsss.data.files import write_mask
 
 SIZE = (30, 40)
 
+# what a picture of an EXIF orientation looks like when it is turned upright
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
 
 def write_picture(path: Path, size_hw: tuple[int, int] = SIZE, seed: int = 0, **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,7 @@ def test_overview(table):
         "identical": [],
         "notes": ["album/val has no picture of cat: not scored"],
         "stops": [],
+        "reading": {"value_range": None, "kinds": ["8-bit"], "strict": False, "bands": [], "page": None},
     }
 
 

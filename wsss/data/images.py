@@ -11,7 +11,8 @@ from jaxtyping import Bool, UInt8
 from wsss.data.files import read_labels, read_mask
 from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
 from wsss.data.names import check_names
-from wsss.data.pictures import orientation, picture_size_hw, read_picture
+from wsss.data.pictures import picture_size_hw, read_header, read_picture
+from wsss.data.samples import PLAIN, PictureReading
 from wsss.digests import content_digest
 from wsss.errors import BadInput
 from wsss.storage import digest
@@ -88,6 +89,7 @@ class Images:
         labels: image-level labels, without background.
         masks: the true mask of each picture, None where there is none.
         upright: turn pictures as their EXIF orientation says. The published loaders of VOC and COCO ignore it.
+        reading: which values become black and white, and which bands and page are taken; see `wsss.data.value_range`.
     """
 
     title: str
@@ -97,6 +99,7 @@ class Images:
     labels: Bool[np.ndarray, "n c"]
     masks: tuple[TrueMask | None, ...]
     upright: bool = True
+    reading: PictureReading = PLAIN
 
     def __post_init__(self) -> None:
         n, c = len(self.names), len(self.class_names)
@@ -136,11 +139,11 @@ class Images:
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The picture as RGB."""
-        return read_picture(self.paths[index], upright=self.upright)
+        return read_picture(self.paths[index], upright=self.upright, how=self.reading)
 
     def size_hw(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header alone."""
-        return picture_size_hw(self.paths[index], upright=self.upright)
+        return picture_size_hw(self.paths[index], upright=self.upright, how=self.reading)
 
     def read_mask(self, index: int, size_hw: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
         """The true mask, with its labels checked, and its size too where `size_hw` is given.
@@ -188,7 +191,7 @@ class Images:
                 f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
                 f"{size_hw[0]}x{size_hw[1]} like its picture {self.paths[index]}",
                 f"The picture has an EXIF orientation: set --upright {str(not self.upright).lower()}, or turn the mask."
-                if mask.shape == size_hw[::-1] != size_hw and orientation(self.paths[index]) > 4
+                if mask.shape == size_hw[::-1] != size_hw and read_header(self.paths[index]).orientation > 4
                 else "Write the mask at the picture's own size, without resizing.",
             )
         check_labels(mask, self.n_labels, source.where, self.class_names)
@@ -236,7 +239,8 @@ class Images:
         # many at once, since most are known already
         parts = [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
         pictures = [row for part in in_threads(rows, parts) for row in part]
-        return {"class_names": list(self.class_names), "options": {"upright": self.upright}, "pictures": pictures}
+        options = {"upright": self.upright, **({} if self.reading == PLAIN else self.reading.plain())}
+        return {"class_names": list(self.class_names), "options": options, "pictures": pictures}
 
     def subset(self, indices: Iterable[int], title: str | None = None) -> "Images":
         """The pictures at these positions, in this order."""
@@ -306,6 +310,11 @@ class Dataset:
             for name, images in self.splits.items()
         }
         return dataclasses.replace(self, splits=splits, notes=(*self.notes, f"mask values are read as {text}"))
+
+    def with_reading(self, reading: PictureReading, notes: Iterable[str]) -> "Dataset":
+        """The same pictures read in this way; the notes say why."""
+        splits = {name: dataclasses.replace(images, reading=reading) for name, images in self.splits.items()}
+        return dataclasses.replace(self, splits=splits, notes=(*self.notes, *notes))
 
     def split(self, name: str) -> Images:
         """The split called `name`.

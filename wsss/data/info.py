@@ -73,8 +73,9 @@ def overview(
         progress: called with the number of pictures looked at and of all pictures of all splits.
 
     Returns:
-        `kind`, `root`, `classes`, `train`, `seed_split`, `val`, `notes`, `checked` (whether `decode` was set), `identical` (groups of
-        picture files with the same content, empty unless `decode`) and `splits`: by name `images`, `images_per_class`,
+        `kind`, `root`, `classes`, `train`, `seed_split`, `val`, `notes`, `reading` (how the pictures are, see
+        `wsss.data.samples.PictureReading`), `checked` (whether `decode` was set), `identical` (groups of picture files with the same
+        content, empty unless `decode`) and `splits`: by name `images`, `images_per_class`,
         `tags_per_image` (mean and max), `without_tags`, `with_masks`, `height` and `width` (min, median, max), `bad` (messages by
         name), `doubts` (notes on true masks) and `stops` (what a run stops at there); the last two are empty unless `decode`. `stops`
         of the whole are doubts about the names of classes.
@@ -98,6 +99,7 @@ def overview(
         "train": dataset.train,
         "seed_split": dataset.seed_split,
         "val": dataset.val,
+        "reading": next(iter(dataset.splits.values())).reading.plain(),
         "checked": decode,
         "splits": splits,
         "identical": _identical(paths) if decode else [],

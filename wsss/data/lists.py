@@ -10,7 +10,7 @@ from typing import TypeGuard
 import numpy as np
 from jaxtyping import Bool
 
-from wsss.data.pictures import PICTURE_SUFFIXES
+from wsss.data.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from wsss.errors import BadInput, reading, suggestion
 
 
@@ -144,14 +144,24 @@ def is_hidden(name: str) -> bool:
 
 def is_picture(path: Path) -> bool:
     """Whether a file has the suffix of a picture."""
-    return path.suffix.lower() in PICTURE_SUFFIXES
+    return path.name.lower().endswith(PICTURE_SUFFIXES)
+
+
+def unread(folder: Path) -> list[str]:
+    """Notes on the files below a folder that hold pictures of kinds that are not read."""
+    found = Counter(path.suffix.lower() for path in files_below(folder))
+    return [
+        f"{count} {suffix} file{'s are' if count > 1 else ' is'} not read: {UNREAD_SUFFIXES[suffix]}"
+        for suffix, count in sorted(found.items())
+        if suffix in UNREAD_SUFFIXES
+    ]
 
 
 def without_suffix(path: str) -> str:
     """A relative path, with `/` between folders and without the suffix of a picture."""
     path = path.replace(os.sep, "/")
-    stem, dot, suffix = path.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in PICTURE_SUFFIXES else path
+    suffix = next((suffix for suffix in PICTURE_SUFFIXES if path.lower().endswith(suffix)), "")
+    return path[: len(path) - len(suffix)]
 
 
 def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> dict[str, Path]:
@@ -162,7 +172,7 @@ def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> 
     """
     found: dict[str, Path] = {}
     for path in files_below(folder) if folder.is_dir() else ():
-        if path.suffix.lower() in suffixes:
+        if path.name.lower().endswith(tuple(suffixes)):
             name = without_suffix(os.path.relpath(path, folder))
             if name in found:
                 raise BadInput(

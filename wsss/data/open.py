@@ -17,12 +17,13 @@ from wsss.data.imagefolder import find_imagefolder, read_imagefolder
 from wsss.data.images import Dataset
 from wsss.data.label_studio import find_label_studio, read_label_studio
 from wsss.data.labelme import find_labelme, read_labelme
-from wsss.data.lists import files_below, is_picture, listing, read_classes
+from wsss.data.lists import files_below, is_picture, listing, read_classes, unread
 from wsss.data.lookalikes import check_pictures_alone
 from wsss.data.pairs import find_pairs, read_pairs
 from wsss.data.roboflow import find_roboflow, read_roboflow
 from wsss.data.roles import classes_among
 from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
+from wsss.data.value_range import Asked, decided
 from wsss.data.voc import find_voc, open_voc
 from wsss.data.yolo import find_yolo, has_texts, read_yolo
 from wsss.errors import BadInput, is_regular
@@ -53,6 +54,9 @@ def open_dataset(
     tag_column: str | None = None,
     negatives: Collection[str] = (),
     allow_outside: bool = False,
+    value_range: str | Sequence[float] | None = None,
+    bands: str | Sequence[int] | None = None,
+    page: int | None = None,
     untagged: bool = False,
     skip_missing: bool = False,
     progress: Progress | None = None,
@@ -72,6 +76,9 @@ def open_dataset(
         tag_column: the column of the tags in `metadata.csv` or in an export of choices, where it has an unusual name.
         negatives: names of folders, tags or labels that mean that no class is there; `background` and `_background_` do anyway.
         allow_outside: files may lie outside of the folder, by links or by the paths of a table; they are only read.
+        value_range: the values that become black and white, `0,4095`; by default found in the pictures, see `decided`.
+        bands: numbers (from 1) of the bands taken as red, green and blue, `4,3,2`, or of one as grey; by default as the files say.
+        page: number (from 1) of the page, frame or slice to read.
         untagged: the pictures of a folder need no tags, since they will be tagged; `classes` says what to look for.
         skip_missing: leave out pictures that are listed but missing.
         progress: called during long work with how much is done and how much there is.
@@ -104,11 +111,15 @@ def open_dataset(
         upright=upright,
         skip_missing=skip_missing,
     )
+    asked = Asked.of(value_range, bands, page)
     rules = {name: rule for name, rule in (("tag_rule", tag_rule), ("mask_rule", mask_rule)) if rule is not None}
     untagged_of = given if untagged else None
     opened = _opened(root, given, options, rules, untagged_of, allow_outside, progress).with_mask_values(mask_values)
     check_files(opened, allow_outside=allow_outside)
-    return opened
+    pictures = list(dict.fromkeys(picture for images in opened.splits.values() for picture in images.paths))
+    reading, notes = decided(pictures, opened.root, asked)
+    published = opened.kind in ("voc", "coco")  # huge folders, in which nobody keeps other pictures
+    return opened.with_reading(reading, notes + ([] if published else unread(opened.root)))
 
 
 _YOLO, _PAIRS = "YOLO's tools", "pairs of folders"
@@ -175,9 +186,10 @@ def _opened(
         for found, read in readers.values():
             return assembled(root, read(root, found, options), options)
     if not any(is_picture(file) for file in files_below(root)):
-        raise BadInput(
-            root, listing(root), LAYOUTS, "Choose another folder, or arrange the pictures in one of these ways."
-        )
+        others = unread(root)
+        found = f"no picture that is read; {'; '.join(others)}" if others else listing(root)
+        do = "Choose another folder, or arrange the pictures in one of these ways."
+        raise BadInput(root, found, LAYOUTS, do)
     if untagged is not None and table is None:
         check_pictures_alone(root)
         pictures = open_pictures(root) if options.upright is None else open_pictures(root, upright=options.upright)

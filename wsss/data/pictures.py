@@ -1,104 +1,266 @@
 """The only reader of picture files: whatever they hold becomes 8-bit RGB."""
 
+import dataclasses
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from wsss.errors import BadInput
+from wsss.data.dicom import Dicom, is_dicom
+from wsss.data.nifti import NIFTI_SUFFIXES, Nifti
+from wsss.data.samples import PLAIN, Header, Kind, PictureReading, Samples, check, to_rgb, turned, unlikely_size
+from wsss.data.tiff import Tiff, is_tiff
+from wsss.errors import BadInput, reading
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
+    *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".dcm", ".dicom", *NIFTI_SUFFIXES),
+)
+_TO_PNG = "convert them to JPEG or PNG first"
+UNREAD_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".jxl", ".psd", ".svg", ".tga", ".pcx", ".ico", ".eps"), _TO_PNG),
+    **dict.fromkeys(
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"), "develop them to JPEG, PNG or TIFF first"
+    ),
+    **dict.fromkeys(
+        (".exr", ".hdr", ".npy", ".npz", ".fits", ".mha", ".nrrd", ".czi", ".lif", ".svs"), "convert them to TIFF first"
+    ),
+}
+_PNG, _JP2, _J2K = b"\x89PNG\r\n\x1a\n", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")
+_DEEP_MODES: dict[str, tuple[Kind, str]] = {
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), ("integer", "uint16")),
+    "I": ("integer", "int32"),
+    "F": ("float", "float32"),
+}
+_HEAD = 132
+_EXPECTED = "a whole picture (JPEG, PNG, ...)"
+_DO = "Replace or remove the file, or leave bad pictures out with --skip-bad."
+_MISSING = "Check the list of names against the folder of pictures."
+_ORIENTATION = 0x0112
 
 
-def read_picture(path: Path, *, upright: bool) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture file of any common kind as RGB.
+@runtime_checkable
+class _Source(Protocol):
+    """An opened picture file."""
 
-    Grey, palette and CMYK pictures are converted; 16-bit grey is scaled to 8 bits; transparent pixels are laid on white.
+    header: Header
+
+    def load(self, bands: tuple[int, ...]) -> Image.Image | Samples:
+        """The picture as stored: 8-bit colours as Pillow's image, all else as samples."""
+
+
+def read_picture(path: Path, *, upright: bool, how: PictureReading = PLAIN) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture file as RGB.
+
+    Grey, palette, CMYK, YCbCr and L*a*b* pictures are converted; transparent pixels are laid on white. Samples of more than
+    8 bits are scaled as `how` says.
+
+    Args:
+        path: the file.
+        upright: turn the picture as its EXIF orientation says.
+        how: what becomes black and white, and which bands and page are taken.
 
     Raises:
-        BadInput: the file is missing, empty, cut off, or no picture.
+        BadInput: the file is missing, empty, cut off, or no picture, or `how` is for pictures of another kind.
     """
-    with _opened(path) as picture:
-        turned = ImageOps.exif_transpose(picture) if upright else picture
-        return np.asarray(_to_rgb(turned))
+    with reading(path, _EXPECTED, _DO, missing=_MISSING):
+        source = _source(path, how.page)
+        check(source.header, how, path)
+        content = source.load(how.bands)
+        if isinstance(content, Image.Image) and how.value_range is None and not how.bands:
+            image = np.asarray(_to_rgb(content))
+        else:
+            if isinstance(content, Image.Image):
+                content = _samples(content, source.header)
+                check(content.header, how, path)
+            image = to_rgb(content, how, path)
+        return turned(image, source.header.orientation) if upright and source.header.orientation > 1 else image
 
 
-def picture_size_hw(path: Path, *, upright: bool) -> tuple[int, int]:
+def read_samples(path: Path, how: PictureReading) -> Samples:
+    """The samples of a picture as stored, neither scaled nor turned.
+
+    Raises:
+        BadInput: as `read_picture`.
+    """
+    with reading(path, _EXPECTED, _DO, missing=_MISSING):
+        source = _source(path, how.page)
+        content = source.load(how.bands)
+        return _samples(content, source.header) if isinstance(content, Image.Image) else content
+
+
+def picture_size_hw(path: Path, *, upright: bool, how: PictureReading = PLAIN) -> tuple[int, int]:
     """Height and width of a picture, without decoding it.
 
     Raises:
         BadInput: as `read_picture`.
     """
-    with _opened(path) as picture:
-        width, height = picture.size
-        turned = upright and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
+    return read_header(path, how.page).turned_hw(upright)
 
 
-def orientation(path: Path) -> int:
-    """How a picture is to be turned, as EXIF numbers it: 1 (not at all) to 8.
+def read_header(path: Path, page: int | None = None) -> Header:
+    """What a picture file says of a page of itself (from 1; None: the first), without decoding it.
 
     Raises:
         BadInput: as `read_picture`.
     """
-    with _opened(path) as picture:
-        found = picture.getexif().get(0x0112, 1)
-        return found if found in range(1, 9) else 1
+    with reading(path, _EXPECTED, _DO, missing=_MISSING):
+        source = _source(path, page)
+        if isinstance(source, _Common):
+            source.close()
+        return source.header
 
 
-class _opened:
-    """Open a picture and turn whatever goes wrong while it is read into BadInput."""
+def count_frames(path: Path) -> int:
+    """The frames of an animated GIF, WebP or PNG; 1 for all other pictures.
+
+    Raises:
+        BadInput: as `read_picture`.
+    """
+    with reading(path, _EXPECTED, _DO, missing=_MISSING), path.open("rb") as stream:
+        if is_tiff(stream.read(4)):
+            return 1
+        stream.seek(0)
+        with Image.open(stream) as picture:
+            return _frames(picture)
+
+
+def _source(path: Path, page: int | None) -> _Source:
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        return Nifti(path, page)
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if is_tiff(head):
+        return Tiff(path, page)
+    if is_dicom(head):
+        return Dicom(path, page)
+    if _bits(head) > 8 and (source := _DeepBands(path)).header.bands > 1:
+        return source
+    return _Common(path, page)
+
+
+def _bits(head: bytes) -> int:
+    """Bits a sample of a PNG (IHDR) or JPEG 2000 (ihdr or SIZ) that begins like this; 0 for others."""
+    if head.startswith(_PNG):
+        return head[24] if len(head) > 24 else 0
+    if head.startswith(_JP2) and 0 <= (at := head.find(b"ihdr")) < len(head) - 14:
+        return (head[at + 14] & 0x7F) + 1
+    return (head[42] & 0x7F) + 1 if head.startswith(_J2K) and len(head) > 42 else 0
+
+
+class _Common:
+    """A picture that Pillow reads right."""
+
+    def __init__(self, path: Path, page: int | None) -> None:
+        self.picture = picture = _opened(path)
+        frames = 1
+        if page is not None and (frames := _frames(picture)) >= page:
+            picture.seek(page - 1)
+        width, height = picture.size
+        common = Header(
+            (height, width), picture.getexif().get(_ORIENTATION, 1), frames=frames, what=picture.format or "picture"
+        )
+        if picture.mode in _DEEP_MODES:
+            kind, dtype = _DEEP_MODES[picture.mode]
+            self.header = dataclasses.replace(common, kind=kind, dtype=dtype, bands=1, colours=(0,))
+        else:
+            bands = len(picture.getbands()) if picture.mode in _PLAIN_MODES else 3
+            self.header = dataclasses.replace(common, bands=bands)
+
+    def load(self, bands: tuple[int, ...]) -> Image.Image | Samples:
+        with self.picture:
+            self.picture.load()
+        if self.header.kind == "8-bit":
+            return self.picture
+        return Samples(self.header, np.asarray(self.picture).astype(self.header.dtype)[..., None])
+
+    def close(self) -> None:
+        """Let go of the file without decoding it."""
+        self.picture.close()
+
+
+class _DeepBands:
+    """A PNG or JPEG 2000 picture with several bands of more than 8 bits, which Pillow would cut to 8."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        with _opened(path) as picture:
+            mode, size = picture.mode, picture.size
+            orientation, what = picture.getexif().get(_ORIENTATION, 1), picture.format or "picture"
+        self.header = Header(
+            size_hw=(size[1], size[0]),
+            orientation=orientation,
+            kind="integer",
+            dtype="uint16",
+            bands=len(mode) if mode in _PLAIN_MODES else 1,
+            colours=(0,) if mode == "LA" else (0, 1, 2),
+            alpha=len(mode) - 1 if mode in ("LA", "RGBA") else None,
+            what=what,
+        )
 
-    def __enter__(self) -> Image.Image:
-        try:
-            self.picture = Image.open(self.path)
-        except Exception as error:
-            raise self._explained(error) from error
-        return self.picture
+    def load(self, bands: tuple[int, ...]) -> Samples:
+        import cv2  # slow to import, and hardly ever needed here
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self.picture.close()
-        if isinstance(error, Exception):
-            raise self._explained(error) from error
+        with Image.open(self.path) as picture:
+            picture.load()  # OpenCV fills what is missing from a file that is cut off
+        decoded = cv2.imdecode(np.fromfile(self.path, np.uint8), cv2.IMREAD_UNCHANGED)
+        if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
+            raise ValueError("bands of more than 8 bits that OpenCV does not decode")
+        order = {2: [0, decoded.shape[2] - 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[self.header.bands]
+        return Samples(self.header, decoded[..., order])
 
-    def _explained(self, error: Exception) -> BadInput:
-        expected = "a whole picture (JPEG, PNG, ...)"
-        do = "Replace or remove the file, or leave bad pictures out with --skip-bad."
-        if isinstance(error, FileNotFoundError):
-            return BadInput(
-                self.path, "no such file", expected, "Check the list of names against the folder of pictures."
-            )
-        if isinstance(error, IsADirectoryError):
-            return BadInput(self.path, "a folder", expected, do)
-        if isinstance(error, PermissionError):
-            return BadInput(self.path, "a file that may not be read", expected, "Change its permissions.")
-        if self.path.exists() and self.path.stat().st_size == 0:
-            return BadInput(self.path, "an empty file", expected, do)
-        if isinstance(error, UnidentifiedImageError):
-            head = self.path.read_bytes()[:16]
-            return BadInput(self.path, f"no picture (it begins with {head!r})", expected, do)
-        if isinstance(error, Image.DecompressionBombError):
-            return BadInput(
-                self.path,
-                f"a picture of an unlikely size ({error})",
-                f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels",
-                "Scale it down.",
-            )
-        # Pillow's decoders let all kinds of errors out when a file is damaged
-        return BadInput(self.path, f"a picture that cannot be decoded ({error!r:.120})", expected, do)
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError as error:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+        found = f"no picture (it begins with {head!r})" if head else "an empty file"
+        raise BadInput(path, found, _EXPECTED, _DO) from error
+    except Image.DecompressionBombError as error:
+        raise unlikely_size(path, str(error)) from error
+
+
+def _frames(picture: Image.Image) -> int:
+    # what a phone adds to its JPEG (MPO) is no animation
+    return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+
+
+def _samples(picture: Image.Image, header: Header) -> Samples:
+    """The bands of an 8-bit picture; those of one with a palette, CMYK and others after conversion to RGB."""
+    plain = (
+        picture
+        if picture.mode in _PLAIN_MODES and not (picture.mode in "LRGB" and picture.has_transparency_data)
+        else None
+    )
+    values = np.asarray(plain if plain is not None else _to_rgb(picture))
+    values = values.reshape(*values.shape[:2], -1)
+    bands = values.shape[2]
+    return Samples(
+        dataclasses.replace(
+            header,
+            bands=bands,
+            colours=(0,) if bands < 3 else (0, 1, 2),
+            alpha=bands - 1 if bands in (2, 4) else None,
+            associated=False,
+            inverted=False,
+        ),
+        values,
+    )
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(picture, lab, rgb, outputMode="RGB")
+        assert converted is not None
+        return converted
     if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
+        rgba = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return picture.convert("RGB")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsss.data.pictures import orientation, picture_size_hw
+from wsss.data.pictures import picture_size_hw, read_header
 from wsss.errors import BadInput
 from wsss.stream import in_threads
 
@@ -69,12 +69,12 @@ def decided(
 def _fits(path: Path, size_hw: tuple[int, int]) -> bool | str | None:
     """Whether a mask has the size of the turned picture (True) or of the unturned one (False); None if there is nothing to turn."""
     try:
-        if orientation(path) == 1:
-            return None
-        sizes = {upright: picture_size_hw(path, upright=upright) for upright in (True, False)}
+        header = read_header(path)
     except BadInput:  # found and named where all pictures are looked through
         return None
-    fitting = [upright for upright, size in sizes.items() if size == size_hw]
+    if header.orientation == 1:
+        return None
+    fitting = [upright for upright in (True, False) if header.turned_hw(upright) == size_hw]
     return fitting[0] if len(fitting) == 1 else "either"
 
 

@@ -155,6 +155,7 @@ class Learning(nn.Module):
     def __init__(self, settings: Settings, network: CLIP, images: Images, prompts: Sequence[str]) -> None:
         super().__init__()
         self.network, self.settings = network, settings
+        self.metadata: dict[str, Any] = {}
         side = settings.augment.crop // network.patch
         self.grid = (side, side)
         self.examples = partial(_example, images, settings, network.vocabulary, tuple(prompts))
@@ -189,6 +190,7 @@ class Learning(nn.Module):
         with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=TEMPORARY_SUFFIX) as folder:
             transformers_logging.disable_progress_bar()
             model = copy.deepcopy(self.network.model).half() if self.settings.half else self.network.model
+            model.config.update(self.metadata)
             model.save_pretrained(folder)
             self.network.vocabulary.tokenizer.save_pretrained(folder)
             for file in sorted(Path(folder).iterdir()):

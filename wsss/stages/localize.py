@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float, Int
 from wsss import launch
 from wsss.data.files import write_cams
 from wsss.data.images import Images
+from wsss.data.samples import PLAIN
 from wsss.errors import BadInput
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.stream import Writer, in_threads
+from wsss.weights import reading_of
 
 
 class Cams(NamedTuple):
@@ -57,6 +59,20 @@ def read_prepared(prepare: Callable[[Any], Any], images: Images, index: int) -> 
         raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
 
 
+def _check_reading(images: Images, weights: Path) -> None:
+    """Raise BadInput if weights were trained on pictures of more than 8 bits whose values or bands were read in another way."""
+    trained = reading_of(weights)
+    if trained is None or trained == PLAIN:
+        return
+    if (trained.value_range, trained.bands) != (images.reading.value_range, images.reading.bands):
+        raise BadInput(
+            images.title,
+            f"pictures read with {images.reading}",
+            f"{trained}, like those that {weights} was trained on",
+            f"Give {trained.flags()} if these pictures are of the same kind, or train on pictures of this kind.",
+        )
+
+
 @stage
 def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     """Write the activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
@@ -69,6 +85,8 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
         out: the stage's folder.
         inputs: earlier stages or files that the method needs, by name (`weights`, ...).
     """
+    if "weights" in inputs:
+        _check_reading(images, inputs["weights"])
     localizer = settings.localizer(images, **inputs)
     todo = launch.missing(images.names, out, ".npz")
 

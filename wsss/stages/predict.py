@@ -14,6 +14,10 @@ from wsss import launch
 from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.files import write_mask
 from wsss.data.images import Images
+from wsss.data.lists import unread
+from wsss.data.open import open_pictures
+from wsss.data.samples import PLAIN
+from wsss.data.value_range import NOTHING, Asked, decided
 from wsss.errors import BadInput, check_range
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.progress import Progress
@@ -21,7 +25,7 @@ from wsss.run import stage
 from wsss.segmenters import deeplab, deeplab_v1, emanet, pspnet
 from wsss.segmenters.trained import Trained
 from wsss.stream import in_threads
-from wsss.weights import trained_weights
+from wsss.weights import reading_of, trained_weights
 
 SEGMENTERS: dict[str, ModuleType] = {module.KIND: module for module in (deeplab, emanet, deeplab_v1, pspnet)}
 
@@ -65,6 +69,7 @@ class Segmenter:
 
     Attributes:
         classes: the class names.
+        reading: how the pictures were read that it was trained on; None for published checkpoints.
     """
 
     def __init__(self, weights: Path, settings: Settings) -> None:
@@ -80,6 +85,7 @@ class Segmenter:
         self.settings = settings
         self.trained: Trained = SEGMENTERS[kind].Trained(state, metadata, path)
         self.classes = self.trained.classes
+        self.reading = reading_of(path)
         self.scales = self.trained.scales if settings.scales is None else settings.scales
         self.mirrored = (False, True) if (self.trained.flip if settings.flip is None else settings.flip) else (False,)
 
@@ -116,17 +122,46 @@ class Segmenter:
         return self.refined(image, self.probabilities(self.prepare(image)))
 
 
+def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Images, list[str]]:
+    """A picture, or all pictures of a folder, read as those were that a segmenter was trained on, with notes for the user.
+
+    Published checkpoints do not say how; then it is decided for these pictures, as for a data set.
+
+    Args:
+        path: the picture or the folder.
+        weights: folder of a trained segmenter, or its file.
+        asked: what the user says instead. A range of values takes pictures of any kind.
+
+    Raises:
+        BadInput: there are no pictures, or they are not of the kind that the segmenter was trained on.
+    """
+    images = open_pictures(path)
+    reading, notes = decided(images.paths, path, asked, reading_of(weights))
+    others = unread(path) if path.is_dir() else []
+    return dataclasses.replace(images, reading=reading), notes + others
+
+
 @stage
 def predict(settings: Settings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Write a predicted mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
     Args:
         settings: scales, mirror images, CRF.
-        images: any pictures; their tags are not looked at.
+        images: any pictures, read as those of the training (see `pictures`); their tags are not looked at.
         weights: folder of a trained segmenter, or its file.
         out: the stage's folder.
+
+    Raises:
+        BadInput: the segmenter was trained on pictures of more than 8 bits, and these were opened as 8-bit ones.
     """
     segmenter = Segmenter(weights, settings)
+    if images.reading == PLAIN and segmenter.reading not in (None, PLAIN):
+        raise BadInput(
+            images.title,
+            f"pictures opened with {images.reading}",
+            f"{segmenter.reading}, like those that {weights} was trained on",
+            "Open them with `wsss.stages.predict.pictures`.",
+        )
     todo = launch.missing(images.names, out, ".png")
     mine = len(launch.share(images.names))
 

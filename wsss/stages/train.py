@@ -22,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from wsss import launch, stopping
 from wsss.data.images import Images
+from wsss.data.samples import PLAIN
 from wsss.errors import BadInput, check_range
 from wsss.progress import Progress
 from wsss.run import neutral, plain, stage
@@ -118,10 +119,12 @@ class Trainable(Protocol):
     Attributes:
         network: what is learned, under the published names.
         examples: makes the examples.
+        metadata: what is written beside the weights; `train` adds how the pictures were read, where that is not the usual way.
     """
 
     network: nn.Module
     examples: Examples
+    metadata: dict[str, Any]
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms; their sum is minimised."""
@@ -175,6 +178,8 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     torch.manual_seed(training.seed)
     trainable = settings.trainable(images, **inputs)
     assert isinstance(trainable, nn.Module)
+    if images.reading != PLAIN:
+        trainable.metadata["reading"] = images.reading.plain()
     launch.synchronise_batch_norm(trainable)
     accelerator = launch.accelerator(
         training.precision, training.accumulate, str(out / "tensorboard") if training.tensorboard else None

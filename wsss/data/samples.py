@@ -1,0 +1,257 @@
+"""How the samples of picture files become 8-bit RGB: one rule for a data set, and what it is applied to."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+
+from wsss.errors import BadInput
+
+Kind = Literal["8-bit", "integer", "float"]
+
+# a float picture may overshoot the range of a sample by so much of it, as resizing makes it do
+_OVERSHOOT = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureReading:
+    """How the pictures of a data set are read. The default is for pictures of 8 bits, which stay as they are.
+
+    Attributes:
+        value_range: the values that become 0 and 255; None leaves 8-bit pictures as they are.
+        kinds: what samples this holds for; pictures of other kinds are refused.
+        strict: whether values beyond the range are refused, since it was found in a sample of the pictures; else they are clipped.
+        bands: numbers (from 1) of the band taken as grey, of those taken as red, green and blue, or of these and alpha;
+            empty: as the file says.
+        page: number (from 1) of the page, frame or slice; None: files with one page, and the first frame of animations.
+    """
+
+    value_range: tuple[float, float] | None = None
+    kinds: tuple[Kind, ...] = ("8-bit",)
+    strict: bool = False
+    bands: tuple[int, ...] = ()
+    page: int | None = None
+
+    @staticmethod
+    def of(values: Mapping[str, Any] | None) -> "PictureReading":
+        """What `plain` gave, back again; None gives the default.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if values is None:
+            return PLAIN
+        wanted: list[Any] = [values.get(key) for key in ("value_range", "kinds", "bands", "page")]
+        span, kinds, bands, page = wanted
+        ordered = span is None or (_all(span, int | float) and len(span) == 2 and span[0] < span[1])
+        numbered = _all(bands, int) and (page is None or isinstance(page, int))
+        if not (ordered and numbered and _all(kinds, str) and all(kind in get_args(Kind) for kind in kinds)):
+            raise ValueError(f"no way of reading pictures: {values}")
+        low_high = (float(span[0]), float(span[1])) if span else None
+        return PictureReading(low_high, tuple(kinds), bool(values.get("strict")), tuple(bands), page)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    def flags(self) -> str:
+        """What to type to read pictures in this way."""
+        span = self.value_range
+        parts = [f"--value-range={span[0]:g},{span[1]:g}"] if span else []
+        parts += [f"--bands {','.join(map(str, self.bands))}"] if self.bands else []
+        return " ".join(parts + ([f"--page {self.page}"] if self.page else []))
+
+    def __str__(self) -> str:
+        low, high = self.value_range or (0, 255)
+        parts = [f"values {low:g} to {high:g}"]
+        parts += [f"bands {', '.join(map(str, self.bands))}"] if self.bands else []
+        parts += [f"page {self.page}"] if self.page else []
+        return ", ".join(parts)
+
+
+PLAIN = PictureReading()
+
+
+def _all(values: Any, kind: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a picture file says of itself.
+
+    Attributes:
+        size_hw: height and width as stored, before any turning.
+        orientation: EXIF's, 1 to 8.
+        kind: of its samples.
+        dtype: their NumPy type.
+        bands: samples a pixel.
+        colours: positions (from 0) of the grey band, or of red, green and blue; None: the file does not say which they are.
+        alpha: position of the band that says how opaque a pixel is.
+        associated: whether the colours are multiplied by alpha already.
+        declared: whether the file says that the `colours` are those.
+        inverted: whether large values are dark.
+        pages: full pages, or slices.
+        frames: frames of an animation.
+        nodata: the value that means that there is none, besides NaN.
+        window: low and high of the display window that the file proposes.
+        what: the file's format in a word.
+    """
+
+    size_hw: tuple[int, int]
+    orientation: int = 1
+    kind: Kind = "8-bit"
+    dtype: str = "uint8"
+    bands: int = 3
+    colours: tuple[int, ...] | None = (0, 1, 2)
+    alpha: int | None = None
+    associated: bool = False
+    declared: bool = True
+    inverted: bool = False
+    pages: int = 1
+    frames: int = 1
+    nodata: float | None = None
+    window: tuple[float, float] | None = None
+    what: str = "picture"
+
+    def __str__(self) -> str:
+        return f"{self.what} of {self.dtype} with {self.bands} band{'s' * (self.bands != 1)}"
+
+    def turned_hw(self, upright: bool) -> tuple[int, int]:
+        """Height and width, turned as the orientation says if `upright`."""
+        height, width = self.size_hw
+        return (width, height) if upright and self.orientation in (5, 6, 7, 8) else (height, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """A decoded picture that is more than 8-bit colours; the samples are as stored.
+
+    Attributes:
+        header: what the file says of it.
+        values: all bands.
+    """
+
+    header: Header
+    values: Shaped[np.ndarray, "h w b"]
+
+
+def check(header: Header, reading: PictureReading, path: Path) -> None:
+    """Raise BadInput if a picture cannot be read in this way."""
+    if header.pages > 1 and reading.page is None:
+        raise BadInput(
+            path,
+            f"{header.pages} pages ({header})",
+            "a picture of one page",
+            "Say which one to read with --page N, or save the pages as files of their own.",
+        )
+    if reading.page is not None and reading.page > max(header.pages, header.frames):
+        found = f"{max(header.pages, header.frames)} page{'s' * (max(header.pages, header.frames) > 1)}"
+        raise BadInput(path, found, f"page {reading.page}", "Change --page, or leave the file out.")
+    if reading.bands and max(reading.bands) > header.bands:
+        raise BadInput(
+            path, f"a {header}", f"band {max(reading.bands)} (--bands)", "Choose other bands, or leave the file out."
+        )
+    if not reading.bands and header.colours is None:
+        raise BadInput(
+            path,
+            f"a {header}, which does not say which of them are colours",
+            "grey, or red, green and blue",
+            "Choose with --bands: `--bands 3,2,1` takes the third band as red, `--bands 1` the first as grey.",
+        )
+    if header.kind not in reading.kinds:
+        low, high = reading.value_range or (0, 255)
+        expected = "8-bit pictures" if reading.value_range is None else f"{' or '.join(reading.kinds)} samples"
+        raise BadInput(
+            path,
+            f"a {header}",
+            f"{expected}, values {low:g} to {high:g}, like the other pictures or those that the network was trained on",
+            "Convert it to their kind, leave it out, or say with --value-range LOW,HIGH which values are black and white in all.",
+        )
+
+
+def to_rgb(samples: Samples, reading: PictureReading, path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture with the values of the range scaled to 0 to 255, on white where it is transparent.
+
+    Missing values (NaN, or what the file says means none) are black.
+
+    Raises:
+        BadInput: no value is there, or one is beyond the range and the reading is strict.
+    """
+    header = samples.header
+    chosen = tuple(band - 1 for band in reading.bands) or header.colours or ()
+    colours, alpha = chosen[:3], chosen[3] if len(chosen) == 4 else None if reading.bands else header.alpha
+    values = samples.values[..., list(colours)]
+    if reading.value_range is None:
+        scaled = values.astype(np.uint8)
+        scaled = 255 - scaled if header.inverted else scaled
+    else:
+        low, high = reading.value_range
+        there = present(values, header.nodata)
+        if not there.any():
+            raise BadInput(
+                path, f"no value at all ({header})", "a picture", "Remove it, or leave it out with --skip-bad."
+            )
+        if reading.strict:
+            _check_within(values[there], header, reading.value_range, path)
+        with np.errstate(over="ignore"):
+            levels = (values.astype(np.float64) - low) * (255.0 / (high - low))
+        scaled = np.rint(np.clip(np.where(there, levels, 0), 0, 255)).astype(np.uint8)
+        scaled = np.where(there, 255 - scaled, 0).astype(np.uint8) if header.inverted else scaled
+    if alpha is not None:
+        opaque = np.clip(samples.values[..., [alpha]].astype(np.float64) / _full(header), 0, 1)
+        colour = scaled if header.associated and not reading.bands else scaled * opaque
+        scaled = np.rint(np.clip(colour + 255 * (1 - opaque), 0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(scaled, (*scaled.shape[:2], 3)))
+
+
+def present(values: Shaped[np.ndarray, "..."], nodata: float | None) -> np.ndarray:
+    """Where values are there: neither NaN nor `nodata`."""
+    there = ~np.isnan(values)
+    return there if nodata is None else there & (values != nodata)
+
+
+def turned(image: Shaped[np.ndarray, "h w ..."], orientation: int) -> np.ndarray:
+    """A stored picture as EXIF's orientation (1 to 8) says that it is to be seen."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    right = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(image[::down, ::right])
+
+
+def check_size(height: int, width: int, path: Path) -> None:
+    """Raise BadInput for pictures without pixels, or with more than Pillow opens."""
+    if height < 1 or width < 1:
+        raise BadInput(path, f"a picture of {height}x{width} pixels", "at least one pixel", "Replace or remove it.")
+    if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
+        raise unlikely_size(path, f"{height}x{width} pixels")
+
+
+def unlikely_size(path: Path, size: str) -> BadInput:
+    """The error about a picture that would not fit into memory."""
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return BadInput(path, f"a picture of an unlikely size ({size})", f"at most {most} pixels", "Scale it down.")
+
+
+def _check_within(values: np.ndarray, header: Header, value_range: tuple[float, float], path: Path) -> None:
+    low, high = value_range
+    slack = _OVERSHOOT * (high - low) if header.kind == "float" else 0.0
+    least, most = float(values.min()), float(values.max())
+    if least < low - slack or most > high + slack:
+        raise BadInput(
+            path,
+            f"the value {most if most > high + slack else least:g} in a {header}",
+            f"values {low:g} to {high:g}, the range of a sample of the pictures or of those that the network was trained on",
+            "Set the range that is meant with --value-range LOW,HIGH.",
+        )
+
+
+def _full(header: Header) -> float:
+    return 1.0 if header.kind == "float" else float(np.iinfo(header.dtype).max)

@@ -1,0 +1,336 @@
+"""Which values of a data set's pictures become black and white: decided once, from their headers and a sample of their samples."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from wsss.data.pictures import count_frames, read_header, read_samples
+from wsss.data.samples import PLAIN, Header, Kind, PictureReading, check, present
+from wsss.errors import BadInput
+from wsss.stream import in_threads
+
+_HEADERS, _DECODED, _VALUES = 256, 32, 1 << 15
+_BITS = (8, 10, 12, 14, 16)
+# values that fill less of a standard range than this would be told apart by few of the 256 levels
+_FILLED = 1 / 8
+_PERCENTILES = (0.5, 99.5)
+_OVERSHOOT = 0.1
+T = TypeVar("T")
+_MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".avif")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the user says about how pictures are read; None, and empty, where nothing is said.
+
+    Attributes:
+        value_range: the values that become black and white.
+        bands: numbers (from 1) of the bands taken as grey, as red, green and blue, or as these and alpha.
+        page: number (from 1) of the page, frame or slice.
+    """
+
+    value_range: tuple[float, float] | None = None
+    bands: tuple[int, ...] = ()
+    page: int | None = None
+
+    @classmethod
+    def of(
+        cls, value_range: str | Sequence[float] | None, bands: str | Sequence[int] | None, page: int | None
+    ) -> "Asked":
+        """From settings as they are typed: `0,4095` and `4,3,2`.
+
+        Raises:
+            BadInput: they are something else.
+        """
+        low_high = _numbers("--value-range", value_range, "LOW,HIGH, as 0,4095", (2,))
+        if low_high and not (np.isfinite(low_high).all() and low_high[0] < low_high[1]):
+            found = f"{low_high[0]:g} to {low_high[1]:g}"
+            raise BadInput("--value-range", found, "a smaller and a larger number", "Change it.")
+        expected = "numbers of bands from 1, as 4,3,2 or 1"
+        chosen = _numbers("--bands", bands, expected, (1, 3, 4))
+        if any(number % 1 for number in chosen):
+            raise BadInput("--bands", str(bands), expected, "Change it.")
+        for setting, numbers in (("--bands", chosen), ("--page", [] if page is None else [page])):
+            if numbers and min(numbers) < 1:
+                raise BadInput(setting, f"{min(numbers):g}", "numbers from 1", "The first one has the number 1.")
+        return cls((low_high[0], low_high[1]) if low_high else None, tuple(int(band) for band in chosen), page)
+
+
+NOTHING = Asked()
+
+
+def _numbers(setting: str, given: str | Sequence[float] | None, expected: str, lengths: Sequence[int]) -> list[float]:
+    if given is None:
+        return []
+    try:
+        numbers = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadInput(setting, repr(given), expected, "Change it.") from error
+    if len(numbers) not in lengths:
+        raise BadInput(setting, f"{len(numbers)} numbers", expected, "Change it.")
+    return numbers
+
+
+def decided(
+    paths: Sequence[Path], where: Path, asked: Asked = NOTHING, trained: PictureReading | None = None
+) -> tuple[PictureReading, list[str]]:
+    """How these pictures are read, all in one way, and what a user should know about it.
+
+    Pictures of 8 bits stay as they are. For others the range is, in this order: what `asked` says; [0, 1] or [-1, 1] where all
+    floats are in it; the smallest of 8, 10, 12, 14 and 16 bits that holds all integers; percentiles 0.5 and 99.5, where
+    these would leave most levels unused. Pictures that cannot be opened are passed over.
+
+    Args:
+        paths: of the pictures; of many, those at even distances are looked at.
+        where: the data set, to name in an error.
+        asked: what the user says.
+        trained: how the pictures were read that a network was trained on; taken where no range is asked for.
+
+    Raises:
+        BadInput: most have several pages, or bands whose meaning they do not say, or some have 8 bits and others more, and
+            `asked` does not say what to do.
+    """
+    looked = _spread(paths, _HEADERS)
+    found = in_threads(lambda path: _or_none(lambda: read_header(path, asked.page)), looked)
+    headers = {path: header for path, header in zip(looked, found, strict=True) if header is not None}
+    if trained is not None and asked.value_range is None:
+        reading = dataclasses.replace(trained, bands=asked.bands or trained.bands, page=asked.page or trained.page)
+    else:
+        reading = PictureReading(asked.value_range, _kinds(headers, where, asked), bands=asked.bands, page=asked.page)
+    _check_most(headers, where, reading)
+    notes = [*_notes_on_bands(headers, reading), *_notes_on_frames(looked, reading)]
+    if trained is not None and asked.value_range is None:
+        return reading, notes
+    deep = [path for path, header in headers.items() if header.kind != "8-bit"]
+    if not deep and asked.value_range is None:
+        _check_alpha(headers, where, reading)
+        return reading, notes
+    what = ", ".join(f"{text}" for text in dict.fromkeys(str(header) for header in headers.values()))
+    if asked.value_range is not None:
+        low, high = asked.value_range
+        return reading, [f"{what}: values {low:g} to {high:g} become black to white, as --value-range says", *notes]
+    _check_alpha(headers, where, reading)
+    seen = _Seen(reading)
+    for values in in_threads(
+        lambda path: _or_none(lambda: _values(path, headers[path], reading)), _spread(deep, _DECODED)
+    ):
+        if values is not None:
+            seen.add(values)
+    if not seen.pictures:
+        return dataclasses.replace(reading, value_range=(0.0, 1.0)), notes
+    value_range, strict, why = seen.range(reading.kinds)
+    low, high = value_range
+    said = f"{what}: values {low:g} to {high:g} become black to white ({why}, by a look at {seen.pictures} pictures)"
+    windows = Counter(header.window for header in headers.values() if header.window)
+    for (dark, bright), count in windows.most_common(1):
+        notes.append(
+            f"{count} pictures propose the display window {dark:g} to {bright:g}, which is not used; --value-range={dark:g},{bright:g} takes it"
+        )
+    if seen.missing:
+        notes.append(f"{seen.missing} of {seen.pictures} pictures have pixels without a value, which become black")
+    return dataclasses.replace(reading, value_range=value_range, strict=strict), [
+        f"{said}; --value-range LOW,HIGH sets other values",
+        *notes,
+    ]
+
+
+def _spread(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of them, at even distances."""
+    if len(paths) <= most:
+        return list(paths)
+    return [paths[index] for index in np.linspace(0, len(paths) - 1, most).round().astype(int)]
+
+
+def _or_none(read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except BadInput:
+        return None  # whoever reads all pictures will name it
+
+
+def _kinds(headers: dict[Path, Header], where: Path, asked: Asked) -> tuple[Kind, ...]:
+    first: dict[Kind, Path] = {}
+    counts: Counter[Kind] = Counter()
+    for path, header in headers.items():
+        first.setdefault(header.kind, path)
+        counts[header.kind] += 1
+    kinds = tuple(sorted(counts))
+    if not kinds:
+        return PLAIN.kinds
+    beyond = asked.value_range is not None and not (asked.value_range[0] >= 0 and asked.value_range[1] <= 255)
+    if "8-bit" in kinds and beyond and asked.value_range:
+        low, high = asked.value_range
+        raise BadInput(
+            first["8-bit"],
+            f"an 8-bit picture (one of {counts['8-bit']} of {len(headers)} looked at), whose values end at 255",
+            f"values {low:g} to {high:g} (--value-range)",
+            "Convert all pictures to one kind, or change --value-range.",
+        )
+    if len(kinds) > 1 and asked.value_range is None:
+        found = "; ".join(
+            f"{counts[kind]} of {kind} samples ({first[kind]} first: {headers[first[kind]]})" for kind in kinds
+        )
+        raise BadInput(
+            where,
+            f"pictures that do not go together: {found}",
+            "pictures of one kind, since a network has to see like things alike",
+            "Convert them to one kind, or say with --value-range LOW,HIGH which values are black and white in all of them.",
+        )
+    return kinds
+
+
+def _check_most(headers: dict[Path, Header], where: Path, reading: PictureReading) -> None:
+    """Raise the error of the first picture that cannot be read in this way, if most cannot; a few are bad files among good ones."""
+    wrong = []
+    for path, header in headers.items():
+        try:
+            check(header, reading, path)
+        except BadInput as error:
+            wrong.append(error)
+    if 2 * len(wrong) > len(headers):
+        first = wrong[0]
+        found = f"{first.found} in {first.where}, one of {len(wrong)} such pictures of {len(headers)} looked at"
+        raise BadInput(where, found, first.expected, first.do)
+
+
+def _check_alpha(headers: dict[Path, Header], where: Path, reading: PictureReading) -> None:
+    """Raise BadInput if what TIFFs call alpha looks like a band of the picture: GDAL calls any fourth band so."""
+    four = [path for path, header in headers.items() if header.what == "TIFF" and header.alpha == 3]
+    if reading.bands or not four:
+        return
+    between = [
+        float(((alpha > 0) & (alpha < full)).mean())
+        for alpha, full in in_threads(lambda path: _alpha(path, reading), _spread(four, _DECODED))
+    ]
+    if between and np.median(between) > 0.5:
+        raise BadInput(
+            where,
+            f"a fourth band that TIFFs call alpha and that looks like a picture of its own ({four[0]} first; "
+            f"{100 * np.median(between):.0f}% of its values are neither transparent nor opaque)",
+            "an alpha band, or to know that it is another one, such as near infrared",
+            "Say `--bands 1,2,3` to leave it out, `--bands 4,3,2` or the like to use it, or `--bands 1,2,3,4` if it is alpha.",
+        )
+
+
+def _alpha(path: Path, reading: PictureReading) -> tuple[np.ndarray, float]:
+    found = _or_none(lambda: read_samples(path, reading))
+    if found is None or found.header.alpha is None:
+        return np.zeros(1), 1.0
+    values = found.values[..., found.header.alpha]
+    return values, 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
+
+
+def _notes_on_bands(headers: dict[Path, Header], reading: PictureReading) -> list[str]:
+    if reading.bands:
+        named = ("grey",) if len(reading.bands) == 1 else ("red", "green", "blue", "alpha")
+        return [
+            "bands: " + ", ".join(f"{name} is band {band}" for name, band in zip(named, reading.bands, strict=False))
+        ]
+    notes = []
+    guessed = [header for header in headers.values() if header.colours and not header.declared]
+    if guessed:
+        notes.append(
+            f"{len(guessed)} of {len(headers)} pictures do not say what their {guessed[0].bands} bands are; they are taken as red, green, "
+            "blue; --bands takes others"
+        )
+    unused = [header for header in headers.values() if header.colours and _unused(header)]
+    if unused:
+        notes.append(
+            f"{len(unused)} of {len(headers)} pictures have {unused[0].bands} bands; the colours are the first {len(unused[0].colours or ())}, "
+            f"and the other {_unused(unused[0])} are not used; --bands takes others"
+        )
+    inverted = sum(header.inverted for header in headers.values())
+    if inverted:
+        notes.append(f"{inverted} of {len(headers)} pictures say that small values are white; they are inverted")
+    return notes
+
+
+def _unused(header: Header) -> int:
+    return header.bands - len(header.colours or ()) - (header.alpha is not None)
+
+
+def _notes_on_frames(paths: Sequence[Path], reading: PictureReading) -> list[str]:
+    may = [path for path in paths if path.suffix.lower() in _MAY_MOVE]
+    moving = [path for path in may if (_or_none(lambda path=path: count_frames(path)) or 1) > 1]  # type: ignore[misc]
+    if not moving or reading.page is not None:
+        return []
+    return [
+        f"{len(moving)} of {len(paths)} pictures looked at are animated ({moving[0].name} first): their first frame is read; --page takes another"
+    ]
+
+
+@dataclasses.dataclass
+class _Values:
+    """Values of one picture: the smallest, the largest, some of them, and whether all are whole and all are there."""
+
+    least: float
+    most: float
+    some: np.ndarray
+    whole: bool
+    complete: bool
+
+
+def _values(path: Path, header: Header, reading: PictureReading) -> _Values | None:
+    check(header, reading, path)
+    samples = read_samples(path, reading)
+    chosen = [band - 1 for band in reading.bands[:3]] or list(samples.header.colours or (0,))
+    values = samples.values[..., chosen]
+    there = present(values, samples.header.nodata) & np.isfinite(values)
+    found = values[there].astype(np.float64)
+    if not found.size:
+        return None
+    some = found[:: max(1, found.size // _VALUES)]
+    return _Values(float(found.min()), float(found.max()), some, bool((some == np.rint(some)).all()), bool(there.all()))
+
+
+class _Seen:
+    """What a sample of the pictures holds."""
+
+    def __init__(self, reading: PictureReading) -> None:
+        self.reading = reading
+        self.pictures = self.missing = 0
+        self.least, self.most, self.whole = np.inf, -np.inf, True
+        self.some: list[np.ndarray] = []
+
+    def add(self, values: _Values) -> None:
+        """Look at one more picture."""
+        self.pictures += 1
+        self.missing += not values.complete
+        self.least, self.most = min(self.least, values.least), max(self.most, values.most)
+        self.whole &= values.whole
+        self.some.append(values.some)
+
+    def range(self, kinds: Sequence[Kind]) -> tuple[tuple[float, float], bool, str]:
+        """The values that become black and white, whether there can be none beyond them, and why."""
+        low, high = (float(value) for value in np.percentile(np.concatenate(self.some), _PERCENTILES))
+        for (bottom, top), why in self._standards(kinds):
+            if high - low >= _FILLED * (top - bottom):
+                return (bottom, top), True, why
+        why = "their percentiles 0.5 and 99.5"
+        if low == high:
+            low, high, why = self.least, self.most, "their smallest and largest"
+        if low == high:
+            return (low, low + 1), False, "all are alike"
+        if self.whole:
+            return (np.floor(low), np.ceil(high)), False, why
+        step = 10.0 ** np.floor(np.log10(high - low) - 2)
+        return (float(np.floor(low / step) * step), float(np.ceil(high / step) * step)), False, why
+
+    def _standards(self, kinds: Sequence[Kind]) -> list[tuple[tuple[float, float], str]]:
+        """The first standard range of floats and the first one of integers that hold all values."""
+        found: list[tuple[tuple[float, float], str]] = []
+        if "float" in kinds:
+            for bottom, top in ((0.0, 1.0), (-1.0, 1.0)):
+                if bottom - _OVERSHOOT <= self.least and self.most <= top + _OVERSHOOT:
+                    found.append(((bottom, top), f"floats in [{bottom:g}, {top:g}]"))
+                    break
+        if self.whole and self.least >= 0:
+            bits = next((bits for bits in _BITS if self.most < 2**bits), None)
+            found += [((0.0, 2.0**bits - 1), f"{bits} bits")] if bits else []
+        elif self.whole and self.least >= -128 and self.most <= 127:
+            found.append(((-128.0, 127.0), "8 bits with a sign"))
+        return found
