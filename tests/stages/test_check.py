@@ -1,137 +1,40 @@
-"""A run's data set: looked through once, and held against what the run was made from."""
+"""Opening a data set for work."""
 
 import json
-import os
-import shutil
 
 import pytest
-from PIL import Image
 
-from wsss import digests, run
+from tests.data.conftest import box, write_picture, write_text
 from wsss.errors import BadInput
-from wsss.stages import check
-from wsss.stages.check import CONTENTS, DATA, open_checked, reopened
+from wsss.stages.check import open_checked, reopened
 
 
-@run.stage
-def look(images, *, out):
-    (out / "made.txt").write_text("made")
-    return {}
+def two_splits(root):
+    """COCO's format with pictures of the same names in both splits."""
+    for split in ("train", "val"):
+        entries = [{"id": n, "file_name": f"{n}.png", "height": 30, "width": 40} for n in (1, 2, 3)]
+        objects = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "segmentation": box(2, 2, 9, 9)} for n in (1, 2, 3)]
+        content = {"images": entries, "annotations": objects, "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}
+        write_text(root / f"annotations/instances_{split}.json", json.dumps(content))
+        for n in (1, 2, 3):
+            write_picture(root / split / f"{n}.png", seed=n + 10 * (split == "val"))
+    return root
 
 
-@pytest.fixture
-def data(tmp_path):
-    """Two pictures a class to train on, one to score on."""
-    for number, name in enumerate(
-        ("train/cat/1", "train/cat/2", "train/dog/3", "train/dog/4", "val/cat/5", "val/dog/6")
-    ):
-        path = tmp_path / "data" / f"{name}.bmp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (number, 100, 100)).save(path)
-    return tmp_path / "data"
+def test_a_bad_picture_does_not_take_one_of_its_name_along(tmp_path):
+    root = two_splits(tmp_path / "data")
+    (root / "train" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(BadInput, match="1 bad files"):
+        open_checked(root, skip_bad=False)
+    run = tmp_path / "run"
+    for data in (open_checked(root, skip_bad=True, remember=run), reopened(run)):
+        assert data.split("train").names == ("1", "3")
+        assert data.split("val").names == ("1", "2", "3")
+    assert list(json.loads((run / "data.json").read_text())["bad"]) == ["train/2.png"]
 
 
-@pytest.fixture
-def made(data, tmp_path):
-    """A run with a stage of the training pictures, what was made from it, and one of the others."""
-    opened = open_checked(data, skip_bad=False, remember=tmp_path / "run")
-    first = look(opened.split("train"), out=tmp_path / "run" / "classifier")
-    follow(first, out=tmp_path / "run" / "cams")
-    look(opened.split("val"), out=tmp_path / "run" / "predictions")
-    return tmp_path / "run"
-
-
-@run.stage
-def follow(before, *, out):
-    (out / "made.txt").write_text("made")
-    return {}
-
-
-def opened(data, made):
-    return open_checked(data, skip_bad=False, remember=made)
-
-
-def test_a_picture_replaced_by_another_of_the_same_length(data, made):
-    before = (made / DATA).read_bytes()
-    shutil.copy(data / "train/dog/4.bmp", data / "train/dog/3.bmp")
-    with pytest.raises(BadInput, match=r"train: the content of 1 picture changed: train/dog/3\.bmp") as error:
-        opened(data, made)
-    assert f"remove {made}/classifier, {made}/cams and start the same command again" in error.value.do
-    assert (made / DATA).read_bytes() == before, "notes on what the run was made from"
-    for stage in ("classifier", "cams"):
-        shutil.rmtree(made / stage)
-    assert opened(data, made).split("val")
-    assert (made / DATA).read_bytes() != before
-
-
-def test_new_pictures_concern_their_split_alone(data, made):
-    for number in (7, 8, 9):
-        Image.new("RGB", (8, 8)).save(data / f"val/cat/{number}.bmp")
-    with pytest.raises(BadInput, match=r"val: 3 pictures are new: val/cat/7\.bmp, val/cat/8\.bmp, val/cat/9\.bmp") as error:
-        opened(data, made)
-    assert f"remove {made}/predictions and start" in error.value.do
-
-
-def test_another_data_set_leaves_the_notes_alone(data, made, tmp_path):
-    before = (made / DATA).read_bytes()
-    for path in data.rglob("*.bmp"):
-        other = tmp_path / "other" / path.relative_to(data)
-        other.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 9), "red").save(other)
-    with pytest.raises(BadInput, match="a run made from what the data set held before"):
-        opened(tmp_path / "other", made)
-    assert (made / DATA).read_bytes() == before
-    assert reopened(made).root == data.resolve()
-
-
-def test_the_same_data_set_elsewhere(data, made, tmp_path):
-    data.rename(tmp_path / "moved")
-    opened(tmp_path / "moved", made)
-    assert json.loads((made / DATA).read_text())["opened"]["path"] == str(tmp_path / "moved")
-    assert reopened(made).root == tmp_path / "moved"
-
-
-def test_nothing_is_looked_at_twice(data, made, monkeypatch):
-    monkeypatch.setattr(check, "look_through", None)
-    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
-    opened(data, made)
-    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
-
-
-def test_files_are_not_read_again(data, made, monkeypatch):
-    clock = digests.time.time_ns
-    monkeypatch.setattr(digests.time, "time_ns", lambda: clock() + 10**10)
-    monkeypatch.setattr(digests, "_known", {})
-    opened(data, made)
-    assert (made / CONTENTS).exists()
-    monkeypatch.setattr(digests, "_known", {})
-    monkeypatch.setattr(digests.hashlib, "file_digest", None)
-    opened(data, made)
-
-
-def test_a_finished_run_on_a_read_only_disk(data, made, monkeypatch, tmp_path):
-    data.rename(tmp_path / "moved")
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
-    for name in ("open", "mkdir", "unlink", "rename", "replace", "utime", "link"):
-        function = getattr(os, name)
-
-        def refuses(*arguments, function=function, name=name, **named):
-            if name == "open" and not arguments[1] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
-                return function(*arguments, **named)
-            raise OSError(30, "Read-only file system")
-
-        monkeypatch.setattr(os, name, refuses)
-    again = opened(tmp_path / "moved", made)
-    look(again.split("train"), out=made / "classifier")
-    follow(made / "classifier", out=made / "cams")
-    with pytest.raises(BadInput, match="a read-only file system"):
-        look(again.split("train"), out=made / "other")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"bad": 3}', "[" * 100_000])
-def test_broken_notes_are_named(data, made, content):
-    (made / DATA).write_text(content)
-    with pytest.raises(BadInput) as error:
-        opened(data, made)
-    assert error.value.where == str(made / DATA)
+def test_pictures_that_are_trained_on_and_scored_on_are_noted(tmp_path):
+    root = two_splits(tmp_path)
+    (root / "val" / "2.png").write_bytes((root / "train" / "1.png").read_bytes())
+    notes = open_checked(root, skip_bad=False).notes
+    assert "1 pictures are in both train and val, under other names (train/1.png = val/2.png first)" in notes
