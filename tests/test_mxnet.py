@@ -260,7 +260,9 @@ def test_other_kinds_of_files(tmp_path):
     page.write_text("<!DOCTYPE html>" * 40)
     for read in (read_params, resnet38_params, read_checkpoint):
         for path in (folder, absent):
-            with pytest.raises(BadInput, match=rf"{path.name}: found (a folder|no such file|a file that cannot be read)"):
+            with pytest.raises(
+                BadInput, match=rf"{path.name}: found (a folder|no such file|a file that cannot be read)"
+            ):
                 read(path)
         for path in (empty, page):
             with pytest.raises(BadInput, match=rf"{path.name}: found "):

@@ -13,8 +13,14 @@ def two_splits(root):
     """COCO's format with pictures of the same names in both splits."""
     for split in ("train", "val"):
         entries = [{"id": n, "file_name": f"{n}.png", "height": 30, "width": 40} for n in (1, 2, 3)]
-        objects = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "segmentation": box(2, 2, 9, 9)} for n in (1, 2, 3)]
-        content = {"images": entries, "annotations": objects, "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}
+        objects = [
+            {"id": n, "image_id": n, "category_id": 1 + n % 2, "segmentation": box(2, 2, 9, 9)} for n in (1, 2, 3)
+        ]
+        content = {
+            "images": entries,
+            "annotations": objects,
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
         write_text(root / f"annotations/instances_{split}.json", json.dumps(content))
         for n in (1, 2, 3):
             write_picture(root / split / f"{n}.png", seed=n + 10 * (split == "val"))
