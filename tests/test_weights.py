@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import nn
@@ -368,3 +369,38 @@ def test_imagenet_weights_fit_the_backbone_of_that_name(hub):
     assert report.ignored == ("fc.weight", "fc.bias")
     assert not report.missing
     assert torch.equal(backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_that_are_none(tmp_path, number, dtype):
+    state = {"good": torch.ones(3), "layer.weight": torch.tensor([1.0, number, number]).to(dtype)}
+    weights.write_weights(tmp_path / "a.safetensors", state, {"kind": "cam"})
+    torch.save(state, tmp_path / "a.pth")
+    for path in (tmp_path / "a.safetensors", tmp_path / "a.pth"):
+        with pytest.raises(BadInput, match=rf"{path.name}: found 2 numbers of layer\.weight that are infinite or none"):
+            weights.read_checkpoint(path)
+
+
+def test_large_numbers_are_numbers(tmp_path):
+    state = {
+        "a": torch.full((4,), torch.finfo(torch.float32).max),
+        "b": torch.full((9,), torch.finfo(torch.float16).max, dtype=torch.float16),
+    }
+    state["c"] = torch.full((4,), torch.finfo(torch.float64).max, dtype=torch.float64)
+    weights.write_weights(tmp_path / "a.safetensors", state, {})
+    assert weights.read_checkpoint(tmp_path / "a.safetensors").keys() == state.keys()
+
+
+@pytest.mark.parametrize("text", ["{", "5", "[]", "null", "NaN", "[" * 100_000, "9" * 5000])
+def test_metadata_that_is_none(tmp_path, text):
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, {"wsss": text}))
+    with pytest.raises(BadInput, match=r"a\.safetensors: found"):
+        weights.read_weights(tmp_path / "a.safetensors")
+
+
+def test_a_pipe_in_the_place_of_weights(tmp_path):
+    for name in ("a.safetensors", "a.pth", "a.params"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(BadInput, match="found a named pipe"):
+            weights.read_checkpoint(tmp_path / name)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wsss import __version__, peers
 from wsss.errors import BadInput
+from wsss.terminal import Formatter, show
 
 # Everything that needs torch is imported by the commands that use it, so that help comes at once
 if TYPE_CHECKING:
@@ -110,9 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
     if name is None:
         known = [key for key in commands if key.startswith(f"{words[0]} ")] or commands
-        print(f"wsss: error: no command `{' '.join(words[:2])}`; there are: {', '.join(known)}", file=sys.stderr)
+        show(f"wsss: error: no command `{' '.join(words[:2])}`; there are: {', '.join(known)}", stream=sys.stderr)
         return 2
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("wsss").setLevel(logging.INFO)
     return peers.guarded(lambda: _run_command(name, commands[name], words[len(name.split()) :]))
 
@@ -359,9 +362,9 @@ def _run_all(settings: SimpleNamespace) -> None:
     whole = read_only(settings.out)  # nothing is left to be written there
     comparison = Comparison(open_runs([settings.out])) if whole else compare([settings.out], settings.out, data)
     if launch.is_first():
-        print(table(comparison))
+        show(table(comparison))
     if failed:
-        print(f"wsss: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}", file=sys.stderr)
+        show(f"wsss: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}", stream=sys.stderr)
         sys.exit(1)
 
 
@@ -379,8 +382,8 @@ def _compare(settings: SimpleNamespace) -> None:
 
     comparison = compare(settings.folders, settings.out, _open(settings) if settings.data else None)
     if launch.is_first():
-        print(table(comparison))
-        print(settings.out / "compare.html")
+        show(table(comparison))
+        show(settings.out / "compare.html")
 
 
 def _declare_tag(parser: "Parser") -> None:
@@ -395,7 +398,7 @@ def _tag(settings: SimpleNamespace) -> None:
 
     chosen = settings.chosen
     settings.tags = settings.tags or Path(TAGCLIP)
-    print(tagclip.tag(chosen, _split(settings), out=settings.out) / tagclip.TAGS)
+    show(tagclip.tag(chosen, _split(settings), out=settings.out) / tagclip.TAGS)
 
 
 def _declare_ask(parser: "Parser") -> None:
@@ -409,7 +412,7 @@ def _ask(settings: SimpleNamespace) -> None:
     from wsss.methods import questions
 
     chosen = settings.chosen
-    print(questions.ask(chosen, _split(settings), out=settings.out) / questions.ANSWERS)
+    show(questions.ask(chosen, _split(settings), out=settings.out) / questions.ANSWERS)
 
 
 def _declare_train(name: str, parser: "Parser") -> None:
@@ -473,7 +476,7 @@ def _refine(settings: SimpleNamespace) -> None:
     learned.check()
     images = _split(settings)
     make = learned.instances_of if settings.instances else learned.refined
-    print(make(images, cams=settings.cams, out=settings.out, classifier=settings.classifier))
+    show(make(images, cams=settings.cams, out=settings.out, classifier=settings.classifier))
 
 
 def _declare_segment(parser: "Parser") -> None:
@@ -515,7 +518,7 @@ def _predict(settings: SimpleNamespace) -> None:
     if settings.skip_bad:
         bad = bad_among(images, look_through(images))
         images = images.without(bad)
-        print("".join(f"left out: {message}\n" for message in bad.values()), end="", file=sys.stderr)
+        show("".join(f"left out: {message}\n" for message in bad.values()), end="", stream=sys.stderr)
     predict.predict(settings.chosen, images, weights=settings.weights, out=settings.out)
 
 
@@ -550,7 +553,7 @@ def _declare_report(parser: "Parser") -> None:
 def _report(settings: SimpleNamespace) -> None:
     from wsss.stages.report import report
 
-    print(report(settings.run, _open(settings), settings.out))
+    show(report(settings.run, _open(settings), settings.out))
 
 
 def _declare_info(parser: "Parser") -> None:
@@ -573,7 +576,7 @@ def _info(settings: SimpleNamespace) -> None:
     if settings.skip_bad:
         bad = sum(len(split["bad"]) for split in found["splits"].values())
         found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")
-    print(render(found), end="", flush=True)
+    show(render(found), end="")
 
 
 def _declare_sbd(parser: "Parser") -> None:
@@ -584,7 +587,7 @@ def _declare_sbd(parser: "Parser") -> None:
 def _sbd(settings: SimpleNamespace) -> None:
     from wsss.data.voc import make_segmentation_class_aug
 
-    print(make_segmentation_class_aug(settings.sbd, settings.voc))
+    show(make_segmentation_class_aug(settings.sbd, settings.voc))
 
 
 def _declare_shapes(parser: "Parser") -> None:
@@ -599,7 +602,7 @@ def _shapes(settings: SimpleNamespace) -> None:
     from wsss.data.shapes import make_shapes
 
     make_shapes(settings.out, train=settings.train, val=settings.val, size=settings.size, seed=settings.seed)
-    print(f"{settings.train} pictures to train on and {settings.val} to score on in {settings.out}")
+    show(f"{settings.train} pictures to train on and {settings.val} to score on in {settings.out}")
 
 
 def _declare_demo(parser: "Parser") -> None:
@@ -614,7 +617,7 @@ def _demo(settings: SimpleNamespace) -> None:
         commands.append(["run", method, "--data", data, "--config", config, "--out", out])
     commands[-1] += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
     for words in commands:
-        print(f"$ wsss {' '.join(words)}", flush=True)
+        show(f"$ wsss {' '.join(words)}")
         if status := main(words):
             sys.exit(status)
 
@@ -624,4 +627,4 @@ def _print_table(run: Path) -> None:
     from wsss.stages.report import table
 
     if launch.is_first():
-        print(table(run))
+        show(table(run))

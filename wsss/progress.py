@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from wsss import launch, stopping
+from wsss.errors import printable
+from wsss.terminal import show
 
 # How often a log that is no terminal gets a line, in seconds
 LINE_EVERY = 30.0
@@ -36,15 +38,15 @@ class Progress:
         self._quiet = not launch.is_first()
         if not self._quiet and sys.stderr.isatty():
             self._bars = Bars(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=Console(stderr=True),
             )
-            self._task = self._bars.add_task(title, total=total, completed=done, rate="", note="")
+            self._task = self._bars.add_task(printable(title), total=total, completed=done, rate="", note="")
 
     def __enter__(self) -> "Progress":
         self._held.enter_context(stopping.held())
@@ -77,7 +79,7 @@ class Progress:
         """
         self.done += 1
         if self._bars:
-            self._bars.update(self._task, completed=self.done, rate=f"{self._rate():.1f}/s", note=note)
+            self._bars.update(self._task, completed=self.done, rate=f"{self._rate():.1f}/s", note=printable(note))
         elif not self._quiet and time.monotonic() - self._last_line > LINE_EVERY:
             self._line(note)
         if stop:
@@ -97,8 +99,4 @@ class Progress:
         self._last_line = time.monotonic()
         rate = self._rate()
         left = (self.total - self.done) / rate if rate else 0.0
-        print(
-            f"{self.title}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left {note}",
-            file=sys.stderr,
-            flush=True,
-        )
+        show(f"{self.title}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left {note}", stream=sys.stderr)

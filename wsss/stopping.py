@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from wsss.terminal import show
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Launchers pass on a signal that the terminal, `timeout` or SLURM has sent to all processes already
 SAME_SIGNAL = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 1.0
@@ -131,7 +133,7 @@ def leaving() -> None:
 def say(text: str) -> None:
     """Print to the error stream, which a closed terminal has taken along."""
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        show(text, stream=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -326,3 +326,206 @@ def test_stamps_follow_the_annotations(tmp_path):
     changed = read_instances(write_instances(tmp_path / "b.json", more, "{}.jpg"))
     stamps = {InstanceMask(source, 0, rule).stamp() for source in (instances, changed) for rule in ("clims", "icam")}
     assert len(stamps) == 4
+
+
+IMAGE = {"id": 1, "file_name": "0.png", "height": SIZE[0], "width": SIZE[1]}
+TWO = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+
+
+def own(root, objects, images=(IMAGE,), categories=TWO, **picture):
+    """Data that is not COCO's own: objects as (category, segmentation, iscrowd), one picture each."""
+    content = {
+        "images": [{**IMAGE, "id": n + 1, "file_name": f"{n}.png"} for n in range(len(objects))],
+        "categories": categories,
+        "annotations": [
+            {"id": n, "image_id": n + 1, "category_id": category, "segmentation": shape, "iscrowd": crowd}
+            for n, (category, shape, crowd) in enumerate(objects)
+        ],
+    }
+    for number in range(len(objects)):
+        write_picture(root / f"images/{number}.png", seed=number)
+    write_text(root / "annotations/instances_train.json", json.dumps(content))
+    return root
+
+
+def with_changes(tmp_path, *changes):
+    content = {
+        "images": [dict(IMAGE), {**IMAGE, "id": 2, "file_name": "1.png"}],
+        "categories": [dict(category) for category in TWO],
+        "annotations": [{"id": n, "image_id": n, "category_id": n, "segmentation": box(1, 1, 5, 5)} for n in (1, 2)],
+    }
+    for key, position, name, value in changes:
+        content[key][position][name] = value
+    return write_text(tmp_path / "a.json", json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("images", 1, "id", 1), "the id 1 twice among images .'0.png' and '1.png'."),
+        (("annotations", 1, "id", 1), "the id 1 twice among annotations .'of 0.png' and 'of 1.png'."),
+        (("categories", 1, "id", 1), "the id 1 twice among categories .'cat' and 'dog'."),
+        (("categories", 1, "name", "cat"), "the categories 1 and 2, both named 'cat'"),
+        (("images", 0, "id", "a-b"), "'a-b' as `id` of an image; expected a whole number"),
+        (("images", 0, "id", True), "True as `id` of an image"),
+        (("annotations", 0, "image_id", None), "None as `image_id` of an annotation"),
+        (("annotations", 0, "image_id", 1.5), "1.5 as `image_id`"),
+        (("categories", 0, "id", [1]), ". as `id` of a category"),
+        (("images", 0, "height", -5), "-5 as `height` of image 1"),
+        (("images", 0, "width", "40"), "'40' as `width` of image 1"),
+        (("images", 0, "width", 2**70), "as `width` of image 1"),
+        (("images", 0, "file_name", 3), "3 as `file_name` of image 1"),
+        (("images", 0, "file_name", "\ud800"), "as `file_name` of image 1"),
+        (("categories", 0, "name", ""), "'' as `name` of category 1"),
+    ],
+)
+def test_ids_names_and_sizes_that_make_no_sense(tmp_path, change, message):
+    with pytest.raises(BadInput, match=rf"a\.json: found .*{message}"):
+        read_instances(with_changes(tmp_path, change))
+
+
+def test_ids_written_as_texts(tmp_path):
+    plain = read_instances(with_changes(tmp_path))
+    texts = [("images", n, "id", str(n + 1)) for n in range(2)] + [
+        ("annotations", 0, "image_id", "1"),
+        ("categories", 1, "id", "2"),
+    ]
+    read = read_instances(with_changes(tmp_path, *texts))
+    assert (read.ids.tolist(), read.categories) == (plain.ids.tolist(), plain.categories)
+    assert read.classes.tolist() == plain.classes.tolist()
+    with pytest.raises(BadInput, match="the id 1 twice among images"):
+        read_instances(with_changes(tmp_path, ("images", 1, "id", "1")))
+
+
+def test_boxes_alone_are_tags_but_no_truth(tmp_path):
+    data = open_coco(own(tmp_path, [(1, box(1, 1, 5, 5), 0), (2, [], 0), (1, None, 0), (2, [[1, 1, 9, 9]], 0)]))
+    images = data.split("train")
+    assert tags(images) == {"0": ["cat"], "1": ["dog"], "2": ["cat"], "3": ["dog"]}
+    assert [mask is not None for mask in images.masks] == [True, False, False, False]
+    assert data.seed_split is None
+    assert any("3 objects have no outline (boxes alone); 3 of 4 pictures" in note for note in data.notes)
+    with pytest.raises(BadInput, match="3 pictures of train whose objects have no outlines"):
+        open_coco(tmp_path, tag_rule="icam")
+
+
+def test_where_all_are_boxes_no_picture_has_a_truth(tmp_path):
+    root = own(tmp_path, [(1, [], 0), (2, [], 0)])
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"].pop()
+    path.write_text(json.dumps(content))
+    assert open_coco(root).split("train").masks == (None, None)
+
+
+def test_short_polygons_beside_good_ones_are_left_out(tmp_path):
+    data = open_coco(own(tmp_path, [(1, [*box(1, 1, 5, 5), [20, 20, 30, 20]], 0)]))
+    mask = data.split("train").read_mask(0)
+    np.testing.assert_array_equal(mask, draw_mask([(0, {"segmentation": box(1, 1, 5, 5)})], SIZE, "clims", "a"))
+    assert "train: polygons of less than three corners are left out of 1 objects" in data.notes
+
+
+def run_lengths(inside):
+    code = coco_api.encode(np.asfortranarray(inside.astype(np.uint8)))
+    return {"counts": code["counts"].decode(), "size": code["size"]}
+
+
+def test_crowds_are_objects_in_data_that_is_not_cocos_own(tmp_path):
+    inside = np.zeros(SIZE, bool)
+    inside[3:20, 5:30] = True
+    inside[8:12, 9:15] = False  # a hole, so that tools mark it as a crowd
+    root = own(tmp_path, [(2, run_lengths(inside), 1), (1, box(1, 1, 5, 5), 0)])
+    data = open_coco(root)
+    np.testing.assert_array_equal(data.split("train").read_mask(0), 2 * inside)
+    assert any("1 objects are marked as crowds" in note for note in data.notes)
+    assert not open_coco(root, mask_rule="clims").split("train").read_mask(0).any()
+
+
+def test_crowds_of_coco_stay_out(coco):
+    data = open_coco(coco)
+    assert not any("crowds" in note for note in data.notes)
+    assert not any(mask.crowds for mask in data.split("train2014").masks)
+
+
+ORIENTED = {"exif": b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00%c\x00\x00\x00\x00\x00\x00"}
+
+
+def oriented(root, orientation, size_hw, stated_hw):
+    exif = b"Exif\x00\x00" + ORIENTED["exif"] % orientation
+    write_picture(root / "images/0.jpg", size_hw, exif=exif)
+    content = {
+        "images": [{"id": 1, "file_name": "0.jpg", "height": stated_hw[0], "width": stated_hw[1]}],
+        "categories": TWO,
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": box(1, 1, 5, 5)}],
+    }
+    write_text(root / "annotations/instances_train.json", json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size_hw", "stated_hw", "upright", "note"),
+    [
+        (6, (30, 40), (40, 30), True, "are turned by it"),
+        (6, (30, 40), (30, 40), False, "are not turned by it"),
+        (3, (30, 40), (30, 40), True, "sizes cannot tell"),
+        (8, (30, 30), (30, 30), True, "sizes cannot tell"),
+        (1, (30, 40), (30, 40), True, None),
+    ],
+)
+def test_orientation_of_own_pictures(tmp_path, orientation, size_hw, stated_hw, upright, note):
+    data = open_coco(oriented(tmp_path, orientation, size_hw, stated_hw))
+    images = data.split("train")
+    assert images.upright == upright
+    assert images.read_mask(0, images.size_hw(0)).shape == stated_hw
+    assert [told for told in data.notes if "EXIF" in told] == [told for told in data.notes if note and note in told]
+
+
+def test_an_orientation_asked_for_against_the_sizes(tmp_path):
+    root = oriented(tmp_path, 6, (30, 40), (40, 30))
+    assert open_coco(root, upright=True).split("train").upright
+    with pytest.raises(BadInput, match=r"0\.jpg: found a mask of the picture's size after .*Set --upright true"):
+        open_coco(root, upright=False)
+
+
+def test_a_size_that_the_picture_does_not_have(tmp_path):
+    """A crafted size must not be believed: the memory for it would end the process."""
+    root = oriented(tmp_path, 1, (30, 40), (2**31 - 1, 2**31 - 1))
+    images = open_coco(root).split("train")
+    with pytest.raises(BadInput, match=r"a size of 2147483647x2147483647 .*expected 30x40 like its picture .*0\.jpg"):
+        images.read_mask(0)
+
+
+@pytest.mark.parametrize("size_hw", [(-5, 5), (0, 5), (2**40, 2**40), (10**6, 10**6)])
+def test_sizes_of_no_picture(size_hw):
+    with pytest.raises(BadInput, match=r"a mask of .* pixels"):
+        draw_mask([], size_hw, "clims", "x")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"counts": [2**63, -(2**63) + 1200], "size": [*SIZE]},
+        {"counts": [2**64, 1200], "size": [*SIZE]},
+        {"counts": [0.5, 1199.5], "size": [*SIZE]},
+        {"counts": [True, 1199], "size": [*SIZE]},
+        {"counts": [1200], "size": [30.0, 40]},
+        {"counts": "o" * 100, "size": [*SIZE]},
+        [[0, 0, 99999, 0] * 5000],
+        [1, 2, 3, 4, 5, 6],
+        [[10**400, 1, 2, 3, 4, 5]],
+    ],
+)
+@pytest.mark.parametrize("rule", ["clims", "icam"])
+def test_run_lengths_and_outlines_beyond_all_bounds(shape, rule):
+    with pytest.raises(BadInput, match=r"x, annotation 5: found"):
+        draw_mask([(0, {"id": 5, "segmentation": shape})], SIZE, rule, "x")
+
+
+def test_more_classes_than_a_mask_can_hold(tmp_path):
+    many = [{"id": n, "name": f"class {n}"} for n in range(300)]
+    data = open_coco(own(tmp_path, [(280, box(1, 1, 5, 5), 0), (3, box(1, 1, 5, 5), 0)], categories=many))
+    images = data.split("train")
+    assert tags(images) == {"0": ["class 280"], "1": ["class 3"]}
+    assert images.masks == (None, None)
+    assert any("300 classes are too many" in note for note in data.notes)
+    with pytest.raises(BadInput, match="300 classes; expected at most 254 for masks"):
+        images.check_maskable()

@@ -66,7 +66,7 @@ def test_split_and_mask(tmp_path):
             "line 4: found the tag 'cat dog', whose parts are tags.*'cat;dog'.*--classes",
         ),
         *[
-            ("a.csv", f"image,tags\na,cat\nb,{word}\n", f"line 3: found the tag '{word}', which may mean .*classes.txt")
+            ("a.csv", f"image,tags\na,cat\nb,{word}\n", f"line 3: found the tag '{word}', which may mean .*--classes")
             for word in ("0", "1", "none", "NaN", "unlabeled", "-")
         ],
         (
@@ -108,6 +108,13 @@ def test_doubtful_tags_are_classes_where_a_list_says_so(tmp_path):
     classes = ("none", "0", "cat", "dog", "cat dog")
     assert [row.tags for row in read_table(path, classes)] == [("none",), ("0", "cat"), ("dog",), ("cat dog",)]
     assert as_sets(labels_by_name(path, classes)) == {"a": [0], "b": [1, 2], "c": [3], "d": [4]}
+
+
+def test_words_that_the_user_declared_to_mean_nothing(tmp_path):
+    path = write_text(tmp_path / "a.csv", "image,tags\na,nan\nb,cat\n")
+    assert [row.tags for row in read_table(path, negatives=["nan"])] == [("nan",), ("cat",)]
+    with pytest.raises(BadInput, match="--negative nan"):
+        read_table(path)
 
 
 def test_a_column_a_class(tmp_path):

@@ -291,7 +291,7 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     """Splits and labels from a table of tags."""
     rows: dict[str, Row] = {}
     missing = []
-    for row in read_table(table, class_names):
+    for row in read_table(table, class_names, layout.negatives):
         # a name may end in blanks; more often they were written around it
         stripped = dataclasses.replace(row, image=row.image.strip())
         name = _picture(layout, row) or _picture(layout, stripped)

@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,13 @@ class Row:
     mask: str | None
 
 
-def read_table(path: Path, class_names: Sequence[str] | None = None) -> list[Row]:
+def read_table(path: Path, class_names: Sequence[str] | None = None, negatives: Collection[str] = ()) -> list[Row]:
     """The rows of a tag table.
 
     Args:
         path: the table.
         class_names: the classes, where they are known; then any word may be one.
+        negatives: words that are known to mean no class.
 
     Raises:
         BadInput: the file is missing, empty, not UTF-8, lacks a column, has a broken line, or names a picture twice; or a tag is
@@ -78,28 +79,43 @@ def read_table(path: Path, class_names: Sequence[str] | None = None) -> list[Row
     if not rows:
         raise BadInput(path, "no line with a picture", "a table with the columns `image` and `tags`", "Fill it.")
     if class_names is None:
-        _check_doubtful(rows)
+        _check_doubtful(rows, negatives)
     return rows
 
 
-# Words that may be a class, but more often say that there is none
+# What programs write where a picture has no tag; for people's words see `wsss.data.roles`
 _NO_TAG = frozenset(
-    ("0", "1", "none", "nan", "null", "nil", "na", "n/a", "nothing", "empty", "unlabeled", "unlabelled", "untagged", "unknown",
-     "-", "?", "true", "false")
-)  # fmt: skip
+    (
+        "0",
+        "1",
+        "nan",
+        "na",
+        "n/a",
+        "none",
+        "null",
+        "unlabeled",
+        "unlabelled",
+        "untagged",
+        "unknown",
+        "-",
+        "?",
+        "true",
+        "false",
+    )
+)
 
 
-def _check_doubtful(rows: Sequence[Row]) -> None:
+def _check_doubtful(rows: Sequence[Row], negatives: Collection[str]) -> None:
     """Raise BadInput for a tag that may mean no tag, or several."""
     tags = {tag for row in rows for tag in row.tags}
     for row in rows:
         for tag in row.tags:
-            if tag.lower() in _NO_TAG:
+            if tag.lower() in _NO_TAG and tag not in negatives:
                 raise BadInput(
                     row.where,
                     f"the tag {tag!r}, which may mean that the picture has none",
                     "names of classes",
-                    "Leave the cell empty if it has none; if it is a class, name all classes in classes.txt or with --classes.",
+                    f"If it has none, leave the cell empty or say --negative {tag}; if it is a class, name all classes with --classes.",
                 )
             parts = tag.split()
             if len(parts) > 1 and all(part in tags for part in parts):

@@ -451,7 +451,7 @@ def compare(folders: Sequence[Path], out: Path, data: Dataset | None = None) -> 
     comparison = Comparison(open_runs(folders))
     if launch.is_first():
         with whole_file(out / f"{COMPARISON}.csv") as temporary:
-            temporary.write_text(_csv(comparison), encoding="utf-8")
+            temporary.write_text(_csv(comparison), encoding="utf-8", errors="surrogateescape")
         write_json(out / f"{COMPARISON}.json", _json(comparison))
     write_page(out / f"{COMPARISON}.html", f"{COMPARISON}.html", lambda: _content(comparison, data))
     return comparison

@@ -16,6 +16,7 @@ from PIL import Image
 
 from wsss import launch
 from wsss.data.files import voc_palette
+from wsss.errors import printable
 from wsss.ops.contour import BoundaryMatches, boundary_matches
 from wsss.stages.records import Score
 from wsss.storage import whole_file
@@ -53,6 +54,8 @@ def write_page(out: Path, template: str, content: Callable[[], Mapping[str, Any]
             loader=jinja2.PackageLoader("wsss", "stages"),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
+            # names may hold what no page can, or what turns the letters behind it around
+            finalize=lambda value: printable(value) if type(value) is str else value,
             trim_blocks=True,
             lstrip_blocks=True,
         )
