@@ -13,7 +13,6 @@ import pytest
 from tests import kill_matrix
 from tests.conftest import tree
 from tests.end_to_end.conftest import ENVIRONMENT
-from tests.stages.test_refine import finished as recorded
 from tests.stages.test_refine import write_maps
 from wsss import peers
 from wsss.stages import refine as refine_module
@@ -50,8 +49,8 @@ def test_bad_input_of_one_process_ends_both_and_is_said_once(tmp_path, shapes):
 
 
 def test_a_stopped_stage_of_pictures_says_how_many_are_done(tmp_path, squares, monkeypatch, capsys):
-    write_maps(squares, tmp_path / "cams")
-    cams = recorded(tmp_path / "cams")
+    cams = tmp_path / "cams"
+    write_maps(squares, cams)
     refine(Settings("threshold", 0.5), squares, cams=cams, out=tmp_path / "whole")
     made, mask = [], refine_module.pseudo_mask
 
