@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from wsss.data.lists import pictures_below
 from wsss.data.pictures import picture_size_hw, read_header, read_picture
 from wsss.data.samples import PictureReading
 from wsss.data.value_range import Asked, decided
@@ -140,3 +141,9 @@ def test_volumes_in_time_and_damage_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(BadInput, match=r"b\.nii\.gz: found "):
         read_picture(path, upright=True, how=PictureReading((0, 1), ("integer",)))
+
+
+def test_names_are_without_both_suffixes(tmp_path):
+    for name in ("a.nii.gz", "b.nii", "c.dcm", "d.gz"):
+        (tmp_path / name).touch()
+    assert pictures_below(tmp_path) == {"a": tmp_path / "a.nii.gz", "b": tmp_path / "b.nii", "c": tmp_path / "c.dcm"}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.data.conftest import write_picture
 from tests.parity import inputs
+from wsss.cli import main
 from wsss.data.open import open_dataset
 from wsss.data.pictures import read_picture
 from wsss.data.samples import PLAIN, PictureReading
@@ -243,8 +244,7 @@ def test_settings_as_typed_and_as_lists():
 
 
 @given(
-    st.builds(
-        PictureReading,
+    st.tuples(
         st.none() | st.tuples(st.floats(-1e9, 0), st.floats(1, 1e9)),
         st.sampled_from([("8-bit",), ("integer",), ("float", "integer")]),
         st.booleans(),
@@ -252,7 +252,8 @@ def test_settings_as_typed_and_as_lists():
         st.none() | st.integers(1, 99),
     )
 )
-def test_readings_survive_json(reading):
+def test_readings_survive_json(values):
+    reading = PictureReading(*values)
     assert PictureReading.of(reading.plain()) == reading
 
 
@@ -316,3 +317,16 @@ def test_ordinary_data_sets_have_no_reading_of_their_own(tmp_path):
     images = open_dataset(tmp_path).split("train")
     assert images.reading == PLAIN
     assert dataclasses.replace(images, reading=PLAIN).fingerprint() == images.fingerprint()
+
+
+def test_the_command_line_says_what_becomes_black_and_white(tmp_path, capsys):
+    for tag in ("cat", "dog"):
+        write(tmp_path / tag, [ramp(0, 4095, "uint16", bands=4)] * 2, planarconfig="contig")
+    assert main(["data", "info", str(tmp_path)]) == 2
+    assert "uint16 with 4 bands, which does not say which of them are colours" in capsys.readouterr().err
+    assert main(["data", "info", str(tmp_path), "--bands", "4,3,2", "--value-range", "0,900"]) == 0
+    said = capsys.readouterr().out
+    assert "TIFF of uint16 with 4 bands: values 0 to 900 become black to white, as --value-range says" in said
+    assert "bands: red is band 4, green is band 3, blue is band 2" in said
+    assert main(["data", "info", str(tmp_path), "--bands", "5,3,2"]) == 2
+    assert "expected band 5 (--bands)" in capsys.readouterr().err
