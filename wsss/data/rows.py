@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,57 @@ from wsss.data.lists import read_lines, read_text
 from wsss.errors import BadInput, reading
 
 
-def csv_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines of a CSV or TSV file below its header, each with its number and its cells; names of columns are stripped.
+def distinct(cells: Sequence[str], where: str) -> list[str]:
+    """The names of the columns in a header, without blanks around them.
+
+    Raises:
+        BadInput: one comes twice.
+    """
+    names = [cell.strip() for cell in cells]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(where, f"the column {twice[0]!r} twice", "each column once", "Rename one.")
+    return names
+
+
+def csv_rows(
+    path: Path, expected: str, columns: Callable[[Sequence[str], str], list[str]] = distinct
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines of a CSV or TSV file below its header, each with its number and its cells by the names of the columns.
 
     The separator is the one that the header uses: `,`, `;` or a tab.
 
+    Args:
+        path: the file.
+        expected: what it should hold, for errors.
+        columns: names the columns; it is given the header's cells and the place to name in an error.
+
     Raises:
-        BadInput: the file is missing, not UTF-8 or broken, has a column twice, or a line has other cells than the header.
+        BadInput: the file is missing, not UTF-8 or broken, or a line has other cells than the header.
     """
     text = read_text(path, expected)
     header = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
     separator = "\t" if "\t" in header else max(",;", key=header.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
-    with reading(str(path), expected, "Correct the quotes."):
-        for cells in lines:
-            where = f"{path}, line {lines.line_num}"
-            if not "".join(cells).strip():
-                continue
-            if not names:
-                names = [cell.strip() for cell in cells]
-                if twice := [name for name in names if names.count(name) > 1]:
-                    raise BadInput(where, f"the column {twice[0]!r} twice", "each column once", "Rename one.")
-                continue
-            if len(cells) != len(names):
-                raise BadInput(
-                    where,
-                    f"{len(cells)} cells",
-                    f"{len(names)} as in the header ({', '.join(names)})",
-                    "Put cells that hold the separator in double quotes.",
-                )
-            yield lines.line_num, dict(zip(names, cells, strict=True))
+    while True:
+        with reading(f"{path}, line {lines.line_num + 1}", "CSV", "Correct the quotes."):
+            cells = next(lines, None)
+        if cells is None:
+            return
+        if not "".join(cells).strip():
+            continue
+        where = f"{path}, line {lines.line_num}"
+        if not names:
+            names = columns(cells, where)
+            continue
+        if len(cells) != len(names):
+            raise BadInput(
+                where,
+                f"{len(cells)} cells",
+                f"{len(names)} as in the header ({', '.join(names)})",
+                "Put cells that hold the separator in double quotes, or separate tags by `;` or `|`.",
+            )
+        yield lines.line_num, dict(zip(names, cells, strict=True))
 
 
 def json_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:

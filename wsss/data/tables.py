@@ -5,10 +5,7 @@ A table has the columns `image` and `tags`, and may have `split` and `mask`. Sev
 the header uses: `,`, `;` or a tab; in the place of `tags` there may be a column a class, with 1 where a picture has it, else 0.
 """
 
-import csv
 import dataclasses
-import io
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +15,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from wsss.data.legacy import read_legacy_labels
-from wsss.data.lists import is_text, read_lines, read_text, tags_to_labels, without_suffix
-from wsss.errors import BadInput, reading
+from wsss.data.lists import is_text, read_lines, tags_to_labels, without_suffix
+from wsss.data.rows import csv_rows, json_rows
+from wsss.errors import BadInput
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 TAG_SUFFIXES = (*TABLE_SUFFIXES, ".npy", ".txt")
@@ -226,33 +224,12 @@ def _numbered(path: Path, n_classes: int) -> Iterator[tuple[str, Bool[np.ndarray
 
 
 def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = read_text(path, "a table with the columns `image` and `tags`")
-    header = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
-    separator = "\t" if "\t" in header else max(",;", key=header.count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    names: list[str] = []
-    while True:
-        with reading(f"{path}, line {lines.line_num + 1}", "CSV", "Correct the quotes."):
-            cells = next(lines, None)
-        if cells is None:
-            return
-        if not "".join(cells).strip():
-            continue
-        where = f"{path}, line {lines.line_num}"
-        if not names:
-            names = _columns(cells, where)
-            continue
-        if len(cells) != len(names):
-            raise BadInput(
-                where,
-                f"{len(cells)} cells",
-                f"{len(names)} as in the header ({', '.join(names)})",
-                "Put cells that hold the separator in double quotes, or separate tags by `;` or `|`.",
-            )
-        row: dict[str, Any] = dict(zip(names, map(_without_apostrophes, cells), strict=True))
-        if "tags" not in names:
-            row["tags"] = [name for name in names if name not in _COLUMNS and _marked(row[name], name, where)]
-        yield lines.line_num, row
+    for line, cells in csv_rows(path, "a table with the columns `image` and `tags`", _columns):
+        row: dict[str, Any] = {name: _without_apostrophes(cell) for name, cell in cells.items()}
+        if "tags" not in row:
+            where = f"{path}, line {line}"
+            row["tags"] = [name for name in cells if name not in _COLUMNS and _marked(row[name], name, where)]
+        yield line, row
 
 
 def _columns(cells: Sequence[str], where: str) -> list[str]:
@@ -286,11 +263,10 @@ def _marked(cell: str, column: str, where: str) -> bool:
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     expected = 'a line like {"image": "a.jpg", "tags": ["cat", "dog"]}'
-    for line, text in read_lines(path, expected):
-        with reading(f"{path}, line {line}", expected, "Write the line again."):
-            cells = json.loads(text)
-        if not isinstance(cells, dict) or not {"image", "tags"} <= cells.keys():
-            raise BadInput(f"{path}, line {line}", f"{text[:60]}", expected, "Write `image` and `tags`.")
+    for line, cells in json_rows(path, expected):
+        if not {"image", "tags"} <= cells.keys():
+            found = f"the keys {', '.join(cells)}" if cells else "an empty object"
+            raise BadInput(f"{path}, line {line}", f"{found:.80}", expected, "Write `image` and `tags`.")
         yield line, cells
 
 
