@@ -29,7 +29,9 @@ def timed(what: str, work: Callable[[], object], files: int) -> None:
     before, worked = time.perf_counter(), time.process_time()
     work()
     spent, worked = time.perf_counter() - before, time.process_time() - worked
-    print(f"{what:<50} {spent:8.2f} s, {worked:6.2f} s of them at work {1000 * spent / files:8.3f} ms a file", flush=True)
+    print(
+        f"{what:<50} {spent:8.2f} s, {worked:6.2f} s of them at work {1000 * spent / files:8.3f} ms a file", flush=True
+    )
 
 
 def fingerprint(place: Path, content: bytes, files: int) -> None:
