@@ -8,14 +8,17 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from tests.end_to_end.conftest import TINY, wsss
+from wsss import lock
 from wsss.cli import main
 from wsss.data.shapes import make_shapes
+from wsss.outputs import LOCK
 
 
 @pytest.fixture
@@ -381,3 +384,20 @@ def test_an_overview_ends_quietly_when_its_reader_does(pictures):
     assert done.stdout.startswith("folders data set at")
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_another_command_in_the_same_folder(pictures, tmp_path, tiny, refused):
+    other = subprocess.Popen(["sleep", "100"])
+    try:
+        with lock.held(tmp_path / "run"):
+            content = json.loads((tmp_path / "run" / LOCK).read_text())
+        started = psutil.Process(other.pid).create_time()
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / LOCK).write_text(json.dumps(content | {"process": other.pid, "started": started}))
+        for out in ("run", "run/classifier"):
+            error = refused("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / out)
+            assert f"(process {other.pid} on " in error
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    finally:
+        other.kill()
+        other.wait()

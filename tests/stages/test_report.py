@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import io
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -535,3 +536,28 @@ def test_browser_shows_it_without_an_error(whole: tuple[Path, Dataset], browser:
     shown = len(dom.all("figure"))
     assert shown > 115
     assert dom.elements[0][1]["data-pictures"] == f"{shown} of {shown}"
+
+
+def test_a_page_elsewhere_and_one_that_cannot_be_written(
+    whole: tuple[Path, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, data = whole
+    before = report(run, data).read_bytes()
+    assert report(run, data, tmp_path / "elsewhere") == tmp_path / "elsewhere" / "report.html"
+    monkeypatch.setattr("wsss.storage.os.access", lambda path, mode: mode != os.W_OK)
+    caplog.set_level("INFO", "wsss")
+    assert report(run, data) == run / "report.html"
+    assert "stays as it is" in caplog.text
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_masks_that_were_corrected_are_named(whole: tuple[Path, Dataset], tmp_path: Path) -> None:
+    run, data = whole
+    shutil.copytree(run, tmp_path / "run")
+    path = next((tmp_path / "run" / "masks").rglob("*.png"))
+    with Image.open(path) as picture:
+        mask = np.array(picture)
+    mask[:4, :4] = 1 - mask[:4, :4].clip(0, 1)
+    write_mask(path, mask)
+    page = report(tmp_path / "run", data).read_text()
+    assert f"masks: 1 file ({path.relative_to(tmp_path / 'run' / 'masks')}) was edited after" in page
