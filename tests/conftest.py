@@ -1,5 +1,6 @@
 """Small pictures for tests of the stages: coloured squares on grey noise, with true masks."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ install_import_hook(["wsss.data", "wsss.methods", "wsss.networks", "wsss.refiner
 
 from wsss.data.files import write_mask  # noqa: E402
 from wsss.data.images import Images, MaskFile  # noqa: E402
+from wsss.outputs import DONE  # noqa: E402
+from wsss.run import RECORD  # noqa: E402
 from wsss.stages.checkpoint import CHECKPOINT  # noqa: E402
 
 COLOURS = ((220, 40, 40), (40, 60, 220))
@@ -66,6 +69,13 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def finished(folder: Path) -> Path:
+    """The folder with the record of a finished stage."""
+    record = {"record": RECORD, "stage": "localize", "identity": "abc", "inputs": {}, "made": {}}
+    (folder / DONE).write_text(json.dumps(record))
+    return folder
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import finished
 from wsss.data.files import write_cams
 from wsss.data.images import Images
 from wsss.networks.backbone import create_backbone
@@ -16,12 +17,6 @@ from wsss.weights import write_weights
 BACKBONE = "test_resnet"  # timm's, of 0.4 million parameters
 
 Shape = Callable[[np.ndarray], np.ndarray]
-
-
-def finished(folder: Path) -> Path:
-    """The folder with the record of a finished stage."""
-    (folder / "done.json").write_text('{"stage": "localize", "identity": "abc", "inputs": {}, "made": {}}')
-    return folder
 
 
 def unfinished(folder: Path) -> None:

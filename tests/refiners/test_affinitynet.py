@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests.conftest import tree, write_squares
-from tests.refiners.conftest import BACKBONE, discriminative_part, finished, unfinished, write_maps
+from tests.conftest import finished, tree, write_squares
+from tests.refiners.conftest import BACKBONE, discriminative_part, unfinished, write_maps
 from wsss.data.augment import PosteriorAugment
 from wsss.data.files import read_mask, read_posteriors, write_cams, write_posteriors
 from wsss.errors import BadInput

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import tree, write_squares
+from tests.conftest import finished, tree, write_squares
 from tests.networks.test_irnet import published
-from tests.refiners.conftest import BACKBONE, discriminative_part, finished, unfinished, write_maps
+from tests.refiners.conftest import BACKBONE, discriminative_part, unfinished, write_maps
 from wsss.data.augment import AffinityAugment, normalised_crop
 from wsss.data.files import read_cams, read_mask, write_cams, write_mask
 from wsss.errors import BadInput

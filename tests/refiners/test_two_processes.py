@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import tree, write_squares
+from tests.conftest import finished, tree, write_squares
 from tests.end_to_end.conftest import ENVIRONMENT
 from tests.refiners.both_networks import BACKBONE
-from tests.refiners.conftest import finished, write_maps
+from tests.refiners.conftest import write_maps
 from wsss.data.files import write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
 from wsss.networks.affinitynet import AffinityNet

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import tree, write_squares
+from tests.conftest import finished, tree, write_squares
 from tests.segmenters.tiny import ALL, BODY, DEEPLAB_V1, EMANET, PSPNET, lengthened, write_truths
-from tests.stages.test_refine import finished
 from wsss.data.augment import SegmenterAugment
 from wsss.data.files import read_mask
 from wsss.errors import BadInput

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.stages.test_refine import finished, write_maps
+from tests.conftest import finished
+from tests.stages.test_refine import write_maps
 from wsss.data.files import write_cams, write_mask
 from wsss.errors import BadInput
 from wsss.stages.evaluate import (

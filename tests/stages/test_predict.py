@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import write_squares
-from tests.stages.test_refine import finished
+from tests.conftest import finished, write_squares
 from wsss.data.augment import SegmenterAugment
 from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput

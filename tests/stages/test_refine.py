@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.conftest import finished
 from wsss.data.files import read_mask, write_cams
 from wsss.errors import BadInput
 from wsss.stages.refine import Settings, pseudo_mask, refine
@@ -43,11 +44,6 @@ def write_maps(squares, folder):
         truth, classes = squares.read_mask(index), squares.classes(index)
         maps = np.stack([(truth == label + 1).astype(np.float32) for label in classes])
         write_cams(folder / f"{name}.npz", np.array(classes), maps)
-
-
-def finished(folder):
-    (folder / "done.json").write_text('{"stage": "localize", "identity": "abc", "inputs": {}, "made": {}}')
-    return folder
 
 
 def test_the_stage_writes_one_mask_a_picture(tmp_path, squares):
