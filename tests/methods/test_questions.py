@@ -267,7 +267,7 @@ def test_sources_that_are_no_blip(tmp_path, folder, monkeypatch):
         load_blip(str(path), "unused", 32)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(BadInput, match="a folder that cannot be read as a BLIP"):
+    with pytest.raises(BadInput, match="cannot be read as a BLIP"):
         load_blip(str(empty), "unused", 32)
     clip = Path(questions.__file__).parents[1] / "configs" / "demo_clip"
     with pytest.raises(BadInput, match="BLIP"):
