@@ -245,9 +245,9 @@ def _reading(where: str, folder: Path | None, what: str, expected: str) -> Itera
     if folder is None:
         do = "There is no such folder or file here, and none that can be fetched: check the name, or fetch it where there is a network."
     else:
-        do = "Fetch it again." if folder.is_file() else "Save it again with save_pretrained."
+        do = f"It cannot be read as {what}: {'fetch it again.' if folder.is_file() else 'save it again with save_pretrained.'}"
     try:
-        with reading(where, f"{what}, {expected}" if folder else expected, do):
+        with reading(where, expected, do):
             if folder and folder.is_dir():
                 _check_folder(folder, expected)
             yield
