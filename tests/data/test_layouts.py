@@ -11,7 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import SIZE, write_picture, write_text
-from tests.data.layouts import LAYOUTS, SPLITS, TAGS, inside, labels, pairs, voc_main, write_mask_picture
+from tests.data.layouts import (
+    LAYOUTS,
+    SPLITS,
+    TAGS,
+    inside,
+    labelme_content,
+    labels,
+    pairs,
+    voc_main,
+    write_mask_picture,
+)
 from wsss.data.info import overview
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
@@ -195,6 +205,99 @@ def test_two_layouts_in_one_folder(tmp_path):
     LAYOUTS["label_studio"][0](tmp_path)
     with pytest.raises(BadInput, match="found what YOLO's tools and Label Studio write"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: ../images/train\nval: ../images/val\nnames: ['cat', 'dog']\n",
+        "path: /content/pets\ntrain: /content/pets/images/train\nval: /content/pets/images/val\nnames: [cat, dog]\n",
+        "path: .\ntrain: ../set/images/train\nval: images/val\ntest: images/none\nnames: {0: cat, 1: dog}\n",
+        "train: train.txt\nval: [images/val]\nnames:\n- cat\n- dog\n",
+    ],
+)
+def test_paths_in_the_yaml_of_yolo(tmp_path, text):
+    root = LAYOUTS["yolo"][0](tmp_path / "set")
+    write_text(root / "data.yaml", text)
+    write_text(root / "train.txt", "./images/train/0.jpg\nimages/train/1.jpg\n")
+    data = open_dataset(root)
+    assert tags(data.split("train")) == {"0": ["cat"], "1": ["dog"]}
+    assert tags(data.split("val")) == {"2": ["cat"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "the class number 2; expected 0 to 1"),
+        ("0 12 15 80 90", "with a number beyond 0 to 1"),
+        ("0 0.5 0.5 0.1", "found '0 0.5 0.5 0.1'"),
+        ("cat 0.5 0.5 0.1 0.1", "found 'cat 0.5"),
+        ("0 0.5 nan 0.1 0.1", "found '0 0.5 nan"),
+    ],
+)
+def test_texts_of_yolo_that_are_wrong(tmp_path, line, message):
+    root = LAYOUTS["yolo"][0](tmp_path)
+    write_text(root / "labels/train/1.txt", f"0 0.5 0.5 0.2 0.2\n{line}\n")
+    with pytest.raises(BadInput, match=rf"labels/train/1\.txt, line 2: .*{message}"):
+        open_dataset(root)
+
+
+def test_boxes_and_empty_texts_of_yolo(tmp_path):
+    root = LAYOUTS["yolo"][0](tmp_path)
+    write_text(root / "labels/train/0.txt", "")
+    write_text(root / "labels/train/1.txt", "0 0.5 0.5 0.2 0.2\n")
+    (root / "labels/val/2.txt").unlink()
+    data = open_dataset(root, train="train")
+    assert tags(data.split("train")) == {"0": [], "1": ["cat"]}
+    assert data.split("train").masks == (None, None)
+    assert any("1 pictures have no text in labels" in note for note in data.notes)
+    assert any("objects are boxes" in note for note in data.notes)
+
+
+def test_labels_of_yolo_without_names(tmp_path):
+    root = LAYOUTS["yolo"][0](tmp_path)
+    (root / "data.yaml").unlink()
+    with pytest.raises(BadInput, match=r"data\.yaml: found no such file .*or classes\.txt"):
+        open_dataset(root)
+    write_text(root / "classes.txt", "cat\ndog\n")
+    assert open_dataset(root).class_names == ("cat", "dog")
+
+
+def test_files_of_labelme_apart_from_the_pictures(tmp_path):
+    for name in TAGS:
+        write_picture(tmp_path / f"images/{name}.jpg", seed=int(name))
+        content = labelme_content(name) | {"imagePath": f"..\\images\\{name}.jpg"}
+        write_text(tmp_path / f"json/{name}.json", json.dumps(content))
+    assert tags(open_dataset(tmp_path).split("train")) == {name: [tag] for name, tag in TAGS.items()}
+    write_text(tmp_path / "json/0.json", json.dumps(labelme_content("0") | {"imagePath": "../../out.jpg"}))
+    with pytest.raises(BadInput, match=r"json/0\.json: found the picture '../../out\.jpg', which is outside of"):
+        open_dataset(tmp_path)
+
+
+def test_flags_and_shapes_of_labelme(tmp_path):
+    root = LAYOUTS["labelme"][0](tmp_path)
+    content = labelme_content("0")
+    write_text(root / "train/0.json", json.dumps(content | {"flags": {"bird": True, "fish": False}}))
+    content = labelme_content("1")
+    write_text(root / "train/1.json", json.dumps(content | {"flags": {"__ignore__": True}}))
+    data = open_dataset(root)
+    assert data.class_names == ("bird", "cat", "dog")
+    assert tags(data.split("train")) == {"0": ["bird", "cat"]}
+    # nobody drew the bird: what is not drawn may be one
+    assert data.split("train").masks == (None,)
+    assert any("1 pictures with the flag __ignore__ are left out" in note for note in data.notes)
+
+
+def test_choices_that_two_annotators_disagree_about(tmp_path):
+    root = LAYOUTS["label_studio"][0](tmp_path)
+    tasks = json.loads((root / "project-1.json").read_text())
+    write_text(root / "project-1.json", json.dumps([*tasks, tasks[0] | {"choice": {"choices": ["cat", "dog"]}}]))
+    with pytest.raises(
+        BadInput, match=r"task 4: found other choices for 0\.jpg \(cat, dog\) than .*task 1 has \(cat\)"
+    ):
+        open_dataset(root)
+    write_text(root / "project-1.json", json.dumps([*tasks, tasks[0]]))
+    assert len(open_dataset(root).split("train")) == 2
 
 
 def test_the_file_that_says_it_all_may_be_given(tmp_path):

@@ -57,7 +57,7 @@ def test_classes_a_level_too_deep(tmp_path, depth):
     pictures(tmp_path, f"{depth}/1.jpg", f"{depth.replace('cat', 'dog')}/2.jpg")
     above = (tmp_path / depth).parent
     with pytest.raises(
-        BadInput, match=rf"one folder, data, without pictures, .*Give {above} if the classes are cat, dog"
+        BadInput, match=rf"one folder, data, without pictures, .*Give {above} if its folders .cat, dog. are classes"
     ):
         open_dataset(tmp_path)
     assert open_dataset(above).class_names == ("cat", "dog")
@@ -65,7 +65,7 @@ def test_classes_a_level_too_deep(tmp_path, depth):
 
 def test_one_class_a_level_too_deep(tmp_path):
     pictures(tmp_path, "dataset/cat/1.jpg")
-    with pytest.raises(BadInput, match=rf"Give {tmp_path}/dataset if the classes are cat\."):
+    with pytest.raises(BadInput, match=rf"Give {tmp_path}/dataset if its folders .cat. are classes"):
         open_dataset(tmp_path)
 
 

@@ -110,7 +110,7 @@ def _check_depth(base: Path, pictures: Mapping[str, Path], tags: Mapping[str, st
         base,
         f"one folder, {names[0]}, without pictures, and folders in it ({', '.join(['/'.join(common)] if common else inner[:6])})",
         f"{_EXPECTED}, directly below the folder given",
-        f"Give {top.joinpath(*common)} if the classes are {', '.join(inner[:6])}. {_IF_CLASSES}",
+        f"Give {top.joinpath(*common)} if its folders ({', '.join(inner[:6])}) are classes or splits. {_IF_CLASSES}",
     )
 
 

@@ -96,7 +96,7 @@ def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray
         with reading(where, _LINE, "Export the data set again."):
             values = np.array([float(word) for word in words[1:]])
         if not words[0].isdecimal() or len(words[0]) > 6 or values.size < 4 or not np.isfinite(values).all():
-            raise BadInput(where, f"{line:.60}", _LINE, "Export the data set again.")
+            raise BadInput(where, f"{line!r:.60}", _LINE, "Export the data set again.")
         if int(words[0]) >= n_classes:
             raise BadInput(
                 where,
@@ -107,7 +107,7 @@ def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray
         if values.min() < -_SLACK or values.max() > 1 + _SLACK:
             raise BadInput(
                 where,
-                f"{line:.60}, with a number beyond 0 to 1",
+                f"{line!r:.60}, with a number beyond 0 to 1",
                 _LINE,
                 "Divide pixels by the picture's width and height.",
             )
@@ -332,7 +332,8 @@ def _listed(value: Any, source: Path) -> list[str]:
 def _place(root: Path, said: str, base: Any) -> Path | None:
     """Where a path of the YAML file leads: below it, or where the data set lies now if it names another place."""
     parts = [part for part in said.replace("\\", "/").split("/") if part not in ("", ".")]
-    # Roboflow writes ../train/images for what lies in train/images; absolute paths are those of another machine
+    # Roboflow writes ../train/images for what lies in train/images, others ../NAME/images from a folder beside; absolute paths are of another
+    # machine
     while parts and parts[0] == "..":
         parts = parts[1:]
     bases = [
@@ -342,7 +343,11 @@ def _place(root: Path, said: str, base: Any) -> Path | None:
     for folder in bases:
         for start in range(len(parts)):
             place = folder.joinpath(*parts[start:])
-            if ".." not in parts and os.path.exists(place) and (start == 0 or said.startswith("/") or ":" in said):
+            if (
+                ".." not in parts
+                and os.path.exists(place)
+                and (start == 0 or said.startswith(("/", "..")) or ":" in said)
+            ):
                 return place
     return None
 
