@@ -211,7 +211,7 @@ def test_settings_that_make_no_sense(changes, message):
         ({"backbone": "no_such_thing"}, "backbone no_such_thing"),
         ({"backbone": "resnet38", "init": "imagenet"}, r"icam.init: found `imagenet`.*ilsvrc-cls_rna-a1"),
         ({"augment": JitteredAugment(long_side=(8, 9), crop=8)}, r"icam.augment.crop: found a second view of 4 pixels"),
-        ({"init": "missing.pth"}, "missing.pth: found no file"),
+        ({"init": "missing.pth"}, "missing.pth: found no such file"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_the_work(changes, message, tmp_path, squares):

@@ -268,7 +268,7 @@ def test_foreign_and_corrupt_weights(tmp_path, squares, cams, trained):
     write_weights(tmp_path / "other.safetensors", state, {**metadata, "backbone": BACKBONE})
     refused(tmp_path / "other.safetensors", "weights of another network")
     (tmp_path / "cut.safetensors").write_bytes((trained / WEIGHTS).read_bytes()[:-100])
-    refused(tmp_path / "cut.safetensors", "no whole safetensors file")
+    refused(tmp_path / "cut.safetensors", "cut.safetensors: found something that cannot be read")
     (tmp_path / "text.pth").write_text("<html>")
     refused(tmp_path / "text.pth", "a text that begins with '<html>'")
 
@@ -323,7 +323,7 @@ def test_settings_that_cannot_work(tmp_path):
     refused("backbone resnett: found", backbone="resnett")
     refused("a crop of 32 .* expected at least 5 cells of 8 pixels", augment=PosteriorAugment(crop=32))
     refused("labels at stride 4", augment=PosteriorAugment(crop=48, stride=4))
-    refused("missing.params: found no file", init=str(tmp_path / "missing.params"))
+    refused("missing.params: found no such file", init=str(tmp_path / "missing.params"))
     with pytest.raises(BadInput, match=r"augment\.crop: found 50; expected a multiple of 8"):
         PosteriorAugment(crop=50)
     with pytest.raises(BadInput, match=r"labels\.high: found 2.*4 or more"):

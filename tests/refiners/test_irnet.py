@@ -219,8 +219,8 @@ def test_foreign_and_corrupt_weights(tmp_path, squares, cams, trained, backbone)
     write_weights(tmp_path / "edges.safetensors", state, {**metadata, "displacement": False})
     refused(tmp_path / "edges.safetensors", "unknown to the network .*fc_dp")
     (tmp_path / "cut.safetensors").write_bytes((trained / WEIGHTS).read_bytes()[:-100])
-    refused(tmp_path / "cut.safetensors", "no whole safetensors file")
-    refused(tmp_path / "nothing.pth", r"nothing\.pth: found no (file|such folder)")
+    refused(tmp_path / "cut.safetensors", "cut.safetensors: found something that cannot be read")
+    refused(tmp_path / "nothing.pth", r"nothing\.pth: found no such (file|folder)")
     (tmp_path / "text.pth").write_text("<html>")
     refused(tmp_path / "text.pth", "a text that begins with '<html>'")
 
@@ -265,7 +265,7 @@ def test_settings_that_cannot_work(backbone, tmp_path):
     refused("backbone resnett: found", backbone="resnett")
     refused("backbone test_convnext: found 4 features", backbone="test_convnext")
     refused("resnet38.* output stride|output stride of resnet38", backbone="resnet38")
-    refused("missing.pth: found no file", init=str(tmp_path / "missing.pth"))
+    refused("missing.pth: found no such file", init=str(tmp_path / "missing.pth"))
     for changes in ({"radius": 1}, {"beta": -1.0}, {"doublings": -1}, {"pad_to": -1}):
         with pytest.raises(BadInput, match=rf"walk\.{next(iter(changes))}"):
             Walk(**changes)

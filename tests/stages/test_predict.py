@@ -117,7 +117,7 @@ def test_masks_that_do_not_fit_are_named(tmp_path, squares, mask, found):
 def test_a_missing_mask_is_named(tmp_path, squares):
     masks = truths(squares, tmp_path / "masks")
     (masks / f"{squares.names[2]}.png").unlink()
-    with pytest.raises(BadInput, match=r"bild_2ß\.png: found no such file"):
+    with pytest.raises(BadInput, match=r"1 file \(teil 0/bild_2ß\.png\) was removed"):
         train(
             dataclasses.replace(SMALL, training=Training(batch=12, steps=1, workers=0)),
             squares,

@@ -134,6 +134,8 @@ def _read_arrays(path: Path, keys: tuple[str, ...], expected: str, do: str) -> l
 
 def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     """One array of an `.npz` file; its header is held against the length of what is stored before memory is taken."""
+    if f"{key}.npy" not in archive.namelist():
+        raise Unreadable(f"no array `{key}`")
     entry = archive.getinfo(f"{key}.npy")
     if entry.file_size > _MOST_PER_BYTE * (entry.compress_size + 1):
         raise Unreadable(f"`{key}` of {entry.file_size} bytes packed into {entry.compress_size}")
