@@ -21,9 +21,11 @@ Keys = tuple[str, ...]
 # keys by which other libraries' settings files name classes and functions to call
 CODE = ("class_path", "init_args", "dict_kwargs")
 
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)")
+# underscores part thousands; `2007_000032`, a picture of VOC, and the class `7_11` are texts
+_THOUSANDS = r"0|[1-9][0-9]*|[1-9][0-9]{0,2}(_[0-9]{3})+"
+_INTEGER = re.compile(rf"[-+]?({_THOUSANDS}|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)")
 _FLOAT = re.compile(
-    r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    rf"[-+]?(({_THOUSANDS})(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
 _WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False} | dict.fromkeys(
     ("", "~", "null", "Null", "NULL")
