@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Expected: a COCO file that pylabel reads and writes scores as before. Seen: it numbers the objects anew from 0, and pycocotools takes the id 0 of a match for no match, so a perfect detection has AP 0.
+# Expected: a COCO file that pylabel reads and writes scores as before. Seen: it numbers the objects anew from 0, and pycocotools takes a match with the id 0 for none, so a perfect detection of that object counts as a miss.
 # For a user: after a trip through pylabel the first object of a data set can never be found, whatever the model; in small validation sets scores drop by whole points. Add 1 to every annotation id.
 set -euo pipefail
 venv=$(mktemp -d)
