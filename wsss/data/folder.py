@@ -5,8 +5,8 @@
     ROOT/any/where/1.jpg  ROOT/tags.csv         a table (see `wsss.data.tables`) with the columns image, tags, split, mask
     ROOT/classes.txt                            the classes in the order of their labels; else they are sorted by name
 
-Pictures may also lie in `ROOT/images`. True masks are 8-bit PNGs of labels, 255 ignored: `ROOT/masks/` and the picture's own path
-with `.png`, or `NAME_mask.png` beside the picture, or what the table's column `mask` names.
+Pictures may also lie in `ROOT/images`. True masks are 8-bit PNGs of labels, 255 ignored (TIFF, BMP and GIF are read too): `ROOT/masks/` and
+the picture's own path with `.png`, or `NAME_mask.png` beside the picture, or what the table's column `mask` names.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ from wsss.data.lists import (
     without_suffix,
 )
 from wsss.data.lookalikes import check_folders_of_classes, check_other_files
+from wsss.data.mask_files import MASKS, check_named_like_masks, masks_alone, told_apart
 from wsss.data.names import below
 from wsss.data.pictures import picture_size_hw
 from wsss.data.roles import check_doubtful, classes_among, is_nothing
@@ -42,7 +43,6 @@ from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, rea
 from wsss.errors import BadInput, is_regular
 
 CLASSES = "classes.txt"
-_MASKS, _BESIDE = "masks", "_mask"
 
 
 def open_folder(
@@ -164,21 +164,15 @@ class _Layout:
 
     def __post_init__(self) -> None:
         images = self.root / "images"
-        others = [path for path in _folders(self.root) if path.name not in ("images", _MASKS)]
+        others = [path for path in _folders(self.root) if path.name not in ("images", MASKS)]
         self.base = images if images.is_dir() and not others else self.root
         found = {
             name: path
             for name, path in pictures_below(self.base).items()
-            if self.base == images or not name.startswith(f"{_MASKS}/")
+            if self.base == images or not name.startswith(f"{MASKS}/")
         }
-        self.masks = {
-            name.removesuffix(_BESIDE): path
-            for name, path in found.items()
-            if name.endswith(_BESIDE) and path.suffix.lower() == ".png" and name.removesuffix(_BESIDE) in found
-        }
-        beside = set(self.masks.values())
-        self.pictures = {name: path for name, path in found.items() if path not in beside}
-        self.masks |= pictures_below(self.root / _MASKS, (".png",))
+        self.pictures, self.masks = told_apart(found)
+        self.masks |= pictures_below(self.root / MASKS)
         if not self.pictures:
             raise BadInput(self.root, listing(self.root), "pictures", "Choose a folder with pictures in it.")
 
@@ -232,14 +226,9 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
         )
     depth = 1 if deep else 0
     folders = {name: name.split("/")[depth] for name in layout.pictures}
+    check_named_like_masks(layout.pictures, layout.masks)
     check_folders_of_classes(layout.base, layout.pictures, folders, class_names)
-    if layout.masks and not layout.masks.keys() & layout.pictures.keys():
-        raise BadInput(
-            layout.root / _MASKS,
-            f"{len(layout.masks)} masks, none of which fits a picture ({min(layout.masks)} first)",
-            f"masks under the names of the pictures below {layout.base} ({min(layout.pictures)}.png)",
-            "Rename them, or move the folder elsewhere. Pictures that lie in one folder `images` need no folders of classes.",
-        )
+    layout.notes += masks_alone(layout.root, layout.base, layout.pictures, layout.masks)
     negative = {
         folder
         for folder in folders.values()
@@ -259,6 +248,8 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
         layout.notes.append(
             "one class that all pictures have: a classifier learns nothing from this; add pictures of something else"
         )
+    without = _without_pictures(layout, sorted(deep))
+    layout.notes += [f"folders without a picture: {', '.join(without)}"] if without else []
     others = Counter(
         path.suffix.lower() or path.name
         for path in files_below(layout.base)
@@ -285,6 +276,14 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
         )
         for split, names in members.items()
     }
+
+
+def _without_pictures(layout: _Layout, splits: Sequence[str]) -> list[str]:
+    """Folders in the place of classes that no picture is in."""
+    levels = [layout.base / split for split in splits] or [layout.base]
+    folders = (path for level in levels for path in _folders(level) if path != layout.root / MASKS)
+    names = (os.path.relpath(path, layout.base).replace(os.sep, "/") for path in folders)
+    return [name for name in names if not any(picture.startswith(f"{name}/") for picture in layout.pictures)]
 
 
 def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None) -> dict[str, Images]:
@@ -327,6 +326,8 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     for name, row in rows.items():
         members["train" if row.split is None else split_of(row.split) or row.split].append(name)
     masks = {name: MaskFile(_mask(layout, row)) for name, row in rows.items() if row.mask}
+    used = {mask.path for mask in masks.values()}
+    layout.notes += masks_alone(layout.root, layout.base, layout.pictures, layout.masks, used)
     return {
         split: layout.images(
             split,
@@ -401,6 +402,7 @@ def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | No
             source, f"none of the {len(layout.pictures)} pictures", "their names", "Choose the tags of these pictures."
         )
     _note_unnamed(layout, named, source)
+    layout.notes += masks_alone(layout.root, layout.base, layout.pictures, layout.masks)
     keep = [index for index, name in enumerate(layout.pictures) if name in named]
     return {"train": layout.images("train", list(named), class_names, labels[keep], {})}
 

@@ -41,7 +41,7 @@ MASK_FOLDERS = frozenset((
     "targets",
 ))  # fmt: skip
 # What tools write behind a picture's name
-_ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_seg", "_gt", "_labelTrainIds", "_labelIds", "_segmentation")
+ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_seg", "_gt", "_labelTrainIds", "_labelIds", "_segmentation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _files(root: Path, pair: Pair, notes: list[str]) -> list[tuple[str, Path, Pa
         pictures_of = {key: key.rpartition("/")[2] for key in pictures}
     else:
         pictures_of = {key: key for key in pictures}
-    ending = max(_ENDINGS, key=lambda end: sum(key + end in masks for key in pictures_of.values()))
+    ending = max(ENDINGS, key=lambda end: sum(key + end in masks for key in pictures_of.values()))
     fitting = {key: masks[name + ending] for key, name in pictures_of.items() if name + ending in masks}
     without = [path for key, path in pictures.items() if key not in fitting]
     if without and fitting:

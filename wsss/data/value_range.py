@@ -237,7 +237,7 @@ def _notes_on_bands(headers: dict[Path, Header], reading: PictureReading) -> lis
             f"{len(guessed)} of {len(headers)} pictures do not say what their {guessed[0].bands} bands are; they are taken as red, green, "
             "blue; --bands takes others"
         )
-    unused = [header for header in headers.values() if header.colours and _unused(header)]
+    unused = [header for header in headers.values() if header.colours and _unused(header) > 0]
     if unused:
         notes.append(
             f"{len(unused)} of {len(headers)} pictures have {unused[0].bands} bands; the colours are the first {len(unused[0].colours or ())}, "

@@ -1,0 +1,83 @@
+"""Which files of a folder are masks, and which pictures they belong to."""
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from wsss.data.lists import files_below
+from wsss.data.pairs import ENDINGS
+from wsss.errors import BadInput
+
+MASKS = "masks"
+_BESIDE = "_mask"
+_NUMBERED = re.compile(r"[_-]mask[_ -]?\d+$", re.IGNORECASE)
+
+
+def told_apart(found: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Pictures by name, and the masks among them, `NAME_mask.png` beside `NAME.jpg`, by the name of their picture."""
+    masks = {
+        name.removesuffix(_BESIDE): path
+        for name, path in found.items()
+        if name.endswith(_BESIDE) and name.removesuffix(_BESIDE) in found
+    }
+    beside = set(masks.values())
+    return {name: path for name, path in found.items() if path not in beside}, masks
+
+
+def check_named_like_masks(pictures: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
+    """Raise BadInput where a picture is named like the mask of another one, or like a mask among masks.
+
+    Args:
+        pictures: by name.
+        masks: those that were told apart, by the name of their picture.
+    """
+    suspect: list[str] = []
+    for name in pictures:
+        end = next((end for end in sorted(ENDINGS, key=len, reverse=True) if end and name.lower().endswith(end.lower())), "")
+        numbered = _NUMBERED.search(name)
+        bare = name[: len(name) - len(end)] if end else name[: numbered.start()] if numbered else name
+        if bare != name and (bare in pictures or (masks and (numbered or end == _BESIDE))):
+            suspect.append(name)
+    if suspect:
+        raise BadInput(
+            pictures[suspect[0]],
+            f"a file named like the mask of a picture (and {len(suspect) - 1} more)" if suspect[1:] else "a file named like the mask of a picture",
+            "pictures, and one mask for each of them, named NAME_mask.png",
+            "Rename masks so, put several masks of a picture into one, and move other files elsewhere.",
+        )
+
+
+def masks_alone(
+    root: Path, base: Path, pictures: Mapping[str, Path], masks: Mapping[str, Path], used: Collection[Path] = ()
+) -> list[str]:
+    """A note on the files in `ROOT/masks` that belong to no picture.
+
+    Args:
+        root: the folder of the data set.
+        base: the folder below which pictures have their names.
+        pictures: by name.
+        masks: by the name of the picture that they would belong to.
+        used: masks that a table names.
+
+    Raises:
+        BadInput: none of the files belongs to a picture.
+    """
+    folder = root / MASKS
+    files = list(files_below(folder)) if folder.is_dir() else []
+    fitting = {path for name, path in masks.items() if name in pictures}.union(used)
+    alone = [path for path in files if path not in fitting]
+    if not alone:
+        return []
+    first = os.path.relpath(alone[0], root)
+    if len(alone) == len(files):
+        names = {os.path.splitext(os.path.relpath(path, folder))[0].replace(os.sep, "/") for path in files}
+        end = next((end for end in ENDINGS if end and any(name + end in names for name in pictures)), None)
+        raise BadInput(
+            folder,
+            f"{len(files)} files, none of which fits a picture ({first} first)",
+            f"masks under the names of the pictures below {base} ({MASKS}/{min(pictures)}.png)",
+            (f"Take {end!r} out of their names" if end else "Rename them")
+            + ", or move the folder elsewhere if these are no true masks.",
+        )
+    return [f"{len(alone)} files in {MASKS} fit no picture and are not used ({first} first)"]
