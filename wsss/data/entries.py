@@ -12,7 +12,7 @@ from wsss.data.images import Dataset, Images, TrueMask
 from wsss.data.labels import IGNORE
 from wsss.data.lists import chosen_split, found_alone, read_names, tags_to_labels
 from wsss.data.roles import check_doubtful
-from wsss.data.tables import labels_by_name, labels_of
+from wsss.data.tables import check_tags, labels_by_name, labels_of
 from wsss.errors import BadInput, is_regular
 from wsss.stream import in_threads
 
@@ -134,6 +134,7 @@ def assembled(root: Path, found: Found, options: Options) -> Dataset:
     if not class_names:
         raise BadInput(root, f"no tag for any of {len(found.entries)} pictures", "tags", "Add them.")
     if options.classes is None and found.tags_by_picture:
+        check_tags(((entry.where, entry.tags) for entry in found.entries), options.negatives)
         check_doubtful(class_names, root)
     members: dict[str, dict[str, Entry]] = defaultdict(dict)
     for entry in found.entries:

@@ -148,8 +148,9 @@ def is_picture(path: Path) -> bool:
 
 
 def unread(folder: Path) -> list[str]:
-    """Notes on the files below a folder that hold pictures of kinds that are not read."""
-    found = Counter(path.suffix.lower() for path in files_below(folder))
+    """Notes on the files below a folder that hold pictures of kinds that are not read, archives among them."""
+    files = (path for path in files_below(folder) if not is_picture(path) and not path.name.startswith("cls_labels"))
+    found = Counter(path.suffix.lower() for path in files)
     return [
         f"{count} {suffix} file{'s are' if count > 1 else ' is'} not read: {UNREAD_SUFFIXES[suffix]}"
         for suffix, count in sorted(found.items())

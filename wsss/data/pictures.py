@@ -27,6 +27,7 @@ UNREAD_SUFFIXES = {
     **dict.fromkeys(
         (".exr", ".hdr", ".npy", ".npz", ".fits", ".mha", ".nrrd", ".czi", ".lif", ".svs"), "convert them to TIFF first"
     ),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"), "unpack them first"),
 }
 _PNG, _JP2, _J2K = b"\x89PNG\r\n\x1a\n", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA")

@@ -13,10 +13,14 @@ IGNORED = "__ignore__"
 
 # Words that may be a class, or say that none is there. Only the user knows
 _DOUBTFUL = frozenset((
-    "clean", "defect_free", "defectfree", "empty", "good", "healthy", "negative", "negatives", "neg", "nil", "no", "nodefect", "nodefects",
-    "none", "normal", "nothing", "null", "ok", "okay", "unlabeled", "unlabelled",
+    "absent", "bg", "clean", "defect_free", "defectfree", "empty", "good", "healthy", "intact", "negative", "negatives", "neg", "nil", "no",
+    "nodefect", "nodefects", "none", "normal", "nothing", "notumor", "nontumor", "null", "ok", "okay", "unaffected", "uncracked", "undamaged",
+    "uninfected", "unlabeled", "unlabelled",
 ))  # fmt: skip
-_NO_SOMETHING = re.compile(r"(?:no|non|not|without)[_ -].+|.+[_ -](?:free|negative)")
+# ... also as a part of a longer name
+_DOUBTFUL_PARTS = frozenset(("background", "healthy", "negative", "normal"))
+_NO_SOMETHING = re.compile(r"(?:no|non|not|without)_.+|.+_(?:free|negative)")
+_DENIED = re.compile(r"(?:non?|not|un)_?(.+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +60,43 @@ def classes_among(names: Iterable[str], negatives: Iterable[str] = ()) -> tuple[
 
 
 def check_doubtful(class_names: Sequence[str], where: str | Path) -> None:
-    """Raise BadInput where a class found among people's tags may mean that nothing is there: `no_defect`, `normal`, `none`.
+    """Raise BadInput where classes found among people's tags may mean that nothing is there: `no_defect`, `normal`, `none`.
 
     Raises:
-        BadInput: such a name; the two things that it may mean are told.
+        BadInput: such names; the two things that they may mean are told.
     """
-    for name in class_names:
-        word = name.strip().lower()
-        if word.replace(" ", "_").replace("-", "_") in _DOUBTFUL or _NO_SOMETHING.fullmatch(word):
-            others = [other for other in class_names if other != name]
-            raise BadInput(
-                where,
-                f"a class {name!r}, which may mean that no class is there",
-                "to be told what it means",
-                f"If nothing is there, say --negative {_quoted(name)}: such pictures are trained on without any tag. If it is "
-                f"something to segment, list all classes: --classes {_quoted(', '.join([*others, name]))}.",
-            )
+    doubtful = [name for name in class_names if _is_doubtful(name, class_names)]
+    if not doubtful:
+        return
+    many = len(doubtful) > 1
+    shown = ", ".join(map(repr, doubtful[:4])) + (f" and {len(doubtful) - 4} more" if len(doubtful) > 4 else "")
+    others = [name for name in class_names if name not in doubtful]
+    raise BadInput(
+        where,
+        f"{'the classes' if many else 'a class'} {shown}, which may mean that no class is there",
+        f"to be told what {'they mean' if many else 'it means'}",
+        f"If nothing is there, say --negative {_quoted(', '.join(doubtful))}: such pictures are trained on without any tag. If "
+        f"{'they are' if many else 'it is'} something to segment, list all classes: --classes {_quoted(', '.join([*others, *doubtful]))}.",
+    )
+
+
+def _is_doubtful(name: str, class_names: Sequence[str]) -> bool:
+    """Whether a name is a word for nothing, has one in it, or denies another class (`uncracked`, `NoCrack`)."""
+    word = _plain(name)
+    if word in _DOUBTFUL or _NO_SOMETHING.fullmatch(word):
+        return True
+    if set(class_names) == {"0", "1"}:
+        return name == "0"
+    denied = _DENIED.fullmatch(word)
+    parts = word.split("_")
+    return bool(
+        (denied and denied[1] in map(_plain, class_names)) or (len(parts) > 1 and _DOUBTFUL_PARTS.intersection(parts))
+    )
+
+
+def _plain(name: str) -> str:
+    """A name in small letters, its words separated by `_`; capitals within it begin a word."""
+    return re.sub(r"[\s_-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip())).lower()
 
 
 def _quoted(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsss.data.lists import read_lines, read_text
+from wsss.data.lists import is_text, read_lines, read_text
 from wsss.errors import BadInput, reading
 
 
@@ -29,7 +29,7 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The lines of a CSV or TSV file below its header, each with its number and its cells by the names of the columns.
 
-    The separator is the one that the header uses: `,`, `;` or a tab.
+    The separator is the one that the header uses: `,`, `;` or a tab; or that a line `sep=;` before it names, as spreadsheets write.
 
     Args:
         path: the file.
@@ -40,8 +40,9 @@ def csv_rows(
         BadInput: the file is missing, not UTF-8 or broken, or a line has other cells than the header.
     """
     text = read_text(path, expected)
-    header = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
-    separator = "\t" if "\t" in header else max(",;", key=header.count)
+    said = re.match(r'\s*"?sep=([,;|\t])"?[ ,;]*(?:\r\n|\r|\n)', text, re.IGNORECASE)
+    header = re.split("[\r\n]", text[said.end() :] if said else text.lstrip(), maxsplit=1)[0]
+    separator = said[1] if said else "\t" if "\t" in header else max(",;", key=header.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
     while True:
@@ -49,7 +50,7 @@ def csv_rows(
             cells = next(lines, None)
         if cells is None:
             return
-        if not "".join(cells).strip():
+        if not "".join(cells).strip() or (said and lines.line_num <= text.count("\n", 0, said.end())):
             continue
         where = f"{path}, line {lines.line_num}"
         if not names:
@@ -86,7 +87,7 @@ def tags_in(value: Any, where: str) -> tuple[str, ...]:
         BadInput: the cell is neither.
     """
     tags = re.split(r"[;|,]", value) if isinstance(value, str) else value
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+    if not isinstance(tags, list) or not all(map(is_text, tags)):
         raise BadInput(
             where,
             f"{value!r:.60} where tags belong",

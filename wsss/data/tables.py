@@ -7,7 +7,9 @@ the header uses: `,`, `;` or a tab; in the place of `tags` there may be a column
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from jaxtyping import Bool
 
 from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import is_text, read_lines, tags_to_labels, without_suffix
-from wsss.data.rows import csv_rows, json_rows
+from wsss.data.pictures import PICTURE_SUFFIXES
+from wsss.data.rows import csv_rows, json_rows, tags_in
 from wsss.errors import BadInput
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -57,7 +60,7 @@ def read_table(path: Path, class_names: Sequence[str] | None = None, negatives: 
     """
     rows: list[Row] = []
     lines: dict[str, str] = {}
-    for line, cells in _json_lines(path) if path.suffix.lower() == ".jsonl" else _cells(path):
+    for line, cells in _json_lines(path) if path.suffix.lower() == ".jsonl" else _cells(path, class_names or ()):
         where = f"{path}, line {line}"
         image, split, mask = (_text(cells.get(key), key, where) for key in ("image", "split", "mask"))
         if not image or not image.strip():
@@ -72,57 +75,69 @@ def read_table(path: Path, class_names: Sequence[str] | None = None, negatives: 
             )
         lines[image] = f"line {line}"
         rows.append(
-            Row(where, image, _tags(cells.get("tags"), where), split and split.strip(), (mask or "").strip() or None)
+            Row(where, image, tags_in(cells.get("tags"), where), split and split.strip(), (mask or "").strip() or None)
         )
     if not rows:
         raise BadInput(path, "no line with a picture", "a table with the columns `image` and `tags`", "Fill it.")
     if class_names is None:
-        _check_doubtful(rows, negatives)
+        check_tags(((row.where, row.tags) for row in rows), negatives)
     return rows
 
 
 # What programs write where a picture has no tag; for people's words see `wsss.data.roles`
-_NO_TAG = frozenset(
-    (
-        "0",
-        "1",
-        "nan",
-        "na",
-        "n/a",
-        "none",
-        "null",
-        "unlabeled",
-        "unlabelled",
-        "untagged",
-        "unknown",
-        "-",
-        "?",
-        "true",
-        "false",
-    )
-)
+_NO_TAG = frozenset((
+    "0", "1", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "unlabeled", "unlabelled", "untagged", "unknown", "unk", "undefined",
+    "missing", "-", "?", "true", "false",
+))  # fmt: skip
+# Columns of numbers that are no classes, where each class has a column
+_NO_CLASS = frozenset((
+    "label", "labels", "class", "classes", "category", "target", "y", "tag", "id", "index", "fold", "train", "val", "valid", "validation",
+    "test", "is_train", "is_val", "is_valid", "is_test",
+))  # fmt: skip
+_BETWEEN = re.compile(r"\s+and\s+|[\s/+&:_-]+")
 
 
-def _check_doubtful(rows: Sequence[Row], negatives: Collection[str]) -> None:
-    """Raise BadInput for a tag that may mean no tag, or several."""
-    tags = {tag for row in rows for tag in row.tags}
-    for row in rows:
-        for tag in row.tags:
-            if tag.lower() in _NO_TAG and tag not in negatives:
-                raise BadInput(
-                    row.where,
-                    f"the tag {tag!r}, which may mean that the picture has none",
-                    "names of classes",
-                    f"If it has none, leave the cell empty or say --negative {tag}; if it is a class, name all classes with --classes.",
-                )
-            parts = tag.split()
-            if len(parts) > 1 and all(part in tags for part in parts):
-                raise BadInput(
-                    row.where,
-                    f"the tag {tag!r}, whose parts are tags of other pictures",
-                    "several tags of a picture separated by `;`, `|` or `,`",
-                    f"Write {';'.join(parts)!r}; if it is one class, name all classes in classes.txt or with --classes.",
-                )
+def check_tags(rows: Iterable[tuple[str, Sequence[str]]], negatives: Collection[str] = ()) -> None:
+    """Raise BadInput for a tag that may mean no tag, or several.
+
+    Args:
+        rows: the place to name in an error and the tags, of each picture.
+        negatives: words that are known to mean no class.
+    """
+    where_of: dict[str, str] = {}
+    for where, tags in rows:
+        for tag in tags:
+            where_of.setdefault(tag, where)
+    words = Counter(word for tag in where_of for word in dict.fromkeys(tag.split()))
+    for tag, where in where_of.items():
+        if tag.lower() in _NO_TAG and tag not in negatives:
+            raise BadInput(
+                where,
+                f"the tag {tag!r}, which may mean that the picture has none",
+                "names of classes",
+                f"If it has none, leave the cell empty or say --negative {tag}; if it is a class, name all classes with --classes.",
+            )
+        if tag[0] in "[({'\"" and tag[-1] in "])}'\"" or tag[0] in "[{" or tag[-1] in "]}":
+            raise BadInput(
+                where,
+                f"the tag {tag!r}, with brackets or quotes around it",
+                "several tags of a picture separated by `;`, `|` or `,`",
+                "Write the names alone; if they are meant so, name all classes in classes.txt or with --classes.",
+            )
+        parts = [part for part in _BETWEEN.split(tag) if part]
+        apart = tag.split()
+        if len(parts) > 1 and all(part in where_of for part in parts):
+            found = parts
+        elif len(apart) > 1 and all(words[word] > 1 for word in apart):
+            found = apart
+        else:
+            continue
+        raise BadInput(
+            where,
+            f"the tag {tag!r}, whose parts are tags of other pictures",
+            "several tags of a picture separated by `;`, `|` or `,`",
+            f"Write {';'.join(found)!r}; if it is one class, name all classes in classes.txt or with --classes.",
+        )
 
 
 # What a spreadsheet takes for the beginning of a formula, with the wide forms that some of them know too
@@ -223,8 +238,9 @@ def _numbered(path: Path, n_classes: int) -> Iterator[tuple[str, Bool[np.ndarray
         yield without_suffix(name.lstrip("/")), labels
 
 
-def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, cells in csv_rows(path, "a table with the columns `image` and `tags`", _columns):
+def _cells(path: Path, class_names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    columns = partial(_columns, class_names=class_names)
+    for line, cells in csv_rows(path, "a table with the columns `image` and `tags`", columns):
         row: dict[str, Any] = {name: _without_apostrophes(cell) for name, cell in cells.items()}
         if "tags" not in row:
             where = f"{path}, line {line}"
@@ -232,18 +248,30 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, row
 
 
-def _columns(cells: Sequence[str], where: str) -> list[str]:
+def _columns(cells: Sequence[str], where: str, class_names: Sequence[str]) -> list[str]:
     """The names of the columns: the known ones in small letters, those of classes as they are written."""
     stripped = [_without_apostrophes(cell.strip()) for cell in cells]
     names = [name.lower() if name.lower() in _COLUMNS else name for name in stripped]
     twice = [name for name in names if names.count(name) > 1]
     if "image" not in names or set(names) <= {"image", "split", "mask"} or twice:
+        has_header = not any(name.lower().endswith(PICTURE_SUFFIXES) for name in names)
         raise BadInput(
             where,
             f"the columns {', '.join(names)}",
             "the columns image and tags, or image and a column a class, and split and mask if you like, each once"
             + ("" if "image" in names else " (image missing)"),
-            "Write a first line that names the columns.",
+            "Call the column of the pictures `image`, and the one of their tags `tags`."
+            if has_header
+            else "Write a first line that names the columns.",
+        )
+    strange = [name for name in names if name.lower() in _NO_CLASS and name not in class_names]
+    if strange and "tags" not in names:
+        raise BadInput(
+            where,
+            f"the column {strange[0]!r}",
+            "a column `tags`, or a column a class, named after it",
+            "Call the column of the tags `tags`, write names of classes into it, and remove columns that are no classes; if it is a class, "
+            "name all classes with --classes.",
         )
     return names
 
@@ -274,12 +302,3 @@ def _text(value: Any, column: str, where: str) -> str | None:
     if value is not None and not is_text(value):
         raise BadInput(where, f"{value!r:.60} as `{column}`", "a text", "Put it in quotes, and write whole letters.")
     return value
-
-
-def _tags(value: Any, where: str) -> tuple[str, ...]:
-    tags = re.split(r"[;|,]", value) if isinstance(value, str) else value
-    if not isinstance(tags, list) or not all(map(is_text, tags)):
-        raise BadInput(
-            where, f"{value!r:.60} as `tags`", "tags separated by `;`, or a list of texts", "Correct the line."
-        )
-    return tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
