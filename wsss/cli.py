@@ -567,12 +567,18 @@ def _info(settings: SimpleNamespace) -> None:
     from wsss.data.open import open_dataset
     from wsss.progress import Progress
 
-    data = open_dataset(settings.data, skip_missing=True, **_reading(settings))
+    stop = None
+    try:
+        data = open_dataset(settings.data, skip_missing=settings.skip_bad, **_reading(settings))
+    except BadInput as error:  # what a run stops at may be missing pictures alone
+        stop, data = error, open_dataset(settings.data, skip_missing=True, **_reading(settings))
     if settings.split:
         one = {settings.split: data.split(settings.split)}
         data = dataclasses.replace(data, splits=one, train=settings.split, seed_split=None, val=None)
     with Progress(f"look through {data.root.name}", sum(map(len, data.splits.values()))) as progress:
         found = overview(data, decode=True, classes=settings.classes, progress=lambda done, total: progress.advance())
+    if stop is not None:
+        found["stops"].append(str(stop))
     if settings.skip_bad:
         bad = sum(len(split["bad"]) for split in found["splits"].values())
         found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")

@@ -67,13 +67,14 @@ class InstanceMask:
         height, width = self.size_hw
         # a size that a file claims is only believed where its picture has it
         found = (height, width) if self.picture is None else picture_size_hw(self.picture, upright=self.upright)
-        if found != (height, width):
+        if self.picture is not None and found != (height, width):
+            otherwise = picture_size_hw(self.picture, upright=not self.upright)
             raise BadInput(
                 self.where,
                 f"a size of {height}x{width} (height x width)",
                 f"{found[0]}x{found[1]} like its picture {self.picture}",
                 "Correct `height` and `width`"
-                + (f", or set --upright {str(not self.upright).lower()}." if found == (width, height) else "."),
+                + (f", or set --upright {str(not self.upright).lower()}." if otherwise == (height, width) else "."),
             )
         objects = self.instances.objects(self.position)
         return draw_mask(objects, (height, width), self.rule, self.where, crowds=self.crowds)

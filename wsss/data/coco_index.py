@@ -253,7 +253,10 @@ def _outlined(shape: Any) -> int:
     if isinstance(shape, dict):
         return 1 if shape.get("counts") else 0
     if isinstance(shape, list):
-        long = [not isinstance(polygon, list) or len(polygon) > 5 for polygon in shape]
+        long = [
+            not isinstance(polygon, list) or len(polygon) > 5 or any(isinstance(one, list) for one in polygon)
+            for polygon in shape
+        ]
         return int(any(long)) + int(any(long) and not all(long))
     return 0 if shape is None else 1
 

@@ -12,7 +12,7 @@ the picture's own path with `.png`, or `NAME_mask.png` beside the picture, or wh
 import dataclasses
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from wsss.data.lists import (
 from wsss.data.lookalikes import check_folders_of_classes, check_other_files
 from wsss.data.mask_files import MASKS, check_named_like_masks, masks_alone, told_apart
 from wsss.data.names import below
+from wsss.data.pairs import MASK_FOLDERS
 from wsss.data.pictures import picture_size_hw
 from wsss.data.roles import check_doubtful, classes_among, is_nothing
 from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
@@ -79,7 +80,7 @@ def open_folder(
     names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else None
     names = names and classes_among(names, negatives)
     if table is None:
-        splits = _by_folder(layout, names)
+        splits = _by_folder(layout, names, (train, val))
     elif table.suffix.lower() in TABLE_SUFFIXES:
         splits = _by_table(layout, table, names)
     else:
@@ -172,9 +173,15 @@ class _Layout:
             if self.base == images or not name.startswith(f"{MASKS}/")
         }
         self.pictures, self.masks = told_apart(found)
-        self.masks |= pictures_below(self.root / MASKS)
+        masks = pictures_below(self.root / MASKS)
+        self.masks |= masks if self.base == images else {self._named(name): path for name, path in masks.items()}
         if not self.pictures:
             raise BadInput(self.root, listing(self.root), "pictures", "Choose a folder with pictures in it.")
+
+    def _named(self, name: str) -> str:
+        """The name of a picture, which may lie in `images` although other folders hold pictures too."""
+        below_images = f"images/{name}"
+        return below_images if name not in self.pictures and below_images in self.pictures else name
 
     def images(
         self,
@@ -201,9 +208,9 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
-def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str, Images]:
+def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequence[str | None]) -> dict[str, Images]:
     """Splits and labels from the folders that pictures are in."""
-    check_other_files(layout.root, layout.pictures)
+    check_other_files(layout.root, layout.pictures, lists)
     loose = [name for name in layout.pictures if "/" not in name]
     if loose:
         raise BadInput(
@@ -218,6 +225,14 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
         top for top in split_tops if all(name.count("/") > 1 for name in layout.pictures if name.startswith(f"{top}/"))
     }
     if deep and deep != tops:
+        masks = [top for top in sorted(tops - deep) if top.lower() in MASK_FOLDERS]
+        if masks:
+            raise BadInput(
+                layout.base / masks[0],
+                f"a folder of masks beside the splits {', '.join(sorted(deep))}",
+                f"masks in a folder `{MASKS}`, under the names of their pictures ({MASKS}/{sorted(deep)[0]}/cat/1.png)",
+                "Rename it and the masks in it, or move it elsewhere.",
+            )
         raise BadInput(
             layout.base,
             f"the split {', '.join(sorted(deep))} beside {', '.join(sorted(tops - deep))}",
@@ -311,13 +326,12 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
             f"{missing[0].image!r}, which is not in {layout.base}"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
             "the path of a picture below that folder",
-            f"{suggestion(without_suffix(missing[0].image), layout.pictures)}Correct the table, add the picture, or use --skip-bad.",
+            f"{_nearest(layout, missing[0].image)}Correct the table, add the picture, or use --skip-bad.",
         )
     if missing:
         layout.notes.append(
             f"{len(missing)} lines of {table.name} left out, since their pictures are missing ({missing[0].image} first)"
         )
-    _note_unnamed(layout, rows, table)
     if class_names is None:
         class_names = tuple(sorted({tag for row in rows.values() for tag in row.tags}))
     if not class_names:
@@ -327,6 +341,7 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
         members["train" if row.split is None else split_of(row.split) or row.split].append(name)
     masks = {name: MaskFile(_mask(layout, row)) for name, row in rows.items() if row.mask}
     used = {mask.path for mask in masks.values()}
+    _note_unnamed(layout, {name for name, path in layout.pictures.items() if name in rows or path in used}, table)
     layout.notes += masks_alone(layout.root, layout.base, layout.pictures, layout.masks, used)
     return {
         split: layout.images(
@@ -338,6 +353,13 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
         )
         for split, names in members.items()
     }
+
+
+def _nearest(layout: _Layout, image: str) -> str:
+    """A question whether another picture is meant: one of its name in another folder, or one of a similar name."""
+    name = without_suffix(image.replace("\\", "/"))
+    alike = [other for other in layout.pictures if other.rpartition("/")[2] == name.rpartition("/")[2]]
+    return f"Did you mean {alike[0]!r}? " if len(alike) == 1 else suggestion(name, layout.pictures)
 
 
 def _without_negatives(layout: _Layout, row: Row, class_names: tuple[str, ...] | None) -> Row:
@@ -354,7 +376,8 @@ def _picture(layout: _Layout, row: Row) -> str | None:
             return None
         layout.pictures.setdefault(name := without_suffix(below(path)), place)
         return name
-    forms = (path, without_suffix(path), without_suffix(path.removeprefix("images/")))
+    bare = without_suffix(path)
+    forms = (path, bare, bare.removeprefix("images/"), f"images/{bare}")
     return next((form for form in forms if form in layout.pictures), None)
 
 
@@ -407,8 +430,14 @@ def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | No
     return {"train": layout.images("train", list(named), class_names, labels[keep], {})}
 
 
-def _note_unnamed(layout: _Layout, named: Mapping[str, object], source: Path) -> None:
+def _note_unnamed(layout: _Layout, named: Collection[str], source: Path) -> None:
     unnamed = [name for name in layout.pictures if name not in named]
+    masks = [name for name in unnamed if name.partition("/")[0].lower() in MASK_FOLDERS]
+    if masks:
+        folder, unnamed = masks[0].partition("/")[0], [name for name in unnamed if name not in set(masks)]
+        layout.notes.append(
+            f"{len(masks)} files in {folder} are not used: true masks lie in a folder `{MASKS}`, or {source.name} names them in a column mask"
+        )
     if unnamed:
         layout.notes.append(
             f"{len(unnamed)} pictures left out, since {source.name} does not name them ({unnamed[0]} first)"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsss.data.entries import split_of
+from wsss.data.entries import SPLITS, split_of
 from wsss.data.lists import files_below, is_hidden, is_picture
 from wsss.data.pairs import MASK_FOLDERS, PICTURE_FOLDERS
 from wsss.errors import BadInput
@@ -74,59 +74,101 @@ def _check_splits(base: Path, names: Sequence[str], all_names: Collection[str]) 
         )
 
 
+# What else lies beside pictures, made of them
+_MADE = frozenset((
+    "overlay", "overlays", "pred", "preds", "prediction", "predictions", "preview", "previews", "thumb", "thumbnail", "thumbnails", "thumbs",
+    "visualisation", "visualisations", "visualization", "visualizations",
+))  # fmt: skip
+_SPLIT_WORDS = frozenset((*SPLITS, "tr", "ts", "eval", "holdout"))
+
+
+def _is_part(name: str) -> bool:
+    """Whether all words of a name are those of splits, pictures or masks: `train_images`, `imagesTr`, `trainA`, `test2017`."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    trade = [word for word in words if word in PICTURE_FOLDERS | MASK_FOLDERS | _MADE]
+    splits = [word for word in words if word in _SPLIT_WORDS]
+    letters = [word for word in words if len(word) == 1] if splits else []
+    known = len(trade) + len(splits) + len(letters)
+    return bool(trade or splits) and known == len(words) and (len(words) > 1 or bool(re.search(r"\d", name) and splits))
+
+
 def _check_words(base: Path, names: Sequence[str]) -> None:
     pictures = [name for name in names if name.lower() in PICTURE_FOLDERS]
     masks = [name for name in names if name.lower() in MASK_FOLDERS]
-    if pictures or masks:
+    others = [name for name in names if name.lower() in _MADE or _is_part(name)]
+    if pictures or masks or others:
         pair = (
             " A pair of such folders is read where each mask is named like its picture "
             f"({(pictures or ['images'])[0]}/1.jpg, {(masks or ['masks'])[0]}/1.png)."
         )
         raise BadInput(
             base,
-            f"folders named like parts of a data set ({', '.join((*pictures, *masks))}), not like classes",
+            f"folders named like parts of a data set ({', '.join(dict.fromkeys((*pictures, *masks, *others)))}), not like classes",
             _EXPECTED,
             f"Write the table tags.csv with the columns image and tags, or move the pictures into folders of classes.{pair} {_IF_CLASSES}",
         )
 
 
 def _check_depth(base: Path, pictures: Mapping[str, Path], tags: Mapping[str, str], names: Sequence[str]) -> None:
-    if len(set(tags.values())) > 1 or not names:
-        return
-    ways = []
+    ways: dict[str, list[list[str]]] = defaultdict(list)
     for name, tag in tags.items():
         parts = name.split("/")
-        ways.append(parts[parts.index(tag) + 1 : -1])
-    if not all(ways):
+        ways[tag].append(parts[parts.index(tag) + 1 : -1])
+    if not names or not all(way for found in ways.values() for way in found):
         return
-    common = [steps[0] for steps in itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*ways, strict=False))]
-    if all(way == common for way in ways):
+    if len(ways) > 1:
+        _check_groups(base, ways)
+        return
+    ((tag, steps),) = ways.items()
+    common = [step[0] for step in itertools.takewhile(lambda step: len(set(step)) == 1, zip(*steps, strict=False))]
+    if all(way == common for way in steps):
         common = common[:-1]
-    top = next(iter(pictures.values()))
-    while top.name != names[0]:
-        top = top.parent
-    inner = sorted({way[len(common)] for way in ways})
+    splits = sorted({name.partition("/")[0] for name in tags} - {tag})
+    inner = sorted({way[len(common)] for way in steps})
+    shown = ", ".join(inner[:6])
+    top = base / splits[0] / tag if splits else base / tag
+    if len(splits) > 1:
+        do = f"Move {shown} up into {' and '.join(splits)} if these are the classes."
+    else:
+        do = f"Give {top.joinpath(*common)} if its folders ({shown}) are classes or splits."
     raise BadInput(
         base,
-        f"one folder, {names[0]}, without pictures, and folders in it ({', '.join(['/'.join(common)] if common else inner[:6])})",
+        f"one folder, {tag}, without pictures, and folders in it ({', '.join(['/'.join(common)] if common else inner[:6])})",
         f"{_EXPECTED}, directly below the folder given",
-        f"Give {top.joinpath(*common)} if its folders ({', '.join(inner[:6])}) are classes or splits. {_IF_CLASSES}",
+        f"{do} {_IF_CLASSES}",
     )
 
 
-def check_other_files(root: Path, pictures: Mapping[str, Path]) -> None:
+def _check_groups(base: Path, ways: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Raise BadInput where each folder holds other folders: the outer or the inner ones are the classes."""
+    inner = {tag: {way[0] for way in found} for tag, found in ways.items()}
+    if all(len(found) > 1 for found in inner.values()) and sum(map(len, inner.values())) == len(
+        set().union(*inner.values())
+    ):
+        tag = min(inner)
+        raise BadInput(
+            base,
+            f"folders that hold other folders alone ({tag}/{min(inner[tag])}, {tag}/{max(inner[tag])}, ...)",
+            f"{_EXPECTED}, directly below the folder given",
+            f"If the classes are the inner folders, move them up. If they are the outer ones, say --classes '{', '.join(sorted(inner))}'.",
+        )
+
+
+def check_other_files(root: Path, pictures: Mapping[str, Path], lists: Collection[str | None] = ()) -> None:
     """Raise BadInput where a file below a folder says what the pictures hold, and no reader takes it.
 
     Args:
         root: the folder.
         pictures: files by name.
+        lists: paths of lists that are read.
 
     Raises:
         BadInput: there is such a file; its kind is told.
     """
     stems = {os.path.basename(name) for name in pictures}
+    read = {os.path.realpath(path) for path in lists if path is not None}
     for path in _others(root):
-        if kind := _kind(path, stems):
+        if os.path.realpath(path) not in read and (kind := _kind(path, stems)):
             raise BadInput(
                 path,
                 kind,

@@ -34,7 +34,9 @@ def check_named_like_masks(pictures: Mapping[str, Path], masks: Mapping[str, Pat
     """
     suspect: list[str] = []
     for name in pictures:
-        end = next((end for end in sorted(ENDINGS, key=len, reverse=True) if end and name.lower().endswith(end.lower())), "")
+        end = next(
+            (end for end in sorted(ENDINGS, key=len, reverse=True) if end and name.lower().endswith(end.lower())), ""
+        )
         numbered = _NUMBERED.search(name)
         bare = name[: len(name) - len(end)] if end else name[: numbered.start()] if numbered else name
         if bare != name and (bare in pictures or (masks and (numbered or end == _BESIDE))):
@@ -42,7 +44,9 @@ def check_named_like_masks(pictures: Mapping[str, Path], masks: Mapping[str, Pat
     if suspect:
         raise BadInput(
             pictures[suspect[0]],
-            f"a file named like the mask of a picture (and {len(suspect) - 1} more)" if suspect[1:] else "a file named like the mask of a picture",
+            f"a file named like the mask of a picture (and {len(suspect) - 1} more)"
+            if suspect[1:]
+            else "a file named like the mask of a picture",
             "pictures, and one mask for each of them, named NAME_mask.png",
             "Rename masks so, put several masks of a picture into one, and move other files elsewhere.",
         )

@@ -45,6 +45,8 @@ def fault(name: str) -> tuple[str, str] | None:
         )
     if name.startswith("/"):
         return "an absolute path", "Write paths below the data set."
+    if "://" in name:
+        return "an address", "Fetch the files, and write their paths below the data set."
     if ".." in name.split("/"):
         return "a path that leads upwards (..)", "Write paths below the data set."
     if {"", "."} & set(name.split("/")):

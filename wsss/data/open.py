@@ -17,12 +17,13 @@ from wsss.data.imagefolder import find_imagefolder, read_imagefolder
 from wsss.data.images import Dataset
 from wsss.data.label_studio import find_label_studio, read_label_studio
 from wsss.data.labelme import find_labelme, read_labelme
-from wsss.data.lists import files_below, is_picture, listing, read_classes, unread
+from wsss.data.lists import files_below, is_hidden, is_picture, listing, read_classes, unread
 from wsss.data.lookalikes import check_pictures_alone
 from wsss.data.pairs import find_pairs, read_pairs
 from wsss.data.roboflow import find_roboflow, read_roboflow
 from wsss.data.roles import classes_among
 from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
+from wsss.data.turned import uncertain
 from wsss.data.value_range import Asked, decided
 from wsss.data.voc import find_voc, open_voc
 from wsss.data.yolo import find_yolo, has_texts, read_yolo
@@ -118,8 +119,13 @@ def open_dataset(
     check_files(opened, allow_outside=allow_outside)
     pictures = list(dict.fromkeys(picture for images in opened.splits.values() for picture in images.paths))
     reading, notes = decided(pictures, opened.root, asked)
-    published = opened.kind in ("voc", "coco")  # huge folders, in which nobody keeps other pictures
-    return opened.with_reading(reading, notes + ([] if published else unread(opened.root)))
+    if opened.kind not in (
+        "voc",
+        "coco",
+    ):  # these are huge folders, in which nobody keeps other pictures, and see to orientations themselves
+        notes += unread(opened.root)
+        notes += [note for images in opened.splits.values() for note in uncertain(images)]
+    return opened.with_reading(reading, notes)
 
 
 _YOLO, _PAIRS = "YOLO's tools", "pairs of folders"
@@ -172,6 +178,11 @@ def _opened(
         if inner := next(iter(sorted(root.glob(deeper))), None):
             raise BadInput(root, f"a data set further down ({inner})", LAYOUTS, "Give its own folder.")
     table = find_table(root)
+    folders = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    if table is None and options.tags is None and len(folders) == 1 and not any(map(is_picture, root.iterdir())):
+        (inner,) = folders
+        if (find_coco(inner) or find_table(inner) or find_imagefolder(inner)) and not find_imagefolder(root):
+            raise BadInput(root, f"a data set further down ({inner})", LAYOUTS, "Give its own folder.")
     if options.tags is None and table is None and untagged is None:
         readers = {name: (found, read) for name, find, read in _READERS if (found := find(root))}
         if (_PAIRS in readers and _YOLO in readers) and not has_texts(root):

@@ -65,7 +65,9 @@ def _multi_label(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]
                 )
             )
     named = {entry.path for entry in entries}
-    left = [path for table in tables for path in sorted(table.parent.iterdir()) if is_picture(path) and path not in named]
+    left = [
+        path for table in tables for path in sorted(table.parent.iterdir()) if is_picture(path) and path not in named
+    ]
     notes = [f"{len(left)} pictures left out, since {_TABLE} does not name them ({left[0]} first)"] if left else []
     classes = options.classes or classes_among(columns, options.negatives)
     return Found("roboflow", entries, classes, notes, tags_by_picture=True)

@@ -117,7 +117,7 @@ def check_tags(rows: Iterable[tuple[str, Sequence[str]]], negatives: Collection[
                 "names of classes",
                 f"If it has none, leave the cell empty or say --negative {tag}; if it is a class, name all classes with --classes.",
             )
-        if tag[0] in "[({'\"" and tag[-1] in "])}'\"" or tag[0] in "[{" or tag[-1] in "]}":
+        if (tag[0] in "[({'\"" and tag[-1] in "])}'\"") or tag[0] in "[{" or tag[-1] in "]}":
             raise BadInput(
                 where,
                 f"the tag {tag!r}, with brackets or quotes around it",

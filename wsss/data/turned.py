@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsss.data.images import Images
 from wsss.data.pictures import picture_size_hw, read_header
 from wsss.errors import BadInput
 from wsss.stream import in_threads
@@ -55,15 +56,29 @@ def decided(
         )
     upright = next(iter(votes), True) if asked is None else asked
     if turned:
-        first, many = turned[0][0].name, len(turned)
-        what = "are turned by it" if upright else "are not turned by it"
-        why = (
-            ""
-            if votes
-            else "; sizes cannot tell whether their masks are too: look at them in the report, or say --upright true or false"
-        )
-        notes.append(f"{split}: {many} pictures with masks have an EXIF orientation ({first} first) and {what}{why}")
+        notes.append(_note(split, [path for path, _ in turned], upright, certain=bool(votes)))
     return upright
+
+
+def uncertain(images: Images) -> list[str]:
+    """A note on pictures with masks whose EXIF orientation leaves the size as it is, so that masks fit turned or not."""
+    with_masks = [path for path, mask in zip(images.paths, images.masks, strict=True) if mask is not None]
+    found = [path for path, same in zip(with_masks, in_threads(_keeps_size, with_masks), strict=True) if same]
+    return [_note(images.title, found, images.upright, certain=False)] if found else []
+
+
+def _note(split: str, pictures: Sequence[Path], upright: bool, *, certain: bool) -> str:
+    what = "are turned by it" if upright else "are not turned by it"
+    why = "; sizes cannot tell whether their masks are too: look at them in the report, or say --upright true or false"
+    return f"{split}: {len(pictures)} pictures with masks have an EXIF orientation ({pictures[0].name} first) and {what}{'' if certain else why}"
+
+
+def _keeps_size(path: Path) -> bool:
+    try:
+        header = read_header(path)
+    except BadInput:  # found and named where all pictures are looked through
+        return False
+    return header.orientation != 1 and header.turned_hw(True) == header.turned_hw(False)
 
 
 def _fits(path: Path, size_hw: tuple[int, int]) -> bool | str | None:
