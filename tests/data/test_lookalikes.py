@@ -7,6 +7,7 @@ import pytest
 
 from tests.data.conftest import SIZE, write_picture, write_text
 from tests.data.layouts import write_mask_picture
+from wsss.data.folder import open_folder
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
 
@@ -72,7 +73,7 @@ def test_one_class_a_level_too_deep(tmp_path):
 def test_masks_that_fit_no_picture(tmp_path):
     pictures(tmp_path, "scans/1.jpg")
     write_mask_picture(tmp_path / "masks/1.png", np.ones(SIZE, np.uint8))
-    with pytest.raises(BadInput, match=r"masks: found 1 masks, none of which fits a picture \(1 first\)"):
+    with pytest.raises(BadInput, match=r"masks: found 1 files, none of which fits a picture \(masks/1\.png first\)"):
         open_dataset(tmp_path)
 
 
@@ -186,3 +187,107 @@ def test_masks_among_pictures_without_tags(tmp_path):
     with pytest.raises(BadInput, match="masks: found a folder of masks among the pictures"):
         open_dataset(tmp_path, untagged=True, classes="cat")
     assert len(open_dataset(tmp_path / "images", untagged=True, classes="cat").split("train")) == 1
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_images", "test_images"),
+        ("X_train", "X_val"),
+        ("trainA", "trainB"),
+        ("imagesTr", "imagesTs"),
+        ("train2017", "val2017"),
+        ("cat", "thumbnails"),
+        ("data",),
+    ],
+)
+def test_names_made_of_words_of_the_trade(tmp_path, names):
+    pictures(tmp_path, *(f"{name}/1.jpg" for name in names))
+    with pytest.raises(BadInput, match=r"folders named like parts of a data set"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, classes=names).class_names == names
+
+
+def test_words_of_the_trade_among_others_are_classes(tmp_path):
+    names = ("model train", "test tube", "tr", "image 1")
+    pictures(tmp_path, *(f"{name}/1.jpg" for name in names))
+    assert open_folder(tmp_path).class_names == tuple(sorted(names))
+
+
+def test_folders_of_folders_of_classes(tmp_path):
+    pictures(tmp_path, "animals/cat/1.jpg", "animals/dog/1.jpg", "vehicles/bus/1.jpg", "vehicles/car/1.jpg")
+    with pytest.raises(BadInput, match=r"hold other folders alone .*say --classes 'animals, vehicles'"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, classes=["animals", "vehicles"]).class_names == ("animals", "vehicles")
+
+
+def test_days_below_classes_are_no_classes(tmp_path):
+    pictures(tmp_path, "cat/monday/1.jpg", "cat/tuesday/1.jpg", "dog/monday/1.jpg", "dog/tuesday/1.jpg")
+    assert open_folder(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (("pets/train/cat/1.jpg", "pets/val/cat/1.jpg"), r"Give \S+/pets if that is the data set"),
+        (
+            ("train/pets/cat/1.jpg", "train/pets/dog/1.jpg", "val/pets/cat/2.jpg"),
+            r"Move cat, dog up into train and val",
+        ),
+        (("train/good/1.png", "test/bad/1.png", "ground_truth/bad/1_mask.png"), r"a folder of masks beside the splits"),
+    ],
+)
+def test_remedies_for_folders_too_deep(tmp_path, names, remedy):
+    with pytest.raises(BadInput, match=remedy):
+        open_folder(pictures(tmp_path, *names))
+
+
+def test_a_list_that_is_given_is_no_stranger(tmp_path):
+    pictures(tmp_path, "cat/a.jpg", "dog/b.jpg", "dog/c.jpg")
+    listed = write_text(tmp_path / "mine.txt", "cat/a.jpg\ndog/b.jpg\n")
+    with pytest.raises(BadInput, match=r"mine\.txt: found a list of pictures"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, train=str(listed)).split(str(listed)).names == ("cat/a", "dog/b")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("labels.json", '{"classes": ["cat"], "labels": {"a": 0}}', "labels of FiftyOne"),
+        ("notes.json", '{"cat/a.jpg": ["dog"]}', "JSON that names the pictures"),
+        ("annotations.xml", "<?xml version='1.0'?><annotations><image/></annotations>", "annotations of CVAT"),
+    ],
+)
+def test_other_files_about_pictures(tmp_path, name, text, kind):
+    pictures(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    write_text(tmp_path / name, text)
+    with pytest.raises(BadInput, match=kind):
+        open_folder(tmp_path)
+
+
+def test_archives_are_noted(tmp_path):
+    write_text(pictures(tmp_path, "cat/a.jpg", "dog/b.jpg") / "more.zip", "")
+    assert open_dataset(tmp_path).notes == ("1 .zip file is not read: unpack them first",)
+
+
+@pytest.mark.parametrize(
+    ("names", "doubtful"),
+    [
+        (("crack", "NoCrack"), "'NoCrack'"),
+        (("cracked", "uncracked"), "'uncracked'"),
+        (("a___rust", "a___healthy", "b___healthy"), "'a___healthy', 'b___healthy'"),
+        (("0", "1"), "'0'"),
+        (("Faces", "BACKGROUND_Google"), "'BACKGROUND_Google'"),
+        (("glioma", "notumor"), "'notumor'"),
+    ],
+)
+def test_names_that_may_mean_nothing(tmp_path, names, doubtful):
+    pictures(tmp_path, *(f"{name}/1.jpg" for name in names))
+    with pytest.raises(BadInput, match=rf"class\w* {doubtful}, which may mean that no class is there"):
+        open_folder(tmp_path)
+
+
+def test_numbers_and_notes_are_classes(tmp_path):
+    names = ("0", "1", "2", "north", "unicorn")
+    pictures(tmp_path, *(f"{name}/1.jpg" for name in names))
+    assert open_folder(tmp_path).class_names == names

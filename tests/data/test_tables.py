@@ -54,7 +54,7 @@ def test_split_and_mask(tmp_path):
         (
             "a.csv",
             "image,label\na,cat\n",
-            "line 2: found 'cat' in the column 'label'; expected a column `tags`, or a column a class",
+            "line 2: found 'cat' in the column 'about'; expected a column `tags`, or a column a class",
         ),
         ("a.csv", "image\na\n", "found the columns image"),
         ("a.csv", "image,tags,Tags\na,cat,dog\n", "found the columns image, tags, tags; .*each once"),
@@ -75,8 +75,8 @@ def test_split_and_mask(tmp_path):
             "line 1: found something that cannot be read .*digits",
         ),
         ("a.jsonl", '{"image": "\\ud800", "tags": []}', "line 1: found .* as `image`"),
-        ("a.jsonl", '{"image": "a", "tags": ["\\udfff"]}', "line 1: found .* as `tags`"),
-        ("a.jsonl", '{"image": "a", "tags": {"cat": 1}}', "line 1: found .* as `tags`"),
+        ("a.jsonl", '{"image": "a", "tags": ["\\udfff"]}', "line 1: found .* where tags belong"),
+        ("a.jsonl", '{"image": "a", "tags": {"cat": 1}}', "line 1: found .* where tags belong"),
         ("a.jsonl", '{"image": "a", "tags": [], "split": true}', "line 1: found True as `split`"),
         (
             "a.csv",
@@ -93,8 +93,8 @@ def test_split_and_mask(tmp_path):
         ("a.jsonl", '{"image": "a", "tags": "cat"}\n{"image": "b"', "line 2: found broken JSON"),
         ("a.jsonl", '{"image": "a"}', "line 1: found .*expected a line like"),
         ("a.jsonl", '{"image": 3, "tags": []}', "found 3 as `image`; expected a text"),
-        ("a.jsonl", '{"image": "a", "tags": [1]}', "as `tags`; expected tags separated"),
-        ("a.jsonl", '{"image": "a", "tags": null}', "found None as `tags`"),
+        ("a.jsonl", '{"image": "a", "tags": [1]}', "where tags belong; expected names"),
+        ("a.jsonl", '{"image": "a", "tags": null}', "found None where tags belong"),
         ("a.jsonl", "[" * 100000, "line 1: found something nested too deeply"),
     ],
 )
@@ -216,3 +216,46 @@ def test_spellings(name, key):
     labels, missing = labels_of([name, "other"], {key: np.array([False, True])}, 2)
     assert labels.tolist() == [[False, True], [False, False]]
     assert missing == ["other"]
+
+
+@pytest.mark.parametrize("between", [" ", "/", "+", " & ", " and ", ":"])
+def test_tags_that_hold_others_are_asked_about(tmp_path, between):
+    path = write_text(tmp_path / "a.csv", f"image,tags\n1,cat\n2,dog\n3,cat{between}dog\n")
+    with pytest.raises(
+        BadInput, match=r"line 4: found the tag .*whose parts are tags of other pictures.*Write 'cat;dog'"
+    ):
+        read_table(path)
+    assert read_table(path, ("cat", "dog", f"cat{between}dog"))[2].tags == (f"cat{between}dog",)
+
+
+def test_blanks_between_tags_that_never_stand_alone(tmp_path):
+    with pytest.raises(BadInput, match=r"the tag 'cat dog', whose parts are tags"):
+        read_table(write_text(tmp_path / "a.csv", "image,tags\n1,cat dog\n2,dog bird\n3,bird cat\n"))
+    assert len(read_table(write_text(tmp_path / "b.csv", "image,tags\n1,polar bear\n2,brown bear\n"))) == 2
+
+
+@pytest.mark.parametrize("cell", ["\"['cat', 'dog']\"", '"[""cat""]"', "[]", "'cat'", "{cat}"])
+def test_lists_of_programs_in_cells(tmp_path, cell):
+    with pytest.raises(BadInput, match=r"line 2: found the tag .*, with brackets or quotes around it"):
+        read_table(write_text(tmp_path / "a.csv", f"image,tags\n1,{cell}\n"))
+
+
+@pytest.mark.parametrize("column", ["label", "Class", "target", "fold", "is_val"])
+def test_columns_of_numbers_that_are_no_classes(tmp_path, column):
+    path = write_text(tmp_path / "a.csv", f"image,cat,{column}\n1,1,0\n2,0,1\n")
+    with pytest.raises(BadInput, match=rf"line 1: found the column '{column}'; .*Call the column of the tags `tags`"):
+        read_table(path)
+    assert read_table(path, ("cat", column))[1].tags == (column,)
+
+
+@pytest.mark.parametrize(("said", "separator"), [("sep=;", ";"), ('"sep=,"', ","), ("SEP=;\r", ";"), ("sep=|", "|")])
+def test_the_separator_that_a_spreadsheet_names(tmp_path, said, separator):
+    table = separator.join(("image", "tags")) + "\n" + separator.join(("x.jpg", "cat")) + "\n"
+    assert rows(write_text(tmp_path / "a.csv", f"{said}\n{table}")) == [("x.jpg", ("cat",), None, None)]
+
+
+def test_columns_of_other_names(tmp_path):
+    with pytest.raises(BadInput, match=r"image missing.*Call the column of the pictures `image`"):
+        read_table(write_text(tmp_path / "a.csv", "id,label\n1,cat\n"))
+    with pytest.raises(BadInput, match=r"image missing.*Write a first line"):
+        read_table(write_text(tmp_path / "b.csv", "1.jpg,cat\n2.jpg,dog\n"))

@@ -44,8 +44,9 @@ def check_folders_of_classes(
     """
     names = sorted(set(tags.values()) - set(given or ()))
     _check_splits(base, names, set(tags.values()))
-    _check_words(base, names)
+    _check_words(base, [name for name in names if name.lower() not in _CONTAINERS])
     _check_depth(base, pictures, tags, names)
+    _check_words(base, names)
     _check_label_images(base, pictures, tags, names)
 
 
@@ -74,6 +75,8 @@ def _check_splits(base: Path, names: Sequence[str], all_names: Collection[str]) 
         )
 
 
+# Folders of all pictures
+_CONTAINERS = frozenset(("data", "dataset"))
 # What else lies beside pictures, made of them
 _MADE = frozenset((
     "overlay", "overlays", "pred", "preds", "prediction", "predictions", "preview", "previews", "thumb", "thumbnail", "thumbnails", "thumbs",
@@ -95,7 +98,7 @@ def _is_part(name: str) -> bool:
 def _check_words(base: Path, names: Sequence[str]) -> None:
     pictures = [name for name in names if name.lower() in PICTURE_FOLDERS]
     masks = [name for name in names if name.lower() in MASK_FOLDERS]
-    others = [name for name in names if name.lower() in _MADE or _is_part(name)]
+    others = [name for name in names if name.lower() in _MADE | _CONTAINERS or _is_part(name)]
     if pictures or masks or others:
         pair = (
             " A pair of such folders is read where each mask is named like its picture "
@@ -197,11 +200,16 @@ def _kind(path: Path, stems: Collection[str]) -> str | None:
         text = stream.read(_BEGINNING).decode("utf-8", "replace")
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return _json_kind(text)
+        return _json_kind(text, stems)
     if suffix in (".yaml", ".yml"):
         return "the settings of a YOLO data set" if re.search(r"^(names|nc)\s*:", text, re.MULTILINE) else None
     if suffix == ".xml":
-        return "annotations in VOC's form" if "<annotation" in text[:200] else None
+        known = re.search("<(annotations?)[ >]", text[:400])
+        kinds = {
+            "annotation": "annotations in VOC's form",
+            "annotations": "annotations of CVAT: export them as COCO or as masks",
+        }
+        return kinds[known[1]] if known else None
     if suffix == ".txt" and path.name.lower() in ("classes.txt", "readme.txt", "license.txt"):
         return None
     lines = [line.strip() for line in text.splitlines() if line.strip()][:_SAMPLE]
@@ -234,13 +242,18 @@ _JSON_KINDS = (
     (("image", "annotations"), "annotations of CreateML or Label Studio"),
     (("annotations", "data"), "an export of Label Studio"),
     (("image", "choice"), "an export of Label Studio"),
+    (("classes", "labels"), "labels of FiftyOne: export them as folders of classes or as COCO"),
     (("samples",), "a data set of FiftyOne: export it as COCO"),
 )
 
 
-def _json_kind(text: str) -> str | None:
+def _json_kind(text: str, stems: Collection[str]) -> str | None:
     keys = set(re.findall(r'"([\w-]+)"\s*:', text))
-    return next((kind for needed, kind in _JSON_KINDS if keys.issuperset(needed)), None)
+    if kind := next((kind for needed, kind in _JSON_KINDS if keys.issuperset(needed)), None):
+        return kind
+    words = (os.path.basename(word) for word in re.findall(r'"([^"\\]+)"', text))
+    named = any(os.path.splitext(word)[0] in stems and not word.isdecimal() for word in words)
+    return "JSON that names the pictures" if named else None
 
 
 def _check_label_images(
@@ -251,7 +264,7 @@ def _check_label_images(
         members[tag].append(pictures[name])
     for tag in names:
         paths = members[tag]
-        if all(_is_label_image(path) for path in paths[:: max(1, len(paths) // _SAMPLE)]):
+        if all(is_label_image(path) for path in paths[:: max(1, len(paths) // _SAMPLE)]):
             raise BadInput(
                 base / tag,
                 f"{len(paths)} label images (few small values each), and no photographs",
@@ -260,7 +273,8 @@ def _check_label_images(
             )
 
 
-def _is_label_image(path: Path) -> bool:
+def is_label_image(path: Path) -> bool:
+    """Whether a file is a grey or palette picture of few small values in flat areas; not if it cannot be read."""
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("L", "P", "1", "I", "I;16") or picture.format == "JPEG":

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from wsss.data.lists import files_below
+from wsss.data.lookalikes import is_label_image
 from wsss.data.pairs import ENDINGS
 from wsss.errors import BadInput
 
@@ -26,7 +27,7 @@ def told_apart(found: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Pa
 
 
 def check_named_like_masks(pictures: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
-    """Raise BadInput where a picture is named like the mask of another one, or like a mask among masks.
+    """Raise BadInput where a picture is named like the mask of another one, or like a mask among masks, and looks like one.
 
     Args:
         pictures: by name.
@@ -39,7 +40,8 @@ def check_named_like_masks(pictures: Mapping[str, Path], masks: Mapping[str, Pat
         )
         numbered = _NUMBERED.search(name)
         bare = name[: len(name) - len(end)] if end else name[: numbered.start()] if numbered else name
-        if bare != name and (bare in pictures or (masks and (numbered or end == _BESIDE))):
+        is_among_masks = bool(masks) and (numbered or end == _BESIDE)
+        if bare != name and (bare in pictures or (is_among_masks and is_label_image(pictures[name]))):
             suspect.append(name)
     if suspect:
         raise BadInput(

@@ -241,7 +241,7 @@ def open_voc(
     masks = {
         name: path
         for folder in (_AUG_MASKS, "SegmentationClassPNG", "SegmentationClass")
-        for name, path in pictures_below(root / folder, (".png",)).items()
+        for name, path in pictures_below(root / folder).items()
     }
     class_names, table = _classes(root, classes, pictures, bool(masks), negatives, notes)
     if mask_values is not None:
@@ -300,9 +300,16 @@ def open_voc(
         )
         for split, listed in kept.items()
     }
-    if published:
-        notes += _compared_with_published(splits)
+    notes += _compared_with_published(splits) if published else _unused(pictures, masks, names)
     return Dataset("voc", root, splits, chosen, seed_split=_seed_split(splits, chosen), val=scored, notes=tuple(notes))
+
+
+def _unused(pictures: Mapping[str, Path], masks: Mapping[str, Path], lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """Notes on files that no list leads to."""
+    listed = {name for names in lists.values() for name in names}
+    unlisted, alone = sorted(pictures.keys() - listed), sorted(masks.keys() - pictures.keys())
+    notes = [f"{len(unlisted)} pictures are in no list and not used ({unlisted[0]} first)"] if unlisted else []
+    return notes + ([f"{len(alone)} masks fit no picture ({masks[alone[0]]} first)"] if alone else [])
 
 
 def _has_annotations(root: Path) -> bool:

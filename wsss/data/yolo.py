@@ -158,6 +158,13 @@ def read_yolo(root: Path, source: Path, options: Options) -> Found:
         if not isinstance(content, dict):
             raise BadInput(source, "something else", _EXPECTED, "Copy it from the data set's source.")
         numbered = _numbered(content.get("names"), source)
+        if content.get("nc", len(numbered)) != len(numbered):
+            raise BadInput(
+                source,
+                f"nc: {content['nc']!r:.20} beside {len(numbered)} names",
+                "a name for each class",
+                "Correct one of them.",
+            )
     else:
         numbered = tuple(line for _, line in read_lines(source, "a class a line"))
     class_names = options.classes or classes_among(numbered, options.negatives)
@@ -214,6 +221,13 @@ def _found(
         )
     if missing:
         notes.append(f"{missing} pictures have no text in {_LABELS}: nothing is in them, as Ultralytics takes it")
+    used = {os.path.realpath(_text_of(path)) for _, path in pictures}
+    texts = [file for folder in _label_folders(root) for file in files_below(folder) if file.suffix == ".txt"]
+    alone = [file for file in texts if os.path.realpath(file) not in used and file.name not in _LISTS]
+    if alone:
+        notes.append(
+            f"{len(alone)} texts in {_LABELS} belong to no picture that is used ({os.path.relpath(alone[0], root)} first)"
+        )
     if has_polygons:
         notes.append(
             "true masks are drawn from polygons" + (f"; {boxed} pictures with boxes have none" if boxed else "")
