@@ -53,7 +53,7 @@ def test_split_and_mask(tmp_path):
         ("a.csv", "file,label\na,cat\n", r"a\.csv, line 1: found the columns file, label; .*\(image missing\)"),
         (
             "a.csv",
-            "image,label\na,cat\n",
+            "image,about\na,cat\n",
             "line 2: found 'cat' in the column 'about'; expected a column `tags`, or a column a class",
         ),
         ("a.csv", "image\na\n", "found the columns image"),

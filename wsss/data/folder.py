@@ -225,10 +225,9 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequ
         top for top in split_tops if all(name.count("/") > 1 for name in layout.pictures if name.startswith(f"{top}/"))
     }
     if deep and deep != tops:
-        masks = [top for top in sorted(tops - deep) if top.lower() in MASK_FOLDERS]
-        if masks:
+        if beside := [top for top in sorted(tops - deep) if top.lower() in MASK_FOLDERS]:
             raise BadInput(
-                layout.base / masks[0],
+                layout.base / beside[0],
                 f"a folder of masks beside the splits {', '.join(sorted(deep))}",
                 f"masks in a folder `{MASKS}`, under the names of their pictures ({MASKS}/{sorted(deep)[0]}/cat/1.png)",
                 "Rename it and the masks in it, or move it elsewhere.",

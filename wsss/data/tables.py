@@ -142,12 +142,13 @@ def check_tags(rows: Iterable[tuple[str, Sequence[str]]], negatives: Collection[
 
 # What a spreadsheet takes for the beginning of a formula, with the wide forms that some of them know too
 _FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+_AT_START = re.escape(f"{_FORMULA}'")
 
 
 def table_text(rows: Iterable[Sequence[object]]) -> str:
     """CSV with commas that no spreadsheet takes for formulas, and that `read_table` reads back as it was.
 
-    A text that begins like a formula, or one after `;`, gets an apostrophe before it; numbers stay as they are, None is empty.
+    A text that begins like a formula, or one after `;` or the end of a line, gets an apostrophe before it; numbers stay as they are, None is empty.
     """
     return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
 
@@ -155,13 +156,13 @@ def table_text(rows: Iterable[Sequence[object]]) -> str:
 def _cell(value: object) -> str:
     if not isinstance(value, str):
         return "" if value is None else str(value)
-    text = ";".join(f"'{part}" if part[:1] in (*_FORMULA, "'") else part for part in value.split(";"))
+    text = re.sub(rf"(^|[;\r\n])(?=[{_AT_START}])", r"\1'", value)
     # a blank at an end, because some readers strip what is not quoted; `;`, because others take it for a separator
     return '"{}"'.format(text.replace('"', '""')) if re.search(r'[",;\0-\x1f]|^\s|\s$', text) else text
 
 
 def _without_apostrophes(text: str) -> str:
-    return ";".join(part[1:] if part[:1] == "'" and part[1:2] in (*_FORMULA, "'") else part for part in text.split(";"))
+    return re.sub(rf"(^|[;\r\n])'(?=[{_AT_START}])", r"\1", text)
 
 
 def labels_by_name(path: Path, class_names: Sequence[str]) -> dict[str, Bool[np.ndarray, " c"]]:
