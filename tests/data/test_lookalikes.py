@@ -229,7 +229,7 @@ def test_days_below_classes_are_no_classes(tmp_path):
 @pytest.mark.parametrize(
     ("names", "remedy"),
     [
-        (("pets/train/cat/1.jpg", "pets/val/cat/1.jpg"), r"Give \S+/pets if that is the data set"),
+        (("pets/train/cat/1.jpg", "pets/val/cat/1.jpg"), r"Give \S+/pets if its folders"),
         (
             ("train/pets/cat/1.jpg", "train/pets/dog/1.jpg", "val/pets/cat/2.jpg"),
             r"Move cat, dog up into train and val",
