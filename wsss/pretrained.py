@@ -255,12 +255,31 @@ def _reading(where: str, folder: Path | None, what: str, expected: str) -> Itera
         transformers_logging.set_verbosity(verbosity)
 
 
+# What transformers reads of a folder
+_SETTINGS = frozenset(
+    [
+        "added_tokens.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "pytorch_model.bin.index.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
+)
+
+
 def _check_folder(folder: Path, expected: str) -> None:
     """Raise BadInput if a file that transformers may open would never end, or a setting is no JSON object."""
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_dir() and not is_regular(path):
             raise BadInput(path, "no regular file", expected, "Remove it.")
-        if path.suffix == ".json" and not isinstance(read_json(path, "settings of a model"), dict):
+        # other JSON files are of the training, which transformers does not open
+        if path.name in _SETTINGS and not isinstance(read_json(path, "settings of a model"), dict):
             raise BadInput(path, "no JSON object", expected, "Save the model again with save_pretrained.")
 
 
