@@ -325,7 +325,7 @@ def test_two_processes_draw_and_learn_alike(tmp_path):
 def test_published_checkpoints(tmp_path, squares):
     """Files as published: ResNet-38 without prefixes, here with all shapes and no values to speak of."""
     with torch.device("meta"):
-        state = {name: torch.empty_like(value, device="cpu") for name, value in Network(2).state_dict().items()}
+        state = {name: torch.zeros_like(value, device="cpu") for name, value in Network(2).state_dict().items()}
     few = {name: value for name, value in state.items() if not name.startswith(("b4", "b5", "b6", "b7.", "bn7"))}
     torch.save(few | {"b7.conv_branch1.weight": torch.zeros(1)}, tmp_path / "cut.pth")
     with pytest.raises(BadInput, match="weights of another network"):

@@ -451,7 +451,7 @@ def test_corrected_answers_are_another_stage(tmp_path, squares, settings):
     train(settings, squares, out=tmp_path / "qa_clims")
     path = Path(settings.answers)
     path.write_text(path.read_text().replace("crimson", "vermilion"))
-    with pytest.raises(BadInput, match=r"made from something else: settings\.answers\.identity was"):
+    with pytest.raises(BadInput, match=r"made from something else: settings\.answers was answers\.jsonl \("):
         train(settings, squares, out=tmp_path / "qa_clims")
 
 
@@ -485,8 +485,8 @@ BAD = [
     ({"answers": qa_clims.ASK}, "answers: found `ask`, which a run does.*wsss ask"),
     ({"answers": "none.jsonl"}, r"none\.jsonl: found no such file"),
     ({"answers": "none.npy"}, "background_answers: found `same` beside none.npy"),
-    ({"answers": "none.npy", "background_answers": "b.npy"}, r"none\.npy: found no readable file"),
-    ({"text_features": "none.npy"}, r"none\.npy: found no readable file"),
+    ({"answers": "none.npy", "background_answers": "b.npy"}, r"none\.npy: found no such file"),
+    ({"text_features": "none.npy"}, r"none\.npy: found no such file"),
     ({"colours": "clip"}, "weights for colours of imagenet; expected clip"),
     ({"clip": "nowhere.pt"}, "no such file or folder"),
     (

@@ -155,7 +155,7 @@ def test_page_shows_the_same_pictures_of_each_run(runs: tuple[Path, Dataset], co
     best = [f"{100 * value:.1f}" for value in scores(runs, "whole", "masks")]
     assert [inner for _, inner in page.all("strong")] == 2 * best, "of `whole` and of its copy"
     warnings = [inner for _, inner in page.all("p", "warn")]
-    assert [text.split(":")[0] for text in warnings] == ["fewer", "broken"]
+    assert [text.split(":")[0] for text in warnings] == ["whole, fewer", "fewer", "broken"]
 
 
 def test_without_the_data_set_the_page_says_so(runs: tuple[Path, Dataset], tmp_path: Path) -> None:

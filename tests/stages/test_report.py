@@ -413,7 +413,9 @@ def test_no_true_masks(tmp_path: Path) -> None:
     data = opened(tmp_path / "data", with_masks=False)
     run = made(tmp_path / "run", data)
     page = Page(report(run, data).read_text(encoding="utf-8"))
-    assert "No scores" in page.all("section")[0][1]
+    notes, scores, *_ = (inner for _, inner in page.all("section"))
+    assert "seen from above" in notes, "what to know about the data comes first"
+    assert "No scores" in scores
     assert len(page.all("div", "row")) == 12
     captions = {inner for _, inner in page.all("figcaption")}
     assert "pseudo masks" in captions
@@ -434,6 +436,7 @@ def test_two_of_a_kind_are_told_apart_and_unfinished_stages_named(tmp_path: Path
     rows = table(run).splitlines()
     assert [row.split("  ")[0] for row in rows[1:]] == [
         "maps at the best threshold (0.3)", "pseudo masks (masks)", "pseudo masks (walks/masks)", "segmenter",
+        "segmenter, drawn/val: mIoU over 4 of 5 labels (cat does not occur in the truth)",
     ]  # fmt: skip
     assert rows[3].split()[-3] == "-"
     page = Page(report(run, data).read_text(encoding="utf-8"))
@@ -476,7 +479,8 @@ def test_page_stays_small(tmp_path: Path) -> None:
 
 def test_table_is_aligned(whole: tuple[Path, Dataset]) -> None:
     run, _ = whole
-    lines = table(run).splitlines()
+    *lines, remark = table(run).splitlines()
+    assert remark == "segmenter, drawn/val: mIoU over 4 of 5 labels (cat does not occur in the truth)"
     assert [line.split("  ")[0] for line in lines] == [
         "what",
         "maps at the best threshold (0.3)",

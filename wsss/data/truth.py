@@ -10,9 +10,9 @@ from jaxtyping import Bool
 from wsss.data.images import IGNORE, Images, LookedAtMask, MaskFile
 from wsss.errors import BadInput
 
-# Another meaning of the values is believed where it explains so large a share of the pictures, and the labels as they
-# stand so small a one; a value stands for a class where their pictures overlap by half
-EXPLAINED, UNEXPLAINED, OVERLAP = 0.75, 0.25, 0.5
+# Another meaning of the values is believed where it explains so large a share of the pictures, the labels as they stand so
+# small a one, and there are as many pictures; a value stands for a class where their pictures overlap by half
+EXPLAINED, UNEXPLAINED, FEWEST, OVERLAP = 0.75, 0.25, 4, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _meaningless(
     if not with_tags.any():
         return None
     alike = (classes == tags).all(1)
-    if meaning and alike.mean() <= UNEXPLAINED:
+    if meaning and len(tags) >= FEWEST and alike.mean() <= UNEXPLAINED:
         found = f"labels that fit the tags of {int(alike.sum())} of {len(tags)} pictures ({shown})"
         return BadInput(where, found, f"{expected}; another meaning of the values fits most pictures", do)
     if not (classes & tags).any():

@@ -389,13 +389,13 @@ class Comparison:
     @property
     def remarks(self) -> list[str]:
         """What is to be known before scores are compared, one sentence each."""
-        lines = [f"{name}: {kind} not comparable: {why}" for (name, kind), why in self.odd.items()]
         covered: dict[tuple[str, str], list[str]] = {}
         for run in self.runs:
             for kind, score in run.scores.items():
                 if score.coverage:
                     covered.setdefault((kind, score.coverage), []).append(run.name)
-        lines += [f"{', '.join(names)}: {kind}: {text}" for (kind, text), names in covered.items()]
+        lines = [f"{', '.join(names)}: {kind}: {text}" for (kind, text), names in covered.items()]
+        lines += [f"{name}: {kind} not comparable: {why}" for (name, kind), why in self.odd.items()]
         lines += [f"{run.name}: failed: {run.failed}" for run in self.runs if run.failed is not None]
         return lines + [f"{run.name}: {run.status}" for run in self.runs if run.status.startswith("unfinished")]
 
