@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from wsss.data.open import open_dataset
 PEERS = Path(__file__).parent / "peers"
 LABELME, DATUMARO, DATASETS = PEERS / "labelme-6.3.1", PEERS / "datumaro-1.13.12", PEERS / "datasets-5.2.0"
 LABEL_STUDIO, SUPERVISION = PEERS / "label_studio_sdk-2.1.2", PEERS / "supervision-0.31.2"
+ULTRALYTICS = PEERS / "ultralytics-8.4.190"
 
 
 def tags(images):
@@ -106,3 +108,61 @@ def test_masks_of_supervision_as_coco():
 
 def test_masks_of_supervision_as_yolo():
     check_squares(open_dataset(SUPERVISION / "yolo").split("train"), (0, 1, 2))
+
+
+def every_mask(data):
+    return masks(data.split("train")) | masks(data.split("val"))
+
+
+def every_tag(data):
+    return tags(data.split("train")) | tags(data.split("val"))
+
+
+OBJECTS = {"0": ["cat", "dog"], "1": ["dog"], "2": ["cat"], "3": ["dog"]}
+
+
+def test_coco_turned_into_texts_by_ultralytics():
+    data = open_dataset(ULTRALYTICS / "from_coco")
+    assert (data.train, data.val) == ("train", "val")
+    assert every_tag(data) == OBJECTS
+    drawn, seen, found = np.load(ULTRALYTICS / "drawn.npz"), np.load(ULTRALYTICS / "from_coco.npz"), every_mask(data)
+    for name, mask in found.items():
+        # theirs has 0, 1 for the classes and 2 for the background
+        np.testing.assert_array_equal(mask, (seen[name] + 1) % 3, err_msg=name)
+    # borders belong to a shape, so that edges between pixels become a row and a column more
+    for name in ("0", "3"):
+        ours = np.where(drawn[name] == 255, 0, drawn[name])
+        grown = np.maximum.reduce([np.roll(ours, (down, right), (0, 1)) for down in (0, 1) for right in (0, 1)])
+        np.testing.assert_array_equal(found[name], grown, err_msg=name)
+    # of RLE it keeps the outer contour, and parts are joined by a line
+    filled = np.zeros(SIZE, np.uint8)
+    filled[3:16, 3:23] = 1
+    np.testing.assert_array_equal(found["2"], filled)
+    assert (found["1"] >= drawn["1"]).all()
+    assert (cv2.connectedComponents(drawn["1"])[0], cv2.connectedComponents(found["1"])[0]) == (3, 2)
+
+
+def test_masks_turned_into_texts_by_ultralytics():
+    data = open_dataset(ULTRALYTICS / "from_masks")
+    assert (data.train, data.val) == ("train", "val")
+    assert every_tag(data) == OBJECTS
+    drawn = dict(np.load(ULTRALYTICS / "drawn.npz"))
+    # it leaves out 255 and holes
+    drawn["2"][3:16, 3:23] = 1
+    drawn["3"][3:18, 3:23] = 2
+    drawn["3"][drawn["3"] == 255] = 0
+    for name, mask in every_mask(data).items():
+        np.testing.assert_array_equal(mask, drawn[name], err_msg=name)
+
+
+@pytest.mark.parametrize("form", ["semantic", "semantic_mapped", "semantic_single"])
+def test_semantic_masks_as_ultralytics_reads_them(form):
+    data = open_dataset(ULTRALYTICS / form)
+    assert (data.train, data.val) == ("train", "val")
+    kept = ("cat",) if form == "semantic_single" else ("cat", "dog")
+    assert data.split("train").class_names == kept
+    assert every_tag(data) == {name: [tag for tag in held if tag in kept] for name, held in OBJECTS.items()}
+    seen, drawn = np.load(ULTRALYTICS / f"{form}.npz"), np.load(ULTRALYTICS / "drawn.npz")
+    for name, mask in every_mask(data).items():
+        np.testing.assert_array_equal(mask, seen[name], err_msg=name)
+        np.testing.assert_array_equal(mask, drawn[name] * (np.isin(drawn[name], (1, 255)) | ("dog" in kept)))
