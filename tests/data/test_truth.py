@@ -84,6 +84,18 @@ def test_masks_of_other_pictures(tmp_path):
     assert "not one mask with a class that its picture is tagged with" in str(stop)
 
 
+def test_tags_that_are_all_alike_say_nothing_of_values(tmp_path):
+    # 255 is in each mask, as the only tag is with each picture
+    root = data_set(tmp_path, {"cat": 1}, ("cat",) * 5, everywhere=(0, 255))
+    mask = np.zeros((12, 16), np.uint8)
+    mask[1] = 255
+    for index in range(4):
+        Image.fromarray(mask).save(root / f"masks/{index}.png")
+    doubtful = found(root)
+    assert not doubtful.stops
+    assert "4 of 5 pictures have a tag that their mask lacks (cat 4)" in doubtful.notes[0]
+
+
 def test_some_disagreement_is_a_note(tmp_path):
     root = data_set(tmp_path, {"cat": 1, "cow": 2, "dog": 3})
     mask = np.zeros((12, 16), np.uint8)

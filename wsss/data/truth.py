@@ -84,7 +84,8 @@ def _meaningless(
     if not with_tags.any():
         return None
     alike = (classes == tags).all(1)
-    if meaning and len(tags) >= FEWEST and alike.mean() <= UNEXPLAINED:
+    # where all pictures have the same tags, each value that is everywhere would explain them
+    if meaning and len(tags) >= FEWEST and (tags != tags[0]).any() and alike.mean() <= UNEXPLAINED:
         found = f"labels that fit the tags of {int(alike.sum())} of {len(tags)} pictures ({shown})"
         return BadInput(where, found, f"{expected}; another meaning of the values fits most pictures", do)
     if not (classes & tags).any():
@@ -121,6 +122,8 @@ def _other_meaning(
         return None
     rest = [value for value in values.tolist() if value not in meant]
     background = max(rest, key=lambda value: (present[:, value].sum(), -value), default=None)
+    if any(value < images.n_labels for value in rest if value not in (0, background)):
+        return None  # labels that it leaves without a meaning
     entries = [f"{value}={images.class_names[index]}" for value, index in sorted(meant.items())]
     for value in rest:
         if value == background and value != 0:
