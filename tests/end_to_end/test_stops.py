@@ -19,6 +19,8 @@ from wsss.stages import refine as refine_module
 from wsss.stages.refine import Settings, refine
 
 
+# slow, and a signal that comes while a finished command's interpreter ends is judged as if it had come before
+@pytest.mark.slow
 def test_a_slice_of_the_kill_matrix(tmp_path):
     rows = kill_matrix.run(tmp_path, [("train cam", 2, "alone", 2)], random.Random(10))
     assert {row.signal for row in rows} == {signal.SIGKILL, signal.SIGTERM}
