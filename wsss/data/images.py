@@ -163,8 +163,8 @@ class Images:
         self._check_mask(index, source, mask, size_hw)
         return mask
 
-    def look_at_mask(self, index: int) -> "LookedAtMask | None":
-        """What the true mask of a picture holds, labels or not; None where there is none.
+    def look_at_mask(self, index: int, size_hw: tuple[int, int]) -> "LookedAtMask | None":
+        """What the true mask of a picture of this size holds, labels or not; None where there is none.
 
         Raises:
             BadInput: it cannot be read.
@@ -175,7 +175,7 @@ class Images:
         mask, how = read_labels(source.path, source.table) if isinstance(source, MaskFile) else (source.read(), None)
         counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)
         try:
-            self._check_mask(index, source, mask, self.size_hw(index))
+            self._check_mask(index, source, mask, size_hw)
             wrong = None
         except BadInput as error:
             wrong = str(error)

@@ -34,8 +34,9 @@ def look_at(images: Images, index: int) -> Look:
     """Decode a picture and its true mask."""
     size_hw = None
     try:
-        size_hw = images.read(index).shape[:2]
-        mask = images.look_at_mask(index)
+        height, width, _ = images.read(index).shape
+        size_hw = (height, width)
+        mask = images.look_at_mask(index, size_hw)
     except BadInput as error:
         return Look(size_hw, str(error))
     return Look(size_hw, mask.message if mask else None, mask)
