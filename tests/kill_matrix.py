@@ -256,12 +256,13 @@ def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whol
                 row.wrong.append(f"failed: {_last(log)}")
             row.target = "nobody, it had ended"
             continue
+        finished = all((out / stage / DONE).exists() for stage in seconds)
         _disturb(started, row, rng)
         before = time.monotonic()
         if not started.wait(PATIENCE):
             row.wrong.append(f"still running after {PATIENCE:.0f} s")
         row.ended = time.monotonic() - before
-        _judge(started, row, log)
+        _judge(started, row, log, finished)
         deadline = time.monotonic() + 10
         while (left := list(_left_behind(out))) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -307,7 +308,7 @@ def _disturb(started: Started, row: Row, rng: random.Random) -> None:
             os.kill(target, row.signal)
 
 
-def _judge(started: Started, row: Row, log: Path) -> None:
+def _judge(started: Started, row: Row, log: Path, finished: bool) -> None:
     text = log.read_text(errors="replace")
     statuses = started.statuses()
     # torchrun shows a traceback of its own when a worker ends with an error
@@ -318,9 +319,11 @@ def _judge(started: Started, row: Row, log: Path) -> None:
         if row.processes > 1 and {*statuses} != {0, -signal.SIGKILL} and text.count("ended without a word") != 1:
             row.wrong.append(f"the reason is there {text.count('ended without a word')} times")
     elif row.launcher != "torchrun":
-        if not {*statuses} <= {128 + row.signal, 0}:
+        # a command that has done everything no longer hears a signal: its interpreter, on its way out, ends by it
+        heard = {*statuses} - ({0, -row.signal} if finished else {0})
+        if not heard <= {128 + row.signal}:
             row.wrong.append(f"exit statuses {statuses}")
-        if any(statuses) and text.count("wsss: stopped by") != 1:
+        if heard and text.count("wsss: stopped by") != 1:
             row.wrong.append(f"`stopped by` is there {text.count('wsss: stopped by')} times")
 
 

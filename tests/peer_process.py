@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def careless():
 
 def bad():
     raise BadInput("a.png", "nothing", "a picture", "Mend it.")
+
+
+def ended_twice():
+    """Two threads end this process, which hears it only after both have said so; the first of them has the reason."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
+    for status in (2, 1):
+        threading.Thread(target=stopping.end, args=(status,), daemon=True).start()
+        time.sleep(0.1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
+    wait()
 
 
 def slip():

@@ -83,6 +83,10 @@ def test_bad_input_in_one_or_all_is_said_once(start, doing):
     assert "".join(begun.said()) == "wsss: error: a.png: found nothing; expected a picture. Mend it.\n"
 
 
+def test_the_first_reason_to_end_stays(start):
+    assert start("ended_twice").statuses() == [2]
+
+
 def test_settings_that_are_refused_end_all(start):
     begun = start("wait", "refused")
     assert begun.statuses() == [2, 2]

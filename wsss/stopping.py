@@ -99,8 +99,11 @@ def ask(number: int) -> None:
 
 
 def end(status: int) -> None:
-    """End this process from a thread: by an error in its main thread, and without it where that is not heard in time."""
-    if _state.leaving:
+    """End this process from a thread: by an error in its main thread, and without it where that is not heard in time.
+
+    The first status stays: the others that end for the same reason may look like more that went wrong.
+    """
+    if _state.leaving or _state.ended is not None:
         return
     _state.ended = status
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
