@@ -34,8 +34,8 @@ from wsss.pretrained import openai_tokenizer
 SIDE, CELLS = 512, 32
 CLASSES = {"voc": VOC_CLASSES, "coco": tuple(COCO_CATEGORIES.values())}
 SETTINGS = {
-    "voc": clims.Settings(),
-    "coco": clims.Settings(weights=clims.LossWeights(2.0, 14.0, 1.25, 0.2), threshold=0.285),
+    "voc": clims.CLIMSSettings(),
+    "coco": clims.CLIMSSettings(weights=clims.CLIMSWeights(2.0, 14.0, 1.25, 0.2), threshold=0.285),
 }
 PAIRS = {"voc": 25, "coco": 46}
 
@@ -55,7 +55,7 @@ def new_clip() -> open_clip.CLIP:
 class AsPublished:
     """The loss part of step/train_clims.py with clip_loss.py, on layers of OpenAI's kind."""
 
-    def __init__(self, model: open_clip.CLIP, settings: clims.Settings, words: Words) -> None:
+    def __init__(self, model: open_clip.CLIP, settings: clims.CLIMSSettings, words: Words) -> None:
         self.model, self.settings, self.words = model, settings, words
 
     def texts(self, names: list[str]) -> Tensor:
@@ -99,7 +99,7 @@ def batch(n_images: int, n_pairs: int, n_classes: int) -> tuple[Tensor, Tensor, 
     return maps, torch.randn(n_images, 3, SIDE, SIDE, generator=generator), label
 
 
-def network_pass(network: cam.Network, images: Tensor, part: int) -> None:
+def network_pass(network: cam.CAMNetwork, images: Tensor, part: int) -> None:
     """Forward and backward, `part` pictures at a time."""
     for views in images.split(part):
         network.maps(views).sigmoid().mean().backward()
@@ -137,7 +137,7 @@ def main() -> None:
     pairs = round(PAIRS[options.words] * options.images / 16)
     images = Images("none", (), (), classes, np.zeros((0, len(classes)), bool), ())
     words = settings.read_words(images)
-    network = cam.Network("resnet50", len(classes)).to(device).train()
+    network = cam.CAMNetwork("resnet50", len(classes)).to(device).train()
     for parameter in network.body.parameters_until(0):
         parameter.requires_grad_(False)
     maps, pictures, label = (value.to(device) for value in batch(options.images, pairs, len(classes)))
@@ -166,7 +166,7 @@ def main() -> None:
     frozen = CLIP(from_openai(new_clip().state_dict(), "here"), Vocabulary(openai_tokenizer(), 77)).requires_grad_(
         False
     )
-    learning = clims.Learning(settings, network, {}, frozen, words, images).to(device)
+    learning = clims.CLIMSObjective(settings, network, {}, frozen, words, images).to(device)
     fast, mine = best(ours, options.repeats, clock)
     difference = float((mine[1] - theirs[1]).abs().max() / theirs[1].abs().max())
     print("network s  losses s: published  ours  ratio | step s: published   ours  ratio | loss difference, gradient's")

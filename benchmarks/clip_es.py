@@ -166,7 +166,7 @@ def main() -> None:
     clip = new_clip()
     baseline = LabelByLabel(clip, classes, backgrounds)
     frozen = new_clip().requires_grad_(False)
-    ours = clip_es.Localizer(frozen, classes, backgrounds, clip_es.Inference(), clip_es.BOX_THRESHOLD)
+    ours = clip_es.CLIPESLocalizer(frozen, classes, backgrounds, clip_es.CLIPESInference(), clip_es.BOX_THRESHOLD)
     print(f"{options.size[0]}x{options.size[1]}, {options.threads} threads, best of {options.repeats}")
     rows, columns = clip_es.patched(image, 16).shape[1:]
     least, _ = best(lambda: products(frozen, 1 + rows // 16 * (columns // 16)), options.repeats)

@@ -221,7 +221,7 @@ def manifest(name: str) -> dict[str, torch.Tensor]:
 
 
 def test_published_deeplab_files():
-    network = deeplab.create_deeplab(21, deeplab.DeepLabSettings())
+    network = deeplab.create_deeplab(21, deeplab.DeepLabLayers())
     head = {name: value.clone() for name, value in network.base.aspp.state_dict().items()}
     state = manifest("deeplab/manifest-deeplabv1-coco-init")
     report = weights.load_deeplab(network, state, "deeplabv1_resnet101-coco.pth")

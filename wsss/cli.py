@@ -297,7 +297,7 @@ def _declare_run(name: str, parser: "Parser") -> None:
     _declare_out(parser)
     parser.add_argument("--refine", type=Refiner, help="short for --tail.refiner")
     parser.add_settings(_module(name).Recipe)
-    parser.add_settings(tagclip.Settings, "tagger")
+    parser.add_settings(tagclip.TagCLIPSettings, "tagger")
 
 
 def _run(name: str, settings: SimpleNamespace) -> None:
@@ -322,8 +322,10 @@ def _declare_run_all(parser: "Parser") -> None:
     parser.add_argument("--methods", type=str, help="runs or methods to take, such as `cam, vwl`; by default all")
     parser.add_argument("--common", type=dict, default={}, help="settings for all methods; see docs/compare.md")
     parser.add_argument("--runs", type=dict, default={}, help="settings of single runs, by their names")
-    parser.add_argument("--clip", type=clip.Settings, help="train a CLIP for all methods, as `wsss train clip` does")
-    parser.add_settings(tagclip.Settings, "tagger")
+    parser.add_argument(
+        "--clip", type=clip.CLIPSettings, help="train a CLIP for all methods, as `wsss train clip` does"
+    )
+    parser.add_settings(tagclip.TagCLIPSettings, "tagger")
 
 
 def _run_all(settings: SimpleNamespace) -> None:
@@ -390,7 +392,7 @@ def _declare_tag(parser: "Parser") -> None:
     from wsss.methods import tagclip
 
     _declare_split(parser)
-    parser.add_settings(tagclip.Settings)
+    parser.add_settings(tagclip.TagCLIPSettings)
 
 
 def _tag(settings: SimpleNamespace) -> None:
@@ -405,7 +407,7 @@ def _declare_ask(parser: "Parser") -> None:
     from wsss.methods import questions
 
     _declare_split(parser)
-    parser.add_settings(questions.Settings)
+    parser.add_settings(questions.QuestionSettings)
 
 
 def _ask(settings: SimpleNamespace) -> None:
@@ -458,9 +460,9 @@ def _declare_refine(parser: "Parser") -> None:
     parser.add_argument(
         "--instances", switch=True, help="find instances with IRNet, in OUT/instances: maps, and COCO's results"
     )
-    parser.add_settings(refine.Settings)
-    parser.add_settings(irnet.Refinement, "irnet")
-    parser.add_settings(affinitynet.Refinement, "affinitynet")
+    parser.add_settings(refine.CRFSettings)
+    parser.add_settings(irnet.IRNetSettings, "irnet")
+    parser.add_settings(affinitynet.AffinityNetSettings, "affinitynet")
 
 
 def _refine(settings: SimpleNamespace) -> None:
@@ -484,7 +486,7 @@ def _declare_segment(parser: "Parser") -> None:
 
     _declare_split(parser)
     parser.add_argument("--masks", type=Path, required=True, help="folder of pseudo masks")
-    parser.add_settings(segment.Settings)
+    parser.add_settings(segment.DeepLabSettings)
 
 
 def _segment(settings: SimpleNamespace) -> None:

@@ -6,16 +6,15 @@ from typing import Literal
 
 from wsss.data.images import Dataset
 from wsss.errors import BadInput
-from wsss.refiners.affinitynet import Refinement as AffinityNetSettings
-from wsss.refiners.irnet import Refinement as IRNetSettings
+from wsss.refiners.affinitynet import AffinityNetSettings
+from wsss.refiners.irnet import IRNetSettings
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
 from wsss.stages.predict import Settings as TestSettings
 from wsss.stages.predict import predict
-from wsss.stages.refine import Settings as RefineSettings
-from wsss.stages.refine import refine
+from wsss.stages.refine import CRFSettings, refine
 from wsss.stages.report import report
-from wsss.stages.segment import Settings as SegmenterSettings
+from wsss.stages.segment import DeepLabSettings
 from wsss.stages.train import train
 from wsss.weights import classifier_weights
 
@@ -26,13 +25,13 @@ class Tail:
 
     refiner: Literal["crf", "irnet", "affinitynet"] = "crf"
     """what makes pseudo masks of the maps: `refine` alone, or a learned affinity"""
-    refine: RefineSettings = RefineSettings()
+    refine: CRFSettings = CRFSettings()
     """maps to pseudo masks without learning"""
     irnet: IRNetSettings = IRNetSettings()
     """maps to pseudo masks by IRNet"""
     affinitynet: AffinityNetSettings = AffinityNetSettings()
     """maps to pseudo masks by AffinityNet"""
-    segmenter: SegmenterSettings = SegmenterSettings()
+    segmenter: DeepLabSettings = DeepLabSettings()
     """the segmenter that learns from them"""
     test: TestSettings = TestSettings()
     """how the segmenter is tested"""
@@ -48,7 +47,7 @@ class Tail:
                 "Set it, or the exponent.",
             )
 
-    def check(self, classifier: bool, usual: SegmenterSettings | None = None) -> None:
+    def check(self, classifier: bool, usual: DeepLabSettings | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first.
 
         Args:

@@ -79,7 +79,7 @@ def write_layout(folder: Path, layout: str, shapes: Path, method: str, words: di
 def check_published_weights(folder: Path, method: str) -> None:
     """A published checkpoint gives maps without any training."""
     data = write_voc(folder / "voc")
-    state = cam.Network("resnet50", 20).state_dict()
+    state = cam.CAMNetwork("resnet50", 20).state_dict()
     torch.save(state | {"newly_added.0.weight": state["classifier.weight"]}, folder / f"res50_{method}.pth")
     words = ["--weights", str(folder / f"res50_{method}.pth"), "--data", str(data), "--scales", "[1.0]"]
     assert main(["localize", method, *words, "--out", str(folder / "cams")]) == 0

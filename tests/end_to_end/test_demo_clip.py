@@ -7,12 +7,11 @@ from wsss.cli import CONFIGS
 from wsss.configs.make_demo_clip import draw
 from wsss.data.open import open_dataset
 from wsss.data.shapes import GROUNDS, SHAPES, make_shapes
-from wsss.methods.clip_es import Inference
+from wsss.methods.clip_es import CLIPESInference
 from wsss.stages.evaluate import Settings as Scores
 from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
 from wsss.stages.localize import localize
-from wsss.stages.refine import Settings as Refine
-from wsss.stages.refine import refine
+from wsss.stages.refine import CRFSettings, refine
 from wsss.storage import read_json
 
 CLIP = CONFIGS / "demo_clip"
@@ -24,12 +23,12 @@ def test_maps_then_spread_maps_then_crf(tmp_path):
     scored = {}
     settings = Scores(background="power", thresholds=(1.0, 2.0, 3.0, 5.0), contour=False)
     for refined in (False, True):
-        inference = Inference(
+        inference = CLIPESInference(
             clip=str(CLIP), words=str(CLIP / "words.yaml"), attention_blocks=3, refined=refined, cache=False
         )
         cams = localize(inference, images, out=tmp_path / f"cams-{refined}")
         scored[refined] = evaluate_cams(settings, images, cams=cams, out=tmp_path / f"scores-{refined}")
-    crf = Refine(by="scores", crf="irn", exponent=best_threshold(scored[True]))
+    crf = CRFSettings(by="scores", crf="irn", exponent=best_threshold(scored[True]))
     masks = refine(crf, images, cams=tmp_path / "cams-True", out=tmp_path / "masks")
     last = evaluate_masks(settings, images, masks=masks, out=tmp_path / "masks-scores")
     first, spread, certain = (

@@ -164,7 +164,7 @@ def test_preset_fits_every_method():
         settings.tail.check(classifier=settings.tail.segmenter.init == "classifier")
         assert settings.tail.segmenter.network.backbone == "resnet10t"
         assert (settings.tail.test.scales, settings.tail.test.crf) == ((1.0,), None)
-    assert build(clip.Settings, content["clip"]).init == "none"
+    assert build(clip.CLIPSettings, content["clip"]).init == "none"
 
 
 @pytest.mark.slow

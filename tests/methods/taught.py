@@ -22,7 +22,7 @@ from wsss.networks.clip import CLIP
 from wsss.stages.train import HISTORY, Training
 from wsss.weights import WEIGHTS
 
-NEW_CLIP = clip_training.Settings(
+NEW_CLIP = clip_training.CLIPSettings(
     init="none",
     architecture=clip_training.Architecture(
         patch=8, width=32, blocks=2, heads=2, text_width=16, text_blocks=1, joint=16, tokens=600

@@ -13,7 +13,7 @@ from wsss.stages.localize import localize
 from wsss.stages.train import Training, train
 from wsss.weights import read_weights, write_weights
 
-SMALL = cam.Settings(
+SMALL = cam.CAMSettings(
     backbone="test_resnet",
     init="none",
     classifier_lr=1.0,
@@ -47,7 +47,7 @@ def test_frozen_batch_norm_never_moves(squares):
 
 
 def test_maps_of_a_picture_smaller_than_a_cell(squares):
-    localizer = cam.Localizer(cam.Network("test_resnet", 2).eval(), cam.Inference())
+    localizer = cam.CAMLocalizer(cam.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference())
     image = np.zeros((3, 5, 3), np.uint8)
     classes, maps, strided = localizer.cams(localizer.prepare(image), (3, 5), np.array([True, True]))
     assert maps.shape == (2, 3, 5)
@@ -57,7 +57,7 @@ def test_maps_of_a_picture_smaller_than_a_cell(squares):
 
 
 def test_a_picture_without_tags_has_no_maps():
-    localizer = cam.Localizer(cam.Network("test_resnet", 2).eval(), cam.Inference())
+    localizer = cam.CAMLocalizer(cam.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference())
     classes, maps, strided = localizer.cams(
         localizer.prepare(np.zeros((40, 50, 3), np.uint8)), (40, 50), np.zeros(2, bool)
     )
@@ -68,7 +68,7 @@ def test_a_picture_without_tags_has_no_maps():
 
 def test_maps_of_the_mirror_image_are_mirrored():
     torch.manual_seed(0)
-    localizer = cam.Localizer(cam.Network("test_resnet", 2).eval(), cam.Inference(scales=(1.0,)))
+    localizer = cam.CAMLocalizer(cam.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference(scales=(1.0,)))
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
     label = np.array([True, True])
     here = localizer.cams(localizer.prepare(image), (32, 48), label).maps
@@ -78,40 +78,40 @@ def test_maps_of_the_mirror_image_are_mirrored():
 
 def test_trained_weights_know_what_they_are(tmp_path, squares):
     train(SMALL, squares, out=tmp_path / "classifier")
-    localize(cam.Inference(scales=(1.0,)), squares, weights=tmp_path / "classifier", out=tmp_path / "cams")
+    localize(cam.CAMInference(scales=(1.0,)), squares, weights=tmp_path / "classifier", out=tmp_path / "cams")
     others = dataclasses.replace(squares, class_names=("red", "green"))
     with pytest.raises(BadInput, match=r"a classifier of 2 classes \(red, blue\)"):
-        cam.Inference().localizer(others, tmp_path / "classifier")
+        cam.CAMInference().localizer(others, tmp_path / "classifier")
 
 
 def test_a_published_checkpoint_localizes(tmp_path, squares):
-    network = cam.Network("resnet50", 2)
+    network = cam.CAMNetwork("resnet50", 2)
     state = network.state_dict()
     # IRNet saves every tensor under further names
     state |= {f"stage4.0.{name.removeprefix('resnet50.layer4.')}": state[name] for name in state if ".layer4." in name}
     state |= {"newly_added.0.weight": state["classifier.weight"]}
     torch.save(state, tmp_path / "res50_cam.pth")
-    localizer = cam.Inference().localizer(squares, tmp_path / "res50_cam.pth")
+    localizer = cam.CAMInference().localizer(squares, tmp_path / "res50_cam.pth")
     for name, value in localizer.network.state_dict().items():
         assert torch.equal(value, state[name]), name
 
 
 @pytest.mark.parametrize(("classes", "found"), [(3, "a classifier of 3 classes"), (0, "no ResNet with a classifier")])
 def test_foreign_checkpoints_are_refused(tmp_path, squares, classes, found):
-    state = cam.Network("resnet18", classes).state_dict() if classes else {"weight": torch.zeros(3)}
+    state = cam.CAMNetwork("resnet18", classes).state_dict() if classes else {"weight": torch.zeros(3)}
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(BadInput, match=found):
-        cam.Inference().localizer(squares, tmp_path / "other.pth")
+        cam.CAMInference().localizer(squares, tmp_path / "other.pth")
 
 
 def test_a_segmenter_is_no_classifier(tmp_path, squares):
     write_weights(tmp_path / "weights.safetensors", {"a": torch.zeros(1)}, {"kind": "deeplab"})
     with pytest.raises(BadInput, match="weights of a `deeplab` network; expected those of a `cam` network"):
-        cam.Inference().localizer(squares, tmp_path)
+        cam.CAMInference().localizer(squares, tmp_path)
 
 
 def test_initial_weights_of_another_architecture(tmp_path, squares):
-    torch.save(cam.Network("resnet18", 2).state_dict(), tmp_path / "r18.pth")
+    torch.save(cam.CAMNetwork("resnet18", 2).state_dict(), tmp_path / "r18.pth")
     with pytest.raises(BadInput, match="weights of another network"):
         dataclasses.replace(SMALL, init=str(tmp_path / "r18.pth")).trainable(squares)
 

@@ -42,14 +42,14 @@ from wsss.weights import WEIGHTS, read_weights, write_weights
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def settings_of(folder: Path, images, **changes) -> clims.Settings:
+def settings_of(folder: Path, images, **changes) -> clims.CLIMSSettings:
     """Settings with a CLIP, a classifier and words in `folder`."""
     if not folder.exists():
         write_clip(folder / "clip", images)
         write_baseline(folder, images)
         words = {"background": ["grey", "noise", "water"], "cooccurring": {"red": ["fire", "grey"]}}
         (folder / "words.yaml").write_text(yaml.safe_dump(words))
-    small = clims.Settings(
+    small = clims.CLIMSSettings(
         init=str(folder / WEIGHTS),
         clip=str(folder / "clip"),
         words=str(folder / "words.yaml"),
@@ -65,7 +65,7 @@ def settings(tmp_path, squares):
     return settings_of(tmp_path / "given", squares)
 
 
-def by_hand(settings: clims.Settings, clip: CLIP, maps, image, label, images) -> dict[str, torch.Tensor]:
+def by_hand(settings: clims.CLIMSSettings, clip: CLIP, maps, image, label, images) -> dict[str, torch.Tensor]:
     """The losses pair by pair, through the forward passes of transformers."""
     words = settings.read_words(images)
 
@@ -150,7 +150,7 @@ def test_few_regions_at_a_time_give_the_same(squares, settings, regions, monkeyp
     monkeypatch.setattr(clims, "encode_image", lambda clip, image: seen.append(len(image)) or encode(clip, image))
     maps, image, label = drawn([[1, 1], [1, 1], [0, 1]])
     results = []
-    for most in (clims.Settings.regions, regions):
+    for most in (clims.CLIMSSettings.regions, regions):
         seen.clear()
         learning = dataclasses.replace(settings, regions=most).trainable(squares)
         losses = learning.losses(maps, image, label)
@@ -211,7 +211,7 @@ def test_clip_may_see_its_own_colours(squares, settings):
 
 
 def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, settings):
-    check_a_stop(lambda out: train(settings, squares, out=out), tmp_path, clims.Learning, 2)
+    check_a_stop(lambda out: train(settings, squares, out=out), tmp_path, clims.CLIMSObjective, 2)
     terms = read_json(tmp_path / "whole" / HISTORY, "losses")
     assert set(terms[0]) == {"step", "lr", "object_text", "background_text", "suppression", "area"}
 
@@ -223,10 +223,10 @@ def test_what_it_learned_localizes(tmp_path, squares, settings):
     assert before.keys() == after.keys()
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
     assert metadata["backbone"] == SMALL.backbone
-    localize(clims.Inference(scales=(1.0,)), squares, weights=trained, out=tmp_path / "cams")
+    localize(clims.CLIMSInference(scales=(1.0,)), squares, weights=trained, out=tmp_path / "cams")
     others = dataclasses.replace(squares, class_names=("red", "green"))
     with pytest.raises(BadInput, match=r"a classifier of 2 classes \(red, blue\)"):
-        clims.Inference().localizer(others, trained)
+        clims.CLIMSInference().localizer(others, trained)
 
 
 def resnet18(folder: Path, images) -> Path:
@@ -253,20 +253,20 @@ def test_the_camera_ready_version(tmp_path, squares, settings):
             assert torch.equal(value, state[f"resnet18.{name}"])
     assert learning.emphasis.tolist() == [1, 3]
     trained = train(ready, squares, out=tmp_path / "clims")
-    localizer = clims.Inference(scales=(1.0,)).localizer(squares, trained)
+    localizer = clims.CLIMSInference(scales=(1.0,)).localizer(squares, trained)
     assert localizer.colours == "clip"
     view = localizer.prepare(squares.read(0))[0]
     np.testing.assert_array_equal(view[0], normalise(squares.read(0), "clip"))
     found = localizer.cams([view], (32, 36), np.array([True, True]))
     assert found.maps.shape == (2, 32, 36)
     with pytest.raises(BadInput, match="weights of another network"):
-        cam.Inference().localizer(squares, trained)
+        cam.CAMInference().localizer(squares, trained)
     with pytest.raises(BadInput, match="a classifier of 2 classes"):
-        clims.Inference().localizer(dataclasses.replace(squares, class_names=("red", "green")), trained)
+        clims.CLIMSInference().localizer(dataclasses.replace(squares, class_names=("red", "green")), trained)
 
 
 def test_a_published_camera_ready_baseline(tmp_path, squares, settings):
-    network = cam.Network("resnet50", 2)
+    network = cam.CAMNetwork("resnet50", 2)
     state = {name.removeprefix("resnet50."): value for name, value in network.body.state_dict().items()}
     torch.save({**state, "fc.weight": torch.zeros(20, 2048, 1, 1)}, tmp_path / "baseline.pth")
     ready = dataclasses.replace(settings, variant="camera-ready", init=str(tmp_path / "baseline.pth"), colours="clip")
@@ -313,7 +313,7 @@ def test_a_clip_with_a_resnet_teaches(tmp_path, squares, settings):
     changed = dataclasses.replace(settings, clip=str(tmp_path / "RN.pt"))
     learning = changed.trainable(squares)
     assert learning.size == 64
-    texts = [clims.Settings.template.replace("{}", word) for word in ("red", "blue")]
+    texts = [clims.CLIMSSettings.template.replace("{}", word) for word in ("red", "blue")]
     with torch.no_grad():
         wanted = F.normalize(model.encode_text(model.vocabulary(texts)), dim=1)
     torch.testing.assert_close(learning.class_texts, wanted, rtol=0, atol=1e-6)
@@ -353,9 +353,9 @@ def test_bad_settings_that_meet_the_pictures(squares, settings, changes, found):
 )
 def test_bad_settings(changes):
     with pytest.raises(BadInput):
-        clims.Settings(**changes)
+        clims.CLIMSSettings(**changes)
     with pytest.raises(BadInput, match=r"weights\.area"):
-        clims.LossWeights(area=-1)
+        clims.CLIMSWeights(area=-1)
 
 
 def test_weights_of_other_classes_are_refused(tmp_path, squares, settings):
@@ -366,10 +366,10 @@ def test_weights_of_other_classes_are_refused(tmp_path, squares, settings):
     network = clims.CameraReadyNetwork("resnet18", 5)
     torch.save(network.state_dict(), tmp_path / "five.pth")
     with pytest.raises(BadInput, match="a classifier of 6 channels"):
-        clims.Inference().localizer(squares, tmp_path / "five.pth")
+        clims.CLIMSInference().localizer(squares, tmp_path / "five.pth")
     write_weights(tmp_path / WEIGHTS, network.state_dict(), {"kind": "deeplab"})
     with pytest.raises(BadInput, match="weights of a `deeplab` network"):
-        clims.Inference().localizer(squares, tmp_path)
+        clims.CLIMSInference().localizer(squares, tmp_path)
 
 
 def test_own_classes_are_told_from_the_words_for_voc():
@@ -380,7 +380,7 @@ def test_own_classes_are_told_from_the_words_for_voc():
     assert read_words("auto", ("river", "tractor"), "clims_camera_ready") == words
 
 
-def in_double(settings: clims.Settings, images) -> clims.Learning:
+def in_double(settings: clims.CLIMSSettings, images) -> clims.CLIMSObjective:
     torch.manual_seed(0)
     learning = settings.trainable(images).double().train()
     learning.encode.args[0].double()

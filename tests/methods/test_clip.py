@@ -14,7 +14,7 @@ from wsss.methods import clip
 from wsss.pretrained import load_clip, new_tokenizer
 from wsss.stages.train import Training, train
 
-SETTINGS = clip.Settings(
+SETTINGS = clip.CLIPSettings(
     init="none",
     architecture=clip.Architecture(
         patch=8, width=32, blocks=2, heads=2, text_width=16, text_blocks=1, joint=16, tokens=600
@@ -83,7 +83,7 @@ def test_training_learns_and_is_written_as_transformers_does(tmp_path, squares):
 
 def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, monkeypatch):
     train(SETTINGS, squares, out=tmp_path / "whole")
-    calls, forward = [], clip.Learning.forward
+    calls, forward = [], clip.CLIPObjective.forward
 
     def killed(self, batch):
         calls.append(1)
@@ -92,7 +92,7 @@ def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, monkeypatch
         return forward(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(clip.Learning, "forward", killed)
+        patch.setattr(clip.CLIPObjective, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
             train(SETTINGS, squares, out=tmp_path / "killed")
     train(SETTINGS, squares, out=tmp_path / "killed")
@@ -115,6 +115,6 @@ def test_bad_settings(squares):
     with pytest.raises(BadInput, match="without tags"):
         SETTINGS.trainable(untagged)
     with pytest.raises(BadInput, match="sentences with"):
-        clip.Settings(templates=("no place",))
+        clip.CLIPSettings(templates=("no place",))
     with pytest.raises(BadInput, match="a multiple"):
         clip.Architecture(width=33, heads=2)

@@ -113,7 +113,7 @@ def test_a_classifier_learns_with_them(tmp_path, squares, samples):
     assert np.isfinite(last["feature_similarity"])
     plain = train(SMALL, squares, out=tmp_path / "plain")
     assert (weights / "weights.safetensors").read_bytes() != (plain / "weights.safetensors").read_bytes()
-    maps = localize(cam.Inference(scales=(1.0,)), squares, weights=weights, out=tmp_path / "cams")
+    maps = localize(cam.CAMInference(scales=(1.0,)), squares, weights=weights, out=tmp_path / "cams")
     assert len(list(maps.rglob("*.npz"))) == len(squares)
 
 

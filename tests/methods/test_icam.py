@@ -20,7 +20,7 @@ from wsss.data.augment import JitteredAugment
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.methods import icam, seam
-from wsss.networks.seam import Network
+from wsss.networks.seam import SEAMNetwork
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -29,9 +29,9 @@ VARIANTS = ("icam", "hfpl", "seam")
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def small(variant: str, **changes: object) -> icam.Settings:
+def small(variant: str, **changes: object) -> icam.ICAMSettings:
     """Settings that train in seconds."""
-    return icam.Settings(
+    return icam.ICAMSettings(
         **{
             "variant": variant,
             "backbone": "test_resnet",
@@ -45,15 +45,15 @@ def small(variant: str, **changes: object) -> icam.Settings:
     )
 
 
-def batch_of(learning: icam.Learning, count: int = 2) -> dict[str, torch.Tensor]:
+def batch_of(learning: icam.ICAMObjective, count: int = 2) -> dict[str, torch.Tensor]:
     rows = [learning.examples(index, np.random.default_rng([0, index])) for index in range(count)]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def test_published_defaults():
-    chosen = {variant: icam.Settings(variant=variant).published for variant in VARIANTS}
+    chosen = {variant: icam.ICAMSettings(variant=variant).published for variant in VARIANTS}
     assert chosen == {"icam": (0.8, 100, 0.5), "hfpl": (0.2, 10, 1.0), "seam": (0.0, 10, 0.0)}
-    assert icam.Settings(variant="hfpl", similarity=0.2).published == (0.2, 10, 0.2)
+    assert icam.ICAMSettings(variant="hfpl", similarity=0.2).published == (0.2, 10, 0.2)
     labels, walk = icam.Recipe().tail.affinitynet.labels, icam.Recipe().tail.affinitynet.walk
     assert (labels.low, labels.high) == (2, 4)
     assert (walk.alpha, walk.beta, walk.doublings, walk.shrink) == (6, 8, 6, True)
@@ -101,7 +101,7 @@ def test_losses_and_what_learns(variant, draws, terms, squares):
     groups = learning.param_groups(Training(lr=0.01, weight_decay=5e-4))
     assert sum(len(group["params"]) for group in groups) == len(learned)
     assert [group["lr"] for group in groups[:4]] == [0.01, 0.02, 0.1, 0.2]
-    alike = icam.Learning(small(variant, heads_lr=1.0), learning.network, squares).param_groups(Training(lr=0.01))
+    alike = icam.ICAMObjective(small(variant, heads_lr=1.0), learning.network, squares).param_groups(Training(lr=0.01))
     assert [group["lr"] for group in alike[:4]] == [0.01, 0.02, 0.01, 0.02]
 
 
@@ -136,7 +136,7 @@ def test_settings_move_their_losses(squares):
     batch = batch_of(base)
 
     def losses(**changes: object) -> dict[str, float]:
-        other = icam.Learning(small("icam", **changes), base.network, squares).eval()
+        other = icam.ICAMObjective(small("icam", **changes), base.network, squares).eval()
         return {name: value.item() for name, value in other(batch).items()}
 
     usual = losses()
@@ -156,7 +156,7 @@ def test_cells_beside_the_picture_count_unless_masked(variant, squares):
     base = small(variant).trainable(squares).eval()
     batch = batch_of(base)
     batch["image"] = torch.rand_like(batch["image"]) + 0.1  # crops that are full
-    masked = icam.Learning(small(variant, mask_padding=True), base.network, squares).eval()
+    masked = icam.ICAMObjective(small(variant, mask_padding=True), base.network, squares).eval()
     for name, value in masked(batch).items():
         torch.testing.assert_close(value, base(batch)[name])
     batch["image"][:, :, :20] = 0
@@ -184,7 +184,7 @@ def test_half_precision_ends_at_the_losses(squares):
 
 
 def test_pretrained_layers_are_fixed_as_published(tmp_path, squares):
-    torch.save(Network(2, "test_resnet").state_dict(), tmp_path / "given.pth")
+    torch.save(SEAMNetwork(2, "test_resnet").state_dict(), tmp_path / "given.pth")
     learning = small("icam", init=str(tmp_path / "given.pth")).trainable(squares).train()
     assert not any(module.training for module in learning.modules() if isinstance(module, torch.nn.BatchNorm2d))
     assert not any(parameter.requires_grad for parameter in learning.network.body.parameters_until(0))
@@ -202,7 +202,7 @@ def test_pretrained_layers_are_fixed_as_published(tmp_path, squares):
 )
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(BadInput, match=message):
-        icam.Settings(**changes)
+        icam.ICAMSettings(**changes)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_settings_that_cannot_work_are_refused_before_the_work(changes, message,
         settings.icam.trainable(squares)
 
 
-def localizer(squares: Images, variant: str, **changes: object) -> icam.Localizer:
+def localizer(squares: Images, variant: str, **changes: object) -> icam.ICAMLocalizer:
     torch.manual_seed(0)
-    return icam.Localizer(Network(2, "test_resnet").eval(), icam.Inference(**changes), variant)
+    return icam.ICAMLocalizer(SEAMNetwork(2, "test_resnet").eval(), icam.ICAMInference(**changes), variant)
 
 
 @pytest.mark.parametrize("variant", ["icam", "seam"])
@@ -273,9 +273,10 @@ def test_val_without_tags_has_no_maps_to_score(tagged, squares, tmp_path, monkey
 def test_the_lowest_pixels_of_seam():
     """The published normalisation puts them below 0 where a map is above 0 everywhere."""
     total = torch.tensor([[[2.0, 2.5, 3.0]], [[0.0, 1.0, 4.0]]])
-    network = Network(2, "test_resnet")
+    network = SEAMNetwork(2, "test_resnet")
     as_published, cut = (
-        icam.Localizer(network, icam.Inference(nonnegative=given), "seam")._finished(total) for given in (False, True)
+        icam.ICAMLocalizer(network, icam.ICAMInference(nonnegative=given), "seam")._finished(total)
+        for given in (False, True)
     )
     torch.testing.assert_close(as_published[:, 0, 0], torch.tensor([-2.0, 0.0]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(as_published[:, 0, 1:], torch.tensor([[0.5, 1.0], [0.25, 1.0]]), rtol=1e-4, atol=1e-4)
@@ -290,16 +291,16 @@ def test_competing_maps_of_seam():
 
 def test_maps_are_those_of_the_trained_variant(tmp_path, squares):
     train(small("hfpl"), squares, out=tmp_path / "hfpl")
-    assert icam.Inference().localizer(squares, tmp_path / "hfpl").variant == "hfpl"
-    assert icam.Inference(variant="icam").localizer(squares, tmp_path / "hfpl").variant == "icam"
+    assert icam.ICAMInference().localizer(squares, tmp_path / "hfpl").variant == "hfpl"
+    assert icam.ICAMInference(variant="icam").localizer(squares, tmp_path / "hfpl").variant == "icam"
     other = dataclasses.replace(squares, class_names=("red", "green"))
     with pytest.raises(BadInput, match=r"a classifier of 2 classes \(red, blue\)"):
-        icam.Inference().localizer(other, tmp_path / "hfpl")
+        icam.ICAMInference().localizer(other, tmp_path / "hfpl")
 
 
 @pytest.mark.parametrize("variant", ["icam", "hfpl"])
 def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, variant):
-    check_a_stop(lambda out: train(small(variant, dropout=0.5), squares, out=out), tmp_path, icam.Learning, 3)
+    check_a_stop(lambda out: train(small(variant, dropout=0.5), squares, out=out), tmp_path, icam.ICAMObjective, 3)
 
 
 def train_all(folder: Path) -> None:
@@ -325,7 +326,7 @@ def test_two_processes_draw_and_learn_alike(tmp_path):
 def test_published_checkpoints(tmp_path, squares):
     """Files as published: ResNet-38 without prefixes, here with all shapes and no values to speak of."""
     with torch.device("meta"):
-        state = {name: torch.zeros_like(value, device="cpu") for name, value in Network(2).state_dict().items()}
+        state = {name: torch.zeros_like(value, device="cpu") for name, value in SEAMNetwork(2).state_dict().items()}
     few = {name: value for name, value in state.items() if not name.startswith(("b4", "b5", "b6", "b7.", "bn7"))}
     torch.save(few | {"b7.conv_branch1.weight": torch.zeros(1)}, tmp_path / "cut.pth")
     with pytest.raises(BadInput, match="weights of another network"):

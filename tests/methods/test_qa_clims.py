@@ -63,13 +63,13 @@ def write_answers(path: Path, images) -> Path:
     return path
 
 
-def settings_of(folder: Path, images, **changes) -> qa_clims.Settings:
+def settings_of(folder: Path, images, **changes) -> qa_clims.QACLIMSSettings:
     """Settings with a CLIP without mask prompts, a classifier and answers in `folder`."""
     if not folder.exists():
         write_clip(folder / "clip", images)
         write_baseline(folder, images)
         write_answers(folder / "answers.jsonl", images)
-    small = qa_clims.Settings(
+    small = qa_clims.QACLIMSSettings(
         init=str(folder / WEIGHTS),
         answers=str(folder / "answers.jsonl"),
         clip=str(folder / "clip"),
@@ -111,7 +111,7 @@ def both_tags(squares, count: int = 4):
     return dataclasses.replace(squares, labels=np.ones((12, 2), bool)).subset(range(count))
 
 
-def by_hand(settings: qa_clims.Settings, images, maps, image, label) -> dict[str, torch.Tensor]:
+def by_hand(settings: qa_clims.QACLIMSSettings, images, maps, image, label) -> dict[str, torch.Tensor]:
     """The losses pair by pair as the paper writes them, with the forward passes of transformers."""
     own, around = questions.read_answers(Path(settings.answers), images.class_names, images.class_names)
     clip = settings.load_clip().clip
@@ -403,7 +403,7 @@ def test_published_files_teach(tmp_path, squares, settings, monkeypatch):
 # --- processes, a stop, maps
 
 
-def in_double(settings: qa_clims.Settings, images) -> qa_clims.Learning:
+def in_double(settings: qa_clims.QACLIMSSettings, images) -> qa_clims.QACLIMSObjective:
     torch.manual_seed(0)
     learning = settings.trainable(images).double().train()
     learning.encode.args[0].clip.double()
@@ -424,7 +424,9 @@ def two_processes(folder: Path) -> None:
     images, settings, blip = launch.decided_by_first(lambda: prepared(folder))
     write_gradients(folder, lambda: in_double(settings, images))
     train(settings, images, out=folder / "two")
-    questions.ask(questions.Settings(blip=str(blip), size=32), images.subset(range(3)), out=folder / "two-answers")
+    questions.ask(
+        questions.QuestionSettings(blip=str(blip), size=32), images.subset(range(3)), out=folder / "two-answers"
+    )
 
 
 @pytest.mark.slow
@@ -436,13 +438,13 @@ def test_two_processes_do_what_one_does(tmp_path):
         assert one["foreground"] > 0
     train(settings, images, out=tmp_path / "one")
     check_histories(tmp_path / "one", tmp_path / "two", rel=1e-3, abs=1e-5)
-    asked = questions.Settings(blip=str(tmp_path / "blip"), size=32)
+    asked = questions.QuestionSettings(blip=str(tmp_path / "blip"), size=32)
     answers = questions.ask(asked, images.subset(range(3)), out=tmp_path / "one-answers") / questions.ANSWERS
     assert answers.read_bytes() == (tmp_path / "two-answers" / questions.ANSWERS).read_bytes()
 
 
 def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, settings):
-    check_a_stop(lambda out: train(settings, squares, out=out), tmp_path, qa_clims.Learning, 2)
+    check_a_stop(lambda out: train(settings, squares, out=out), tmp_path, qa_clims.QACLIMSObjective, 2)
     terms = read_json(tmp_path / "whole" / HISTORY, "losses")
     assert set(terms[0]) == {"step", "lr", "foreground", "background", "area"}
 
@@ -462,7 +464,7 @@ def test_what_it_learned_localizes(tmp_path, squares, settings):
     assert before.keys() == after.keys()
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
     assert metadata["backbone"] == SMALL.backbone
-    localize(qa_clims.Inference(scales=(1.0,)), squares, weights=trained, out=tmp_path / "cams")
+    localize(qa_clims.QACLIMSInference(scales=(1.0,)), squares, weights=trained, out=tmp_path / "cams")
     assert read_json(tmp_path / "cams" / "done.json", "record")["result"]["method"] == "qa_clims"
 
 
@@ -554,9 +556,9 @@ def test_bad_clips_with_mask_prompts(tmp_path, ovseg, change):
 )
 def test_bad_settings(changes):
     with pytest.raises(BadInput):
-        qa_clims.Settings(**changes)
+        qa_clims.QACLIMSSettings(**changes)
     with pytest.raises(BadInput, match=r"weights\.area"):
-        qa_clims.LossWeights(area=-1)
+        qa_clims.QACLIMSWeights(area=-1)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def settings(folder):
-    return questions.Settings(blip=str(folder), size=32)
+    return questions.QuestionSettings(blip=str(folder), size=32)
 
 
 @functools.cache
@@ -388,7 +388,7 @@ def test_bad_published_features(tmp_path):
 )
 def test_bad_settings(changes):
     with pytest.raises(BadInput):
-        questions.Settings(**changes)
+        questions.QuestionSettings(**changes)
 
 
 def test_a_bad_picture_is_named(tmp_path, squares, settings):

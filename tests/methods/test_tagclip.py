@@ -25,7 +25,7 @@ def settings(tmp_path_factory):
     """The tiny CLIP of the parity tests, with two templates."""
     folder = tmp_path_factory.mktemp("clip")
     tiny_clip().model.save_pretrained(folder)
-    return tagclip.Settings(clip=str(folder), templates=FEW, cache=False)
+    return tagclip.TagCLIPSettings(clip=str(folder), templates=FEW, cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def tagged(tmp_path_factory, settings, pictures):
 
 def tagger(n_classes: int = 5, **settings) -> tagclip.Tagger:
     vectors = torch.nn.functional.normalize(torch.from_numpy(inputs.array("t", (n_classes + 2, 32), 0, -1, 1)), dim=1)
-    return tagclip.Tagger(tiny_clip(), vectors[:n_classes], vectors[n_classes:], tagclip.Settings(**settings))
+    return tagclip.Tagger(tiny_clip(), vectors[:n_classes], vectors[n_classes:], tagclip.TagCLIPSettings(**settings))
 
 
 def patches(*where: tuple[slice, slice] | None) -> torch.Tensor:
@@ -214,7 +214,7 @@ def test_text_features_are_kept_on_disk(tmp_path, settings, pictures, monkeypatc
 )
 def test_settings_out_of_range(field, value):
     with pytest.raises(BadInput, match=field):
-        tagclip.Settings(**{field: value})
+        tagclip.TagCLIPSettings(**{field: value})
 
 
 def test_more_votes_than_blocks(settings, pictures):

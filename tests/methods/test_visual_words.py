@@ -78,7 +78,7 @@ def cell(figure: np.ndarray, top: int, column: int) -> np.ndarray:
 @pytest.mark.parametrize("variant", ["vwl-l", "vwl-m"])
 def test_the_stage_writes_one_picture(tmp_path, squares, variant):
     train(small(variant), squares, out=tmp_path / "vwl")
-    look = vwl.Look(pictures=9, words=4, patches=2, examples=2)
+    look = vwl.WordFigureSettings(pictures=9, words=4, patches=2, examples=2)
     for name in ("words", "again"):
         vwl.show_words(look, squares, weights=tmp_path / "vwl", out=tmp_path / name)
     files = tree(tmp_path / "words")
@@ -100,4 +100,4 @@ def test_words_that_fire_are_those_of_the_nearest_codebook_rows(tmp_path, square
 def test_settings_that_make_no_sense():
     for changes in ({"words": 21}, {"patches": 0}, {"pictures": -1}):
         with pytest.raises(BadInput, match=f"look.{next(iter(changes))}"):
-            vwl.Look(**changes)
+            vwl.WordFigureSettings(**changes)

@@ -31,9 +31,9 @@ FROZEN = {"vwe": "stages", "vwl-l": "stages", "vwl-m": "stem"}
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def small(variant: str, **changes: object) -> vwl.Settings:
+def small(variant: str, **changes: object) -> vwl.VWLSettings:
     """Settings that train in a second."""
-    return vwl.Settings(
+    return vwl.VWLSettings(
         variant=variant,
         backbone="test_resnet",
         init="none",
@@ -124,9 +124,9 @@ def test_the_memory_bank_starts_with_features_and_then_follows_them():
 
 
 def test_published_defaults():
-    assert [vwl.Settings(variant=v).body for v in VARIANTS] == ["resnet50", "resnet101", "resnet101"]
-    assert {v: vwl.Settings(variant=v).kept for v in VARIANTS} == FROZEN
-    assert {vwl.Settings(variant=v, init="none").kept for v in VARIANTS} == {"nothing"}
+    assert [vwl.VWLSettings(variant=v).body for v in VARIANTS] == ["resnet50", "resnet101", "resnet101"]
+    assert {v: vwl.VWLSettings(variant=v).kept for v in VARIANTS} == FROZEN
+    assert {vwl.VWLSettings(variant=v, init="none").kept for v in VARIANTS} == {"nothing"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -196,14 +196,14 @@ def test_weighted_losses(squares):
 @pytest.mark.parametrize("changes", [{"words": 0}, {"temperature": 0.0}, {"levels": (0,)}, {"bank_rate": 2.0}])
 def test_settings_that_make_no_sense(changes):
     with pytest.raises(BadInput, match=next(iter(changes))):
-        vwl.Settings(**changes)
+        vwl.VWLSettings(**changes)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_pictures_smaller_than_a_cell(variant, tmp_path, squares):
     settings = dataclasses.replace(small(variant), augment=ClassifierAugment(long_side=(8, 9), crop=9))
     train(settings, squares, out=tmp_path / "vwl")
-    localizer = vwl.Inference().localizer(squares, tmp_path / "vwl")
+    localizer = vwl.VWLInference().localizer(squares, tmp_path / "vwl")
     label = np.array([True, True])
     classes, maps, strided = localizer.cams(localizer.prepare(np.zeros((3, 5, 3), np.uint8)), (3, 5), label)
     assert (classes.tolist(), maps.shape, strided.shape) == ([0, 1], (2, 3, 5), (2, 1, 2))
@@ -212,7 +212,7 @@ def test_pictures_smaller_than_a_cell(variant, tmp_path, squares):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_killed_training_ends_in_the_same_bytes(tmp_path, squares, variant):
-    check_a_stop(lambda out: train(small(variant), squares, out=out), tmp_path, vwl.Learning, 3)
+    check_a_stop(lambda out: train(small(variant), squares, out=out), tmp_path, vwl.VWLObjective, 3)
     if variant == "vwl-m":
         state, _ = read_weights(tmp_path / "whole" / WEIGHTS)
         assert state["bank.updates"] == 5
@@ -244,7 +244,7 @@ def test_two_processes_learn_the_same_words(tmp_path):
 
 
 def test_published_checkpoints_of_other_pictures_are_refused(tmp_path, squares):
-    torch.save(vwl.Network("resnet50", 3, 16, True).state_dict(), tmp_path / "three.pth")
+    torch.save(vwl.VWLNetwork("resnet50", 3, 16, True).state_dict(), tmp_path / "three.pth")
     with pytest.raises(BadInput, match="a classifier of 3 classes"):
         vwl.load(tmp_path / "three.pth", squares)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
@@ -256,13 +256,13 @@ def test_published_checkpoints_of_other_pictures_are_refused(tmp_path, squares):
 
 
 def test_the_number_of_words_is_that_of_the_file(tmp_path, squares):
-    state = vwl.Network("resnet50", 2, 16, False).state_dict()
+    state = vwl.VWLNetwork("resnet50", 2, 16, False).state_dict()
     torch.save({f"module.{name}": v for name, v in state.items() if not name.startswith("bank.")}, tmp_path / "m.pth")
     assert vwl.load(tmp_path / "m.pth", squares).codebook.shape == (16, 2048)
-    localize(vwl.Inference(scales=(0.5,)), squares, weights=tmp_path / "m.pth", out=tmp_path / "cams")
+    localize(vwl.VWLInference(scales=(0.5,)), squares, weights=tmp_path / "m.pth", out=tmp_path / "cams")
     # its words are not in it
     with pytest.raises(BadInput, match=r"without its memory bank.*look\.pictures"):
-        vwl.show_words(vwl.Look(), squares, weights=tmp_path / "m.pth", out=tmp_path / "words")
+        vwl.show_words(vwl.WordFigureSettings(), squares, weights=tmp_path / "m.pth", out=tmp_path / "words")
 
 
 if __name__ == "__main__":
@@ -270,11 +270,11 @@ if __name__ == "__main__":
 
 
 def test_vwl_l_ends_after_five_of_its_six_epochs():
-    assert vwl.Settings().stop_epochs == 5
-    assert vwl.Settings(variant="vwe").stop_epochs is None
-    training = vwl.Settings().training
-    assert vwl.Settings(training=dataclasses.replace(training, epochs=20)).stop_epochs is None
-    assert vwl.Settings(training=dataclasses.replace(training, steps=100)).stop_epochs is None
+    assert vwl.VWLSettings().stop_epochs == 5
+    assert vwl.VWLSettings(variant="vwe").stop_epochs is None
+    training = vwl.VWLSettings().training
+    assert vwl.VWLSettings(training=dataclasses.replace(training, epochs=20)).stop_epochs is None
+    assert vwl.VWLSettings(training=dataclasses.replace(training, steps=100)).stop_epochs is None
 
 
 def test_head_of_the_segmenter_learns_as_in_its_authors_code():

@@ -11,7 +11,7 @@ from wsss.errors import BadInput
 from wsss.networks import deeplab
 
 SIDES = st.integers(1, 400)
-SMALL = deeplab.DeepLabSettings(
+SMALL = deeplab.DeepLabLayers(
     backbone="resnet18", output_stride=16, atrous_rates=(1, 2), pyramid_scales=(0.5, 0.75), batch_norm="live"
 )
 
@@ -143,7 +143,7 @@ def test_size_of_the_logits(size):
 
 def test_published_body_has_stride_8_only():
     with pytest.raises(BadInput, match="output stride"):
-        deeplab.create_deeplab(21, deeplab.DeepLabSettings(output_stride=16))
+        deeplab.create_deeplab(21, deeplab.DeepLabLayers(output_stride=16))
 
 
 def losses_of_halves(loss, logits, labels):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Settings
+from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -13,7 +13,7 @@ NARROW = "resnet38-narrow32"
 
 def made(batch_norm: str) -> DeepLabV1:
     torch.manual_seed(0)
-    return DeepLabV1(3, DeepLabV1Settings(NARROW, dilation=2, batch_norm=batch_norm))
+    return DeepLabV1(3, DeepLabV1Layers(NARROW, dilation=2, batch_norm=batch_norm))
 
 
 def step(network: DeepLabV1) -> set[str]:

@@ -8,12 +8,12 @@ from torch import nn
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
-from wsss.networks.emanet import EMANet, EMANetSettings, EMAUnit, Trunk
+from wsss.networks.emanet import EMANet, EMANetLayers, EMAUnit, Trunk
 from wsss.weights import load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-SMALL = EMANetSettings("test_resnet", 8, channels=16, bases=4)
+SMALL = EMANetLayers("test_resnet", 8, channels=16, bases=4)
 
 
 def estimated(x: np.ndarray, unit: EMAUnit) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +100,7 @@ def test_initial_weights_of_the_trunk(encoding, tmp_path):
     torch.save({**classifier, "classifier.weight": torch.zeros(2)}, tmp_path / "classifier.pth")
     load_backbone(trunk, "resnet50s", str(tmp_path / "classifier.pth"))
     assert torch.equal(trunk.state_dict()["0.3.weight"], classifier["backbone.body.conv1.3.weight"])
-    whole = EMANet(3, EMANetSettings("resnet50s"))
+    whole = EMANet(3, EMANetLayers("resnet50s"))
     torch.save({"net": whole.state_dict(), "step": 1}, tmp_path / "latest.pth")
     load_backbone(trunk, "resnet50s", str(tmp_path / "latest.pth"))
     assert torch.equal(trunk.state_dict()["0.3.weight"], whole.state_dict()["extractor.0.3.weight"])

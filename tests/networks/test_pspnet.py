@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wsss.errors import BadInput
-from wsss.networks.pspnet import PSPNet, PSPNetSettings, PyramidHead, Res2Net
+from wsss.networks.pspnet import PSPNet, PSPNetLayers, PyramidHead, Res2Net
 from wsss.weights import load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -51,7 +51,7 @@ def test_head_sees_the_whole_picture():
 
 def test_training_has_an_auxiliary_output_and_trains_everything():
     torch.manual_seed(0)
-    network = PSPNet(3, PSPNetSettings("test_resnet"))
+    network = PSPNet(3, PSPNetLayers("test_resnet"))
     image = torch.randn(2, 3, 30, 34)
     logits, auxiliary = network.train()(image)
     assert logits.shape == auxiliary.shape == (2, 3, 30, 34)

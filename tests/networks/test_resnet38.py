@@ -90,7 +90,7 @@ def test_what_it_cannot_be(name, stride, found):
 
 
 def test_a_segmenter_on_it_may_have_live_batch_norms():
-    settings = deeplab.DeepLabSettings(NARROW, atrous_rates=(2,), pyramid_scales=(), batch_norm="live")
+    settings = deeplab.DeepLabLayers(NARROW, atrous_rates=(2,), pyramid_scales=(), batch_norm="live")
     network = deeplab.create_deeplab(4, settings).train()
     norm = network.base.backbone.b4.bn_branch2a
     before = norm.running_mean.clone()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wsss.errors import BadInput
 from wsss.networks.resnet38 import ResNet38
-from wsss.networks.seam import Network, correlated, resized
+from wsss.networks.seam import SEAMNetwork, correlated, resized
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -66,7 +66,7 @@ def test_like_cells_share_their_maps():
     ],
 )
 def test_any_backbone(backbone, stride, cells):
-    network = Network(3, backbone, stride).eval()
+    network = SEAMNetwork(3, backbone, stride).eval()
     taken = network(torch.randn(2, 3, 40, 52))
     assert taken.logits.shape == (2, 4, *cells)
     assert taken.features.shape == (2, 192, *cells)
@@ -76,7 +76,7 @@ def test_any_backbone(backbone, stride, cells):
 
 
 def test_correlations_teach_their_own_layers_alone():
-    network = Network(3, "test_resnet").eval()
+    network = SEAMNetwork(3, "test_resnet").eval()
     network(torch.randn(1, 3, 32, 32)).features.sum().backward()
     learned = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
     assert learned == {"f8_3.weight", "f8_4.weight", "f9.weight"}
@@ -84,7 +84,7 @@ def test_correlations_teach_their_own_layers_alone():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    network = Network(20, "resnet38-narrow4")
+    network = SEAMNetwork(20, "resnet38-narrow4")
     assert isinstance(network.body, ResNet38)
     for layer, deviation in (
         (network.f8_3, (2 / 128) ** 0.5),
@@ -98,9 +98,9 @@ def test_initial_weights():
 
 def test_backbones_that_cannot_be():
     with pytest.raises(BadInput, match="backbone no_such_thing"):
-        Network(2, "no_such_thing")
+        SEAMNetwork(2, "no_such_thing")
     with pytest.raises(BadInput, match="output stride of resnet38: found 16"):
-        Network(2, "resnet38", 16)
+        SEAMNetwork(2, "resnet38", 16)
 
 
 def test_resizing_puts_corners_on_corners():

@@ -13,9 +13,16 @@ from tests.parity.test_resnet38 import batch, close, filled, shapes, stats
 from wsss.data.augment import CAFFE_MEAN_BGR, normalise, posterior_view, resize_bicubic, scaled_size
 from wsss.methods import icam
 from wsss.networks.affinitynet import VGG_BODY, AffinityNet, Classifier, affinity_losses
-from wsss.networks.seam import Network as SEAMNetwork
+from wsss.networks.seam import SEAMNetwork
 from wsss.ops import affinity
-from wsss.refiners.affinitynet import Walk, confident_labels, crf_scores, walked, walked_scores, with_background
+from wsss.refiners.affinitynet import (
+    AffinityNetWalk,
+    confident_labels,
+    crf_scores,
+    walked,
+    walked_scores,
+    with_background,
+)
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -251,10 +258,10 @@ def test_the_walk_end_to_end(network):
     assert bool((dense == dense.T).all()) == WALK["aff_symmetric"]
     np.testing.assert_allclose(dense[:60, :60], WALK["aff_block"], atol=2e-6)  # 3.0e-7 measured
     np.testing.assert_allclose(dense.sum(1), WALK["aff_row_sums"], rtol=1e-5)  # 2.9e-7 measured
-    for prefix, settings in (("", Walk()), ("icam_", Walk(alpha=6, doublings=6))):
+    for prefix, settings in (("", AffinityNetWalk()), ("icam_", AffinityNetWalk(alpha=6, doublings=6))):
         scores = torch.from_numpy(with_background(maps, settings.alpha))
         if not prefix:
-            pooled = walked(scores, features, Walk(doublings=0, beta=1e9))  # no cell is linked with another
+            pooled = walked(scores, features, AffinityNetWalk(doublings=0, beta=1e9))  # no cell is linked with another
             np.testing.assert_allclose(pooled, WALK["pooled_cam"], rtol=1e-5, atol=1e-11)  # 1.7e-6 measured
         after = walked(scores, features, settings)
         np.testing.assert_allclose(after, WALK[f"{prefix}rw"], atol=1e-5)  # 3.9e-6 measured
@@ -275,7 +282,7 @@ def maps_of_icam(network: AffinityNet, picture: np.ndarray, classes: list[int]) 
         shape = tuple(getattr(own, name).weight.shape)
         state[f"{name}.weight"] = torch.from_numpy(inputs.tensor(f"{name}.weight", shape))
     own.load_state_dict(state, assign=True)
-    localizer = icam.Localizer(own.eval(), icam.Inference(), "icam")
+    localizer = icam.ICAMLocalizer(own.eval(), icam.ICAMInference(), "icam")
     return localizer.cams(localizer.prepare(picture), picture.shape[:2], np.isin(np.arange(20), classes)).maps
 
 
@@ -292,7 +299,10 @@ def test_the_walk_of_icam(network, name, size, classes):
     maps = maps_of_icam(network, picture, classes)
     np.testing.assert_allclose(maps[:, ::3, ::3], fixtures.arrays("icam/infer_cam")[f"{name}_cam"], atol=5e-6)  # 1.1e-6
     labels = np.array([0, *(label + 1 for label in classes)], np.uint8)
-    usual, other = Walk(alpha=6, doublings=6, shrink=True), Walk(alpha=16, beta=4, doublings=3, shrink=True)
+    usual, other = (
+        AffinityNetWalk(alpha=6, doublings=6, shrink=True),
+        AffinityNetWalk(alpha=16, beta=4, doublings=3, shrink=True),
+    )
     for tag, settings in (("default", usual), ("a16_b4_t3", other), ("crf", usual)):
         scores = walked_scores(network, picture, maps, settings)
         if tag == "crf":

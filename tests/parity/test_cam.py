@@ -17,17 +17,17 @@ POLY, SCHEDULES = fixtures.arrays("clims/poly_optimizer"), fixtures.arrays("deep
 CLASSES = tuple(f"class {i}" for i in range(20))
 
 
-def filled(seed: int, stride: int = 16) -> cam.Network:
+def filled(seed: int, stride: int = 16) -> cam.CAMNetwork:
     """A ResNet-50 classifier of 20 classes with the fixtures' weights."""
-    network = cam.Network("resnet50", 20, stride)
+    network = cam.CAMNetwork("resnet50", 20, stride)
     for name, value in network.state_dict().items():
         value.copy_(torch.from_numpy(inputs.tensor(name, tuple(value.shape), seed)))
     return network
 
 
-def learning(network: cam.Network, frozen: str) -> cam.Learning:
+def learning(network: cam.CAMNetwork, frozen: str) -> cam.CAMObjective:
     nothing = Images("none", (), (), CLASSES, np.zeros((0, 20), bool), ())
-    return cam.Learning(cam.Settings(frozen=frozen), network, nothing).train()
+    return cam.CAMObjective(cam.CAMSettings(frozen=frozen), network, nothing).train()
 
 
 def batch(height: int, width: int) -> torch.Tensor:
@@ -53,7 +53,7 @@ def pair_of_mirrored(image: torch.Tensor) -> torch.Tensor:
 def test_state_dict_has_the_published_names_and_shapes(manifest):
     wanted = fixtures.table(manifest)
     wanted = wanted.get("shapes", wanted)
-    own = {name: list(value.shape) for name, value in cam.Network("resnet50", 20).state_dict().items()}
+    own = {name: list(value.shape) for name, value in cam.CAMNetwork("resnet50", 20).state_dict().items()}
     for name in wanted:
         assert own[name] == list(wanted[name])
     assert {name for name in own if name not in wanted} <= {name for name in own if "num_batches" in name}
@@ -79,7 +79,7 @@ def test_irnet_training_forward_and_gradients():
 
 
 def test_irnet_maps_and_labels():
-    localizer = cam.Localizer(filled(0).eval(), cam.Inference())
+    localizer = cam.CAMLocalizer(filled(0).eval(), cam.CAMInference())
     image, label = inputs.image(90, 124, 4), np.zeros(20, bool)
     label[[3, 14]] = True
     views = localizer.prepare(image)
@@ -156,7 +156,7 @@ def test_clims_maps_at_stride_8():
 
 
 def test_clims_multi_scale_maps():
-    localizer, label = cam.Localizer(filled(1).eval(), cam.Inference()), np.zeros(20, bool)
+    localizer, label = cam.CAMLocalizer(filled(1).eval(), cam.CAMInference()), np.zeros(20, bool)
     label[[2, 14]] = True
     image = inputs.image(120, 160, 7)
     np.testing.assert_array_equal(localizer.settings.scales, MULTISCALE["0/scales"])

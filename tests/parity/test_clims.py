@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 COCO_CLASSES = tuple(COCO_CATEGORIES.values())
 CLASSES = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
-TEMPLATE = clims.Settings.template
+TEMPLATE = clims.CLIMSSettings.template
 NAMES = ("object_text", "background_text", "suppression", "area")
 
 
@@ -65,10 +65,10 @@ def nothing(classes: tuple[str, ...]) -> Images:
 
 
 def learning(
-    settings: clims.Settings, network: torch.nn.Module, teacher: CLIP | ResNetCLIP, classes: tuple[str, ...]
-) -> clims.Learning:
+    settings: clims.CLIMSSettings, network: torch.nn.Module, teacher: CLIP | ResNetCLIP, classes: tuple[str, ...]
+) -> clims.CLIMSObjective:
     images = nothing(classes)
-    return clims.Learning(settings, network, {}, teacher, settings.read_words(images), images)
+    return clims.CLIMSObjective(settings, network, {}, teacher, settings.read_words(images), images)
 
 
 def batch(height: int, width: int, seeds, mean=inputs.IMAGENET_MEAN, std=inputs.IMAGENET_STD) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_words_of_the_camera_ready_version():
 
 def test_state_dict_has_the_published_names_and_shapes():
     for manifest, network in (
-        ("resnet50_clims", cam.Network("resnet50", 20)),
+        ("resnet50_clims", cam.CAMNetwork("resnet50", 20)),
         ("clims_camera_ready", clims.CameraReadyNetwork("resnet50", 20)),
     ):
         wanted = fixtures.table(f"clims/manifest-{manifest}.json")
@@ -126,7 +126,7 @@ def test_state_dict_has_the_published_names_and_shapes():
 @pytest.fixture(scope="module")
 def forward():
     """An improved network with the fixture's weights, and its stem frozen as its training freezes it."""
-    network = filled(cam.Network("resnet50", 20), 1)
+    network = filled(cam.CAMNetwork("resnet50", 20), 1)
     for parameter in network.body.parameters_until(0):
         parameter.requires_grad_(False)
     return network
@@ -222,11 +222,11 @@ def test_losses_and_gradients(case, regions):
     dataset, seed, cells, side, seeds, kind, tolerance = CASES[case]
     wanted, classes = fixture(f"losses_clims_{case}"), CLASSES[dataset]
     alpha, beta, gamma, delta = wanted["hyper"].tolist()
-    weights = clims.LossWeights(alpha, beta, gamma, delta)
-    settings = clims.Settings(weights=weights, threshold=float(wanted["cbs_threshold"]), regions=regions)
+    weights = clims.CLIMSWeights(alpha, beta, gamma, delta)
+    settings = clims.CLIMSSettings(weights=weights, threshold=float(wanted["cbs_threshold"]), regions=regions)
     if dataset == "voc":
         np.testing.assert_allclose((*wanted["hyper"], settings.threshold), (10, 24, 1, 0.2, 0.26), rtol=1e-6)
-    teacher = learning(settings, cam.Network("resnet18", len(classes)), clip(kind, seed), classes)
+    teacher = learning(settings, cam.CAMNetwork("resnet18", len(classes)), clip(kind, seed), classes)
     maps = torch.from_numpy(inputs.array("cam", (len(seeds), len(classes), cells, cells), seed, 0.02, 0.98))
     maps.requires_grad_()
     image, label = batch(side, side, seeds), torch.from_numpy(wanted["label"]).float()
@@ -246,7 +246,7 @@ def test_losses_and_gradients(case, regions):
 
 @torch.no_grad()
 def similarities(
-    teacher: clims.Learning, maps: torch.Tensor, image: torch.Tensor, label: torch.Tensor, wanted: fixtures.Arrays
+    teacher: clims.CLIMSObjective, maps: torch.Tensor, image: torch.Tensor, label: torch.Tensor, wanted: fixtures.Arrays
 ) -> torch.Tensor:
     """Check the cosines of the object's regions and of the rest with the class; return the unit vectors of the former."""
     pairs = clims.pairs_of(label)
@@ -260,15 +260,15 @@ def similarities(
 
 def test_losses_of_the_camera_ready_version():
     wanted = fixture("losses_camera_ready")
-    settings = clims.Settings(
+    settings = clims.CLIMSSettings(
         variant="camera-ready",
         template="a photo of {}",
         colours="clip",
         threshold=None,
         emphasised=("sofa", "chair", "diningtable"),
-        weights=clims.LossWeights(1, 1, 1, 0),
+        weights=clims.CLIMSWeights(1, 1, 1, 0),
     )
-    teacher = learning(settings, cam.Network("resnet18", 20), clip("vit", 4), VOC_CLASSES)
+    teacher = learning(settings, cam.CAMNetwork("resnet18", 20), clip("vit", 4), VOC_CLASSES)
     # the fixture's, since its random features give negative cosines
     teacher.object_span = (1e-3, torch.inf)
     own = torch.from_numpy(inputs.array("cam", (5, 1, 7, 7), 4, 0.02, 0.98)).requires_grad_()
@@ -286,10 +286,12 @@ def test_losses_of_the_camera_ready_version():
 def test_training():
     wanted = fixture("train_loop_f64")
     images, label = batch(96, 96, (9, 10)).double(), torch.from_numpy(wanted["label"]).double()
-    network = filled(cam.Network("resnet50", 20), 91)
+    network = filled(cam.CAMNetwork("resnet50", 20), 91)
     for parameter in network.body.parameters_until(0):
         parameter.requires_grad_(False)
-    teacher = learning(clims.Settings(), network.double(), clip("vit", 4, torch.float64), VOC_CLASSES).double().train()
+    teacher = (
+        learning(clims.CLIMSSettings(), network.double(), clip("vit", 4, torch.float64), VOC_CLASSES).double().train()
+    )
     training = Training(batch=2, epochs=4, lr=0.01)
     groups = teacher.param_groups(training)
     optimizer, base = make_optimizer(training, groups), [group["lr"] for group in groups]
@@ -315,7 +317,7 @@ def test_training():
 
 
 def test_published_checkpoints_localize(tmp_path):
-    network = filled(cam.Network("resnet50", 20), 1)
+    network = filled(cam.CAMNetwork("resnet50", 20), 1)
     aliases = {"stage1.0": "conv1", "stage1.1": "bn1", "stage1.4": "layer1"}
     aliases |= {f"stage{n}.0": f"layer{n}" for n in (2, 3, 4)}
     aliases |= {"backbone.0.0": "conv1", "backbone.0.1": "bn1", "backbone.0.4": "layer1"}
@@ -333,7 +335,7 @@ def test_published_checkpoints_localize(tmp_path):
     torch.save(state, tmp_path / "res50_clims.pth")
     wanted, label = fixture("multiscale_cam"), np.zeros(20, bool)
     label[[2, 14]] = True
-    for settings in (clims.Inference(), cam.Inference()):
+    for settings in (clims.CLIMSInference(), cam.CAMInference()):
         localizer = settings.localizer(nothing(VOC_CLASSES), tmp_path / "res50_clims.pth")
         found = localizer.cams(localizer.prepare(inputs.image(120, 160, 7)), (120, 160), label)
         np.testing.assert_allclose(found.strided, wanted["0/cam"], atol=5e-6)
@@ -347,7 +349,7 @@ def test_published_checkpoints_localize(tmp_path):
 def test_a_published_camera_ready_checkpoint_localizes(tmp_path):
     network = filled(clims.CameraReadyNetwork("resnet50", 20), 2)
     torch.save(network.state_dict(), tmp_path / "cam.pth")
-    localizer = clims.Inference(scales=(1.0,)).localizer(nothing(VOC_CLASSES), tmp_path / "cam.pth")
+    localizer = clims.CLIMSInference(scales=(1.0,)).localizer(nothing(VOC_CLASSES), tmp_path / "cam.pth")
     image, label = inputs.image(96, 128, 0), np.arange(20) == 3
     found = localizer.cams(localizer.prepare(image), (96, 128), label)
     with torch.no_grad():
@@ -409,17 +411,17 @@ def test_confident_labels(case, height, width, seed):
     keys, (threshold, lower) = wanted[f"{case}/keys"], wanted[f"{case}/thresholds"].tolist()
     image = inputs.image(height, width, seed)
     maps = drawn_maps(len(keys), height, width, seed) if len(keys) else np.zeros((0, height, width), np.float32)
-    settings = refine.Settings(by="crf", threshold=threshold, lower=lower)
+    settings = refine.CRFSettings(by="crf", threshold=threshold, lower=lower)
     found = refine.pseudo_mask(image, keys, maps, settings)
     assert (found != wanted[f"{case}/ir_label"]).mean() <= 0.005
     if len(keys):
         for name, level in (("fg", threshold), ("bg", lower)):
-            one = refine.Settings(by="threshold", threshold=level)
+            one = refine.CRFSettings(by="threshold", threshold=level)
             labels = np.concatenate([[0], keys + 1])
             np.testing.assert_array_equal(
                 refine.pseudo_mask(image, keys, maps, one), labels[wanted[f"{case}/{name}_argmax"]]
             )
-            alone = refine.pseudo_mask(image, keys, maps, refine.Settings(by="crf", threshold=level))
+            alone = refine.pseudo_mask(image, keys, maps, refine.CRFSettings(by="crf", threshold=level))
             assert (alone != labels[wanted[f"{case}/{name}_crf"]]).mean() <= 0.005
 
 
@@ -431,12 +433,12 @@ def test_pseudo_masks(case, seed):
     h, w = -(-size_hw[0] // 4), -(-size_hw[1] // 4)
     keys = wanted[f"{case}/keys"]
     edge = torch.from_numpy(inputs.array("edge", (1, h, w), seed, 0, 0.9))[0]
-    settings = irnet.Walk(beta=beta, doublings=int(doublings), pad_to=0)
+    settings = irnet.IRNetWalk(beta=beta, doublings=int(doublings), pad_to=0)
     spread = irnet.walked(torch.from_numpy(drawn_maps(len(keys), h, w, seed)), edge, settings)
     np.testing.assert_allclose(spread, wanted[f"{case}/rw"], rtol=1e-3, atol=1e-7)
     full = irnet.enlarged(spread, 4, size_hw).numpy()
     found = refine.pseudo_mask(
-        np.zeros((*size_hw, 3), np.uint8), keys, full, refine.Settings(by="threshold", threshold=background)
+        np.zeros((*size_hw, 3), np.uint8), keys, full, refine.CRFSettings(by="threshold", threshold=background)
     )
     assert (found != wanted[f"{case}/label"]).mean() <= 0.002
 
@@ -445,7 +447,7 @@ def test_the_defaults_are_the_scripts():
     recipe = clims.Recipe()
     labels, masks = recipe.tail.irnet.labels, recipe.tail.irnet.masks
     assert (labels.by, labels.threshold, labels.lower, masks.threshold) == ("crf", 0.3, 0.1, 0.2)
-    assert recipe.tail.irnet.walk == irnet.Walk(pad_to=0)
+    assert recipe.tail.irnet.walk == irnet.IRNetWalk(pad_to=0)
     assert (recipe.classifier.training.lr, recipe.classifier.training.epochs, recipe.classifier.kept) == (
         0.1,
         5,

@@ -29,7 +29,7 @@ def masks(height: int, width: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def network():
-    made = deeplab.create_deeplab(21, deeplab.DeepLabSettings())
+    made = deeplab.create_deeplab(21, deeplab.DeepLabLayers())
     shapes = fixtures.table("deeplab/manifest-deeplabv2-msc.json")
     state = made.state_dict()
     assert {name: list(value.shape) for name, value in state.items()} == shapes

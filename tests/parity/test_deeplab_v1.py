@@ -43,7 +43,7 @@ def test_parameter_groups():
 
 
 def test_schedule():
-    training, n_steps = deeplab_v1.Settings().training, int(SCHEDULES["final_max_it"])
+    training, n_steps = deeplab_v1.DeepLabV1Settings().training, int(SCHEDULES["final_max_it"])
     assert training.steps == n_steps
     assert training.lr == SCHEDULES["final_lr"][0, 0]
     rates = [
@@ -78,7 +78,7 @@ def test_one_training_iteration(network):
     images, kept = batch(48, 56, 6, 7).double(), []
     network.cls_conv.register_forward_hook(lambda _, __, out: kept.append(out))
     labels = torch.from_numpy(np.stack([inputs.mask(48, 56, 21, i) for i in (6, 7)]))
-    terms = deeplab_v1.losses(network, images, labels, deeplab_v1.Settings())
+    terms = deeplab_v1.losses(network, images, labels, deeplab_v1.DeepLabV1Settings())
     total = sum(terms.values())
     total.backward()
     logits = torch.nn.functional.interpolate(kept[0], images.shape[2:], mode="bilinear", align_corners=True)
@@ -122,7 +122,7 @@ def test_views():
     close_stats(torch.from_numpy(scaled.round()), VIEWS["scaled_stats"], 1e-6)  # one level of one pixel is another
     np.testing.assert_array_equal(label[: size_hw[0]][::3, ::3], VIEWS["scaled_seg"])
     # what the dense CRF of the evaluation sees
-    seen = deeplab_v1.Trained.seen(None, picture)
+    seen = deeplab_v1.TrainedDeepLabV1.seen(None, picture)
     np.testing.assert_array_equal(seen.transpose(2, 0, 1)[:, ::3, ::3], VIEWS["denorm"])
     lost = seen.astype(int) - picture
     np.testing.assert_allclose([lost.min(), lost.max(), (lost != 0).mean()], VIEWS["denorm_changed"], rtol=1e-12)
@@ -130,7 +130,7 @@ def test_views():
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25, 1.75])
 def test_sizes_of_the_evaluation(scale):
-    view = deeplab_v1.Trained.view(None, inputs.image(90, 121, 0), scale)[0]
+    view = deeplab_v1.TrainedDeepLabV1.view(None, inputs.image(90, 121, 0), scale)[0]
     assert tuple(view.shape[1:]) == tuple(VIEWS[f"ms_{scale}_shape"][:2])
     np.testing.assert_allclose(view[:, ::9, ::9].permute(1, 2, 0), VIEWS[f"ms_{scale}"], rtol=0, atol=2e-6)
     close_stats(view, VIEWS[f"ms_{scale}_stats"], 2e-6)

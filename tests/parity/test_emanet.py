@@ -7,7 +7,7 @@ import torch
 from tests.parity import fixtures, inputs
 from wsss.data.mask_augment import aligned_view
 from wsss.metrics import ConfusionMatrix, scores
-from wsss.networks.emanet import EMANet, EMANetSettings, EMAUnit
+from wsss.networks.emanet import EMANet, EMANetLayers, EMAUnit
 from wsss.segmenters import emanet
 from wsss.stages.train import make_optimizer, poly_factor
 from wsss.weights import trained_weights
@@ -39,7 +39,7 @@ def without_dropout(network: torch.nn.Module) -> torch.nn.Module:
 def made(name: str) -> EMANet:
     backbone, stride, _ = NETWORKS[name]
     with torch.device("meta"):
-        network = EMANet(21, EMANetSettings(backbone, stride))
+        network = EMANet(21, EMANetLayers(backbone, stride))
     return fill(network.to_empty(device="cpu"))
 
 
@@ -87,7 +87,7 @@ def test_unit_in_training_moves_its_bases(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_state_dict_has_the_published_names_and_shapes(name):
     with torch.device("meta"):
-        state = EMANet(21, EMANetSettings(*NETWORKS[name][:2])).state_dict()
+        state = EMANet(21, EMANetLayers(*NETWORKS[name][:2])).state_dict()
     manifest = fixtures.table(f"emanet/manifest-{name}.json")
     assert [(key, list(value.shape)) for key, value in state.items()] == list(manifest.items())
 
@@ -150,11 +150,11 @@ def test_loss():
 
 
 def test_schedule():
-    training = emanet.Settings().training
+    training = emanet.EMANetSettings().training
     n_steps = int(SCHEDULE["max_iter"])
     assert training.steps == n_steps
     with torch.device("meta"):
-        groups = EMANet(21, EMANetSettings("resnet50s")).param_groups(training.lr, training.weight_decay)
+        groups = EMANet(21, EMANetLayers("resnet50s")).param_groups(training.lr, training.weight_decay)
     rates = [[group["lr"] * poly_factor(training, step - 1, n_steps) for group in groups] for step in SCHEDULE["step"]]
     np.testing.assert_allclose(rates, SCHEDULE["lr_f64"], rtol=1e-12, atol=1e-18)
 
@@ -185,7 +185,7 @@ def test_padding_of_test_pictures(case):
 
 def test_single_scale_evaluation(tmp_path):
     torch.save({"net": made("emanet50").state_dict(), "step": 30000}, tmp_path / "final.pth")
-    trained = emanet.Trained(*trained_weights(tmp_path / "final.pth"))
+    trained = emanet.TrainedEMANet(*trained_weights(tmp_path / "final.pth"))
     matrix = ConfusionMatrix(21)
     for i, size in enumerate(((61, 90), (72, 75))):
         image, truth = inputs.image(*size, i), inputs.mask(*size, 21, i)
@@ -219,7 +219,7 @@ def test_three_training_steps():
     network = without_dropout(made("emanet50").double().train())
     before = {name: value.clone() for name, value in network.named_parameters()}
     lr = float(STEPS["lr_f64"])
-    training = emanet.Settings().training
+    training = emanet.EMANetSettings().training
     groups = network.param_groups(lr, training.weight_decay)
     assert [len(group["params"]) for group in groups] == STEPS["group_sizes"].tolist()
     optimizer = make_optimizer(training, groups)

@@ -14,7 +14,7 @@ from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.data import augment
 from wsss.data.images import Images
 from wsss.methods import icam, seam
-from wsss.networks.seam import Network, correlated
+from wsss.networks.seam import SEAMNetwork, correlated
 from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.feature_similarity import _gates, feature_similarity_loss
 from wsss.ops.importance import (
@@ -211,7 +211,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("tag", OBJECTIVES)
 def test_objective(tag):
-    stored, settings = load("icam_objective"), icam.Settings(**OBJECTIVES[tag])
+    stored, settings = load("icam_objective"), icam.ICAMSettings(**OBJECTIVES[tag])
     tags = array("icam_labels", (2, 20)) > 0.7
     np.testing.assert_array_equal(tags, stored["labels"] > 0)
     maps = {
@@ -293,13 +293,13 @@ def test_pixel_correlation():
 
 @pytest.mark.parametrize("manifest", ["icam-cam20", "seam"])
 def test_state_dict_has_the_published_names_and_shapes(manifest):
-    assert shapes(lambda: Network(20)) == list(fixtures.table(f"icam/manifest-{manifest}.json").items())
+    assert shapes(lambda: SEAMNetwork(20)) == list(fixtures.table(f"icam/manifest-{manifest}.json").items())
 
 
 def test_groups_and_what_is_fixed():
     groups = fixtures.table("icam/icam-cam-groups.json")
     with torch.device("meta"):
-        network = Network(20).train().freeze()
+        network = SEAMNetwork(20).train().freeze()
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     ours = [[names[id(p)] for p in group["params"]] for group in network.param_groups(0.01)]
     assert ours == [groups[f"groups_lr_x{times}"] for times in (1, 2, 10, 20)]
@@ -310,7 +310,7 @@ def test_groups_and_what_is_fixed():
 @pytest.fixture(scope="module")
 def network():
     """For ICAM and SEAM alike, whose layers have the same names."""
-    return filled(lambda: Network(20)).double()
+    return filled(lambda: SEAMNetwork(20)).double()
 
 
 @pytest.mark.parametrize(("size", "seed"), [((64, 80), 0), ((57, 75), 1)])
@@ -339,7 +339,7 @@ def test_network_of_seam(network):
 
 
 def test_schedule_and_optimiser():
-    stored, training = load("schedules"), icam.Settings().training
+    stored, training = load("schedules"), icam.ICAMSettings().training
     rates = [0.01 * poly_factor(training, step, int(stored["cam_max_step"])) for step in stored["cam_steps"].tolist()]
     np.testing.assert_allclose(rates, stored["cam_lr"], rtol=1e-12)
     start = [inputs.array(f"opt_p{i}", (3, 4), 0, -1, 1) for i in range(4)]
@@ -382,7 +382,7 @@ def test_augmentation():
 class Recalled:
     """A network's results, each made once: those of ICAM's and SEAM's maps of one picture are the same."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: SEAMNetwork) -> None:
         self.network_forward, self.known = network.forward, {}
 
     def __call__(self, image: torch.Tensor) -> object:
@@ -399,8 +399,8 @@ def recalling(network):
     del network.forward
 
 
-def maps_of(network: Network, variant: str, picture: np.ndarray, classes: list[int], n_classes: int = 20):
-    localizer = icam.Localizer(network, icam.Inference(), variant)
+def maps_of(network: SEAMNetwork, variant: str, picture: np.ndarray, classes: list[int], n_classes: int = 20):
+    localizer = icam.ICAMLocalizer(network, icam.ICAMInference(), variant)
     label = np.isin(np.arange(n_classes), classes)
     views = [view.double() for view in localizer.prepare(picture)]
     torch.set_default_dtype(torch.float64)  # of the sums over scales
@@ -484,7 +484,7 @@ def test_maps_of_coco(network):
 def test_training_step(network):
     """The whole network, two views, all losses."""
     stored = load("icam_step")
-    learning = icam.Learning(icam.Settings(), network, NOTHING)
+    learning = icam.ICAMObjective(icam.ICAMSettings(), network, NOTHING)
     network.freeze().train()
     for layer in network.modules():
         if isinstance(layer, torch.nn.Dropout2d):

@@ -12,7 +12,7 @@ from wsss.data.augment import reduce_label
 from wsss.networks import irnet
 from wsss.ops import affinity, instances
 from wsss.refiners import irnet as refiner
-from wsss.refiners.irnet import Walk
+from wsss.refiners.irnet import IRNetWalk
 from wsss.stages import refine
 
 PATHS, LABELS, LOSSES, NETWORK, WALK, INSTANCE, IR_LABEL = (
@@ -157,7 +157,7 @@ def test_inference(network, pad_to, name):
     close(displacement, NETWORK[f"infer_dp_{name}"], 2e-5)
 
 
-def walked(cam: np.ndarray, edge: np.ndarray, settings: Walk) -> torch.Tensor:
+def walked(cam: np.ndarray, edge: np.ndarray, settings: IRNetWalk) -> torch.Tensor:
     """The random walk of activation maps over the affinity that an edge map leaves."""
     return refiner.walked(torch.from_numpy(cam).double(), torch.from_numpy(edge).double(), settings)
 
@@ -173,7 +173,7 @@ def pseudo_mask(scores: torch.Tensor, background: float, keys) -> tuple[torch.Te
 @pytest.mark.parametrize(("beta", "exponent"), [(10, 8), (10, 0), (10, 3), (8, 6)])
 def test_random_walk(beta, exponent):
     edge, cam = inputs.array("irn/rw_edge", (1, 30, 40), 0) ** 2, inputs.array("irn/rw_cam", (2, 30, 40), 0)
-    found = walked(cam, edge[0], Walk(beta=beta, doublings=exponent))
+    found = walked(cam, edge[0], IRNetWalk(beta=beta, doublings=exponent))
     close(found[:, None], WALK[f"rw_beta{beta}_exp{exponent}"], 5e-5)  # 2.4e-5 measured: the fixture is float32
     if (beta, exponent) == (10, 8):
         full, label, unsure = pseudo_mask(found, float(WALK["label_thr"]), (0, 3, 15))
@@ -184,7 +184,7 @@ def test_random_walk(beta, exponent):
 
 def test_random_walk_over_the_edges_of_the_network(network):
     edge = irnet.boundaries(network, normalised(118, 157, 2)).edge.numpy()
-    found = walked(inputs.blocky("irn/e2e_cam", 2, 30, 40, 0, 4), edge, Walk())
+    found = walked(inputs.blocky("irn/e2e_cam", 2, 30, 40, 0, 4), edge, IRNetWalk())
     close(found[:, None], WALK["e2e_rw"], 1e-4)
     _, label, unsure = pseudo_mask(found, 0.5, (0, 3, 15))
     np.testing.assert_array_equal(label[~unsure], WALK["e2e_label"][~unsure])
@@ -211,9 +211,9 @@ def test_labels_for_irnet(upper, lower):
     maps = maps / (maps.max((1, 2), keepdims=True) + np.float32(1e-5))
     tail = f"{upper:.2f}_{lower:.2f}".replace("0.", "")
     for name, settings in (
-        ("fg", refine.Settings("crf", upper)),
-        ("bg", refine.Settings("crf", lower)),
-        ("ir_label", refine.Settings("crf", upper, lower)),
+        ("fg", refine.CRFSettings("crf", upper)),
+        ("bg", refine.CRFSettings("crf", lower)),
+        ("ir_label", refine.CRFSettings("crf", upper, lower)),
     ):
         ours = refine.pseudo_mask(image, keys, maps, settings)
         assert (ours == IR_LABEL[f"{name}_{tail}"]).mean() >= 0.9995

@@ -7,7 +7,7 @@ import torch
 from tests.parity import fixtures, inputs
 from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
-from wsss.networks.pspnet import AuxiliaryHead, PSPNet, PSPNetSettings, PyramidHead
+from wsss.networks.pspnet import AuxiliaryHead, PSPNet, PSPNetLayers, PyramidHead
 from wsss.segmenters import pspnet
 from wsss.stages.predict import Segmenter, Settings
 from wsss.stages.train import poly_factor
@@ -20,7 +20,7 @@ BODIES = {"r2n": "res2net101d", "res38": "resnet38"}
 
 
 def build(body: str) -> PSPNet:
-    return PSPNet(21, PSPNetSettings(BODIES[body]))
+    return PSPNet(21, PSPNetLayers(BODIES[body]))
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -56,7 +56,7 @@ def test_pretended_underfitting(case):
 
 def test_schedule():
     base, low, power, n_steps = SCHEDULES["mmseg_args"].tolist()
-    training = pspnet.Settings().training
+    training = pspnet.PSPNetSettings().training
     assert (training.lr, training.min_lr, training.poly_power, training.steps) == (base, low, power, n_steps)
     factors = [poly_factor(training, i, int(n_steps)) for i in SCHEDULES["mmseg_its"].tolist()]
     rates = [(base - training.min_lr) * factor + training.min_lr for factor in factors]

@@ -144,7 +144,7 @@ def test_answers_one_by_one(seed):
 
 
 def test_pictures_as_blip_takes_them():
-    settings = questions.Settings(size=48)
+    settings = questions.QuestionSettings(size=48)
     found = settings.prepare(inputs.image(75, 100, 15))
     near(found[0], fixture("vqa_blip")["preprocess"], 3e-6)
 
@@ -163,7 +163,9 @@ def test_singulars():
 # --- texts
 
 
-def text_features(settings: qa_clims.Settings, answers: list[dict[int, Answers]], features=None) -> qa_clims.Texts:
+def text_features(
+    settings: qa_clims.QACLIMSSettings, answers: list[dict[int, Answers]], features=None
+) -> qa_clims.Texts:
     words = settings.read_words(nothing())
     return qa_clims.Texts(settings, prompted(torch.float64).clip, words, answers, features or {}, nothing())
 
@@ -175,7 +177,7 @@ def test_foreground_texts(case):
     answers = [lemma(raw) for raw in wanted[f"fg{case}.raw"].tolist()]
     assert answers == wanted[f"fg{case}.lemma"].tolist()
     assert qa_clims.phrases(answers, words.prompts[cls], words.short[cls]) == wanted[f"fg{case}.phrase"].tolist()
-    texts = text_features(qa_clims.Settings(), [{cls: Answers(tuple(answers), ())}])
+    texts = text_features(qa_clims.QACLIMSSettings(), [{cls: Answers(tuple(answers), ())}])
     found = texts(torch.tensor([0]), torch.tensor([cls]))
     near(found.own, wanted[f"fg{case}.feature"], 2e-7)
     assert not found.there.any()
@@ -189,7 +191,7 @@ def test_background_texts(case):
     assert answers == wanted[f"bg{case}.lemma"].tolist()
     around = qa_clims.surroundings(answers, words.prompts[cls], ())
     assert sorted(around) == wanted[f"bg{case}.sorted_answers"].tolist()
-    texts = text_features(qa_clims.Settings(), [{cls: Answers(("x",), tuple(answers))}])
+    texts = text_features(qa_clims.QACLIMSSettings(), [{cls: Answers(("x",), tuple(answers))}])
     found = texts(torch.tensor([0]), torch.tensor([cls]))
     rows = found.around[0][found.there[0]].numpy()[np.argsort(around)]
     near(rows, wanted[f"bg{case}.sorted_features"], 2e-7)
@@ -200,7 +202,7 @@ def unit(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def test_pooling():
-    texts = text_features(qa_clims.Settings(), [{0: Answers(tuple("abcdef"), ())}])
+    texts = text_features(qa_clims.QACLIMSSettings(), [{0: Answers(tuple("abcdef"), ())}])
     texts.table = torch.cat(
         [unit("label_feature", (1, 768), 11), torch.zeros(19, 768), unit("answer_features", (6, 768), 11)]
     )
@@ -220,7 +222,7 @@ def test_published_files(tmp_path, kind):
     images = Images(
         "voc", tuple(names), tuple(tmp_path / name for name in names), VOC_CLASSES, labels, (None,) * len(names)
     )
-    settings = qa_clims.Settings(
+    settings = qa_clims.QACLIMSSettings(
         answers=str(tmp_path / "fg_vqa.npy"),
         background_answers=str(tmp_path / "bg_cache.npy"),
         text_features=str(tmp_path / "fg_cache.npy"),
@@ -371,13 +373,13 @@ class GivenTexts(torch.nn.Module):
 
 
 def learning(
-    network: cam.Network, skip: bool = False, plain: bool = False, most: int = 32, kind: torch.dtype = torch.float32
-) -> qa_clims.Learning:
+    network: cam.CAMNetwork, skip: bool = False, plain: bool = False, most: int = 32, kind: torch.dtype = torch.float32
+) -> qa_clims.QACLIMSObjective:
     # one sum over the whole batch, as each of the published processes has it
-    settings = qa_clims.Settings(sum_over=2, regions=most)
+    settings = qa_clims.QACLIMSSettings(sum_over=2, regions=most)
     teacher = prompted(kind)
     teacher = Prompted(teacher.clip, None) if plain else teacher
-    return qa_clims.Learning(settings, network, {}, teacher, GivenTexts(skip, kind), nothing()).to(kind)
+    return qa_clims.QACLIMSObjective(settings, network, {}, teacher, GivenTexts(skip, kind), nothing()).to(kind)
 
 
 TERMS = {"foreground": ("FRC", 10), "background": ("BRC", 8), "area": ("REG", 0.2)}
@@ -387,7 +389,7 @@ TERMS = {"foreground": ("FRC", 10), "background": ("BRC", 8), "area": ("REG", 0.
 @pytest.mark.parametrize("variant", ["mask", "plain", "skip"])
 def test_losses_of_given_maps(variant, most):
     wanted = fixture("train_step")
-    teacher = learning(cam.Network("resnet18", 20), variant == "skip", variant == "plain", most)
+    teacher = learning(cam.CAMNetwork("resnet18", 20), variant == "skip", variant == "plain", most)
     x, image, label = maps().requires_grad_(), batch(96, 128, (3, 4)), tags()
     losses = teacher.losses(x, image, label, torch.arange(2))
     for name, (key, weight) in TERMS.items():
@@ -416,7 +418,7 @@ def filled(network: torch.nn.Module, seed: int) -> torch.nn.Module:
 def test_two_steps():
     """In float64, where no ReLU hangs on the rounding of one processor: random weights in train mode are ill-conditioned."""
     wanted = fixture("train_two_steps")
-    network = filled(cam.Network("resnet50", 20), 7)
+    network = filled(cam.CAMNetwork("resnet50", 20), 7)
     cam.freeze(network.body, "stem")
     teacher = learning(network, kind=torch.float64).train()
     training = Training(batch=2, epochs=10, lr=1e-5)
@@ -460,7 +462,7 @@ NETWORKS = {"network": (16, 7, 96, 128, (3, 4)), "network_stride8": (8, 8, 64, 9
 def test_network(name):
     wanted, (stride, seed, height, width, seeds) = fixture(name), NETWORKS[name]
     # in float64: rounding takes some ReLU of these weights to the other side
-    network = filled(cam.Network("resnet50", 20, stride), seed).double()
+    network = filled(cam.CAMNetwork("resnet50", 20, stride), seed).double()
     images = batch(height, width, seeds).double()
     cam.freeze(network.body, "stem")
     shape = wanted["eval_sigmoid"].shape
@@ -545,8 +547,8 @@ def published_checkpoint(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_published_weights_localize(tmp_path):
     wanted, picture, label = fixture("infer"), inputs.image(120, 160, 9), np.zeros(20, bool)
     label[[2, 14]] = True
-    torch.save(published_checkpoint(filled(cam.Network("resnet50", 20), 7)), tmp_path / "res50_qa_clims.pth")
-    localizer = qa_clims.Inference().localizer(nothing(), tmp_path / "res50_qa_clims.pth")
+    torch.save(published_checkpoint(filled(cam.CAMNetwork("resnet50", 20), 7)), tmp_path / "res50_qa_clims.pth")
+    localizer = qa_clims.QACLIMSInference().localizer(nothing(), tmp_path / "res50_qa_clims.pth")
     views = localizer.prepare(picture)
     assert [list(view.shape[2:]) for view in views] == wanted["scale_sizes"].tolist()
     found = localizer.cams(views, (120, 160), label)
@@ -615,7 +617,7 @@ def test_augmentation(case):
 
 
 def test_the_defaults_are_the_scripts():
-    settings, recipe = qa_clims.Settings(), qa_clims.Recipe()
+    settings, recipe = qa_clims.QACLIMSSettings(), qa_clims.Recipe()
     training = settings.training
     assert (training.batch, training.epochs, training.lr, training.weight_decay, training.momentum) == (
         8, 15, 3.5e-4, 1e-4, 1e-4,

@@ -22,9 +22,9 @@ from wsss.tag_metrics import average_precision, precision_recall, top_k
 STUFF_CLASSES = tuple(fixtures.table("tagclip/coco_stuff_names.json"))
 CLASSES = {"voc": VOC_CLASSES, "coco": tuple(COCO_CATEGORIES.values()), "stuff": STUFF_CLASSES}
 SETTINGS = {
-    "voc": tagclip.Settings(),
-    "coco": tagclip.Settings(),
-    "stuff": tagclip.Settings(ratio=0.1, attention_blocks=None, backgrounds=False),
+    "voc": tagclip.TagCLIPSettings(),
+    "coco": tagclip.TagCLIPSettings(),
+    "stuff": tagclip.TagCLIPSettings(ratio=0.1, attention_blocks=None, backgrounds=False),
 }
 PICTURES = {
     "voc": {"a": (75, 110, 12), "b": (120, 160, 13), "c": (96, 64, 14)},

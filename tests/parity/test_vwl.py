@@ -125,7 +125,7 @@ def test_trajectory_of_the_memory_bank(rho):
 def test_words_that_learn_alone():
     """The histogram's loss and the decorrelation on fixed features, over five updates."""
     stored = load("codebook_learning")
-    settings = vwl.Settings(variant="vwl-l", backbone="resnet18", words=12, init="none")
+    settings = vwl.VWLSettings(variant="vwl-l", backbone="resnet18", words=12, init="none")
     learning = settings.trainable(Images("none", (), (), tuple("abcde"), np.zeros((0, 5), bool), ()))
     words, fc_a = codebook(12, 16), tensor("fc_a.weight", (5, 12, 1, 1)).requires_grad_()
     learning.network.VWE.centroid = torch.nn.Parameter(words.detach()[:, :, None, None])
@@ -150,7 +150,7 @@ def test_words_that_learn_alone():
 
 
 def test_schedule_and_optimiser():
-    stored, training = load("schedule"), vwl.Settings().training
+    stored, training = load("schedule"), vwl.VWLSettings().training
     last = int(stored["max_step"])
     rates = [[lr * poly_factor(training, step, last) for lr in (0.01, 0.1)] for step in stored["step"].tolist()]
     np.testing.assert_allclose(rates, stored["lr_f64"], rtol=1e-12)
@@ -168,13 +168,13 @@ class Published(NamedTuple):
     variant: str
     state: dict[str, torch.Tensor]
 
-    def learning(self) -> vwl.Learning:
+    def learning(self) -> vwl.VWLObjective:
         frozen = "stem" if self.variant == "vwl-m" else "stages"
-        learning = vwl.Settings(variant=self.variant, init="none", frozen=frozen).trainable(NOTHING)
+        learning = vwl.VWLSettings(variant=self.variant, init="none", frozen=frozen).trainable(NOTHING)
         learning.network.load_state_dict(self.state)
         return learning.train(self.variant != "vwl-m")  # the fixtures keep the bank as it is
 
-    def parameters(self, learning: vwl.Learning) -> list[torch.nn.Parameter]:
+    def parameters(self, learning: vwl.VWLObjective) -> list[torch.nn.Parameter]:
         """In the order of the fixtures."""
         named = dict(learning.network.named_parameters())
         return [named[name] for name in manifest(self.variant)["canonical"] if name in named]
@@ -267,7 +267,7 @@ def test_gradients(published):
 
 def test_three_updates(published):
     stored, learning, batch = load(f"net_{NETWORKS[published.variant]}"), published.learning(), example()
-    own, training = published.parameters(learning), vwl.Settings().training
+    own, training = published.parameters(learning), vwl.VWLSettings().training
     before = [value.detach().clone() for value in own]
     base = float(stored["trajectory_lr_f64"])
     groups = learning.param_groups(training)
@@ -308,7 +308,7 @@ def test_published_checkpoints(published, tmp_path):
 def test_multi_scale_maps(tmp_path):
     stored, learning = load("cam_multiscale_vwe_resnet50"), filled("vwe").learning()
     write_weights(tmp_path / "weights.safetensors", learning.network.state_dict(), learning.metadata)
-    localizer = vwl.Inference().localizer(NOTHING, tmp_path)
+    localizer = vwl.VWLInference().localizer(NOTHING, tmp_path)
     for j, (size_hw, classes) in enumerate((((113, 150), [3, 14]), ((99, 131), [7]))):
         views = localizer.prepare(inputs.image(*size_hw, 10 + j))
         for view, scale in zip(views, ("1", "0.5", "1.5", "2"), strict=True):

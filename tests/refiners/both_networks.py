@@ -20,16 +20,16 @@ def work(folder: Path) -> None:
     images = pickle.loads((folder / "images").read_bytes())
     out, training = folder / str(launch.processes()), Training(batch=4, epochs=None, steps=3, lr=0.01, workers=0)
     file = str(folder / "backbone.safetensors")
-    edges = irnet.Settings(BACKBONE, init=file, radius=4, augment=AffinityAugment(crop=48), training=training)
+    edges = irnet.IRNetTraining(BACKBONE, init=file, radius=4, augment=AffinityAugment(crop=48), training=training)
     # no pretrained weights: batch norms learn, with statistics over both processes
-    features = affinitynet.Settings(BACKBONE, "none", 3, PosteriorAugment(crop=48), training)
+    features = affinitynet.AffinityNetTraining(BACKBONE, "none", 3, PosteriorAugment(crop=48), training)
     for name, settings in (("irnet", edges), ("affinitynet", features)):
         train(Double(settings), images, labels=folder / f"{name}-labels", out=out / name)
     cams, weights = folder / "cams", {name: folder / f"{name}.safetensors" for name in ("irnet", "affinitynet")}
-    irnet.walk(irnet.Walk(pad_to=0), images, cams=cams, weights=weights["irnet"], out=out / "irnet-walk")
+    irnet.walk(irnet.IRNetWalk(pad_to=0), images, cams=cams, weights=weights["irnet"], out=out / "irnet-walk")
     irnet.centre(images, weights=weights["irnet"], crop=32, batch=3, out=out / "centred")
-    affinitynet.label_sets(affinitynet.Labels(), images, cams=cams, out=out / "sets")
-    walk = affinitynet.Walk()
+    affinitynet.label_sets(affinitynet.AffinityNetLabels(), images, cams=cams, out=out / "sets")
+    walk = affinitynet.AffinityNetWalk()
     affinitynet.walk_to_masks(walk, images, cams=cams, weights=weights["affinitynet"], out=out / "masks")
 
 

@@ -20,10 +20,10 @@ from wsss.networks.affinitynet import VGG_BODY, AffinityNet
 from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
 from wsss.refiners import affinitynet
 from wsss.refiners.affinitynet import (
-    Labels,
-    Refinement,
-    Settings,
-    Walk,
+    AffinityNetLabels,
+    AffinityNetSettings,
+    AffinityNetTraining,
+    AffinityNetWalk,
     confident_labels,
     crf_scores,
     label_sets,
@@ -42,14 +42,14 @@ from wsss.weights import WEIGHTS, read_weights, write_weights
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 NARROW = "resnet38-narrow16"
-SMALL = Settings(
+SMALL = AffinityNetTraining(
     BACKBONE,
     init="none",
     radius=3,
     augment=PosteriorAugment(crop=48),
     training=Training(batch=4, epochs=None, steps=2, lr=0.01, workers=0),
 )
-WALK = Walk(doublings=3)
+WALK = AffinityNetWalk(doublings=3)
 
 
 def posteriors_of(truth, classes):
@@ -110,7 +110,7 @@ def test_background_scores(maps, alpha):
 def test_label_sets(tmp_path, squares):
     cams = write_maps(squares, tmp_path / "cams", lambda inside: 0.6 * inside)
     write_cams(cams / f"{squares.names[0]}.npz", np.zeros(0, np.int16), np.zeros((0, 32, 36)))
-    sets = label_sets(Labels(), squares, cams=cams, out=tmp_path / "labels")
+    sets = label_sets(AffinityNetLabels(), squares, cams=cams, out=tmp_path / "labels")
     low, high = read_posteriors(sets / f"{squares.names[0]}.npz")
     assert low.tolist() == high.tolist() == np.ones((1, 32, 36)).tolist()
     for index, name in enumerate(squares.names[1:], start=1):
@@ -126,7 +126,7 @@ def test_label_sets(tmp_path, squares):
 
 
 def test_the_stages_write_what_they_promise(tmp_path, squares, cams):
-    out = Refinement(network=SMALL, walk=WALK).refined(squares, cams=cams, out=tmp_path / "run")
+    out = AffinityNetSettings(network=SMALL, walk=WALK).refined(squares, cams=cams, out=tmp_path / "run")
     run = tmp_path / "run"
     assert out == run / "masks"
     assert sorted(folder.name for folder in run.iterdir()) == ["affinitynet", "affinitynet-labels", "masks"]
@@ -148,8 +148,8 @@ def test_masks_are_better_than_the_maps(tmp_path):
     cams = write_maps(images, tmp_path / "cams", discriminative_part)
     training = Training(batch=4, epochs=None, steps=40, optimizer="adamw", lr=0.003, workers=0)
     settings = dataclasses.replace(SMALL, radius=4, augment=PosteriorAugment(crop=64), training=training)
-    spread = Walk(radius=4, alpha=8, doublings=5)
-    masks = Refinement(network=settings, walk=spread).refined(images, cams=cams, out=tmp_path / "run")
+    spread = AffinityNetWalk(radius=4, alpha=8, doublings=5)
+    masks = AffinityNetSettings(network=settings, walk=spread).refined(images, cams=cams, out=tmp_path / "run")
     before = record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
 
     def scored(masks):
@@ -193,14 +193,14 @@ def test_a_walk_that_was_stopped_ends_in_the_same_bytes(tmp_path, squares, cams,
 
 
 def test_outputs_that_went_missing_are_made_again(tmp_path, squares, cams, trained):
-    sets = label_sets(Labels(), squares, cams=cams, out=tmp_path / "labels")
+    sets = label_sets(AffinityNetLabels(), squares, cams=cams, out=tmp_path / "labels")
     masks = walk_to_masks(WALK, squares, cams=cams, weights=trained, out=tmp_path / "masks")
     for out, suffix in ((sets, ".npz"), (masks, ".png")):
         whole = tree(out)
         unfinished(out)
         for name in squares.names[3:7]:
             (out / f"{name}{suffix}").unlink()
-        label_sets(Labels(), squares, cams=cams, out=tmp_path / "labels")
+        label_sets(AffinityNetLabels(), squares, cams=cams, out=tmp_path / "labels")
         walk_to_masks(WALK, squares, cams=cams, weights=trained, out=tmp_path / "masks")
         assert tree(out) == whole
 
@@ -211,12 +211,12 @@ def test_pictures_without_classes_and_maps_without_any_score(tmp_path, squares, 
     cams = write_maps(squares, tmp_path / "cams", lambda inside: 0.0 * inside)
     write_cams(cams / f"{squares.names[0]}.npz", np.zeros(0, np.int16), np.zeros((0, 32, 36)))
     walk = dataclasses.replace(WALK, crf=crf)
-    masks = Refinement(weights=str(trained), walk=walk).refined(squares, cams=cams, out=tmp_path / "run")
+    masks = AffinityNetSettings(weights=str(trained), walk=walk).refined(squares, cams=cams, out=tmp_path / "run")
     for name in squares.names:
         mask = read_mask(masks / f"{name}.png")
         assert mask.shape == (32, 36)
         assert not mask.any()
-    sets = label_sets(Labels(), squares, cams=cams, out=tmp_path / "labels")
+    sets = label_sets(AffinityNetLabels(), squares, cams=cams, out=tmp_path / "labels")
     for name in squares.names:
         assert not confident_labels(*read_posteriors(sets / f"{name}.npz")).any()
     # nothing but background teaches nothing
@@ -230,7 +230,7 @@ def test_pictures_without_classes_and_maps_without_any_score(tmp_path, squares, 
 )
 def test_maps_that_do_not_fit_are_named(tmp_path, squares, cams, trained, classes, shape, found):
     write_cams(cams / f"{squares.names[5]}.npz", np.array(classes), np.zeros((1, *shape)))
-    for make, settings, more in ((label_sets, Labels(), {}), (walk_to_masks, WALK, {"weights": trained})):
+    for make, settings, more in ((label_sets, AffinityNetLabels(), {}), (walk_to_masks, WALK, {"weights": trained})):
         with pytest.raises(BadInput, match=rf"bild_5ß\.npz: found .*{found}") as error:
             make(settings, squares, cams=cams, out=tmp_path / make.__name__, **more)
         assert "32x36 and classes below 2" in str(error.value)
@@ -258,7 +258,7 @@ def test_weights_learned_on_other_classes_walk_too(tmp_path, squares, cams, trai
 def test_foreign_and_corrupt_weights(tmp_path, squares, cams, trained):
     def refused(weights, match):
         with pytest.raises(BadInput, match=match):
-            Refinement(weights=str(weights)).check()
+            AffinityNetSettings(weights=str(weights)).check()
         with pytest.raises(BadInput, match=match):
             walk_to_masks(WALK, squares, cams=cams, weights=weights, out=tmp_path / "masks")
 
@@ -283,10 +283,10 @@ def test_a_file_without_a_record_is_of_resnet38(tmp_path, trained):
 
 def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams):
     training = Training(batch=4, epochs=None, steps=1, lr=0.1, workers=0)
-    classifier = train(cam.Settings(BACKBONE, init="none", training=training), squares, out=tmp_path / "classifier")
+    classifier = train(cam.CAMSettings(BACKBONE, init="none", training=training), squares, out=tmp_path / "classifier")
     # no learning: the network stays as it starts
     still = dataclasses.replace(SMALL, init="classifier", training=dataclasses.replace(training, lr=0.0))
-    refinement = Refinement(network=still, walk=WALK)
+    refinement = AffinityNetSettings(network=still, walk=WALK)
     refinement.check()
     refinement.refined(squares, cams=cams, out=tmp_path / "run", classifier=classifier)
     source, _ = read_weights(classifier / WEIGHTS)
@@ -300,7 +300,9 @@ def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams):
 
 def test_pretrained_layers_stay_fixed(tmp_path, squares, cams, trained):
     start = dataclasses.replace(SMALL, backbone=NARROW, init=str(trained / WEIGHTS))
-    refinement = Refinement(network=dataclasses.replace(start, training=dataclasses.replace(start.training, lr=0.1)))
+    refinement = AffinityNetSettings(
+        network=dataclasses.replace(start, training=dataclasses.replace(start.training, lr=0.1))
+    )
     refinement.check()
     refinement.refined(squares, cams=cams, out=tmp_path / "run")
     source, _ = read_weights(trained / WEIGHTS)
@@ -315,7 +317,7 @@ def test_pretrained_layers_stay_fixed(tmp_path, squares, cams, trained):
 def test_settings_that_cannot_work(tmp_path):
     def refused(match, **changes):
         with pytest.raises(BadInput, match=match):
-            Refinement(network=dataclasses.replace(SMALL, **changes)).check()
+            AffinityNetSettings(network=dataclasses.replace(SMALL, **changes)).check()
 
     refused("radius: found 1", radius=1)
     refused("`imagenet`, which no library offers for resnet38", backbone="resnet38", init="imagenet")
@@ -327,27 +329,27 @@ def test_settings_that_cannot_work(tmp_path):
     with pytest.raises(BadInput, match=r"augment\.crop: found 50; expected a multiple of 8"):
         PosteriorAugment(crop=50)
     with pytest.raises(BadInput, match=r"labels\.high: found 2.*4 or more"):
-        Labels(low=4, high=2)
+        AffinityNetLabels(low=4, high=2)
     for changes in ({"radius": 1}, {"alpha": -1.0}, {"beta": -1.0}, {"doublings": -1}):
         with pytest.raises(BadInput, match=rf"walk\.{next(iter(changes))}"):
-            Walk(**changes)
+            AffinityNetWalk(**changes)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 5), (5, 8), (9, 4), (6, 13), (11, 12)])
 def test_small_maps_walk(size):
     features, scores = torch.rand(7, *size), torch.rand(3, 8 * size[0], 8 * size[1])
-    usual = walked(scores, features, Walk(doublings=4))
+    usual = walked(scores, features, AffinityNetWalk(doublings=4))
     if size[0] < 5 or size[1] < 9:
-        torch.testing.assert_close(usual, walked(scores, features, Walk(doublings=4, pad_border=True)))
+        torch.testing.assert_close(usual, walked(scores, features, AffinityNetWalk(doublings=4, pad_border=True)))
     # a mean over all cells stays within their range, and equal cells stay equal
     assert usual.min() >= scores.min()
     assert usual.max() <= scores.max()
-    same = walked(torch.ones(1, 8 * size[0], 8 * size[1]), features, Walk(doublings=4))
+    same = walked(torch.ones(1, 8 * size[0], 8 * size[1]), features, AffinityNetWalk(doublings=4))
     torch.testing.assert_close(same, torch.ones(1, *size))
-    shrunk = walked(scores, features, Walk(doublings=4, shrink=True))
+    shrunk = walked(scores, features, AffinityNetWalk(doublings=4, shrink=True))
     radius = {(6, 13): 2, (9, 4): 2, (11, 12): 5}.get(size)
     if radius:
-        torch.testing.assert_close(shrunk, walked(scores, features, Walk(radius=radius, doublings=4)))
+        torch.testing.assert_close(shrunk, walked(scores, features, AffinityNetWalk(radius=radius, doublings=4)))
 
 
 def test_absent_classes_in_the_crf():

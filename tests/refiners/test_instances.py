@@ -11,10 +11,10 @@ from wsss.data.augment import normalised_crop
 from wsss.data.files import read_mask, write_cams
 from wsss.errors import BadInput
 from wsss.networks.irnet import IRNet
-from wsss.refiners.irnet import KIND, Instances, Refinement, Walk, centre, find_instances, load
+from wsss.refiners.irnet import KIND, Instances, IRNetSettings, IRNetWalk, centre, find_instances, load
 from wsss.weights import WEIGHTS, write_weights
 
-WALK = Walk(radius=3, doublings=3, pad_to=0)
+WALK = IRNetWalk(radius=3, doublings=3, pad_to=0)
 
 
 def network(folder, images, displacement=True):
@@ -98,11 +98,11 @@ def test_the_centre_is_the_mean_over_whole_batches(tmp_path, squares, batch, use
 def test_weights_that_were_not_centred_are_centred(tmp_path, squares):
     weights, cams = network(tmp_path, squares), write_maps(squares, tmp_path / "cams")
     instances = Instances(crop=32, batch=2)
-    raw = Refinement(weights=str(weights), walk=WALK, instances=instances)
+    raw = IRNetSettings(weights=str(weights), walk=WALK, instances=instances)
     raw.instances_of(squares, cams=cams, out=tmp_path / "raw")
     centred = tmp_path / "raw" / "irnet-centred" / WEIGHTS
     assert load(centred).mean_shift.running_mean.any()
-    once = Refinement(weights=str(centred), walk=WALK, instances=instances)
+    once = IRNetSettings(weights=str(centred), walk=WALK, instances=instances)
     once.instances_of(squares, cams=cams, out=tmp_path / "once")
     assert not (tmp_path / "once" / "irnet-centred").exists()
     results = [(tmp_path / out / "instances" / "coco_results.json").read_bytes() for out in ("raw", "once")]

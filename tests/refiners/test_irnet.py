@@ -16,11 +16,11 @@ from wsss.errors import BadInput
 from wsss.methods import cam
 from wsss.networks.irnet import IRNet
 from wsss.refiners import irnet
-from wsss.refiners.irnet import Refinement, Settings, Walk, centre, enlarged, load, walk, walked
+from wsss.refiners.irnet import IRNetSettings, IRNetTraining, IRNetWalk, centre, enlarged, load, walk, walked
 from wsss.run import record
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import evaluate_cams, evaluate_masks
-from wsss.stages.refine import Settings as LabelSettings
+from wsss.stages.refine import CRFSettings
 from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TRAINING = Training(batch=4, epochs=None, steps=2, lr=0.1, workers=0)
 
 
-def settings_of(weights, **changes) -> Settings:
-    small = Settings(BACKBONE, init=str(weights), radius=4, augment=AffinityAugment(crop=48), training=TRAINING)
+def settings_of(weights, **changes) -> IRNetTraining:
+    small = IRNetTraining(BACKBONE, init=str(weights), radius=4, augment=AffinityAugment(crop=48), training=TRAINING)
     return dataclasses.replace(small, **changes)
 
 
@@ -55,7 +55,7 @@ def trained(tmp_path_factory, backbone):
 
 
 def test_the_stages_write_what_they_promise(tmp_path, squares, cams, settings, backbone):
-    out = Refinement(network=settings, walk=Walk(pad_to=0)).refined(squares, cams=cams, out=tmp_path / "run")
+    out = IRNetSettings(network=settings, walk=IRNetWalk(pad_to=0)).refined(squares, cams=cams, out=tmp_path / "run")
     run = tmp_path / "run"
     assert out == run / "masks"
     assert sorted(folder.name for folder in run.iterdir()) == ["irnet", "irnet-labels", "irnet-walk", "masks"]
@@ -90,12 +90,12 @@ def test_masks_are_better_than_the_maps(tmp_path, backbone):
     cams = write_maps(images, tmp_path / "cams", discriminative_part)
     training = Training(batch=4, epochs=None, steps=40, lr=0.1, momentum=0.9, workers=0)
     settings = settings_of(backbone, augment=AffinityAugment((0.8, 1.2), crop=64), training=training)
-    spread = Walk(radius=3, doublings=6, pad_to=0)
-    masks = Refinement(network=settings, walk=spread).refined(images, cams=cams, out=tmp_path / "run")
+    spread = IRNetWalk(radius=3, doublings=6, pad_to=0)
+    masks = IRNetSettings(network=settings, walk=spread).refined(images, cams=cams, out=tmp_path / "run")
     before = record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
     after = record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "after"))["result"]["miou"]
     unlearned = settings_of(backbone, training=dataclasses.replace(training, steps=1, lr=0.0))
-    masks = Refinement(network=unlearned, walk=spread).refined(images, cams=cams, out=tmp_path / "unlearned")
+    masks = IRNetSettings(network=unlearned, walk=spread).refined(images, cams=cams, out=tmp_path / "unlearned")
     chance = record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "chance"))["result"]["miou"]
     # measured: maps 0.709 at the best of all thresholds, masks 0.826, those of an untrained network 0.416
     assert after > before + 0.05
@@ -103,7 +103,7 @@ def test_masks_are_better_than_the_maps(tmp_path, backbone):
 
 
 def test_the_best_threshold_of_the_walked_maps(tmp_path, squares, cams, trained):
-    refinement = Refinement(weights=str(trained), walk=Walk(pad_to=0), masks=LabelSettings(by="threshold"))
+    refinement = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0), masks=CRFSettings(by="threshold"))
     # exponents of other maps do not matter
     scores = ScoreSettings(thresholds=(1.0, 2.0), background="power")
     refinement.refined(squares, cams=cams, out=tmp_path / "run", seeds=squares, scores=scores)
@@ -114,7 +114,7 @@ def test_the_best_threshold_of_the_walked_maps(tmp_path, squares, cams, trained)
 
 
 def test_a_walk_that_was_stopped_ends_in_the_same_bytes(tmp_path, squares, cams, trained, monkeypatch):
-    whole = walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "whole")
+    whole = walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "whole")
     calls = []
 
     def stopped(*arguments):
@@ -126,23 +126,23 @@ def test_a_walk_that_was_stopped_ends_in_the_same_bytes(tmp_path, squares, cams,
     with monkeypatch.context() as patch:
         patch.setattr(irnet, "enlarged", stopped)
         with pytest.raises(KeyboardInterrupt):
-            walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "half")
+            walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "half")
     there = len(list((tmp_path / "half").rglob("*.npz")))
     assert there <= 5
     calls.clear()
     monkeypatch.setattr(irnet, "enlarged", lambda *arguments: calls.append(1) or enlarged(*arguments))
-    walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "half")
+    walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "half")
     assert len(calls) == 12 - there
     assert tree(tmp_path / "half") == tree(whole)
 
 
 def test_outputs_that_went_missing_are_made_again(tmp_path, squares, cams, trained):
-    out = walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "walk")
+    out = walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "walk")
     whole = tree(out)
     unfinished(out)
     for name in squares.names[3:7]:
         (out / f"{name}.npz").unlink()
-    walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=out)
+    walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=out)
     assert tree(out) == whole
 
 
@@ -151,7 +151,9 @@ def test_pictures_without_classes_and_maps_without_any_score(tmp_path, squares, 
     cams = write_maps(squares, tmp_path / "cams", lambda inside: 0.0 * inside)
     nothing = np.zeros((0, 32, 36), np.float32)
     write_cams(cams / f"{squares.names[0]}.npz", np.zeros(0, np.int16), nothing, nothing[:, ::4, ::4])
-    masks = Refinement(weights=str(trained), walk=Walk(pad_to=0)).refined(squares, cams=cams, out=tmp_path / "run")
+    masks = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0)).refined(
+        squares, cams=cams, out=tmp_path / "run"
+    )
     for index, name in enumerate(squares.names):
         classes, maps = read_cams(tmp_path / "run" / "irnet-walk" / f"{name}.npz")
         assert classes.tolist() == ([] if index == 0 else squares.classes(index))
@@ -168,14 +170,14 @@ def test_maps_that_do_not_fit_are_named(tmp_path, squares, cams, trained, classe
     name = squares.names[5]
     write_cams(cams / f"{name}.npz", np.array(classes), np.zeros((1, 32, 36)), np.zeros((1, *shape)))
     with pytest.raises(BadInput, match=rf"bild_5ß\.npz: found .*{found}") as error:
-        walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "walk")
+        walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "walk")
     assert "8x9 and classes below 2" in str(error.value)
 
 
 def test_maps_without_strided_ones(tmp_path, squares, cams, trained):
     write_cams(cams / f"{squares.names[2]}.npz", np.array([0]), np.zeros((1, 32, 36)))
     with pytest.raises(BadInput, match=r"bild_2ß\.npz: found no array .*strided.*wsss localize"):
-        walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "walk")
+        walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "walk")
 
 
 def test_no_picture_with_a_pixel_that_is_surely_of_a_class(tmp_path, squares, settings):
@@ -198,8 +200,8 @@ def test_labels_of_another_size_or_class_are_named(tmp_path, squares, settings):
 def test_weights_learned_on_other_classes_walk_too(tmp_path, squares, cams, trained):
     labels = np.pad(squares.labels, ((0, 0), (0, 1)))
     more = dataclasses.replace(squares, class_names=("red", "blue", "green"), labels=labels)
-    walk(Walk(pad_to=0), more, cams=cams, weights=trained, out=tmp_path / "more")
-    walk(Walk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "two")
+    walk(IRNetWalk(pad_to=0), more, cams=cams, weights=trained, out=tmp_path / "more")
+    walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "two")
     for name in squares.names:
         file = f"{name}.npz"
         assert (tmp_path / "more" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -208,9 +210,9 @@ def test_weights_learned_on_other_classes_walk_too(tmp_path, squares, cams, trai
 def test_foreign_and_corrupt_weights(tmp_path, squares, cams, trained, backbone):
     def refused(weights, match):
         with pytest.raises(BadInput, match=match):
-            Refinement(weights=str(weights)).check()
+            IRNetSettings(weights=str(weights)).check()
         with pytest.raises(BadInput, match=match):
-            walk(Walk(pad_to=0), squares, cams=cams, weights=weights, out=tmp_path / "walk")
+            walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=weights, out=tmp_path / "walk")
 
     refused(backbone, "weights of another network, 0 of")
     state, metadata = read_weights(trained / WEIGHTS)
@@ -240,8 +242,8 @@ def test_published_weights(tmp_path, camera_ready):
 
 def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams, settings):
     training = Training(batch=4, epochs=None, steps=1, lr=0.1, workers=0)
-    classifier = train(cam.Settings(BACKBONE, init="none", training=training), squares, out=tmp_path / "classifier")
-    refinement = Refinement(network=dataclasses.replace(settings, init="classifier"), walk=Walk(pad_to=0))
+    classifier = train(cam.CAMSettings(BACKBONE, init="none", training=training), squares, out=tmp_path / "classifier")
+    refinement = IRNetSettings(network=dataclasses.replace(settings, init="classifier"), walk=IRNetWalk(pad_to=0))
     refinement.check()
     refinement.refined(squares, cams=cams, out=tmp_path / "run", classifier=classifier)
     source, _ = read_weights(classifier / WEIGHTS)
@@ -256,7 +258,7 @@ def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams, setti
 def test_settings_that_cannot_work(backbone, tmp_path):
     def refused(match, **changes):
         with pytest.raises(BadInput, match=match):
-            Refinement(network=settings_of(backbone, **changes)).check()
+            IRNetSettings(network=settings_of(backbone, **changes)).check()
 
     refused("radius: found 1", radius=1)
     refused("`none` for a backbone that never learns", init="none")
@@ -268,16 +270,16 @@ def test_settings_that_cannot_work(backbone, tmp_path):
     refused("missing.pth: found no such file", init=str(tmp_path / "missing.pth"))
     for changes in ({"radius": 1}, {"beta": -1.0}, {"doublings": -1}, {"pad_to": -1}):
         with pytest.raises(BadInput, match=rf"walk\.{next(iter(changes))}"):
-            Walk(**changes)
+            IRNetWalk(**changes)
 
 
 def test_maps_spread_where_no_edge_is():
     edge, maps = torch.zeros(12, 15), torch.zeros(1, 12, 15)
     edge[:, 7], maps[0, 5, 2] = 1, 1
-    after = walked(maps, edge, Walk(doublings=6))
+    after = walked(maps, edge, IRNetWalk(doublings=6))
     assert after[0, :, 7:].abs().max() < 1e-6
     assert after[0, :, :7].min() > 1e-3
-    torch.testing.assert_close(walked(maps, edge, Walk(doublings=0, beta=1e9))[0, :, 8:], torch.zeros(12, 7))
+    torch.testing.assert_close(walked(maps, edge, IRNetWalk(doublings=0, beta=1e9))[0, :, 8:], torch.zeros(12, 7))
 
 
 def test_maps_at_full_size():
@@ -307,7 +309,7 @@ def test_the_mean_displacement_is_written(tmp_path, squares, trained):
 
 def test_edges_alone(tmp_path, squares, cams, backbone):
     settings = settings_of(backbone, displacement=False)
-    Refinement(network=settings, walk=Walk(pad_to=0)).refined(squares, cams=cams, out=tmp_path / "run")
+    IRNetSettings(network=settings, walk=IRNetWalk(pad_to=0)).refined(squares, cams=cams, out=tmp_path / "run")
     state, metadata = read_weights(tmp_path / "run" / "irnet" / WEIGHTS)
     assert not metadata["displacement"]
     assert not any(name.startswith("fc_dp") for name in state)

@@ -12,13 +12,13 @@ from wsss.data.augment import SegmenterAugment
 from wsss.data.files import read_mask
 from wsss.errors import BadInput
 from wsss.methods import cam, clims, clip_es, icam, qa_clims, vwl
-from wsss.networks.deeplab import DeepLabSettings
-from wsss.networks.deeplab_v1 import DeepLabV1Settings
-from wsss.networks.emanet import EMANet, EMANetSettings
-from wsss.networks.pspnet import PSPNetSettings
+from wsss.networks.deeplab import DeepLabLayers
+from wsss.networks.deeplab_v1 import DeepLabV1Layers
+from wsss.networks.emanet import EMANet, EMANetLayers
+from wsss.networks.pspnet import PSPNetLayers
 from wsss.run import DONE
 from wsss.segmenters import deeplab_v1, emanet, pspnet
-from wsss.segmenters.learning import Learning
+from wsss.segmenters.learning import SegmenterObjective
 from wsss.stages import segment
 from wsss.stages.checkpoint import CHECKPOINT
 from wsss.stages.predict import Segmenter, Settings, predict
@@ -61,7 +61,7 @@ def test_it_knows_itself_and_predicts_any_size(trained, kind):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_killed_training_ends_in_the_same_bytes(trained, data, tmp_path, monkeypatch, kind):
-    (images, masks), forward, calls = data, Learning.forward, []
+    (images, masks), forward, calls = data, SegmenterObjective.forward, []
 
     def killed(self, batch):
         calls.append(1)
@@ -70,7 +70,7 @@ def test_a_killed_training_ends_in_the_same_bytes(trained, data, tmp_path, monke
         return forward(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learning, "forward", killed)
+        patch.setattr(SegmenterObjective, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
             train(ALL[kind], images, masks=masks, out=tmp_path / kind)
     assert (tmp_path / kind / CHECKPOINT).exists()
@@ -103,10 +103,10 @@ def test_it_learns_squares(tmp_path, kind):
 
 
 def test_the_chosen_segmenter_is_the_one_that_is_trained(data, tmp_path):
-    settings = segment.Settings(kind="emanet", emanet=EMANET, pspnet=PSPNET)
+    settings = segment.DeepLabSettings(kind="emanet", emanet=EMANET, pspnet=PSPNET)
     settings.check()
     assert settings.starting_from(None) is EMANET
-    assert segment.Settings(kind="deeplab_v1", deeplab_v1=DEEPLAB_V1).starting_from(None) is DEEPLAB_V1
+    assert segment.DeepLabSettings(kind="deeplab_v1", deeplab_v1=DEEPLAB_V1).starting_from(None) is DEEPLAB_V1
     classifier = dataclasses.replace(settings, emanet=dataclasses.replace(EMANET, init="classifier"))
     assert classifier.starting_from(tmp_path).init == str(tmp_path / WEIGHTS)
     with pytest.raises(BadInput, match="`classifier` where no trained classifier gave the maps"):
@@ -116,7 +116,7 @@ def test_the_chosen_segmenter_is_the_one_that_is_trained(data, tmp_path):
 
 
 def test_published_defaults():
-    settings = segment.Settings()
+    settings = segment.DeepLabSettings()
     assert (settings.emanet.training.lr, settings.emanet.training.steps, settings.emanet.augment.crop) == (
         9e-3,
         30_000,
@@ -129,28 +129,32 @@ def test_published_defaults():
 @pytest.mark.parametrize(
     ("kind", "settings", "found"),
     [
-        ("emanet", emanet.Settings(EMANetSettings("resnet999s")), "resnet999s"),
-        ("emanet", emanet.Settings(EMANetSettings(output_stride=32)), "32; expected 8 or 16"),
-        ("deeplab_v1", deeplab_v1.Settings(), "`imagenet`, which no library offers for resnet38"),
-        ("deeplab_v1", deeplab_v1.Settings(DeepLabV1Settings(BODY, batch_norm="frozen"), "none"), "`frozen` with new"),
-        ("pspnet", pspnet.Settings(PSPNetSettings("resnet38"), "missing.params"), r"missing\.params"),
-        ("pspnet", pspnet.Settings(PSPNetSettings(output_stride=16)), "16; expected 8"),
-        ("pspnet", lengthened(pspnet.Settings(init="none"), batch=1), r"training\.batch: found 1"),
+        ("emanet", emanet.EMANetSettings(EMANetLayers("resnet999s")), "resnet999s"),
+        ("emanet", emanet.EMANetSettings(EMANetLayers(output_stride=32)), "32; expected 8 or 16"),
+        ("deeplab_v1", deeplab_v1.DeepLabV1Settings(), "`imagenet`, which no library offers for resnet38"),
+        (
+            "deeplab_v1",
+            deeplab_v1.DeepLabV1Settings(DeepLabV1Layers(BODY, batch_norm="frozen"), "none"),
+            "`frozen` with new",
+        ),
+        ("pspnet", pspnet.PSPNetSettings(PSPNetLayers("resnet38"), "missing.params"), r"missing\.params"),
+        ("pspnet", pspnet.PSPNetSettings(PSPNetLayers(output_stride=16)), "16; expected 8"),
+        ("pspnet", lengthened(pspnet.PSPNetSettings(init="none"), batch=1), r"training\.batch: found 1"),
     ],
 )
 def test_settings_that_cannot_work(kind, settings, found):
     with pytest.raises(BadInput, match=found):
-        segment.Settings(kind=kind, **{kind: settings}).check()
+        segment.DeepLabSettings(kind=kind, **{kind: settings}).check()
 
 
 @pytest.mark.parametrize(
     ("network", "setting"),
     [
-        (EMANetSettings, {"bases": 0}),
-        (EMANetSettings, {"stages": 0}),
-        (EMANetSettings, {"norm_momentum": 1.5}),
-        (DeepLabV1Settings, {"dilation": 0}),
-        (deeplab_v1.Settings, {"sigma": 0.0}),
+        (EMANetLayers, {"bases": 0}),
+        (EMANetLayers, {"stages": 0}),
+        (EMANetLayers, {"norm_momentum": 1.5}),
+        (DeepLabV1Layers, {"dilation": 0}),
+        (deeplab_v1.DeepLabV1Settings, {"sigma": 0.0}),
     ],
 )
 def test_numbers_that_make_no_sense(network, setting):
@@ -161,7 +165,7 @@ def test_numbers_that_make_no_sense(network, setting):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("network", DeepLabSettings(BODY)),
+        ("network", DeepLabLayers(BODY)),
         ("init", "none"),
         ("loss", "balanced"),
         ("head_lr", (1.0, 0.0)),
@@ -172,11 +176,11 @@ def test_numbers_that_make_no_sense(network, setting):
 def test_settings_of_deeplab_are_refused_where_another_is_chosen(name, value):
     own = {name: value}
     with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2.*segmenter\.emanet"):
-        segment.Settings(kind="emanet", emanet=EMANET, **own).check()
+        segment.DeepLabSettings(kind="emanet", emanet=EMANET, **own).check()
     # a recipe may have its own, which nobody asked for
-    segment.Settings(kind="emanet", emanet=EMANET, **own).check(usual=segment.Settings(**own))
+    segment.DeepLabSettings(kind="emanet", emanet=EMANET, **own).check(usual=segment.DeepLabSettings(**own))
     with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2"):
-        segment.Settings(kind="emanet", emanet=EMANET).check(usual=segment.Settings(**own))
+        segment.DeepLabSettings(kind="emanet", emanet=EMANET).check(usual=segment.DeepLabSettings(**own))
 
 
 def test_any_recipe_takes_any_segmenter():
@@ -197,7 +201,7 @@ def test_the_whole_map_as_the_neighbourhood(data):
 
 def test_a_published_checkpoint_with_other_classes_and_bases(tmp_path):
     torch.manual_seed(0)
-    made = EMANet(4, EMANetSettings("resnet50s", channels=256, bases=32)).eval()
+    made = EMANet(4, EMANetLayers("resnet50s", channels=256, bases=32)).eval()
     torch.save({"net": made.state_dict(), "step": 30000}, tmp_path / "final.pth")
     segmenter = Segmenter(tmp_path / "final.pth", Settings())
     assert segmenter.classes == ("class 1", "class 2", "class 3")

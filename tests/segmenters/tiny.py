@@ -14,10 +14,10 @@ from wsss.data.augment import SegmenterAugment
 from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.mask_augment import DeepLabV1Augment, EMANetAugment, PSPNetAugment
-from wsss.networks.deeplab import DeepLabSettings
-from wsss.networks.deeplab_v1 import DeepLabV1Settings
-from wsss.networks.emanet import EMANetSettings
-from wsss.networks.pspnet import PSPNetSettings
+from wsss.networks.deeplab import DeepLabLayers
+from wsss.networks.deeplab_v1 import DeepLabV1Layers
+from wsss.networks.emanet import EMANetLayers
+from wsss.networks.pspnet import PSPNetLayers
 from wsss.segmenters import deeplab_v1, emanet, pspnet
 from wsss.stages import segment
 from wsss.stages.train import Training, train
@@ -25,19 +25,19 @@ from wsss.stages.train import Training, train
 BODY = "test_resnet"  # timm's, of 0.4 million parameters
 SHORT = Training(batch=4, epochs=None, steps=3, lr=0.01, workers=0, momentum=0.9, checkpoint_steps=1)
 
-DEEPLAB = segment.Settings(
-    network=DeepLabSettings(BODY, 8, (1, 2), (0.5,), batch_norm="live"),
+DEEPLAB = segment.DeepLabSettings(
+    network=DeepLabLayers(BODY, 8, (1, 2), (0.5,), batch_norm="live"),
     init="none",
     augment=SegmenterAugment(scales=(1.0,), crop=32),
     training=SHORT,
 )
-EMANET = emanet.Settings(
-    EMANetSettings(BODY, 8, 32, 8, norm_momentum=0.1), "none", "all", EMANetAugment((0.75, 1.0), 33), SHORT
+EMANET = emanet.EMANetSettings(
+    EMANetLayers(BODY, 8, 32, 8, norm_momentum=0.1), "none", "all", EMANetAugment((0.75, 1.0), 33), SHORT
 )
-DEEPLAB_V1 = deeplab_v1.Settings(
-    DeepLabV1Settings(BODY, dilation=2, norm_momentum=0.1), "none", augment=DeepLabV1Augment(crop=32), training=SHORT
+DEEPLAB_V1 = deeplab_v1.DeepLabV1Settings(
+    DeepLabV1Layers(BODY, dilation=2, norm_momentum=0.1), "none", augment=DeepLabV1Augment(crop=32), training=SHORT
 )
-PSPNET = pspnet.Settings(PSPNetSettings(BODY), "none", augment=PSPNetAugment(fit=(64, 32), crop=32), training=SHORT)
+PSPNET = pspnet.PSPNetSettings(PSPNetLayers(BODY), "none", augment=PSPNetAugment(fit=(64, 32), crop=32), training=SHORT)
 ALL: dict[str, Any] = {"deeplab": DEEPLAB, "emanet": EMANET, "deeplab_v1": DEEPLAB_V1, "pspnet": PSPNET}
 
 

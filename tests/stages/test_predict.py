@@ -10,13 +10,13 @@ from tests.conftest import finished, write_squares
 from wsss.data.augment import SegmenterAugment
 from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput
-from wsss.networks.deeplab import DeepLabSettings, create_deeplab
+from wsss.networks.deeplab import DeepLabLayers, create_deeplab
 from wsss.stages import segment
 from wsss.stages.predict import Segmenter, Settings, predict
 from wsss.stages.train import Training, train
 
-SMALL = segment.Settings(
-    network=DeepLabSettings("test_resnet", 8, (1, 2), (0.5,), batch_norm="live"),
+SMALL = segment.DeepLabSettings(
+    network=DeepLabLayers("test_resnet", 8, (1, 2), (0.5,), batch_norm="live"),
     init="none",
     augment=SegmenterAugment(scales=(1.0,), crop=32),
     training=Training(batch=4, epochs=None, steps=2, optimizer="adamw", lr=1e-3, workers=0),
@@ -79,7 +79,7 @@ def write_and_read():
 
 
 def test_a_published_checkpoint_predicts(tmp_path):
-    network = create_deeplab(21, DeepLabSettings())
+    network = create_deeplab(21, DeepLabLayers())
     torch.save(network.state_dict(), tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth")
     segmenter = Segmenter(tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth", Settings())
     assert segmenter.classes[14] == "person"
@@ -95,7 +95,7 @@ def test_another_checkpoint_is_refused(tmp_path):
 
 def test_the_published_body_wants_a_file(tmp_path, squares):
     with pytest.raises(BadInput, match=r"deeplabv1_resnet101-coco\.pth"):
-        segment.Settings().trainable(squares, tmp_path)
+        segment.DeepLabSettings().trainable(squares, tmp_path)
 
 
 @pytest.mark.parametrize(

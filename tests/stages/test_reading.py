@@ -111,13 +111,13 @@ def test_published_checkpoints_take_the_range_of_the_pictures(both, tmp_path):
 
 def test_maps_want_the_range_of_the_training(both, tmp_path):
     _, plain, deep = both
-    settings = cam.Settings("test_resnet", 16, "none", training=Training(batch=4, epochs=None, steps=1, workers=0))
+    settings = cam.CAMSettings("test_resnet", 16, "none", training=Training(batch=4, epochs=None, steps=1, workers=0))
     train(settings, deep, out=tmp_path / "cam")
     other = dataclasses.replace(deep, reading=PictureReading((0, 65535), ("integer",)))
     for images in (plain, other):
         with pytest.raises(BadInput, match=r"expected values 0 to 4095, like those .*Give --value-range=0,4095"):
-            localize(cam.Inference(), images, weights=tmp_path / "cam", out=tmp_path / "maps")
-    localize(cam.Inference(scales=(1.0,)), deep.subset([0]), weights=tmp_path / "cam", out=tmp_path / "same")
+            localize(cam.CAMInference(), images, weights=tmp_path / "cam", out=tmp_path / "maps")
+    localize(cam.CAMInference(scales=(1.0,)), deep.subset([0]), weights=tmp_path / "cam", out=tmp_path / "same")
 
 
 def test_a_reading_that_makes_no_sense_is_refused(tmp_path):

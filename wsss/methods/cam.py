@@ -40,7 +40,7 @@ from wsss.weights import IRNET_ALIASES, WEIGHTS, load_backbone, load_into, train
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CAMSettings:
     """The classifier that maps are taken from."""
 
     backbone: str = "resnet50"
@@ -68,16 +68,16 @@ class Settings:
         """What stays as it was given."""
         return self.frozen if self.frozen != "auto" else "nothing" if self.init == "none" else "stages"
 
-    def trainable(self, images: Images) -> "Learning":
+    def trainable(self, images: Images) -> "CAMObjective":
         """The network with new or given weights, and its loss."""
-        network = Network(self.backbone, len(images.class_names), self.output_stride)
+        network = CAMNetwork(self.backbone, len(images.class_names), self.output_stride)
         if self.init != "none":
             load_backbone(network.body, self.backbone, self.init)
-        return Learning(self, network, images)
+        return CAMObjective(self, network, images)
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
+class MultiScale:
     """The views of a picture whose maps are added up."""
 
     # in this order in IRNet, which adds the maps up one after the other
@@ -91,20 +91,20 @@ class Views:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference(Views):
+class CAMInference(MultiScale):
     """How maps are taken from the classifier."""
 
-    def localizer(self, images: Images, weights: Path) -> "Localizer":
+    def localizer(self, images: Images, weights: Path) -> "CAMLocalizer":
         """A trained classifier, ready to give maps: of a stage folder, or a published checkpoint (`res50_cam.pth`).
 
         Raises:
             BadInput: the weights are of another network, or of other classes than the pictures have.
         """
         network, metadata = load(weights, images)
-        return Localizer(network.to(launch.device()).eval(), self, metadata["colours"])
+        return CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
 
 
-def load(weights: Path, images: Images) -> tuple["Network", dict[str, Any]]:
+def load(weights: Path, images: Images) -> tuple["CAMNetwork", dict[str, Any]]:
     """A trained classifier on the CPU, and what is known of it: `backbone`, `output_stride`, `classes`, `colours`.
 
     Args:
@@ -118,7 +118,7 @@ def load(weights: Path, images: Images) -> tuple["Network", dict[str, Any]]:
     if metadata is None:
         metadata = _published(state, images, path)
     check_classes(path, metadata["classes"], images)
-    network = Network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
+    network = CAMNetwork(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
     load_into(network, state, path, ignore=metadata.get("ignore", ()))
     return network, metadata
 
@@ -160,7 +160,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
-class Network(nn.Module):
+class CAMNetwork(nn.Module):
     """Backbone, and a 1x1 convolution as the classifier.
 
     Entries of the state dict are IRNet's: `resnet50.*` (or the other ResNet's name; `backbone.*` for timm's models)
@@ -190,10 +190,10 @@ class Network(nn.Module):
         return self.classifier(self.body(image)[-1])
 
 
-class Learning(nn.Module):
+class CAMObjective(nn.Module):
     """Multi-label soft margin: the mean over pictures and classes of the binary cross entropy with logits; and `high_fidelity`, if set."""
 
-    def __init__(self, settings: Settings, network: Network, images: Images) -> None:
+    def __init__(self, settings: CAMSettings, network: CAMNetwork, images: Images) -> None:
         super().__init__()
         self.network, self.settings = network, settings
         self.examples = partial(example, images, settings.augment, settings.colours)
@@ -208,7 +208,7 @@ class Learning(nn.Module):
         }
         freeze(network.body, settings.kept)
 
-    def train(self, mode: bool = True) -> "Learning":
+    def train(self, mode: bool = True) -> "CAMObjective":
         super().train(mode)
         if self.settings.kept != "nothing":
             freeze_batch_norm(self.network)
@@ -238,7 +238,7 @@ def freeze(body: Any, kept: str) -> None:
         parameter.requires_grad_(False)
 
 
-def param_groups(network: Network, training: Training, classifier_lr: float) -> list[dict[str, Any]]:
+def param_groups(network: CAMNetwork, training: Training, classifier_lr: float) -> list[dict[str, Any]]:
     """What learns of the body, and the classifier, whose learning rate is `classifier_lr` times as high."""
     body = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
     decay = training.weight_decay
@@ -285,7 +285,7 @@ def at_scales(
     return [torch.from_numpy(normalise(resize_bicubic(image, size), colours))[None] for size in sizes]
 
 
-class Localizer:
+class CAMLocalizer:
     """Maps of the classes that a picture has, over scales and mirror images.
 
     The maps of one scale are ReLU(M(I)) + mirrored ReLU(M(mirrored I)). They are resized (bilinear, align_corners
@@ -302,7 +302,7 @@ class Localizer:
     def __init__(
         self,
         network: Classifier,
-        settings: Views,
+        settings: MultiScale,
         colours: ColourRule = "imagenet",
         *,
         fuse: Callable[[Tensor, Tensor], Tensor] = torch.add,
@@ -352,9 +352,9 @@ def _over_maximum(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
 class Recipe:
     """Class activation maps, refined by a dense CRF, teach a segmenter."""
 
-    classifier: Settings = Settings()
+    classifier: CAMSettings = CAMSettings()
     """the classifier"""
-    inference: Inference = Inference()
+    inference: CAMInference = CAMInference()
     """the maps"""
     tail: Tail = Tail()
     """pseudo masks, segmenter and scores"""

@@ -37,11 +37,10 @@ from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.networks.resnet import DEPTHS, ResNet
 from wsss.pretrained import Activation, load_any_clip
 from wsss.recipe import Tail, finish
-from wsss.refiners.irnet import Refinement as IRNetSettings
-from wsss.refiners.irnet import Walk
+from wsss.refiners.irnet import IRNetSettings, IRNetWalk
 from wsss.run import maybe_file, neutral
 from wsss.stages.localize import localize
-from wsss.stages.refine import Settings as LabelSettings
+from wsss.stages.refine import CRFSettings
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, load_backbone, load_into, trained_weights, write_weights
 
@@ -188,7 +187,7 @@ def encode_regions(
 
 
 @dataclasses.dataclass(frozen=True)
-class LossWeights:
+class CLIMSWeights:
     """Weights of the losses, as the published code has them for VOC."""
 
     object_text: float = 10.0
@@ -206,7 +205,7 @@ class LossWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CLIMSSettings:
     """A CAM network that learns from a frozen CLIP."""
 
     variant: Variant = "improved"
@@ -229,7 +228,7 @@ class Settings:
     # the published code gives CLIP pictures with ImageNet's mean and deviation
     clip_colours: Literal["same", "clip"] = "same"
     """those of the regions that CLIP sees: the same, or its own"""
-    weights: LossWeights = LossWeights()
+    weights: CLIMSWeights = CLIMSWeights()
     """weights of the losses"""
     # 0.26 is the default of clip_loss.py, which nothing sets on VOC
     threshold: float | None = 0.26
@@ -272,7 +271,7 @@ class Settings:
         """The frozen CLIP, on the CPU."""
         return load_any_clip(self.clip, self.activation)
 
-    def trainable(self, images: Images) -> "Learning":
+    def trainable(self, images: Images) -> "CLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
 
         Raises:
@@ -280,12 +279,12 @@ class Settings:
         """
         words = self.read_words(images)
         check_baseline(self.init, "clims")
-        network: cam.Network | CameraReadyNetwork
+        network: cam.CAMNetwork | CameraReadyNetwork
         if self.variant == "improved":
             network, metadata = baseline(self.init, images, self.frozen, self.colours)
         else:
             network, metadata = _camera_ready(self, images)
-        return Learning(self, network, metadata, self.load_clip(), words, images)
+        return CLIMSObjective(self, network, metadata, self.load_clip(), words, images)
 
 
 def check_baseline(init: str, method: str) -> None:
@@ -297,7 +296,7 @@ def check_baseline(init: str, method: str) -> None:
 
 def baseline(
     init: str, images: Images, frozen: Literal["stem", "nothing"], colours: str
-) -> tuple[cam.Network, dict[str, Any]]:
+) -> tuple[cam.CAMNetwork, dict[str, Any]]:
     """The trained classifier that CLIMS and QA-CLIMS start from, and what is written beside its weights.
 
     Raises:
@@ -310,7 +309,7 @@ def baseline(
     return network, {"kind": "cam", **described}
 
 
-def _camera_ready(settings: Settings, images: Images) -> tuple["CameraReadyNetwork", dict[str, Any]]:
+def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReadyNetwork", dict[str, Any]]:
     _, metadata, path = trained_weights(Path(settings.init), "cam")
     if metadata is not None:
         _check_colours(settings.init, metadata["colours"], settings.colours)
@@ -369,7 +368,7 @@ def _depth(backbone: str) -> int:
     return int(match[1])
 
 
-class Learning(nn.Module):
+class CLIMSObjective(nn.Module):
     """The four losses, over the pairs of all processes.
 
     Args:
@@ -383,8 +382,8 @@ class Learning(nn.Module):
 
     def __init__(
         self,
-        settings: Settings,
-        network: cam.Network | CameraReadyNetwork,
+        settings: CLIMSSettings,
+        network: cam.CAMNetwork | CameraReadyNetwork,
         metadata: dict[str, Any],
         clip: CLIP | ResNetCLIP,
         words: Words,
@@ -464,7 +463,7 @@ class Learning(nn.Module):
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        if isinstance(self.network, cam.Network):
+        if isinstance(self.network, cam.CAMNetwork):
             return cam.param_groups(self.network, training, self.settings.classifier_lr)
         # meant to be four groups with four learning rates; every convolution of the camera-ready version falls into the first
         learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -484,20 +483,20 @@ def to_clip(
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference(cam.Views):
+class CLIMSInference(cam.MultiScale):
     """How maps are taken from the network: ReLU of the raw maps, not the sigmoid that was trained."""
 
-    def localizer(self, images: Images, weights: Path) -> cam.Localizer:
+    def localizer(self, images: Images, weights: Path) -> cam.CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_clims.pth`).
 
         Raises:
             BadInput: the weights are of another network, or of other classes than the pictures have.
         """
         network, colours = load(weights, images)
-        return cam.Localizer(network.to(launch.device()).eval(), self, colours)
+        return cam.CAMLocalizer(network.to(launch.device()).eval(), self, colours)
 
 
-def load(weights: Path, images: Images) -> tuple[cam.Network | CameraReadyNetwork, Literal["imagenet", "clip"]]:
+def load(weights: Path, images: Images) -> tuple[cam.CAMNetwork | CameraReadyNetwork, Literal["imagenet", "clip"]]:
     """A trained network of either variant on the CPU, and the colours that it was trained on; see `cam.load`."""
     state, metadata, path = trained_weights(weights, "cam")
     head = state.get("cam_head.1.weight")
@@ -519,21 +518,21 @@ class Recipe:
     """A classifier, taught by CLIP, gives maps; refined by IRNet, they teach a segmenter."""
 
     # the published baseline lets the second and third stage learn, which IRNet freezes
-    classifier: cam.Settings = cam.Settings(frozen="stem")
+    classifier: cam.CAMSettings = cam.CAMSettings(frozen="stem")
     """the baseline"""
-    clims: Settings = Settings()
+    clims: CLIMSSettings = CLIMSSettings()
     """the network that learns from CLIP"""
     weights: str = maybe_file(NONE)
     """a trained one, such as res50_clims.pth, in the place of both; `none` trains them"""
-    inference: Inference = Inference()
+    inference: CLIMSInference = CLIMSInference()
     """the maps"""
     # thresholds of the scripts for VOC; no padding, since make_sem_seg_labels.py has it commented out
     tail: Tail = Tail(
         refiner="irnet",
         irnet=IRNetSettings(
-            labels=LabelSettings(by="crf", threshold=0.30, lower=0.10),
-            walk=Walk(pad_to=0),
-            masks=LabelSettings(by="threshold", threshold=0.20),
+            labels=CRFSettings(by="crf", threshold=0.30, lower=0.10),
+            walk=IRNetWalk(pad_to=0),
+            masks=CRFSettings(by="threshold", threshold=0.20),
         ),
     )
     """pseudo masks, segmenter and scores"""

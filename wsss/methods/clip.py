@@ -72,7 +72,7 @@ class Architecture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CLIPSettings:
     """A CLIP and its training."""
 
     init: str = maybe_file("openai/clip-vit-base-patch16")
@@ -105,7 +105,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_templates("templates", self.templates)
 
-    def trainable(self, images: Images) -> "Learning":
+    def trainable(self, images: Images) -> "CLIPObjective":
         """The network with new or given weights, and its loss."""
         prompts = read_words(self.words, images.class_names).prompts
         captions = [template.replace("{}", prompt) for template in self.templates for prompt in prompts]
@@ -117,7 +117,7 @@ class Settings:
             raise BadInput(
                 images.title, f"{untagged} without tags", "a tag for each picture", "Tag it, or leave it out."
             )
-        return Learning(self, clip.requires_grad_(True), images, prompts)
+        return CLIPObjective(self, clip.requires_grad_(True), images, prompts)
 
     def _new(self, captions: Sequence[str]) -> CLIP:
         sizes = self.architecture
@@ -149,10 +149,10 @@ class Settings:
         return CLIP(CLIPModel(config), Vocabulary(tokenizer, sizes.context))
 
 
-class Learning(nn.Module):
+class CLIPObjective(nn.Module):
     """Contrast of pictures and captions, over the pictures of all processes."""
 
-    def __init__(self, settings: Settings, network: CLIP, images: Images, prompts: Sequence[str]) -> None:
+    def __init__(self, settings: CLIPSettings, network: CLIP, images: Images, prompts: Sequence[str]) -> None:
         super().__init__()
         self.network, self.settings = network, settings
         self.metadata: dict[str, Any] = {}
@@ -210,7 +210,7 @@ def contrast(scores: Float[Tensor, "n n"], false: Bool[Tensor, "n n"]) -> Float[
 
 def _example(
     images: Images,
-    settings: Settings,
+    settings: CLIPSettings,
     vocabulary: Vocabulary,
     prompts: tuple[str, ...],
     index: int,

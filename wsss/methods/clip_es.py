@@ -33,7 +33,7 @@ from wsss.recipe import Tail, finish
 from wsss.run import maybe_file, neutral
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.localize import Cams, localize
-from wsss.stages.refine import Settings as RefineSettings
+from wsss.stages.refine import CRFSettings
 from wsss.storage import cache_folder, digest, whole_file
 
 # generate_cams_voc12.py and generate_cams_coco14.py
@@ -43,7 +43,7 @@ _PASSES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference:
+class CLIPESInference:
     """How maps are taken from CLIP."""
 
     clip: str = maybe_file("openai/clip-vit-base-patch16")
@@ -77,7 +77,7 @@ class Inference:
             check_range("inference.box_threshold", self.box_threshold, 0, 1)
         check_templates("inference.templates", self.templates)
 
-    def localizer(self, images: Images) -> "Localizer":
+    def localizer(self, images: Images) -> "CLIPESLocalizer":
         """CLIP with the texts of these classes, ready to give maps."""
         words = read_words(self.words, images.class_names)
         clip = load_clip(self.clip, self.activation)
@@ -89,7 +89,7 @@ class Inference:
         if threshold is None:
             threshold = COCO_BOX_THRESHOLD if coco else BOX_THRESHOLD
         device = launch.device()
-        return Localizer(clip.to(device), classes.to(device), backgrounds.to(device), self, threshold)
+        return CLIPESLocalizer(clip.to(device), classes.to(device), backgrounds.to(device), self, threshold)
 
 
 def check_names(clip: CLIP, texts: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ def _fingerprint(clip: CLIP, names: Sequence[str], templates: Sequence[str]) -> 
     return digest([sha.hexdigest(), tokens.tolist(), len(templates)])
 
 
-class Localizer:
+class CLIPESLocalizer:
     """Maps of the classes that a picture has.
 
     Args:
@@ -148,7 +148,7 @@ class Localizer:
         clip: CLIP,
         classes: Float[Tensor, "c d"],
         backgrounds: Float[Tensor, "b d"],
-        settings: Inference,
+        settings: CLIPESInference,
         box_threshold: float,
     ) -> None:
         self.clip, self.classes, self.backgrounds = clip, classes, backgrounds
@@ -315,10 +315,10 @@ def _resized(scores: Float[np.ndarray, "gh gw"], size_hw: tuple[int, int]) -> Fl
 class Recipe:
     """Maps of a frozen CLIP, made certain by a dense CRF, teach a segmenter."""
 
-    inference: Inference = Inference()
+    inference: CLIPESInference = CLIPESInference()
     """the maps"""
     tail: Tail = Tail(
-        refine=RefineSettings(by="scores", crf="deeplab", confidence=0.95),
+        refine=CRFSettings(by="scores", crf="deeplab", confidence=0.95),
         scores=ScoreSettings(background="power", thresholds=(1.0, 2.0)),
     )
     """pseudo masks, segmenter and scores"""

@@ -28,11 +28,11 @@ from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, check_range
 from wsss.methods import cam, high_fidelity, seam
-from wsss.networks.seam import Network, correlated, resized
+from wsss.networks.seam import SEAMNetwork, correlated, resized
 from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma, feature_similarity_loss
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
 from wsss.recipe import Tail, finish
-from wsss.refiners.affinitynet import Labels, Refinement, Walk, walk_to_masks
+from wsss.refiners.affinitynet import AffinityNetLabels, AffinityNetSettings, AffinityNetWalk, walk_to_masks
 from wsss.run import maybe_file
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import evaluate_cams, evaluate_masks
@@ -40,7 +40,7 @@ from wsss.stages.localize import Cams, localize
 from wsss.stages.predict import Settings as TestSettings
 from wsss.stages.predict import predict
 from wsss.stages.report import report
-from wsss.stages.segment import Settings as SegmenterSettings
+from wsss.stages.segment import DeepLabSettings
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, check_initial, load_backbone, load_into, trained_weights, write_weights
 
@@ -66,7 +66,7 @@ PUBLISHED: dict[Variant, Published] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ICAMSettings:
     """The network that maps are taken from, and its losses."""
 
     variant: Variant = "icam"
@@ -123,7 +123,7 @@ class Settings:
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
-            Network(1, self.backbone, self.output_stride, self.dropout)
+            SEAMNetwork(1, self.backbone, self.output_stride, self.dropout)
         smaller = int(self.augment.crop * self.view_scale)
         if smaller < self.output_stride:
             raise BadInput(
@@ -134,14 +134,14 @@ class Settings:
             )
         check_initial("icam.init", self.backbone, self.init)
 
-    def trainable(self, images: Images) -> "Learning":
+    def trainable(self, images: Images) -> "ICAMObjective":
         """The network with new or given weights, and its losses."""
         self.check()
-        network = Network(len(images.class_names), self.backbone, self.output_stride, self.dropout)
+        network = SEAMNetwork(len(images.class_names), self.backbone, self.output_stride, self.dropout)
         if self.init != "none":
             load_backbone(network.body, self.backbone, self.init)
             network.freeze()
-        return Learning(self, network, images)
+        return ICAMObjective(self, network, images)
 
 
 class View(NamedTuple):
@@ -152,7 +152,7 @@ class View(NamedTuple):
 
 
 def losses(
-    settings: Settings,
+    settings: ICAMSettings,
     views: tuple[View, View],
     tags: Shaped[Tensor, "n c"],
     draws: Float[Tensor, "n v c s"] | None,
@@ -211,10 +211,10 @@ def _apart(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).abs().mean()
 
 
-class Learning(nn.Module):
+class ICAMObjective(nn.Module):
     """The losses over two views; the cells that are drawn come with the pictures."""
 
-    def __init__(self, settings: Settings, network: Network, images: Images) -> None:
+    def __init__(self, settings: ICAMSettings, network: SEAMNetwork, images: Images) -> None:
         super().__init__()
         self.network, self.settings = network, settings
         chosen = settings.published
@@ -264,7 +264,7 @@ class Learning(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference(cam.Views):
+class ICAMInference(cam.MultiScale):
     """How maps are taken from the network."""
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
@@ -276,7 +276,7 @@ class Inference(cam.Views):
     nonnegative: bool = False
     """no values below 0 in SEAM's maps, which the published normalisation gives the lowest pixel of a map: -15 was seen"""
 
-    def localizer(self, images: Images, weights: Path) -> "Localizer":
+    def localizer(self, images: Images, weights: Path) -> "ICAMLocalizer":
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`cam.pth`).
 
         Raises:
@@ -284,10 +284,10 @@ class Inference(cam.Views):
         """
         network, trained_as = load(weights, images)
         variant = trained_as if self.variant == "auto" else self.variant
-        return Localizer(network.to(launch.device()).eval(), self, variant)
+        return ICAMLocalizer(network.to(launch.device()).eval(), self, variant)
 
 
-def load(weights: Path, images: Images) -> tuple[Network, Variant]:
+def load(weights: Path, images: Images) -> tuple[SEAMNetwork, Variant]:
     """A trained network on the CPU, and what it was trained as: of a stage's folder, its file, or a published checkpoint.
 
     Raises:
@@ -296,7 +296,7 @@ def load(weights: Path, images: Images) -> tuple[Network, Variant]:
     state, metadata, path = trained_weights(weights, KIND)
     known = metadata or _published(state, images, path)
     cam.check_classes(path, known["classes"], images)
-    network = Network(len(images.class_names), known["backbone"], known["output_stride"])
+    network = SEAMNetwork(len(images.class_names), known["backbone"], known["output_stride"])
     load_into(network, state, path)
     return network, known["variant"]
 
@@ -323,7 +323,7 @@ def conditioned(p: Float[Tensor, "n l h w"], present: Int[Tensor, " k"]) -> Floa
     return (some / some.sum(1, keepdim=True).clamp_min(1e-8))[:, 1:]
 
 
-class Localizer:
+class ICAMLocalizer:
     """Maps of the classes that a picture has, over scales and mirror images.
 
     ICAM: (P + P') / 2 divided by its sum over the background and the picture's classes, resized (bilinear, align_corners False), the
@@ -336,7 +336,7 @@ class Localizer:
         variant: whose maps.
     """
 
-    def __init__(self, network: Network, settings: Inference, variant: Variant) -> None:
+    def __init__(self, network: SEAMNetwork, settings: ICAMInference, variant: Variant) -> None:
         self.network, self.settings, self.variant = network, settings, variant
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
@@ -389,19 +389,21 @@ class Localizer:
 class Recipe:
     """Maps of ICAM, refined by AffinityNet, teach a segmenter."""
 
-    icam: Settings = Settings()
+    icam: ICAMSettings = ICAMSettings()
     """the network"""
     weights: str = maybe_file(NONE)
     """a trained one, such as cam.pth, in its place; `none` trains it"""
-    inference: Inference = Inference()
+    inference: ICAMInference = ICAMInference()
     """the maps"""
     both_splits: bool = True
     """score maps and pseudo masks of val too, made with its tags, and the segmenter on train, as run_all_voc.sh does"""
     # the background of its maps is 1 - their sum, which wins up to 0.5
     tail: Tail = Tail(
         refiner="affinitynet",
-        affinitynet=Refinement(labels=Labels(low=2.0, high=4.0), walk=Walk(alpha=6.0, doublings=6, shrink=True)),
-        segmenter=SegmenterSettings(kind="deeplab_v1"),
+        affinitynet=AffinityNetSettings(
+            labels=AffinityNetLabels(low=2.0, high=4.0), walk=AffinityNetWalk(alpha=6.0, doublings=6, shrink=True)
+        ),
+        segmenter=DeepLabSettings(kind="deeplab_v1"),
         test=TestSettings(crf="icam-final"),
         scores=ScoreSettings(thresholds=(0.5,)),
     )

@@ -31,8 +31,7 @@ from wsss.data.nouns import lemma
 from wsss.data.words import Words, check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.methods import cam, clims, questions
-from wsss.methods.questions import Answers
-from wsss.methods.questions import Settings as QuestionSettings
+from wsss.methods.questions import Answers, QuestionSettings
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.pretrained import Activation, load_any_clip, load_prompted_clip
@@ -135,7 +134,7 @@ def _logits(look: Tensor, texts: PairTexts, tau: float) -> tuple[Float[Tensor, "
 
 
 @dataclasses.dataclass(frozen=True)
-class LossWeights:
+class QACLIMSWeights:
     """Weights of the losses, as the published code has them for VOC."""
 
     foreground: float = 10.0
@@ -151,7 +150,7 @@ class LossWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class QACLIMSSettings:
     """A CAM network that learns from a frozen CLIP and from answers about its pictures."""
 
     init: str = maybe_file(clims.BASELINE)
@@ -189,7 +188,7 @@ class Settings:
     """share of a map's maximum from which a pixel counts as foreground"""
     temperature: float = 0.7
     """tau"""
-    weights: LossWeights = LossWeights()
+    weights: QACLIMSWeights = QACLIMSWeights()
     """weights of the losses"""
     # two processes with batches of 4 each, and gradients averaged over them
     sum_over: int = 4
@@ -222,7 +221,7 @@ class Settings:
             return Prompted(*load_prompted_clip(self.clip, self.activation))
         return Prompted(load_any_clip(self.clip, self.activation), None)
 
-    def trainable(self, images: Images) -> "Learning":
+    def trainable(self, images: Images) -> "QACLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
 
         Raises:
@@ -234,11 +233,11 @@ class Settings:
         network, metadata = clims.baseline(self.init, images, self.frozen, self.colours)
         prompted = self.load_clip().to(launch.device())
         texts = Texts(self, prompted.clip, words, known, features, images).to(launch.device())
-        return Learning(self, network, metadata, prompted, texts, images)
+        return QACLIMSObjective(self, network, metadata, prompted, texts, images)
 
 
 def answers_of(
-    settings: Settings, images: Images, words: Words
+    settings: QACLIMSSettings, images: Images, words: Words
 ) -> tuple[list[dict[int, Answers]], dict[str, Float[np.ndarray, " d"]]]:
     """For each picture the answers about its classes, and published text features by phrase.
 
@@ -325,7 +324,7 @@ class Texts(nn.Module):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: QACLIMSSettings,
         clip: CLIP | ResNetCLIP,
         words: Words,
         answers: list[dict[int, Answers]],
@@ -398,7 +397,7 @@ def _padded(rows: list[list[int]]) -> Int[Tensor, "n m"]:
     return torch.tensor([[*row, *[-1] * (longest - len(row))] for row in rows or [[]]], dtype=torch.int32)
 
 
-class Learning(nn.Module):
+class QACLIMSObjective(nn.Module):
     """The three losses, over the pairs of all processes.
 
     Args:
@@ -412,8 +411,8 @@ class Learning(nn.Module):
 
     def __init__(
         self,
-        settings: Settings,
-        network: cam.Network,
+        settings: QACLIMSSettings,
+        network: cam.CAMNetwork,
         metadata: dict[str, Any],
         prompted: Prompted,
         texts: nn.Module,
@@ -479,37 +478,37 @@ class Learning(nn.Module):
         return cam.param_groups(self.network, training, self.settings.classifier_lr)
 
 
-def _example(images: Images, settings: Settings, index: int, rng: np.random.Generator) -> dict[str, Any]:
+def _example(images: Images, settings: QACLIMSSettings, index: int, rng: np.random.Generator) -> dict[str, Any]:
     return {**cam.example(images, settings.augment, settings.colours, index, rng), "index": torch.tensor(index)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference(cam.Views):
+class QACLIMSInference(cam.MultiScale):
     """How maps are taken from the network: ReLU of the raw maps, as in CLIMS."""
 
-    def localizer(self, images: Images, weights: Path) -> cam.Localizer:
+    def localizer(self, images: Images, weights: Path) -> cam.CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_qa_clims.pth`).
 
         Raises:
             BadInput: the weights are of another network, or of other classes than the pictures have.
         """
         network, metadata = cam.load(weights, images)
-        return cam.Localizer(network.to(launch.device()).eval(), self, metadata["colours"])
+        return cam.CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """A classifier, taught by CLIP and by answers about its pictures, gives maps; refined by IRNet, they teach a segmenter."""
 
-    classifier: cam.Settings = cam.Settings(frozen="stem")
+    classifier: cam.CAMSettings = cam.CAMSettings(frozen="stem")
     """the baseline"""
     questions: QuestionSettings = QuestionSettings()
     """who is asked about the pictures, and what"""
-    qa_clims: Settings = Settings()
+    qa_clims: QACLIMSSettings = QACLIMSSettings()
     """the network that learns from CLIP and the answers"""
     weights: str = maybe_file(clims.NONE)
     """a trained one, such as res50_qa_clims.pth, in the place of all of these; `none` trains them"""
-    inference: Inference = Inference()
+    inference: QACLIMSInference = QACLIMSInference()
     """the maps"""
     # as CLIMS has them for VOC, on COCO too
     tail: Tail = clims.Recipe.tail

@@ -80,7 +80,7 @@ Said = dict[tuple[str, str], tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class QuestionSettings:
     """Who is asked, and what."""
 
     # its 24x24 positions were shrunk from the 30x30 of model_base_vqa_capfilt_large.pth, which the published answers are of
@@ -117,7 +117,7 @@ class Settings:
 
 
 @stage
-def ask(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
+def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `answers.jsonl`: for each pair of a picture and a class that it has, answers by question, in the singular.
 
     Where the singular differs, `said` has what BLIP said. Each picture is encoded once for all of its questions; its
@@ -141,7 +141,7 @@ def ask(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 
 
-def _asked(settings: Settings, blip: BLIP, pixels: Tensor, names: Sequence[str]) -> list[list[str]]:
+def _asked(settings: QuestionSettings, blip: BLIP, pixels: Tensor, names: Sequence[str]) -> list[list[str]]:
     """The answers to all questions about each of the names."""
     asked = (*settings.foreground, *settings.background)
     questions = [question.replace("{}", name) for name in names for question in asked]
@@ -149,7 +149,7 @@ def _asked(settings: Settings, blip: BLIP, pixels: Tensor, names: Sequence[str])
     return [answers[start : start + len(asked)] for start in range(0, len(answers), len(asked))]
 
 
-def _join(settings: Settings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
+def _join(settings: QuestionSettings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
     pairs = 0
     with whole_file(out / ANSWERS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
         for index, name in enumerate(images.names):
@@ -161,7 +161,7 @@ def _join(settings: Settings, images: Images, folder: Path, out: Path) -> dict[s
     return {"images": len(images), "pairs": pairs}
 
 
-def _line(settings: Settings, image: str, class_name: str, said: Sequence[str]) -> str:
+def _line(settings: QuestionSettings, image: str, class_name: str, said: Sequence[str]) -> str:
     questions = (*settings.foreground, *settings.background)
     clean = {question: lemma(answer) for question, answer in zip(questions, said, strict=True)}
     changed = {q: answer for q, answer in zip(questions, said, strict=True) if answer != clean[q]}

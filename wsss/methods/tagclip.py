@@ -72,7 +72,7 @@ _APART, _OUTSIDE = -100.0, -1000.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TagCLIPSettings:
     """How tags are taken from CLIP. Published for COCO-Stuff: ratio 0.1, attention_blocks null, backgrounds false."""
 
     clip: str = maybe_file("openai/clip-vit-base-patch16")
@@ -145,7 +145,7 @@ class Tagger:
     """
 
     def __init__(
-        self, clip: CLIP, classes: Float[Tensor, "c d"], backgrounds: Float[Tensor, "b d"], settings: Settings
+        self, clip: CLIP, classes: Float[Tensor, "c d"], backgrounds: Float[Tensor, "b d"], settings: TagCLIPSettings
     ) -> None:
         self.clip, self.settings = clip, settings
         self.texts, self.n_classes = torch.cat([classes, backgrounds]), len(classes)
@@ -286,7 +286,7 @@ def select(scores: Float[np.ndarray, "n c"], ratio: float) -> Bool[np.ndarray, "
 
 
 @stage
-def tag(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
+def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `tags.csv` (`image`, and `tags` separated by `;`) and `scores.npz` (`names`, `classes`, float32 `scores`).
 
     The scores of a picture are kept in `pictures/NAME.json` as soon as it is done, so a killed stage goes on. Where
@@ -313,7 +313,7 @@ def tag(settings: Settings, images: Images, *, out: Path) -> dict[str, Any]:
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 
 
-def tagged(settings: Settings, data: Dataset, *, out: Path) -> Dataset:
+def tagged(settings: TagCLIPSettings, data: Dataset, *, out: Path) -> Dataset:
     """The data set with the tags of TagCLIP in the place of its own on the split that is trained on."""
     images = data.split(data.train)
     table = tag(settings, images, out=out) / TAGS
@@ -322,7 +322,7 @@ def tagged(settings: Settings, data: Dataset, *, out: Path) -> Dataset:
     return dataclasses.replace(data, splits={**data.splits, data.train: own})
 
 
-def _join(settings: Settings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
+def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
     read = [read_json(folder / f"{name}.json", "the scores of a picture")["scores"] for name in images.names]
     scores = np.array(read, np.float32).reshape(images.labels.shape)
     tags = select(scores, settings.ratio)

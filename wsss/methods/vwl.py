@@ -40,7 +40,7 @@ from wsss.recipe import Tail, finish
 from wsss.run import maybe_file, stage
 from wsss.stages.localize import localize
 from wsss.stages.report import FIGURE
-from wsss.stages.segment import Settings as SegmenterSettings
+from wsss.stages.segment import DeepLabSettings
 from wsss.stages.train import Training, train
 from wsss.storage import whole_file
 from wsss.weights import IRNET_ALIASES, WEIGHTS, load_backbone, load_into, trained_weights, write_weights
@@ -155,7 +155,7 @@ class MemoryBank(nn.Module):
         self.updates += 1
 
 
-class Network(nn.Module):
+class VWLNetwork(nn.Module):
     """Backbone, classifier, and the two layers between pictures, words and classes, under the published names.
 
     Args:
@@ -202,7 +202,7 @@ class Network(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class VWLSettings:
     """The network that maps are taken from, and its visual words."""
 
     variant: Variant = "vwl-l"
@@ -268,19 +268,19 @@ class Settings:
         # VWE and VWL-L detach the output of layer2; VWL-M dropped that
         return "nothing" if self.init == "none" else "stem" if self.variant == "vwl-m" else "stages"
 
-    def trainable(self, images: Images) -> "Learning":
+    def trainable(self, images: Images) -> "VWLObjective":
         """The network with new or given weights, and its losses."""
         learned = self.variant != "vwl-m"
-        network = Network(self.body, len(images.class_names), self.words, learned, self.output_stride)
+        network = VWLNetwork(self.body, len(images.class_names), self.words, learned, self.output_stride)
         if self.init != "none":
             load_backbone(network.body, self.body, self.init)
-        return Learning(self, network, images)
+        return VWLObjective(self, network, images)
 
 
-class Learning(nn.Module):
+class VWLObjective(nn.Module):
     """The losses; the forward pass of VWL-M moves its words too, in training."""
 
-    def __init__(self, settings: Settings, network: Network, images: Images) -> None:
+    def __init__(self, settings: VWLSettings, network: VWLNetwork, images: Images) -> None:
         super().__init__()
         self.network, self.settings = network, settings
         self.examples = partial(cam.example, images, settings.augment, "imagenet")
@@ -295,7 +295,7 @@ class Learning(nn.Module):
         # VWL-M leaves the words' classes out of its loss, so that fc_a stays as it is
         network.fc_a.requires_grad_(network.learned)
 
-    def train(self, mode: bool = True) -> "Learning":
+    def train(self, mode: bool = True) -> "VWLObjective":
         super().train(mode)
         if self.settings.kept != "nothing":
             freeze_batch_norm(self.network)
@@ -349,13 +349,13 @@ def _scores(layer: nn.Conv2d, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference(cam.Views):
+class VWLInference(cam.MultiScale):
     """How maps are taken from the network."""
 
     flip: bool = True
     """take the maximum with the maps of the mirror image"""
 
-    def localizer(self, images: Images, weights: Path) -> cam.Localizer:
+    def localizer(self, images: Images, weights: Path) -> cam.CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`resnet_cam_epoch_5.pth`).
 
         Raises:
@@ -363,10 +363,10 @@ class Inference(cam.Views):
         """
         network = load(weights, images).to(launch.device()).eval()
         # infer_cam.py takes the maximum, where IRNet adds, and resizes to the picture itself
-        return cam.Localizer(network, self, fuse=torch.maximum, multiple=1)
+        return cam.CAMLocalizer(network, self, fuse=torch.maximum, multiple=1)
 
 
-def load(weights: Path, images: Images) -> Network:
+def load(weights: Path, images: Images) -> VWLNetwork:
     """A trained network on the CPU: of a stage's folder, its file, or a published checkpoint, for these pictures.
 
     A published checkpoint of VWL-M lacks its memory bank, whose words stay unknown then.
@@ -379,7 +379,7 @@ def load(weights: Path, images: Images) -> Network:
     known = metadata or _published(state, images, path)
     cam.check_classes(path, known["classes"], images)
     learned, n_words = "VWE.centroid" in state, len(state["fc_b.weight"])
-    network = Network(known["backbone"], len(images.class_names), n_words, learned, known["output_stride"])
+    network = VWLNetwork(known["backbone"], len(images.class_names), n_words, learned, known["output_stride"])
     bank, aliases = (("bank.*",), IRNET_ALIASES) if published else ((), ())
     load_into(network, state, path, allow_missing=bank, ignore=aliases)
     return network
@@ -403,7 +403,7 @@ def _published(state: Mapping[str, Tensor], images: Images, path: Path) -> dict[
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class WordFigureSettings:
     """A look inside: which visual words fire where."""
 
     pictures: int = 100
@@ -423,7 +423,7 @@ class Look:
 
 
 @stage
-def show_words(settings: Look, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
+def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Write `figure.jpg`: the words that go best with the classes, where they fire most surely, and pictures with their words.
 
     Args:
@@ -467,7 +467,7 @@ def show_words(settings: Look, images: Images, *, weights: Path, out: Path) -> d
 
 @torch.inference_mode()
 def fire(
-    network: Network, image: UInt8[np.ndarray, "h w 3"]
+    network: VWLNetwork, image: UInt8[np.ndarray, "h w 3"]
 ) -> tuple[Int[np.ndarray, "hs ws"], Float[np.ndarray, "hs ws"]]:
     """The word a of each cell of a picture (RGB), and the similarity s of the two."""
     view = torch.from_numpy(normalise(image))[None].to(network.codebook.device)
@@ -479,20 +479,20 @@ def fire(
 class Recipe:
     """A network that learns visual words gives maps; refined by IRNet, they teach a segmenter."""
 
-    vwl: Settings = Settings()
+    vwl: VWLSettings = VWLSettings()
     """the network"""
     weights: str = maybe_file(NONE)
     """a trained one, such as resnet_cam_epoch_5.pth, in its place; `none` trains it"""
-    look: Look = Look()
+    look: WordFigureSettings = WordFigureSettings()
     """a look inside"""
-    inference: Inference = Inference()
+    inference: VWLInference = VWLInference()
     """the maps"""
     # IRNet as it is; the segmenter is deeplab-pytorch of VWL's first author, who minimises the mean of the four losses at 1e-3
     # and decay 5e-4, which is their sum at 2.5e-4 and 2e-3; its groups look for a layer of DeepLab v1, so that the head has the body's
     # rate and its biases have none
     tail: Tail = Tail(
         refiner="irnet",
-        segmenter=SegmenterSettings(
+        segmenter=DeepLabSettings(
             head_lr=(1.0, 0.0),
             training=Training(batch=10, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=2e-3, momentum=0.9),
         ),

@@ -23,7 +23,7 @@ PUBLISHED_BODY = "deeplab-resnet101"
 
 
 @dataclass(frozen=True)
-class DeepLabSettings:
+class DeepLabLayers:
     """What a DeepLab v2 is made of."""
 
     backbone: str = PUBLISHED_BODY
@@ -246,7 +246,7 @@ class MSC(nn.Module):
         return groups
 
 
-def create_deeplab(n_classes: int, settings: DeepLabSettings) -> MSC:
+def create_deeplab(n_classes: int, settings: DeepLabLayers) -> MSC:
     """A DeepLab v2 in its multi-scale wrapper, with new weights.
 
     Args:

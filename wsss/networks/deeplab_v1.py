@@ -16,7 +16,7 @@ from wsss.networks.backbone import create_backbone, freeze_batch_norm
 
 
 @dataclass(frozen=True)
-class DeepLabV1Settings:
+class DeepLabV1Layers:
     """What a DeepLab v1 is made of."""
 
     backbone: str = "resnet38"
@@ -47,7 +47,7 @@ class DeepLabV1(nn.Module):
         BadInput: there is no such backbone, or it does not give that stride.
     """
 
-    def __init__(self, n_classes: int, settings: DeepLabV1Settings = DeepLabV1Settings()) -> None:
+    def __init__(self, n_classes: int, settings: DeepLabV1Layers = DeepLabV1Layers()) -> None:
         super().__init__()
         self.frozen = settings.batch_norm == "frozen"
         self.backbone: Any = create_backbone(settings.backbone, settings.output_stride)

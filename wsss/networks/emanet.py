@@ -27,7 +27,7 @@ _KEPT = 0.9
 
 
 @dataclass(frozen=True)
-class EMANetSettings:
+class EMANetLayers:
     """What an EMANet is made of."""
 
     backbone: str = "resnet101s"
@@ -169,7 +169,7 @@ class EMANet(nn.Module):
     def __init__(
         self,
         n_classes: int,
-        settings: EMANetSettings = EMANetSettings(),
+        settings: EMANetLayers = EMANetLayers(),
         over_processes: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> None:
         super().__init__()

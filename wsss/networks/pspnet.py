@@ -22,7 +22,7 @@ _POOLS = (1, 2, 3, 6)
 
 
 @dataclass(frozen=True)
-class PSPNetSettings:
+class PSPNetLayers:
     """What a PSPNet is made of."""
 
     backbone: str = "res2net101d"
@@ -115,7 +115,7 @@ class PSPNet(nn.Module):
         BadInput: there is no such backbone, or it does not give that stride.
     """
 
-    def __init__(self, n_classes: int, settings: PSPNetSettings = PSPNetSettings()) -> None:
+    def __init__(self, n_classes: int, settings: PSPNetLayers = PSPNetLayers()) -> None:
         super().__init__()
         name, stride = settings.backbone, settings.output_stride
         if re.fullmatch(Res2Net.NAMES, name) and stride != 8:

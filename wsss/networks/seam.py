@@ -35,7 +35,7 @@ class Taken(NamedTuple):
     features: Float[Tensor, "n d h w"]
 
 
-class Network(TrunkWithHeads):
+class SEAMNetwork(TrunkWithHeads):
     """A backbone with fc8 (classes), f8_3, f8_4 and f9 (features of the PCM), 1x1 convolutions without bias.
 
     Args:

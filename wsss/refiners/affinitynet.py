@@ -46,7 +46,7 @@ _NOTHING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
+class AffinityNetLabels:
     """The two CRFs: background scores are (1 - highest map)^alpha."""
 
     low: float = 4.0
@@ -60,7 +60,7 @@ class Labels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class AffinityNetTraining:
     """The network and its training."""
 
     backbone: str = "resnet38"
@@ -92,7 +92,7 @@ class Settings:
             )
         check_initial("affinitynet.network.init", self.backbone, self.init)
 
-    def trainable(self, images: Images, labels: Path) -> "Learning":
+    def trainable(self, images: Images, labels: Path) -> "AffinityNetObjective":
         """The network and its losses on the label sets of the folder `labels`."""
         self.check()
         if not any(_is_confident(labels / f"{name}.npz") for name in images.names):
@@ -106,7 +106,7 @@ class Settings:
         if self.init != "none":
             load_backbone(network.body, self.backbone, self.init)
             network.freeze()
-        return Learning(self, network, images, labels)
+        return AffinityNetObjective(self, network, images, labels)
 
 
 def _is_confident(path: Path) -> bool:
@@ -114,10 +114,10 @@ def _is_confident(path: Path) -> bool:
     return bool(((labels > 0) & (labels < IGNORE)).any())
 
 
-class Learning(nn.Module):
+class AffinityNetObjective(nn.Module):
     """The losses over pairs of cells, over the pairs of all processes."""
 
-    def __init__(self, settings: Settings, network: AffinityNet, images: Images, labels: Path) -> None:
+    def __init__(self, settings: AffinityNetTraining, network: AffinityNet, images: Images, labels: Path) -> None:
         super().__init__()
         self.network, self.radius = network, settings.radius
         self.examples = partial(_example, images, labels, settings.augment, network.colours)
@@ -181,7 +181,7 @@ def with_background(maps: Float[np.ndarray, "k h w"], alpha: float) -> Float[np.
 
 
 @stage
-def label_sets(settings: Labels, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Write the class probabilities of both CRFs, `NAME.npz`; pictures whose file is there are left alone.
 
     Args:
@@ -208,7 +208,7 @@ def label_sets(settings: Labels, images: Images, *, cams: Path, out: Path) -> di
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class AffinityNetWalk:
     """How maps walk."""
 
     radius: int = 5
@@ -241,7 +241,7 @@ def load(weights: Path) -> AffinityNet:
 
 
 def walked(
-    scores: Float[Tensor, "l h w"], features: Float[Tensor, "c hs ws"], settings: Walk
+    scores: Float[Tensor, "l h w"], features: Float[Tensor, "c hs ws"], settings: AffinityNetWalk
 ) -> Float[Tensor, "l hs ws"]:
     """Scores of background and classes, averaged over cells, after the walk.
 
@@ -260,7 +260,7 @@ def walked(
 
 
 @stage
-def walk_to_masks(settings: Walk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
+def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures whose mask is there are left alone.
 
     Args:
@@ -297,7 +297,7 @@ def walk_to_masks(settings: Walk, images: Images, *, cams: Path, weights: Path, 
 
 @torch.inference_mode()
 def walked_scores(
-    network: AffinityNet, image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "k h w"], settings: Walk
+    network: AffinityNet, image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "k h w"], settings: AffinityNetWalk
 ) -> Float[np.ndarray, "l hp wp"]:
     """Scores of background and classes of a picture after the walk, at the size of the filled-up picture.
 
@@ -334,16 +334,16 @@ def _filled_up(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c hp wp
 
 
 @dataclasses.dataclass(frozen=True)
-class Refinement:
+class AffinityNetSettings:
     """Maps to pseudo masks by AffinityNet."""
 
-    labels: Labels = Labels()
+    labels: AffinityNetLabels = AffinityNetLabels()
     """the two label sets of the maps"""
-    network: Settings = Settings()
+    network: AffinityNetTraining = AffinityNetTraining()
     """the network that learns from them"""
     weights: str = maybe_file("none")
     """a network to walk with, such as aff.pth; `none` trains one"""
-    walk: Walk = Walk()
+    walk: AffinityNetWalk = AffinityNetWalk()
     """the walk of the maps"""
 
     def check(self) -> None:

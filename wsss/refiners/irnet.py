@@ -31,8 +31,7 @@ from wsss.progress import Progress
 from wsss.run import maybe_file, stage
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import best_threshold, evaluate_cams
-from wsss.stages.refine import Settings as LabelSettings
-from wsss.stages.refine import fitting_cams, refine
+from wsss.stages.refine import CRFSettings, fitting_cams, refine
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
 from wsss.stream import Writer, in_threads
@@ -52,7 +51,7 @@ _TRAIN_DISPLACED = "Train it with irnet.network.displacement true."
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class IRNetTraining:
     """The network and its training."""
 
     backbone: str = "resnet50"
@@ -102,7 +101,7 @@ class Settings:
             )
         check_initial("irnet.network.init", self.backbone, self.init)
 
-    def trainable(self, images: Images, labels: Path) -> "Learning":
+    def trainable(self, images: Images, labels: Path) -> "IRNetObjective":
         """The network and its losses on the confident labels of the folder `labels`."""
         self.check()
         if not any(_is_confident(read_mask(labels / f"{name}.png"), images.n_labels) for name in images.names):
@@ -114,17 +113,17 @@ class Settings:
             )
         network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
         load_backbone(network.body, self.backbone, self.init)
-        return Learning(self, network, images, labels)
+        return IRNetObjective(self, network, images, labels)
 
 
 def _is_confident(label: np.ndarray, n_labels: int) -> bool:
     return bool(((label > 0) & (label < n_labels)).any())
 
 
-class Learning(nn.Module):
+class IRNetObjective(nn.Module):
     """The losses over pairs of cells, over the pairs of all processes."""
 
-    def __init__(self, settings: Settings, network: IRNet, images: Images, labels: Path) -> None:
+    def __init__(self, settings: IRNetTraining, network: IRNet, images: Images, labels: Path) -> None:
         super().__init__()
         self.network = network
         self.examples = partial(_example, images, labels, settings.augment)
@@ -161,7 +160,7 @@ def _example(
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class IRNetWalk:
     """How maps walk."""
 
     radius: int = 5
@@ -193,7 +192,7 @@ def load(weights: Path) -> IRNet:
     return network.to(launch.device()).eval()
 
 
-def walked(maps: Float[Tensor, "k h w"], edge: Float[Tensor, "h w"], settings: Walk) -> Float[Tensor, "k h w"]:
+def walked(maps: Float[Tensor, "k h w"], edge: Float[Tensor, "h w"], settings: IRNetWalk) -> Float[Tensor, "k h w"]:
     """Maps after the walk: they leave out the edges themselves, then spread where no edge lies in between."""
     planes = path_affinity_planes(edge, settings.radius)
     return random_walk(
@@ -212,7 +211,7 @@ def enlarged(maps: Float[Tensor, "k h w"], stride: int, size_hw: tuple[int, int]
 
 
 @stage
-def walk(settings: Walk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
+def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
     """Write the maps `NAME.npz` after the walk, highest value 1 over all classes; pictures whose file is there are left alone.
 
     Args:
@@ -310,7 +309,7 @@ class Instances:
 
 @stage
 def find_instances(
-    settings: Instances, spread: Walk, images: Images, *, cams: Path, weights: Path, out: Path
+    settings: Instances, spread: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path
 ) -> dict[str, Any]:
     """Write instances: for each picture a map `NAME.png` and `NAME.json`, for all of them `coco_results.json`.
 
@@ -353,7 +352,7 @@ def instances(
     classes: Int[np.ndarray, " k"],
     maps: Float[Tensor, "k hs ws"],
     settings: Instances,
-    spread: Walk,
+    spread: IRNetWalk,
 ) -> Detections:
     """The instances of a picture, those of the highest score first.
 
@@ -405,20 +404,20 @@ def _write_instances(out: Path, images: Images, index: int, found: Detections) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Refinement:
+class IRNetSettings:
     """Maps to pseudo masks by IRNet."""
 
-    labels: LabelSettings = LabelSettings(by="crf", threshold=0.30, lower=0.05)
+    labels: CRFSettings = CRFSettings(by="crf", threshold=0.30, lower=0.05)
     """confident labels of the maps; below, CLIMS has 0.10 on VOC, and 0.35 and 0.10 on COCO"""
-    network: Settings = Settings()
+    network: IRNetTraining = IRNetTraining()
     """the network that learns from them"""
     weights: str = maybe_file("none")
     """a network to walk with, such as res50_irn.pth; `none` trains one"""
-    walk: Walk = Walk()
+    walk: IRNetWalk = IRNetWalk()
     """the walk of the maps"""
     instances: Instances = Instances()
     """instances, where they are asked for"""
-    masks: LabelSettings = LabelSettings(by="threshold", threshold=0.25)
+    masks: CRFSettings = CRFSettings(by="threshold", threshold=0.25)
     """walked maps to pseudo masks; CLIMS has 0.20 on VOC; without a threshold the best one is taken where there are true masks"""
 
     def check(self) -> None:

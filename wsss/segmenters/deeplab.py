@@ -14,7 +14,7 @@ from wsss import launch
 from wsss.data.augment import normalise
 from wsss.networks.deeplab import (
     MSC,
-    DeepLabSettings,
+    DeepLabLayers,
     balanced_cross_entropy,
     create_deeplab,
     cross_entropy,
@@ -34,7 +34,7 @@ def losses(network: MSC, image: Tensor, label: Tensor, loss: Literal["plain", "b
     return {"segmentation": torch.stack(of_outputs).sum()}
 
 
-class Trained:
+class TrainedDeepLab:
     """A trained DeepLab v2; see `wsss.segmenters.trained`. Its test has the network's own pyramid alone."""
 
     scales, flip = (1.0,), False
@@ -45,7 +45,7 @@ class Trained:
         known = metadata or {"classes": known_classes(len(state[SIGN])), "colours": "caffe", "network": {}}
         self.classes: tuple[str, ...] = tuple(known["classes"])
         self.colours = known["colours"]
-        network = create_deeplab(len(self.classes) + 1, settings_of(DeepLabSettings, known["network"]))
+        network = create_deeplab(len(self.classes) + 1, settings_of(DeepLabLayers, known["network"]))
         load_deeplab(network, state, path)
         self.network = network.to(launch.device()).eval()
 

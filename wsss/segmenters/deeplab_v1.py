@@ -21,10 +21,10 @@ from wsss.data.images import Images
 from wsss.data.mask_augment import DeepLabV1Augment, scaled
 from wsss.errors import check_range
 from wsss.networks.deeplab import cross_entropy
-from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Settings, enlarged
+from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.run import maybe_file
-from wsss.segmenters.learning import Learning
+from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, settings_of
 from wsss.stages.train import Training
 from wsss.weights import check_batch_norm, check_initial, load_backbone, load_into
@@ -33,10 +33,10 @@ KIND, SIGN = "deeplab_v1", "conv_fov.weight"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DeepLabV1Settings:
     """A DeepLab v1 and its training."""
 
-    network: DeepLabV1Settings = DeepLabV1Settings()
+    network: DeepLabV1Layers = DeepLabV1Layers()
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones than
@@ -73,17 +73,19 @@ class Settings:
         check_initial("segmenter.deeplab_v1.init", self.network.backbone, self.init)
         check_batch_norm("segmenter.deeplab_v1.network.batch_norm", self.network.batch_norm, self.init)
 
-    def trainable(self, images: Images, masks: Path) -> Learning:
+    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
         self.check()
         network = DeepLabV1(images.n_labels, self.network)
         if self.init != "none":
             load_backbone(network.backbone, self.network.backbone, self.init)
         metadata = {"kind": KIND, "network": dataclasses.asdict(self.network)}
-        return Learning(network, partial(losses, settings=self), images, masks, self.augment, metadata)
+        return SegmenterObjective(network, partial(losses, settings=self), images, masks, self.augment, metadata)
 
 
-def losses(network: DeepLabV1, image: Tensor, label: Tensor, settings: Settings) -> dict[str, Float[Tensor, ""]]:
+def losses(
+    network: DeepLabV1, image: Tensor, label: Tensor, settings: DeepLabV1Settings
+) -> dict[str, Float[Tensor, ""]]:
     """Cross-entropy at the picture's size, and the feature similarity loss of the cells."""
     low = network.low(image)
     logits = enlarged(low, image.shape[-2:])
@@ -96,7 +98,7 @@ def losses(network: DeepLabV1, image: Tensor, label: Tensor, settings: Settings)
     return terms
 
 
-class Trained:
+class TrainedDeepLabV1:
     """A trained DeepLab v1; see `wsss.segmenters.trained`.
 
     Its test averages the logits of six sizes and their mirror images. The picture of its dense CRF is the normalised one taken back,
@@ -110,7 +112,7 @@ class Trained:
         # a published checkpoint says nothing itself
         known = metadata or {"classes": known_classes(len(state["cls_conv.bias"])), "network": {}}
         self.classes: tuple[str, ...] = tuple(known["classes"])
-        network = DeepLabV1(len(self.classes) + 1, settings_of(DeepLabV1Settings, known["network"]))
+        network = DeepLabV1(len(self.classes) + 1, settings_of(DeepLabV1Layers, known["network"]))
         load_into(network, state, path)
         self.network = network.to(launch.device()).eval()
 

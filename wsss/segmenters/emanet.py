@@ -17,9 +17,9 @@ from wsss.data.augment import normalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import EMANetAugment
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting, resize_logits
-from wsss.networks.emanet import EMANet, EMANetSettings
+from wsss.networks.emanet import EMANet, EMANetLayers
 from wsss.run import maybe_file
-from wsss.segmenters.learning import Learning
+from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, rescaled, settings_of
 from wsss.stages.train import Training
 from wsss.weights import check_initial, load_backbone, load_into
@@ -34,10 +34,10 @@ LOSSES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class EMANetSettings:
     """An EMANet and its training."""
 
-    network: EMANetSettings = EMANetSettings()
+    network: EMANetLayers = EMANetLayers()
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, a file such as resnet101-2a57e44d.pth, `classifier` (that gave the maps), or `none`"""
@@ -66,14 +66,14 @@ class Settings:
             EMANet(2, self.network)
         check_initial("segmenter.emanet.init", self.network.backbone, self.init)
 
-    def trainable(self, images: Images, masks: Path) -> Learning:
+    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
         self.check()
         network = EMANet(images.n_labels, self.network, launch.mean_over_processes)
         if self.init != "none":
             load_backbone(network.extractor, self.network.backbone, self.init)
         metadata = {"kind": KIND, "network": dataclasses.asdict(self.network)}
-        return Learning(network, partial(losses, loss=self.loss), images, masks, self.augment, metadata)
+        return SegmenterObjective(network, partial(losses, loss=self.loss), images, masks, self.augment, metadata)
 
 
 def losses(network: EMANet, image: Tensor, label: Tensor, loss: str) -> dict[str, Float[Tensor, ""]]:
@@ -81,7 +81,7 @@ def losses(network: EMANet, image: Tensor, label: Tensor, loss: str) -> dict[str
     return {"segmentation": LOSSES[loss](network(image), label)}
 
 
-class Trained:
+class TrainedEMANet:
     """A trained EMANet; see `wsss.segmenters.trained`. Its test has one scale and no mirror images."""
 
     scales, flip = (1.0,), False
@@ -90,7 +90,7 @@ class Trained:
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         known = metadata or _published(state)
         self.classes: tuple[str, ...] = tuple(known["classes"])
-        settings = settings_of(EMANetSettings, known["network"])
+        settings = settings_of(EMANetLayers, known["network"])
         self.stride = settings.output_stride
         network = EMANet(len(self.classes) + 1, settings)
         load_into(network, state, path)

@@ -25,7 +25,7 @@ class View(Protocol):
         """A random view of both; all its chance comes from `rng`."""
 
 
-class Learning(nn.Module):
+class SegmenterObjective(nn.Module):
     """A segmenter and its losses on pseudo masks.
 
     Args:

@@ -17,9 +17,9 @@ from wsss.data.images import Images
 from wsss.data.mask_augment import PSPNetAugment, fitted, fitted_size
 from wsss.errors import check_range
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
-from wsss.networks.pspnet import PSPNet, PSPNetSettings
+from wsss.networks.pspnet import PSPNet, PSPNetLayers
 from wsss.run import maybe_file
-from wsss.segmenters.learning import Learning
+from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, settings_of
 from wsss.stages.train import Training
 from wsss.weights import check_initial, load_backbone, load_into
@@ -28,10 +28,10 @@ KIND, SIGN = "pspnet", "decode_head.conv_seg.bias"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PSPNetSettings:
     """A PSPNet and its training."""
 
-    network: PSPNetSettings = PSPNetSettings()
+    network: PSPNetLayers = PSPNetLayers()
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, a file such as res2net101_v1b_26w_4s-0812c246.pth (resnet38 wants a file),
@@ -64,7 +64,7 @@ class Settings:
         check_range("segmenter.pspnet.training.batch", self.training.batch, 2)
         check_initial("segmenter.pspnet.init", self.network.backbone, self.init)
 
-    def trainable(self, images: Images, masks: Path) -> Learning:
+    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
         self.check()
         network = PSPNet(images.n_labels, self.network)
@@ -76,10 +76,10 @@ class Settings:
             "fit": list(self.augment.fit),
             "window": self.augment.crop,
         }
-        return Learning(network, partial(losses, settings=self), images, masks, self.augment, metadata)
+        return SegmenterObjective(network, partial(losses, settings=self), images, masks, self.augment, metadata)
 
 
-def losses(network: PSPNet, image: Tensor, label: Tensor, settings: Settings) -> dict[str, Float[Tensor, ""]]:
+def losses(network: PSPNet, image: Tensor, label: Tensor, settings: PSPNetSettings) -> dict[str, Float[Tensor, ""]]:
     """The loss of the network and that of its auxiliary head, each with the pretended underfitting."""
     logits, auxiliary = (
         pretended_underfitting(
@@ -95,7 +95,7 @@ def losses(network: PSPNet, image: Tensor, label: Tensor, settings: Settings) ->
     return {"segmentation": logits, "auxiliary": settings.auxiliary * auxiliary}
 
 
-class Trained:
+class TrainedPSPNet:
     """A trained PSPNet; see `wsss.segmenters.trained`.
 
     Its test averages the probabilities of six sizes and their mirror images, each seen through windows that overlap.
@@ -108,7 +108,7 @@ class Trained:
         known = metadata or _published(state)
         self.classes: tuple[str, ...] = tuple(known["classes"])
         self.fit, self.window = known["fit"], known["window"]
-        network = PSPNet(len(self.classes) + 1, settings_of(PSPNetSettings, known["network"]))
+        network = PSPNet(len(self.classes) + 1, settings_of(PSPNetLayers, known["network"]))
         load_into(network, state, path)
         self.network = network.to(launch.device()).eval()
 

@@ -21,7 +21,7 @@ DEFAULT_THRESHOLD = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CRFSettings:
     """How maps become masks."""
 
     by: Literal["threshold", "crf", "scores"] = "crf"
@@ -49,7 +49,7 @@ class Settings:
         check_range("refine.certainty", self.certainty, 0, 1)
         check_range("refine.confidence", self.confidence, 0, 1)
 
-    def at(self, found: float | None) -> "Settings":
+    def at(self, found: float | None) -> "CRFSettings":
         """These settings with the threshold or exponent that was found best, unless it is set or none was looked for."""
         if self.by == "scores":
             return self if self.exponent is not None else dataclasses.replace(self, exponent=found or 1.0)
@@ -59,7 +59,7 @@ class Settings:
 
 
 @stage
-def refine(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+def refine(settings: CRFSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
     Args:
@@ -117,7 +117,7 @@ def pseudo_mask(
     image: UInt8[np.ndarray, "h w 3"],
     classes: Int[np.ndarray, " k"],
     maps: Float[np.ndarray, "k h w"],
-    settings: Settings,
+    settings: CRFSettings,
 ) -> UInt8[np.ndarray, "h w"]:
     """The pseudo mask of one picture: 0 background, class + 1, 255 unsure.
 

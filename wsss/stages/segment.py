@@ -10,13 +10,13 @@ import torch
 from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
-from wsss.networks.deeplab import PUBLISHED_BODY, DeepLabSettings, create_deeplab
+from wsss.networks.deeplab import PUBLISHED_BODY, DeepLabLayers, create_deeplab
 from wsss.run import maybe_file, neutral
 from wsss.segmenters import deeplab
-from wsss.segmenters.deeplab_v1 import Settings as DeepLabV1Settings
-from wsss.segmenters.emanet import Settings as EMANetSettings
-from wsss.segmenters.learning import Learning
-from wsss.segmenters.pspnet import Settings as PSPNetSettings
+from wsss.segmenters.deeplab_v1 import DeepLabV1Settings
+from wsss.segmenters.emanet import EMANetSettings
+from wsss.segmenters.learning import SegmenterObjective
+from wsss.segmenters.pspnet import PSPNetSettings
 from wsss.stages.train import Training
 from wsss.weights import (
     check_batch_norm,
@@ -29,13 +29,13 @@ from wsss.weights import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DeepLabSettings:
     """A segmenter and its training: DeepLab v2 by the settings right here, or another by its own settings below."""
 
     # what is not chosen changes nothing, and what is chosen is recorded alone: see `starting_from`
     kind: Literal["deeplab", "emanet", "deeplab_v1", "pspnet"] = neutral("deeplab")
     """which segmenter: DeepLab v2, or the one that has its settings under this name"""
-    network: DeepLabSettings = DeepLabSettings()
+    network: DeepLabLayers = DeepLabLayers()
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (that gave the maps), or `none`"""
@@ -62,21 +62,21 @@ class Settings:
 
     def starting_from(
         self, classifier: Path | None
-    ) -> "Settings | EMANetSettings | DeepLabV1Settings | PSPNetSettings":
+    ) -> "DeepLabSettings | EMANetSettings | DeepLabV1Settings | PSPNetSettings":
         """The settings of the chosen segmenter, with the file of the classifier's weights in the place of the word `classifier`."""
         chosen = self if self.kind == "deeplab" else getattr(self, self.kind)
         if chosen.init != "classifier":
             return chosen
         return dataclasses.replace(chosen, init=classifier_weights("segmenter.init", classifier))
 
-    def check(self, usual: "Settings | None" = None) -> None:
+    def check(self, usual: "DeepLabLayers | None" = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first.
 
         Args:
             usual: what DeepLab v2 is set to where nobody asks for anything else; by default what it is here.
         """
         if self.kind != "deeplab":
-            self._check_unused(usual or Settings())
+            self._check_unused(usual or DeepLabSettings())
             getattr(self, self.kind).check()
             return
         if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
@@ -98,7 +98,7 @@ class Settings:
         check_initial("segmenter.init", self.network.backbone, self.init)
         check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 
-    def _check_unused(self, usual: "Settings") -> None:
+    def _check_unused(self, usual: "DeepLabLayers") -> None:
         """Raise BadInput for settings of DeepLab v2 that someone gave, while another segmenter is chosen."""
         for field in dataclasses.fields(self):
             if not field.metadata.get("neutral") and getattr(self, field.name) != getattr(usual, field.name):
@@ -109,7 +109,7 @@ class Settings:
                     "Give it there, leave it out, or set segmenter.kind to deeplab.",
                 )
 
-    def trainable(self, images: Images, masks: Path) -> Learning:
+    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`.
 
         Only settings that `starting_from` gave are trained.
@@ -125,4 +125,4 @@ class Settings:
         metadata = {"kind": deeplab.KIND, "network": dataclasses.asdict(self.network), "colours": colours}
         losses, view = partial(deeplab.losses, loss=self.loss), partial(self.augment, colours=colours)
         groups = partial(network.param_groups, head_lr=self.head_lr)
-        return Learning(network, losses, images, masks, view, metadata, groups)
+        return SegmenterObjective(network, losses, images, masks, view, metadata, groups)
