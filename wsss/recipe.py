@@ -1,101 +1,249 @@
-"""What all recipes end with: maps -> pseudo masks -> segmenter -> predictions -> scores -> report."""
+"""One recipe for all methods: tags -> classifier -> maps -> pseudo masks -> segmenter -> predictions -> scores -> report."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol, cast
 
-from wsss.data.images import Dataset
+from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
-from wsss.refiners.affinitynet import AffinityNetSettings
-from wsss.refiners.irnet import IRNetSettings
+from wsss.refiners import RefinerSettings
+from wsss.refiners.crf import CRFSettings
+from wsss.refiners.task import RefinementTask
+from wsss.run import maybe_file
+from wsss.segmenters import SegmenterSettings
+from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
-from wsss.stages.predict import Settings as TestSettings
+from wsss.stages.localize import LocalizerSettings, localize
+from wsss.stages.predict import Settings as PredictSettings
 from wsss.stages.predict import predict
-from wsss.stages.refine import CRFSettings, refine
 from wsss.stages.report import report
-from wsss.stages.segment import DeepLabSettings
-from wsss.stages.train import train
-from wsss.weights import classifier_weights
+from wsss.stages.train import TrainableSettings, train
+from wsss.weights import check_start, started_from
+
+# `weights` of a run that trains the classifier itself
+NONE = "none"
+
+
+class ClassifierSettings(TrainableSettings, Protocol):
+    """Settings of a method's training."""
+
+    def check(self, images: Images) -> None:
+        """Raise BadInput for what cannot be used, before any stage runs.
+
+        A field that waits for a `Need` holds its word still.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class Tail:
-    """From activation maps to a scored segmenter."""
+class Need:
+    """What a run makes before it trains the classifier.
 
-    refiner: Literal["crf", "irnet", "affinitynet"] = "crf"
-    """what makes pseudo masks of the maps: `refine` alone, or a learned affinity"""
-    refine: CRFSettings = CRFSettings()
-    """maps to pseudo masks without learning"""
-    irnet: IRNetSettings = IRNetSettings()
-    """maps to pseudo masks by IRNet"""
-    affinitynet: AffinityNetSettings = AffinityNetSettings()
-    """maps to pseudo masks by AffinityNet"""
-    segmenter: DeepLabSettings = DeepLabSettings()
-    """the segmenter that learns from them"""
-    test: TestSettings = TestSettings()
-    """how the segmenter is tested"""
+    Attributes:
+        settings: its section, with default values.
+        make: makes it in a folder, and gives the path that the classifier's settings get.
+        field: the field of the classifier's settings that gets the path ...
+        word: ... where it holds this word.
+        about: one line for the help page.
+    """
+
+    settings: Any
+    make: Callable[[Any, Images, Path], Path]
+    field: str
+    word: str
+    about: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """What a run makes with the trained classifier, next to the maps.
+
+    Attributes:
+        settings: its section, with default values.
+        make: makes it in a folder; does nothing where the settings want none.
+        about: one line for the help page.
+    """
+
+    settings: Any
+    make: Callable[[Any, Images, Path, Path], None]
+    about: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A published method: what is its own, and its usual settings of what all methods share.
+
+    Attributes:
+        name: of its module and its commands.
+        paper: one line for overviews.
+        classifier: settings of its training; None for a method that trains nothing.
+        inference: settings of its maps; None for a training alone.
+        needs: what is made before the training, by the name of its section and folder.
+        extras: what is made with the trained classifier, by the name of its section and folder.
+        refiner, segmenter, test, scores, both_splits: usual settings of the shared stages.
+    """
+
+    name: str
+    paper: str
+    classifier: ClassifierSettings | None = None
+    inference: LocalizerSettings | None = None
+    needs: Mapping[str, Need] = dataclasses.field(default_factory=dict)
+    extras: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
+    refiner: RefinerSettings = CRFSettings()
+    segmenter: SegmenterSettings = DeepLabSettings()
+    test: PredictSettings = PredictSettings()
     scores: ScoreSettings = ScoreSettings()
-    """how everything is scored"""
-
-    def __post_init__(self) -> None:
-        if self.refine.by == "scores" and self.refine.exponent is None and self.scores.background != "power":
-            raise BadInput(
-                "scores.background",
-                self.scores.background,
-                "`power` where the best refine.exponent is to be found",
-                "Set it, or the exponent.",
-            )
-
-    def check(self, classifier: bool, usual: DeepLabSettings | None = None) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first.
-
-        Args:
-            classifier: whether a trained classifier gives the maps.
-            usual: the recipe's own settings of the segmenter.
-        """
-        learned: IRNetSettings | AffinityNetSettings | None = None
-        if self.refiner != "crf":
-            learned = self.irnet if self.refiner == "irnet" else self.affinitynet
-        if learned is not None:
-            learned.check()
-        if not classifier:
-            if learned is not None and learned.weights == "none" and learned.network.init == "classifier":
-                classifier_weights(f"{self.refiner}.network.init", None)
-            self.segmenter.starting_from(None)
-        self.segmenter.check(usual)
+    both_splits: bool = False
 
 
-def finish(run: Path, data: Dataset, cams: Path, settings: Tail, classifier: Path | None = None) -> None:
-    """Pseudo masks of the training pictures, a segmenter, its predictions on val; scores wherever there are true masks.
+class RunSettings(Protocol):
+    """Settings of a run, as `settings_of` makes them; sections of needs and extras have their own names."""
+
+    weights: str
+    inference: LocalizerSettings
+    refiner: RefinerSettings
+    segmenter: SegmenterSettings
+    test: PredictSettings
+    scores: ScoreSettings
+    both_splits: bool
+
+
+def sections(method: Method) -> list[tuple[str, Any, Any, str]]:
+    """The settings of a run: name, type, default and one line for the help page, in the order of the stages."""
+    found = [(name, type(need.settings), need.settings, need.about) for name, need in method.needs.items()]
+    if method.classifier is not None:
+        about = "a trained network in the place of all training: a folder or a published file; `none` trains one"
+        found.append(("classifier", type(method.classifier), method.classifier, "training of the network"))
+        found.append(("weights", str, maybe_file(NONE), about))
+    found += [(name, type(extra.settings), extra.settings, extra.about) for name, extra in method.extras.items()]
+    both = "score maps and pseudo masks of val too, made with its tags, and the segmenter on the pictures that maps are scored on"
+    return [
+        *found,
+        ("inference", type(method.inference), method.inference, "activation maps"),
+        ("refiner", RefinerSettings, method.refiner, "pseudo masks of the maps"),
+        ("segmenter", SegmenterSettings, method.segmenter, "the network that is trained on the pseudo masks"),
+        ("test", PredictSettings, method.test, "how the segmenter is tested"),
+        ("scores", ScoreSettings, method.scores, "how everything is scored"),
+        ("both_splits", bool, method.both_splits, both),
+    ]
+
+
+def settings_of(method: Method) -> type:
+    """The settings of a run of a method: a frozen dataclass with a field for each section; `metadata["help"]` says what it is."""
+    fields = []
+    for name, kind, default, about in sections(method):
+        field = default if isinstance(default, dataclasses.Field) else dataclasses.field(default=default)
+        fields.append(
+            (name, kind, dataclasses.field(default=field.default, metadata={**field.metadata, "help": about}))
+        )
+    made = dataclasses.make_dataclass(f"{method.name}Run", fields, frozen=True)
+    made.__doc__ = f"{method.paper}."
+    return made
+
+
+def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None:
+    """Run a method, each stage in a folder of `out`.
 
     Args:
-        run: folder of the run.
+        method: what to run.
+        settings: an instance of `settings_of(method)`.
         data: with a split to train on.
-        cams: folder of the activation maps of that split.
-        settings: of all that follows.
-        classifier: folder of the network that gave the maps, for a segmenter that starts from it.
+        out: folder of the run.
+
+    Raises:
+        BadInput: settings or data that cannot work; most of them before the first stage.
     """
     images = data.split(data.train)
-    seeds, found = None, None
-    if data.seed_split:
-        seeds = data.split(data.seed_split)
-        scored = evaluate_cams(settings.scores, seeds, cams=cams, out=run / "cams-scores")
-        found = best_threshold(scored)
-    if settings.refiner == "irnet":
-        masks = settings.irnet.refined(
-            images, cams=cams, out=run, classifier=classifier, seeds=seeds, scores=settings.scores
-        )
-    elif settings.refiner == "affinitynet":
-        masks = settings.affinitynet.refined(images, cams=cams, out=run, classifier=classifier)
-    else:
-        masks = refine(settings.refine.at(found), images, cams=cams, out=run / "masks")
-    if seeds is not None:
-        evaluate_masks(settings.scores, seeds, masks=masks, out=run / "masks-scores")
-    segmenter = train(settings.segmenter.starting_from(classifier), images, masks=masks, out=run / "segmenter")
+    _check(method, settings, images)
+    trained = _trained(method, settings, images, out)
+    for name, extra in method.extras.items():
+        if trained is not None:
+            extra.make(getattr(settings, name), images, trained, out / name)
+    inputs = {} if trained is None else {"weights": trained}
+    cams = localize(settings.inference, images, out=out / "cams", **inputs)
+    classifier = trained if trained is not None and trained.is_dir() else None
+    task = _refine(settings, data, cams, out, classifier)
+    segmenter = train(
+        started_from(settings.segmenter, "segmenter.init", classifier),
+        images,
+        masks=out / "masks",
+        out=out / "segmenter",
+    )
     if data.val:
         val = data.split(data.val)
-        predictions = predict(settings.test, val, weights=segmenter, out=run / "predictions")
+        predictions = predict(settings.test, val, weights=segmenter, out=out / "predictions")
         if val.has_masks:
-            evaluate_masks(settings.scores, val, masks=predictions, out=run / "predictions-scores")
-    report(run, data)
+            evaluate_masks(settings.scores, val, masks=predictions, out=out / "predictions-scores")
+    if settings.both_splits:
+        _score_both_splits(settings, data, task, inputs)
+    report(out, data)
+
+
+def _check(method: Method, settings: RunSettings, images: Images) -> None:
+    """Raise BadInput for settings that cannot work, before hours are spent on the first stages."""
+    refiner, given = settings.refiner, settings.weights if method.classifier is not None else None
+    finds_exponent = isinstance(refiner, CRFSettings) and refiner.by == "scores" and refiner.exponent is None
+    if finds_exponent and settings.scores.background != "power":
+        raise BadInput(
+            "scores.background",
+            settings.scores.background,
+            "`power` where the best refiner.exponent is to be found",
+            "Set it, or the exponent.",
+        )
+    has_classifier = given is not None and (given == NONE or Path(given).is_dir())
+    refiner.check(has_classifier)
+    settings.segmenter.check()
+    check_start("segmenter.init", settings.segmenter.init, has_classifier)
+    if given == NONE:
+        _classifier(settings).check(images)
+
+
+def _classifier(settings: RunSettings) -> ClassifierSettings:
+    return cast(ClassifierSettings, getattr(settings, "classifier"))  # noqa: B009
+
+
+def _trained(method: Method, settings: RunSettings, images: Images, out: Path) -> Path | None:
+    """The trained classifier: given, trained here, or None for a method without one."""
+    if method.classifier is None:
+        return None
+    if settings.weights != NONE:
+        return Path(settings.weights)
+    classifier = _classifier(settings)
+    for name, need in method.needs.items():
+        if getattr(classifier, need.field) == need.word:
+            made = need.make(getattr(settings, name), images, out / name)
+            classifier = dataclasses.replace(cast(Any, classifier), **{need.field: str(made)})
+            classifier.check(images)
+    return train(classifier, images, out=out / "classifier")
+
+
+def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classifier: Path | None) -> RefinementTask:
+    """Make the pseudo masks, and score maps and masks where there are true masks."""
+    task = RefinementTask(data.split(data.train), cams, out, classifier, scores=settings.scores)
+    if data.seed_split:
+        scored = data.split(data.seed_split)
+        scores = evaluate_cams(settings.scores, scored, cams=cams, out=out / "cams-scores")
+        task = dataclasses.replace(task, scored=scored, found=best_threshold(scores))
+    masks = settings.refiner.refined(task)
+    if task.scored is not None:
+        evaluate_masks(settings.scores, task.scored, masks=masks, out=out / "masks-scores")
+    return task
+
+
+def _score_both_splits(settings: RunSettings, data: Dataset, task: RefinementTask, inputs: Mapping[str, Path]) -> None:
+    """Scores of the segmenter on the split that maps were scored on, and of maps and pseudo masks on val, if it has true masks and tags.
+
+    Maps of val take its tags, so these scores say how good maps are, and nothing of pictures without tags.
+    """
+    out = task.out
+    if task.scored is not None:
+        predictions = predict(settings.test, task.scored, weights=out / "segmenter", out=out / "predictions-train")
+        evaluate_masks(settings.scores, task.scored, masks=predictions, out=out / "predictions-train-scores")
+    val = data.split(data.val) if data.val else None
+    if val is None or not val.has_masks or not val.labels.any():
+        return
+    cams = localize(settings.inference, val, out=out / "cams-val", **inputs)
+    evaluate_cams(settings.scores, val, cams=cams, out=out / "cams-val-scores")
+    again = dataclasses.replace(task, images=val, cams=cams, scored=None, learned=out, suffix="-val")
+    evaluate_masks(settings.scores, val, masks=settings.refiner.refined(again), out=out / "masks-val-scores")

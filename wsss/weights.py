@@ -4,6 +4,7 @@ A state dict is read first (`read_checkpoint`, `read_weights`, `imagenet_weights
 `load_deeplab`, `load_irnet`): all of it, or nothing and one error that says what does not fit.
 """
 
+import dataclasses
 import http.client
 import json
 import pickle
@@ -11,10 +12,9 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlparse
 
 import safetensors
@@ -69,7 +69,7 @@ _METADATA_KEY = "wsss"
 _SAFETENSORS = "a whole file in safetensors format"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LoadReport:
     """What became of the tensors of a file and of a network."""
 
@@ -385,20 +385,43 @@ def check_batch_norm(setting: str, batch_norm: str, init: str) -> None:
         )
 
 
-def classifier_weights(setting: str, classifier: Path | None) -> str:
-    """The file of the weights that the word `classifier` stands for in a setting.
+class Startable(Protocol):
+    """Settings of a training, with initial weights."""
 
-    Raises:
-        BadInput: no trained classifier gave the maps.
-    """
-    if classifier is None:
+    @property
+    def init(self) -> str:
+        """A word or a file."""
+
+
+S = TypeVar("S", bound=Startable)
+
+
+def check_start(setting: str, init: str, classifier: bool) -> None:
+    """Raise BadInput where the word `classifier` stands for nothing, since no trained classifier gave the maps."""
+    if init == "classifier" and not classifier:
         raise BadInput(
             setting,
             "`classifier` where no trained classifier gave the maps",
             "a file, or another of its words",
             "Give the file of the weights to start from.",
         )
-    return str(classifier / WEIGHTS)
+
+
+def started_from(settings: S, setting: str, classifier: Path | None) -> S:
+    """Settings with the file of the classifier's weights in the place of the word `classifier`.
+
+    Args:
+        settings: frozen dataclass.
+        setting: the name of its initial weights, for an error.
+        classifier: the stage's folder of the trained classifier; None where there is none.
+
+    Raises:
+        BadInput: it is wanted and not there.
+    """
+    check_start(setting, settings.init, classifier is not None)
+    if settings.init != "classifier" or classifier is None:
+        return settings
+    return dataclasses.replace(settings, init=str(classifier / WEIGHTS))  # type: ignore[type-var]
 
 
 def _timm_features(state: State, names: set[str]) -> State:

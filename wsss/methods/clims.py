@@ -13,97 +13,54 @@ the pairs, one list of words for all classes, and the threshold tau. The camera-
 
 import dataclasses
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
 from wsss import launch
-from wsss.data.augment import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ClassifierAugment
-from wsss.data.images import Dataset, Images
+from wsss.classifier import (
+    BASELINE,
+    KIND,
+    CAMLocalizer,
+    CAMNetwork,
+    MultiScale,
+    check_baseline,
+    check_colours,
+    example,
+    load_baseline,
+    trained_classifier,
+)
+from wsss.classifier import load as load_cam
+from wsss.clip_regions import encode_image, in_parts, input_size, pair_mean, pairs_of, regions, to_clip
+from wsss.data.augment import ClassifierAugment
+from wsss.data.images import Images
 from wsss.data.lists import suggestion
 from wsss.data.words import Words, check_templates, read_words
 from wsss.errors import BadInput, check_range
-from wsss.methods import cam
+from wsss.methods.cam import CAMSettings
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.networks.resnet import DEPTHS, ResNet
+from wsss.objective import Groups, Objective, body_and_head
 from wsss.pretrained import Activation, load_any_clip
-from wsss.recipe import Tail, finish
+from wsss.recipe import Method, Need
+from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetWalk
 from wsss.run import maybe_file, neutral
-from wsss.stages.localize import localize
-from wsss.stages.refine import CRFSettings
 from wsss.stages.train import Training, train
-from wsss.weights import WEIGHTS, load_backbone, load_into, trained_weights, write_weights
+from wsss.weights import WEIGHTS, State, load_backbone, load_into, trained_weights
 
-BASELINE, NONE = "baseline", "none"
 # clip_loss.py; beyond them there is no gradient
 LOWEST, HIGHEST = 1e-4, 0.9999
 
 Variant = Literal["improved", "camera-ready"]
 Span = tuple[float, float]
-# patches (n, N, width) after block number d, 0 before the first, to what goes on in their place
-Replace = Callable[[int, Tensor], Tensor]
-
-
-class Pairs(NamedTuple):
-    """Pairs of a picture and a class that it has, picture by picture.
-
-    Attributes:
-        rows: of the pictures in the batch.
-        classes: 0-based.
-    """
-
-    rows: Int[Tensor, " p"]
-    classes: Int[Tensor, " p"]
-
-
-def pairs_of(label: Float[Tensor, "b c"]) -> Pairs:
-    """The pairs of a batch with the tags `label`."""
-    return Pairs(*label.nonzero(as_tuple=True))
-
-
-def regions(
-    scores: Float[Tensor, "p 1 h w"], pictures: Float[Tensor, "p 3 s s"]
-) -> tuple[Float[Tensor, "p 3 s s"], Float[Tensor, "p 3 s s"]]:
-    """What maps X in [0, 1] leave of pictures I, and what they take away: X I and (1 - X) I, with X at the pictures' size."""
-    x = F.interpolate(scores, pictures.shape[2:], mode="bilinear", align_corners=True)
-    return x * pictures, (1 - x) * pictures
-
-
-def in_parts(encode: Callable[..., Tensor], most: int, *inputs: Tensor) -> Tensor:
-    """`encode` of all rows of the inputs, at most so many at a time.
-
-    Where that takes several parts, each runs once more in the backward pass, so that no more than one of them takes
-    memory at a time. The result is the same.
-
-    Args:
-        encode: of some rows of each input, row by row.
-        most: rows at a time.
-        inputs: with equal numbers of rows.
-    """
-    if len(inputs[0]) <= most:
-        return encode(*inputs)
-    parts = zip(*(value.split(most) for value in inputs), strict=True)
-    return torch.cat([checkpoint(encode, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
-
-
-def pair_mean(values: Float[Tensor, "p *k"]) -> Float[Tensor, "*k"]:
-    """The part of this process in a mean over the pairs of all processes; 0 where none has any.
-
-    The number of pairs differs between processes. The mean of these parts over the processes, which gradients are
-    averaged over, is the mean over all pairs.
-    """
-    pairs = launch.mean_over_processes(values.new_tensor(len(values)))
-    return values.sum(0) / pairs.clamp_min(1 / launch.processes())
 
 
 def object_text_loss(similarity: Float[Tensor, " p"], span: Span = (LOWEST, HIGHEST)) -> Float[Tensor, " p"]:
@@ -129,53 +86,6 @@ def suppression_loss(
     counted = words if threshold is None else words & (similarity > threshold)
     total = -torch.log1p(-similarity.where(counted, 0)).sum(1)
     return total if threshold is not None else total / words.sum(1).clamp_min(1)
-
-
-def input_size(clip: CLIP | ResNetCLIP) -> int:
-    """Side of the pictures that a CLIP was trained on, in pixels."""
-    return clip.input_size if isinstance(clip, ResNetCLIP) else clip.patch * clip.native_grid
-
-
-def encode_image(
-    clip: CLIP | ResNetCLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None = None
-) -> Float[Tensor, "n d"]:
-    """Pictures of `input_size` to the joint space, not normalised.
-
-    Args:
-        clip: the network.
-        image: the pictures.
-        replace: puts others in the place of some patches, as mask prompts do; of a vision transformer alone.
-    """
-    if isinstance(clip, ResNetCLIP):
-        return clip.encode_image(image)
-    x = _tokens(clip, image, replace)
-    for index in range(clip.n_blocks - 1):
-        x, _ = clip.block(index, x)
-        if replace is not None:
-            x = torch.cat([x[:, :1], replace(index + 1, x[:, 1:])], 1)
-    return clip.project(_last_class_token(clip.last_block(), x))
-
-
-def _tokens(clip: CLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None) -> Float[Tensor, "n l width"]:
-    """As `CLIP.embed`, by a matrix product: a CPU takes much longer for the gradient of its convolution with respect to pictures."""
-    vision: Any = clip.model.vision_model
-    side, patch = clip.native_grid, clip.patch
-    patches = image.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 1, 3, 5)
-    embedded = F.linear(patches.flatten(3).flatten(1, 2), vision.embeddings.patch_embedding.weight.flatten(1))
-    embedded = embedded if replace is None else replace(0, embedded)
-    first = vision.embeddings.class_embedding.expand(len(image), 1, -1)
-    return vision.pre_layrnorm(torch.cat([first, embedded], 1) + clip.positions((side, side), rounded=False))
-
-
-def _last_class_token(layer: Any, x: Float[Tensor, "n l width"]) -> Float[Tensor, "n width"]:
-    """The class token after the last block, of whose other tokens nothing but keys and values is needed."""
-    own, y = layer.self_attn, layer.layer_norm1(x)
-    q, k, v = (
-        projection(rows).unflatten(2, (own.num_heads, -1)).transpose(1, 2)
-        for projection, rows in ((own.q_proj, y[:, :1]), (own.k_proj, y), (own.v_proj, y))
-    )
-    first = x[:, 0] + own.out_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
-    return first + layer.mlp(layer.layer_norm2(first))
 
 
 def encode_regions(
@@ -271,6 +181,11 @@ class CLIMSSettings:
         """The frozen CLIP, on the CPU."""
         return load_any_clip(self.clip, self.activation)
 
+    def check(self, images: Images) -> None:
+        """Raise BadInput for words or a CLIP that cannot be used, before any stage runs."""
+        self.read_words(images)
+        self.load_clip()
+
     def trainable(self, images: Images) -> "CLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
 
@@ -279,40 +194,18 @@ class CLIMSSettings:
         """
         words = self.read_words(images)
         check_baseline(self.init, "clims")
-        network: cam.CAMNetwork | CameraReadyNetwork
+        network: CAMNetwork | CameraReadyNetwork
         if self.variant == "improved":
-            network, metadata = baseline(self.init, images, self.frozen, self.colours)
+            network, metadata = load_baseline(self.init, images, self.frozen, self.colours)
         else:
             network, metadata = _camera_ready(self, images)
         return CLIMSObjective(self, network, metadata, self.load_clip(), words, images)
 
 
-def check_baseline(init: str, method: str) -> None:
-    """Raise BadInput where a training alone is to start from what a run trains first."""
-    if init == BASELINE:
-        do = f"Train one with `wsss train cam` and give its folder, or take `wsss run {method}`, which does both."
-        raise BadInput("init", f"`{BASELINE}`, which a run trains", "a trained classifier", do)
-
-
-def baseline(
-    init: str, images: Images, frozen: Literal["stem", "nothing"], colours: str
-) -> tuple[cam.CAMNetwork, dict[str, Any]]:
-    """The trained classifier that CLIMS and QA-CLIMS start from, and what is written beside its weights.
-
-    Raises:
-        BadInput: the weights are of another network, of other classes than the pictures have, or for other colours.
-    """
-    network, metadata = cam.load(Path(init), images)
-    _check_colours(init, metadata["colours"], colours)
-    cam.freeze(network.body, frozen)
-    described = {key: metadata[key] for key in ("backbone", "output_stride", "classes", "colours")}
-    return network, {"kind": "cam", **described}
-
-
 def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReadyNetwork", dict[str, Any]]:
     _, metadata, path = trained_weights(Path(settings.init), "cam")
     if metadata is not None:
-        _check_colours(settings.init, metadata["colours"], settings.colours)
+        check_colours(settings.init, metadata["colours"], settings.colours)
     backbone = metadata["backbone"] if metadata is not None else "resnet50"
     network = CameraReadyNetwork(backbone, len(images.class_names))
     body = ResNet(_depth(backbone))
@@ -330,12 +223,6 @@ def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReady
         "classes": list(images.class_names),
         "colours": settings.colours,
     }
-
-
-def _check_colours(init: str, found: str, expected: str) -> None:
-    if found != expected:
-        do = "Set `colours` (of both, the method and `classifier`, in a run) alike."
-        raise BadInput(init, f"weights for colours of {found}", expected, do)
 
 
 class CameraReadyNetwork(ResNet):
@@ -368,7 +255,7 @@ def _depth(backbone: str) -> int:
     return int(match[1])
 
 
-class CLIMSObjective(nn.Module):
+class CLIMSObjective(Objective):
     """The four losses, over the pairs of all processes.
 
     Args:
@@ -383,15 +270,20 @@ class CLIMSObjective(nn.Module):
     def __init__(
         self,
         settings: CLIMSSettings,
-        network: cam.CAMNetwork | CameraReadyNetwork,
+        network: CAMNetwork | CameraReadyNetwork,
         metadata: dict[str, Any],
         clip: CLIP | ResNetCLIP,
         words: Words,
         images: Images,
     ) -> None:
-        super().__init__()
-        self.network, self.settings, self.metadata = network, settings, metadata
-        self.examples = partial(cam.example, images, settings.augment, settings.colours)
+        examples = partial(example, images, settings.augment, settings.colours)
+        if isinstance(network, CAMNetwork):
+            groups: Groups = partial(body_and_head, network, settings.classifier_lr)
+        else:
+            groups = partial(_one_group, network)
+        super().__init__(network, examples, metadata, groups)
+        self.network: CAMNetwork | CameraReadyNetwork = network
+        self.settings = settings
         clip = clip.to(launch.device())
         # no module of this one, whose modules are saved and shared between processes
         self.encode, self.size = partial(encode_regions, clip), input_size(clip)
@@ -459,100 +351,64 @@ class CLIMSObjective(nn.Module):
         pictures = F.interpolate(image, size, mode="bilinear", align_corners=True) * self.scale + self.shift
         return in_parts(self.encode, self.settings.regions // 2, scores, pictures[rows])
 
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        if isinstance(self.network, cam.CAMNetwork):
-            return cam.param_groups(self.network, training, self.settings.classifier_lr)
-        # meant to be four groups with four learning rates; every convolution of the camera-ready version falls into the first
-        learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        return [{"params": learned, "lr": training.lr, "weight_decay": training.weight_decay}]
-
-
-def to_clip(
-    colours: Literal["imagenet", "clip"], clip_colours: Literal["same", "clip"]
-) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
-    """What pictures are multiplied by, and what is added then, to get the colours of the regions."""
-    if clip_colours == "same" or colours == "clip":
-        return torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
-    mean, std, own_mean, own_std = (
-        torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD)
-    )
-    return std / own_std, (mean - own_mean) / own_std
+def _one_group(network: CameraReadyNetwork, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Meant to be four groups with four learning rates; every convolution of the camera-ready version falls into the first."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [{"params": parameters, "lr": lr, "weight_decay": weight_decay}]
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIMSInference(cam.MultiScale):
+class CLIMSInference(MultiScale):
     """How maps are taken from the network: ReLU of the raw maps, not the sigmoid that was trained."""
 
-    def localizer(self, images: Images, weights: Path) -> cam.CAMLocalizer:
+    def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_clims.pth`).
 
         Raises:
             BadInput: the weights are of another network, or of other classes than the pictures have.
         """
         network, colours = load(weights, images)
-        return cam.CAMLocalizer(network.to(launch.device()).eval(), self, colours)
+        return CAMLocalizer(network.to(launch.device()).eval(), self, colours)
 
 
-def load(weights: Path, images: Images) -> tuple[cam.CAMNetwork | CameraReadyNetwork, Literal["imagenet", "clip"]]:
-    """A trained network of either variant on the CPU, and the colours that it was trained on; see `cam.load`."""
-    state, metadata, path = trained_weights(weights, "cam")
-    head = state.get("cam_head.1.weight")
-    if head is None:
-        network, known = cam.load(weights, images)
-        return network, known["colours"]
-    if metadata is None and len(head) != 1 + len(images.class_names):
+def load(weights: Path, images: Images) -> tuple[CAMNetwork | CameraReadyNetwork, Literal["imagenet", "clip"]]:
+    """A trained network of either variant on the CPU, and the colours that it was trained on; see `wsss.classifier.load`."""
+    state, _, _ = trained_weights(weights, KIND)
+    if "cam_head.1.weight" not in state:
+        network, metadata = load_cam(weights, images)
+        return network, metadata["colours"]
+    known = trained_classifier(weights, images, KIND, _published)
+    camera_ready = CameraReadyNetwork(known.metadata["backbone"], len(images.class_names))
+    load_into(camera_ready, known.state, known.path)
+    return camera_ready, known.metadata["colours"]
+
+
+def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
+    """What a checkpoint of the camera-ready version is; its classes are the data set's in order."""
+    channels = len(state["cam_head.1.weight"])
+    if channels != 1 + len(images.class_names):
         expected = f"{len(images.class_names)} classes and the background, for {images.title}"
-        raise BadInput(path, f"a classifier of {len(head)} channels", expected, "Use the data set that it is for.")
-    metadata = metadata or {"backbone": "resnet50", "classes": images.class_names, "colours": "clip"}
-    cam.check_classes(path, metadata["classes"], images)
-    camera_ready = CameraReadyNetwork(metadata["backbone"], len(images.class_names))
-    load_into(camera_ready, state, path)
-    return camera_ready, metadata["colours"]
+        raise BadInput(path, f"a classifier of {channels} channels", expected, "Use the data set that it is for.")
+    return {"backbone": "resnet50", "classes": images.class_names, "colours": "clip"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A classifier, taught by CLIP, gives maps; refined by IRNet, they teach a segmenter."""
+def train_baseline(settings: CAMSettings, images: Images, out: Path) -> Path:
+    """The file of the classifier that CLIMS starts from."""
+    return train(settings, images, out=out) / WEIGHTS
 
-    # the published baseline lets the second and third stage learn, which IRNet freezes
-    classifier: cam.CAMSettings = cam.CAMSettings(frozen="stem")
-    """the baseline"""
-    clims: CLIMSSettings = CLIMSSettings()
-    """the network that learns from CLIP"""
-    weights: str = maybe_file(NONE)
-    """a trained one, such as res50_clims.pth, in the place of both; `none` trains them"""
-    inference: CLIMSInference = CLIMSInference()
-    """the maps"""
+
+METHOD = Method(
+    name="clims",
+    paper="CLIMS (Xie et al., CVPR 2022), a classifier that a frozen CLIP teaches",
+    # the published baseline trains the second and third stage, which IRNet freezes
+    needs={"baseline": Need(CAMSettings(frozen="stem"), train_baseline, "init", BASELINE, "training of the baseline")},
+    classifier=CLIMSSettings(),
+    inference=CLIMSInference(),
     # thresholds of the scripts for VOC; no padding, since make_sem_seg_labels.py has it commented out
-    tail: Tail = Tail(
-        refiner="irnet",
-        irnet=IRNetSettings(
-            labels=CRFSettings(by="crf", threshold=0.30, lower=0.10),
-            walk=IRNetWalk(pad_to=0),
-            masks=CRFSettings(by="threshold", threshold=0.20),
-        ),
-    )
-    """pseudo masks, segmenter and scores"""
-
-
-def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
-    """Tags -> baseline -> CLIMS -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
-    given = None if settings.weights == NONE else Path(settings.weights)
-    settings.tail.check(classifier=given is None or given.is_dir())
-    images = data.split(data.train)
-    trained = given or _trained(run, images, settings)
-    cams = localize(settings.inference, images, weights=trained, out=run / "cams")
-    finish(run, data, cams, settings.tail, trained if trained.is_dir() else None)
-
-
-def _trained(run: Path, images: Images, settings: Recipe) -> Path:
-    clims = settings.clims
-    if clims.init == BASELINE:
-        clims.read_words(images)
-        clims.load_clip()  # what cannot be used is refused before hours are spent on the baseline
-        classifier = train(settings.classifier, images, out=run / "classifier")
-        clims = dataclasses.replace(clims, init=str(classifier / WEIGHTS))
-    return train(clims, images, out=run / "clims")
+    refiner=IRNetSettings(
+        labels=MaskSettings(by="crf", threshold=0.30, lower=0.10),
+        walk=IRNetWalk(pad_to=0),
+        masks=MaskSettings(by="threshold", threshold=0.20),
+    ),
+)

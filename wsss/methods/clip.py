@@ -30,6 +30,7 @@ from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.networks.clip import CLIP, Vocabulary
 from wsss.pretrained import Activation, load_clip, new_tokenizer
+from wsss.recipe import Method
 from wsss.run import maybe_file
 from wsss.stages.train import Training
 from wsss.storage import TEMPORARY_SUFFIX
@@ -104,6 +105,10 @@ class CLIPSettings:
 
     def __post_init__(self) -> None:
         check_templates("templates", self.templates)
+
+    def check(self, images: Images) -> None:
+        """Raise BadInput for words that cannot be used, before any stage runs."""
+        read_words(self.words, images.class_names)
 
     def trainable(self, images: Images) -> "CLIPObjective":
         """The network with new or given weights, and its loss."""
@@ -233,3 +238,10 @@ def _example(
         "tags": torch.from_numpy(images.labels[index].astype(np.float32)),
         "named": torch.from_numpy(named),
     }
+
+
+METHOD = Method(
+    name="clip",
+    paper="CLIP (Radford et al., ICML 2021) on your own pictures and tags",
+    classifier=CLIPSettings(),
+)

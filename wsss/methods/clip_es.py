@@ -9,7 +9,6 @@ stochastic, spreads it (class-aware attention-based affinity, CAA).
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -23,17 +22,17 @@ from torch import Tensor
 from wsss import launch
 from wsss.data.augment import normalise, resize_bicubic
 from wsss.data.coco import COCO_CATEGORIES
-from wsss.data.images import Dataset, Images
+from wsss.data.images import Images
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.networks.clip import CLIP, unit_text_features
 from wsss.ops.boxes import box_mask
 from wsss.pretrained import Activation, load_clip
-from wsss.recipe import Tail, finish
+from wsss.recipe import Method
+from wsss.refiners.crf import CRFSettings
 from wsss.run import maybe_file, neutral
 from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.localize import Cams, localize
-from wsss.stages.refine import CRFSettings
+from wsss.stages.localize import Cams
 from wsss.storage import cache_folder, digest, whole_file
 
 # generate_cams_voc12.py and generate_cams_coco14.py
@@ -311,21 +310,11 @@ def _resized(scores: Float[np.ndarray, "gh gw"], size_hw: tuple[int, int]) -> Fl
     return cv2.resize(scores, size_hw[::-1])
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Maps of a frozen CLIP, made certain by a dense CRF, teach a segmenter."""
-
-    inference: CLIPESInference = CLIPESInference()
-    """the maps"""
-    tail: Tail = Tail(
-        refine=CRFSettings(by="scores", crf="deeplab", confidence=0.95),
-        scores=ScoreSettings(background="power", thresholds=(1.0, 2.0)),
-    )
-    """pseudo masks, segmenter and scores"""
-
-
-def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
-    """Tags -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
-    settings.tail.check(classifier=False)
-    cams = localize(settings.inference, data.split(data.train), out=run / "cams")
-    finish(run, data, cams, settings.tail)
+METHOD = Method(
+    name="clip_es",
+    paper="CLIP-ES (Lin et al., CVPR 2023), maps of a frozen CLIP",
+    inference=CLIPESInference(),
+    # maps of a frozen CLIP, whose masks keep what a dense CRF is certain of
+    refiner=CRFSettings(by="scores", crf="deeplab", confidence=0.95),
+    scores=ScoreSettings(background="power", thresholds=(1.0, 2.0)),
+)

@@ -12,7 +12,7 @@ both losses on SEAM, whose maps and other losses it keeps (`wsss.methods.seam`).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,30 +21,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsss import launch
+from wsss.classifier import MultiScale, at_scales, example, trained_classifier
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
-from wsss.data.images import Dataset, Images
+from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
-from wsss.methods import cam, high_fidelity, seam
+from wsss.methods import high_fidelity, seam
 from wsss.networks.seam import SEAMNetwork, correlated, resized
+from wsss.objective import Objective
 from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma, feature_similarity_loss
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
-from wsss.recipe import Tail, finish
-from wsss.refiners.affinitynet import AffinityNetLabels, AffinityNetSettings, AffinityNetWalk, walk_to_masks
+from wsss.recipe import Method
+from wsss.refiners.affinitynet import AffinityNetLabels, AffinityNetSettings, AffinityNetWalk
 from wsss.run import maybe_file
+from wsss.segmenters.deeplab_v1 import DeepLabV1Settings
 from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.evaluate import evaluate_cams, evaluate_masks
-from wsss.stages.localize import Cams, localize
-from wsss.stages.predict import Settings as TestSettings
-from wsss.stages.predict import predict
-from wsss.stages.report import report
-from wsss.stages.segment import DeepLabSettings
-from wsss.stages.train import Training, train
-from wsss.weights import WEIGHTS, check_initial, load_backbone, load_into, trained_weights, write_weights
+from wsss.stages.localize import Cams
+from wsss.stages.predict import Settings as PredictSettings
+from wsss.stages.train import Training
+from wsss.weights import State, check_initial, load_backbone, load_into
 
-KIND, NONE = "icam", "none"
+KIND = "icam"
 
 Variant = Literal["icam", "hfpl", "seam"]
 
@@ -120,23 +119,23 @@ class ICAMSettings:
         own = {name: getattr(self, name) for name in Published._fields}
         return PUBLISHED[self.variant]._replace(**{name: value for name, value in own.items() if value is not None})
 
-    def check(self) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+    def check(self, images: Images) -> None:
+        """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             SEAMNetwork(1, self.backbone, self.output_stride, self.dropout)
         smaller = int(self.augment.crop * self.view_scale)
         if smaller < self.output_stride:
             raise BadInput(
-                "icam.augment.crop",
+                "classifier.augment.crop",
                 f"a second view of {smaller} pixels ({self.augment.crop} times {self.view_scale:g})",
                 f"at least a cell of {self.output_stride} pixels",
-                "Set a larger crop, or a larger icam.view_scale.",
+                "Set a larger crop, or a larger classifier.view_scale.",
             )
-        check_initial("icam.init", self.backbone, self.init)
+        check_initial("classifier.init", self.backbone, self.init)
 
     def trainable(self, images: Images) -> "ICAMObjective":
         """The network with new or given weights, and its losses."""
-        self.check()
+        self.check(images)
         network = SEAMNetwork(len(images.class_names), self.backbone, self.output_stride, self.dropout)
         if self.init != "none":
             load_backbone(network.body, self.backbone, self.init)
@@ -211,25 +210,26 @@ def _apart(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).abs().mean()
 
 
-class ICAMObjective(nn.Module):
+class ICAMObjective(Objective):
     """The losses over two views; the cells that are drawn come with the pictures."""
 
     def __init__(self, settings: ICAMSettings, network: SEAMNetwork, images: Images) -> None:
-        super().__init__()
-        self.network, self.settings = network, settings
         chosen = settings.published
         n_views = 2 if settings.variant == "icam" else 1
         shape = (n_views, len(images.class_names), chosen.samples) if chosen.importance > 0 and chosen.samples else None
-        self.examples = partial(cam.example, images, settings.augment, "imagenet")
+        examples = partial(example, images, settings.augment, "imagenet")
         if shape:
-            self.examples = partial(high_fidelity.with_draws, self.examples, shape)
-        self.metadata: dict[str, Any] = {
+            examples = partial(high_fidelity.with_draws, examples, shape)
+        metadata: dict[str, Any] = {
             "kind": KIND,
             "variant": settings.variant,
             "backbone": settings.backbone,
             "output_stride": settings.output_stride,
             "classes": list(images.class_names),
         }
+        super().__init__(network, examples, metadata, partial(network.param_groups, heads=settings.heads_lr))
+        self.network: SEAMNetwork = network
+        self.settings = settings
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         image, tags, draws = batch["image"], batch["label"], batch.get("draws")
@@ -256,15 +256,9 @@ class ICAMObjective(nn.Module):
                 inside=inside[0],
             )
 
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
-
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        return self.network.param_groups(training.lr, training.weight_decay, self.settings.heads_lr)
-
 
 @dataclasses.dataclass(frozen=True)
-class ICAMInference(cam.MultiScale):
+class ICAMInference(MultiScale):
     """How maps are taken from the network."""
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
@@ -293,15 +287,14 @@ def load(weights: Path, images: Images) -> tuple[SEAMNetwork, Variant]:
     Raises:
         BadInput: the weights are of another network, or of other classes than the pictures have.
     """
-    state, metadata, path = trained_weights(weights, KIND)
-    known = metadata or _published(state, images, path)
-    cam.check_classes(path, known["classes"], images)
-    network = SEAMNetwork(len(images.class_names), known["backbone"], known["output_stride"])
-    load_into(network, state, path)
-    return network, known["variant"]
+    known = trained_classifier(weights, images, KIND, _published)
+    metadata = known.metadata
+    network = SEAMNetwork(len(images.class_names), metadata["backbone"], metadata["output_stride"])
+    load_into(network, known.state, known.path)
+    return network, metadata["variant"]
 
 
-def _published(state: Mapping[str, Tensor], images: Images, path: Path) -> dict[str, Any]:
+def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
     """What a checkpoint of ICAM, HFPL or SEAM is; it says nothing itself, and its classes are the data set's in order."""
     heads = [state[name] for name in ("fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight") if name in state]
     whole = len(heads) == 4 and "b7.conv_branch1.weight" in state
@@ -341,7 +334,7 @@ class ICAMLocalizer:
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
         """The picture at each scale."""
-        return cam.at_scales(image, self.settings.scales)
+        return at_scales(image, self.settings.scales)
 
     @torch.inference_mode()
     def cams(
@@ -385,64 +378,18 @@ class ICAMLocalizer:
         return maps.clamp_min(0) if self.settings.nonnegative else maps
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Maps of ICAM, refined by AffinityNet, teach a segmenter."""
-
-    icam: ICAMSettings = ICAMSettings()
-    """the network"""
-    weights: str = maybe_file(NONE)
-    """a trained one, such as cam.pth, in its place; `none` trains it"""
-    inference: ICAMInference = ICAMInference()
-    """the maps"""
-    both_splits: bool = True
-    """score maps and pseudo masks of val too, made with its tags, and the segmenter on train, as run_all_voc.sh does"""
+METHOD = Method(
+    name="icam",
+    paper="ICAM (Jonnarth et al., ICASSP 2022), its binomial follow-up (WACV 2024) and SEAM (Wang et al., CVPR 2020)",
+    classifier=ICAMSettings(),
+    inference=ICAMInference(),
+    refiner=AffinityNetSettings(
+        labels=AffinityNetLabels(low=2.0, high=4.0), walk=AffinityNetWalk(alpha=6.0, doublings=6, shrink=True)
+    ),
+    segmenter=DeepLabV1Settings(),
+    test=PredictSettings(crf="icam-final"),
     # the background of its maps is 1 - their sum, which wins up to 0.5
-    tail: Tail = Tail(
-        refiner="affinitynet",
-        affinitynet=AffinityNetSettings(
-            labels=AffinityNetLabels(low=2.0, high=4.0), walk=AffinityNetWalk(alpha=6.0, doublings=6, shrink=True)
-        ),
-        segmenter=DeepLabSettings(kind="deeplab_v1"),
-        test=TestSettings(crf="icam-final"),
-        scores=ScoreSettings(thresholds=(0.5,)),
-    )
-    """pseudo masks, segmenter and scores"""
-
-
-def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
-    """Tags -> network -> maps -> AffinityNet -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
-    given = None if settings.weights == NONE else Path(settings.weights)
-    if given is None:
-        settings.icam.check()
-    settings.tail.check(classifier=given is None or given.is_dir())
-    images = data.split(data.train)
-    trained = given or train(settings.icam, images, out=run / "icam")
-    cams = localize(settings.inference, images, weights=trained, out=run / "cams")
-    finish(run, data, cams, settings.tail, trained if trained.is_dir() else None)
-    if settings.both_splits:
-        score_both_splits(run, data, settings, trained)
-        report(run, data)
-
-
-def score_both_splits(run: Path, data: Dataset, settings: Recipe, trained: Path) -> None:
-    """Scores of the segmenter on the split that maps were scored on, and of maps and pseudo masks on val, if it has true masks and tags.
-
-    Maps of val take its tags, so these scores say how good maps are, and nothing of pictures without tags. Pseudo masks come from
-    AffinityNet alone; other refiners have none here.
-    """
-    tail = settings.tail
-    if data.seed_split:
-        seeds = data.split(data.seed_split)
-        predictions = predict(tail.test, seeds, weights=run / "segmenter", out=run / "predictions-train")
-        evaluate_masks(tail.scores, seeds, masks=predictions, out=run / "predictions-train-scores")
-    val = data.split(data.val) if data.val else None
-    if val is None or not val.has_masks or not val.labels.any():
-        return
-    cams = localize(settings.inference, val, weights=trained, out=run / "cams-val")
-    evaluate_cams(tail.scores, val, cams=cams, out=run / "cams-val-scores")
-    if tail.refiner == "affinitynet":
-        given = tail.affinitynet.weights
-        walked = run / "affinitynet" if given == NONE else Path(given)
-        masks = walk_to_masks(tail.affinitynet.walk, val, cams=cams, weights=walked, out=run / "masks-val")
-        evaluate_masks(tail.scores, val, masks=masks, out=run / "masks-val-scores")
+    scores=ScoreSettings(thresholds=(0.5,)),
+    # as run_all_voc.sh does
+    both_splits=True,
+)

@@ -25,21 +25,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wsss import launch
+from wsss.classifier import BASELINE, CAMLocalizer, CAMNetwork, MultiScale, check_baseline, example, load, load_baseline
+from wsss.clip_regions import encode_image, in_parts, input_size, pairs_of, to_clip
 from wsss.data.augment import ClassifierAugment
-from wsss.data.images import Dataset, Images
+from wsss.data.images import Images
 from wsss.data.nouns import lemma
 from wsss.data.words import Words, check_templates, read_words
 from wsss.errors import BadInput, check_range
-from wsss.methods import cam, clims, questions
+from wsss.methods import clims, questions
 from wsss.methods.questions import Answers, QuestionSettings
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
+from wsss.objective import Objective, body_and_head
 from wsss.pretrained import Activation, load_any_clip, load_prompted_clip
-from wsss.recipe import Tail, finish
+from wsss.recipe import Method, Need
 from wsss.run import maybe_file, neutral
-from wsss.stages.localize import localize
-from wsss.stages.train import Training, train
-from wsss.weights import WEIGHTS, write_weights
+from wsss.stages.train import Training
 
 ASK, SAME, ENCODE = "ask", "same", "encode"
 # texts that CLIP reads at a time
@@ -64,10 +65,10 @@ class Prompted(NamedTuple):
     def encode(self, regions: Float[Tensor, "n 3 s s"], masks: Bool[Tensor, "n 1 s s"]) -> Float[Tensor, "n d"]:
         """Regions to the joint space, not normalised. Patches without a pixel of the mask are replaced; a plain CLIP sees black there."""
         if self.tokens is None:
-            return clims.encode_image(self.clip, regions * masks)
+            return encode_image(self.clip, regions * masks)
         assert isinstance(self.clip, CLIP)
         seen = patches_seen(masks, self.clip.patch).flatten(1)[:, :, None]
-        return clims.encode_image(self.clip, regions, partial(_prompted, self.tokens, seen))
+        return encode_image(self.clip, regions, partial(_prompted, self.tokens, seen))
 
 
 def _prompted(tokens: Tensor, seen: Tensor, depth: int, patches: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class QACLIMSWeights:
 class QACLIMSSettings:
     """A CAM network that learns from a frozen CLIP and from answers about its pictures."""
 
-    init: str = maybe_file(clims.BASELINE)
+    init: str = maybe_file(BASELINE)
     """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
     frozen: Literal["stem", "nothing"] = "stem"
     """what keeps its weights; batch-norm statistics move everywhere"""
@@ -221,6 +222,13 @@ class QACLIMSSettings:
             return Prompted(*load_prompted_clip(self.clip, self.activation))
         return Prompted(load_any_clip(self.clip, self.activation), None)
 
+    def check(self, images: Images) -> None:
+        """Raise BadInput for words, answers or a CLIP that cannot be used, before any stage runs."""
+        words = self.read_words(images)
+        if self.answers != ASK:
+            answers_of(self, images, words)
+        self.load_clip()
+
     def trainable(self, images: Images) -> "QACLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
 
@@ -228,9 +236,9 @@ class QACLIMSSettings:
             BadInput: weights, answers, words or CLIP cannot be used, or belong to other pictures or classes.
         """
         words = self.read_words(images)
-        clims.check_baseline(self.init, "qa_clims")
+        check_baseline(self.init, "qa_clims")
         known, features = answers_of(self, images, words)
-        network, metadata = clims.baseline(self.init, images, self.frozen, self.colours)
+        network, metadata = load_baseline(self.init, images, self.frozen, self.colours)
         prompted = self.load_clip().to(launch.device())
         texts = Texts(self, prompted.clip, words, known, features, images).to(launch.device())
         return QACLIMSObjective(self, network, metadata, prompted, texts, images)
@@ -397,7 +405,7 @@ def _padded(rows: list[list[int]]) -> Int[Tensor, "n m"]:
     return torch.tensor([[*row, *[-1] * (longest - len(row))] for row in rows or [[]]], dtype=torch.int32)
 
 
-class QACLIMSObjective(nn.Module):
+class QACLIMSObjective(Objective):
     """The three losses, over the pairs of all processes.
 
     Args:
@@ -412,21 +420,22 @@ class QACLIMSObjective(nn.Module):
     def __init__(
         self,
         settings: QACLIMSSettings,
-        network: cam.CAMNetwork,
+        network: CAMNetwork,
         metadata: dict[str, Any],
         prompted: Prompted,
         texts: nn.Module,
         images: Images,
     ) -> None:
-        super().__init__()
-        self.network, self.settings, self.metadata = network, settings, metadata
-        self.examples = partial(_example, images, settings)
+        groups = partial(body_and_head, network, settings.classifier_lr)
+        super().__init__(network, partial(_example, images, settings), metadata, groups)
+        self.network: CAMNetwork = network
+        self.settings = settings
         # no modules of this one, whose buffers too are sent to all processes in each step
         self.texts = partial(texts)
-        self.encode, self.size = partial(encode_regions, prompted, settings.alpha), clims.input_size(prompted.clip)
+        self.encode, self.size = partial(encode_regions, prompted, settings.alpha), input_size(prompted.clip)
         self.scale: Tensor
         self.shift: Tensor
-        for name, value in zip(("scale", "shift"), clims.to_clip(settings.colours, settings.clip_colours), strict=True):
+        for name, value in zip(("scale", "shift"), to_clip(settings.colours, settings.clip_colours), strict=True):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -442,7 +451,7 @@ class QACLIMSObjective(nn.Module):
         index: Int[Tensor, " b"],
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted losses of maps X in [0, 1]; the first two are 0 where nothing is known around any pair."""
-        weights, (rows, classes) = self.settings.weights, clims.pairs_of(label)
+        weights, (rows, classes) = self.settings.weights, pairs_of(label)
         texts: PairTexts = self.texts(index[rows], classes)
         told = texts.there.any(1)
         rows, classes, texts = rows[told], classes[told], PairTexts(*(part[told] for part in texts))
@@ -469,71 +478,43 @@ class QACLIMSObjective(nn.Module):
     ) -> Float[Tensor, "p 2 d"]:
         size = (self.size, self.size)
         pictures = F.interpolate(image, size, mode="bilinear", align_corners=True) * self.scale + self.shift
-        return clims.in_parts(self.encode, self.settings.regions // 2, scores, pictures[rows])
-
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
-
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        return cam.param_groups(self.network, training, self.settings.classifier_lr)
+        return in_parts(self.encode, self.settings.regions // 2, scores, pictures[rows])
 
 
 def _example(images: Images, settings: QACLIMSSettings, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    return {**cam.example(images, settings.augment, settings.colours, index, rng), "index": torch.tensor(index)}
+    return {**example(images, settings.augment, settings.colours, index, rng), "index": torch.tensor(index)}
 
 
 @dataclasses.dataclass(frozen=True)
-class QACLIMSInference(cam.MultiScale):
+class QACLIMSInference(MultiScale):
     """How maps are taken from the network: ReLU of the raw maps, as in CLIMS."""
 
-    def localizer(self, images: Images, weights: Path) -> cam.CAMLocalizer:
+    def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_qa_clims.pth`).
 
         Raises:
             BadInput: the weights are of another network, or of other classes than the pictures have.
         """
-        network, metadata = cam.load(weights, images)
-        return cam.CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
+        network, metadata = load(weights, images)
+        return CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A classifier, taught by CLIP and by answers about its pictures, gives maps; refined by IRNet, they teach a segmenter."""
+def ask_questions(settings: QuestionSettings, images: Images, out: Path) -> Path:
+    """The file of the answers about the pictures."""
+    return questions.ask(settings, images, out=out) / questions.ANSWERS
 
-    classifier: cam.CAMSettings = cam.CAMSettings(frozen="stem")
-    """the baseline"""
-    questions: QuestionSettings = QuestionSettings()
-    """who is asked about the pictures, and what"""
-    qa_clims: QACLIMSSettings = QACLIMSSettings()
-    """the network that learns from CLIP and the answers"""
-    weights: str = maybe_file(clims.NONE)
-    """a trained one, such as res50_qa_clims.pth, in the place of all of these; `none` trains them"""
-    inference: QACLIMSInference = QACLIMSInference()
-    """the maps"""
+
+METHOD = Method(
+    name="qa_clims",
+    paper="QA-CLIMS (Deng et al., ACM MM 2023), CLIMS with answers about each picture",
+    needs={
+        "questions": Need(
+            QuestionSettings(), ask_questions, "answers", ASK, "questions about the pictures, and who answers"
+        ),
+        **clims.METHOD.needs,
+    },
+    classifier=QACLIMSSettings(),
+    inference=QACLIMSInference(),
     # as CLIMS has them for VOC, on COCO too
-    tail: Tail = clims.Recipe.tail
-    """pseudo masks, segmenter and scores"""
-
-
-def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
-    """Tags -> answers and baseline -> QA-CLIMS -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
-    given = None if settings.weights == clims.NONE else Path(settings.weights)
-    settings.tail.check(classifier=given is None or given.is_dir())
-    images = data.split(data.train)
-    trained = given or _trained(run, images, settings)
-    cams = localize(settings.inference, images, weights=trained, out=run / "cams")
-    finish(run, data, cams, settings.tail, trained if trained.is_dir() else None)
-
-
-def _trained(run: Path, images: Images, settings: Recipe) -> Path:
-    method = settings.qa_clims
-    # what cannot be used is refused before hours are spent on answers and the baseline
-    method.load_clip()
-    if method.answers == ASK:
-        answers = questions.ask(settings.questions, images, out=run / "answers")
-        method = dataclasses.replace(method, answers=str(answers / questions.ANSWERS))
-    answers_of(method, images, method.read_words(images))
-    if method.init == clims.BASELINE:
-        classifier = train(settings.classifier, images, out=run / "classifier")
-        method = dataclasses.replace(method, init=str(classifier / WEIGHTS))
-    return train(method, images, out=run / "qa_clims")
+    refiner=clims.METHOD.refiner,
+)

@@ -15,7 +15,6 @@ words by the third term, VWL-L by the last as well; VWL-M has neither, and moves
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,24 +27,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss import launch
+from wsss.classifier import CAMLocalizer, MultiScale, example, freeze, trained_classifier
 from wsss.data.augment import ClassifierAugment, normalise
-from wsss.data.images import Dataset, Images
+from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
-from wsss.methods import cam
-from wsss.methods.visual_words import Fired, draw_words, telling_words
-from wsss.networks.backbone import create_backbone, freeze_batch_norm
+from wsss.networks.backbone import create_backbone
 from wsss.networks.resnet import ResNet
+from wsss.objective import Objective, body_and_head
+from wsss.ops.visual_words import Fired, draw_words, telling_words
 from wsss.progress import Progress
-from wsss.recipe import Tail, finish
+from wsss.recipe import Extra, Method
+from wsss.refiners.irnet import IRNetSettings
 from wsss.run import maybe_file, stage
-from wsss.stages.localize import localize
+from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.report import FIGURE
-from wsss.stages.segment import DeepLabSettings
-from wsss.stages.train import Training, train
+from wsss.stages.train import Training
 from wsss.storage import whole_file
-from wsss.weights import IRNET_ALIASES, WEIGHTS, load_backbone, load_into, trained_weights, write_weights
+from wsss.weights import IRNET_ALIASES, State, check_initial, load_backbone, load_into
 
-KIND, NONE = "vwl", "none"
+KIND = "vwl"
 
 Variant = Literal["vwe", "vwl-l", "vwl-m"]
 
@@ -261,12 +261,18 @@ class VWLSettings:
         return self.backbone if self.backbone != "auto" else "resnet50" if self.variant == "vwe" else "resnet101"
 
     @property
-    def kept(self) -> str:
-        """What stays as it was given."""
+    def frozen_layers(self) -> str:
+        """`frozen`, with `auto` resolved."""
         if self.frozen != "auto":
             return self.frozen
         # VWE and VWL-L detach the output of layer2; VWL-M dropped that
         return "nothing" if self.init == "none" else "stem" if self.variant == "vwl-m" else "stages"
+
+    def check(self, images: Images) -> None:
+        """Raise BadInput for settings that cannot work, before any stage runs."""
+        with torch.device("meta"):
+            create_backbone(self.body, self.output_stride)
+        check_initial("classifier.init", self.body, self.init)
 
     def trainable(self, images: Images) -> "VWLObjective":
         """The network with new or given weights, and its losses."""
@@ -277,29 +283,25 @@ class VWLSettings:
         return VWLObjective(self, network, images)
 
 
-class VWLObjective(nn.Module):
+class VWLObjective(Objective):
     """The losses; the forward pass of VWL-M moves its words too, in training."""
 
     def __init__(self, settings: VWLSettings, network: VWLNetwork, images: Images) -> None:
-        super().__init__()
-        self.network, self.settings = network, settings
-        self.examples = partial(cam.example, images, settings.augment, "imagenet")
-        self.metadata: dict[str, Any] = {
+        examples = partial(example, images, settings.augment, "imagenet")
+        metadata: dict[str, Any] = {
             "kind": KIND,
             "variant": settings.variant,
             "backbone": settings.body,
             "output_stride": settings.output_stride,
             "classes": list(images.class_names),
         }
-        cam.freeze(network.body, settings.kept)
+        groups = partial(body_and_head, network, settings.heads_lr)
+        super().__init__(network, examples, metadata, groups, keep_statistics=settings.frozen_layers != "nothing")
+        self.network: VWLNetwork = network
+        self.settings = settings
+        freeze(network.body, settings.frozen_layers)
         # VWL-M leaves the words' classes out of its loss, so that fc_a stays as it is
         network.fc_a.requires_grad_(network.learned)
-
-    def train(self, mode: bool = True) -> "VWLObjective":
-        super().train(mode)
-        if self.settings.kept != "nothing":
-            freeze_batch_norm(self.network)
-        return self
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         x = self.network.features(batch["image"])
@@ -329,19 +331,6 @@ class VWLObjective(nn.Module):
             losses["entropy"] = settings.entropy * entropy_loss(word_logits)
         return losses
 
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
-
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        learned = {name: value for name, value in self.network.named_parameters() if value.requires_grad}
-        body = [value for name, value in learned.items() if name.startswith(f"{self.network.body_name}.")]
-        heads = [value for name, value in learned.items() if not name.startswith(f"{self.network.body_name}.")]
-        decay = training.weight_decay
-        return [
-            {"params": body, "lr": training.lr, "weight_decay": decay},
-            {"params": heads, "lr": training.lr * self.settings.heads_lr, "weight_decay": decay},
-        ]
-
 
 def _scores(layer: nn.Conv2d, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
     """A 1x1 convolution of vectors."""
@@ -349,13 +338,13 @@ def _scores(layer: nn.Conv2d, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n
 
 
 @dataclasses.dataclass(frozen=True)
-class VWLInference(cam.MultiScale):
+class VWLInference(MultiScale):
     """How maps are taken from the network."""
 
     flip: bool = True
     """take the maximum with the maps of the mirror image"""
 
-    def localizer(self, images: Images, weights: Path) -> cam.CAMLocalizer:
+    def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`resnet_cam_epoch_5.pth`).
 
         Raises:
@@ -363,7 +352,7 @@ class VWLInference(cam.MultiScale):
         """
         network = load(weights, images).to(launch.device()).eval()
         # infer_cam.py takes the maximum, where IRNet adds, and resizes to the picture itself
-        return cam.CAMLocalizer(network, self, fuse=torch.maximum, multiple=1)
+        return CAMLocalizer(network, self, fuse=torch.maximum, multiple=1)
 
 
 def load(weights: Path, images: Images) -> VWLNetwork:
@@ -374,18 +363,16 @@ def load(weights: Path, images: Images) -> VWLNetwork:
     Raises:
         BadInput: the weights are of another network, or of other classes than the pictures have.
     """
-    state, metadata, path = trained_weights(weights, KIND)
-    published = metadata is None
-    known = metadata or _published(state, images, path)
-    cam.check_classes(path, known["classes"], images)
-    learned, n_words = "VWE.centroid" in state, len(state["fc_b.weight"])
-    network = VWLNetwork(known["backbone"], len(images.class_names), n_words, learned, known["output_stride"])
-    bank, aliases = (("bank.*",), IRNET_ALIASES) if published else ((), ())
-    load_into(network, state, path, allow_missing=bank, ignore=aliases)
+    known = trained_classifier(weights, images, KIND, _published)
+    learned, n_words = "VWE.centroid" in known.state, len(known.state["fc_b.weight"])
+    metadata, n_classes = known.metadata, len(images.class_names)
+    network = VWLNetwork(metadata["backbone"], n_classes, n_words, learned, metadata["output_stride"])
+    bank, aliases = (("bank.*",), IRNET_ALIASES) if known.published else ((), ())
+    load_into(network, known.state, known.path, allow_missing=bank, ignore=aliases)
     return network
 
 
-def _published(state: Mapping[str, Tensor], images: Images, path: Path) -> dict[str, Any]:
+def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
     """What a published checkpoint is; it says nothing itself, and its classes are the data set's in order."""
     blocks = {match[1] for name in state if (match := re.match(r"resnet\.layer3\.(\d+)\.", name))}
     depth = {6: 50, 23: 101, 36: 152}.get(len(blocks))
@@ -416,10 +403,10 @@ class WordFigureSettings:
     """whole pictures that are shown with their words"""
 
     def __post_init__(self) -> None:
-        check_range("look.pictures", self.pictures, 0)
-        check_range("look.words", self.words, 1, 20)
-        check_range("look.patches", self.patches, 1, 20)
-        check_range("look.examples", self.examples, 0)
+        check_range("words.pictures", self.pictures, 0)
+        check_range("words.words", self.words, 1, 20)
+        check_range("words.patches", self.patches, 1, 20)
+        check_range("words.examples", self.examples, 0)
 
 
 @stage
@@ -441,7 +428,7 @@ def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, o
             weights,
             "a network of VWL-M without its memory bank",
             "visual words to look at",
-            "Set look.pictures to 0, or train the network here: the published files leave the bank out.",
+            "Set words.pictures to 0, or train the network here: the published files leave the bank out.",
         )
     if not launch.is_first():
         return {}
@@ -475,38 +462,24 @@ def fire(
     return words.cpu().numpy(), similarity.cpu().numpy()
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A network that learns visual words gives maps; refined by IRNet, they teach a segmenter."""
+def draw_figure(settings: WordFigureSettings, images: Images, weights: Path, out: Path) -> None:
+    """Draw which words fire where, unless no picture is wanted."""
+    if settings.pictures:
+        show_words(settings, images, weights=weights, out=out)
 
-    vwl: VWLSettings = VWLSettings()
-    """the network"""
-    weights: str = maybe_file(NONE)
-    """a trained one, such as resnet_cam_epoch_5.pth, in its place; `none` trains it"""
-    look: WordFigureSettings = WordFigureSettings()
-    """a look inside"""
-    inference: VWLInference = VWLInference()
-    """the maps"""
+
+METHOD = Method(
+    name="vwl",
+    paper="VWE and VWL (Ru et al., IJCAI 2021 and IJCV 2022), visual words and hybrid pooling",
+    classifier=VWLSettings(),
+    extras={"words": Extra(WordFigureSettings(), draw_figure, "a figure of the visual words")},
+    inference=VWLInference(),
     # IRNet as it is; the segmenter is deeplab-pytorch of VWL's first author, who minimises the mean of the four losses at 1e-3
     # and decay 5e-4, which is their sum at 2.5e-4 and 2e-3; its groups look for a layer of DeepLab v1, so that the head has the body's
     # rate and its biases have none
-    tail: Tail = Tail(
-        refiner="irnet",
-        segmenter=DeepLabSettings(
-            head_lr=(1.0, 0.0),
-            training=Training(batch=10, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=2e-3, momentum=0.9),
-        ),
-    )
-    """pseudo masks, segmenter and scores"""
-
-
-def recipe(run: Path, data: Dataset, settings: Recipe) -> None:
-    """Tags -> network and visual words -> maps -> pseudo masks -> segmenter -> scores, each in a folder of `run`."""
-    given = None if settings.weights == NONE else Path(settings.weights)
-    settings.tail.check(classifier=given is None or given.is_dir(), usual=Recipe.tail.segmenter)
-    images = data.split(data.train)
-    trained = given or train(settings.vwl, images, out=run / "vwl")
-    if settings.look.pictures:
-        show_words(settings.look, images, weights=trained, out=run / "words")
-    cams = localize(settings.inference, images, weights=trained, out=run / "cams")
-    finish(run, data, cams, settings.tail, trained if trained.is_dir() else None)
+    refiner=IRNetSettings(),
+    segmenter=DeepLabSettings(
+        head_lr=(1.0, 0.0),
+        training=Training(batch=10, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=2e-3, momentum=0.9),
+    ),
+)

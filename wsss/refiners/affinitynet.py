@@ -8,36 +8,37 @@ refine in the same way, with other numbers.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsss import launch
 from wsss.data.augment import ColourRule, PosteriorAugment, denormalised, normalise
 from wsss.data.files import read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
+from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
 from wsss.networks.affinitynet import AffinityNet, affinity_losses
+from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
 from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.random_walk import random_walk
 from wsss.progress import Progress
+from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
-from wsss.stages.refine import fitting_cams
 from wsss.stages.train import Training, train
 from wsss.stream import Writer, in_threads
 from wsss.weights import (
-    WEIGHTS,
     check_initial,
-    classifier_weights,
+    check_start,
     load_backbone,
     load_into,
+    started_from,
     trained_weights,
-    write_weights,
 )
 
 KIND, STRIDE = "affinitynet", 8
@@ -77,7 +78,7 @@ class AffinityNetTraining:
     """how the network is trained"""
 
     def __post_init__(self) -> None:
-        check_range("affinitynet.radius", self.radius, 2)
+        check_range("refiner.network.radius", self.radius, 2)
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
@@ -85,12 +86,12 @@ class AffinityNetTraining:
             AffinityNet(self.backbone)
         if self.augment.stride != STRIDE or self.augment.crop < STRIDE * (2 * self.radius - 1):
             raise BadInput(
-                "affinitynet.network.augment",
+                "refiner.network.augment",
                 f"a crop of {self.augment.crop} and labels at stride {self.augment.stride}",
                 f"at least {2 * self.radius - 1} cells of {STRIDE} pixels for pairs of radius {self.radius}",
                 "Set its crop and stride.",
             )
-        check_initial("affinitynet.network.init", self.backbone, self.init)
+        check_initial("refiner.network.init", self.backbone, self.init)
 
     def trainable(self, images: Images, labels: Path) -> "AffinityNetObjective":
         """The network and its losses on the label sets of the folder `labels`."""
@@ -100,7 +101,7 @@ class AffinityNetTraining:
                 labels,
                 f"{len(images)} label sets without a pixel that is surely of a class",
                 "some, to learn from",
-                "Raise affinitynet.labels.low, or look at the maps.",
+                "Raise refiner.labels.low, or look at the maps.",
             )
         network = AffinityNet(self.backbone)
         if self.init != "none":
@@ -114,29 +115,20 @@ def _is_confident(path: Path) -> bool:
     return bool(((labels > 0) & (labels < IGNORE)).any())
 
 
-class AffinityNetObjective(nn.Module):
+class AffinityNetObjective(Objective):
     """The losses over pairs of cells, over the pairs of all processes."""
 
     def __init__(self, settings: AffinityNetTraining, network: AffinityNet, images: Images, labels: Path) -> None:
-        super().__init__()
-        self.network, self.radius = network, settings.radius
-        self.examples = partial(_example, images, labels, settings.augment, network.colours)
-        self.metadata: dict[str, Any] = {
-            "kind": KIND,
-            "backbone": settings.backbone,
-            "classes": list(images.class_names),
-        }
+        metadata: dict[str, Any] = {"kind": KIND, "backbone": settings.backbone, "classes": list(images.class_names)}
+        examples = partial(_example, images, labels, settings.augment, network.colours)
+        super().__init__(network, examples, metadata, network.param_groups)
+        self.radius = settings.radius
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """Named loss terms."""
         affinities = feature_affinity(self.network(batch["image"]), self.radius)
         pairs = pair_labels(batch["label"], self.radius, directions(self.radius), IGNORE)
         return affinity_losses(affinities, *pairs, over_processes=launch.mean_over_processes)
-
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        return self.network.param_groups(training.lr, training.weight_decay)
-
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
 
 def _example(
@@ -337,6 +329,8 @@ def _filled_up(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c hp wp
 class AffinityNetSettings:
     """Maps to pseudo masks by AffinityNet."""
 
+    kind: Literal["affinitynet"] = "affinitynet"
+    """AffinityNet: a random walk between cells of like features, which a network learns from the maps"""
     labels: AffinityNetLabels = AffinityNetLabels()
     """the two label sets of the maps"""
     network: AffinityNetTraining = AffinityNetTraining()
@@ -346,28 +340,24 @@ class AffinityNetSettings:
     walk: AffinityNetWalk = AffinityNetWalk()
     """the walk of the maps"""
 
-    def check(self) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+    def check(self, classifier: bool) -> None:
+        """See `wsss.refiners.task.Refiner`."""
         if self.weights == "none":
             self.network.check()
+            check_start("refiner.network.init", self.network.init, classifier)
         else:
             load(Path(self.weights))
 
-    def refined(self, images: Images, *, cams: Path, out: Path, classifier: Path | None = None) -> Path:
-        """The folder of the pseudo masks, `out/masks`; label sets and network lie beside it.
+    def refined(self, task: RefinementTask) -> Path:
+        """The folder of the pseudo masks; label sets and network lie next to it."""
+        weights = self._trained(task)
+        return walk_to_masks(self.walk, task.images, cams=task.cams, weights=weights, out=task.folder("masks"))
 
-        Args:
-            images: the pictures.
-            cams: folder of their activation maps.
-            out: folder of a run.
-            classifier: folder of the network that gave the maps, for `network.init: classifier`.
-        """
-        weights = Path(self.weights)
-        if self.weights == "none":
-            network = self.network
-            if network.init == "classifier":
-                init = classifier_weights("affinitynet.network.init", classifier)
-                network = dataclasses.replace(network, init=init)
-            labels = label_sets(self.labels, images, cams=cams, out=out / "affinitynet-labels")
-            weights = train(network, images, labels=labels, out=out / "affinitynet")
-        return walk_to_masks(self.walk, images, cams=cams, weights=weights, out=out / "masks")
+    def _trained(self, task: RefinementTask) -> Path:
+        if self.weights != "none":
+            return Path(self.weights)
+        if task.learned is not None:
+            return task.learned / "affinitynet"
+        network = started_from(self.network, "refiner.network.init", task.classifier)
+        labels = label_sets(self.labels, task.images, cams=task.cams, out=task.folder("affinitynet-labels"))
+        return train(network, task.images, labels=labels, out=task.folder("affinitynet"))

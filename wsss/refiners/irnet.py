@@ -8,46 +8,49 @@ import dataclasses
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pycocotools import mask as coco_mask
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsss import launch
 from wsss.data.augment import AffinityAugment, normalise, normalised_crop
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.files import read_mask, write_cams, write_mask
 from wsss.data.images import IGNORE, Images
+from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
 from wsss.networks.irnet import IRNet, boundaries, irnet_losses
+from wsss.objective import Objective
 from wsss.ops.affinity import directions, path_affinity_planes
 from wsss.ops.instances import Detections, detections, instance_map, split_cams
 from wsss.ops.random_walk import random_walk
 from wsss.progress import Progress
+from wsss.refiners.crf import MaskSettings, refine
+from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
-from wsss.stages.evaluate import Settings as ScoreSettings
 from wsss.stages.evaluate import best_threshold, evaluate_cams
-from wsss.stages.refine import CRFSettings, fitting_cams, refine
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
 from wsss.stream import Writer, in_threads
 from wsss.weights import (
     WEIGHTS,
     check_initial,
-    classifier_weights,
+    check_start,
     load_backbone,
     load_into,
     load_irnet,
+    started_from,
     trained_weights,
     write_weights,
 )
 
 KIND, _STRIDE = "irnet", 4
-_TRAIN_DISPLACED = "Train it with irnet.network.displacement true."
+_TRAIN_DISPLACED = "Train it with refiner.network.displacement true."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +74,10 @@ class IRNetTraining:
     """how the network is trained"""
 
     def __post_init__(self) -> None:
-        check_range("irnet.radius", self.radius, 2)
+        check_range("refiner.network.radius", self.radius, 2)
         if self.init == "none":
             raise BadInput(
-                "irnet.network.init",
+                "refiner.network.init",
                 "`none` for a backbone that never learns",
                 "`imagenet`, `classifier` or a file",
                 "Give it weights that know pictures.",
@@ -86,7 +89,7 @@ class IRNetTraining:
             network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
         if network.stride != _STRIDE or self.augment.label_stride != _STRIDE:
             raise BadInput(
-                "irnet.network",
+                "refiner.network",
                 f"{self.backbone} with maps at stride {network.stride}, and labels at {self.augment.label_stride}",
                 f"{_STRIDE} for both, as the activation maps that walk",
                 "Choose a backbone whose second feature has stride 4, and that label_stride.",
@@ -94,12 +97,12 @@ class IRNetTraining:
         least = max(self.output_stride, _STRIDE * (2 * self.radius - 1))
         if self.augment.crop % self.output_stride or self.augment.crop < least:
             raise BadInput(
-                "irnet.network.augment.crop",
+                "refiner.network.augment.crop",
                 str(self.augment.crop),
                 f"a multiple of {self.output_stride}, and {least} at least for pairs of radius {self.radius}",
                 "Change it, or the radius.",
             )
-        check_initial("irnet.network.init", self.backbone, self.init)
+        check_initial("refiner.network.init", self.backbone, self.init)
 
     def trainable(self, images: Images, labels: Path) -> "IRNetObjective":
         """The network and its losses on the confident labels of the folder `labels`."""
@@ -109,7 +112,7 @@ class IRNetTraining:
                 labels,
                 f"{len(images)} label maps without a pixel that is surely of a class",
                 "some, to learn from",
-                "Lower the threshold of the labels (irnet.labels.threshold), or look at the maps.",
+                "Lower the threshold of the labels (refiner.labels.threshold), or look at the maps.",
             )
         network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
         load_backbone(network.body, self.backbone, self.init)
@@ -120,35 +123,29 @@ def _is_confident(label: np.ndarray, n_labels: int) -> bool:
     return bool(((label > 0) & (label < n_labels)).any())
 
 
-class IRNetObjective(nn.Module):
+class IRNetObjective(Objective):
     """The losses over pairs of cells, over the pairs of all processes."""
 
     def __init__(self, settings: IRNetTraining, network: IRNet, images: Images, labels: Path) -> None:
-        super().__init__()
-        self.network = network
-        self.examples = partial(_example, images, labels, settings.augment)
-        self.losses = partial(
-            irnet_losses,
-            n_labels=images.n_labels,
-            radius=settings.radius,
-            over_processes=launch.mean_over_processes,
-        )
-        self.metadata: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "kind": KIND,
             "backbone": settings.backbone,
             "output_stride": settings.output_stride,
             "displacement": settings.displacement,
             "classes": list(images.class_names),
         }
+        examples = partial(_example, images, labels, settings.augment)
+        super().__init__(network, examples, metadata, network.param_groups)
+        self.losses = partial(
+            irnet_losses,
+            n_labels=images.n_labels,
+            radius=settings.radius,
+            over_processes=launch.mean_over_processes,
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """Named loss terms."""
         return self.losses(self.network(batch["image"]), batch["label"])
-
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        return self.network.param_groups(training.lr, training.weight_decay)
-
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
 
 def _example(
@@ -407,7 +404,9 @@ def _write_instances(out: Path, images: Images, index: int, found: Detections) -
 class IRNetSettings:
     """Maps to pseudo masks by IRNet."""
 
-    labels: CRFSettings = CRFSettings(by="crf", threshold=0.30, lower=0.05)
+    kind: Literal["irnet"] = "irnet"
+    """IRNet: a random walk along boundaries that a network learns from the maps"""
+    labels: MaskSettings = MaskSettings(by="crf", threshold=0.30, lower=0.05)
     """confident labels of the maps; below, CLIMS has 0.10 on VOC, and 0.35 and 0.10 on COCO"""
     network: IRNetTraining = IRNetTraining()
     """the network that learns from them"""
@@ -417,61 +416,45 @@ class IRNetSettings:
     """the walk of the maps"""
     instances: Instances = Instances()
     """instances, where they are asked for"""
-    masks: CRFSettings = CRFSettings(by="threshold", threshold=0.25)
+    masks: MaskSettings = MaskSettings(by="threshold", threshold=0.25)
     """walked maps to pseudo masks; CLIMS has 0.20 on VOC; without a threshold the best one is taken where there are true masks"""
 
-    def check(self) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+    def check(self, classifier: bool) -> None:
+        """See `wsss.refiners.task.Refiner`."""
         if self.weights == "none":
             self.network.check()
+            check_start("refiner.network.init", self.network.init, classifier)
         else:
             load(Path(self.weights))
 
-    def refined(
-        self,
-        images: Images,
-        *,
-        cams: Path,
-        out: Path,
-        classifier: Path | None = None,
-        seeds: Images | None = None,
-        scores: ScoreSettings | None = None,
-    ) -> Path:
-        """The folder of the pseudo masks, `out/masks`; labels, network and walked maps lie beside it.
-
-        Args:
-            images: the pictures.
-            cams: folder of their activation maps.
-            out: folder of a run.
-            classifier: folder of the network that gave the maps, for `network.init: classifier`.
-            seeds: pictures among them with true masks, to score the walked maps on.
-            scores: how they are scored, by default as IRNet does.
-        """
-        weights = self._trained(images, cams=cams, out=out, classifier=classifier)
-        after = walk(self.walk, images, cams=cams, weights=weights, out=out / "irnet-walk")
+    def refined(self, task: RefinementTask) -> Path:
+        """The folder of the pseudo masks; labels, network and walked maps lie next to it."""
+        weights = self._trained(task)
+        after = walk(self.walk, task.images, cams=task.cams, weights=weights, out=task.folder("irnet-walk"))
         found = None
-        if seeds is not None:
-            settings = (scores or ScoreSettings()).of_constants()
-            scored = evaluate_cams(settings, seeds, cams=after, out=out / "irnet-walk-scores")
+        if task.scored is not None:
+            scored = evaluate_cams(
+                task.scores.of_constants(), task.scored, cams=after, out=task.folder("irnet-walk-scores")
+            )
             found = best_threshold(scored)
-        return refine(self.masks.at(found), images, cams=after, out=out / "masks")
+        return refine(self.masks.at(found), task.images, cams=after, out=task.folder("masks"))
 
-    def instances_of(self, images: Images, *, cams: Path, out: Path, classifier: Path | None = None) -> Path:
-        """The folder of the instances, `out/instances`; labels and networks lie beside it. See `refined`."""
-        weights = self._trained(images, cams=cams, out=out, classifier=classifier)
+    def instances_of(self, task: RefinementTask) -> Path:
+        """The folder of the instances, `out/instances`; labels and networks lie next to it."""
+        weights = self._trained(task)
         network = load(weights)
         # published weights bring their mean displacement
         if network.displacement and not network.mean_shift.running_mean.any():
-            weights = centre(
-                images, weights=weights, crop=self.instances.crop, batch=self.instances.batch, out=out / "irnet-centred"
-            )
-        return find_instances(self.instances, self.walk, images, cams=cams, weights=weights, out=out / "instances")
+            crop, batch = self.instances.crop, self.instances.batch
+            weights = centre(task.images, weights=weights, crop=crop, batch=batch, out=task.folder("irnet-centred"))
+        out = task.folder("instances")
+        return find_instances(self.instances, self.walk, task.images, cams=task.cams, weights=weights, out=out)
 
-    def _trained(self, images: Images, *, cams: Path, out: Path, classifier: Path | None) -> Path:
+    def _trained(self, task: RefinementTask) -> Path:
         if self.weights != "none":
             return Path(self.weights)
-        network = self.network
-        if network.init == "classifier":
-            network = dataclasses.replace(network, init=classifier_weights("irnet.network.init", classifier))
-        labels = refine(self.labels, images, cams=cams, out=out / "irnet-labels")
-        return train(network, images, labels=labels, out=out / "irnet")
+        if task.learned is not None:
+            return task.learned / "irnet"
+        network = started_from(self.network, "refiner.network.init", task.classifier)
+        labels = refine(self.labels, task.images, cams=task.cams, out=task.folder("irnet-labels"))
+        return train(network, task.images, labels=labels, out=task.folder("irnet"))

@@ -1,9 +1,10 @@
-"""DeepLab v2 (Chen et al., TPAMI 2018): its losses on pseudo masks and its test, as deeplab-pytorch and CLIMS have them."""
+"""DeepLab v2 (Chen et al., TPAMI 2018): its training on pseudo masks and its test, as deeplab-pytorch and CLIMS have them."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import normalise
+from wsss.data.augment import SegmenterAugment, normalise
+from wsss.data.images import Images
+from wsss.errors import BadInput, check_range
 from wsss.networks.deeplab import (
     MSC,
+    PUBLISHED_BODY,
     DeepLabLayers,
     balanced_cross_entropy,
     create_deeplab,
@@ -21,10 +25,78 @@ from wsss.networks.deeplab import (
     output_losses,
     resize_logits,
 )
+from wsss.run import maybe_file
+from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, rescaled, settings_of
-from wsss.weights import load_deeplab
+from wsss.stages.train import Training
+from wsss.weights import check_batch_norm, check_initial, load_backbone, load_deeplab, read_checkpoint
 
-KIND, SIGN = "deeplab", "base.aspp.c0.bias"
+
+@dataclasses.dataclass(frozen=True)
+class DeepLabSettings:
+    """A DeepLab v2 and its training."""
+
+    kind: Literal["deeplab"] = "deeplab"
+    """DeepLab v2"""
+    network: DeepLabLayers = DeepLabLayers()
+    """layers"""
+    init: str = maybe_file("imagenet")
+    """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (that gave the maps), or `none`"""
+    loss: Literal["plain", "balanced"] = "plain"
+    """cross-entropy over all pixels, or half of it over background and half over foreground"""
+    head_lr: tuple[float, float] = (10.0, 20.0)
+    """learning rates of the head's weights and of its biases, times that of the body"""
+    augment: SegmenterAugment = SegmenterAugment()
+    """what training pictures and masks go through"""
+    # deeplab-pytorch's VOC 2012 settings
+    training: Training = Training(
+        batch=5, accumulate=2, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=5e-4, momentum=0.9, poly_every=10
+    )
+    """how the network is trained"""
+    sign: ClassVar[str] = "base.aspp.c0.bias"
+
+    def __post_init__(self) -> None:
+        check_range("segmenter.head_lr", self.head_lr, 0)
+
+    def check(self) -> None:
+        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
+            raise BadInput(
+                "segmenter.init",
+                "`imagenet`, which no library offers for this body",
+                "a file: deeplabv1_resnet101-coco.pth (deeplab-pytorch) or deeplabv1_resnet101-imagenet.pth (AdvCAM)",
+                "Fetch one of them from its authors, choose another segmenter.network.backbone, or start anew with `none`.",
+            )
+        with torch.device("meta"):  # an unknown backbone or a stride that it cannot have
+            create_deeplab(2, self.network)
+        if self.network.backbone == PUBLISHED_BODY and self.init == "classifier":
+            raise BadInput(
+                "segmenter.init",
+                "`classifier` for a body that no classifier here has",
+                "the backbone of the classifier as segmenter.network.backbone",
+                "Set it, or give a file such as deeplabv1_resnet101-coco.pth.",
+            )
+        check_initial("segmenter.init", self.network.backbone, self.init)
+        check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
+
+    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
+        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
+        self.check()
+        network = create_deeplab(images.n_labels, self.network)
+        if self.network.backbone == PUBLISHED_BODY and self.init != "none":
+            load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
+        elif self.init != "none":
+            load_backbone(network.get_submodule("base.backbone"), self.network.backbone, self.init)
+        colours = self.network.colours
+        metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network), "colours": colours}
+        of_outputs, view = partial(losses, loss=self.loss), partial(self.augment, colours=colours)
+        groups = partial(network.param_groups, head_lr=self.head_lr)
+        return SegmenterObjective(network, of_outputs, images, masks, view, metadata, groups)
+
+    @staticmethod
+    def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedDeepLab":
+        """A trained network, from what a file holds."""
+        return TrainedDeepLab(state, metadata, path)
 
 
 def losses(network: MSC, image: Tensor, label: Tensor, loss: Literal["plain", "balanced"]) -> dict[str, Tensor]:
@@ -42,7 +114,11 @@ class TrainedDeepLab:
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         # a checkpoint of deeplab-pytorch says nothing itself
-        known = metadata or {"classes": known_classes(len(state[SIGN])), "colours": "caffe", "network": {}}
+        known = metadata or {
+            "classes": known_classes(len(state[DeepLabSettings.sign])),
+            "colours": "caffe",
+            "network": {},
+        }
         self.classes: tuple[str, ...] = tuple(known["classes"])
         self.colours = known["colours"]
         network = create_deeplab(len(self.classes) + 1, settings_of(DeepLabLayers, known["network"]))

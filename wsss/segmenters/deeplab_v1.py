@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -29,13 +29,13 @@ from wsss.segmenters.trained import known_classes, settings_of
 from wsss.stages.train import Training
 from wsss.weights import check_batch_norm, check_initial, load_backbone, load_into
 
-KIND, SIGN = "deeplab_v1", "conv_fov.weight"
-
 
 @dataclasses.dataclass(frozen=True)
 class DeepLabV1Settings:
     """A DeepLab v1 and its training."""
 
+    kind: Literal["deeplab_v1"] = "deeplab_v1"
+    """DeepLab v1"""
     network: DeepLabV1Layers = DeepLabV1Layers()
     """layers"""
     init: str = maybe_file("imagenet")
@@ -61,17 +61,18 @@ class DeepLabV1Settings:
         seed=1,
     )
     """how the network is trained"""
+    sign: ClassVar[str] = "conv_fov.weight"
 
     def __post_init__(self) -> None:
-        check_range("segmenter.deeplab_v1.similarity", self.similarity, 0)
-        check_sigma("segmenter.deeplab_v1.sigma", self.sigma)
+        check_range("segmenter.similarity", self.similarity, 0)
+        check_sigma("segmenter.sigma", self.sigma)
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
             DeepLabV1(2, self.network)
-        check_initial("segmenter.deeplab_v1.init", self.network.backbone, self.init)
-        check_batch_norm("segmenter.deeplab_v1.network.batch_norm", self.network.batch_norm, self.init)
+        check_initial("segmenter.init", self.network.backbone, self.init)
+        check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 
     def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
@@ -79,8 +80,15 @@ class DeepLabV1Settings:
         network = DeepLabV1(images.n_labels, self.network)
         if self.init != "none":
             load_backbone(network.backbone, self.network.backbone, self.init)
-        metadata = {"kind": KIND, "network": dataclasses.asdict(self.network)}
-        return SegmenterObjective(network, partial(losses, settings=self), images, masks, self.augment, metadata)
+        metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network)}
+        return SegmenterObjective(
+            network, partial(losses, settings=self), images, masks, self.augment, metadata, network.param_groups
+        )
+
+    @staticmethod
+    def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedDeepLabV1":
+        """A trained network, from what a file holds."""
+        return TrainedDeepLabV1(state, metadata, path)
 
 
 def losses(

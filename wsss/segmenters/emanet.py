@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from wsss.segmenters.trained import known_classes, rescaled, settings_of
 from wsss.stages.train import Training
 from wsss.weights import check_initial, load_backbone, load_into
 
-KIND, SIGN = "emanet", "emau.mu"
-
 LOSSES = {
     "all": partial(pretended_underfitting, rule="off"),
     "plain": partial(cross_entropy, over_processes=launch.mean_over_processes),
@@ -37,6 +35,8 @@ LOSSES = {
 class EMANetSettings:
     """An EMANet and its training."""
 
+    kind: Literal["emanet"] = "emanet"
+    """EMANet"""
     network: EMANetLayers = EMANetLayers()
     """layers"""
     init: str = maybe_file("imagenet")
@@ -59,12 +59,13 @@ class EMANetSettings:
         seed=66,
     )
     """how the network is trained"""
+    sign: ClassVar[str] = "emau.mu"
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
             EMANet(2, self.network)
-        check_initial("segmenter.emanet.init", self.network.backbone, self.init)
+        check_initial("segmenter.init", self.network.backbone, self.init)
 
     def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
@@ -72,8 +73,15 @@ class EMANetSettings:
         network = EMANet(images.n_labels, self.network, launch.mean_over_processes)
         if self.init != "none":
             load_backbone(network.extractor, self.network.backbone, self.init)
-        metadata = {"kind": KIND, "network": dataclasses.asdict(self.network)}
-        return SegmenterObjective(network, partial(losses, loss=self.loss), images, masks, self.augment, metadata)
+        metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network)}
+        return SegmenterObjective(
+            network, partial(losses, loss=self.loss), images, masks, self.augment, metadata, network.param_groups
+        )
+
+    @staticmethod
+    def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedEMANet":
+        """A trained network, from what a file holds."""
+        return TrainedEMANet(state, metadata, path)
 
 
 def losses(network: EMANet, image: Tensor, label: Tensor, loss: str) -> dict[str, Float[Tensor, ""]]:
@@ -118,7 +126,7 @@ def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a checkpoint of EMANet is: it says nothing itself, and nothing in it tells its stride, which is 8 in the repository."""
     blocks = {name.split(".")[2] for name in state if name.startswith("extractor.6.")}
     depth = {6: 50, 23: 101, 36: 152}.get(len(blocks), 101)
-    _, channels, bases = state[SIGN].shape
+    _, channels, bases = state[EMANetSettings.sign].shape
     return {
         "classes": known_classes(len(state["fc2.bias"])),
         "network": {"backbone": f"resnet{depth}s", "channels": channels, "bases": bases},

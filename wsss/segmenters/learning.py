@@ -1,9 +1,9 @@
-"""What all segmenters that learn from pseudo masks have in common."""
+"""What all segmenters have in common: an objective on pseudo masks."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput
-from wsss.stages.train import Training
-from wsss.weights import WEIGHTS, write_weights
+from wsss.objective import Groups, Objective
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class View(Protocol):
@@ -25,16 +26,16 @@ class View(Protocol):
         """A random view of both; all its chance comes from `rng`."""
 
 
-class SegmenterObjective(nn.Module):
+class SegmenterObjective(Objective):
     """A segmenter and its losses on pseudo masks.
 
     Args:
-        network: with `param_groups(lr, weight_decay)`.
+        network: the segmenter.
         losses: named terms of the network, a batch of its images, and their labels; their sum is minimised.
         images: the pictures, whose masks of the same names lie in the folder `masks`.
         view: of the pictures.
         metadata: what is needed to use the network later, besides its classes; `kind` is the name of the segmenter.
-        groups: gives the parameter groups of a learning rate and a weight decay; by default the network does.
+        groups: of parameters.
 
     Raises:
         BadInput: no mask holds any class.
@@ -42,29 +43,22 @@ class SegmenterObjective(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
-        losses: Callable[[Any, Tensor, Tensor], dict[str, Float[Tensor, ""]]],
+        network: N,
+        losses: Callable[[N, Tensor, Tensor], dict[str, Float[Tensor, ""]]],
         images: Images,
         masks: Path,
         view: View,
         metadata: dict[str, Any],
-        groups: Callable[[float, float], list[dict[str, Any]]] | None = None,
+        groups: Groups,
     ) -> None:
-        super().__init__()
         _check_target(images, masks)
-        self.network, self.losses = network, losses
-        self.groups: Callable[[float, float], list[dict[str, Any]]] = groups or cast(Any, network).param_groups
-        self.examples = partial(_example, images, masks, view)
-        self.metadata = {**metadata, "classes": list(images.class_names)}
+        examples = partial(_example, images, masks, view)
+        super().__init__(network, examples, {**metadata, "classes": list(images.class_names)}, groups)
+        self.losses = partial(losses, network)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        return self.losses(self.network, batch["image"], batch["label"])
-
-    def write(self, out: Path) -> None:
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
-
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        return self.groups(training.lr, training.weight_decay)
+        """Named loss terms."""
+        return self.losses(batch["image"], batch["label"])
 
 
 def _check_target(images: Images, masks: Path) -> None:

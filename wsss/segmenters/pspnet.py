@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from wsss.segmenters.trained import known_classes, settings_of
 from wsss.stages.train import Training
 from wsss.weights import check_initial, load_backbone, load_into
 
-KIND, SIGN = "pspnet", "decode_head.conv_seg.bias"
-
 
 @dataclasses.dataclass(frozen=True)
 class PSPNetSettings:
     """A PSPNet and its training."""
 
+    kind: Literal["pspnet"] = "pspnet"
+    """PSPNet"""
     network: PSPNetLayers = PSPNetLayers()
     """layers"""
     init: str = maybe_file("imagenet")
@@ -51,18 +51,19 @@ class PSPNetSettings:
         batch=16, epochs=None, steps=20_000, lr=5e-3, weight_decay=5e-4, momentum=0.9, min_lr=1e-4
     )
     """how the network is trained"""
+    sign: ClassVar[str] = "decode_head.conv_seg.bias"
 
     def __post_init__(self) -> None:
         for name in ("beta", "k", "auxiliary"):
-            check_range(f"segmenter.pspnet.{name}", getattr(self, name), 0)
+            check_range(f"segmenter.{name}", getattr(self, name), 0)
 
     def check(self) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
             PSPNet(2, self.network)
         # the average over the whole picture is one cell a picture, whose batch norm needs two
-        check_range("segmenter.pspnet.training.batch", self.training.batch, 2)
-        check_initial("segmenter.pspnet.init", self.network.backbone, self.init)
+        check_range("segmenter.training.batch", self.training.batch, 2)
+        check_initial("segmenter.init", self.network.backbone, self.init)
 
     def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
@@ -71,12 +72,19 @@ class PSPNetSettings:
         if self.init != "none":
             load_backbone(network.backbone, self.network.backbone, self.init)
         metadata = {
-            "kind": KIND,
+            "kind": self.kind,
             "network": dataclasses.asdict(self.network),
             "fit": list(self.augment.fit),
             "window": self.augment.crop,
         }
-        return SegmenterObjective(network, partial(losses, settings=self), images, masks, self.augment, metadata)
+        return SegmenterObjective(
+            network, partial(losses, settings=self), images, masks, self.augment, metadata, network.param_groups
+        )
+
+    @staticmethod
+    def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedPSPNet":
+        """A trained network, from what a file holds."""
+        return TrainedPSPNet(state, metadata, path)
 
 
 def losses(network: PSPNet, image: Tensor, label: Tensor, settings: PSPNetSettings) -> dict[str, Float[Tensor, ""]]:
@@ -150,7 +158,7 @@ def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a checkpoint of WSSS_MMSeg is; it says nothing itself."""
     augment = PSPNetAugment()
     return {
-        "classes": known_classes(len(state[SIGN])),
+        "classes": known_classes(len(state[PSPNetSettings.sign])),
         "network": {"backbone": "resnet38" if "backbone.conv1a.weight" in state else "res2net101d"},
         "fit": augment.fit,
         "window": augment.crop,

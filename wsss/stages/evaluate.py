@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from wsss import launch
 from wsss.data.files import read_cams, read_mask
 from wsss.data.images import IGNORE, Images
+from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
 from wsss.metrics import (
     Background,
@@ -25,7 +26,6 @@ from wsss.metrics import (
 from wsss.ops.contour import tolerance_radius
 from wsss.progress import Progress
 from wsss.run import stage
-from wsss.stages.refine import fitting_cams
 from wsss.storage import read_json, write_json
 from wsss.stream import in_threads
 

@@ -46,8 +46,9 @@ class Localizer(Protocol):
 class LocalizerSettings(Protocol):
     """Settings that know how to make their localizer."""
 
-    def localizer(self, images: Images, **inputs: Path) -> Localizer:
-        """The method, loaded on the device."""
+    @property
+    def localizer(self) -> Callable[..., Localizer]:
+        """Loads the method on the device, from pictures and named inputs."""
 
 
 def read_prepared(prepare: Callable[[Any], Any], images: Images, index: int) -> tuple[Any, tuple[int, int]]:

@@ -2,8 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,12 +21,12 @@ from wsss.errors import BadInput, check_range
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.progress import Progress
 from wsss.run import stage
-from wsss.segmenters import deeplab, deeplab_v1, emanet, pspnet
+from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.trained import Trained
 from wsss.stream import in_threads
 from wsss.weights import reading_of, trained_weights
 
-SEGMENTERS: dict[str, ModuleType] = {module.KIND: module for module in (deeplab, emanet, deeplab_v1, pspnet)}
+SEGMENTERS = {kind.kind: kind for kind in get_args(SegmenterSettings)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +73,20 @@ class Segmenter:
 
     def __init__(self, weights: Path, settings: Settings) -> None:
         state, metadata, path = trained_weights(weights, *SEGMENTERS)
-        kind = metadata["kind"] if metadata else next((k for k, m in SEGMENTERS.items() if m.SIGN in state), None)
+        kind = (
+            metadata["kind"]
+            if metadata
+            else next((name for name, one in SEGMENTERS.items() if one.sign in state), None)
+        )
         if kind is None:
             raise BadInput(
                 path,
                 f"no segmenter (first tensors: {', '.join(list(state)[:3])})",
-                f"one of {', '.join(f'{name} ({module.SIGN}, ..)' for name, module in SEGMENTERS.items())}",
+                f"one of {', '.join(f'{name} ({one.sign}, ..)' for name, one in SEGMENTERS.items())}",
                 "Give a trained segmenter.",
             )
         self.settings = settings
-        self.trained: Trained = SEGMENTERS[kind].Trained(state, metadata, path)
+        self.trained: Trained = SEGMENTERS[kind].load(state, metadata, path)
         self.classes = self.trained.classes
         self.reading = reading_of(path)
         self.scales = self.trained.scales if settings.scales is None else settings.scales

@@ -15,6 +15,7 @@ from PIL import Image
 from wsss import __version__
 from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
+from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput
 from wsss.run import STARTED
 from wsss.stages.check import noted
@@ -37,7 +38,6 @@ from wsss.stages.pages import (
     write_page,
 )
 from wsss.stages.records import MAKES, Score, Stage, folders_with, holds, scores_of, stage_name, stages_of
-from wsss.stages.refine import fitting_cams
 from wsss.stages.train import HISTORY
 from wsss.storage import read_json, read_only
 

@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -114,17 +114,19 @@ class Examples(Protocol):
 
 
 class Trainable(Protocol):
-    """A module that the loop trains: what is learned, its losses, its examples.
+    """A module that the loop trains: a network, its losses, its examples."""
 
-    Attributes:
-        network: what is learned, under the published names.
-        examples: makes the examples.
-        metadata: what is written beside the weights; `train` adds how the pictures were read, where that is not the usual way.
-    """
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained, under the published names."""
 
-    network: nn.Module
-    examples: Examples
-    metadata: dict[str, Any]
+    @property
+    def examples(self) -> Examples:
+        """Makes the examples."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is written with the weights; `train` adds how the pictures were read, where that is not the usual way."""
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms; their sum is minimised."""
@@ -143,8 +145,9 @@ class TrainableSettings(Protocol):
     def training(self) -> Training:
         """How the network is trained."""
 
-    def trainable(self, images: Images, **inputs: Path) -> Trainable:
-        """The network with its losses and examples, on the CPU, with initial weights."""
+    @property
+    def trainable(self) -> Callable[..., Trainable]:
+        """Makes the network with its losses and examples, on the CPU, with initial weights, from pictures and named inputs."""
 
 
 @stage

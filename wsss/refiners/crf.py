@@ -1,18 +1,20 @@
-"""Make pseudo masks of activation maps: by a background threshold alone, or with a dense CRF behind it."""
+"""Pseudo masks from activation maps by a background threshold, followed by a dense CRF or not; nothing is learned."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from wsss import launch
-from wsss.data.files import read_cams, write_mask
+from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
+from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
 from wsss.progress import Progress
+from wsss.refiners.task import RefinementTask
 from wsss.run import stage
 from wsss.stream import in_threads
 
@@ -21,7 +23,7 @@ DEFAULT_THRESHOLD = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
-class CRFSettings:
+class MaskSettings:
     """How maps become masks."""
 
     by: Literal["threshold", "crf", "scores"] = "crf"
@@ -37,19 +39,19 @@ class CRFSettings:
     confidence: float = 0.0
     """pixels whose probability after the CRF on the maps is below it become 255"""
     crf: Preset | DenseCRF = "irn"
-    """kernels and iterations of the CRF: the name of a published set, or one's own"""
+    """kernels and iterations of the CRF: the name of a published set, or its numbers"""
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
-            check_range("refine.threshold", self.threshold, 0, 1)
+            check_range("refiner.threshold", self.threshold, 0, 1)
         if self.lower is not None:
-            check_range("refine.lower", self.lower, 0, 1 if self.threshold is None else self.threshold)
+            check_range("refiner.lower", self.lower, 0, 1 if self.threshold is None else self.threshold)
         if self.exponent is not None:
-            check_range("refine.exponent", self.exponent, 0)
-        check_range("refine.certainty", self.certainty, 0, 1)
-        check_range("refine.confidence", self.confidence, 0, 1)
+            check_range("refiner.exponent", self.exponent, 0)
+        check_range("refiner.certainty", self.certainty, 0, 1)
+        check_range("refiner.confidence", self.confidence, 0, 1)
 
-    def at(self, found: float | None) -> "CRFSettings":
+    def at(self, found: float | None) -> Self:
         """These settings with the threshold or exponent that was found best, unless it is set or none was looked for."""
         if self.by == "scores":
             return self if self.exponent is not None else dataclasses.replace(self, exponent=found or 1.0)
@@ -58,8 +60,23 @@ class CRFSettings:
         return dataclasses.replace(self, threshold=DEFAULT_THRESHOLD if found is None else found)
 
 
+@dataclasses.dataclass(frozen=True)
+class CRFSettings(MaskSettings):
+    """Maps to pseudo masks without learning."""
+
+    kind: Literal["crf"] = "crf"
+    """a threshold and a dense CRF; nothing is learned"""
+
+    def check(self, classifier: bool) -> None:
+        """Every combination works; see `wsss.refiners.task.Refiner`."""
+
+    def refined(self, task: RefinementTask) -> Path:
+        """The folder of the pseudo masks."""
+        return refine(self.at(task.found), task.images, cams=task.cams, out=task.folder("masks"))
+
+
 @stage
-def refine(settings: CRFSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
     Args:
@@ -75,7 +92,7 @@ def refine(settings: CRFSettings, images: Images, *, cams: Path, out: Path) -> d
     if getattr(settings, name) is None:
         expected = "a number from 0 on" if settings.by == "scores" else "a number in [0, 1]"
         raise BadInput(
-            f"refine.{name}", "nothing", expected, "Set it, or take the best one that `wsss evaluate` found."
+            f"refiner.{name}", "nothing", expected, "Set it, or take the best one that `wsss evaluate` found."
         )
     images.check_maskable()
     todo = launch.missing(images.names, out, ".png")
@@ -92,32 +109,11 @@ def refine(settings: CRFSettings, images: Images, *, cams: Path, out: Path) -> d
     return {"images": len(images)}
 
 
-def fitting_cams(
-    images: Images, cams: Path, index: int, size_hw: tuple[int, int], stride: int = 1
-) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:
-    """Classes and maps of a picture, at its size or at a quarter of it (`stride` 4).
-
-    Raises:
-        BadInput: there are none, they are of another size, or of a class that the pictures do not have.
-    """
-    path = cams / f"{images.names[index]}.npz"
-    classes, maps = read_cams(path, "maps" if stride == 1 else "strided")
-    height, width = (-(-side // stride) for side in size_hw)
-    if maps.shape[1:] != (height, width) or (classes >= len(images.class_names)).any():
-        raise BadInput(
-            path,
-            f"maps of {maps.shape[1]}x{maps.shape[2]} (height x width), classes {classes.tolist()}",
-            f"{height}x{width} and classes below {len(images.class_names)}",
-            "Make the activation maps again for this data set.",
-        )
-    return classes, maps
-
-
 def pseudo_mask(
     image: UInt8[np.ndarray, "h w 3"],
     classes: Int[np.ndarray, " k"],
     maps: Float[np.ndarray, "k h w"],
-    settings: CRFSettings,
+    settings: MaskSettings,
 ) -> UInt8[np.ndarray, "h w"]:
     """The pseudo mask of one picture: 0 background, class + 1, 255 unsure.
 

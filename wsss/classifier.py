@@ -1,0 +1,306 @@
+"""The classifier that activation maps are taken from, and what the methods that train one share.
+
+The network is IRNet's (Ahn et al., CVPR 2019), which CLIMS and QA-CLIMS start from: a backbone, global average pooling, and a 1x1
+convolution w. Its maps are M_c(x, y) = w_c · f(x, y), without the pooling.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from wsss.data.augment import (
+    SMALLEST_SCALE,
+    ClassifierAugment,
+    ColourRule,
+    JitteredAugment,
+    normalise,
+    resize_bicubic,
+    scaled_size,
+)
+from wsss.data.images import Images
+from wsss.errors import BadInput, check_range
+from wsss.networks.backbone import create_backbone
+from wsss.stages.localize import Cams
+from wsss.weights import IRNET_ALIASES, State, load_into, trained_weights
+
+KIND, BASELINE = "cam", "baseline"
+
+
+class CAMNetwork(nn.Module):
+    """Backbone, and a 1x1 convolution as the classifier.
+
+    Entries of the state dict are IRNet's: `resnet50.*` (or the other ResNet's name; `backbone.*` for timm's models)
+    and `classifier.weight`.
+    """
+
+    def __init__(self, backbone: str, n_classes: int, output_stride: int = 16) -> None:
+        super().__init__()
+        body = create_backbone(backbone, output_stride)
+        self.body_name = backbone if backbone.startswith("resnet") and hasattr(body, "layer4") else "backbone"
+        self.add_module(self.body_name, body)
+        # PyTorch's default initialisation, as in IRNet
+        self.classifier = nn.Conv2d(body.channels[-1], n_classes, 1, bias=False)
+
+    @property
+    def body(self) -> Any:
+        """The backbone."""
+        return self.get_submodule(self.body_name)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        """Logits of the classes."""
+        pooled = self.body(image)[-1].mean((2, 3), keepdim=True)
+        return self.classifier(pooled)[:, :, 0, 0]
+
+    def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
+        """Raw class activation maps M, before ReLU."""
+        return self.classifier(self.body(image)[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of trained weights.
+
+    Attributes:
+        state: the state dict.
+        metadata: what was saved with it; of a published file, what its tensors tell.
+        published: whether the file was written by another program.
+        path: of the file.
+    """
+
+    state: State
+    metadata: Mapping[str, Any]
+    published: bool
+    path: Path
+
+
+def trained_classifier(
+    weights: Path, images: Images, kind: str, recognise: Callable[[State, Images, Path], Mapping[str, Any]]
+) -> Known:
+    """The weights of a trained classifier, and what it is.
+
+    Args:
+        weights: a stage's folder, its file, or a published checkpoint.
+        images: the pictures that it is for.
+        kind: what our own files have to say they are.
+        recognise: what a published file is, from its tensors.
+
+    Raises:
+        BadInput: the weights are of another network, or of other classes than the pictures have.
+    """
+    state, metadata, path = trained_weights(weights, kind)
+    known = Known(state, metadata or recognise(state, images, path), metadata is None, path)
+    check_classes(path, known.metadata["classes"], images)
+    return known
+
+
+def load(weights: Path, images: Images) -> tuple[CAMNetwork, Mapping[str, Any]]:
+    """A trained CAM network on the CPU, and what is known of it: `backbone`, `output_stride`, `classes`, `colours`.
+
+    Args:
+        weights: a stage's folder, its file, or a published checkpoint such as `res50_cam.pth`.
+        images: the pictures that it is for.
+
+    Raises:
+        BadInput: the weights are of another network, or of other classes than the pictures have.
+    """
+    known = trained_classifier(weights, images, KIND, _published)
+    metadata = known.metadata
+    network = CAMNetwork(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
+    load_into(network, known.state, known.path, ignore=metadata.get("ignore", ()))
+    return network, metadata
+
+
+def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
+    """Raise BadInput unless the classes of a network are those of the pictures."""
+    if tuple(classes) != images.class_names:
+        raise BadInput(
+            path,
+            f"a classifier of {_listed(classes)}",
+            f"the classes of {images.title}: {_listed(images.class_names)}",
+            "Use the data set that it was trained on, or give its class list with --classes.",
+        )
+
+
+def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
+    """What a checkpoint of IRNet's family is; it says nothing itself, and its classes are the data set's in order."""
+    body = next((match[1] for name in state if (match := re.match(r"(resnet\d+)\.conv1\.", name))), None)
+    head = state.get("classifier.weight")
+    if body is None or head is None or len(head) != len(images.class_names):
+        raise BadInput(
+            path,
+            f"no ResNet with a classifier (first tensors: {', '.join(list(state)[:3])})"
+            if body is None or head is None
+            else f"a classifier of {len(head)} classes",
+            f"resnet50.* and classifier.weight for {len(images.class_names)} classes, as IRNet's res50_cam.pth has",
+            "Give a checkpoint of this network and data set.",
+        )
+    return {
+        "backbone": body,
+        "output_stride": 16,
+        "classes": list(images.class_names),
+        "colours": "imagenet",
+        "ignore": IRNET_ALIASES,
+    }
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+
+
+def load_baseline(
+    init: str, images: Images, frozen: Literal["stem", "nothing"], colours: ColourRule
+) -> tuple[CAMNetwork, dict[str, Any]]:
+    """The trained classifier that another method continues, and what is written with its weights.
+
+    Raises:
+        BadInput: the weights are of another network, of other classes than the pictures have, or for other colours.
+    """
+    network, metadata = load(Path(init), images)
+    check_colours(init, metadata["colours"], colours)
+    freeze(network.body, frozen)
+    return network, {
+        "kind": KIND,
+        **{key: metadata[key] for key in ("backbone", "output_stride", "classes", "colours")},
+    }
+
+
+def check_baseline(init: str, method: str) -> None:
+    """Raise BadInput where a training alone is to start from what a run trains first."""
+    if init == BASELINE:
+        do = f"Train one with `wsss train cam` and give its folder, or take `wsss run {method}`, which does both."
+        raise BadInput("init", f"`{BASELINE}`, which a run trains", "a trained classifier", do)
+
+
+def check_colours(init: str, found: str, expected: str) -> None:
+    """Raise BadInput where a network was trained on pictures that were normalised in another way."""
+    if found != expected:
+        do = "Set `colours` alike in `baseline` and `classifier`."
+        raise BadInput(init, f"weights for colours of {found}", expected, do)
+
+
+def freeze(body: Any, kept: str) -> None:
+    """Let a backbone's `stem`, or stem and two `stages`, keep their weights."""
+    if kept == "nothing":
+        return
+    # IRNet detaches the output of layer2 (stride 8), so nothing before layer3 learns; CLIMS dropped that
+    last = body.strides.index(8) if kept == "stages" and 8 in body.strides else 0
+    for parameter in body.parameters_until(last):
+        parameter.requires_grad_(False)
+
+
+def example(
+    images: Images,
+    augment: ClassifierAugment | JitteredAugment,
+    colours: ColourRule,
+    index: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """A view of a picture (3, crop, crop), and its tags (c,), 0 or 1."""
+    return {
+        "image": torch.from_numpy(augment(images.read(index), rng, colours)),
+        "label": torch.from_numpy(images.labels[index].astype(np.float32)),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiScale:
+    """The views of a picture whose maps are added up."""
+
+    # in this order in IRNet, which adds the maps up one after the other
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """sizes of the picture whose maps are added"""
+    flip: bool = True
+    """add the maps of the mirror image"""
+
+    def __post_init__(self) -> None:
+        check_range("inference.scales", self.scales, SMALLEST_SCALE)
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A network that maps can be taken from."""
+
+    def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
+        """Raw class activation maps M, before ReLU."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of its weights."""
+
+
+def at_scales(
+    image: UInt8[np.ndarray, "h w 3"], scales: Sequence[float], colours: ColourRule = "imagenet"
+) -> list[Float[Tensor, "1 3 _ _"]]:
+    """A picture at each scale, normalised."""
+    sizes = [scaled_size(image.shape[:2], scale) for scale in scales]
+    return [torch.from_numpy(normalise(resize_bicubic(image, size), colours))[None] for size in sizes]
+
+
+class CAMLocalizer:
+    """Maps of the classes that a picture has, over scales and mirror images.
+
+    The maps of one scale are ReLU(M(I)) + mirrored ReLU(M(mirrored I)). They are resized (bilinear, align_corners
+    False), added up over the scales, cut to the picture, and divided by (their maximum + 1e-5), class by class.
+
+    Args:
+        network: on the device.
+        settings: scales, and whether mirror images count.
+        colours: of the network.
+        fuse: another than the sum of the maps of a picture and of its mirror image.
+        multiple: maps are made at multiples of so many pixels, then cut.
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        settings: MultiScale,
+        colours: ColourRule = "imagenet",
+        *,
+        fuse: Callable[[Tensor, Tensor], Tensor] = torch.add,
+        multiple: int = 16,
+    ) -> None:
+        self.network, self.settings, self.colours = network, settings, colours
+        self.fuse, self.multiple = fuse, multiple
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
+        """The picture at each scale."""
+        return at_scales(image, self.settings.scales, self.colours)
+
+    @torch.inference_mode()
+    def cams(
+        self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
+    ) -> Cams:
+        """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
+        present = torch.from_numpy(np.flatnonzero(label))
+        height, width = size_hw
+        quarter = (-(-height // 4), -(-width // 4))
+        whole = tuple(-(-side // self.multiple) * self.multiple for side in size_hw)
+        strided = torch.zeros(len(present), *quarter)
+        full = torch.zeros(len(present), *whole)
+        if len(present) == 0:
+            return Cams(present.numpy(), full[:, :height, :width].numpy(), strided.numpy())
+        device = next(self.network.parameters()).device
+        strided, full = strided.to(device), full.to(device)
+        for view in views:
+            view = view.to(device)
+            pair = torch.cat([view, view.flip(3)]) if self.settings.flip else view
+            raw = self.network.maps(pair).relu()[:, present]
+            fused = self.fuse(raw[:1], raw[1:].flip(3)) if self.settings.flip else raw
+            strided += F.interpolate(fused, quarter, mode="bilinear", align_corners=False)[0]
+            full += F.interpolate(fused, whole, mode="bilinear", align_corners=False)[0]
+        return Cams(
+            present.numpy(),
+            _over_maximum(full[:, :height, :width]).cpu().numpy(),
+            _over_maximum(strided).cpu().numpy(),
+        )
+
+
+def _over_maximum(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+    return maps / (maps.amax((1, 2), keepdim=True) + 1e-5)

@@ -1,0 +1,82 @@
+"""What a training minimises: a network, its losses, its examples, and how its weights are written."""
+
+import abc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsss.networks.backbone import freeze_batch_norm
+from wsss.stages.train import Examples, Training
+from wsss.weights import WEIGHTS, write_weights
+
+# A learning rate and a weight decay to the parameter groups of an optimiser
+Groups = Callable[[float, float], list[dict[str, Any]]]
+
+
+class Objective(nn.Module, abc.ABC):
+    """A network and its losses; a method, refiner or segmenter adds `forward`.
+
+    Args:
+        network: its parameters have their published names.
+        examples: makes a training example of a picture.
+        metadata: is written with the weights, so that they can be used without any settings; `kind` says what they are.
+        groups: of parameters.
+        keep_statistics: leave the running statistics of all batch norms as they are.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        metadata: dict[str, Any],
+        groups: Groups,
+        *,
+        keep_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.examples, self.metadata = network, examples, metadata
+        self.groups, self.keep_statistics = groups, keep_statistics
+
+    @abc.abstractmethod
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """Named loss terms, whose sum is minimised."""
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Set the mode of all layers except batch norms that keep their statistics."""
+        super().train(mode)
+        if self.keep_statistics:
+            freeze_batch_norm(self.network)
+        return self
+
+    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+        """Parameter groups with their learning rates and weight decays."""
+        return self.groups(training.lr, training.weight_decay)
+
+    def write(self, out: Path) -> None:
+        """Write the network and its metadata to the folder `out`."""
+        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+
+
+class WithBody(Protocol):
+    """A network that consists of a backbone, `body`, and a head."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The backbone."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
+
+
+def body_and_head(network: WithBody, head_lr: float, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of trainable parameters: those of the backbone at `lr`, all others at `head_lr * lr`."""
+    body = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
+    in_body = {id(parameter) for parameter in body}
+    head = [value for value in network.parameters() if value.requires_grad and id(value) not in in_body]
+    return [
+        {"params": body, "lr": lr, "weight_decay": weight_decay},
+        {"params": head, "lr": lr * head_lr, "weight_decay": weight_decay},
+    ]
