@@ -8,10 +8,8 @@ from wsss.data.images import Dataset
 from wsss.errors import BadInput
 from wsss.refiners.affinitynet import Refinement as AffinityNetSettings
 from wsss.refiners.irnet import Refinement as IRNetSettings
-from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
-from wsss.stages.predict import Settings as TestSettings
-from wsss.stages.predict import predict
+from wsss.stages.evaluate import ScoreSettings, best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.predict import PredictSettings, predict
 from wsss.stages.refine import Settings as RefineSettings
 from wsss.stages.refine import refine
 from wsss.stages.report import report
@@ -34,7 +32,7 @@ class Tail:
     """maps to pseudo masks by AffinityNet"""
     segmenter: SegmenterSettings = SegmenterSettings()
     """the segmenter that learns from them"""
-    test: TestSettings = TestSettings()
+    test: PredictSettings = PredictSettings()
     """how the segmenter is tested"""
     scores: ScoreSettings = ScoreSettings()
     """how everything is scored"""
@@ -79,8 +77,8 @@ def finish(run: Path, data: Dataset, cams: Path, settings: Tail, classifier: Pat
     """
     images = data.split(data.train)
     seeds, found = None, None
-    if data.seed_split:
-        seeds = data.split(data.seed_split)
+    if data.scored_split:
+        seeds = data.split(data.scored_split)
         scored = evaluate_cams(settings.scores, seeds, cams=cams, out=run / "cams-scores")
         found = best_threshold(scored)
     if settings.refiner == "irnet":

@@ -13,7 +13,7 @@ from wsss.data.files import read_mask
 from wsss.errors import BadInput
 from wsss.methods import cam, clims, clip_es, icam, qa_clims, vwl
 from wsss.networks.deeplab import DeepLabSettings
-from wsss.networks.deeplab_v1 import DeepLabV1Settings
+from wsss.networks.deeplab_v1 import DeepLabV1PredictSettings
 from wsss.networks.emanet import EMANet, EMANetSettings
 from wsss.networks.pspnet import PSPNetSettings
 from wsss.run import DONE
@@ -21,7 +21,7 @@ from wsss.segmenters import deeplab_v1, emanet, pspnet
 from wsss.segmenters.learning import Learning
 from wsss.stages import segment
 from wsss.stages.checkpoint import CHECKPOINT
-from wsss.stages.predict import Segmenter, Settings, predict
+from wsss.stages.predict import PredictSettings, Segmenter, predict
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -48,7 +48,7 @@ def test_it_knows_itself_and_predicts_any_size(trained, kind):
     _, metadata = read_weights(trained(kind) / WEIGHTS)
     assert metadata["kind"] == kind
     assert metadata["classes"] == ["red", "blue"]
-    segmenter = Segmenter(trained(kind), Settings(scales=(0.5, 1.0), flip=True))
+    segmenter = Segmenter(trained(kind), PredictSettings(scales=(0.5, 1.0), flip=True))
     for size_hw in ((1, 1), (5, 40), (33, 61)):
         image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
         here, there = (segmenter.probabilities(segmenter.prepare(view)) for view in (image, image[:, ::-1].copy()))
@@ -94,7 +94,7 @@ def test_it_learns_squares(tmp_path, kind):
     settings = dataclasses.replace(settings, augment=augment)
     train(settings, images, masks=finished(write_truths(images, tmp_path / "masks")), out=tmp_path / "weights")
     new = write_squares(tmp_path / "new", 6, 64, seed=5)
-    predict(Settings(scales=(1.0,)), new, weights=tmp_path / "weights", out=tmp_path / "predictions")
+    predict(PredictSettings(scales=(1.0,)), new, weights=tmp_path / "weights", out=tmp_path / "predictions")
     right = [
         (read_mask(tmp_path / "predictions" / f"{name}.png") == new.read_mask(i)).mean()
         for i, name in enumerate(new.names)
@@ -132,7 +132,11 @@ def test_published_defaults():
         ("emanet", emanet.Settings(EMANetSettings("resnet999s")), "resnet999s"),
         ("emanet", emanet.Settings(EMANetSettings(output_stride=32)), "32; expected 8 or 16"),
         ("deeplab_v1", deeplab_v1.Settings(), "`imagenet`, which no library offers for resnet38"),
-        ("deeplab_v1", deeplab_v1.Settings(DeepLabV1Settings(BODY, batch_norm="frozen"), "none"), "`frozen` with new"),
+        (
+            "deeplab_v1",
+            deeplab_v1.Settings(DeepLabV1PredictSettings(BODY, batch_norm="frozen"), "none"),
+            "`frozen` with new",
+        ),
         ("pspnet", pspnet.Settings(PSPNetSettings("resnet38"), "missing.params"), r"missing\.params"),
         ("pspnet", pspnet.Settings(PSPNetSettings(output_stride=16)), "16; expected 8"),
         ("pspnet", lengthened(pspnet.Settings(init="none"), batch=1), r"training\.batch: found 1"),
@@ -149,7 +153,7 @@ def test_settings_that_cannot_work(kind, settings, found):
         (EMANetSettings, {"bases": 0}),
         (EMANetSettings, {"stages": 0}),
         (EMANetSettings, {"norm_momentum": 1.5}),
-        (DeepLabV1Settings, {"dilation": 0}),
+        (DeepLabV1PredictSettings, {"dilation": 0}),
         (deeplab_v1.Settings, {"sigma": 0.0}),
     ],
 )
@@ -199,7 +203,7 @@ def test_a_published_checkpoint_with_other_classes_and_bases(tmp_path):
     torch.manual_seed(0)
     made = EMANet(4, EMANetSettings("resnet50s", channels=256, bases=32)).eval()
     torch.save({"net": made.state_dict(), "step": 30000}, tmp_path / "final.pth")
-    segmenter = Segmenter(tmp_path / "final.pth", Settings())
+    segmenter = Segmenter(tmp_path / "final.pth", PredictSettings())
     assert segmenter.classes == ("class 1", "class 2", "class 3")
     for name, value in made.state_dict().items():
         assert torch.equal(segmenter.trained.network.state_dict()[name].cpu(), value)
@@ -210,14 +214,14 @@ def test_weights_of_another_network_are_refused(trained, tmp_path, kind):
     state, metadata = read_weights(trained(kind) / WEIGHTS)
     write_weights(tmp_path / "fewer.safetensors", state, {**metadata, "classes": ["red"]})
     with pytest.raises(BadInput, match="of another shape"):
-        Segmenter(tmp_path / "fewer.safetensors", Settings())
+        Segmenter(tmp_path / "fewer.safetensors", PredictSettings())
     state.popitem()
     write_weights(tmp_path / "cut.safetensors", state, metadata)
     with pytest.raises(BadInput, match="1 missing"):
-        Segmenter(tmp_path / "cut.safetensors", Settings())
+        Segmenter(tmp_path / "cut.safetensors", PredictSettings())
     write_weights(tmp_path / "classifier.safetensors", state, {"kind": "cam"})
     with pytest.raises(BadInput, match="weights of a `cam` network"):
-        Segmenter(tmp_path / "classifier.safetensors", Settings())
+        Segmenter(tmp_path / "classifier.safetensors", PredictSettings())
 
 
 def test_windows_cover_the_picture_once_or_are_averaged():

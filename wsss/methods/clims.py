@@ -39,7 +39,7 @@ from wsss.pretrained import Activation, load_any_clip
 from wsss.recipe import Tail, finish
 from wsss.refiners.irnet import Refinement as IRNetSettings
 from wsss.refiners.irnet import Walk
-from wsss.run import maybe_file, neutral
+from wsss.run import maybe_file, unrecorded
 from wsss.stages.localize import localize
 from wsss.stages.refine import Settings as LabelSettings
 from wsss.stages.train import Training, train
@@ -240,7 +240,7 @@ class Settings:
     """how many times more they count"""
     classifier_lr: float = 10.0
     """learning rate of the classifier, times that of the body"""
-    regions: int = neutral(128)
+    regions: int = unrecorded(128)
     """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
     augment: ClassifierAugment = ClassifierAugment()
     """what training pictures go through"""

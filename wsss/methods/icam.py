@@ -34,11 +34,9 @@ from wsss.ops.importance import importance_loss, multi_label_loss, probability_l
 from wsss.recipe import Tail, finish
 from wsss.refiners.affinitynet import Labels, Refinement, Walk, walk_to_masks
 from wsss.run import maybe_file
-from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.evaluate import evaluate_cams, evaluate_masks
+from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.localize import Cams, localize
-from wsss.stages.predict import Settings as TestSettings
-from wsss.stages.predict import predict
+from wsss.stages.predict import PredictSettings, predict
 from wsss.stages.report import report
 from wsss.stages.segment import Settings as SegmenterSettings
 from wsss.stages.train import Training, train
@@ -402,7 +400,7 @@ class Recipe:
         refiner="affinitynet",
         affinitynet=Refinement(labels=Labels(low=2.0, high=4.0), walk=Walk(alpha=6.0, doublings=6, shrink=True)),
         segmenter=SegmenterSettings(kind="deeplab_v1"),
-        test=TestSettings(crf="icam-final"),
+        test=PredictSettings(crf="icam-final"),
         scores=ScoreSettings(thresholds=(0.5,)),
     )
     """pseudo masks, segmenter and scores"""
@@ -430,8 +428,8 @@ def score_both_splits(run: Path, data: Dataset, settings: Recipe, trained: Path)
     AffinityNet alone; other refiners have none here.
     """
     tail = settings.tail
-    if data.seed_split:
-        seeds = data.split(data.seed_split)
+    if data.scored_split:
+        seeds = data.split(data.scored_split)
         predictions = predict(tail.test, seeds, weights=run / "segmenter", out=run / "predictions-train")
         evaluate_masks(tail.scores, seeds, masks=predictions, out=run / "predictions-train-scores")
     val = data.split(data.val) if data.val else None

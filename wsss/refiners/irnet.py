@@ -29,8 +29,7 @@ from wsss.ops.instances import Detections, detections, instance_map, split_cams
 from wsss.ops.random_walk import random_walk
 from wsss.progress import Progress
 from wsss.run import maybe_file, stage
-from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.evaluate import best_threshold, evaluate_cams
+from wsss.stages.evaluate import ScoreSettings, best_threshold, evaluate_cams
 from wsss.stages.refine import Settings as LabelSettings
 from wsss.stages.refine import fitting_cams, refine
 from wsss.stages.train import Training, train
@@ -223,7 +222,7 @@ def walk(settings: Walk, images: Images, *, cams: Path, weights: Path, out: Path
         out: the stage's folder.
 
     Raises:
-        BadInput: maps without `strided`, or of pictures of another size.
+        BadInput: maps without `maps_stride4`, or of pictures of another size.
     """
     network = load(weights)
     todo = launch.missing(images.names, out, ".npz")

@@ -31,7 +31,7 @@ SEGMENTERS: dict[str, ModuleType] = {module.KIND: module for module in (deeplab,
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PredictSettings:
     """How a segmenter is tested."""
 
     scales: tuple[float, ...] | None = None
@@ -72,7 +72,7 @@ class Segmenter:
         reading: how the pictures were read that it was trained on; None for published checkpoints.
     """
 
-    def __init__(self, weights: Path, settings: Settings) -> None:
+    def __init__(self, weights: Path, settings: PredictSettings) -> None:
         state, metadata, path = trained_weights(weights, *SEGMENTERS)
         kind = metadata["kind"] if metadata else next((k for k, m in SEGMENTERS.items() if m.SIGN in state), None)
         if kind is None:
@@ -142,7 +142,7 @@ def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Imag
 
 
 @stage
-def predict(settings: Settings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
+def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Write a predicted mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
     Args:

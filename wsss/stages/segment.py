@@ -11,7 +11,7 @@ from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
 from wsss.networks.deeplab import PUBLISHED_BODY, DeepLabSettings, create_deeplab
-from wsss.run import maybe_file, neutral
+from wsss.run import maybe_file, unrecorded
 from wsss.segmenters import deeplab
 from wsss.segmenters.deeplab_v1 import Settings as DeepLabV1Settings
 from wsss.segmenters.emanet import Settings as EMANetSettings
@@ -33,7 +33,7 @@ class Settings:
     """A segmenter and its training: DeepLab v2 by the settings right here, or another by its own settings below."""
 
     # what is not chosen changes nothing, and what is chosen is recorded alone: see `starting_from`
-    kind: Literal["deeplab", "emanet", "deeplab_v1", "pspnet"] = neutral("deeplab")
+    kind: Literal["deeplab", "emanet", "deeplab_v1", "pspnet"] = unrecorded("deeplab")
     """which segmenter: DeepLab v2, or the one that has its settings under this name"""
     network: DeepLabSettings = DeepLabSettings()
     """layers"""
@@ -50,11 +50,11 @@ class Settings:
         batch=5, accumulate=2, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=5e-4, momentum=0.9, poly_every=10
     )
     """how the network is trained"""
-    emanet: EMANetSettings = neutral(EMANetSettings())
+    emanet: EMANetSettings = unrecorded(EMANetSettings())
     """EMANet"""
-    deeplab_v1: DeepLabV1Settings = neutral(DeepLabV1Settings())
+    deeplab_v1: DeepLabV1Settings = unrecorded(DeepLabV1Settings())
     """DeepLab v1, ICAM's last stage"""
-    pspnet: PSPNetSettings = neutral(PSPNetSettings())
+    pspnet: PSPNetSettings = unrecorded(PSPNetSettings())
     """PSPNet, the extended training of PMM and ICAM"""
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Settings:
     def _check_unused(self, usual: "Settings") -> None:
         """Raise BadInput for settings of DeepLab v2 that someone gave, while another segmenter is chosen."""
         for field in dataclasses.fields(self):
-            if not field.metadata.get("neutral") and getattr(self, field.name) != getattr(usual, field.name):
+            if not field.metadata.get("unrecorded") and getattr(self, field.name) != getattr(usual, field.name):
                 raise BadInput(
                     f"segmenter.{field.name}",
                     f"a setting of DeepLab v2, while segmenter.kind is {self.kind}",
