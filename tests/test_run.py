@@ -23,7 +23,7 @@ class Inner:
 class Settings:
     count: int = 2
     inner: Inner = Inner()
-    workers: int = run.neutral(1)
+    workers: int = run.unrecorded(1)
     init: str = run.maybe_file("none")
 
 

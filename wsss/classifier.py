@@ -282,23 +282,23 @@ class CAMLocalizer:
         height, width = size_hw
         quarter = (-(-height // 4), -(-width // 4))
         whole = tuple(-(-side // self.multiple) * self.multiple for side in size_hw)
-        strided = torch.zeros(len(present), *quarter)
+        stride4 = torch.zeros(len(present), *quarter)
         full = torch.zeros(len(present), *whole)
         if len(present) == 0:
-            return Cams(present.numpy(), full[:, :height, :width].numpy(), strided.numpy())
+            return Cams(present.numpy(), full[:, :height, :width].numpy(), stride4.numpy())
         device = next(self.network.parameters()).device
-        strided, full = strided.to(device), full.to(device)
+        stride4, full = stride4.to(device), full.to(device)
         for view in views:
             view = view.to(device)
             pair = torch.cat([view, view.flip(3)]) if self.settings.flip else view
             raw = self.network.maps(pair).relu()[:, present]
             fused = self.fuse(raw[:1], raw[1:].flip(3)) if self.settings.flip else raw
-            strided += F.interpolate(fused, quarter, mode="bilinear", align_corners=False)[0]
+            stride4 += F.interpolate(fused, quarter, mode="bilinear", align_corners=False)[0]
             full += F.interpolate(fused, whole, mode="bilinear", align_corners=False)[0]
         return Cams(
             present.numpy(),
             _over_maximum(full[:, :height, :width]).cpu().numpy(),
-            _over_maximum(strided).cpu().numpy(),
+            _over_maximum(stride4).cpu().numpy(),
         )
 
 

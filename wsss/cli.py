@@ -283,7 +283,7 @@ def _reading(settings: SimpleNamespace) -> dict[str, Any]:
 def _split(settings: SimpleNamespace, scored: bool = False) -> "Images":
     """The split that a single stage works on: the one trained on, or the one that maps and masks are scored on."""
     data = _open(settings)
-    return data.split(settings.split or (data.seed_split if scored else None) or data.train)
+    return data.split(settings.split or (data.scored_split if scored else None) or data.train)
 
 
 def _module(name: str) -> Any:
@@ -506,7 +506,7 @@ def _declare_predict(parser: "Parser") -> None:
     _declare_values(parser)
     parser.add_argument("--skip-bad", switch=True, help="leave bad pictures out and name them")
     _declare_out(parser)
-    parser.add_settings(predict.Settings)
+    parser.add_settings(predict.PredictSettings)
 
 
 def _predict(settings: SimpleNamespace) -> None:
@@ -530,7 +530,7 @@ def _declare_evaluate(parser: "Parser") -> None:
     _declare_split(parser)
     parser.add_argument("--cams", type=Path, help="folder of activation maps")
     parser.add_argument("--masks", type=Path, help="folder of pseudo masks or predictions")
-    parser.add_settings(evaluate.Settings)
+    parser.add_settings(evaluate.ScoreSettings)
 
 
 def _evaluate(settings: SimpleNamespace) -> None:
@@ -576,7 +576,7 @@ def _info(settings: SimpleNamespace) -> None:
         stop, data = error, open_dataset(settings.data, skip_missing=True, **_reading(settings))
     if settings.split:
         one = {settings.split: data.split(settings.split)}
-        data = dataclasses.replace(data, splits=one, train=settings.split, seed_split=None, val=None)
+        data = dataclasses.replace(data, splits=one, train=settings.split, scored_split=None, val=None)
     with Progress(f"look through {data.root.name}", sum(map(len, data.splits.values()))) as progress:
         found = overview(data, decode=True, classes=settings.classes, progress=lambda done, total: progress.advance())
     if stop is not None:

@@ -13,11 +13,9 @@ from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
-from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.evaluate import ScoreSettings, best_threshold, evaluate_cams, evaluate_masks
 from wsss.stages.localize import LocalizerSettings, localize
-from wsss.stages.predict import Settings as PredictSettings
-from wsss.stages.predict import predict
+from wsss.stages.predict import PredictSettings, predict
 from wsss.stages.report import report
 from wsss.stages.train import TrainableSettings, train
 from wsss.weights import check_start, started_from
@@ -221,8 +219,8 @@ def _trained(method: Method, settings: RunSettings, images: Images, out: Path) -
 def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classifier: Path | None) -> RefinementTask:
     """Make the pseudo masks, and score maps and masks where there are true masks."""
     task = RefinementTask(data.split(data.train), cams, out, classifier, scores=settings.scores)
-    if data.seed_split:
-        scored = data.split(data.seed_split)
+    if data.scored_split:
+        scored = data.split(data.scored_split)
         scores = evaluate_cams(settings.scores, scored, cams=cams, out=out / "cams-scores")
         task = dataclasses.replace(task, scored=scored, found=best_threshold(scores))
     masks = settings.refiner.refined(task)

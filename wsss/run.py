@@ -61,9 +61,9 @@ class Stage(Protocol):
         """Make the folder `out` unless it is made already, and give it back."""
 
 
-def neutral(default: Any) -> Any:
+def unrecorded(default: Any) -> Any:
     """A settings field that cannot change what a stage makes: it is left out of records."""
-    return dataclasses.field(default=default, metadata={"neutral": True})
+    return dataclasses.field(default=default, metadata={"unrecorded": True})
 
 
 def maybe_file(default: str) -> Any:
@@ -72,7 +72,7 @@ def maybe_file(default: str) -> Any:
 
 
 def plain(settings: Any) -> Any:
-    """Settings as JSON-able values, without the neutral fields."""
+    """Settings as JSON-able values, without the unrecorded fields."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         values = {}
         for field in dataclasses.fields(settings):
@@ -80,7 +80,7 @@ def plain(settings: Any) -> Any:
             if field.metadata.get("maybe_file") and os.path.exists(value):
                 known, _ = _known(Path(value))
                 values[field.name] = {"file": Path(value).name, "identity": known["identity"]}
-            elif not field.metadata.get("neutral"):
+            elif not field.metadata.get("unrecorded"):
                 values[field.name] = plain(value)
         return values
     if isinstance(settings, Mapping):

@@ -35,7 +35,7 @@ def jpeg(split, image):
 @pytest.mark.parametrize("pictures", ["{split}{year}", "images/{split}{year}", "JPEGImages/{split}{year}"])
 def test_2014(tmp_path, pictures):
     data = open_coco(write_coco(tmp_path, pictures=pictures))
-    assert (data.kind, data.train, data.seed_split, data.val) == ("coco", "train2014", "train2014", "val2014")
+    assert (data.kind, data.train, data.scored_split, data.val) == ("coco", "train2014", "train2014", "val2014")
     assert data.class_names == tuple(COCO_CATEGORIES.values())
     images = data.split("train2014")
     assert tags(images) == {
@@ -116,7 +116,7 @@ def test_list_files(coco, tmp_path, lines):
     text = "".join(lines.format(id=image, jpeg=jpeg(split, image)) for image, split in ids.items())
     listed = str(write_text(tmp_path / "lists" / "train2014.txt", text))
     data = open_coco(coco, train=listed)
-    assert data.train == data.seed_split == listed
+    assert data.train == data.scored_split == listed
     assert data.split(listed).names == tuple(jpeg(split, image) for image, split in ids.items())
     assert data.split(listed).read_mask(1, SIZE)[5, 5] == 17
     write_text(tmp_path / "lists" / "train2014.txt", text + "7\n")
@@ -136,7 +136,7 @@ def test_the_layout_of_clip_es(tmp_path):
         jpeg("train", 25): ["person", "toothbrush"],
     }
     assert np.unique(data.split("train2014").read_mask(0)).tolist() == [0, 80]
-    assert (data.seed_split, data.val) == ("train2014", "val2014")
+    assert (data.scored_split, data.val) == ("train2014", "val2014")
     assert data.split("val2014").has_masks
     assert "train2014: 1 pictures without a tag left out" in data.notes
     with pytest.raises(BadInput, match="no tags for train2014; expected tags of its pictures"):
@@ -402,7 +402,7 @@ def test_boxes_alone_are_tags_but_no_truth(tmp_path):
     images = data.split("train")
     assert tags(images) == {"0": ["cat"], "1": ["dog"], "2": ["cat"], "3": ["dog"]}
     assert [mask is not None for mask in images.masks] == [True, False, False, False]
-    assert data.seed_split is None
+    assert data.scored_split is None
     assert any("3 objects have no outline (boxes alone); 3 of 4 pictures" in note for note in data.notes)
     with pytest.raises(BadInput, match="3 pictures of train whose objects have no outlines"):
         open_coco(tmp_path, tag_rule="icam")

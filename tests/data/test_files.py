@@ -76,13 +76,17 @@ def test_bad_masks(tmp_path):
 
 
 def test_maps_survive_as_half_floats(tmp_path):
-    classes, maps, strided = np.array([2, 7]), inputs.array("maps", (2, 9, 11)), inputs.array("strided", (2, 3, 3))
-    write_cams(tmp_path / "ä" / "a b.npz", classes, maps, strided)
+    classes, maps, maps_stride4 = (
+        np.array([2, 7]),
+        inputs.array("maps", (2, 9, 11)),
+        inputs.array("maps_stride4", (2, 3, 3)),
+    )
+    write_cams(tmp_path / "ä" / "a b.npz", classes, maps, maps_stride4)
     read_classes, read = read_cams(tmp_path / "ä" / "a b.npz")
     np.testing.assert_array_equal(read_classes, classes)
     np.testing.assert_array_equal(read, maps.astype(np.float16).astype(np.float32))
     assert (read_classes.dtype, read.dtype) == (np.int16, np.float32)
-    np.testing.assert_array_equal(read_cams(tmp_path / "ä" / "a b.npz", "strided")[1], strided.astype(np.float16))
+    np.testing.assert_array_equal(read_cams(tmp_path / "ä" / "a b.npz", "maps_stride4")[1], strided.astype(np.float16))
 
 
 def test_bad_maps(tmp_path):
@@ -90,8 +94,8 @@ def test_bad_maps(tmp_path):
     with pytest.raises(BadInput, match="no such file"):
         read_cams(path)
     write_cams(path, np.array([1]), np.ones((1, 4, 4)))
-    with pytest.raises(BadInput, match=r"no .*strided"):
-        read_cams(path, "strided")
+    with pytest.raises(BadInput, match=r"no .*maps_stride4"):
+        read_cams(path, "maps_stride4")
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(BadInput, match=r"a\.npz: found a file that is cut off or damaged .*wsss localize"):
         read_cams(path)

@@ -15,7 +15,7 @@ def tags(images):
 
 def test_a_folder_a_class(folders):
     data = open_folder(folders)
-    assert (data.kind, data.train, data.seed_split, data.val, data.class_names) == (
+    assert (data.kind, data.train, data.scored_split, data.val, data.class_names) == (
         "folders",
         "train",
         None,
@@ -87,11 +87,11 @@ def test_masks_in_a_folder(folders):
     images = data.split("train")
     assert len(images) == 3
     assert [mask is not None for mask in images.masks] == [True, False, False]
-    assert data.seed_split is None
+    assert data.scored_split is None
     for name in ("cat/more/2", "dog/1"):
         write_labels(folders / f"masks/{name}.png", [2])
     data = open_folder(folders)
-    assert data.seed_split == "train"
+    assert data.scored_split == "train"
     assert np.unique(data.split("train").read_mask(2, SIZE)).tolist() == [0, 2]
 
 

@@ -18,7 +18,7 @@ def test_overview(table):
         "root": str(table),
         "classes": ["cat", "dog"],
         "train": "train",
-        "seed_split": None,
+        "scored_split": None,
         "val": "val",
         "checked": False,
         "splits": {

@@ -29,7 +29,7 @@ def test_masks_that_fit_no_picture_are_counted(tagged):
     for name in ("a", "b", "c", "old/a", "x"):
         write_labels(tagged / f"masks/{name}.png", [1, 2])
     data = open_folder(tagged)
-    assert data.seed_split == "train"
+    assert data.scored_split == "train"
     assert data.notes == ("2 files in masks fit no picture and are not used (masks/x.png first)",)
 
 

@@ -20,7 +20,7 @@ def made(tmp_path_factory):
 
 def test_layout(made):
     data = open_voc(made)
-    assert (data.train, data.seed_split, data.val, data.class_names) == ("train", "train", "val", SHAPES)
+    assert (data.train, data.scored_split, data.val, data.class_names) == ("train", "train", "val", SHAPES)
     assert (len(data.split("train")), len(data.split("val"))) == (10, 5)
     assert data.notes == ()
     for images in data.splits.values():

@@ -21,7 +21,7 @@ def tags(images):
 
 def test_splits_tags_and_masks(voc):
     data = open_voc(voc)
-    assert (data.kind, data.train, data.seed_split, data.val) == ("voc", "train", "train", "val")
+    assert (data.kind, data.train, data.scored_split, data.val) == ("voc", "train", "train", "val")
     assert data.class_names == VOC_CLASSES
     train, val = data.split("train"), data.split("val")
     assert tags(train) == {"2007_000032": ["aeroplane", "person"], "2007_000039": ["tvmonitor"]}
@@ -56,7 +56,7 @@ def test_train_aug_from_a_list(voc, file, text):
     write_labels(voc / "SegmentationClassAug/2007_000032.png", [20])
     write_text(voc / file, text)
     data = open_voc(voc)
-    assert (data.train, data.seed_split) == ("train_aug", "train")
+    assert (data.train, data.scored_split) == ("train_aug", "train")
     images = data.split("train_aug")
     assert images.names == tuple(AUG.split())
     assert tags(images)["2008_000008"] == ["horse", "person"]
@@ -77,7 +77,7 @@ def test_train_aug_from_the_folder_of_masks(voc):
 def test_choosing_splits_and_lists(voc, tmp_path):
     listed = str(write_text(tmp_path / "mine.txt", "2008_000008\n2007_000033.jpg\n"))
     data = open_voc(voc, train=listed, val="train")
-    assert (data.train, data.val, data.seed_split) == (listed, "train", None)
+    assert (data.train, data.val, data.scored_split) == (listed, "train", None)
     assert data.split(listed).names == ("2008_000008", "2007_000033")
     assert data.split(listed).title == "voc/mine"
     with pytest.raises(BadInput, match=r"no split or list file 'tarin'; expected one of its splits .train, val."):
@@ -213,7 +213,7 @@ def test_a_missing_split_file(voc):
 def test_train_without_masks_is_not_scored(voc):
     (voc / "SegmentationClass/2007_000039.png").unlink()
     data = open_voc(voc)
-    assert data.seed_split is None
+    assert data.scored_split is None
     assert [mask is None for mask in data.split("train").masks] == [False, True]
 
 
@@ -263,7 +263,7 @@ def test_masks_and_list_of_sbd(voc, tmp_path):
         np.testing.assert_array_equal(made[name], read_mask(voc / f"SegmentationClass/{name}.png"))
     assert np.unique(made["2008_000008"]).tolist() == [0, 1]
     data = open_voc(voc)
-    assert (data.train, data.seed_split, len(data.split("train_aug"))) == ("train_aug", "train", 3)
+    assert (data.train, data.scored_split, len(data.split("train_aug"))) == ("train_aug", "train", 3)
 
 
 def test_sbd_goes_on_after_an_interruption(voc, tmp_path):

@@ -2,16 +2,15 @@
 
 import numpy as np
 import pytest
+from wsss.stages.refine import CRFSettings, refine
 
 from wsss.cli import CONFIGS
 from wsss.configs.make_demo_clip import draw
 from wsss.data.open import open_dataset
 from wsss.data.shapes import GROUNDS, SHAPES, make_shapes
 from wsss.methods.clip_es import CLIPESInference
-from wsss.stages.evaluate import Settings as Scores
 from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
 from wsss.stages.localize import localize
-from wsss.stages.refine import CRFSettings, refine
 from wsss.storage import read_json
 
 CLIP = CONFIGS / "demo_clip"
@@ -21,7 +20,7 @@ CLIP = CONFIGS / "demo_clip"
 def test_maps_then_spread_maps_then_crf(tmp_path):
     images = open_dataset(make_shapes(tmp_path / "shapes", train=1, val=60, size=112, seed=3)).split("val")
     scored = {}
-    settings = Scores(background="power", thresholds=(1.0, 2.0, 3.0, 5.0), contour=False)
+    settings = ScoreSettings(background="power", thresholds=(1.0, 2.0, 3.0, 5.0), contour=False)
     for refined in (False, True):
         inference = CLIPESInference(
             clip=str(CLIP), words=str(CLIP / "words.yaml"), attention_blocks=3, refined=refined, cache=False

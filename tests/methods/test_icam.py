@@ -235,8 +235,8 @@ def test_maps_of_pictures_of_any_size(variant, size, squares):
     for label, classes in (([True, True], [0, 1]), ([False, True], [1]), ([False, False], [])):
         found = maps_of.cams(maps_of.prepare(picture), size, np.array(label))
         assert (found.classes.tolist(), found.maps.shape) == (classes, (len(classes), *size))
-        assert found.strided.shape == (len(classes), -(-size[0] // 4), -(-size[1] // 4))
-        for maps in (found.maps, found.strided):
+        assert found.maps_stride4.shape == (len(classes), -(-size[0] // 4), -(-size[1] // 4))
+        for maps in (found.maps, found.maps_stride4):
             assert np.isfinite(maps).all()
             assert ((maps >= 0) & (maps <= 1)).all()
 
@@ -262,7 +262,7 @@ def test_the_mirror_image_has_mirrored_maps(squares):
 @pytest.mark.parametrize("tagged", [True, False])
 def test_val_without_tags_has_no_maps_to_score(tagged, squares, tmp_path, monkeypatch):
     val = dataclasses.replace(squares, labels=squares.labels & tagged)
-    data = Mock(Dataset, seed_split=None, val="val", split=Mock(return_value=val))
+    data = Mock(Dataset, scored_split=None, val="val", split=Mock(return_value=val))
     made = []
     for stage in ("localize", "evaluate_cams", "walk_to_masks", "evaluate_masks"):
         monkeypatch.setattr(icam, stage, lambda *_, out, **__: (made.append(out.name), out)[1])

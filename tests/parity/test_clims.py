@@ -338,7 +338,7 @@ def test_published_checkpoints_localize(tmp_path):
     for settings in (clims.CLIMSInference(), cam.CAMInference()):
         localizer = settings.localizer(nothing(VOC_CLASSES), tmp_path / "res50_clims.pth")
         found = localizer.cams(localizer.prepare(inputs.image(120, 160, 7)), (120, 160), label)
-        np.testing.assert_allclose(found.strided, wanted["0/cam"], atol=5e-6)
+        np.testing.assert_allclose(found.maps_stride4, wanted["0/cam"], atol=5e-6)
     # the same file is what CLIMS starts from
     started, metadata = clims.baseline(str(tmp_path / "res50_clims.pth"), nothing(VOC_CLASSES), "stem", "imagenet")
     for name, value in started.state_dict().items():
@@ -356,7 +356,7 @@ def test_a_published_camera_ready_checkpoint_localizes(tmp_path):
         images = batch(96, 128, (0,), CLIP_MEAN, CLIP_STD)
         raw = network.eval().maps(torch.cat([images, images.flip(3)])).relu()
     fused = F.interpolate((raw[:1] + raw[1:].flip(3))[:, 3:4], (24, 32), mode="bilinear", align_corners=False)[0]
-    np.testing.assert_allclose(found.strided, (fused / (fused.max() + 1e-5)).numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.maps_stride4, (fused / (fused.max() + 1e-5)).numpy(), atol=1e-5)
 
 
 def drawn_maps(count: int, height: int, width: int, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from wsss.data import mask_augment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.deeplab_v1 import DeepLabV1
 from wsss.segmenters import deeplab_v1
-from wsss.stages.predict import Prepared, Segmenter, Settings
+from wsss.stages.predict import PredictSettings, Prepared, Segmenter
 from wsss.stages.train import poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -147,9 +147,9 @@ def checkpoint(network, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("single", Settings(scales=(1.0,), flip=False)),
-        pytest.param("nocrf", Settings(), marks=pytest.mark.slow),
-        pytest.param("default", Settings(crf="icam-final"), marks=pytest.mark.slow),
+        ("single", PredictSettings(scales=(1.0,), flip=False)),
+        pytest.param("nocrf", PredictSettings(), marks=pytest.mark.slow),
+        pytest.param("default", PredictSettings(crf="icam-final"), marks=pytest.mark.slow),
     ],
 )
 def test_whole_evaluation(checkpoint, monkeypatch, name, settings):

@@ -409,7 +409,7 @@ def maps_of(network: SEAMNetwork, variant: str, picture: np.ndarray, classes: li
     finally:
         torch.set_default_dtype(torch.float32)
     quarter = (-(-picture.shape[0] // 4), -(-picture.shape[1] // 4))
-    assert found.strided.shape == (len(classes), *quarter)
+    assert found.maps_stride4.shape == (len(classes), *quarter)
     return found.classes, found.maps
 
 

@@ -9,7 +9,7 @@ from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import AuxiliaryHead, PSPNet, PSPNetLayers, PyramidHead
 from wsss.segmenters import pspnet
-from wsss.stages.predict import Segmenter, Settings
+from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.stages.train import poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -67,7 +67,7 @@ def test_checkpoint_is_known_by_its_tensors(tmp_path):
     torch.manual_seed(0)
     network = build("r2n").eval()
     torch.save({"meta": {"iter": 20000}, "state_dict": network.state_dict()}, tmp_path / "final_et_r2n.pth")
-    segmenter = Segmenter(tmp_path / "final_et_r2n.pth", Settings(scales=(1.0,), flip=False))
+    segmenter = Segmenter(tmp_path / "final_et_r2n.pth", PredictSettings(scales=(1.0,), flip=False))
     assert segmenter.classes[0] == "aeroplane"
     view = segmenter.trained.view(inputs.image(30, 90, 0), 0.125)
     # 256 and 64 are the longest sides at that scale

@@ -553,7 +553,7 @@ def test_published_weights_localize(tmp_path):
     assert [list(view.shape[2:]) for view in views] == wanted["scale_sizes"].tolist()
     found = localizer.cams(views, (120, 160), label)
     np.testing.assert_array_equal(found.classes, wanted["keys"])
-    near(found.strided, wanted["cam"], 4e-6)
+    near(found.maps_stride4, wanted["cam"], 4e-6)
     near(found.maps[:, ::2, ::2], wanted["high_res[:, ::2, ::2]"], 4e-6)
     near(found.maps.mean((1, 2), dtype=np.float64), wanted["high_res_sum"] / (120 * 160), 4e-6)
     best = np.concatenate([np.full((1, 120, 160), 0.15, np.float32), found.maps]).argmax(0)
@@ -561,7 +561,7 @@ def test_published_weights_localize(tmp_path):
     assert (labels != wanted["pred_0.15"]).mean() <= 1e-4
     none = localizer.cams(views, (120, 160), np.zeros(20, bool))
     assert none.classes.shape == wanted["nolabel.keys"].shape
-    assert none.strided.shape == wanted["nolabel.cam"].shape
+    assert none.maps_stride4.shape == wanted["nolabel.cam"].shape
     assert none.maps.shape == wanted["nolabel.high_res"].shape
 
 

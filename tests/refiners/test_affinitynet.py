@@ -34,8 +34,7 @@ from wsss.refiners.affinitynet import (
     with_background,
 )
 from wsss.run import record
-from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.evaluate import evaluate_cams, evaluate_masks
+from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from wsss.stages.refine import CRFSettings
 
 from tests.conftest import finished, tree, write_squares
 from tests.networks.test_irnet import published
@@ -18,9 +19,7 @@ from wsss.networks.irnet import IRNet
 from wsss.refiners import irnet
 from wsss.refiners.irnet import IRNetSettings, IRNetTraining, IRNetWalk, centre, enlarged, load, walk, walked
 from wsss.run import record
-from wsss.stages.evaluate import Settings as ScoreSettings
-from wsss.stages.evaluate import evaluate_cams, evaluate_masks
-from wsss.stages.refine import CRFSettings
+from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -174,9 +173,9 @@ def test_maps_that_do_not_fit_are_named(tmp_path, squares, cams, trained, classe
     assert "8x9 and classes below 2" in str(error.value)
 
 
-def test_maps_without_strided_ones(tmp_path, squares, cams, trained):
+def test_maps_without_those_at_a_quarter(tmp_path, squares, cams, trained):
     write_cams(cams / f"{squares.names[2]}.npz", np.array([0]), np.zeros((1, 32, 36)))
-    with pytest.raises(BadInput, match=r"bild_2ß\.npz: found no array .*strided.*wsss localize"):
+    with pytest.raises(BadInput, match=r"bild_2ß\.npz: found no array .*maps_stride4.*wsss localize"):
         walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=trained, out=tmp_path / "walk")
 
 

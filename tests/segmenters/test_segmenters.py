@@ -21,7 +21,7 @@ from wsss.segmenters import deeplab_v1, emanet, pspnet
 from wsss.segmenters.learning import SegmenterObjective
 from wsss.stages import segment
 from wsss.stages.checkpoint import CHECKPOINT
-from wsss.stages.predict import Segmenter, Settings, predict
+from wsss.stages.predict import PredictSettings, Segmenter, predict
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -48,7 +48,7 @@ def test_it_knows_itself_and_predicts_any_size(trained, kind):
     _, metadata = read_weights(trained(kind) / WEIGHTS)
     assert metadata["kind"] == kind
     assert metadata["classes"] == ["red", "blue"]
-    segmenter = Segmenter(trained(kind), Settings(scales=(0.5, 1.0), flip=True))
+    segmenter = Segmenter(trained(kind), PredictSettings(scales=(0.5, 1.0), flip=True))
     for size_hw in ((1, 1), (5, 40), (33, 61)):
         image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
         here, there = (segmenter.probabilities(segmenter.prepare(view)) for view in (image, image[:, ::-1].copy()))
@@ -94,7 +94,7 @@ def test_it_learns_squares(tmp_path, kind):
     settings = dataclasses.replace(settings, augment=augment)
     train(settings, images, masks=finished(write_truths(images, tmp_path / "masks")), out=tmp_path / "weights")
     new = write_squares(tmp_path / "new", 6, 64, seed=5)
-    predict(Settings(scales=(1.0,)), new, weights=tmp_path / "weights", out=tmp_path / "predictions")
+    predict(PredictSettings(scales=(1.0,)), new, weights=tmp_path / "weights", out=tmp_path / "predictions")
     right = [
         (read_mask(tmp_path / "predictions" / f"{name}.png") == new.read_mask(i)).mean()
         for i, name in enumerate(new.names)
@@ -203,7 +203,7 @@ def test_a_published_checkpoint_with_other_classes_and_bases(tmp_path):
     torch.manual_seed(0)
     made = EMANet(4, EMANetLayers("resnet50s", channels=256, bases=32)).eval()
     torch.save({"net": made.state_dict(), "step": 30000}, tmp_path / "final.pth")
-    segmenter = Segmenter(tmp_path / "final.pth", Settings())
+    segmenter = Segmenter(tmp_path / "final.pth", PredictSettings())
     assert segmenter.classes == ("class 1", "class 2", "class 3")
     for name, value in made.state_dict().items():
         assert torch.equal(segmenter.trained.network.state_dict()[name].cpu(), value)
@@ -214,14 +214,14 @@ def test_weights_of_another_network_are_refused(trained, tmp_path, kind):
     state, metadata = read_weights(trained(kind) / WEIGHTS)
     write_weights(tmp_path / "fewer.safetensors", state, {**metadata, "classes": ["red"]})
     with pytest.raises(BadInput, match="of another shape"):
-        Segmenter(tmp_path / "fewer.safetensors", Settings())
+        Segmenter(tmp_path / "fewer.safetensors", PredictSettings())
     state.popitem()
     write_weights(tmp_path / "cut.safetensors", state, metadata)
     with pytest.raises(BadInput, match="1 missing"):
-        Segmenter(tmp_path / "cut.safetensors", Settings())
+        Segmenter(tmp_path / "cut.safetensors", PredictSettings())
     write_weights(tmp_path / "classifier.safetensors", state, {"kind": "cam"})
     with pytest.raises(BadInput, match="weights of a `cam` network"):
-        Segmenter(tmp_path / "classifier.safetensors", Settings())
+        Segmenter(tmp_path / "classifier.safetensors", PredictSettings())
 
 
 def test_windows_cover_the_picture_once_or_are_averaged():

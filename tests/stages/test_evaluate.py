@@ -14,7 +14,7 @@ from wsss.stages.evaluate import (
     PER_IMAGE,
     PER_IMAGE_CONTOUR,
     SCORES,
-    Settings,
+    ScoreSettings,
     best_threshold,
     evaluate_cams,
     evaluate_masks,
@@ -44,7 +44,7 @@ def test_masks(tmp_path, squares):
     truths, masks = noisy(squares)
     for name, mask in zip(squares.names, masks, strict=True):
         write_mask(tmp_path / "masks" / f"{name}.png", mask)
-    evaluate_masks(Settings(), squares, masks=finished(tmp_path / "masks"), out=tmp_path / "scores")
+    evaluate_masks(ScoreSettings(), squares, masks=finished(tmp_path / "masks"), out=tmp_path / "scores")
     scores = json.loads((tmp_path / "scores" / SCORES).read_text())
     assert scores["scores"]["miou"] == pytest.approx(by_hand(truths, masks, 3))
     assert scores["protocol"]["split"] == "squares"
@@ -58,7 +58,7 @@ def test_unsure_pixels_count_as_background(tmp_path, squares):
     truths, masks = noisy(squares)
     for name, mask in zip(squares.names, masks, strict=True):
         write_mask(tmp_path / "masks" / f"{name}.png", np.where(mask == 2, 255, mask).astype(np.uint8))
-    evaluate_masks(Settings(), squares, masks=finished(tmp_path / "masks"), out=tmp_path / "scores")
+    evaluate_masks(ScoreSettings(), squares, masks=finished(tmp_path / "masks"), out=tmp_path / "scores")
     expected = by_hand(truths, [np.where(mask == 2, 0, mask) for mask in masks], 3)
     assert json.loads((tmp_path / "scores" / SCORES).read_text())["scores"]["miou"] == pytest.approx(expected)
 
@@ -80,7 +80,9 @@ def test_maps_are_scored_at_every_threshold_and_fully_at_the_best(tmp_path, squa
             for t, classes, m in kept
         ]
         expected.append(by_hand([t for t, _, _ in kept], masks, 3))
-    evaluate_cams(Settings(thresholds=thresholds), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "scores")
+    evaluate_cams(
+        ScoreSettings(thresholds=thresholds), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "scores"
+    )
     scores = json.loads((tmp_path / "scores" / SCORES).read_text())
     np.testing.assert_allclose(scores["curve"]["miou"], expected)
     assert best_threshold(tmp_path / "scores") == thresholds[int(np.argmax(expected))]
@@ -89,7 +91,7 @@ def test_maps_are_scored_at_every_threshold_and_fully_at_the_best(tmp_path, squa
 
 def test_perfect_maps_score_one(tmp_path, squares):
     write_maps(squares, tmp_path / "cams")
-    evaluate_cams(Settings(), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "scores")
+    evaluate_cams(ScoreSettings(), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "scores")
     scores = json.loads((tmp_path / "scores" / SCORES).read_text())
     assert scores["scores"]["miou"] == 1
     assert scores["contour"]["mean_f"] == 1
@@ -106,7 +108,7 @@ def test_contour_scores_of_single_pictures_and_of_classes_that_occur(tmp_path, s
     found = {}
     for convention in ("present", "icam"):
         out = tmp_path / convention
-        evaluate_masks(Settings(convention=convention), more, masks=tmp_path / "masks", out=out)
+        evaluate_masks(ScoreSettings(convention=convention), more, masks=tmp_path / "masks", out=out)
         found[convention] = json.loads((out / SCORES).read_text())["contour"]
     red, blue, green = found["icam"]["f"]
     assert (red, green) == (1, 1)
@@ -119,7 +121,7 @@ def test_contour_scores_of_single_pictures_and_of_classes_that_occur(tmp_path, s
     for index, name in enumerate(more.names):
         has_blue = index % 3 == 0 and 1 in more.classes(index)
         assert single[name] == ((len(more.classes(index)) - 1) / len(more.classes(index)) if has_blue else 1)
-    evaluate_masks(Settings(contour=False), more, masks=tmp_path / "masks", out=tmp_path / "none")
+    evaluate_masks(ScoreSettings(contour=False), more, masks=tmp_path / "masks", out=tmp_path / "none")
     assert not (tmp_path / "none" / PER_IMAGE_CONTOUR).exists()
 
 
@@ -129,21 +131,21 @@ def test_contour_tolerance_in_pixels(tmp_path, squares):
     masks, measured = finished(tmp_path / "masks"), {}
     for pixels in (1, 2, 3):
         out = tmp_path / str(pixels)
-        evaluate_masks(Settings(contour_tolerance=pixels), squares, masks=masks, out=out)
+        evaluate_masks(ScoreSettings(contour_tolerance=pixels), squares, masks=masks, out=out)
         measured[pixels] = json.loads((out / SCORES).read_text())["contour"]["mean_f"]
     assert measured[1] <= measured[2] < measured[3]
     assert measured[3] > 0.99
     with pytest.raises(BadInput, match=r"contour tolerance: found 2\.5"):
-        Settings(contour_tolerance=2.5)
+        ScoreSettings(contour_tolerance=2.5)
 
 
 def test_without_true_masks(tmp_path, squares):
     blind = dataclasses.replace(squares, masks=(*squares.masks[:-1], None))
     with pytest.raises(BadInput, match="1 of 12 pictures without a true mask"):
-        evaluate_masks(Settings(), blind, masks=finished(tmp_path), out=tmp_path / "scores")
+        evaluate_masks(ScoreSettings(), blind, masks=finished(tmp_path), out=tmp_path / "scores")
 
 
 def test_a_missing_prediction_is_named(tmp_path, squares):
     (tmp_path / "masks").mkdir()
     with pytest.raises(BadInput, match=r"bild_\d+ß\.png: found no such file"):
-        evaluate_masks(Settings(), squares, masks=finished(tmp_path / "masks"), out=tmp_path / "scores")
+        evaluate_masks(ScoreSettings(), squares, masks=finished(tmp_path / "masks"), out=tmp_path / "scores")

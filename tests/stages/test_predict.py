@@ -12,7 +12,7 @@ from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput
 from wsss.networks.deeplab import DeepLabLayers, create_deeplab
 from wsss.stages import segment
-from wsss.stages.predict import Segmenter, Settings, predict
+from wsss.stages.predict import PredictSettings, Segmenter, predict
 from wsss.stages.train import Training, train
 
 SMALL = segment.DeepLabSettings(
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
 
 def test_it_learns_and_predicts_pictures_it_has_not_seen(trained, tmp_path):
     images = write_squares(tmp_path / "new", 6, 64, seed=5)
-    predict(Settings(), images, weights=trained, out=tmp_path / "masks")
+    predict(PredictSettings(), images, weights=trained, out=tmp_path / "masks")
     right = [
         (read_mask(tmp_path / "masks" / f"{name}.png") == images.read_mask(i)).mean()
         for i, name in enumerate(images.names)
@@ -52,7 +52,9 @@ def test_it_learns_and_predicts_pictures_it_has_not_seen(trained, tmp_path):
     assert np.mean(right) > 0.9
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(scales=(0.75, 1.0), flip=True), Settings(crf="irn")])
+@pytest.mark.parametrize(
+    "settings", [PredictSettings(), PredictSettings(scales=(0.75, 1.0), flip=True), PredictSettings(crf="irn")]
+)
 @pytest.mark.parametrize("size_hw", [(1, 1), (5, 40), (33, 61)])
 def test_any_size(trained, settings, size_hw):
     image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
@@ -68,7 +70,7 @@ def test_any_size(trained, settings, size_hw):
 
 def test_mirrored_views_are_turned_back(trained):
     image = write_and_read()
-    segmenter = Segmenter(trained, Settings(flip=True))
+    segmenter = Segmenter(trained, PredictSettings(flip=True))
     here = segmenter.probabilities(segmenter.prepare(image))
     there = segmenter.probabilities(segmenter.prepare(image[:, ::-1].copy()))
     np.testing.assert_allclose(there[:, :, ::-1], here, atol=1e-5)
@@ -81,7 +83,7 @@ def write_and_read():
 def test_a_published_checkpoint_predicts(tmp_path):
     network = create_deeplab(21, DeepLabLayers())
     torch.save(network.state_dict(), tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth")
-    segmenter = Segmenter(tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth", Settings())
+    segmenter = Segmenter(tmp_path / "deeplabv2_resnet101_msc-vocaug-20000.pth", PredictSettings())
     assert segmenter.classes[14] == "person"
     assert segmenter.trained.colours == "caffe"
     assert segmenter(np.zeros((9, 11, 3), np.uint8)).shape == (9, 11)
@@ -90,7 +92,7 @@ def test_a_published_checkpoint_predicts(tmp_path):
 def test_another_checkpoint_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(BadInput, match=r"other\.pth: found no segmenter"):
-        Segmenter(tmp_path / "other.pth", Settings())
+        Segmenter(tmp_path / "other.pth", PredictSettings())
 
 
 def test_the_published_body_wants_a_file(tmp_path, squares):

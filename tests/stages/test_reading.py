@@ -17,7 +17,7 @@ from wsss.data.samples import PLAIN, PictureReading
 from wsss.errors import BadInput
 from wsss.methods import cam
 from wsss.stages.localize import localize
-from wsss.stages.predict import Segmenter, Settings, pictures, predict
+from wsss.stages.predict import PredictSettings, Segmenter, pictures, predict
 from wsss.stages.train import Training, train
 from wsss.weights import read_metadata, read_weights, reading_of, write_weights
 
@@ -60,7 +60,7 @@ def test_weights_know_how_pictures_were_read(both):
     assert reading_of(folder / "deep") == TWELVE
     assert reading_of(folder / "plain") == PLAIN
     assert "reading" not in read_metadata(folder / "plain" / "weights.safetensors")
-    assert Segmenter(folder / "deep", Settings()).reading == TWELVE
+    assert Segmenter(folder / "deep", PredictSettings()).reading == TWELVE
 
 
 def test_predict_reads_pictures_as_the_training_did(both, tmp_path, capsys):
@@ -95,7 +95,7 @@ def test_predict_reads_pictures_as_the_training_did(both, tmp_path, capsys):
 def test_8_bit_pictures_are_not_taken_for_others_by_predict(both, tmp_path):
     folder, plain, _ = both
     with pytest.raises(BadInput, match=r"opened with values 0 to 255; expected values 0 to 4095"):
-        predict(Settings(), plain, weights=folder / "deep", out=tmp_path / "out")
+        predict(PredictSettings(), plain, weights=folder / "deep", out=tmp_path / "out")
 
 
 def test_published_checkpoints_take_the_range_of_the_pictures(both, tmp_path):

@@ -33,7 +33,7 @@ NASTY = "sub/<script>alert(\"x\")</script> & 'o' é.v1"
 STAGES = [
     "classifier", "cams", "cams-scores", "masks", "masks-scores", "segmenter", "predictions", "predictions-scores",
 ]  # fmt: skip
-SCORES = evaluate.Settings(thresholds=(0.1, 0.3, 0.5, 0.7))
+SCORES = evaluate.ScoreSettings(thresholds=(0.1, 0.3, 0.5, 0.7))
 
 
 class Page(html.parser.HTMLParser):
@@ -509,7 +509,7 @@ def test_wrong_folder_or_data_set_is_refused(whole: tuple[Path, Dataset], tmp_pa
 
 def test_pictures_that_are_gone_from_the_data_set_are_said_so(whole: tuple[Path, Dataset]) -> None:
     run, data = whole
-    less = dataclasses.replace(data, splits={"train": data.splits["train"]}, seed_split=None, val=None)
+    less = dataclasses.replace(data, splits={"train": data.splits["train"]}, scored_split=None, val=None)
     page = Page(report(run, less).read_text(encoding="utf-8"))
     stages = page.section("stages")
     assert (

@@ -208,7 +208,7 @@ def open_coco(
             tags or root, f"no tags for {chosen}", "tags of its pictures", "Give a table or a list with --tags."
         )
     seed = chosen if splits[chosen].has_masks else None
-    return Dataset("coco", root, splits, chosen, seed_split=seed, val=scored, notes=tuple(layout.notes))
+    return Dataset("coco", root, splits, chosen, scored_split=seed, val=scored, notes=tuple(layout.notes))
 
 
 def _class_names(layout: _Layout, classes: Path | Sequence[str] | None, splits: Sequence[str]) -> tuple[str, ...]:

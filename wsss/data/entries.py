@@ -192,7 +192,13 @@ def assembled(root: Path, found: Found, options: Options) -> Dataset:
     notes += _about_classes(splits, class_names)
     seed = chosen if splits[chosen].has_masks else None
     return Dataset(
-        found.kind, root, splits, chosen, seed_split=seed, val=scored if scored in splits else None, notes=tuple(notes)
+        found.kind,
+        root,
+        splits,
+        chosen,
+        scored_split=seed,
+        val=scored if scored in splits else None,
+        notes=tuple(notes),
     )
 
 

@@ -41,7 +41,7 @@ def write_cams(
     path: Path,
     classes: Int[np.ndarray, " k"],
     maps: Float[np.ndarray, "k h w"],
-    strided: Float[np.ndarray, "k hs ws"] | None = None,
+    maps_stride4: Float[np.ndarray, "k hs ws"] | None = None,
 ) -> None:
     """Write the activation maps of one picture as a compressed `.npz` that holds no pickles.
 
@@ -49,17 +49,17 @@ def write_cams(
         path: the file.
         classes: 0-based classes of the maps, ascending.
         maps: in [0, 1] at the picture's size; kept as float16.
-        strided: the same at a quarter of the size, which random walks start from; kept as float16.
+        maps_stride4: the same at a quarter of the size, which random walks start from; kept as float16.
     """
     arrays = {"classes": np.asarray(classes, np.int16), "maps": np.asarray(maps, np.float16)}
-    if strided is not None:
-        arrays["strided"] = np.asarray(strided, np.float16)
+    if maps_stride4 is not None:
+        arrays["maps_stride4"] = np.asarray(maps_stride4, np.float16)
     with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
 def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:
-    """Read classes (int16) and maps (float32) that `write_cams` wrote; `key` is `maps` or `strided`.
+    """Read classes (int16) and maps (float32) that `write_cams` wrote; `key` is `maps` or `maps_stride4`.
 
     Raises:
         BadInput: the file is missing, damaged, or holds anything but ascending classes and maps in [0, 1].

@@ -101,7 +101,7 @@ def open_folder(
     seed = chosen if splits[chosen].has_masks else None
     scored = chosen_split(val, splits, ("val",), root)
     kind = "folders" if table is None else "tags"
-    return Dataset(kind, root, splits, chosen, seed_split=seed, val=scored, notes=tuple(layout.notes))
+    return Dataset(kind, root, splits, chosen, scored_split=seed, val=scored, notes=tuple(layout.notes))
 
 
 def open_pictures(path: Path, *, upright: bool = True) -> Images:

@@ -269,7 +269,7 @@ class Dataset:
         root: where it lies.
         splits: all splits found.
         train: name of the split that models are trained on.
-        seed_split: name of the split that maps and pseudo masks are scored on (its pictures are in `train`), None without masks.
+        scored_split: name of the split that maps and pseudo masks are scored on (its pictures are in `train`), None without masks.
         val: name of the split that segmenters are scored on, None if there is none.
         notes: what a user should know about how the path was read.
     """
@@ -278,7 +278,7 @@ class Dataset:
     root: Path
     splits: Mapping[str, Images]
     train: str
-    seed_split: str | None = None
+    scored_split: str | None = None
     val: str | None = None
     notes: Sequence[str] = ()
 

@@ -74,7 +74,7 @@ def overview(
         progress: called with the number of pictures looked at and of all pictures of all splits.
 
     Returns:
-        `kind`, `root`, `classes`, `train`, `seed_split`, `val`, `notes`, `reading` (how the pictures are, see
+        `kind`, `root`, `classes`, `train`, `scored_split`, `val`, `notes`, `reading` (how the pictures are, see
         `wsss.data.samples.PictureReading`), `checked` (whether `decode` was set), `identical` (groups of picture files with the same
         content, empty unless `decode`) and `splits`: by name `images`, `images_per_class`,
         `tags_per_image` (mean and max), `without_tags`, `with_masks`, `height` and `width` (min, median, max), `bad` (messages by
@@ -98,7 +98,7 @@ def overview(
         "root": str(dataset.root),
         "classes": list(dataset.class_names),
         "train": dataset.train,
-        "seed_split": dataset.seed_split,
+        "scored_split": dataset.scored_split,
         "val": dataset.val,
         "reading": next(iter(dataset.splits.values())).reading.plain(),
         "checked": decode,
@@ -194,7 +194,7 @@ def render(summary: dict[str, Any], most: int = 10) -> str:
     ]
     lines += [
         f"trained on: {summary['train']}",
-        f"maps and pseudo masks scored on: {summary['seed_split'] or 'nothing (no true masks)'}",
+        f"maps and pseudo masks scored on: {summary['scored_split'] or 'nothing (no true masks)'}",
     ]
     lines.append(f"segmenters scored on: {summary['val'] or 'nothing (no split val)'}")
     for title, split in summary["splits"].items():

@@ -78,7 +78,7 @@ def _binary(path: Path, values: np.ndarray, place: str, expected: str) -> np.nda
 def read_legacy_cams(
     path: Path,
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"], Float[np.ndarray, "k hs ws"] | None]:
-    """Activation maps of one picture: 0-based classes (int16, ascending), maps and strided maps (float32).
+    """Activation maps of one picture: 0-based classes (int16, ascending), maps and those at a quarter of the size (float32).
 
     Understood are IRNet's dictionary (`keys`, `high_res`, `cam`; also of CLIMS, QA-CLIMS and VWL), CLIP-ES's (`keys`,
     `attn_highres` or `highres`), and the dictionary from classes to maps of PSA, SEAM and ICAM.
@@ -110,8 +110,8 @@ def read_legacy_cams(
     if classes.size and not 0 <= classes.min() <= classes.max() < 255:
         raise BadInput(path, f"classes {classes.min()}..{classes.max()}", "classes from 0 on", _DO)
     order = np.argsort(classes, kind="stable")
-    full, strided = ([array[order].astype(np.float32) for array in maps] + [None])[:2]
-    return classes[order].astype(np.int16), full, strided
+    full, maps_stride4 = ([array[order].astype(np.float32) for array in maps] + [None])[:2]
+    return classes[order].astype(np.int16), full, maps_stride4
 
 
 def _kind(value: Any) -> str:

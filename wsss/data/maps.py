@@ -19,7 +19,7 @@ def fitting_cams(
         BadInput: there are none, they are of another size, or of a class that the pictures do not have.
     """
     path = cams / f"{images.names[index]}.npz"
-    classes, maps = read_cams(path, "maps" if stride == 1 else "strided")
+    classes, maps = read_cams(path, "maps" if stride == 1 else "maps_stride4")
     height, width = (-(-side // stride) for side in size_hw)
     if maps.shape[1:] != (height, width) or (classes >= len(images.class_names)).any():
         raise BadInput(

@@ -301,7 +301,9 @@ def open_voc(
         for split, listed in kept.items()
     }
     notes += _compared_with_published(splits) if published else _unused(pictures, masks, names)
-    return Dataset("voc", root, splits, chosen, seed_split=_seed_split(splits, chosen), val=scored, notes=tuple(notes))
+    return Dataset(
+        "voc", root, splits, chosen, scored_split=_scored_split(splits, chosen), val=scored, notes=tuple(notes)
+    )
 
 
 def _unused(pictures: Mapping[str, Path], masks: Mapping[str, Path], lists: Mapping[str, Sequence[str]]) -> list[str]:
@@ -432,7 +434,7 @@ def _images(
     )
 
 
-def _seed_split(splits: Mapping[str, Images], train: str) -> str | None:
+def _scored_split(splits: Mapping[str, Images], train: str) -> str | None:
     """`train`, whose masks are VOC's own, if it is part of what is trained on; else all that is trained on."""
     trained = set(splits[train].names)
     for split in ("train", train):

@@ -52,7 +52,7 @@ from wsss.pretrained import Activation, load_any_clip
 from wsss.recipe import Method, Need
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetWalk
-from wsss.run import maybe_file, neutral
+from wsss.run import maybe_file, unrecorded
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, State, load_backbone, load_into, trained_weights
 
@@ -149,7 +149,7 @@ class CLIMSSettings:
     """how many times more they count"""
     classifier_lr: float = 10.0
     """learning rate of the classifier, times that of the body"""
-    regions: int = neutral(128)
+    regions: int = unrecorded(128)
     """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
     augment: ClassifierAugment = ClassifierAugment()
     """what training pictures go through"""

@@ -30,8 +30,8 @@ from wsss.ops.boxes import box_mask
 from wsss.pretrained import Activation, load_clip
 from wsss.recipe import Method
 from wsss.refiners.crf import CRFSettings
-from wsss.run import maybe_file, neutral
-from wsss.stages.evaluate import Settings as ScoreSettings
+from wsss.run import maybe_file, unrecorded
+from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
 from wsss.storage import cache_folder, digest, whole_file
 
@@ -67,7 +67,7 @@ class CLIPESInference:
     """spread the maps by attention; the first maps alone otherwise"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """of all blocks but the last, whose gradients would underflow; `no` is float32"""
-    cache: bool = neutral(True)
+    cache: bool = unrecorded(True)
     """keep text features on disk for the next time"""
 
     def __post_init__(self) -> None:

@@ -37,9 +37,9 @@ from wsss.recipe import Method
 from wsss.refiners.affinitynet import AffinityNetLabels, AffinityNetSettings, AffinityNetWalk
 from wsss.run import maybe_file
 from wsss.segmenters.deeplab_v1 import DeepLabV1Settings
-from wsss.stages.evaluate import Settings as ScoreSettings
+from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
-from wsss.stages.predict import Settings as PredictSettings
+from wsss.stages.predict import PredictSettings
 from wsss.stages.train import Training
 from wsss.weights import State, check_initial, load_backbone, load_into
 

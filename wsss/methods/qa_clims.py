@@ -39,7 +39,7 @@ from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.objective import Objective, body_and_head
 from wsss.pretrained import Activation, load_any_clip, load_prompted_clip
 from wsss.recipe import Method, Need
-from wsss.run import maybe_file, neutral
+from wsss.run import maybe_file, unrecorded
 from wsss.stages.train import Training
 
 ASK, SAME, ENCODE = "ask", "same", "encode"
@@ -196,7 +196,7 @@ class QACLIMSSettings:
     """pictures whose pairs the first two losses are summed over; they are averaged over such groups in a larger batch"""
     classifier_lr: float = 10.0
     """learning rate of the classifier, times that of the body"""
-    regions: int = neutral(32)
+    regions: int = unrecorded(32)
     """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
     augment: ClassifierAugment = ClassifierAugment()
     """what training pictures go through"""

@@ -27,7 +27,7 @@ from wsss.errors import BadInput, check_range, reading
 from wsss.networks.blip import BLIP
 from wsss.pretrained import load_blip
 from wsss.progress import Progress
-from wsss.run import maybe_file, neutral, stage
+from wsss.run import maybe_file, stage, unrecorded
 from wsss.stages.localize import read_prepared
 from wsss.storage import read_json, whole_file, write_json
 from wsss.stream import in_threads
@@ -96,7 +96,7 @@ class QuestionSettings:
     """questions about a class's other names"""
     background: tuple[str, ...] = BACKGROUND
     """questions about what is around it"""
-    batch: int = neutral(64)
+    batch: int = unrecorded(64)
     """most questions answered at a time"""
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ from wsss.networks.clip import CLIP
 from wsss.ops.boxes import box_mask
 from wsss.pretrained import Activation, load_clip
 from wsss.progress import Progress
-from wsss.run import maybe_file, neutral, stage
+from wsss.run import maybe_file, stage, unrecorded
 from wsss.stages.localize import read_prepared
 from wsss.storage import read_json, whole_file, write_json
 from wsss.stream import in_threads
@@ -95,7 +95,7 @@ class TagCLIPSettings:
     """let a region in the last row or column of patches alone end the re-identification, as published; false goes on"""
     crop_batch: int = 16
     """regions that CLIP looks at together"""
-    cache: bool = neutral(True)
+    cache: bool = unrecorded(True)
     """keep text features on disk for the next time"""
 
     def __post_init__(self) -> None:

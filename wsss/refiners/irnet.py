@@ -219,7 +219,7 @@ def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out:
         out: the stage's folder.
 
     Raises:
-        BadInput: maps without `strided`, or of pictures of another size.
+        BadInput: maps without `maps_stride4`, or of pictures of another size.
     """
     network = load(weights)
     todo = launch.missing(images.names, out, ".npz")

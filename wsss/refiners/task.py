@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wsss.data.images import Images
-from wsss.stages.evaluate import Settings as ScoreSettings
+from wsss.stages.evaluate import ScoreSettings
 
 
 @dataclasses.dataclass(frozen=True)

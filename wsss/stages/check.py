@@ -44,7 +44,7 @@ def open_checked(
         BadInput: there are bad files and `skip_bad` is off; the first few are named. Or the true masks cannot be what is meant.
     """
     data = open_dataset(path, skip_missing=skip_bad, **options)
-    used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.seed_split, data.val) if name))
+    used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.scored_split, data.val) if name))
     # lists of classes and of pictures may be words or files
     opened = {"path": str(path.resolve())} | {
         name: str(Path(value).resolve()) if isinstance(value, str | Path) and is_regular(value) else value

@@ -33,7 +33,7 @@ SCORES, PER_IMAGE, PER_IMAGE_CONTOUR = "scores.json", "per_image.json", "per_ima
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ScoreSettings:
     """How maps and masks are scored."""
 
     thresholds: tuple[float, ...] = tuple(round(0.01 * step, 2) for step in range(61))
@@ -51,15 +51,15 @@ class Settings:
         check_range("scores.thresholds", self.thresholds, 0, 1 if self.background == "constant" else 1000)
         tolerance_radius((1, 1), self.contour_tolerance)  # refuses what is neither
 
-    def of_constants(self) -> "Settings":
+    def of_constants(self) -> "ScoreSettings":
         """These settings for maps whose background score is a constant."""
         if self.background == "constant":
             return self
-        return dataclasses.replace(self, background="constant", thresholds=Settings.thresholds)
+        return dataclasses.replace(self, background="constant", thresholds=ScoreSettings.thresholds)
 
 
 @stage
-def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Score activation maps at all thresholds, and at the best one in full.
 
     Writes `scores.json` (with the threshold curve), `per_image.json` and `per_image_contour.json`.
@@ -115,7 +115,7 @@ def evaluate_cams(settings: Settings, images: Images, *, cams: Path, out: Path) 
 
 
 @stage
-def evaluate_masks(settings: Settings, images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
+def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
     """Score pseudo masks or predictions; pixels that they leave unsure (255) count as background, as in IRNet.
 
     Writes `scores.json`, `per_image.json` and `per_image_contour.json`.
@@ -158,7 +158,7 @@ def _check_masks(images: Images) -> None:
 
 
 def _score(
-    settings: Settings,
+    settings: ScoreSettings,
     images: Images,
     read: Callable[[int], UInt8[np.ndarray, "h w"]],
     out: Path,

@@ -25,12 +25,12 @@ class Cams(NamedTuple):
     Attributes:
         classes: 0-based classes of the maps, ascending.
         maps: at the picture's size.
-        strided: at a quarter of it, None where a method has no such maps.
+        maps_stride4: at a quarter of it, None where a method has no such maps.
     """
 
     classes: Int[np.ndarray, " k"]
     maps: Float[np.ndarray, "k h w"]
-    strided: Float[np.ndarray, "k hs ws"] | None
+    maps_stride4: Float[np.ndarray, "k hs ws"] | None
 
 
 class Localizer(Protocol):
@@ -95,7 +95,7 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     with Writer() as write, Progress(f"localize {out.name}", mine, done=mine - len(todo)) as progress:
         loaded = in_threads(partial(read_prepared, localizer.prepare, images), todo, threads=launch.threads())
         for index, (prepared, size_hw) in zip(todo, loaded, strict=True):
-            classes, maps, strided = localizer.cams(prepared, size_hw, images.labels[index])
-            write(write_cams, out / f"{images.names[index]}.npz", classes, maps, strided)
+            classes, maps, maps_stride4 = localizer.cams(prepared, size_hw, images.labels[index])
+            write(write_cams, out / f"{images.names[index]}.npz", classes, maps, maps_stride4)
             progress.advance()
     return {"images": len(images), "method": type(settings).__module__.rpartition(".")[2]}

@@ -30,7 +30,7 @@ SEGMENTERS = {kind.kind: kind for kind in get_args(SegmenterSettings)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PredictSettings:
     """How a segmenter is tested."""
 
     scales: tuple[float, ...] | None = None
@@ -71,7 +71,7 @@ class Segmenter:
         reading: how the pictures were read that it was trained on; None for published checkpoints.
     """
 
-    def __init__(self, weights: Path, settings: Settings) -> None:
+    def __init__(self, weights: Path, settings: PredictSettings) -> None:
         state, metadata, path = trained_weights(weights, *SEGMENTERS)
         kind = (
             metadata["kind"]
@@ -145,7 +145,7 @@ def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Imag
 
 
 @stage
-def predict(settings: Settings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
+def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Write a predicted mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
     Args:

@@ -319,7 +319,7 @@ def _splits(stages: Sequence[Stage], data: Dataset, run: Path) -> dict[str, Imag
     """The splits that stages were made from, by their fingerprints."""
     wanted = {stage.fingerprint for stage in stages} - {None}
     found: dict[str, Images] = {}
-    for name in dict.fromkeys([data.train, data.seed_split, data.val, *data.splits]):
+    for name in dict.fromkeys([data.train, data.scored_split, data.val, *data.splits]):
         if name is not None and not wanted <= found.keys():
             images = data.split(name)
             found.setdefault(images.fingerprint(), images)

@@ -25,7 +25,7 @@ from wsss.data.images import Images
 from wsss.data.samples import PLAIN
 from wsss.errors import BadInput, check_range
 from wsss.progress import Progress
-from wsss.run import neutral, plain, stage
+from wsss.run import plain, stage, unrecorded
 from wsss.stages.checkpoint import Checkpoints, discard
 from wsss.storage import read_json, write_json
 
@@ -74,13 +74,13 @@ class Training:
     """of initial weights, order, augmentation and dropout"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision; `no` is float32"""
-    workers: int = neutral(-1)
+    workers: int = unrecorded(-1)
     """loader processes; -1 takes as many as there are cores to spare"""
-    checkpoint_steps: int = neutral(200)
+    checkpoint_steps: int = unrecorded(200)
     """updates between two checkpoints that a killed training goes on from"""
-    checkpoint_minutes: float = neutral(5.0)
+    checkpoint_minutes: float = unrecorded(5.0)
     """minutes between two checkpoints, where so many updates take longer"""
-    tensorboard: bool = neutral(False)
+    tensorboard: bool = unrecorded(False)
     """write losses and learning rates for TensorBoard as well"""
 
     def __post_init__(self) -> None:
