@@ -2,7 +2,7 @@
 
 A module that declares settings may import torch, which takes seconds. The command line needs only the names, types, defaults
 and help texts, so it reads them from the source. Each settings dataclass has a mirror here: a dataclass of the same name,
-fields and defaults, without methods. `made` turns an instance of a mirror into one of the real class, which then checks it.
+fields and defaults, without methods. `wsss.settings.made` turns its instances into real ones, which check themselves.
 
 Expressions of declarations are evaluated, with the names in them looked up in the source in the same way. A function counts if
 its body is one `return`. Whatever else is found is `Opaque`: it stands for itself, and is an error where a setting needs it.
@@ -16,7 +16,7 @@ import importlib
 import importlib.machinery
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_origin
 
@@ -182,12 +182,15 @@ class Source:
         decorators = [decorator for decorator in statement.decorator_list if _called(decorator) in _DATACLASS]
         if not decorators and not mirrors:
             return Opaque(statement.name)
-        unread = [base.name for base in bases if isinstance(base, Opaque) and base.is_foreign]
+        foreign = [base.name for base in bases if isinstance(base, Opaque) and base.is_foreign]
+        unread = next((getattr(base, UNREAD) for base in mirrors if getattr(base, UNREAD)), None)
+        if foreign:
+            unread = self._place(statement), f"{statement.name}, which goes on from {foreign[0]}"
         namespace: dict[str, Any] = {
             "__module__": self._name,
             "__qualname__": statement.name,
             "__doc__": ast.get_docstring(statement),
-            UNREAD: (self._place(statement), f"{statement.name}, which goes on from {unread[0]}") if unread else None,
+            UNREAD: unread,
             **{name: Opaque(name) for name in _methods(statement)},
         }
         if not decorators:
@@ -254,28 +257,18 @@ def is_mirror(kind: Any) -> bool:
     return isinstance(kind, type) and hasattr(kind, UNREAD)
 
 
-def made(settings: Any, wrap: Callable[[type, BadInput, tuple[str, ...]], BadInput], keys: tuple[str, ...] = ()) -> Any:
-    """Real settings with the values of a mirror's; imports their modules.
+def is_read(value: Any) -> bool:
+    """Whether a value holds nothing that only running its module would tell."""
+    if isinstance(value, tuple | list):
+        return all(map(is_read, value))
+    if is_mirror(type(value)):
+        return all(is_read(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return not isinstance(value, Opaque) and not callable(value)
 
-    Args:
-        settings: an instance of a mirror, or a plain value.
-        wrap: makes of an error that settings raise about themselves the one to raise, from their class and the keys that lead to it.
-        keys: lead to them.
 
-    Raises:
-        BadInput: as the settings raise it about themselves, after `wrap`.
-    """
-    if not is_mirror(type(settings)):
-        return settings
-    real = getattr(importlib.import_module(type(settings).__module__), type(settings).__qualname__)
-    values = {
-        field.name: made(getattr(settings, field.name), wrap, (*keys, field.name))
-        for field in dataclasses.fields(settings)
-    }
-    try:
-        return real(**values)
-    except BadInput as error:
-        raise wrap(real, error, keys) from error
+def real(mirror: type) -> type:
+    """The settings class that a mirror was read from; imports its module."""
+    return getattr(importlib.import_module(mirror.__module__), mirror.__qualname__)
 
 
 @functools.cache
