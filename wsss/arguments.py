@@ -9,7 +9,7 @@ import functools
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_origin
@@ -63,13 +63,13 @@ class Settings:
         below: by the name that their flags begin with.
         top: an instance whose fields are flags themselves; None where there is none.
         stage: the section of a whole run's YAML that is for this command; empty for a command of several stages.
-        others: the sections of such a file.
+        others: gives the names of all sections of such files.
     """
 
     below: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     top: Any = None
     stage: str = ""
-    others: Sequence[str] = ()
+    others: Callable[[], Collection[str]] = tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Chosen:
     """
 
     mirrors: Mapping[str, Any]
-    where: Any = dotted
+    where: Callable[[Keys], str] = dotted
 
     def made(self, name: str = "") -> Any:
         """The real settings of a name; their module is imported, and they check themselves.
@@ -221,15 +221,12 @@ class Parser(Generic[Options]):
         place, content = _document(file)
         given, stage = Given(self.table), self.settings.stage
         own = content.get(stage, {})
-        whole = stage in content or any(key in self.settings.others and key not in self.table for key in content)
-        if not (stage and whole):
+        others = self.settings.others()
+        if stage not in content and not any(key in others and key not in self.table for key in content):
             given.add((), content, partial(in_file, place))
             return given
-        given.add(
-            (),
-            {key: value for key, value in content.items() if key not in self.settings.others},
-            partial(in_file, place),
-        )
+        rest = {key: value for key, value in content.items() if key not in others}
+        given.add((), rest, partial(in_file, place))
         if stage in self.table:
             given.add((stage,), own, partial(in_file, place))
         elif isinstance(own, Mapping):

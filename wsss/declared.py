@@ -224,6 +224,8 @@ class Source:
                 metadata[HELP] = " ".join(text.split())
         if isinstance(default, dataclasses.Field):
             metadata |= default.metadata
+            if default.default_factory is not dataclasses.MISSING:
+                return dataclasses.field(default_factory=default.default_factory, metadata=metadata)
             default = default.default
         return dataclasses.field(default=default, metadata=metadata)
 
