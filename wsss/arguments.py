@@ -1,137 +1,178 @@
-"""The words of a command line, and the YAML files that they name, as settings; help pages; settings printed as YAML."""
+"""The words of a command line, and the YAML files that they name, as options and settings; help pages; settings printed as YAML.
 
-import argparse
+A command has options, such as `--data`, which are a dataclass of its own, and settings, which are dataclasses of the library.
+Nothing here imports the modules that declare settings: they are read from the source (`wsss.declared`).
+"""
+
 import dataclasses
 import functools
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, get_origin
+from typing import Any, Generic, TypeVar, get_origin
 
-from wsss import settings
+from wsss import declared, settings
 from wsss.data.documents import DEEPEST, Keys, dotted, dump, in_file, parse, read_document
-from wsss.errors import BadInput, is_regular, suggestion
-from wsss.settings import Field, Given
+from wsss.errors import BadInput, NoSuchName, is_regular, nearest
+from wsss.settings import KIND, Field, Given
 
 CONFIG, PRINT = "config", "print_config"
 _DOCUMENT = "YAML with settings (`name: value`)"
+# the page of a command fits a terminal
+_NARROWEST, _WIDEST = 60, 120
+Options = TypeVar("Options")
+
+
+def required(*, positional: bool = False) -> Any:
+    """A field of options that must be given, by a flag or by its place among the words without one."""
+    return dataclasses.field(default=None, metadata={"required": True, "positional": positional})
+
+
+def switch() -> Any:
+    """A field of options whose flag stands alone and means true."""
+    return dataclasses.field(default=False, metadata={"switch": True})
 
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """What a command line may hold, apart from settings.
+    """One option of a command.
 
     Attributes:
         flag: `--data`, or the name of a positional one.
-        field: its type and default.
-        help: one line.
+        field: its type, default and help.
         required: whether it must be given, here or in a file.
         switch: whether the flag stands alone and means true.
+        positional: whether no flag stands before it.
     """
 
     flag: str
     field: Field
-    help: str
-    required: bool
-    switch: bool
-
-    @property
-    def is_positional(self) -> bool:
-        """Whether no flag stands before it."""
-        return not self.flag.startswith("-")
+    required: bool = False
+    switch: bool = False
+    positional: bool = False
 
 
-class Parser:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of a command, as mirrors of the real ones.
+
+    Attributes:
+        below: by the name that their flags begin with.
+        top: an instance whose fields are flags themselves; None where there is none.
+        stage: the section of a whole run's YAML that is for this command; empty for a command of several stages.
+        others: gives the names of all sections of such files.
+    """
+
+    below: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    top: Any = None
+    stage: str = ""
+    others: Callable[[], Collection[str]] = tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The settings that a command line asks for.
+
+    Attributes:
+        mirrors: by their names; `""` for those at the top.
+        where: the name under which a setting was given, from the keys that lead to it.
+    """
+
+    mirrors: Mapping[str, Any]
+    where: Callable[[Keys], str] = dotted
+
+    def made(self, name: str = "") -> Any:
+        """The real settings of a name; their module is imported, and they check themselves.
+
+        Raises:
+            BadInput: they refuse a value.
+        """
+        return settings.made(self.mirrors[name], (name,) if name else (), self.where)
+
+
+class Parser(Generic[Options]):
     """The arguments of a command.
 
     Flags are the dotted names of settings; a flag's value is YAML, and a text stands for itself. `--config FILE` takes them
     from a file; of several files the later ones count, and flags count over all files.
+
+    Args:
+        command: its name.
+        about: one sentence.
+        options: a dataclass; the text below each field is its help.
+        chosen: the settings.
+        often: options and dotted settings that the short help page lists.
+        has_config: whether settings may come from YAML files, and be printed.
     """
 
-    def __init__(self, command: str, about: str) -> None:
-        self.command, self.about = command, about
-        self.arguments: dict[str, Argument] = {}
-        self.sections: dict[str, type] = {}
-        # the settings whose fields are flags themselves
-        self.top: type | None = None
-        self.has_config = False
-
-    def add_argument(
+    def __init__(
         self,
-        flag: str,
-        *,
-        type: Any = str,
-        default: Any = None,
-        required: bool = False,
-        switch: bool = False,
-        help: str,
+        command: str,
+        about: str,
+        options: type[Options],
+        chosen: Settings | None = None,
+        often: Sequence[str] = (),
+        has_config: bool = True,
     ) -> None:
-        """Declare a flag, or a positional argument, which is required, if it begins without dashes.
-
-        Args:
-            flag: `--name`; a dash within it is a low line in YAML files.
-            type: of its value, as a setting's; null too where it is neither required nor has a default.
-            default: where it is not given.
-            required: whether it must be given.
-            switch: whether it has no value, and means true.
-            help: one line.
-        """
-        needed = required or not flag.startswith("-")
-        if switch:
-            type, default = bool, False
-        kind = type if needed or default is not None else type | None
-        self.arguments[_key(flag.lstrip("-"))] = Argument(flag, Field(kind, default, path=True), help, needed, switch)
-
-    def add_config(self) -> None:
-        """Let settings come from YAML files, and print them."""
-        self.has_config = True
-
-    def add_settings(self, kind: type, name: str | None = None) -> None:
-        """Declare settings, below a name or else at the top."""
-        if name is None:
-            self.top = kind
-        else:
-            self.sections[name] = kind
+        self.command, self.about, self.options, self.often = command, about, options, often
+        self.settings, self.has_config = chosen or Settings(), has_config
+        self.arguments: dict[str, Argument] = {}
+        known = settings.fields(declared.read(options.__module__, options.__qualname__))
+        for field in dataclasses.fields(options):  # type: ignore[arg-type]
+            positional = field.metadata.get("positional", False)
+            flag = field.name if positional else f"--{field.name.replace('_', '-')}"
+            self.arguments[field.name] = Argument(
+                flag,
+                dataclasses.replace(known[field.name], path=True),
+                field.metadata.get("required", False),
+                field.metadata.get("switch", False),
+                positional,
+            )
 
     @functools.cached_property
     def table(self) -> dict[str, Field]:
-        """All settings at the top by their keys, once they are declared."""
-        return (
-            {key: argument.field for key, argument in self.arguments.items()}
-            | (dict(settings.fields(self.top)) if self.top else {})
-            | {name: Field(kind, kind()) for name, kind in self.sections.items()}
-        )
+        """All options and settings at the top by their keys."""
+        top = self.settings.top
+        own = {
+            key: dataclasses.replace(field, default=getattr(top, key))
+            for key, field in (settings.fields(type(top)).items() if top is not None else ())
+        }
+        return {key: argument.field for key, argument in self.arguments.items()} | own | dict(self.settings.below)
 
-    def parse(self, words: Sequence[str]) -> SimpleNamespace:
-        """The values of all arguments by their keys; `chosen` has the settings at the top, `where` names what is given.
+    def parse(self, words: Sequence[str]) -> tuple[Options, Chosen]:
+        """The values of all options, and the settings.
 
-        `--help` and `--print_config` print and exit.
+        `--help`, `--help-all` and `--print_config` print and exit.
 
         Raises:
-            BadInput: an unknown or missing argument, or a value that does not fit.
+            BadInput: an unknown or missing argument, or a value of the wrong type.
         """
         if "-h" in words or "--help" in words:
             print(self.help(), end="")
             sys.exit(0)
+        if "--help-all" in words:
+            given, _ = self._given(words[: words.index("--help-all")])
+            print(self.help_all(given.content), end="")
+            sys.exit(0)
         given, printed = self._given(words)
-        table = self.table
-        typed = settings.values(table, None, given.content, (), given.where)
+        typed = settings.values(self.table, None, given.content, (), given.where)
         missing = [argument for key, argument in self.arguments.items() if argument.required and typed.get(key) is None]
         if missing and not printed:
             names = ", ".join(argument.flag for argument in missing)
-            raise BadInput(names, "nothing", missing[0].help, "Give it.")
-        everything = {key: field.default for key, field in table.items()} | typed
-        chosen = None
-        if self.top:
-            own = {key: value for key, value in typed.items() if key in settings.fields(self.top)}
-            chosen = settings.replaced(self.top(), own, (), given.where)
+            raise BadInput(names, "nothing", missing[0].field.help, "Give it.")
+        everything = {key: field.default for key, field in self.table.items()} | typed
         if printed:
-            absent = {_key(argument.flag.lstrip("-")) for argument in missing}
+            absent = {_key(argument.flag) for argument in missing}
             print(dump(settings.shown({key: value for key, value in everything.items() if key not in absent})), end="")
             sys.exit(0)
-        return SimpleNamespace(**everything, chosen=chosen, where=given.where)
+        mirrors = {name: everything[name] for name in self.settings.below}
+        if self.settings.top is not None:
+            top = {key: everything[key] for key in settings.fields(type(self.settings.top))}
+            mirrors[""] = dataclasses.replace(self.settings.top, **top)
+        return self.options(**{key: everything[key] for key in self.arguments}), Chosen(mirrors, given.where)
 
     def _given(self, words: Sequence[str]) -> tuple[Given, bool]:
         """What files and flags hold, and whether it is to be printed only."""
@@ -166,14 +207,33 @@ class Parser:
                 files.append(text)
             else:
                 flags.append((keys, flag, text))
-        given = Given()
+        given = Given(self.table)
         for file in files:
-            place, content = _document(file)
-            given.add((), content, partial(in_file, place))
+            given = self._in_document(file).over(given)
+        last = Given(self.table)
         for keys, flag, value in flags:
-            self._add_flag(given, keys, flag, value)
-        self._add_positional(positional, given)
-        return given, printed
+            self._add_flag(last, keys, flag, value)
+        self._add_positional(positional, last)
+        return last.over(given), printed
+
+    def _in_document(self, file: str) -> Given:
+        """What a file says; of a whole run's file, the section of this stage and what is no section of another one."""
+        place, content = _document(file)
+        given, stage = Given(self.table), self.settings.stage
+        own = content.get(stage, {})
+        others = self.settings.others()
+        if stage not in content and not any(key in others and key not in self.table for key in content):
+            given.add((), content, partial(in_file, place))
+            return given
+        rest = {key: value for key, value in content.items() if key not in others}
+        given.add((), rest, partial(in_file, place))
+        if stage in self.table:
+            given.add((stage,), own, partial(in_file, place))
+        elif isinstance(own, Mapping):
+            given.add((), own, lambda keys: in_file(place, (stage, *keys)))
+        else:
+            raise BadInput(in_file(place, (stage,)), settings.described(own), "settings", "Correct it.")
+        return given
 
     def _keys(self, flag: str) -> Keys:
         """The keys that a flag stands for.
@@ -182,64 +242,69 @@ class Parser:
             BadInput: there is no such flag.
         """
         first, *others = flag.removeprefix("--").split(".")
-        known = [argument.flag for argument in self.arguments.values() if not argument.is_positional]
-        known += [f"--{key}" for key in self.table if key not in self.arguments]
-        known += [f"--{CONFIG}", f"--{PRINT}"] if self.has_config else []
         keys = (_key(first), *others)
         if len(keys) > DEEPEST:
             raise BadInput(f"--{first}", f"{len(keys)} names in one flag", f"at most {DEEPEST}", "Correct it.")
-        if not flag.startswith("--"):
-            raise BadInput(flag, "a word with a dash in front", "a flag (--name) or a value", _meant(flag, known))
-        for n in range(1, len(keys)):
-            settings.check_no_code(keys[n], flag)
+        for key in keys:
+            settings.check_no_code(key, flag)
         if keys == (CONFIG,) and self.has_config:
             return keys
         argument = self.arguments.get(keys[0])
-        if keys[0] not in self.table or (argument is not None and argument.is_positional):
-            settings.check_no_code(keys[0], flag)
-            raise BadInput(flag, "no such flag", f"one of {', '.join(known) or 'none'}", _meant(f"--{first}", known))
-        kind = self.table[keys[0]].kind
-        for key in others:
-            if dict in settings.members(kind):
+        if not flag.startswith("--") or keys[0] not in self.table or (argument is not None and argument.positional):
+            raise NoSuchName(flag, "flag", self._meant(keys[0], f"--{first}"))
+        for n, key in enumerate(keys[1:], start=1):
+            kinds = self._kinds(keys[:n])
+            if dict in kinds:
                 break
-            section = settings.section_of(kind)
-            table: Mapping[str, Field] = settings.fields(section) if section else {}
-            settings.check_known(key, table, flag)
-            kind = table[key].kind
+            known = [name for section in settings.sections_among(kinds) for name in settings.fields(section)]
+            settings.check_known(key, known, f"--{dotted((first, *keys[1 : n + 1]))}")
         return keys
+
+    def _meant(self, key: str, flag: str) -> str:
+        flags = [argument.flag for argument in self.arguments.values() if not argument.positional]
+        flags += [f"--{name}" for name in self.table if name not in self.arguments]
+        flags += [f"--{CONFIG}", f"--{PRINT}"] if self.has_config else []
+        flags += ["--help", "--help-all"]
+        near = nearest(flag, flags)
+        if not near:  # the last name of a setting
+            near = next((f"--{dotted(keys)}" for keys, _ in self._leaves({}) if keys[-1] == key), "")
+        return f"{f'Did you mean {near}? ' if near else ''}`wsss {self.command} --help` lists them."
 
     def _is_switch(self, key: str) -> bool:
         return key in self.arguments and self.arguments[key].switch
 
-    def _kind(self, keys: Keys) -> Any:
-        """The type of a setting; object inside plain values."""
-        kind = self.table[keys[0]].kind
+    def _kinds(self, keys: Keys) -> tuple[Any, ...]:
+        """The types that a setting may have; object inside plain values."""
+        kinds = settings.members(self.table[keys[0]].kind)
         for key in keys[1:]:
-            section = settings.section_of(kind)
-            if section is None:
-                return object
-            kind = settings.fields(section)[key].kind
-        return kind
+            known = settings.sections_among(kinds)
+            if not known:
+                return (object,)
+            tables = [settings.fields(section) for section in known]
+            found = [kind for table in tables if key in table for kind in settings.members(table[key].kind)]
+            kinds = tuple(dict.fromkeys(found))
+        return kinds
 
     def _add_flag(self, given: Given, keys: Keys, flag: str, text: str | None) -> None:
         named = partial(_in_flag, flag, len(keys))
-        kind = self._kind(keys)
+        kinds = self._kinds(keys)
         if text is None:
             given.add(keys, True, named)
-        elif settings.is_verbatim(kind):
-            given.add(keys, None if text == "null" and type(None) in settings.members(kind) else text, named)
+        elif settings.is_verbatim(kinds):
+            given.add(keys, None if text == "null" and type(None) in kinds else text, named)
         else:
-            expected = settings.expected(*settings.members(kind))
+            expected = settings.expected(*kinds)
             value = parse(text, expected, partial(_in_flag, flag, 0))
             # a part's settings may stand in a file of their own
-            if settings.section_of(kind) and value == text and text not in settings.words(kind) and is_regular(text):
+            is_word = text in settings.words_among(kinds)
+            if settings.sections_among(kinds) and value == text and not is_word and is_regular(text):
                 value = read_document(Path(text), expected)
                 named = partial(_in_part, text, len(keys))
             given.add(keys, value, named)
 
     def _add_positional(self, words: list[str], given: Given) -> None:
         for key, argument in self.arguments.items():
-            if argument.is_positional and words:
+            if argument.positional and words:
                 many = get_origin(argument.field.kind) is list
                 taken = list(words) if many else words[0]
                 del words[: None if many else 1]
@@ -247,90 +312,136 @@ class Parser:
         if words:
             raise BadInput(repr(words[0]), "a word too many", f"what `wsss {self.command} --help` shows", "Remove it.")
 
+    def _leaves(self, content: Mapping[str, Any]) -> Iterator[tuple[Keys, Field]]:
+        """All settings that hold a value, those of the chosen kinds, by the keys that lead to them."""
+        chosen = settings.values(self.table, None, _kinds_alone(content), (), dotted)
+        for key, field in self.table.items():
+            if key not in self.arguments:
+                yield from _below((key,), dataclasses.replace(field, default=chosen.get(key, field.default)))
+
     def help(self) -> str:
-        """The help page."""
-        flags = [argument for argument in self.arguments.values() if not argument.is_positional]
-        needed = [f"{argument.flag} {_metavar(argument.flag)}" for argument in flags if argument.required]
-        positional = [
-            f"{argument.flag.upper()}{' ...' if get_origin(argument.field.kind) is list else ''}"
-            for argument in self.arguments.values()
-            if argument.is_positional
-        ]
-        usage = " ".join(["wsss", self.command, *positional, *needed, "[--SETTING VALUE ...]"])
-        page = argparse.ArgumentParser(usage=usage, description=_escaped(self.about), add_help=False)
-        places = page.add_argument_group("arguments") if positional else page
+        """The short help page: the options, and the settings that people set most."""
+        leaves = {dotted(keys): field for keys, field in self._leaves({})}
+        shown = [argument for key, argument in self.arguments.items() if argument.required or key in self.often]
+        common = [(name, leaves[name]) for name in self.often if name in leaves]
+        page = self._head(shown)
+        if common:
+            page += ["", "settings that are often changed:"]
+            page += [line for name, field in common for line in _explained(f"--{name}", field)]
+        if rest := len(leaves) - len(common) + len(self.arguments) - len(shown):
+            page += [
+                "",
+                *_wrapped(f"`wsss {self.command} --help-all` lists {rest} more settings, with all kinds chosen."),
+            ]
+        return "\n".join(page) + "\n"
+
+    def help_all(self, content: Mapping[str, Any]) -> str:
+        """The long help page.
+
+        Args:
+            content: what is given; settings of the kinds that it names are listed.
+        """
+        page, before = self._head(list(self.arguments.values())), None
+        for keys, field in self._leaves(content):
+            if keys[:-1] != before:
+                before = keys[:-1]
+                page += ["", f"{dotted(before) or 'settings'}:"]
+            page += _explained(f"--{dotted(keys)}", field)
+        return "\n".join(page) + "\n"
+
+    def _head(self, arguments: Sequence[Argument]) -> list[str]:
+        """Usage, and the options."""
+        needed = []
         for argument in self.arguments.values():
-            if argument.is_positional:
-                places.add_argument(argument.flag, help=_escaped(argument.help))
-        page.add_argument("-h", "--help", action="store_true", help="this page")
-        if self.has_config:
-            page.add_argument(f"--{CONFIG}", metavar="FILE", help="a YAML file with settings; flags count over it")
-            page.add_argument(f"--{PRINT}", action="store_true", help="write all settings as YAML, and do nothing else")
-        for argument in flags:
-            if argument.switch:
-                page.add_argument(argument.flag, action="store_true", help=_escaped(argument.help))
+            if argument.positional:
+                needed.append(f"{argument.flag.upper()}{' ...' if get_origin(argument.field.kind) is list else ''}")
             elif argument.required:
-                page.add_argument(
-                    argument.flag, metavar=_metavar(argument.flag), help=_escaped(f"{argument.help} (required)")
-                )
+                needed.append(f"{argument.flag} {_metavar(argument.flag)}")
+        usage = " ".join(
+            ["usage: wsss", self.command, *needed, *(["[--SETTING VALUE ...]"] if self.has_config else [])]
+        )
+        page = [*_wrapped(usage, after="    "), "", *_wrapped(self.about), ""]
+        for argument in arguments:
+            if argument.positional or argument.switch:
+                page += _entry(argument.flag, argument.field.help)
             else:
-                _explain(page, argument.flag, argument.field, argument.help)
-        if self.top:
-            _explain_section(page.add_argument_group("settings", _title(self.top)), page, (), self.top, None)
-        for name, kind in self.sections.items():
-            _explain_section(page.add_argument_group(name, _title(kind)), page, (name,), kind, None)
-        return page.format_help()
+                page += _explained(argument.flag, argument.field, argument.required)
+        if self.has_config:
+            page += _entry(f"--{CONFIG} FILE", "a YAML file with settings; flags count over it")
+            page += _entry(f"--{PRINT}", "write all settings as YAML, and do nothing else")
+        return page
 
 
-def _explain_section(group: Any, page: argparse.ArgumentParser, keys: Keys, kind: type, base: Any) -> None:
-    helps, parts = settings.helps(kind), []
-    for name, field in settings.fields(kind).items():
-        default = getattr(base, name, field.default)
-        section = settings.section_of(field.kind)
-        if section is not None:
-            parts.append((name, section, default))
-        if section is None or len(settings.members(field.kind)) > 1:
-            flag = f"--{dotted((*keys, name))}"
-            _explain(group, flag, dataclasses.replace(field, default=default), helps.get(name, ""))
-    for name, section, default in parts:
-        inner = (*keys, name)
-        below = page.add_argument_group(dotted(inner), _escaped(helps.get(name, "")))
-        _explain_section(below, page, inner, section, default if isinstance(default, section) else None)
+def _below(keys: Keys, field: Field) -> Iterator[tuple[Keys, Field]]:
+    default = field.default
+    known = settings.sections(field.kind)
+    choices = settings.kinds(field.kind)
+    if not known or (len(settings.members(field.kind)) > 1 and not choices):
+        yield keys, field
+    elif len(choices) > 1:
+        yield keys, dataclasses.replace(field, default=settings.tag(type(default)))
+    section = type(default) if isinstance(default, known) else next(iter(known), None)
+    if section is not None:
+        start = default if isinstance(default, section) else section()
+        parts = []
+        for name, inner in settings.fields(section).items():
+            if name == KIND and len(choices) > 1:
+                continue
+            one = (*keys, name), dataclasses.replace(inner, default=getattr(start, name))
+            if settings.sections(inner.kind):
+                parts.append(one)
+            else:
+                yield one
+        for part in parts:
+            yield from _below(*part)
 
 
-def _explain(group: Any, flag: str, field: Field, about: str) -> None:
+def _kinds_alone(content: Any) -> Any:
+    """What nested values say about kinds, and nothing else."""
+    if not isinstance(content, Mapping):
+        return content
+    found = {key: _kinds_alone(value) for key, value in content.items() if isinstance(value, Mapping) or key == KIND}
+    return {key: value for key, value in found.items() if value}
+
+
+def _explained(flag: str, field: Field, required: bool = False) -> list[str]:
+    """What a flag with a value means, and its type and default."""
     kinds = [kind for kind in settings.members(field.kind) if kind is not type(None) or field.default is not None]
-    words = settings.words(kinds[0]) if len(kinds) == 1 else ()
-    alone = words or (len(kinds) == 1 and kinds[0] in (Path, str))
-    notes = [] if alone else [settings.expected(*kinds)]
-    if field.default is not None or len(kinds) > 1:
+    words = settings.words_among(kinds) if len(settings.words_among(kinds)) >= len(kinds) else ()
+    notes = ["required"] if required else []
+    if not (words or (len(kinds) == 1 and kinds[0] in (Path, str))):
+        notes.append(settings.expected(*kinds))
+    if not required and (field.default is not None or len(kinds) > 1):
         notes.append(f"default: {dump([settings.shown(field.default)])[2:].strip() if _is_short(field) else '...'}")
     metavar = "{" + ",".join(words) + "}" if words else _metavar(flag)
-    group.add_argument(flag, metavar=metavar, help=_escaped(f"{about} ({'; '.join(notes)})" if notes else about))
+    return _entry(f"{flag} {metavar}", f"{field.help} ({'; '.join(notes)})" if notes else field.help)
+
+
+def _entry(flag: str, about: str, column: int = 24) -> list[str]:
+    """A flag and what it means, on one line where there is room for both."""
+    lines = _wrapped(about, " " * column, " " * column)
+    if len(flag) + 4 > column or not lines:
+        return [f"  {flag}", *lines]
+    return [f"  {flag:<{column - 2}}{lines[0].lstrip()}", *lines[1:]]
+
+
+def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:
+    width = min(_WIDEST, max(_NARROWEST, shutil.get_terminal_size().columns))
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=after, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _is_short(field: Field) -> bool:
     return not dataclasses.is_dataclass(field.default) and len(repr(field.default)) < 200
 
 
-def _title(kind: type) -> str:
-    return _escaped((kind.__doc__ or "").splitlines()[0])
-
-
 def _metavar(flag: str) -> str:
-    return _key(flag.rpartition(".")[2].lstrip("-")).upper()
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%%")
+    return _key(flag.rpartition(".")[2]).upper()
 
 
 def _key(name: str) -> str:
-    return name.replace("-", "_")
-
-
-def _meant(flag: str, known: Sequence[str]) -> str:
-    return f"{suggestion(flag, known)}Correct or remove it."
+    return name.lstrip("-").replace("-", "_")
 
 
 def _in_flag(flag: str, depth: int, keys: Keys) -> str:

@@ -37,6 +37,23 @@ class BadInput(ValueError):
         return BadInput, (self.where, self.found, self.expected, self.do)
 
 
+class NoSuchName(BadInput):
+    """A name of something that does not exist, such as a misspelt flag; one short line says so.
+
+    Args:
+        where: the name, as it was given.
+        what: a flag, a setting, a command.
+        do: what may have been meant, or what there is.
+    """
+
+    def __init__(self, where: str, what: str, do: str) -> None:
+        super().__init__(where, f"no such {what}", f"a {what} that there is", do)
+        self.what, self.args = what, (printable(f"{where}: {self.found}. {do}"),)
+
+    def __reduce__(self) -> tuple[type["NoSuchName"], tuple[str, ...]]:  # type: ignore[override]
+        return NoSuchName, (self.where, self.what, self.do)
+
+
 class Unreadable(ValueError):
     """What a reader found in a file where something else should be; `reading` makes BadInput of it, with the name of the file."""
 
@@ -195,6 +212,12 @@ def check_pair(where: str, pair: tuple[float, float], low: float) -> None:
 
 def suggestion(word: str, among: Iterable[str]) -> str:
     """`Did you mean ...? ` if one of the words is much like this one, else nothing."""
+    near = nearest(word, among)
+    return f"Did you mean {near!r}? " if near else ""
+
+
+def nearest(word: str, among: Iterable[str]) -> str:
+    """The one of the words that is much like this one, or nothing."""
     lower = {other.lower(): other for other in among}
     near = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
-    return f"Did you mean {lower[near[0]]!r}? " if near else ""
+    return lower[near[0]] if near else ""

@@ -1,28 +1,30 @@
 """From plain values to settings: frozen dataclasses, whose fields are the keys of a YAML file and the flags of the command line.
 
 The types of the fields alone decide what a value becomes. Nothing that a value says is imported or called.
+
+A setting whose type is a union of dataclasses is a choice between them. Each has the field `kind: Literal["word"] = "word"`, and
+the plain value names one of these words under the key `kind`, or is the word itself.
 """
 
-import ast
 import dataclasses
 import functools
-import inspect
-import itertools
 import math
 import re
 import reprlib
-import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from wsss import declared
 from wsss.data.documents import Keys, check_no_code, dotted
-from wsss.errors import BadInput, suggestion
+from wsss.errors import BadInput, NoSuchName, nearest, suggestion
 
 # what fits into NumPy's and torch's integers
 _LARGEST = 2**63 - 1
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
+# the field that names the member of a union
+KIND = "kind"
 T = TypeVar("T")
 
 
@@ -31,22 +33,29 @@ class Field:
     """One setting.
 
     Attributes:
-        kind: int, float, bool, str, Path, None, Literal of texts, tuple or list of these, a dataclass of further settings, a
+        kind: int, float, bool, str, Path, None, Literal of texts, tuple or list of these, dataclasses of further settings, a
             union of these, or dict: plain values that are read later, as other settings.
         default: where nothing is given.
         path: whether a text may be a path, and so hold bytes that are not UTF-8.
+        help: what it means.
     """
 
     kind: Any
     default: Any
     path: bool = False
+    help: str = ""
 
 
 class Given:
-    """Plain values from files and flags, nested by the names of settings; what comes later is put over what came before."""
+    """Plain values of one layer (a file, or all flags), nested by the names of settings, and where each was found.
 
-    def __init__(self) -> None:
+    Args:
+        table: the settings that there are.
+    """
+
+    def __init__(self, table: Mapping[str, Field]) -> None:
         self.content: dict[str, Any] = {}
+        self._table = table
         self._places: dict[Keys, str] = {}
 
     def add(self, keys: Keys, value: Any, named: Callable[[Keys], str]) -> None:
@@ -60,8 +69,15 @@ class Given:
         content = value
         for key in reversed(keys):
             content = {key: content}
-        self.content = merged(self.content, content)
+        self.content = _merged(self.content, content, self._table, None, replace=False)
         self._note(keys, value, named)
+
+    def over(self, below: "Given") -> "Given":
+        """Both layers in one. This one counts; a section of another kind than the one below replaces it as a whole."""
+        both = Given(self._table)
+        both.content = _merged(below.content, self.content, self._table, None, replace=True)
+        both._places = below._places | self._places
+        return both
 
     def _note(self, keys: Keys, value: Any, named: Callable[[Keys], str]) -> None:
         self._places[keys] = named(keys)
@@ -77,13 +93,40 @@ class Given:
         return dotted(keys)
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, with the values of `above` where both have one."""
+def _merged(
+    below: Mapping[str, Any], above: Mapping[str, Any], table: Mapping[str, Field], base: Any, replace: bool
+) -> dict[str, Any]:
+    """Nested values, with those of `above` where both have one.
+
+    Args:
+        below, above: the two.
+        table: settings at this level, as far as there are any.
+        base: has their defaults as attributes; None for those of the table.
+        replace: whether another kind takes all settings of the earlier one away.
+    """
     both = dict(below)
     for key, value in above.items():
-        inner = both.get(key)
-        both[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        field = table.get(key, _UNKNOWN)
+        upper, lower = _spelled_out(field.kind, value), _spelled_out(field.kind, both.get(key))
+        both[key] = upper
+        if isinstance(upper, Mapping) and isinstance(lower, Mapping):
+            default = getattr(base, key, field.default)
+            before = lower.get(KIND, tag(type(default)))
+            after = upper.get(KIND, before)
+            choices = kinds(field.kind)
+            if not (choices and replace and before != after):
+                section = choices.get(str(after)) or section_of(field.kind)
+                start = default if section is None or isinstance(default, section) else None
+                both[key] = _merged(lower, upper, fields(section) if section else {}, start, replace)
     return both
+
+
+def _spelled_out(kind: Any, value: Any) -> Any:
+    """A bare word that chooses among dataclasses as a mapping."""
+    return {KIND: value} if isinstance(value, str) and value in kinds(kind) else value
+
+
+_UNKNOWN = Field(object, None)
 
 
 def build(kind: type[T], content: Mapping[str, Any], where: Callable[[Keys], str] = dotted) -> T:
@@ -97,35 +140,61 @@ def build(kind: type[T], content: Mapping[str, Any], where: Callable[[Keys], str
     Raises:
         BadInput: a key that is no setting, a value of the wrong type, or one that the settings themselves refuse.
     """
-    return _section(kind, kind(), content, (), where)
+    return _section(kind(), content, (), where)
 
 
 def fields(kind: type) -> Mapping[str, Field]:
-    """The settings of a dataclass by their names."""
+    """The settings of a dataclass, real or a mirror, by their names.
+
+    Raises:
+        BadInput: the source of a mirror declares one in a way that cannot be read.
+    """
     return _fields(kind)
 
 
 @functools.cache
 def _fields(kind: Any) -> Mapping[str, Field]:
-    hints = get_type_hints(kind)
-    return {
-        field.name: Field(hints[field.name], field.default, path=bool(field.metadata.get("maybe_file")))
-        for field in dataclasses.fields(kind)
-    }
+    mirror = declared.is_mirror(kind)
+    if mirror and (unread := getattr(kind, declared.UNREAD)):
+        place, found = unread
+        raise BadInput(place, found, declared.EXPECTED, "Declare all of its settings in this program.")
+    hints = {} if mirror else get_type_hints(kind)
+    table = {}
+    for field in dataclasses.fields(kind):
+        hint = hints.get(field.name, field.type)
+        if mirror:
+            _check_read(field, hint)
+        about = field.metadata.get(declared.HELP, "")
+        table[field.name] = Field(hint, field.default, bool(field.metadata.get("maybe_file")), about)
+    return table
 
 
-@functools.cache
-def helps(kind: type) -> Mapping[str, str]:
-    """What each setting means: the text below its field."""
-    found = {}
-    for part in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(part):
-            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
-            for line, below in itertools.pairwise(definition.body):  # type: ignore[attr-defined]
-                match line, below:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        found[name] = " ".join(text.split())
-    return found
+def _check_read(field: "dataclasses.Field[Any]", hint: Any) -> None:
+    """Raise BadInput unless the type and the default of a mirror's field are what a setting can have."""
+    place = field.metadata[declared.PLACE]
+    parts = members(hint)
+    wrong = next((part for part in parts if not _is_setting(part)), None)
+    if wrong is not None:
+        found = f"{field.name} of the type {wrong if isinstance(wrong, declared.Opaque) else f'`{wrong}`'}"
+        expected = (
+            "int, float, bool, str, Path, None, Literal of texts, a tuple or list of these, or a dataclass of settings"
+        )
+        raise BadInput(place, found, expected, "Correct it.")
+    several = sections(hint)
+    if len(several) > 1 and len(kinds(hint)) < len(several):
+        found = f"{field.name} of several dataclasses, not all with a `{KIND}` of their own"
+        raise BadInput(place, found, f'`{KIND}: Literal["word"] = "word"` in each', "Correct it.")
+    if field.default is dataclasses.MISSING or not declared.is_read(field.default):
+        found = "no default" if field.default is dataclasses.MISSING else f"{field.default}"
+        raise BadInput(place, f"{found} for {field.name}", declared.EXPECTED, "Correct it.")
+
+
+def _is_setting(kind: Any) -> bool:
+    if get_origin(kind) in (tuple, list):
+        return all(_is_setting(part) for inner in get_args(kind) if inner is not Ellipsis for part in members(inner))
+    if get_origin(kind) is Literal:
+        return all(isinstance(word, str) for word in get_args(kind))
+    return kind in (int, float, bool, str, Path, type(None), dict) or dataclasses.is_dataclass(kind)
 
 
 def members(kind: Any) -> tuple[Any, ...]:
@@ -133,21 +202,47 @@ def members(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
+def sections(kind: Any) -> tuple[type, ...]:
+    """The dataclasses of further settings among the types of a setting."""
+    return sections_among(members(kind))
+
+
+def sections_among(types_: Sequence[Any]) -> tuple[type, ...]:
+    """Those of some types that are dataclasses of further settings."""
+    return tuple(one for one in types_ if isinstance(one, type) and dataclasses.is_dataclass(one))
+
+
 def section_of(kind: Any) -> type | None:
-    """The dataclass of further settings among the types of a setting, if there is one."""
-    return next(
-        (member for member in members(kind) if isinstance(member, type) and dataclasses.is_dataclass(member)), None
-    )
+    """The first dataclass of further settings among the types of a setting, if there is one."""
+    return next(iter(sections(kind)), None)
+
+
+def tag(section: type) -> str | None:
+    """The word by which a dataclass is chosen in a union."""
+    field = fields(section).get(KIND) if dataclasses.is_dataclass(section) else None
+    own = words(field.kind) if field else ()
+    return own[0] if len(own) == 1 else None
+
+
+def kinds(kind: Any) -> dict[str, type]:
+    """The dataclasses among the types of a setting by the words that choose them."""
+    return {word: section for section in sections(kind) if (word := tag(section)) is not None}
 
 
 def words(kind: Any) -> tuple[str, ...]:
-    """The words that a setting may be."""
-    return tuple(word for member in members(kind) if get_origin(member) is Literal for word in get_args(member))
+    """The words that a setting may be: those of its Literals, and those that choose a dataclass."""
+    return words_among(members(kind))
 
 
-def is_verbatim(kind: Any) -> bool:
-    """Whether a flag's text is the value as it stands, and no YAML."""
-    return all(member in (str, Path, type(None)) or get_origin(member) is Literal for member in members(kind))
+def words_among(types_: Sequence[Any]) -> tuple[str, ...]:
+    """The words among the values of some types."""
+    own = [word for one in types_ if get_origin(one) is Literal for word in get_args(one)]
+    return (*own, *(word for section in sections_among(types_) if (word := tag(section)) is not None))
+
+
+def is_verbatim(types_: Sequence[Any]) -> bool:
+    """Whether a flag's text, for a setting of these types, is the value as it stands, and no YAML."""
+    return all(one in (str, Path, type(None)) or get_origin(one) is Literal for one in types_)
 
 
 def check_known(name: str, known: Iterable[str], where: str) -> None:
@@ -155,8 +250,9 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     check_no_code(name, where)
     names = list(known)
     if name not in names:
-        expected = f"one of {', '.join(names)}" if names else "none below it"
-        raise BadInput(where, "no such setting", expected, f"{suggestion(name, names)}Correct or remove it.")
+        near = nearest(name, names)
+        do = "`--help-all` lists what there is." if names else "It has no settings below it."
+        raise NoSuchName(where, "setting", f"Did you mean {where.removesuffix(name)}{near}?" if near else do)
 
 
 def values(
@@ -179,8 +275,36 @@ def values(
     return typed
 
 
-def _section(kind: type[T], base: T, content: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]) -> T:
-    return replaced(base, values(fields(kind), base, content, keys, where), keys, where)
+def _section(base: T, content: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]) -> T:
+    return replaced(base, values(fields(type(base)), base, content, keys, where), keys, where)
+
+
+def _chosen(
+    field: Field, content: Mapping[str, Any], default: Any, keys: Keys, where: Callable[[Keys], str]
+) -> Any:  # the settings that `content` is put over
+    """The settings that `content` changes: those of the default where it is of the kind that is asked for.
+
+    Raises:
+        BadInput: there is no such kind, or a setting is one of another kind.
+    """
+    choices, known = kinds(field.kind), sections(field.kind)
+    start = default if isinstance(default, known) else known[0]()
+    if not choices:
+        return start
+    word = content.get(KIND, tag(type(start)))
+    if not isinstance(word, str) or word not in choices:
+        do = suggestion(word, choices) if isinstance(word, str) else ""
+        raise BadInput(where((*keys, KIND)), described(word), f"one of {', '.join(choices)}", f"{do}Change it.")
+    if word != tag(type(start)):
+        start = choices[word]()
+    for key in content:
+        if key not in fields(type(start)):
+            owners = [other for other, section in choices.items() if key in fields(section)]
+            if owners:
+                found = f"a setting of {' and '.join(owners)}, while {KIND} is {word}"
+                do = f"Set `{KIND}: {owners[0]}`, or remove it."
+                raise BadInput(where((*keys, key)), found, f"settings of {word}", do)
+    return start
 
 
 def replaced(base: T, given: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]) -> T:
@@ -195,6 +319,27 @@ def replaced(base: T, given: Mapping[str, Any], keys: Keys, where: Callable[[Key
         raise _renamed(error, type(base), keys, where) from error
 
 
+def made(settings: Any, keys: Keys = (), where: Callable[[Keys], str] = dotted) -> Any:
+    """Real settings with the values of a mirror's; imports the modules that declare them.
+
+    Args:
+        settings: an instance of a mirror (see `wsss.declared`), or a plain value, which stays as it is.
+        keys: lead to it from the top.
+        where: the name of a setting for errors.
+
+    Raises:
+        BadInput: as the settings raise it about themselves, with the whole name of the setting.
+    """
+    if not declared.is_mirror(type(settings)):
+        return settings
+    kind = declared.real(type(settings))
+    given = {name: made(getattr(settings, name), (*keys, name), where) for name in fields(type(settings))}
+    try:
+        return kind(**given)
+    except BadInput as error:
+        raise _renamed(error, kind, keys, where) from error
+
+
 def _renamed(error: BadInput, kind: type, keys: Keys, where: Callable[[Keys], str]) -> BadInput:
     parts, known = re.split(r"[. ]", error.where), fields(kind)
     inner = next((tuple(parts[n:]) for n in range(len(parts)) if _leads(parts[n:], known)), ())
@@ -206,24 +351,24 @@ def _renamed(error: BadInput, kind: type, keys: Keys, where: Callable[[Keys], st
 def _leads(names: Sequence[str], table: Mapping[str, Field]) -> bool:
     if names[0] not in table:
         return False
-    section = section_of(table[names[0]].kind)
-    return len(names) == 1 or (section is not None and _leads(names[1:], fields(section)))
+    inner = sections(table[names[0]].kind)
+    return len(names) == 1 or any(_leads(names[1:], fields(section)) for section in inner)
 
 
 def _typed(field: Field, value: Any, base: Any, keys: Keys, where: Callable[[Keys], str]) -> Any:
-    kinds = members(field.kind)
-    section = section_of(field.kind)
-    if section is not None and isinstance(value, Mapping):
-        return _section(section, base if isinstance(base, section) else section(), value, keys, where)
-    for kind in kinds:
+    possible = members(field.kind)
+    value = _spelled_out(field.kind, value)
+    if sections(field.kind) and isinstance(value, Mapping):
+        return _section(_chosen(field, value, base, keys, where), value, keys, where)
+    for kind in possible:
         if isinstance(value, list) and get_origin(kind) in (tuple, list):
             return _items(field, kind, value, keys, where)
-    for kind in kinds:
+    for kind in possible:
         found, typed = _leaf(kind, value, field.path)
         if found:
             return typed
     do = suggestion(value, words(field.kind)) if isinstance(value, str) else ""
-    if isinstance(value, int | float) and str in kinds:
+    if isinstance(value, int | float) and str in possible:
         do = "Put it in quotes. "
     raise BadInput(where(keys), described(value), expected(*members(field.kind)), f"{do}Change it.")
 
@@ -305,7 +450,8 @@ def expected(*kinds: Any) -> str:
                 f"a list of {_plural(inner[0])}" if variable else f"a list of {len(inner)} {_plural(inner[0])}"
             )
         elif dataclasses.is_dataclass(member):
-            parts.append(f"settings ({', '.join(fields(member))})")  # type: ignore[arg-type]
+            word = tag(member)  # type: ignore[arg-type]
+            parts.append(word or f"settings ({', '.join(fields(member))})")  # type: ignore[arg-type]
         else:
             parts.append(names[member])
     return " or ".join(parts)

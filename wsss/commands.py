@@ -1,0 +1,329 @@
+"""The commands: what each does with its options and settings.
+
+Modules that import torch are imported by the functions that run a command, so that help and errors come at once.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from wsss import registry, settings
+from wsss.arguments import Chosen, Parser, Settings
+from wsss.data.documents import Keys
+from wsss.errors import BadInput, NoSuchName, nearest
+from wsss.methods import METHODS, method
+from wsss.options import (
+    TAGCLIP,
+    AllOptions,
+    CompareOptions,
+    EvaluateOptions,
+    InfoOptions,
+    LocalizeOptions,
+    OutOptions,
+    PredictOptions,
+    RefineOptions,
+    ReportOptions,
+    RunOptions,
+    SBDOptions,
+    SegmentOptions,
+    ShapesOptions,
+    SplitOptions,
+)
+from wsss.terminal import show
+
+if TYPE_CHECKING:
+    from wsss.data.images import Dataset
+    from wsss.methods.tagclip import TagCLIPSettings
+    from wsss.recipe import RunSettings
+
+Options = TypeVar("Options")
+# what the short help pages list, where a command has it
+OFTEN = (
+    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "weights", "masks", "pictures", "instances", "methods", "common", "runs",
+    "classifier.variant", "classifier.backbone", "classifier.init", "classifier.clip", "classifier.augment.crop", "classifier.training.epochs",
+    "classifier.training.batch", "classifier.training.lr", "classifier.training.seed", "inference.clip", "inference.scales",
+    "refiner", "segmenter", "segmenter.network.backbone", "segmenter.init", "segmenter.training.steps", "segmenter.training.batch",
+    "tagger.clip", "questions.blip", "test.scales", "test.crf", "scores.background", "scores.convention",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[Options]):
+    """A command.
+
+    Attributes:
+        help: what it does, as a part of a sentence.
+        options: its dataclass of options.
+        run: does it.
+        settings: reads the settings that it has besides.
+        has_config: whether it takes YAML files.
+    """
+
+    help: str
+    options: type[Options]
+    run: Callable[[Options, Chosen], None]
+    settings: Callable[[], Settings] = Settings
+    has_config: bool = True
+
+    def parser(self, name: str) -> Parser[Options]:
+        """Reads the command's words."""
+        chosen = self.settings()
+        often = OFTEN if chosen.top is None else [name.removeprefix(f"{chosen.stage}.") for name in OFTEN]
+        about = f"{self.help[0].upper()}{self.help[1:]}."
+        return Parser(name, about, self.options, chosen, often, self.has_config)
+
+
+def commands() -> dict[str, Command[Any]]:
+    """All commands by their names."""
+    methods = {f"{verb} {name}": _of_method(verb, name) for verb in registry.VERBS for name in _with(verb)}
+    return methods | _COMMANDS
+
+
+def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
+    """The command that words begin with, and its name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    two = " ".join(words[:2])
+    for name in (two, words[0]):
+        if name in _COMMANDS:
+            return name, _COMMANDS[name]
+    verb, _, name = two.partition(" ")
+    if verb in registry.VERBS and name in METHODS and verb in registry.verbs(name):
+        return two, _of_method(verb, name)
+    names = list(commands())
+    near = nearest(two, names) or nearest(verb, names)
+    known = [other for other in names if other.startswith(f"{verb} ")]
+    do = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+    raise NoSuchName(two if known or " " in near else verb, "command", do)
+
+
+def _with(verb: str) -> list[str]:
+    """The methods that have a command."""
+    return [name for name in METHODS if verb in registry.verbs(name)]
+
+
+def _of_method(verb: str, name: str) -> Command[Any]:
+    about = registry.declared_method(name).paper
+    if verb == "train":
+        of_training = partial(registry.of_stage, name, "classifier")
+        return Command(f"train {about}", SplitOptions, _train, of_training)
+    if verb == "localize":
+        options = LocalizeOptions if "train" in registry.verbs(name) else SplitOptions
+        return Command(f"activation maps of {about}", options, _localize, partial(registry.of_stage, name, "inference"))
+    return Command(f"tags to a segmenter by {about}", RunOptions, partial(_run, name), partial(registry.of_run, name))
+
+
+def _settings_of_run(name: str, mirrors: Mapping[str, Any], where: Callable[[Keys], str]) -> "RunSettings":
+    from wsss.recipe import settings_of
+
+    kind = settings_of(method(name))
+    made: RunSettings = kind(
+        **{field.name: settings.made(mirrors[field.name], (field.name,), where) for field in dataclasses.fields(kind)}
+    )
+    return made
+
+
+def _run_method(name: str, chosen: "RunSettings", data: "Dataset", out: Path, tagger: "TagCLIPSettings | None") -> None:
+    from wsss.methods import tagclip
+    from wsss.recipe import run
+
+    run(method(name), chosen, tagclip.tagged(tagger, data, out=out / "tags") if tagger else data, out)
+
+
+def _run(name: str, options: RunOptions, chosen: Chosen) -> None:
+    tagger = chosen.made("tagger") if options.by_tagclip else None
+    made = _settings_of_run(name, chosen.mirrors, chosen.where)
+    _run_method(name, made, options.open(), options.out, tagger)
+    _print_table(options.out)
+
+
+def _settings_of_all() -> Settings:
+    clip = registry.sections(registry.declared_method("clip"))["classifier"]
+    about = "train a CLIP for all methods, as `wsss train clip` does"
+    optional = dataclasses.replace(clip, kind=clip.kind | None, default=None, help=about)
+    return Settings({"clip": optional, "tagger": registry.single("tagger")})
+
+
+def _run_all(options: AllOptions, chosen: Chosen) -> None:
+    from wsss import launch, protocol
+    from wsss.stages.compare import Comparison, compare, open_runs, table
+    from wsss.stages.train import train
+    from wsss.storage import read_only
+
+    clip, tagger = chosen.made("clip"), chosen.made("tagger") if options.by_tagclip else None
+    common = protocol.with_clip(options.common or {}, options.out, options.by_tagclip) if clip else options.common or {}
+    tables = {name: registry.sections(registry.declared_method(name)) for name in _with("run")}
+    planned = protocol.plan(tables, common, options.runs or {}, options.chosen, chosen.where)
+    made = {one.name: _settings_of_run(one.method, one.settings(tables), one.where) for one in planned}
+    data = options.open()
+
+    def make(one: protocol.Planned, run: Path) -> None:
+        if clip and one.mentions(common["clip"]):
+            train(clip, data.split(data.train), out=options.out / protocol.CLIP)
+        _run_method(one.method, made[one.name], data, run, tagger)
+
+    launch.decided_by_first(lambda: protocol.remember(options.out, planned))
+    failed = protocol.run_all(options.out, planned, make)
+    whole = read_only(options.out)  # nothing is left to be written there
+    comparison = Comparison(open_runs([options.out])) if whole else compare([options.out], options.out, data)
+    if launch.is_first():
+        show(table(comparison))
+    if failed:
+        show(f"wsss: {len(failed)} of {len(planned)} runs failed: {', '.join(failed)}", stream=sys.stderr)
+        sys.exit(1)
+
+
+def _compare(options: CompareOptions, chosen: Chosen) -> None:
+    from wsss import launch
+    from wsss.stages.compare import compare, table
+
+    data = options.opened(options.data) if options.data else None
+    comparison = compare(options.folders, options.out, data)
+    if launch.is_first():
+        show(table(comparison))
+        show(options.out / "compare.html")
+
+
+def _tag(options: SplitOptions, chosen: Chosen) -> None:
+    from wsss.methods import tagclip
+
+    images = dataclasses.replace(options, tags=options.tags or Path(TAGCLIP)).images()
+    show(tagclip.tag(chosen.made(), images, out=options.out) / tagclip.TAGS)
+
+
+def _ask(options: SplitOptions, chosen: Chosen) -> None:
+    from wsss.methods import questions
+
+    show(questions.ask(chosen.made(), options.images(), out=options.out) / questions.ANSWERS)
+
+
+def _train(options: SplitOptions, chosen: Chosen) -> None:
+    from wsss.stages.train import train
+
+    train(chosen.made(), options.images(), out=options.out)
+
+
+def _localize(options: SplitOptions, chosen: Chosen) -> None:
+    from wsss.stages.localize import localize
+
+    inputs = {"weights": options.weights} if isinstance(options, LocalizeOptions) else {}
+    localize(chosen.made(), options.images(), out=options.out, **inputs)
+
+
+def _refine(options: RefineOptions, chosen: Chosen) -> None:
+    from wsss.refiners.task import RefinementTask
+
+    refiner = chosen.made("refiner")
+    if options.instances and refiner.kind != "irnet":
+        raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart.")
+    refiner.check(options.classifier is not None)
+    task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
+    show((refiner.instances_of if options.instances else refiner.refined)(task))
+
+
+def _segment(options: SegmentOptions, chosen: Chosen) -> None:
+    from wsss.stages.train import train
+    from wsss.weights import started_from
+
+    segmenter = chosen.made("segmenter")
+    segmenter.check()
+    train(started_from(segmenter, "segmenter.init", None), options.images(), masks=options.masks, out=options.out)
+
+
+def _predict(options: PredictOptions, chosen: Chosen) -> None:
+    from wsss.data.info import bad_among, look_through
+    from wsss.data.value_range import Asked
+    from wsss.stages import predict
+
+    asked = Asked.of(options.value_range, options.bands, options.page)
+    images, notes = predict.pictures(options.pictures, weights=options.weights, asked=asked)
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+    if options.skip_bad:
+        bad = bad_among(images, look_through(images))
+        images = images.without(bad)
+        show("".join(f"left out: {message}\n" for message in bad.values()), end="", stream=sys.stderr)
+    predict.predict(chosen.made(), images, weights=options.weights, out=options.out)
+
+
+def _evaluate(options: EvaluateOptions, chosen: Chosen) -> None:
+    from wsss.stages import evaluate
+
+    if (options.cams is None) == (options.masks is None):
+        raise BadInput("--cams and --masks", "both or none", "one of them", "Say what is to be scored.")
+    settings, images = chosen.made(), options.images(scored=True)
+    if options.cams is not None:
+        evaluate.evaluate_cams(settings, images, cams=options.cams, out=options.out)
+    elif options.masks is not None:
+        evaluate.evaluate_masks(settings, images, masks=options.masks, out=options.out)
+    _print_table(options.out)
+
+
+def _report(options: ReportOptions, chosen: Chosen) -> None:
+    from wsss.stages.report import report
+
+    show(report(options.run, options.opened(options.data), options.out))
+
+
+def _info(options: InfoOptions, chosen: Chosen) -> None:
+    from wsss.data.info import look_through_all, render
+
+    show(render(look_through_all(options.data, options.split, skip_bad=options.skip_bad, **options.reading())), end="")
+
+
+def _sbd(options: SBDOptions, chosen: Chosen) -> None:
+    from wsss.data.voc import make_segmentation_class_aug
+
+    show(make_segmentation_class_aug(options.sbd, options.voc))
+
+
+def _shapes(options: ShapesOptions, chosen: Chosen) -> None:
+    from wsss.data.shapes import make_shapes
+
+    make_shapes(options.out, train=options.train, val=options.val, size=options.size, seed=options.seed)
+    show(f"{options.train} pictures to train on and {options.val} to score on in {options.out}")
+
+
+def _demo(options: OutOptions, chosen: Chosen) -> None:
+    from wsss.cli import main
+    from wsss.configs import CONFIGS
+
+    data, clip = str(options.out / "shapes"), CONFIGS / "demo_clip"
+    lines = [["data", "shapes", data, "--train", "600", "--val", "100", "--size", "112"]]
+    for method in ("cam", "clip_es"):
+        config, out = str(CONFIGS / f"demo_{method}.yaml"), str(options.out / method)
+        lines.append(["run", method, "--data", data, "--config", config, "--out", out])
+    lines[-1] += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
+    for words in lines:
+        show(f"$ wsss {' '.join(words)}")
+        if status := main(words):
+            sys.exit(status)
+
+
+def _print_table(run: Path) -> None:
+    from wsss import launch
+    from wsss.stages.report import table
+
+    if launch.is_first():
+        show(table(run))
+
+
+_COMMANDS: dict[str, Command[Any]] = {
+    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", OutOptions, _demo, has_config=False),
+    "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _settings_of_all),
+    "compare": Command("put runs side by side: a table, a page, CSV and JSON", CompareOptions, _compare),
+    "tag": Command("tags for pictures without any, by TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),
+    "ask": Command("answers about pictures and their tags by BLIP, for QA-CLIMS", SplitOptions, _ask, partial(registry.of_shared_stage, "questions")),
+    "refine": Command("activation maps to pseudo masks", RefineOptions, _refine, partial(registry.of_shared_stage, "refiner")),
+    "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, partial(registry.of_shared_stage, "segmenter")),
+    "predict": Command("masks of any pictures by a trained segmenter", PredictOptions, _predict, partial(registry.of_shared_stage, "test")),
+    "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.of_shared_stage, "scores")),
+    "report": Command("write the page of a run anew", ReportOptions, _report),
+    "data info": Command("say what a path holds and which files are bad", InfoOptions, _info, has_config=False),
+    "data sbd": Command("make VOC's train_aug masks and list from SBD", SBDOptions, _sbd, has_config=False),
+    "data shapes": Command("generate a small data set with true masks", ShapesOptions, _shapes, has_config=False),
+}  # fmt: skip

@@ -1,0 +1,337 @@
+"""Settings as their source declares them, without importing the modules that hold them.
+
+A module that declares settings may import torch, which takes seconds. The command line needs only the names, types, defaults
+and help texts, so it reads them from the source. Each settings dataclass has a mirror here: a dataclass of the same name,
+fields and defaults, without methods. `wsss.settings.made` turns its instances into real ones, which check themselves.
+
+Expressions of declarations are evaluated, with the names in them looked up in the source in the same way. A function counts if
+its body is one `return`. Whatever else is found is `Opaque`: it stands for itself, and is an error where a setting needs it.
+"""
+
+import ast
+import builtins
+import dataclasses
+import functools
+import importlib
+import importlib.machinery
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, get_origin
+
+from wsss.errors import BadInput, reading
+
+EXPECTED = "settings that are declared plainly: values, tuples, other settings, and names of these"
+# what declarations may use of Python itself
+_BUILTINS = (
+    "None", "True", "False", "int", "float", "bool", "str", "dict", "tuple", "list", "range", "round", "min", "max", "sum", "len", "sorted",
+)  # fmt: skip
+_LIBRARY = ("dataclasses", "typing", "pathlib", "math", "types")
+_DATACLASS = ("dataclass", "dataclasses.dataclass")
+# metadata of a mirror's fields
+HELP, PLACE = "help", "place"
+# an attribute of mirrors: where and what of the declaration cannot be read
+UNREAD = "__unread__"
+
+
+class Opaque:
+    """Something that only running the module would tell.
+
+    Args:
+        name: how it is written.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"`{self.name}`"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it comes from another program than this one and Python."""
+        first, dot, _ = self.name.partition(".")
+        return bool(dot) and first not in sys.stdlib_module_names
+
+    def __getattr__(self, name: str) -> "Opaque":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Opaque(f"{self.name}.{name}")
+
+    def __call__(self, *args: object, **kwargs: object) -> "Opaque":
+        return Opaque(f"{self.name}(...)")
+
+    def __getitem__(self, key: object) -> "Opaque":
+        return Opaque(f"{self.name}[...]")
+
+    def __or__(self, other: object) -> "Opaque":
+        return self
+
+    __ror__ = __or__
+
+
+class Source:
+    """A module, known by its source alone; its names are attributes.
+
+    Args:
+        name: dotted.
+        path: of its file.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self._name, self._path = name, path
+        with reading(path, "Python source", "Correct it."):
+            tree = ast.parse(path.read_bytes(), path)
+        self._about = ast.get_docstring(tree) or ""
+        self._statements: dict[str, tuple[ast.stmt, str]] = {}
+        for statement in _flat(tree.body):
+            for bound, original in _bound(statement):
+                self._statements[bound] = statement, original
+        self._values: dict[str, Any] = {}
+        self._pending: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in self._values:
+            if name in self._pending:
+                raise BadInput(str(self._path), f"{name}, which is declared by itself", EXPECTED, "Correct it.")
+            self._pending.add(name)
+            try:
+                self._values[name] = self._read(name)
+            finally:
+                self._pending.discard(name)
+        return self._values[name]
+
+    def _read(self, name: str) -> Any:
+        if name not in self._statements:
+            inner = _find(f"{self._name}.{name}")
+            return inner if inner is not None else Opaque(name)
+        statement, original = self._statements[name]
+        match statement:
+            case ast.Import():
+                return self._imported(original)
+            case ast.ImportFrom():
+                return self._imported_from(statement, original)
+            case ast.Assign(value=value, targets=[ast.Tuple(elts=names)]):
+                position = [ast.unparse(one) for one in names].index(name)
+                return self._evaluated(value)[position]
+            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
+                return self._evaluated(value)
+            case ast.FunctionDef():
+                return self._function(statement)
+            case ast.ClassDef():
+                return self._class(statement)
+        return Opaque(name)
+
+    def _imported_from(self, statement: ast.ImportFrom, original: str) -> Any:
+        package = self._name.split(".")
+        if statement.level:
+            is_package = self._path.name == "__init__.py"
+            package = package[: len(package) - statement.level + is_package]
+        base = ".".join([*(package if statement.level else ()), *([statement.module] if statement.module else ())])
+        module = self._imported(base)
+        return module if isinstance(module, Opaque) else getattr(module, original, Opaque(f"{base}.{original}"))
+
+    def _imported(self, name: str) -> Any:
+        """A module that a declaration uses: of Python's library, or the source of one that belongs to this program."""
+        first = name.partition(".")[0]
+        if first in _LIBRARY:
+            return importlib.import_module(name)
+        own = ("wsss", self._name.partition(".")[0])
+        return (_find(name) if first in own else None) or Opaque(name)
+
+    def _function(self, statement: ast.FunctionDef) -> Any:
+        body = statement.body[1:] if ast.get_docstring(statement) else statement.body
+        if statement.decorator_list or len(body) != 1 or not isinstance(body[0], ast.Return) or body[0].value is None:
+            return Opaque(statement.name)
+        for argument in ast.walk(statement.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        return self._evaluated(ast.copy_location(ast.Lambda(statement.args, body[0].value), statement))
+
+    def _evaluated(self, expression: ast.expr) -> Any:
+        """The value of an expression.
+
+        Raises:
+            BadInput: it fails.
+        """
+        inside = list(ast.walk(expression))
+        bound = {node.id for node in inside if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+        bound |= {node.arg for node in inside if isinstance(node, ast.arg)}
+        names = {node.id for node in inside if isinstance(node, ast.Name)} - bound
+        known = {name: self._name_of(name) for name in names}
+        try:
+            code = compile(ast.fix_missing_locations(ast.Expression(expression)), str(self._path), "eval")
+            return eval(code, {"__builtins__": {}, **known})
+        except BadInput:
+            raise
+        except Exception as error:  # whatever the expression of an author can raise
+            found = f"`{ast.unparse(expression):.80}`, which fails ({type(error).__name__}: {error})"
+            raise BadInput(self._place(expression), found, EXPECTED, "Correct it.") from error
+
+    def _name_of(self, name: str) -> Any:
+        if name not in self._statements and name in _BUILTINS:
+            return getattr(builtins, name)
+        return getattr(self, name)
+
+    def _class(self, statement: ast.ClassDef) -> Any:
+        bases = [self._evaluated(base) for base in statement.bases]
+        mirrors = tuple(base for base in bases if is_mirror(base))
+        decorators = [decorator for decorator in statement.decorator_list if _called(decorator) in _DATACLASS]
+        if not decorators and not mirrors:
+            return Opaque(statement.name)
+        foreign = [base.name for base in bases if isinstance(base, Opaque) and base.is_foreign]
+        unread = next((getattr(base, UNREAD) for base in mirrors if getattr(base, UNREAD)), None)
+        if foreign:
+            unread = self._place(statement), f"{statement.name}, which goes on from {foreign[0]}"
+        namespace: dict[str, Any] = {
+            "__module__": self._name,
+            "__qualname__": statement.name,
+            "__doc__": ast.get_docstring(statement),
+            UNREAD: unread,
+            **{name: Opaque(name) for name in _methods(statement)},
+        }
+        if not decorators:
+            return type(statement.name, mirrors, namespace)
+        found: list[tuple[str, Any, Any]] = []
+        for line, below in itertools.pairwise([*statement.body, ast.Pass()]):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                kind = self._annotation(line.annotation)
+                if kind is not ClassVar and get_origin(kind) is not ClassVar:
+                    found.append((line.target.id, kind, self._field(line, below)))
+        options = decorators[0].keywords if isinstance(decorators[0], ast.Call) else []
+        by_name = any(option.arg == "kw_only" and ast.unparse(option.value) == "True" for option in options)
+        try:
+            return dataclasses.make_dataclass(
+                statement.name, found, bases=mirrors, namespace=namespace, frozen=True, kw_only=by_name
+            )
+        except (TypeError, ValueError) as error:
+            raise BadInput(self._place(statement), f"{statement.name} ({error})", EXPECTED, "Correct it.") from error
+
+    def _annotation(self, annotation: ast.expr) -> Any:
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            annotation = ast.copy_location(ast.parse(annotation.value, mode="eval").body, annotation)
+        kind = self._evaluated(annotation)
+        return type(None) if kind is None else kind
+
+    def _field(self, line: ast.AnnAssign, below: ast.stmt) -> Any:
+        default = self._evaluated(line.value) if line.value else dataclasses.MISSING
+        metadata = {PLACE: self._place(line)}
+        match below:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                metadata[HELP] = " ".join(text.split())
+        if isinstance(default, dataclasses.Field):
+            metadata |= default.metadata
+            if default.default_factory is not dataclasses.MISSING:
+                return dataclasses.field(default_factory=default.default_factory, metadata=metadata)
+            default = default.default
+        return dataclasses.field(default=default, metadata=metadata)
+
+    def _place(self, node: ast.AST) -> str:
+        return f"{self._path}, line {getattr(node, 'lineno', 1)}"
+
+
+def about(module: str) -> str:
+    """The first line of a module's docstring, without its full stop."""
+    return _source(module)._about.partition("\n")[0].removesuffix(".")
+
+
+def read(module: str, name: str) -> Any:
+    """What a module means by a name, as far as its source tells.
+
+    Returns:
+        A mirror for a settings class, its instance for settings, a plain value for a constant, a type for an alias of types;
+        `Opaque` for everything else.
+
+    Raises:
+        BadInput: there is no such module or name, or a declaration is wrong.
+    """
+    source = _source(module)
+    if name not in source._statements:
+        raise BadInput(str(source._path), f"no {name}", f"{name} at the top of the module", "Add it.")
+    return getattr(source, name)
+
+
+def is_mirror(kind: Any) -> bool:
+    """Whether a class is a mirror of a settings class."""
+    return isinstance(kind, type) and hasattr(kind, UNREAD)
+
+
+def is_read(value: Any) -> bool:
+    """Whether a value holds nothing that only running its module would tell."""
+    if isinstance(value, tuple | list):
+        return all(map(is_read, value))
+    if is_mirror(type(value)):
+        return all(is_read(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return not isinstance(value, Opaque) and not callable(value)
+
+
+def real(mirror: type) -> type:
+    """The settings class that a mirror was read from; imports its module."""
+    return getattr(importlib.import_module(mirror.__module__), mirror.__qualname__)
+
+
+@functools.cache
+def _source(name: str) -> Source:
+    found = _find(name)
+    if found is None:
+        raise BadInput(name, "no such module", "one with Python source", "Check its name.")
+    return found
+
+
+@functools.cache
+def _find(name: str) -> Source | None:
+    """The source of a module; its packages are not imported."""
+    *packages, _ = name.split(".")
+    places: Sequence[str] | None = None
+    for n in range(len(packages)):
+        package = ".".join(packages[: n + 1])
+        if package in sys.modules:
+            places = list(getattr(sys.modules[package], "__path__", ()))
+        else:
+            spec = importlib.machinery.PathFinder.find_spec(package, places)
+            places = list(spec.submodule_search_locations or ()) if spec else []
+    spec = importlib.machinery.PathFinder.find_spec(name, places)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Source(name, Path(spec.origin))
+
+
+def _flat(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements at the top of a module, those under `if` and `try` too."""
+    for statement in statements:
+        yield statement
+        for part in ("body", "orelse", "handlers") if isinstance(statement, ast.If | ast.Try) else ():
+            yield from _flat([inner for inner in getattr(statement, part, ()) if isinstance(inner, ast.stmt)])
+
+
+def _bound(statement: ast.stmt) -> Iterator[tuple[str, str]]:
+    """Names that a statement gives a meaning, each with the name that it has where it comes from."""
+    match statement:
+        case ast.Import(names=names):
+            for alias in names:
+                first = alias.name.partition(".")[0]
+                yield (alias.asname, alias.name) if alias.asname else (first, first)
+        case ast.ImportFrom(names=names):
+            for alias in names:
+                yield alias.asname or alias.name, alias.name
+        case ast.Assign(targets=[ast.Tuple(elts=targets)]):
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, target.id
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            yield name, name
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name, name
+
+
+def _called(decorator: ast.expr) -> str:
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+
+
+def _methods(statement: ast.ClassDef) -> Iterator[str]:
+    for inner in statement.body:
+        if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("__"):
+            yield inner.name
