@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss import classifier
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images
 from wsss.data.voc import VOC_CLASSES
 from wsss.data.words import Words
-from wsss.methods import cam, clims
+from wsss.methods import clims
 from wsss.networks.clip import CLIP, Vocabulary, from_openai
 from wsss.pretrained import openai_tokenizer
 
@@ -99,7 +100,7 @@ def batch(n_images: int, n_pairs: int, n_classes: int) -> tuple[Tensor, Tensor, 
     return maps, torch.randn(n_images, 3, SIDE, SIDE, generator=generator), label
 
 
-def network_pass(network: cam.CAMNetwork, images: Tensor, part: int) -> None:
+def network_pass(network: classifier.CAMNetwork, images: Tensor, part: int) -> None:
     """Forward and backward, `part` pictures at a time."""
     for views in images.split(part):
         network.maps(views).sigmoid().mean().backward()
@@ -137,7 +138,7 @@ def main() -> None:
     pairs = round(PAIRS[options.words] * options.images / 16)
     images = Images("none", (), (), classes, np.zeros((0, len(classes)), bool), ())
     words = settings.read_words(images)
-    network = cam.CAMNetwork("resnet50", len(classes)).to(device).train()
+    network = classifier.CAMNetwork("resnet50", len(classes)).to(device).train()
     for parameter in network.body.parameters_until(0):
         parameter.requires_grad_(False)
     maps, pictures, label = (value.to(device) for value in batch(options.images, pairs, len(classes)))

@@ -27,7 +27,7 @@ from wsss.networks.clip import CLIP, Vocabulary
 from wsss.ops.boxes import box_mask
 from wsss.ops.dense_crf import PRESETS, dense_crf, wrapped_bgr
 from wsss.pretrained import openai_tokenizer
-from wsss.stages.refine import scores_unary
+from wsss.refiners.crf import scores_unary
 
 BACKGROUNDS, CLASSES = 25, 20
 INPUTS = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "parity" / "inputs.py"))

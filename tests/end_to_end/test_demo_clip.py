@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from wsss.stages.refine import CRFSettings, refine
 
 from wsss.cli import CONFIGS
 from wsss.configs.make_demo_clip import draw
 from wsss.data.open import open_dataset
 from wsss.data.shapes import GROUNDS, SHAPES, make_shapes
 from wsss.methods.clip_es import CLIPESInference
+from wsss.refiners.crf import MaskSettings, refine
 from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
 from wsss.stages.localize import localize
 from wsss.storage import read_json
@@ -27,7 +27,7 @@ def test_maps_then_spread_maps_then_crf(tmp_path):
         )
         cams = localize(inference, images, out=tmp_path / f"cams-{refined}")
         scored[refined] = evaluate_cams(settings, images, cams=cams, out=tmp_path / f"scores-{refined}")
-    crf = CRFSettings(by="scores", crf="irn", exponent=best_threshold(scored[True]))
+    crf = MaskSettings(by="scores", crf="irn", exponent=best_threshold(scored[True]))
     masks = refine(crf, images, cams=tmp_path / "cams-True", out=tmp_path / "masks")
     last = evaluate_masks(settings, images, masks=masks, out=tmp_path / "masks-scores")
     first, spread, certain = (

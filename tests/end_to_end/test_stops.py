@@ -15,8 +15,8 @@ from tests.conftest import tree
 from tests.end_to_end.conftest import ENVIRONMENT
 from tests.stages.test_refine import write_maps
 from wsss import peers
-from wsss.stages import refine as refine_module
-from wsss.stages.refine import CRFSettings, refine
+from wsss.refiners import crf
+from wsss.refiners.crf import MaskSettings, refine
 
 
 # slow, and a signal that comes while a finished command's interpreter ends is judged as if it had come before
@@ -53,8 +53,8 @@ def test_bad_input_of_one_process_ends_both_and_is_said_once(tmp_path, shapes):
 def test_a_stopped_stage_of_pictures_says_how_many_are_done(tmp_path, squares, monkeypatch, capsys):
     cams = tmp_path / "cams"
     write_maps(squares, cams)
-    refine(CRFSettings("threshold", 0.5), squares, cams=cams, out=tmp_path / "whole")
-    made, mask = [], refine_module.pseudo_mask
+    refine(MaskSettings("threshold", 0.5), squares, cams=cams, out=tmp_path / "whole")
+    made, mask = [], crf.pseudo_mask
 
     def stopped(*given):
         made.append(1)
@@ -63,7 +63,7 @@ def test_a_stopped_stage_of_pictures_says_how_many_are_done(tmp_path, squares, m
             time.sleep(0.3)  # until the main thread has heard of it
         return mask(*given)
 
-    run = lambda: refine(CRFSettings("threshold", 0.5), squares, cams=cams, out=tmp_path / "masks")  # noqa: E731
+    run = lambda: refine(MaskSettings("threshold", 0.5), squares, cams=cams, out=tmp_path / "masks")  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setattr(refine_module, "pseudo_mask", stopped)
         assert peers.guarded(run) == 130

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsss import classifier
 from wsss.data.augment import ClassifierAugment
 from wsss.errors import BadInput
 from wsss.methods import cam
@@ -47,7 +48,7 @@ def test_frozen_batch_norm_never_moves(squares):
 
 
 def test_maps_of_a_picture_smaller_than_a_cell(squares):
-    localizer = cam.CAMLocalizer(cam.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference())
+    localizer = classifier.CAMLocalizer(classifier.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference())
     image = np.zeros((3, 5, 3), np.uint8)
     classes, maps, strided = localizer.cams(localizer.prepare(image), (3, 5), np.array([True, True]))
     assert maps.shape == (2, 3, 5)
@@ -57,7 +58,7 @@ def test_maps_of_a_picture_smaller_than_a_cell(squares):
 
 
 def test_a_picture_without_tags_has_no_maps():
-    localizer = cam.CAMLocalizer(cam.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference())
+    localizer = classifier.CAMLocalizer(classifier.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference())
     classes, maps, strided = localizer.cams(
         localizer.prepare(np.zeros((40, 50, 3), np.uint8)), (40, 50), np.zeros(2, bool)
     )
@@ -68,7 +69,7 @@ def test_a_picture_without_tags_has_no_maps():
 
 def test_maps_of_the_mirror_image_are_mirrored():
     torch.manual_seed(0)
-    localizer = cam.CAMLocalizer(cam.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference(scales=(1.0,)))
+    localizer = classifier.CAMLocalizer(classifier.CAMNetwork("test_resnet", 2).eval(), cam.CAMInference(scales=(1.0,)))
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
     label = np.array([True, True])
     here = localizer.cams(localizer.prepare(image), (32, 48), label).maps
@@ -85,7 +86,7 @@ def test_trained_weights_know_what_they_are(tmp_path, squares):
 
 
 def test_a_published_checkpoint_localizes(tmp_path, squares):
-    network = cam.CAMNetwork("resnet50", 2)
+    network = classifier.CAMNetwork("resnet50", 2)
     state = network.state_dict()
     # IRNet saves every tensor under further names
     state |= {f"stage4.0.{name.removeprefix('resnet50.layer4.')}": state[name] for name in state if ".layer4." in name}
@@ -98,7 +99,7 @@ def test_a_published_checkpoint_localizes(tmp_path, squares):
 
 @pytest.mark.parametrize(("classes", "found"), [(3, "a classifier of 3 classes"), (0, "no ResNet with a classifier")])
 def test_foreign_checkpoints_are_refused(tmp_path, squares, classes, found):
-    state = cam.CAMNetwork("resnet18", classes).state_dict() if classes else {"weight": torch.zeros(3)}
+    state = classifier.CAMNetwork("resnet18", classes).state_dict() if classes else {"weight": torch.zeros(3)}
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(BadInput, match=found):
         cam.CAMInference().localizer(squares, tmp_path / "other.pth")
@@ -111,7 +112,7 @@ def test_a_segmenter_is_no_classifier(tmp_path, squares):
 
 
 def test_initial_weights_of_another_architecture(tmp_path, squares):
-    torch.save(cam.CAMNetwork("resnet18", 2).state_dict(), tmp_path / "r18.pth")
+    torch.save(classifier.CAMNetwork("resnet18", 2).state_dict(), tmp_path / "r18.pth")
     with pytest.raises(BadInput, match="weights of another network"):
         dataclasses.replace(SMALL, init=str(tmp_path / "r18.pth")).trainable(squares)
 

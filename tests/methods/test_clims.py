@@ -26,7 +26,7 @@ from tests.methods.taught import (
     write_gradients,
 )
 from tests.methods.test_cam import SMALL
-from wsss import launch
+from wsss import classifier, clip_regions, launch
 from wsss.data.augment import ClassifierAugment, normalise
 from wsss.data.words import read_words
 from wsss.errors import BadInput
@@ -146,7 +146,7 @@ def test_pictures_without_tags_count_in_the_area_alone(squares, settings):
 
 @pytest.mark.parametrize("regions", [2, 3, 6, 8])
 def test_few_regions_at_a_time_give_the_same(squares, settings, regions, monkeypatch):
-    seen, encode = [], clims.encode_image
+    seen, encode = [], clip_regions.encode_image
     monkeypatch.setattr(clims, "encode_image", lambda clip, image: seen.append(len(image)) or encode(clip, image))
     maps, image, label = drawn([[1, 1], [1, 1], [0, 1]])
     results = []
@@ -266,7 +266,7 @@ def test_the_camera_ready_version(tmp_path, squares, settings):
 
 
 def test_a_published_camera_ready_baseline(tmp_path, squares, settings):
-    network = cam.CAMNetwork("resnet50", 2)
+    network = classifier.CAMNetwork("resnet50", 2)
     state = {name.removeprefix("resnet50."): value for name, value in network.body.state_dict().items()}
     torch.save({**state, "fc.weight": torch.zeros(20, 2048, 1, 1)}, tmp_path / "baseline.pth")
     ready = dataclasses.replace(settings, variant="camera-ready", init=str(tmp_path / "baseline.pth"), colours="clip")

@@ -28,7 +28,7 @@ from tests.methods.taught import (
 from tests.methods.test_cam import SMALL
 from tests.parity import inputs
 from tests.parity.fixtures import DATA
-from wsss import launch
+from wsss import clip_regions, launch
 from wsss.data.augment import ClassifierAugment
 from wsss.errors import BadInput
 from wsss.methods import clims, qa_clims, questions
@@ -184,7 +184,7 @@ def test_batches_with_one_pair_and_with_none(squares, settings, ovseg, label, pr
 
 
 def test_pairs_of_which_nothing_is_known_cost_nothing(squares, settings, monkeypatch):
-    seen, encode = [], clims.encode_image
+    seen, encode = [], clip_regions.encode_image
     monkeypatch.setattr(clims, "encode_image", lambda clip, image: seen.append(len(image)) or encode(clip, image))
     images = both_tags(squares)
     write_answers(Path(settings.answers), images)
@@ -214,7 +214,7 @@ def test_pairs_are_summed_over_groups_and_these_averaged(squares, settings, grou
 
 @pytest.mark.parametrize(("regions", "prompts"), [(2, False), (3, False), (6, False), (8, False), (2, True), (6, True)])
 def test_few_regions_at_a_time_give_the_same(squares, settings, ovseg, regions, prompts, monkeypatch):
-    seen, encode = [], clims.encode_image
+    seen, encode = [], clip_regions.encode_image
     monkeypatch.setattr(
         clims, "encode_image", lambda clip, image, *more: seen.append(len(image)) or encode(clip, image, *more)
     )

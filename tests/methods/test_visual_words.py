@@ -10,7 +10,7 @@ from tests.conftest import tree
 from tests.methods.test_vwl import small
 from wsss.errors import BadInput
 from wsss.methods import vwl
-from wsss.methods.visual_words import GAP, LINE, NAMES, PATCH, Fired, Word, draw_words, telling_words
+from wsss.ops.visual_words import GAP, LINE, NAMES, PATCH, Fired, Word, draw_words, telling_words
 from wsss.outputs import RECORDS
 from wsss.stages.train import train
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.parity import fixtures, inputs
+from wsss import classifier
 from wsss.data.augment import resize_bicubic, scaled_size
 from wsss.data.images import Images
 from wsss.methods import cam
@@ -17,15 +18,15 @@ POLY, SCHEDULES = fixtures.arrays("clims/poly_optimizer"), fixtures.arrays("deep
 CLASSES = tuple(f"class {i}" for i in range(20))
 
 
-def filled(seed: int, stride: int = 16) -> cam.CAMNetwork:
+def filled(seed: int, stride: int = 16) -> classifier.CAMNetwork:
     """A ResNet-50 classifier of 20 classes with the fixtures' weights."""
-    network = cam.CAMNetwork("resnet50", 20, stride)
+    network = classifier.CAMNetwork("resnet50", 20, stride)
     for name, value in network.state_dict().items():
         value.copy_(torch.from_numpy(inputs.tensor(name, tuple(value.shape), seed)))
     return network
 
 
-def learning(network: cam.CAMNetwork, frozen: str) -> cam.CAMObjective:
+def learning(network: classifier.CAMNetwork, frozen: str) -> cam.CAMObjective:
     nothing = Images("none", (), (), CLASSES, np.zeros((0, 20), bool), ())
     return cam.CAMObjective(cam.CAMSettings(frozen=frozen), network, nothing).train()
 
@@ -53,7 +54,7 @@ def pair_of_mirrored(image: torch.Tensor) -> torch.Tensor:
 def test_state_dict_has_the_published_names_and_shapes(manifest):
     wanted = fixtures.table(manifest)
     wanted = wanted.get("shapes", wanted)
-    own = {name: list(value.shape) for name, value in cam.CAMNetwork("resnet50", 20).state_dict().items()}
+    own = {name: list(value.shape) for name, value in classifier.CAMNetwork("resnet50", 20).state_dict().items()}
     for name in wanted:
         assert own[name] == list(wanted[name])
     assert {name for name in own if name not in wanted} <= {name for name in own if "num_batches" in name}
@@ -79,7 +80,7 @@ def test_irnet_training_forward_and_gradients():
 
 
 def test_irnet_maps_and_labels():
-    localizer = cam.CAMLocalizer(filled(0).eval(), cam.CAMInference())
+    localizer = classifier.CAMLocalizer(filled(0).eval(), cam.CAMInference())
     image, label = inputs.image(90, 124, 4), np.zeros(20, bool)
     label[[3, 14]] = True
     views = localizer.prepare(image)
@@ -156,7 +157,7 @@ def test_clims_maps_at_stride_8():
 
 
 def test_clims_multi_scale_maps():
-    localizer, label = cam.CAMLocalizer(filled(1).eval(), cam.CAMInference()), np.zeros(20, bool)
+    localizer, label = classifier.CAMLocalizer(filled(1).eval(), cam.CAMInference()), np.zeros(20, bool)
     label[[2, 14]] = True
     image = inputs.image(120, 160, 7)
     np.testing.assert_array_equal(localizer.settings.scales, MULTISCALE["0/scales"])

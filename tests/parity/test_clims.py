@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.parity import fixtures, inputs
+from wsss import classifier, clip_regions
 from wsss.data.augment import CLIP_MEAN, CLIP_STD
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images
@@ -23,8 +24,7 @@ from wsss.metrics import ThresholdSweep, scores
 from wsss.networks.clip import CLIP, Vocabulary, from_openai
 from wsss.networks.clip_resnet import ResNetCLIP, resnet_from_openai
 from wsss.pretrained import openai_tokenizer
-from wsss.refiners import irnet
-from wsss.stages import refine
+from wsss.refiners import crf, irnet
 from wsss.stages.train import Training, make_optimizer, poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -116,7 +116,7 @@ def test_words_of_the_camera_ready_version():
 
 def test_state_dict_has_the_published_names_and_shapes():
     for manifest, network in (
-        ("resnet50_clims", cam.CAMNetwork("resnet50", 20)),
+        ("resnet50_clims", classifier.CAMNetwork("resnet50", 20)),
         ("clims_camera_ready", clims.CameraReadyNetwork("resnet50", 20)),
     ):
         wanted = fixtures.table(f"clims/manifest-{manifest}.json")
@@ -126,7 +126,7 @@ def test_state_dict_has_the_published_names_and_shapes():
 @pytest.fixture(scope="module")
 def forward():
     """An improved network with the fixture's weights, and its stem frozen as its training freezes it."""
-    network = filled(cam.CAMNetwork("resnet50", 20), 1)
+    network = filled(classifier.CAMNetwork("resnet50", 20), 1)
     for parameter in network.body.parameters_until(0):
         parameter.requires_grad_(False)
     return network
@@ -188,7 +188,7 @@ def test_loss_primitives():
         ("SimMax", clims.object_text_loss, 1e-5),
         ("SimMin", clims.background_text_loss, 1e-4),
     ):
-        value = clims.pair_mean(loss(similarity))
+        value = clip_regions.pair_mean(loss(similarity))
         (gradient,) = torch.autograd.grad(value, similarity)
         np.testing.assert_allclose(value.item(), wanted[name], rtol=tolerance)
         close(gradient, wanted[f"grad_{name}"].ravel(), tolerance)
@@ -226,7 +226,7 @@ def test_losses_and_gradients(case, regions):
     settings = clims.CLIMSSettings(weights=weights, threshold=float(wanted["cbs_threshold"]), regions=regions)
     if dataset == "voc":
         np.testing.assert_allclose((*wanted["hyper"], settings.threshold), (10, 24, 1, 0.2, 0.26), rtol=1e-6)
-    teacher = learning(settings, cam.CAMNetwork("resnet18", len(classes)), clip(kind, seed), classes)
+    teacher = learning(settings, classifier.CAMNetwork("resnet18", len(classes)), clip(kind, seed), classes)
     maps = torch.from_numpy(inputs.array("cam", (len(seeds), len(classes), cells, cells), seed, 0.02, 0.98))
     maps.requires_grad_()
     image, label = batch(side, side, seeds), torch.from_numpy(wanted["label"]).float()
@@ -249,7 +249,7 @@ def similarities(
     teacher: clims.CLIMSObjective, maps: torch.Tensor, image: torch.Tensor, label: torch.Tensor, wanted: fixtures.Arrays
 ) -> torch.Tensor:
     """Check the cosines of the object's regions and of the rest with the class; return the unit vectors of the former."""
-    pairs = clims.pairs_of(label)
+    pairs = clip_regions.pairs_of(label)
     pictures = F.interpolate(image, (teacher.size,) * 2, mode="bilinear", align_corners=True)
     features = F.normalize(teacher.encode(maps[pairs][:, None], pictures[pairs.rows]), dim=2)
     for position, name in enumerate(("sim_object_text", "sim_background_text")):
@@ -268,7 +268,7 @@ def test_losses_of_the_camera_ready_version():
         emphasised=("sofa", "chair", "diningtable"),
         weights=clims.CLIMSWeights(1, 1, 1, 0),
     )
-    teacher = learning(settings, cam.CAMNetwork("resnet18", 20), clip("vit", 4), VOC_CLASSES)
+    teacher = learning(settings, classifier.CAMNetwork("resnet18", 20), clip("vit", 4), VOC_CLASSES)
     # the fixture's, since its random features give negative cosines
     teacher.object_span = (1e-3, torch.inf)
     own = torch.from_numpy(inputs.array("cam", (5, 1, 7, 7), 4, 0.02, 0.98)).requires_grad_()
@@ -286,7 +286,7 @@ def test_losses_of_the_camera_ready_version():
 def test_training():
     wanted = fixture("train_loop_f64")
     images, label = batch(96, 96, (9, 10)).double(), torch.from_numpy(wanted["label"]).double()
-    network = filled(cam.CAMNetwork("resnet50", 20), 91)
+    network = filled(classifier.CAMNetwork("resnet50", 20), 91)
     for parameter in network.body.parameters_until(0):
         parameter.requires_grad_(False)
     teacher = (
@@ -317,7 +317,7 @@ def test_training():
 
 
 def test_published_checkpoints_localize(tmp_path):
-    network = filled(cam.CAMNetwork("resnet50", 20), 1)
+    network = filled(classifier.CAMNetwork("resnet50", 20), 1)
     aliases = {"stage1.0": "conv1", "stage1.1": "bn1", "stage1.4": "layer1"}
     aliases |= {f"stage{n}.0": f"layer{n}" for n in (2, 3, 4)}
     aliases |= {"backbone.0.0": "conv1", "backbone.0.1": "bn1", "backbone.0.4": "layer1"}
@@ -411,17 +411,17 @@ def test_confident_labels(case, height, width, seed):
     keys, (threshold, lower) = wanted[f"{case}/keys"], wanted[f"{case}/thresholds"].tolist()
     image = inputs.image(height, width, seed)
     maps = drawn_maps(len(keys), height, width, seed) if len(keys) else np.zeros((0, height, width), np.float32)
-    settings = refine.CRFSettings(by="crf", threshold=threshold, lower=lower)
-    found = refine.pseudo_mask(image, keys, maps, settings)
+    settings = crf.MaskSettings(by="crf", threshold=threshold, lower=lower)
+    found = crf.pseudo_mask(image, keys, maps, settings)
     assert (found != wanted[f"{case}/ir_label"]).mean() <= 0.005
     if len(keys):
         for name, level in (("fg", threshold), ("bg", lower)):
-            one = refine.CRFSettings(by="threshold", threshold=level)
+            one = crf.MaskSettings(by="threshold", threshold=level)
             labels = np.concatenate([[0], keys + 1])
             np.testing.assert_array_equal(
-                refine.pseudo_mask(image, keys, maps, one), labels[wanted[f"{case}/{name}_argmax"]]
+                crf.pseudo_mask(image, keys, maps, one), labels[wanted[f"{case}/{name}_argmax"]]
             )
-            alone = refine.pseudo_mask(image, keys, maps, refine.CRFSettings(by="crf", threshold=level))
+            alone = crf.pseudo_mask(image, keys, maps, crf.MaskSettings(by="crf", threshold=level))
             assert (alone != labels[wanted[f"{case}/{name}_crf"]]).mean() <= 0.005
 
 
@@ -437,8 +437,8 @@ def test_pseudo_masks(case, seed):
     spread = irnet.walked(torch.from_numpy(drawn_maps(len(keys), h, w, seed)), edge, settings)
     np.testing.assert_allclose(spread, wanted[f"{case}/rw"], rtol=1e-3, atol=1e-7)
     full = irnet.enlarged(spread, 4, size_hw).numpy()
-    found = refine.pseudo_mask(
-        np.zeros((*size_hw, 3), np.uint8), keys, full, refine.CRFSettings(by="threshold", threshold=background)
+    found = crf.pseudo_mask(
+        np.zeros((*size_hw, 3), np.uint8), keys, full, crf.MaskSettings(by="threshold", threshold=background)
     )
     assert (found != wanted[f"{case}/label"]).mean() <= 0.002
 

@@ -24,7 +24,7 @@ from wsss.networks.clip import CLIP, Vocabulary, attend, unit_text_features
 from wsss.ops.boxes import box_mask
 from wsss.ops.dense_crf import PRESETS, dense_crf, wrapped_bgr
 from wsss.pretrained import openai_tokenizer
-from wsss.stages import refine
+from wsss.refiners import crf
 
 COCO_CLASSES = tuple(COCO_CATEGORIES.values())
 CLASSES = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
@@ -310,13 +310,13 @@ def test_dense_crf_on_maps(case):
     maps = reference[f"s{case}_cams"]
     step = 1 if case == 0 else 4
     np.testing.assert_array_equal(wrapped_bgr(picture)[::step, ::step], reference[f"s{case}_crf_image"])
-    unary = refine.scores_unary(maps)
+    unary = crf.scores_unary(maps)
     np.testing.assert_array_equal(unary.reshape(len(unary), -1)[:, ::7], reference[f"s{case}_unary"])
     q = dense_crf(picture, unary, PRESETS["deeplab"])
     np.testing.assert_allclose(q, reference[f"s{case}_q"].astype(np.float32), atol=5e-3)
     assert (q.argmax(0) == reference[f"s{case}_label"]).mean() > 0.999
-    settings = refine.CRFSettings(by="scores", crf="deeplab", confidence=0.95)
-    mask = refine.pseudo_mask(picture, np.arange(len(maps)), maps.astype(np.float32), settings)
+    settings = crf.MaskSettings(by="scores", crf="deeplab", confidence=0.95)
+    mask = crf.pseudo_mask(picture, np.arange(len(maps)), maps.astype(np.float32), settings)
     assert (mask == reference[f"s{case}_mask"]).mean() > 0.998
     plain = dataclasses.replace(PRESETS["deeplab"], picture="rgb")
     of_plain = dense_crf(np.ascontiguousarray(picture[..., ::-1]), unary, plain).argmax(0)
@@ -328,8 +328,8 @@ def test_pseudo_masks_of_the_driver(case):
     reference, maps = fixture("crf"), fixture("perimage")
     picture, keys = CASES[case]
     for key, confidence in (("pseudo_mask", 0.95), ("label", 0.0)):
-        settings = refine.CRFSettings(by="scores", crf="deeplab", confidence=confidence)
-        ours = refine.pseudo_mask(picture, np.array(keys), maps[f"{case}_attn_highres"].astype(np.float32), settings)
+        settings = crf.MaskSettings(by="scores", crf="deeplab", confidence=confidence)
+        ours = crf.pseudo_mask(picture, np.array(keys), maps[f"{case}_attn_highres"].astype(np.float32), settings)
         assert (ours == reference[f"{case}_{key}"]).mean() > 0.998
 
 

@@ -11,9 +11,9 @@ from tests.parity import fixtures, inputs
 from wsss.data.augment import reduce_label
 from wsss.networks import irnet
 from wsss.ops import affinity, instances
+from wsss.refiners import crf
 from wsss.refiners import irnet as refiner
 from wsss.refiners.irnet import IRNetWalk
-from wsss.stages import refine
 
 PATHS, LABELS, LOSSES, NETWORK, WALK, INSTANCE, IR_LABEL = (
     fixtures.arrays(f"irnet/{name}")
@@ -211,9 +211,9 @@ def test_labels_for_irnet(upper, lower):
     maps = maps / (maps.max((1, 2), keepdims=True) + np.float32(1e-5))
     tail = f"{upper:.2f}_{lower:.2f}".replace("0.", "")
     for name, settings in (
-        ("fg", refine.CRFSettings("crf", upper)),
-        ("bg", refine.CRFSettings("crf", lower)),
-        ("ir_label", refine.CRFSettings("crf", upper, lower)),
+        ("fg", crf.MaskSettings("crf", upper)),
+        ("bg", crf.MaskSettings("crf", lower)),
+        ("ir_label", crf.MaskSettings("crf", upper, lower)),
     ):
-        ours = refine.pseudo_mask(image, keys, maps, settings)
+        ours = crf.pseudo_mask(image, keys, maps, settings)
         assert (ours == IR_LABEL[f"{name}_{tail}"]).mean() >= 0.9995

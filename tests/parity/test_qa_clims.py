@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from transformers import BertTokenizer
 
 from tests.parity import fixtures, inputs
+from wsss import classifier, clip_regions
 from wsss.data import augment
 from wsss.data.images import Images
 from wsss.data.nouns import lemma
 from wsss.data.voc import VOC_CLASSES
 from wsss.data.words import read_words
-from wsss.methods import cam, clims, qa_clims, questions
+from wsss.methods import qa_clims, questions
 from wsss.methods.qa_clims import PairTexts, Prompted
 from wsss.methods.questions import Answers
 from wsss.metrics import ThresholdSweep, scores
@@ -265,7 +266,7 @@ def tags() -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [56, 224])
 def test_regions(size):
-    wanted, rows = fixture("region"), clims.pairs_of(tags())
+    wanted, rows = fixture("region"), clip_regions.pairs_of(tags())
     np.testing.assert_array_equal(np.stack([rows.rows, rows.classes], 1), wanted["pairs"])
     pictures = F.interpolate(batch(96, 128, (3, 4)), (size, size), mode="bilinear", align_corners=True)
     objects, backgrounds, masks = qa_clims.regions(maps()[rows][:, None], pictures[rows.rows], 0.1)
@@ -299,7 +300,7 @@ def test_mask_prompts():
     weights = torch.from_numpy(inputs.array("w", (3, 32), 11, -1, 1))
     (gradient,) = torch.autograd.grad((weights * features).sum(), pixels)
     near(gradient[:, :, ::4, ::4], wanted["grad_image_masked"], 4e-6)
-    near(clims.encode_image(prompted().clip, pixels), wanted["features_plain"], 4e-6)
+    near(clip_regions.encode_image(prompted().clip, pixels), wanted["features_plain"], 4e-6)
 
 
 def test_texts_of_the_clip():
@@ -332,7 +333,7 @@ def test_vision_tower_of_real_size():
     np.testing.assert_array_equal(qa_clims.patches_seen(both, 14).numpy(), wanted["patch_mask"])
     with torch.no_grad():
         near(Prompted(clip, tokens).encode(torch.cat([objects, backgrounds]), both), wanted["features_masked"], 3e-6)
-        near(clims.encode_image(clip, torch.cat([objects, backgrounds])), wanted["features_plain"], 3e-6)
+        near(clip_regions.encode_image(clip, torch.cat([objects, backgrounds])), wanted["features_plain"], 3e-6)
 
 
 # --- losses and training
@@ -373,7 +374,11 @@ class GivenTexts(torch.nn.Module):
 
 
 def learning(
-    network: cam.CAMNetwork, skip: bool = False, plain: bool = False, most: int = 32, kind: torch.dtype = torch.float32
+    network: classifier.CAMNetwork,
+    skip: bool = False,
+    plain: bool = False,
+    most: int = 32,
+    kind: torch.dtype = torch.float32,
 ) -> qa_clims.QACLIMSObjective:
     # one sum over the whole batch, as each of the published processes has it
     settings = qa_clims.QACLIMSSettings(sum_over=2, regions=most)
@@ -389,7 +394,7 @@ TERMS = {"foreground": ("FRC", 10), "background": ("BRC", 8), "area": ("REG", 0.
 @pytest.mark.parametrize("variant", ["mask", "plain", "skip"])
 def test_losses_of_given_maps(variant, most):
     wanted = fixture("train_step")
-    teacher = learning(cam.CAMNetwork("resnet18", 20), variant == "skip", variant == "plain", most)
+    teacher = learning(classifier.CAMNetwork("resnet18", 20), variant == "skip", variant == "plain", most)
     x, image, label = maps().requires_grad_(), batch(96, 128, (3, 4)), tags()
     losses = teacher.losses(x, image, label, torch.arange(2))
     for name, (key, weight) in TERMS.items():
@@ -397,7 +402,7 @@ def test_losses_of_given_maps(variant, most):
     total = sum(losses.values())
     near(total, wanted[f"{variant}.loss"], 5e-6)
     (gradient,) = torch.autograd.grad(total, x)
-    rows = clims.pairs_of(label)
+    rows = clip_regions.pairs_of(label)
     near(gradient[rows], wanted[f"{variant}.grad_pairs"], 5e-6)
     others = gradient.clone()
     others[rows] = 0
@@ -418,8 +423,8 @@ def filled(network: torch.nn.Module, seed: int) -> torch.nn.Module:
 def test_two_steps():
     """In float64, where no ReLU hangs on the rounding of one processor: random weights in train mode are ill-conditioned."""
     wanted = fixture("train_two_steps")
-    network = filled(cam.CAMNetwork("resnet50", 20), 7)
-    cam.freeze(network.body, "stem")
+    network = filled(classifier.CAMNetwork("resnet50", 20), 7)
+    classifier.freeze(network.body, "stem")
     teacher = learning(network, kind=torch.float64).train()
     training = Training(batch=2, epochs=10, lr=1e-5)
     groups = teacher.param_groups(training)
@@ -462,9 +467,9 @@ NETWORKS = {"network": (16, 7, 96, 128, (3, 4)), "network_stride8": (8, 8, 64, 9
 def test_network(name):
     wanted, (stride, seed, height, width, seeds) = fixture(name), NETWORKS[name]
     # in float64: rounding takes some ReLU of these weights to the other side
-    network = filled(cam.CAMNetwork("resnet50", 20, stride), seed).double()
+    network = filled(classifier.CAMNetwork("resnet50", 20, stride), seed).double()
     images = batch(height, width, seeds).double()
-    cam.freeze(network.body, "stem")
+    classifier.freeze(network.body, "stem")
     shape = wanted["eval_sigmoid"].shape
     weights = torch.from_numpy(inputs.array("w", shape, seed, -1, 1))
     parameters = dict(network.named_parameters())
@@ -547,7 +552,7 @@ def published_checkpoint(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_published_weights_localize(tmp_path):
     wanted, picture, label = fixture("infer"), inputs.image(120, 160, 9), np.zeros(20, bool)
     label[[2, 14]] = True
-    torch.save(published_checkpoint(filled(cam.CAMNetwork("resnet50", 20), 7)), tmp_path / "res50_qa_clims.pth")
+    torch.save(published_checkpoint(filled(classifier.CAMNetwork("resnet50", 20), 7)), tmp_path / "res50_qa_clims.pth")
     localizer = qa_clims.QACLIMSInference().localizer(nothing(), tmp_path / "res50_qa_clims.pth")
     views = localizer.prepare(picture)
     assert [list(view.shape[2:]) for view in views] == wanted["scale_sizes"].tolist()

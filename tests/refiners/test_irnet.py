@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from wsss.stages.refine import CRFSettings
 
 from tests.conftest import finished, tree, write_squares
 from tests.networks.test_irnet import published
@@ -17,6 +16,7 @@ from wsss.errors import BadInput
 from wsss.methods import cam
 from wsss.networks.irnet import IRNet
 from wsss.refiners import irnet
+from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetTraining, IRNetWalk, centre, enlarged, load, walk, walked
 from wsss.run import record
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
@@ -102,7 +102,7 @@ def test_masks_are_better_than_the_maps(tmp_path, backbone):
 
 
 def test_the_best_threshold_of_the_walked_maps(tmp_path, squares, cams, trained):
-    refinement = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0), masks=CRFSettings(by="threshold"))
+    refinement = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0), masks=MaskSettings(by="threshold"))
     # exponents of other maps do not matter
     scores = ScoreSettings(thresholds=(1.0, 2.0), background="power")
     refinement.refined(squares, cams=cams, out=tmp_path / "run", seeds=squares, scores=scores)

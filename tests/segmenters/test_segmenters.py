@@ -18,8 +18,8 @@ from wsss.networks.emanet import EMANet, EMANetLayers
 from wsss.networks.pspnet import PSPNetLayers
 from wsss.run import DONE
 from wsss.segmenters import deeplab_v1, emanet, pspnet
+from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.segmenters.learning import SegmenterObjective
-from wsss.stages import segment
 from wsss.stages.checkpoint import CHECKPOINT
 from wsss.stages.predict import PredictSettings, Segmenter, predict
 from wsss.stages.train import Training, train
@@ -103,10 +103,10 @@ def test_it_learns_squares(tmp_path, kind):
 
 
 def test_the_chosen_segmenter_is_the_one_that_is_trained(data, tmp_path):
-    settings = segment.DeepLabSettings(kind="emanet", emanet=EMANET, pspnet=PSPNET)
+    settings = DeepLabSettings(kind="emanet", emanet=EMANET, pspnet=PSPNET)
     settings.check()
     assert settings.starting_from(None) is EMANET
-    assert segment.DeepLabSettings(kind="deeplab_v1", deeplab_v1=DEEPLAB_V1).starting_from(None) is DEEPLAB_V1
+    assert DeepLabSettings(kind="deeplab_v1", deeplab_v1=DEEPLAB_V1).starting_from(None) is DEEPLAB_V1
     classifier = dataclasses.replace(settings, emanet=dataclasses.replace(EMANET, init="classifier"))
     assert classifier.starting_from(tmp_path).init == str(tmp_path / WEIGHTS)
     with pytest.raises(BadInput, match="`classifier` where no trained classifier gave the maps"):
@@ -116,7 +116,7 @@ def test_the_chosen_segmenter_is_the_one_that_is_trained(data, tmp_path):
 
 
 def test_published_defaults():
-    settings = segment.DeepLabSettings()
+    settings = DeepLabSettings()
     assert (settings.emanet.training.lr, settings.emanet.training.steps, settings.emanet.augment.crop) == (
         9e-3,
         30_000,
@@ -144,7 +144,7 @@ def test_published_defaults():
 )
 def test_settings_that_cannot_work(kind, settings, found):
     with pytest.raises(BadInput, match=found):
-        segment.DeepLabSettings(kind=kind, **{kind: settings}).check()
+        DeepLabSettings(kind=kind, **{kind: settings}).check()
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_numbers_that_make_no_sense(network, setting):
 def test_settings_of_deeplab_are_refused_where_another_is_chosen(name, value):
     own = {name: value}
     with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2.*segmenter\.emanet"):
-        segment.DeepLabSettings(kind="emanet", emanet=EMANET, **own).check()
+        DeepLabSettings(kind="emanet", emanet=EMANET, **own).check()
     # a recipe may have its own, which nobody asked for
-    segment.DeepLabSettings(kind="emanet", emanet=EMANET, **own).check(usual=segment.DeepLabSettings(**own))
+    DeepLabSettings(kind="emanet", emanet=EMANET, **own).check(usual=DeepLabSettings(**own))
     with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2"):
-        segment.DeepLabSettings(kind="emanet", emanet=EMANET).check(usual=segment.DeepLabSettings(**own))
+        DeepLabSettings(kind="emanet", emanet=EMANET).check(usual=DeepLabSettings(**own))
 
 
 def test_any_recipe_takes_any_segmenter():

@@ -19,13 +19,13 @@ from wsss.networks.deeplab_v1 import DeepLabV1Layers
 from wsss.networks.emanet import EMANetLayers
 from wsss.networks.pspnet import PSPNetLayers
 from wsss.segmenters import deeplab_v1, emanet, pspnet
-from wsss.stages import segment
+from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.train import Training, train
 
 BODY = "test_resnet"  # timm's, of 0.4 million parameters
 SHORT = Training(batch=4, epochs=None, steps=3, lr=0.01, workers=0, momentum=0.9, checkpoint_steps=1)
 
-DEEPLAB = segment.DeepLabSettings(
+DEEPLAB = DeepLabSettings(
     network=DeepLabLayers(BODY, 8, (1, 2), (0.5,), batch_norm="live"),
     init="none",
     augment=SegmenterAugment(scales=(1.0,), crop=32),

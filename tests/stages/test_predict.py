@@ -11,11 +11,11 @@ from wsss.data.augment import SegmenterAugment
 from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput
 from wsss.networks.deeplab import DeepLabLayers, create_deeplab
-from wsss.stages import segment
+from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.predict import PredictSettings, Segmenter, predict
 from wsss.stages.train import Training, train
 
-SMALL = segment.DeepLabSettings(
+SMALL = DeepLabSettings(
     network=DeepLabLayers("test_resnet", 8, (1, 2), (0.5,), batch_norm="live"),
     init="none",
     augment=SegmenterAugment(scales=(1.0,), crop=32),
@@ -97,7 +97,7 @@ def test_another_checkpoint_is_refused(tmp_path):
 
 def test_the_published_body_wants_a_file(tmp_path, squares):
     with pytest.raises(BadInput, match=r"deeplabv1_resnet101-coco\.pth"):
-        segment.DeepLabSettings().trainable(squares, tmp_path)
+        DeepLabSettings().trainable(squares, tmp_path)
 
 
 @pytest.mark.parametrize(

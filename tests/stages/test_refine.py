@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from tests.conftest import finished
 from wsss.data.files import read_mask, write_cams
 from wsss.errors import BadInput
-from wsss.stages.refine import CRFSettings, pseudo_mask, refine
+from wsss.refiners.crf import MaskSettings, pseudo_mask, refine
 
 
 @given(
@@ -19,7 +19,7 @@ from wsss.stages.refine import CRFSettings, pseudo_mask, refine
 )
 def test_thresholds_against_a_loop_over_pixels(maps, threshold, lower):
     image = np.zeros((4, 5, 3), np.uint8)
-    mask = pseudo_mask(image, np.array([3, 7]), maps, CRFSettings("threshold", threshold, lower))
+    mask = pseudo_mask(image, np.array([3, 7]), maps, MaskSettings("threshold", threshold, lower))
     for (y, x), label in np.ndenumerate(mask):
         best = maps[:, y, x].max()
         named = [4, 8][maps[:, y, x].argmax()]
@@ -33,7 +33,7 @@ def test_thresholds_against_a_loop_over_pixels(maps, threshold, lower):
 
 def test_a_picture_without_classes_is_background():
     mask = pseudo_mask(
-        np.zeros((6, 7, 3), np.uint8), np.zeros(0, np.int16), np.zeros((0, 6, 7), np.float32), CRFSettings("crf", 0.2)
+        np.zeros((6, 7, 3), np.uint8), np.zeros(0, np.int16), np.zeros((0, 6, 7), np.float32), MaskSettings("crf", 0.2)
     )
     assert mask.shape == (6, 7)
     assert not mask.any()
@@ -48,7 +48,7 @@ def write_maps(squares, folder):
 
 def test_the_stage_writes_one_mask_a_picture(tmp_path, squares):
     write_maps(squares, tmp_path / "cams")
-    refine(CRFSettings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+    refine(MaskSettings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
     for index, name in enumerate(squares.names):
         np.testing.assert_array_equal(read_mask(tmp_path / "masks" / f"{name}.png"), squares.read_mask(index))
 
@@ -56,7 +56,7 @@ def test_the_stage_writes_one_mask_a_picture(tmp_path, squares):
 def test_a_threshold_has_to_be_there(tmp_path, squares):
     write_maps(squares, tmp_path / "cams")
     with pytest.raises(BadInput, match=r"refine\.threshold: found nothing"):
-        refine(CRFSettings(), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+        refine(MaskSettings(), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
 
 
 def test_maps_of_another_size_are_named(tmp_path, squares):
@@ -64,7 +64,7 @@ def test_maps_of_another_size_are_named(tmp_path, squares):
     name = squares.names[5]
     write_cams(tmp_path / "cams" / f"{name}.npz", np.array([0]), np.zeros((1, 9, 9), np.float32))
     with pytest.raises(BadInput, match=r"bild_5ß\.npz: found maps of 9x9") as error:
-        refine(CRFSettings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+        refine(MaskSettings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
     assert "32x36" in str(error.value)
 
 
@@ -73,4 +73,4 @@ def test_broken_map_files_are_named(tmp_path, squares, content):
     write_maps(squares, tmp_path / "cams")
     (tmp_path / "cams" / f"{squares.names[0]}.npz").write_bytes(content)
     with pytest.raises(BadInput, match=r"bild_0ß\.npz: found a file that is cut off or damaged"):
-        refine(CRFSettings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+        refine(MaskSettings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
