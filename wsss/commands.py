@@ -19,6 +19,7 @@ from wsss.options import (
     TAGCLIP,
     AllOptions,
     CompareOptions,
+    DemoOptions,
     EvaluateOptions,
     InfoOptions,
     LocalizeOptions,
@@ -288,17 +289,11 @@ def _shapes(options: ShapesOptions, chosen: Chosen) -> None:
     show(f"{options.train} pictures to train on and {options.val} to score on in {options.out}")
 
 
-def _demo(options: OutOptions, chosen: Chosen) -> None:
+def _demo(options: DemoOptions, chosen: Chosen) -> None:
+    from wsss import demo
     from wsss.cli import main
-    from wsss.configs import CONFIGS
 
-    data, clip = str(options.out / "shapes"), CONFIGS / "demo_clip"
-    lines = [["data", "shapes", data, "--train", "600", "--val", "100", "--size", "112"]]
-    for method in ("cam", "clip_es"):
-        config, out = str(CONFIGS / f"demo_{method}.yaml"), str(options.out / method)
-        lines.append(["run", method, "--data", data, "--config", config, "--out", out])
-    lines[-1] += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
-    for words in lines:
+    for words in demo.commands(options.out, options.quick):
         show(f"$ wsss {' '.join(words)}")
         if status := main(words):
             sys.exit(status)
@@ -313,7 +308,7 @@ def _print_table(run: Path) -> None:
 
 
 _COMMANDS: dict[str, Command[Any]] = {
-    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", OutOptions, _demo, has_config=False),
+    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", DemoOptions, _demo, has_config=False),
     "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _settings_of_all),
     "compare": Command("put runs side by side: a table, a page, CSV and JSON", CompareOptions, _compare),
     "tag": Command("tags for pictures without any, by TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),

@@ -95,6 +95,14 @@ class OutOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class DemoOptions(OutOptions):
+    """Pictures and runs that show what the package does."""
+
+    quick: bool = switch()
+    """few pictures and epochs: about a minute, to see that everything works"""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunOptions(OutOptions, DataOptions):
     """A run on a data set."""
 
