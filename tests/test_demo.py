@@ -1,5 +1,6 @@
 """The command lines of the demo; `tests/test_wheel.py` runs them out of a wheel."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_what_the_demo_reads_comes_with_the_package(tmp_path):
     read = [
         Path(word)
         for words in commands(tmp_path)
-        for flag, word in zip(words, words[1:], strict=False)
+        for flag, word in pairwise(words)
         if flag in ("--config", "--inference.clip", "--inference.words")
     ]
     assert len(read) == 4
