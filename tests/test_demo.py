@@ -5,36 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from wsss.cli import _commands, _parsed
+from wsss.commands import command
 from wsss.demo import commands
+
+
+def parsed(words):
+    """Options and settings of a command line."""
+    name, found = command(words)
+    return found.parser(name).parse(words[len(name.split()) :])
 
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_each_command_of_the_demo_is_one_that_the_command_line_accepts(tmp_path, quick):
-    known = _commands()
-    for words in commands(tmp_path, quick):
-        name = " ".join(words[:2])
-        assert _parsed(name, known[name], words[2:])
+    assert [parsed(words)[0].out.name for words in commands(tmp_path, quick)] == ["shapes", "cam", "clip_es"]
 
 
 def test_the_quick_demo_trains_less_on_fewer_pictures(tmp_path):
-    def trained(quick):
-        known = _commands()
-        shapes, cam, _ = [_parsed(" ".join(w[:2]), known[" ".join(w[:2])], w[2:]) for w in commands(tmp_path, quick)]
-        classifier = cam.chosen.classifier.training
-        return shapes.train + shapes.val, classifier.epochs
+    def pictures_and_epochs(quick):
+        (shapes, _), (_, cam), _ = map(parsed, commands(tmp_path, quick))
+        return shapes.train + shapes.val, cam.mirrors["classifier"].training.epochs
 
-    whole, quick = trained(False), trained(True)
+    whole, quick = pictures_and_epochs(False), pictures_and_epochs(True)
     assert quick[0] * 10 <= whole[0]
     assert quick[1] * 3 <= whole[1]
 
 
 def test_what_the_demo_reads_comes_with_the_package(tmp_path):
-    read = [
-        Path(word)
-        for words in commands(tmp_path)
-        for flag, word in pairwise(words)
-        if flag in ("--config", "--inference.clip", "--inference.words")
-    ]
+    flags = ("--config", "--inference.clip", "--inference.words")
+    read = [Path(word) for words in commands(tmp_path) for flag, word in pairwise(words) if flag in flags]
     assert len(read) == 4
     assert all(path.exists() for path in read)
