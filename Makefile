@@ -1,11 +1,11 @@
-# make demo | make test | make check; each sets up .venv first, from the pinned versions in constraints.txt
+# make demo | make test | make check | make docs; each sets up .venv first, from the pinned versions in constraints.txt
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install demo test test-all test-isa fuzz check format benchmarks clean
+.PHONY: install demo test test-quick test-all docs test-isa fuzz check format benchmarks clean
 
 install: $(INSTALLED)
 
@@ -42,6 +42,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the documentation as a site in build/docs; nothing is fetched while it is built, nor by the pages
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from wsss.arguments import Parser
-from wsss.cli import CONFIGS, _commands
+from wsss.cli import _commands
+from wsss.configs import CONFIGS
 from wsss.errors import BadInput, check_range
 from wsss.run import maybe_file
 from wsss.settings import Given, build, fields, members, shown

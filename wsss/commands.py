@@ -19,10 +19,10 @@ from wsss.options import (
     TAGCLIP,
     AllOptions,
     CompareOptions,
+    DemoOptions,
     EvaluateOptions,
     InfoOptions,
     LocalizeOptions,
-    OutOptions,
     PredictOptions,
     RefineOptions,
     ReportOptions,
@@ -98,7 +98,9 @@ def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
     names = list(commands())
     near = nearest(two, names) or nearest(verb, names)
     known = [other for other in names if other.startswith(f"{verb} ")]
-    do = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+    do = (
+        f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+    )
     raise NoSuchName(two if known or " " in near else verb, "command", do)
 
 
@@ -220,7 +222,9 @@ def _refine(options: RefineOptions, chosen: Chosen) -> None:
 
     refiner = chosen.made("refiner")
     if options.instances and refiner.kind != "irnet":
-        raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart.")
+        raise BadInput(
+            "--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart."
+        )
     refiner.check(options.classifier is not None)
     task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
     show((refiner.instances_of if options.instances else refiner.refined)(task))
@@ -288,17 +292,11 @@ def _shapes(options: ShapesOptions, chosen: Chosen) -> None:
     show(f"{options.train} pictures to train on and {options.val} to score on in {options.out}")
 
 
-def _demo(options: OutOptions, chosen: Chosen) -> None:
+def _demo(options: DemoOptions, chosen: Chosen) -> None:
+    from wsss import demo
     from wsss.cli import main
-    from wsss.configs import CONFIGS
 
-    data, clip = str(options.out / "shapes"), CONFIGS / "demo_clip"
-    lines = [["data", "shapes", data, "--train", "600", "--val", "100", "--size", "112"]]
-    for method in ("cam", "clip_es"):
-        config, out = str(CONFIGS / f"demo_{method}.yaml"), str(options.out / method)
-        lines.append(["run", method, "--data", data, "--config", config, "--out", out])
-    lines[-1] += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
-    for words in lines:
+    for words in demo.commands(options.out, options.quick):
         show(f"$ wsss {' '.join(words)}")
         if status := main(words):
             sys.exit(status)
@@ -313,7 +311,7 @@ def _print_table(run: Path) -> None:
 
 
 _COMMANDS: dict[str, Command[Any]] = {
-    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", OutOptions, _demo, has_config=False),
+    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", DemoOptions, _demo, has_config=False),
     "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _settings_of_all),
     "compare": Command("put runs side by side: a table, a page, CSV and JSON", CompareOptions, _compare),
     "tag": Command("tags for pictures without any, by TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),

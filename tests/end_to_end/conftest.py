@@ -1,15 +1,20 @@
 """The command line as users call it, on a few generated pictures and with networks that train in seconds."""
 
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from wsss.cli import main
 from wsss.data.shapes import make_shapes
 
 TINY = {
@@ -55,10 +60,22 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true
 
 
 def wsss(*words: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run `wsss WORDS` to its end."""
-    return subprocess.run(
-        command(*words, processes=processes), env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False
-    )
+    """Run `wsss WORDS` to its end: several processes as such, a single one here, where torch is imported already."""
+    line = command(*words, processes=processes)
+    if processes > 1:
+        return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    out, err, root, threads = io.StringIO(), io.StringIO(), logging.getLogger(), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(root, "handlers", [])  # the command line makes one, for the stderr of now
+        torch.set_num_threads(1)
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        finally:
+            torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(line, status, out.getvalue(), err.getvalue())
 
 
 def command(*words: object, processes: int = 1) -> list[str]:

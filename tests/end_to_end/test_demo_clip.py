@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wsss.cli import CONFIGS
+from wsss.configs import CONFIGS
 from wsss.configs.make_demo_clip import draw
 from wsss.data.open import open_dataset
 from wsss.data.shapes import GROUNDS, SHAPES, make_shapes

@@ -10,7 +10,8 @@ import yaml
 
 from tests.conftest import tree
 from tests.end_to_end.conftest import TINY, kill_at
-from wsss.cli import CONFIGS, METHODS, main
+from wsss.cli import METHODS, main
+from wsss.configs import CONFIGS
 from wsss.data.shapes import make_shapes
 from wsss.methods import clip, vwl
 from wsss.protocol import plan

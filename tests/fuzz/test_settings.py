@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from wsss.arguments import Parser
-from wsss.cli import CONFIGS, METHODS, _commands, _module
+from wsss.cli import METHODS, _commands, _module
+from wsss.configs import CONFIGS
 from wsss.data.documents import dump
 from wsss.errors import BadInput
 from wsss.protocol import plan
