@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsss.checkpoints import read_checkpoint
 from wsss.errors import BadInput
+from wsss.loading import load_backbone
 from wsss.mxnet import read_params, resnet38_params
 from wsss.networks.resnet import ResNet
 from wsss.networks.resnet38 import ResNet38
-from wsss.weights import load_backbone, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

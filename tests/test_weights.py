@@ -11,10 +11,11 @@ import torchvision
 from torch import nn
 
 from tests.parity import fixtures
-from wsss import weights
+from wsss import checkpoints, loading, weights
 from wsss.errors import BadInput
 from wsss.networks import deeplab
 from wsss.networks.backbone import create_backbone
+from wsss.networks.irnet import IRNET_ALIASES
 
 
 def small_state() -> dict[str, torch.Tensor]:
@@ -40,7 +41,7 @@ def same(first, second) -> bool:
 def test_wrappings_are_taken_off(tmp_path, suffix, zipped, wrap):
     path = tmp_path / f"some{suffix}"
     torch.save(wrap(small_state()), path, _use_new_zipfile_serialization=zipped)
-    assert same(weights.read_checkpoint(path), small_state())
+    assert same(checkpoints.read_checkpoint(path), small_state())
 
 
 class RunsCode:
@@ -68,14 +69,14 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, save):
     path, witness = tmp_path / "evil.pth", tmp_path / "witness"
     save({"weight": torch.zeros(2), "more": RunsCode(witness)}, path)
     with pytest.raises(BadInput, match=r"evil\.pth: found a pickle that would run code"):
-        weights.read_checkpoint(path)
+        checkpoints.read_checkpoint(path)
     assert not witness.exists()
 
 
 def test_what_a_pickle_asks_for_is_named(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(BadInput, match=r"asks for torch\.nn\.modules\.linear\.Linear"):
-        weights.read_checkpoint(tmp_path / "module.pth")
+        checkpoints.read_checkpoint(tmp_path / "module.pth")
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -89,7 +90,7 @@ def test_unreadable_files_are_named(tmp_path):
             cut = tmp_path / f"cut-{length}{whole.suffix}"
             cut.write_bytes(content[:length])
             with pytest.raises(BadInput, match=rf"{cut.name}: found "):
-                weights.read_checkpoint(cut)
+                checkpoints.read_checkpoint(cut)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -109,7 +110,7 @@ def test_files_that_are_no_checkpoints(tmp_path, suffix):
         (noise, ""),
     ):
         with pytest.raises(BadInput, match=rf"{path.name}: found {found}"):
-            weights.read_checkpoint(path)
+            checkpoints.read_checkpoint(path)
 
 
 def test_other_kinds_of_content(tmp_path):
@@ -121,9 +122,9 @@ def test_other_kinds_of_content(tmp_path):
     ):
         torch.save(content, path)
         with pytest.raises(BadInput, match=found):
-            weights.read_checkpoint(path)
+            checkpoints.read_checkpoint(path)
     with pytest.raises(BadInput, match=r"ends in '\.caffemodel'"):
-        weights.read_checkpoint(tmp_path / "init.caffemodel")
+        checkpoints.read_checkpoint(tmp_path / "init.caffemodel")
 
 
 def test_own_files_come_back(tmp_path):
@@ -134,7 +135,7 @@ def test_own_files_come_back(tmp_path):
     read, read_metadata = weights.read_weights(path)
     assert same(read, state)
     assert read_metadata == metadata
-    assert same(weights.read_checkpoint(path), state)
+    assert same(checkpoints.read_checkpoint(path), state)
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
 
 
@@ -169,7 +170,7 @@ def test_load_into_reports_every_tensor():
     state = source.state_dict()
     del state["bn.num_batches_tracked"], state["conv.bias"]
     state["fc.weight"] = torch.zeros(2)
-    report = weights.load_into(target, state, "file", allow_missing=("head.*", "conv.bias"), ignore=("fc.*",))
+    report = loading.load_into(target, state, "file", allow_missing=("head.*", "conv.bias"), ignore=("fc.*",))
     assert report.loaded == ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
     assert report.ignored == ("fc.weight",)
     assert report.missing == ("conv.bias",)
@@ -197,7 +198,7 @@ def test_another_architecture_is_refused_and_nothing_is_loaded(change, message):
     change(state)
     before = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(BadInput, match=message.replace("7 of 9", r"\d of 9")) as caught:
-        weights.load_into(target, state, "some/file.pth")
+        loading.load_into(target, state, "some/file.pth")
     assert str(caught.value).startswith("some/file.pth: found weights of another network")
     assert "Nothing was loaded" in caught.value.do
     assert same(before, target.state_dict())
@@ -206,7 +207,7 @@ def test_another_architecture_is_refused_and_nothing_is_loaded(change, message):
 def test_long_lists_are_cut_in_the_message():
     state = {f"layer{i}.weight": torch.zeros(1) for i in range(100)}
     with pytest.raises(BadInput) as caught:
-        weights.load_into(Tiny(), state, "file")
+        loading.load_into(Tiny(), state, "file")
     assert "100 unknown to the network (layer0.weight, layer1.weight, layer2.weight and 97 more)" in str(caught.value)
     assert len(str(caught.value)) < 800
 
@@ -224,8 +225,8 @@ def test_published_deeplab_files():
     network = deeplab.create_deeplab(21, deeplab.DeepLabLayers())
     head = {name: value.clone() for name, value in network.base.aspp.state_dict().items()}
     state = manifest("deeplab/manifest-deeplabv1-coco-init")
-    report = weights.load_deeplab(network, state, "deeplabv1_resnet101-coco.pth")
-    assert report.ignored == ("fc.weight", "fc.bias")
+    report = loading.load_deeplab(network, state, "deeplabv1_resnet101-coco.pth")
+    assert report.ignored == ("base.fc.weight", "base.fc.bias")
     assert len(report.loaded) == 624
     assert set(report.missing) == {f"base.aspp.{name}" for name in head}
     assert not report.mismatched
@@ -233,7 +234,7 @@ def test_published_deeplab_files():
     assert torch.equal(network.base.layer5.block3.increase.conv.weight, state["layer5.block3.increase.conv.weight"])
 
     state = manifest("deeplab/manifest-deeplabv2-msc")
-    report = weights.load_deeplab(network, state, "deeplabv2_resnet101_msc-vocaug-20000.pth")
+    report = loading.load_deeplab(network, state, "deeplabv2_resnet101_msc-vocaug-20000.pth")
     assert len(report.loaded) == 632
     assert report.missing == report.ignored == report.mismatched == ()
     assert torch.equal(network.base.aspp.c3.weight, state["base.aspp.c3.weight"])
@@ -241,8 +242,8 @@ def test_published_deeplab_files():
     other_classes = state | {f"base.aspp.c{i}.weight": torch.zeros(182, 2048, 3, 3) for i in range(4)}
     other_classes |= {f"base.aspp.c{i}.bias": torch.zeros(182) for i in range(4)}
     with pytest.raises(BadInput, match="8 of another shape"):
-        weights.load_deeplab(network, other_classes, "deeplabv2_resnet101_msc-cocostuff164k-100000.pth")
-    report = weights.load_deeplab(network, other_classes, "cocostuff", new_head=True)
+        loading.load_deeplab(network, other_classes, "deeplabv2_resnet101_msc-cocostuff164k-100000.pth")
+    report = loading.load_deeplab(network, other_classes, "cocostuff", new_head=True)
     assert len(report.mismatched) == 8
 
 
@@ -259,11 +260,11 @@ def test_deeplab_initial_weights_from_a_file(tmp_path, kept):
     target = deeplab.MSC(deeplab.DeepLabV2(21, n_blocks=(1, 1, 1, 1)))
     before = target.base.layer2.block1.reduce.conv.weight.clone()
     if kept == "whole":
-        weights.load_deeplab(target, weights.read_checkpoint(path), path)
+        loading.load_deeplab(target, checkpoints.read_checkpoint(path), path)
         assert torch.equal(target.base.layer2.block1.reduce.conv.weight, source.layer2.block1.reduce.conv.weight)
     else:
         with pytest.raises(BadInput, match=r"1 missing \(base\.layer3\.block1\.reduce\.conv\.weight\)"):
-            weights.load_deeplab(target, weights.read_checkpoint(path), path)
+            loading.load_deeplab(target, checkpoints.read_checkpoint(path), path)
         assert torch.equal(target.base.layer2.block1.reduce.conv.weight, before)
 
 
@@ -281,7 +282,7 @@ def test_deeplab_weights_of_vwl_have_other_layer_names(tmp_path, prefix):
     path = tmp_path / "checkpoint_final.pth"
     torch.save({key: value for key, value in state.items() if prefix or not key.startswith("aspp.")}, path)
     target = deeplab.MSC(deeplab.DeepLabV2(21, n_blocks=(1, 1, 1, 1)))
-    report = weights.load_deeplab(target, weights.read_checkpoint(path), path)
+    report = loading.load_deeplab(target, checkpoints.read_checkpoint(path), path)
     assert bool(report.missing) == (not prefix)
     for name, value in source.state_dict().items():
         assert name.startswith("aspp.") or torch.equal(target.base.state_dict()[name], value)
@@ -293,7 +294,7 @@ def test_irnet_cam_file_has_its_aliases_left_out():
     network.classifier = nn.Conv2d(2048, 20, 1, bias=False)
     assert network.state_dict().keys() == manifest("clims/manifest-resnet50_cam").keys()
     state = manifest("clims/manifest-resnet50_cam-checkpoint")
-    report = weights.load_into(network, state, "res50_cam.pth", ignore=weights.IRNET_ALIASES)
+    report = loading.load_into(network, state, "res50_cam.pth", ignore=IRNET_ALIASES)
     assert (len(report.loaded), len(report.ignored), len(report.missing)) == (319, 956 - 319, 0)
     assert same(network.state_dict(), {name: state[name] for name in report.loaded})
 
@@ -310,7 +311,7 @@ def test_irnet_file_keeps_each_tensor_once():
     )  # fmt: skip
     state = {name: torch.ones_like(value) for name, value in network.state_dict().items()}
     state |= {name: torch.zeros(1) for name in aliases}
-    report = weights.load_into(network, state, "res50_irn.pth", ignore=weights.IRNET_ALIASES)
+    report = loading.load_into(network, state, "res50_irn.pth", ignore=IRNET_ALIASES)
     assert report.loaded == ("fc_edge1.0.weight", "fc_dp7.0.weight", "mean_shift.running_mean")
     assert report.ignored == aliases
 
@@ -325,7 +326,7 @@ def test_imagenet_weights_from_the_cache(hub, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("fetched what is there"))
     hub.mkdir()
     torch.save(small_state(), hub / "resnet50-0676ba61.pth")
-    state, path = weights.imagenet_weights("resnet50")
+    state, path = checkpoints.imagenet_weights("resnet50")
     assert same(state, small_state())
     assert path == hub / "resnet50-0676ba61.pth"
 
@@ -336,7 +337,7 @@ def test_imagenet_weights_are_fetched_into_the_cache_by_their_digest(hub, monkey
         torch.save(small_state(), to)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    assert same(weights.imagenet_weights("resnet50")[0], small_state())
+    assert same(checkpoints.imagenet_weights("resnet50")[0], small_state())
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,7 @@ def test_imagenet_weights_without_network(hub, monkeypatch, error):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     with pytest.raises(BadInput) as caught:
-        weights.imagenet_weights("resnet101")
+        checkpoints.imagenet_weights("resnet101")
     assert caught.value.where.startswith(str(hub / "resnet101-"))
     assert "--init FILE" in caught.value.do
     assert "--init none" in caught.value.do
@@ -356,17 +357,17 @@ def test_imagenet_weights_without_network(hub, monkeypatch, error):
 
 def test_imagenet_weights_of_an_unknown_model():
     with pytest.raises(BadInput, match="convnext_nano"):
-        weights.imagenet_weights("convnext_nano")
+        checkpoints.imagenet_weights("convnext_nano")
 
 
 def test_imagenet_weights_fit_the_backbone_of_that_name(hub):
     hub.mkdir()
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), hub / "resnet18-f37072fd.pth")
-    state, path = weights.imagenet_weights("resnet18")
+    state, path = checkpoints.imagenet_weights("resnet18")
     backbone = create_backbone("resnet18")
-    report = weights.load_into(backbone, state, path, ignore=("fc.*",))
-    assert report.ignored == ("fc.weight", "fc.bias")
+    report = loading.load_into(backbone, state, path, ignore=("fc.*",))
+    assert report.ignored == ("base.fc.weight", "base.fc.bias")
     assert not report.missing
     assert torch.equal(backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
 
@@ -379,7 +380,7 @@ def test_numbers_that_are_none(tmp_path, number, dtype):
     torch.save(state, tmp_path / "a.pth")
     for path in (tmp_path / "a.safetensors", tmp_path / "a.pth"):
         with pytest.raises(BadInput, match=rf"{path.name}: found 2 numbers of layer\.weight that are infinite or none"):
-            weights.read_checkpoint(path)
+            checkpoints.read_checkpoint(path)
 
 
 def test_large_numbers_are_numbers(tmp_path):
@@ -389,7 +390,7 @@ def test_large_numbers_are_numbers(tmp_path):
     }
     state["c"] = torch.full((4,), torch.finfo(torch.float64).max, dtype=torch.float64)
     weights.write_weights(tmp_path / "a.safetensors", state, {})
-    assert weights.read_checkpoint(tmp_path / "a.safetensors").keys() == state.keys()
+    assert checkpoints.read_checkpoint(tmp_path / "a.safetensors").keys() == state.keys()
 
 
 @pytest.mark.parametrize("text", ["{", "5", "[]", "null", "NaN", "[" * 100_000, "9" * 5000])
@@ -403,4 +404,4 @@ def test_a_pipe_in_the_place_of_weights(tmp_path):
     for name in ("a.safetensors", "a.pth", "a.params"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(BadInput, match="found a named pipe"):
-            weights.read_checkpoint(tmp_path / name)
+            checkpoints.read_checkpoint(tmp_path / name)

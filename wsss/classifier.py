@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from wsss.checkpoints import trained_weights
 from wsss.data.augment import (
     SMALLEST_SCALE,
     ClassifierAugment,
@@ -27,9 +28,11 @@ from wsss.data.augment import (
 )
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
+from wsss.loading import load_into
 from wsss.networks.backbone import create_backbone
+from wsss.networks.irnet import IRNET_ALIASES
 from wsss.stages.localize import Cams
-from wsss.weights import IRNET_ALIASES, State, load_into, trained_weights
+from wsss.weights import State
 
 KIND, BASELINE = "cam", "baseline"
 

@@ -225,14 +225,14 @@ def _refine(options: RefineOptions, chosen: Chosen) -> None:
         raise BadInput(
             "--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart."
         )
-    refiner.check(options.classifier is not None)
+    refiner.check(options.classifier)
     task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
     show((refiner.instances_of if options.instances else refiner.refined)(task))
 
 
 def _segment(options: SegmentOptions, chosen: Chosen) -> None:
+    from wsss.loading import started_from
     from wsss.stages.train import train
-    from wsss.weights import started_from
 
     segmenter = chosen.made("segmenter")
     segmenter.check()

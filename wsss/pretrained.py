@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from wsss.checkpoints import read_checkpoint
 from wsss.errors import BadInput, is_regular, reading
 from wsss.networks import blip
 from wsss.networks.clip import CLIP, Vocabulary, from_openai, is_openai
 from wsss.networks.clip_resnet import ResNetCLIP, is_resnet, resnet_from_openai
 from wsss.storage import read_json
 from wsss.torchscript import is_torchscript, read_torchscript
-from wsss.weights import SUFFIXES, finite, read_checkpoint
+from wsss.weights import SUFFIXES, finite
 
 Activation = Literal["quick_gelu", "gelu"]
 AnyCLIP = TypeVar("AnyCLIP", CLIP, ResNetCLIP, CLIP | ResNetCLIP)

@@ -7,6 +7,8 @@ from typing import Any, Protocol, cast
 
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
+from wsss.loading import started_from
+from wsss.networks.body import Backbone
 from wsss.refiners import RefinerSettings
 from wsss.refiners.crf import CRFSettings
 from wsss.refiners.task import RefinementTask
@@ -18,7 +20,6 @@ from wsss.stages.localize import LocalizerSettings, localize
 from wsss.stages.predict import PredictSettings, predict
 from wsss.stages.report import report
 from wsss.stages.train import TrainableSettings, train
-from wsss.weights import check_start, started_from
 
 # `weights` of a run that trains the classifier itself
 NONE = "none"
@@ -27,10 +28,14 @@ NONE = "none"
 class ClassifierSettings(TrainableSettings, Protocol):
     """Settings of a method's training."""
 
-    def check(self, images: Images) -> None:
+    def check(self, images: Images) -> Path | Backbone | None:
         """Raise BadInput for what cannot be used, before any stage runs.
 
         A field that waits for a `Need` holds its word still.
+
+        Returns:
+            What a network with `init: classifier` continues: the backbone that will be trained, on the meta device, or weights with
+            the same backbone. None: a `Need` makes it, or nothing can continue it.
         """
 
 
@@ -160,10 +165,9 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None
             extra.make(getattr(settings, name), images, trained, out / name)
     inputs = {} if trained is None else {"weights": trained}
     cams = localize(settings.inference, images, out=out / "cams", **inputs)
-    classifier = trained if trained is not None and trained.is_dir() else None
-    task = _refine(settings, data, cams, out, classifier)
+    task = _refine(settings, data, cams, out, trained)
     segmenter = train(
-        started_from(settings.segmenter, "segmenter.init", classifier),
+        started_from(settings.segmenter, "segmenter.init", trained),
         images,
         masks=out / "masks",
         out=out / "segmenter",
@@ -180,7 +184,7 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None
 
 def _check(method: Method, settings: RunSettings, images: Images) -> None:
     """Raise BadInput for settings that cannot work, before hours are spent on the first stages."""
-    refiner, given = settings.refiner, settings.weights if method.classifier is not None else None
+    refiner = settings.refiner
     finds_exponent = isinstance(refiner, CRFSettings) and refiner.by == "scores" and refiner.exponent is None
     if finds_exponent and settings.scores.background != "power":
         raise BadInput(
@@ -189,12 +193,23 @@ def _check(method: Method, settings: RunSettings, images: Images) -> None:
             "`power` where the best refiner.exponent is to be found",
             "Set it, or the exponent.",
         )
-    has_classifier = given is not None and (given == NONE or Path(given).is_dir())
-    refiner.check(has_classifier)
-    settings.segmenter.check()
-    check_start("segmenter.init", settings.segmenter.init, has_classifier)
-    if given == NONE:
-        _classifier(settings).check(images)
+    classifier = _continued(method, settings, images)
+    refiner.check(classifier)
+    settings.segmenter.check(classifier)
+
+
+def _continued(method: Method, settings: RunSettings, images: Images) -> Path | Backbone | None:
+    """Check the training of the classifier, and say what a network with `init: classifier` will continue."""
+    if method.classifier is None:
+        return None
+    if settings.weights != NONE:
+        return Path(settings.weights)
+    classifier = _classifier(settings)
+    continued = classifier.check(images)
+    for name, need in method.needs.items():
+        if need.field == "init" and getattr(classifier, need.field) == need.word:
+            continued = getattr(settings, name).check(images)
+    return continued
 
 
 def _classifier(settings: RunSettings) -> ClassifierSettings:

@@ -14,7 +14,7 @@ from tests.end_to_end.conftest import TINY
 from wsss.cli import main
 from wsss.configs import CONFIGS
 from wsss.data.files import read_cams, read_mask
-from wsss.methods import cam
+from wsss import classifier
 from wsss.weights import WEIGHTS, read_weights
 
 FEW = {"batch": 2, "epochs": None, "steps": 2, "workers": 0, "checkpoint_steps": 1}
@@ -80,7 +80,7 @@ def write_layout(folder: Path, layout: str, shapes: Path, method: str, words: di
 def check_published_weights(folder: Path, method: str) -> None:
     """A published checkpoint gives maps without any training."""
     data = write_voc(folder / "voc")
-    state = cam.CAMNetwork("resnet50", 20).state_dict()
+    state = classifier.CAMNetwork("resnet50", 20).state_dict()
     torch.save(state | {"newly_added.0.weight": state["classifier.weight"]}, folder / f"res50_{method}.pth")
     words = ["--weights", str(folder / f"res50_{method}.pth"), "--data", str(data), "--scales", "[1.0]"]
     assert main(["localize", method, *words, "--out", str(folder / "cams")]) == 0

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.data.conftest import annotation
 from tests.fuzz.hostile import as_json, changed, edited, files, fuzz, json_files
+from wsss.checkpoints import read_checkpoint, trained_weights
 from wsss.data.coco import InstanceMask
 from wsss.data.coco_index import read_instances
 from wsss.data.coco_shapes import draw_mask
@@ -37,7 +38,7 @@ from wsss.mxnet import read_params
 from wsss.pretrained import load_clip
 from wsss.submission import check_voc_submission
 from wsss.torchscript import read_torchscript
-from wsss.weights import read_checkpoint, trained_weights, write_weights
+from wsss.weights import write_weights
 
 pytestmark = pytest.mark.fuzz
 CLASSES = ("cat", "dog")

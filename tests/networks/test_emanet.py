@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from wsss.errors import BadInput
+from wsss.loading import load_backbone
 from wsss.networks.backbone import create_backbone
 from wsss.networks.emanet import EMANet, EMANetLayers, EMAUnit, Trunk
-from wsss.weights import load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss.errors import BadInput
+from wsss.loading import load_into
 from wsss.networks import irnet
 from wsss.ops import affinity
-from wsss.weights import load_irnet
 
 BACKBONES = ["resnet18", "test_resnet", "mobilenetv3_small_050"]
 
@@ -268,9 +268,10 @@ def published(network, camera_ready=False):
 def test_published_weights(camera_ready):
     network = irnet.IRNet(displacement=not camera_ready)
     state = published(network, camera_ready)
-    report = load_irnet(network, state, "res50_irn.pth")
+    report = load_into(network, network.named(state), "res50_irn.pth", ignore=irnet.IRNET_ALIASES)
     assert not report.missing
     for name, value in random_state(network).items():
         assert torch.equal(network.state_dict()[name], value), name
+    other = irnet.IRNet(displacement=camera_ready)
     with pytest.raises(BadInput, match="fc_dp"):
-        load_irnet(irnet.IRNet(displacement=camera_ready), state, "res50_irn.pth")
+        load_into(other, other.named(state), "res50_irn.pth", ignore=irnet.IRNET_ALIASES)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from wsss.errors import BadInput
+from wsss.loading import load_backbone
 from wsss.networks.pspnet import PSPNet, PSPNetLayers, PyramidHead, Res2Net
-from wsss.weights import load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from wsss.errors import BadInput
+from wsss.loading import load_backbone
 from wsss.networks import deeplab
 from wsss.networks.backbone import create_backbone
 from wsss.networks.resnet38 import ResNet38
-from wsss.weights import load_backbone, write_weights
+from wsss.weights import write_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -78,7 +79,8 @@ def test_as_a_backbone():
     ("name", "stride", "found"),
     [
         ("resnet38", 16, "output stride of resnet38: found 16"),
-        ("resnet10t", 4, "output stride of resnet10t: found 4; expected 8, 16 or 32"),
+        ("resnet50", 4, "output stride of resnet50: found 4; expected 8, 16 or 32"),
+        ("resnet10t", 4, "backbone resnet10t: found a deepest feature at stride 32, which cannot become 4"),
         ("resnet38-narrow3", 8, "a width divided by 3"),
         ("resnet38-narrow0", 8, "a width divided by 0"),
         ("resnet38-narrow128", 8, "a width divided by 128"),

@@ -62,7 +62,7 @@ def test_like_cells_share_their_maps():
         ("resnet38-narrow16", 8, (5, 7)),
         ("test_resnet", 8, (5, 7)),
         ("resnet18", 16, (3, 4)),
-        ("test_convnext", 32, (1, 1)),
+        ("test_convnext", 32, (2, 2)),
     ],
 )
 def test_any_backbone(backbone, stride, cells):

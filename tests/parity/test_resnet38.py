@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from tests.parity import fixtures, inputs
+from wsss.checkpoints import read_checkpoint
 from wsss.mxnet import read_params, resnet38_params
 from wsss.networks.affinitynet import AffinityNet
 from wsss.networks.resnet38 import ResNet38
-from wsss.weights import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

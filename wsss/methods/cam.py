@@ -18,13 +18,14 @@ from wsss import launch
 from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, MultiScale, example, freeze, load
 from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
+from wsss.loading import check_initial, load_backbone
 from wsss.methods import high_fidelity
 from wsss.methods.high_fidelity import HighFidelity
+from wsss.networks.body import Backbone
 from wsss.objective import Objective, body_and_head
 from wsss.recipe import Method
 from wsss.run import maybe_file
 from wsss.stages.train import Training
-from wsss.weights import check_initial, load_backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,12 @@ class CAMSettings:
         """`frozen`, with `auto` resolved."""
         return self.frozen if self.frozen != "auto" else "nothing" if self.init == "none" else "stages"
 
-    def check(self, images: Images) -> None:
-        """Raise BadInput for settings that cannot work, before any stage runs."""
+    def check(self, images: Images) -> Backbone:
+        """The backbone that will be trained; see `wsss.recipe.ClassifierSettings`."""
         with torch.device("meta"):
-            CAMNetwork(self.backbone, len(images.class_names), self.output_stride)
-        check_initial("classifier.init", self.backbone, self.init)
+            network = CAMNetwork(self.backbone, len(images.class_names), self.output_stride)
+        check_initial("classifier.init", network.body, self.backbone, self.init)
+        return network.body
 
     def trainable(self, images: Images) -> "CAMObjective":
         """The network with new or given weights, and its loss."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from wsss import launch
+from wsss.checkpoints import trained_weights
 from wsss.classifier import (
     BASELINE,
     KIND,
@@ -43,6 +44,7 @@ from wsss.data.images import Images
 from wsss.data.lists import suggestion
 from wsss.data.words import Words, check_templates, read_words
 from wsss.errors import BadInput, check_range
+from wsss.loading import load_backbone, load_into
 from wsss.methods.cam import CAMSettings
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
@@ -54,7 +56,7 @@ from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetWalk
 from wsss.run import maybe_file, unrecorded
 from wsss.stages.train import Training, train
-from wsss.weights import WEIGHTS, State, load_backbone, load_into, trained_weights
+from wsss.weights import WEIGHTS, State
 
 # clip_loss.py; beyond them there is no gradient
 LOWEST, HIGHEST = 1e-4, 0.9999
@@ -181,10 +183,15 @@ class CLIMSSettings:
         """The frozen CLIP, on the CPU."""
         return load_any_clip(self.clip, self.activation)
 
-    def check(self, images: Images) -> None:
-        """Raise BadInput for words or a CLIP that cannot be used, before any stage runs."""
+    def check(self, images: Images) -> Path | None:
+        """Raise BadInput for words or a CLIP that cannot be used, before any stage runs.
+
+        Returns:
+            The weights that the training starts from, unless a run makes them first.
+        """
         self.read_words(images)
         self.load_clip()
+        return None if self.init == BASELINE else Path(self.init)
 
     def trainable(self, images: Images) -> "CLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.

@@ -28,7 +28,9 @@ from wsss.classifier import MultiScale, at_scales, example, trained_classifier
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
+from wsss.loading import check_initial, load_backbone, load_into
 from wsss.methods import high_fidelity, seam
+from wsss.networks.body import Backbone
 from wsss.networks.seam import SEAMNetwork, correlated, resized
 from wsss.objective import Objective
 from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma, feature_similarity_loss
@@ -41,7 +43,7 @@ from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
 from wsss.stages.predict import PredictSettings
 from wsss.stages.train import Training
-from wsss.weights import State, check_initial, load_backbone, load_into
+from wsss.weights import State
 
 KIND = "icam"
 
@@ -119,10 +121,10 @@ class ICAMSettings:
         own = {name: getattr(self, name) for name in Published._fields}
         return PUBLISHED[self.variant]._replace(**{name: value for name, value in own.items() if value is not None})
 
-    def check(self, images: Images) -> None:
-        """Raise BadInput for settings that cannot work, before any stage runs."""
+    def check(self, images: Images) -> Backbone:
+        """The backbone that will be trained; see `wsss.recipe.ClassifierSettings`."""
         with torch.device("meta"):
-            SEAMNetwork(1, self.backbone, self.output_stride, self.dropout)
+            network = SEAMNetwork(1, self.backbone, self.output_stride, self.dropout)
         smaller = int(self.augment.crop * self.view_scale)
         if smaller < self.output_stride:
             raise BadInput(
@@ -131,7 +133,8 @@ class ICAMSettings:
                 f"at least a cell of {self.output_stride} pixels",
                 "Set a larger crop, or a larger classifier.view_scale.",
             )
-        check_initial("classifier.init", self.backbone, self.init)
+        check_initial("classifier.init", network.body, self.backbone, self.init)
+        return network.body
 
     def trainable(self, images: Images) -> "ICAMObjective":
         """The network with new or given weights, and its losses."""

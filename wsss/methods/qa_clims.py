@@ -222,12 +222,17 @@ class QACLIMSSettings:
             return Prompted(*load_prompted_clip(self.clip, self.activation))
         return Prompted(load_any_clip(self.clip, self.activation), None)
 
-    def check(self, images: Images) -> None:
-        """Raise BadInput for words, answers or a CLIP that cannot be used, before any stage runs."""
+    def check(self, images: Images) -> Path | None:
+        """Raise BadInput for words, answers or a CLIP that cannot be used, before any stage runs.
+
+        Returns:
+            The weights that the training starts from, unless a run makes them first.
+        """
         words = self.read_words(images)
         if self.answers != ASK:
             answers_of(self, images, words)
         self.load_clip()
+        return None if self.init == BASELINE else Path(self.init)
 
     def trainable(self, images: Images) -> "QACLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.

@@ -31,7 +31,10 @@ from wsss.classifier import CAMLocalizer, MultiScale, example, freeze, trained_c
 from wsss.data.augment import ClassifierAugment, normalise
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
+from wsss.loading import check_initial, load_backbone, load_into
 from wsss.networks.backbone import create_backbone
+from wsss.networks.body import Backbone
+from wsss.networks.irnet import IRNET_ALIASES
 from wsss.networks.resnet import ResNet
 from wsss.objective import Objective, body_and_head
 from wsss.ops.visual_words import Fired, draw_words, telling_words
@@ -43,7 +46,7 @@ from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.report import FIGURE
 from wsss.stages.train import Training
 from wsss.storage import whole_file
-from wsss.weights import IRNET_ALIASES, State, check_initial, load_backbone, load_into
+from wsss.weights import State
 
 KIND = "vwl"
 
@@ -268,11 +271,12 @@ class VWLSettings:
         # VWE and VWL-L detach the output of layer2; VWL-M dropped that
         return "nothing" if self.init == "none" else "stem" if self.variant == "vwl-m" else "stages"
 
-    def check(self, images: Images) -> None:
-        """Raise BadInput for settings that cannot work, before any stage runs."""
+    def check(self, images: Images) -> Backbone:
+        """The backbone that will be trained; see `wsss.recipe.ClassifierSettings`."""
         with torch.device("meta"):
-            create_backbone(self.body, self.output_stride)
-        check_initial("classifier.init", self.body, self.init)
+            body = create_backbone(self.body, self.output_stride)
+        check_initial("classifier.init", body, self.body, self.init)
+        return body
 
     def trainable(self, images: Images) -> "VWLObjective":
         """The network with new or given weights, and its losses."""

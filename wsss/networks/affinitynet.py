@@ -5,7 +5,7 @@ a_ij = exp(-mean_c |x_i(c) - x_j(c)|), what it is trained with, and the classifi
 the same network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,14 +15,15 @@ from torch import Tensor, cat, nn
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
-from wsss.networks.resnet38 import ResNet38
+from wsss.networks.body import Backbone
+from wsss.networks.resnet38 import PSA_HEADS, ResNet38
 
 VGG_BODY = "psa-vgg16"
 _STRIDE = 8
 _EPSILON = 1e-5
 
 
-class VGG16(nn.Module):
+class VGG16(Backbone):
     """VGG-16 (Simonyan and Zisserman, ICLR 2015) at stride 8, as PSA has it, for BGR pictures in 0..255 less the mean.
 
     Pools of 3x3, the fourth with stride 1, no fifth; fc6 is a 3x3 convolution. Names are those of Caffe's layers.
@@ -30,6 +31,10 @@ class VGG16(nn.Module):
     Args:
         fc6_dilation: 1 in the classifier, 4 in the affinity network.
     """
+
+    IMAGENET = None
+    INITIAL = "a state dict of Caffe's VGG-16 under the names of its layers (conv1_1 .. fc7)"
+    LEFT_OUT = PSA_HEADS
 
     def __init__(self, fc6_dilation: int) -> None:
         super().__init__()
@@ -53,8 +58,11 @@ class VGG16(nn.Module):
             for stage in range(1, 6)
         ]
 
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Caffe's names are those used here."""
+        return dict(state)
+
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
-        """The parameters of everything that feature number `feature` is made with."""
         layers = [conv for convs in self.stages()[: feature + 2] for conv in convs]
         if feature == len(self.channels) - 1:
             layers += [self.fc6, self.fc7]
@@ -80,7 +88,7 @@ class TrunkWithHeads(nn.Module):
     of other backbones have `backbone.`. Networks add their own layers and `forward`.
     """
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Backbone) -> None:
         super().__init__()
         if isinstance(body, ResNet38 | VGG16):
             for name, layer in body.named_children():
@@ -91,7 +99,7 @@ class TrunkWithHeads(nn.Module):
         self._fixed = False
 
     @property
-    def body(self) -> Any:
+    def body(self) -> Backbone:
         """The backbone."""
         return self._body[0]
 

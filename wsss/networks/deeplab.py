@@ -4,7 +4,7 @@ The network, its multi-scale wrapper and the losses that segmenters are trained 
 state-dict names are those of the deeplab-pytorch repository, whose weights load as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -19,6 +19,15 @@ from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 
 IGNORE = 255
+
+# what the deeplab-pytorch of VWL's first author calls the layers of deeplab-pytorch
+_VWL_LAYERS = {
+    "batch_norm": "bn",
+    "conv7x7": "conv1",
+    "conv1": "reduce",
+    "conv2": "conv3x3",
+    "conv3": "increase",
+}
 PUBLISHED_BODY = "deeplab-resnet101"
 
 
@@ -192,6 +201,17 @@ class MSC(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.requires_grad_(False)
             freeze_batch_norm(self)
+
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of deeplab-pytorch, or of VWL's version of it, under the names here; initial weights lack the prefix `base.`."""
+        if any(".conv7x7." in f".{name}" for name in state):
+            state = {
+                ".".join(_VWL_LAYERS.get(part, part) for part in name.split(".")): value
+                for name, value in state.items()
+            }
+        if any(name.startswith("base.") for name in state):
+            return dict(state)
+        return {f"base.{name}": value for name, value in state.items()}
 
     def train(self, mode: bool = True) -> "MSC":
         super().train(mode)

@@ -50,7 +50,7 @@ class DeepLabV1(nn.Module):
     def __init__(self, n_classes: int, settings: DeepLabV1Layers = DeepLabV1Layers()) -> None:
         super().__init__()
         self.frozen = settings.batch_norm == "frozen"
-        self.backbone: Any = create_backbone(settings.backbone, settings.output_stride)
+        self.backbone = create_backbone(settings.backbone, settings.output_stride)
         rate = settings.dilation
         self.conv_fov = nn.Conv2d(self.backbone.channels[-1], 512, 3, padding=rate, dilation=rate, bias=False)
         self.bn_fov = nn.BatchNorm2d(512)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wsss.errors import BadInput, check_range
 from wsss.networks.backbone import create_backbone
+from wsss.networks.body import Body
 from wsss.networks.deeplab import ConvBatchNorm
 from wsss.networks.resnet import dilate, set_stride
 
@@ -49,7 +50,7 @@ class EMANetLayers:
         check_range("emanet.network.norm_momentum", self.norm_momentum, 0, 1)
 
 
-class Trunk(nn.Module):
+class Trunk(Body):
     """A ResNet whose stem has three 3x3 convolutions, and whose last stage is dilated by a multi-grid of 1, 2, 4.
 
     Images are RGB, normalised with ImageNet's mean and deviation. An image of height h has ceil(h / stride) rows of cells.
@@ -63,6 +64,8 @@ class Trunk(nn.Module):
     """
 
     NAMES = r"resnet(50|101|152)s"
+    IMAGENET = "timm"
+    LEFT_OUT = ("fc.*",)
 
     def __init__(self, name: str, output_stride: int = 8) -> None:
         super().__init__()
@@ -174,7 +177,7 @@ class EMANet(nn.Module):
     ) -> None:
         super().__init__()
         name, stride = settings.backbone, settings.output_stride
-        self.extractor: Any = Trunk(name, stride) if re.fullmatch(Trunk.NAMES, name) else create_backbone(name, stride)
+        self.extractor: Body = Trunk(name, stride) if re.fullmatch(Trunk.NAMES, name) else create_backbone(name, stride)
         self.fc0 = ConvBatchNorm(self.extractor.channels[-1], settings.channels, 3)
         self.emau = EMAUnit(settings.channels, settings.bases, settings.stages, over_processes)
         self.fc1 = nn.Sequential(ConvBatchNorm(settings.channels, 256, 3), nn.Dropout2d(0.1))

@@ -6,8 +6,9 @@ ResNet-50 that CLIMS (Xie et al., CVPR 2022) was published with. Layers and stat
 repository, each tensor under one name.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,23 @@ from torch.utils.checkpoint import checkpoint
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
+from wsss.networks.body import Backbone
 from wsss.ops.affinity import Cells, at_destinations, at_sources, directions, pair_labels, path_affinity
 
 EPSILON = 1e-5
+
+# IRNet and CLIMS save every tensor under several names, and IRNet its index buffers; resnet50.*, classifier.weight,
+# fc_edge*, fc_dp* and mean_shift.running_mean are the names to load
+IRNET_ALIASES = (
+    "stage[1-5].*",
+    "backbone.*",
+    "newly_added.*",
+    "edge_layers.*",
+    "dp_layers.*",
+    "fc_dp7.4.running_mean",
+    "path_indices*",
+    "disp_target",
+)
 
 # The losses take so many directions at a time and make their pairs again for the gradient: the memory they need is a
 # small part of what all 152 directions of radius 10 would hold
@@ -97,9 +112,16 @@ class IRNet(nn.Module):
         self.train()
 
     @property
-    def body(self) -> Any:
+    def body(self) -> Backbone:
         """The backbone."""
-        return self.get_submodule(self.body_name)
+        return cast(Backbone, self.get_submodule(self.body_name))
+
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A published state dict, of `res50_irn.pth` or of the affinity network of CLIMS' camera-ready version, under the names here.
+
+        Both have each tensor under several names (`IRNET_ALIASES`); the second calls its backbone `model`.
+        """
+        return {re.sub(r"^model\.", "resnet50.", name): value for name, value in state.items()}
 
     def train(self, mode: bool = True) -> "IRNet":
         super().train(mode)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
+from wsss.networks.body import Body
 from wsss.networks.deeplab import ConvBatchNorm, resize_logits
 
 _POOLS = (1, 2, 3, 6)
@@ -31,7 +32,7 @@ class PSPNetLayers:
     """pixels per cell of the deepest feature; the published bodies have 8"""
 
 
-class Res2Net(nn.Module):
+class Res2Net(Body):
     """Res2Net (Gao et al., Res2Net: a new multi-scale backbone architecture, TPAMI 2021), version v1b, at stride 8.
 
     Images are RGB, normalised with ImageNet's mean and deviation. Dilations are 1, 1, 2 and 4, in a stage's first block too.
@@ -41,6 +42,8 @@ class Res2Net(nn.Module):
     """
 
     NAMES = r"res2net(50|101)d"
+    IMAGENET = "timm"
+    LEFT_OUT = ("fc.*",)
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -120,7 +123,7 @@ class PSPNet(nn.Module):
         name, stride = settings.backbone, settings.output_stride
         if re.fullmatch(Res2Net.NAMES, name) and stride != 8:
             raise BadInput(f"output stride of {name}", str(stride), "8, the only one it has", "Set it to 8.")
-        self.backbone: Any = Res2Net(name) if re.fullmatch(Res2Net.NAMES, name) else create_backbone(name, stride)
+        self.backbone: Body = Res2Net(name) if re.fullmatch(Res2Net.NAMES, name) else create_backbone(name, stride)
         self.decode_head = PyramidHead(self.backbone.channels[-1], n_classes)
         self.auxiliary_head = AuxiliaryHead(self.backbone.channels[-2], n_classes)
         for head in (self.decode_head, self.auxiliary_head):

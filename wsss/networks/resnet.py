@@ -1,16 +1,30 @@
 """ResNet bodies (He et al., Deep residual learning for image recognition, CVPR 2016) under torchvision's names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.errors import BadInput
+from wsss.networks.body import Backbone
+
 DEPTHS = (18, 34, 50, 101, 152)
+NAMES = rf"resnet({'|'.join(map(str, DEPTHS))})"
+
+# strides and dilations of layer1..layer4 by output stride
+_LAYOUTS = {32: ((1, 2, 2, 2), (1, 1, 1, 1)), 16: ((1, 2, 2, 1), (1, 1, 1, 1)), 8: ((1, 2, 1, 1), (1, 1, 2, 2))}
 
 
-class ResNet(nn.Module):
+def create(name: str, output_stride: int) -> "ResNet":
+    """A ResNet by its name and the stride of its deepest feature: 8, 16 or 32."""
+    if output_stride not in _LAYOUTS:
+        raise BadInput(f"output stride of {name}", str(output_stride), "8, 16 or 32", "Choose one of these.")
+    return ResNet(int(name.removeprefix("resnet")), *_LAYOUTS[output_stride])
+
+
+class ResNet(Backbone):
     """A torchvision ResNet without its classifier, with strides and dilations set by hand.
 
     The published weakly supervised networks (IRNet, CLIMS, QA-CLIMS) use ResNet-50 with strides (1, 2, 2, 1) and no
@@ -21,6 +35,9 @@ class ResNet(nn.Module):
         strides: of layer1..layer4; the stem has 4.
         dilations: of layer1..layer4.
     """
+
+    IMAGENET = "torchvision"
+    LEFT_OUT = ("fc.*", "classifier.*", "cam_head.*")
 
     def __init__(
         self, depth: int, strides: Sequence[int] = (1, 2, 2, 1), dilations: Sequence[int] = (1, 1, 1, 1)
@@ -43,8 +60,11 @@ class ResNet(nn.Module):
         """layer1..layer4."""
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """torchvision's names are those used here."""
+        return dict(state)
+
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
-        """The parameters of everything that feature number `feature` is made with."""
         made_with = [self.conv1, self.bn1, *self.stages()[:feature]]
         return [parameter for module in made_with for parameter in module.parameters()]
 

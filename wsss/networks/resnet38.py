@@ -3,9 +3,19 @@
 The wide trunk, their model A1 at stride 8, of the CAM and affinity networks of PSA, SEAM and ICAM, under their names.
 """
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from wsss.errors import BadInput
+from wsss.networks.body import Backbone
+
+NAMES = r"resnet38(-narrow\d+)?"
+
+# what PSA, SEAM and ICAM save beside their trunks, and the classifiers of ImageNet
+PSA_HEADS = ("fc8*", "f8_*", "gn8_*", "f9.*", "linear1000*")
 
 # the layers whose input, normalised and rectified, is a feature: conv2 .. conv6
 _TAPPED = ("b3", "b4", "b5", "b6", "bn7")
@@ -61,7 +71,20 @@ class Bottleneck(nn.Module):
         return self.conv_branch1(a) + branch, a
 
 
-class ResNet38(nn.Module):
+def create(name: str, output_stride: int) -> "ResNet38":
+    """`resnet38`, or `resnet38-narrow<n>` with an n-th of its channels; at stride 8."""
+    _, _, narrow = name.partition("-narrow")
+    divisor = int(narrow or 1)
+    if divisor < 1 or 64 % divisor:
+        raise BadInput(
+            f"backbone {name}", f"a width divided by {divisor}", "1, 2, 4, 8, 16, 32 or 64", "Choose one of these."
+        )
+    if output_stride != 8:
+        raise BadInput(f"output stride of {name}", str(output_stride), "8, the only one it has", "Set it to 8.")
+    return ResNet38(divisor)
+
+
+class ResNet38(Backbone):
     """The trunk, for RGB pictures normalised with ImageNet's mean and deviation; a side of n pixels has ceil(n / 8) cells.
 
     Its features are conv2 .. conv6, the activations that enter b3, b4, b5 and b6, and that which leaves bn7. Its batch
@@ -70,6 +93,10 @@ class ResNet38(nn.Module):
     Args:
         width_divisor: what all numbers of channels are divided by, for small experiments; 1, 2, 4 .. 64.
     """
+
+    IMAGENET = None
+    INITIAL = "ilsvrc-cls_rna-a1_cls1000_ep-0001.params (ademxapp)"
+    LEFT_OUT = PSA_HEADS
 
     def __init__(self, width_divisor: int = 1) -> None:
         super().__init__()
@@ -93,8 +120,11 @@ class ResNet38(nn.Module):
         self.channels = [2 * base, 4 * base, 8 * base, 16 * base, 64 * base]
         self.strides = [2, 4, 8, 8, 8]
 
+    def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The names of PSA, SEAM and ICAM are those used here."""
+        return dict(state)
+
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
-        """The parameters of everything that feature number `feature` is made with."""
         parameters: list[nn.Parameter] = []
         for name, layer in self.named_children():
             if name == _TAPPED[feature]:

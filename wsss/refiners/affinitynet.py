@@ -17,12 +17,15 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.checkpoints import trained_weights
 from wsss.data.augment import ColourRule, PosteriorAugment, denormalised, normalise
 from wsss.data.files import read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
+from wsss.loading import check_initial, load_backbone, load_into, started_from
 from wsss.networks.affinitynet import AffinityNet, affinity_losses
+from wsss.networks.body import Backbone
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
 from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
@@ -32,14 +35,6 @@ from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
 from wsss.stages.train import Training, train
 from wsss.stream import Writer, in_threads
-from wsss.weights import (
-    check_initial,
-    check_start,
-    load_backbone,
-    load_into,
-    started_from,
-    trained_weights,
-)
 
 KIND, STRIDE = "affinitynet", 8
 # cells whose scores, background included, add up to less lie beside the picture
@@ -80,10 +75,10 @@ class AffinityNetTraining:
     def __post_init__(self) -> None:
         check_range("refiner.network.radius", self.radius, 2)
 
-    def check(self) -> None:
+    def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
-            AffinityNet(self.backbone)
+            network = AffinityNet(self.backbone)
         if self.augment.stride != STRIDE or self.augment.crop < STRIDE * (2 * self.radius - 1):
             raise BadInput(
                 "refiner.network.augment",
@@ -91,7 +86,7 @@ class AffinityNetTraining:
                 f"at least {2 * self.radius - 1} cells of {STRIDE} pixels for pairs of radius {self.radius}",
                 "Set its crop and stride.",
             )
-        check_initial("refiner.network.init", self.backbone, self.init)
+        check_initial("refiner.network.init", network.body, self.backbone, self.init, classifier)
 
     def trainable(self, images: Images, labels: Path) -> "AffinityNetObjective":
         """The network and its losses on the label sets of the folder `labels`."""
@@ -340,11 +335,10 @@ class AffinityNetSettings:
     walk: AffinityNetWalk = AffinityNetWalk()
     """the walk of the maps"""
 
-    def check(self, classifier: bool) -> None:
+    def check(self, classifier: Path | Backbone | None) -> None:
         """See `wsss.refiners.task.Refiner`."""
         if self.weights == "none":
-            self.network.check()
-            check_start("refiner.network.init", self.network.init, classifier)
+            self.network.check(classifier)
         else:
             load(Path(self.weights))
 

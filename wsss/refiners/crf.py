@@ -12,6 +12,7 @@ from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
+from wsss.networks.body import Backbone
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
 from wsss.progress import Progress
 from wsss.refiners.task import RefinementTask
@@ -69,7 +70,7 @@ class CRFSettings(MaskSettings):
     kind: Literal["crf"] = "crf"
     """a threshold and a dense CRF; nothing is learned"""
 
-    def check(self, classifier: bool) -> None:
+    def check(self, classifier: Path | Backbone | None) -> None:
         """Every combination works; see `wsss.refiners.task.Refiner`."""
 
     def refined(self, task: RefinementTask) -> Path:

@@ -18,13 +18,16 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from wsss import launch
+from wsss.checkpoints import trained_weights
 from wsss.data.augment import AffinityAugment, normalise, normalised_crop
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.files import read_mask, write_cams, write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
-from wsss.networks.irnet import IRNet, boundaries, irnet_losses
+from wsss.loading import check_initial, load_backbone, load_into, started_from
+from wsss.networks.body import Backbone
+from wsss.networks.irnet import IRNET_ALIASES, IRNet, boundaries, irnet_losses
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, path_affinity_planes
 from wsss.ops.instances import Detections, detections, instance_map, split_cams
@@ -37,17 +40,7 @@ from wsss.stages.evaluate import best_threshold, evaluate_cams
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
 from wsss.stream import Writer, in_threads
-from wsss.weights import (
-    WEIGHTS,
-    check_initial,
-    check_start,
-    load_backbone,
-    load_into,
-    load_irnet,
-    started_from,
-    trained_weights,
-    write_weights,
-)
+from wsss.weights import WEIGHTS, write_weights
 
 KIND, _STRIDE = "irnet", 4
 _TRAIN_DISPLACED = "Train it with refiner.network.displacement true."
@@ -83,7 +76,7 @@ class IRNetTraining:
                 "Give it weights that know pictures.",
             )
 
-    def check(self) -> None:
+    def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
             network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
@@ -102,7 +95,7 @@ class IRNetTraining:
                 f"a multiple of {self.output_stride}, and {least} at least for pairs of radius {self.radius}",
                 "Change it, or the radius.",
             )
-        check_initial("refiner.network.init", self.backbone, self.init)
+        check_initial("refiner.network.init", network.body, self.backbone, self.init, classifier)
 
     def trainable(self, images: Images, labels: Path) -> "IRNetObjective":
         """The network and its losses on the confident labels of the folder `labels`."""
@@ -181,7 +174,7 @@ def load(weights: Path) -> IRNet:
     if metadata is None:
         displaced = any(name.startswith("fc_dp") for name in state)
         network = IRNet(displacement=displaced)
-        load_irnet(network, state, path)
+        load_into(network, network.named(state), path, ignore=IRNET_ALIASES)
     else:
         shape = {key: metadata[key] for key in ("output_stride", "displacement")}
         network = IRNet(metadata["backbone"], **shape)
@@ -419,11 +412,10 @@ class IRNetSettings:
     masks: MaskSettings = MaskSettings(by="threshold", threshold=0.25)
     """walked maps to pseudo masks; CLIMS has 0.20 on VOC; without a threshold the best one is taken where there are true masks"""
 
-    def check(self, classifier: bool) -> None:
+    def check(self, classifier: Path | Backbone | None) -> None:
         """See `wsss.refiners.task.Refiner`."""
         if self.weights == "none":
-            self.network.check()
-            check_start("refiner.network.init", self.network.init, classifier)
+            self.network.check(classifier)
         else:
             load(Path(self.weights))
 

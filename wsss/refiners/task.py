@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wsss.data.images import Images
+from wsss.networks.body import Backbone
 from wsss.stages.evaluate import ScoreSettings
 
 
@@ -16,7 +17,7 @@ class RefinementTask:
         images: the pictures.
         cams: folder of their activation maps.
         out: folder of the run; the masks go to `out/masks`, and whatever is made on the way lies next to them.
-        classifier: folder of the network that gave the maps, for `init: classifier`.
+        classifier: folder, or file of the weights, of the network that gave the maps, for `init: classifier`.
         scored: those of the pictures that have true masks, to score maps on that are made on the way.
         scores: how they are scored.
         found: the best threshold or exponent for these maps on the pictures with true masks; None where there are none.
@@ -44,11 +45,11 @@ class Refiner(Protocol):
 
     kind: str
 
-    def check(self, classifier: bool) -> None:
+    def check(self, classifier: Path | Backbone | None) -> None:
         """Raise BadInput for settings that cannot work, before any stage runs.
 
         Args:
-            classifier: whether a trained classifier gives the maps, for `init: classifier`.
+            classifier: what gives the maps, for `init: classifier`; see `wsss.loading.check_initial`.
         """
 
     def refined(self, task: RefinementTask) -> Path:

@@ -12,9 +12,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.checkpoints import read_checkpoint
 from wsss.data.augment import SegmenterAugment, normalise
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
+from wsss.loading import check_batch_norm, check_initial, load_backbone, load_deeplab
+from wsss.networks.body import Backbone, Body
 from wsss.networks.deeplab import (
     MSC,
     PUBLISHED_BODY,
@@ -29,7 +32,6 @@ from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, rescaled, settings_of
 from wsss.stages.train import Training
-from wsss.weights import check_batch_norm, check_initial, load_backbone, load_deeplab, read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class DeepLabSettings:
     def __post_init__(self) -> None:
         check_range("segmenter.head_lr", self.head_lr, 0)
 
-    def check(self) -> None:
+    def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
             raise BadInput(
@@ -68,7 +70,7 @@ class DeepLabSettings:
                 "Fetch one of them from its authors, choose another segmenter.network.backbone, or start anew with `none`.",
             )
         with torch.device("meta"):  # an unknown backbone or a stride that it cannot have
-            create_deeplab(2, self.network)
+            network = create_deeplab(2, self.network)
         if self.network.backbone == PUBLISHED_BODY and self.init == "classifier":
             raise BadInput(
                 "segmenter.init",
@@ -76,7 +78,11 @@ class DeepLabSettings:
                 "the backbone of the classifier as segmenter.network.backbone",
                 "Set it, or give a file such as deeplabv1_resnet101-coco.pth.",
             )
-        check_initial("segmenter.init", self.network.backbone, self.init)
+        if self.network.backbone != PUBLISHED_BODY:
+            body = cast(Body, network.get_submodule("base.backbone"))
+            check_initial("segmenter.init", body, self.network.backbone, self.init, classifier)
+        elif self.init != "none":
+            load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 
     def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
@@ -86,7 +92,7 @@ class DeepLabSettings:
         if self.network.backbone == PUBLISHED_BODY and self.init != "none":
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         elif self.init != "none":
-            load_backbone(network.get_submodule("base.backbone"), self.network.backbone, self.init)
+            load_backbone(cast(Body, network.get_submodule("base.backbone")), self.network.backbone, self.init)
         colours = self.network.colours
         metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network), "colours": colours}
         of_outputs, view = partial(losses, loss=self.loss), partial(self.augment, colours=colours)

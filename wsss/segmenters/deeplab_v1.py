@@ -20,6 +20,8 @@ from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, denormalised
 from wsss.data.images import Images
 from wsss.data.mask_augment import DeepLabV1Augment, scaled
 from wsss.errors import check_range
+from wsss.loading import check_batch_norm, check_initial, load_backbone, load_into
+from wsss.networks.body import Backbone
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
@@ -27,7 +29,6 @@ from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, settings_of
 from wsss.stages.train import Training
-from wsss.weights import check_batch_norm, check_initial, load_backbone, load_into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +68,11 @@ class DeepLabV1Settings:
         check_range("segmenter.similarity", self.similarity, 0)
         check_sigma("segmenter.sigma", self.sigma)
 
-    def check(self) -> None:
+    def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
-            DeepLabV1(2, self.network)
-        check_initial("segmenter.init", self.network.backbone, self.init)
+            network = DeepLabV1(2, self.network)
+        check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
         check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 
     def trainable(self, images: Images, masks: Path) -> SegmenterObjective:

@@ -16,13 +16,14 @@ from wsss import launch
 from wsss.data.augment import normalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import EMANetAugment
+from wsss.loading import check_initial, load_backbone, load_into
+from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting, resize_logits
 from wsss.networks.emanet import EMANet, EMANetLayers
 from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, rescaled, settings_of
 from wsss.stages.train import Training
-from wsss.weights import check_initial, load_backbone, load_into
 
 LOSSES = {
     "all": partial(pretended_underfitting, rule="off"),
@@ -61,11 +62,11 @@ class EMANetSettings:
     """how the network is trained"""
     sign: ClassVar[str] = "emau.mu"
 
-    def check(self) -> None:
+    def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
-            EMANet(2, self.network)
-        check_initial("segmenter.init", self.network.backbone, self.init)
+            network = EMANet(2, self.network)
+        check_initial("segmenter.init", network.extractor, self.network.backbone, self.init, classifier)
 
     def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""

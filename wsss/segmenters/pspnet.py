@@ -16,13 +16,14 @@ from wsss.data.augment import normalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import PSPNetAugment, fitted, fitted_size
 from wsss.errors import check_range
+from wsss.loading import check_initial, load_backbone, load_into
+from wsss.networks.body import Backbone
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
 from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
 from wsss.segmenters.trained import known_classes, settings_of
 from wsss.stages.train import Training
-from wsss.weights import check_initial, load_backbone, load_into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +58,13 @@ class PSPNetSettings:
         for name in ("beta", "k", "auxiliary"):
             check_range(f"segmenter.{name}", getattr(self, name), 0)
 
-    def check(self) -> None:
+    def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
         with torch.device("meta"):
-            PSPNet(2, self.network)
+            network = PSPNet(2, self.network)
         # the average over the whole picture is one cell a picture, whose batch norm needs two
         check_range("segmenter.training.batch", self.training.batch, 2)
-        check_initial("segmenter.init", self.network.backbone, self.init)
+        check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
 
     def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
         """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""

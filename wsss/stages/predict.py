@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.checkpoints import trained_weights
 from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.files import write_mask
 from wsss.data.images import Images
@@ -24,7 +25,7 @@ from wsss.run import stage
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.trained import Trained
 from wsss.stream import in_threads
-from wsss.weights import reading_of, trained_weights
+from wsss.weights import reading_of
 
 SEGMENTERS = {kind.kind: kind for kind in get_args(SegmenterSettings)}
 

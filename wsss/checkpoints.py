@@ -1,0 +1,183 @@
+"""Published checkpoints and ImageNet weights, as state dicts. Nothing here unpickles code."""
+
+import http.client
+import pickle
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import timm
+import torch
+import torchvision
+from torch import Tensor
+
+from wsss.errors import BadInput, reading
+from wsss.mxnet import resnet38_params
+from wsss.weights import SUFFIXES, WEIGHTS, State, expected_checkpoint, finite, head_of, read_weights, weights_in
+
+
+def read_checkpoint(path: Path) -> State:
+    """The state dict of a `.safetensors`, `.pth`, `.pt`, `.bin` or `.params` file, or of a training stage's folder, on the CPU.
+
+    What trainers wrap around it (`state_dict`, `model`, `net`, a `module.` before every name) is taken off. MXNet's `.params` are
+    those of ResNet-38, which alone is published so; they get its names.
+
+    Raises:
+        BadInput: the file is missing, cut off, of another kind, without tensors, or would run code.
+    """
+    if path.is_dir():
+        path = weights_in(path)
+        if not path.exists():
+            do = "Give the folder of a training stage, or a file."
+            raise BadInput(path.parent, f"a folder without {WEIGHTS}", expected_checkpoint(), do)
+    if path.suffix not in SUFFIXES:
+        raise BadInput(
+            path,
+            f"a file name that ends in {path.suffix!r}",
+            expected_checkpoint(),
+            "Give a checkpoint of one of these kinds.",
+        )
+    if path.suffix == ".safetensors":
+        return read_weights(path)[0]
+    if path.suffix == ".params":
+        head_of(path)
+        return finite(resnet38_params(path), path)
+    return finite(_state_in(_read_torch(path), path), path)
+
+
+def imagenet_weights(name: str) -> tuple[State, Path]:
+    """torchvision's ImageNet weights (V1) of one of its models, from torch's cache or from the network.
+
+    Args:
+        name: `resnet50` for example.
+
+    Returns:
+        The state dict, with the classifier, and the file it came from.
+
+    Raises:
+        BadInput: torchvision has no such weights, or they are not in the cache and cannot be fetched.
+    """
+    try:
+        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    except (ValueError, AttributeError) as error:
+        raise BadInput(
+            f"ImageNet weights of {name}",
+            "no such weights in torchvision",
+            "a model with weights IMAGENET1K_V1, resnet50 for example",
+            "Choose another backbone, give its weights with --init FILE, or start from new ones with --init none.",
+        ) from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not path.exists():
+        digest = re.search(r"-([0-9a-f]+)\.", path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise BadInput(
+                path,
+                f"no file, and it cannot be fetched from {url} ({error})",
+                f"torchvision's ImageNet weights of {name}",
+                "Put that file there, or give another with --init FILE, or start from new weights with --init none.",
+            ) from error
+    return read_checkpoint(path), path
+
+
+def timm_weights(name: str) -> tuple[State, str]:
+    """timm's default pretrained weights of one of its models, from its cache or from the network.
+
+    Returns:
+        The state dict of the whole model, and where it comes from, in words.
+
+    Raises:
+        BadInput: they are not in the cache and cannot be fetched.
+    """
+    where = f"timm's pretrained weights of {name}"
+    try:
+        return dict(timm.create_model(name, pretrained=True).state_dict()), where
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise BadInput(
+            where,
+            f"none that can be fetched ({str(error).splitlines()[0][:200]})",
+            "weights in timm's cache, or a network to fetch them from",
+            "Give a file with --init FILE, or start from new weights with --init none.",
+        ) from error
+
+
+def trained_weights(where: Path, *kinds: str) -> tuple[State, dict[str, Any] | None, Path]:
+    """The weights that a training stage wrote, or a published checkpoint.
+
+    Args:
+        where: the stage's folder, its `weights.safetensors`, or a checkpoint of someone else.
+        kinds: what our own files have to say they are, `cam` for example: one of these.
+
+    Returns:
+        The state dict, what was saved beside it (None: the file is not ours), and the file.
+
+    Raises:
+        BadInput: the file is missing, broken, or of another kind.
+    """
+    path = weights_in(where)
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path), None, path
+    state, metadata = read_weights(path)
+    if metadata and metadata.get("kind") not in kinds:
+        raise BadInput(
+            path,
+            f"weights of a `{metadata.get('kind')}` network",
+            f"those of a {' or '.join(f'`{kind}`' for kind in kinds)} network",
+            "Give the folder of the training stage that this command builds on.",
+        )
+    return state, metadata or None, path
+
+
+def few(names: Sequence[str], shown: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _read_torch(path: Path) -> object:
+    head = head_of(path)
+    damaged = "It is cut off, damaged or no checkpoint: fetch it again."
+    with reading(path, expected_checkpoint(), damaged), warnings.catch_warnings():
+        # torch warns of TorchScript and of newer pickles, which are refused below
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            called = re.search(r"GLOBAL (\S+)", str(error))
+            if called is None and not head.startswith((b"\x80", b"PK")):
+                raise
+            asks = f"it asks for {called[1]}" if called else "it holds more than tensors, or is damaged"
+            do = "It was not read. If you trust it, save its state dict alone where it was made."
+            raise BadInput(path, f"a pickle that would run code ({asks})", expected_checkpoint(), do) from error
+        except RuntimeError as error:
+            if "TorchScript" not in str(error):
+                raise
+            do = "Save the state dict of its module alone."
+            raise BadInput(path, "a TorchScript archive, which is code", expected_checkpoint(), do) from error
+
+
+def _state_in(content: object, path: Path) -> State:
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in ("state_dict", "model", "net") if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping) or not content:
+        found = "an empty dictionary" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise BadInput(path, found, expected_checkpoint(), "Save the state dict of the network.")
+    others = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if others:
+        raise BadInput(
+            path,
+            f"entries that are no tensors ({few(others)})",
+            expected_checkpoint(),
+            "Save the state dict alone, or put it under the key 'state_dict'.",
+        )
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): value for name, value in content.items()}
