@@ -15,7 +15,7 @@ from wsss.data import augment
 from wsss.data.images import Images
 from wsss.methods import icam, seam
 from wsss.networks.seam import SEAMNetwork, correlated
-from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.feature_similarity import _gates, feature_similarity_loss
 from wsss.ops.importance import (
     binomial_importance_loss,

@@ -20,7 +20,7 @@ from wsss.data.files import voc_palette
 from wsss.data.images import Images
 from wsss.methods import vwl
 from wsss.metrics import ConfusionMatrix, ThresholdSweep
-from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.stages.train import make_optimizer, poly_factor
 from wsss.weights import write_weights
 
