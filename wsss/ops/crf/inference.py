@@ -35,11 +35,11 @@ def dense_crf(
 ) -> list[Energy]: ...
 def dense_crf(
     image: UInt8[np.ndarray, "h w 3"],
-    unary: np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor],
+    unary: np.ndarray | Tensor | Sequence[np.ndarray | Tensor],
     settings: DenseCRF,
     *,
     threads: int | None = None,
-) -> np.ndarray | Tensor | list[np.ndarray] | list[Tensor]:
+) -> np.ndarray | Tensor | Sequence[np.ndarray | Tensor]:
     """Q, the mean field of one or several unaries on one picture (Krähenbühl and Koltun, NeurIPS 2011, algorithm 1).
 
     Several unaries share the lattices, and each step filters all of them at once. A NumPy array is computed by

@@ -4,7 +4,8 @@ A kernel takes a `zero`, a `Vector(n)`, and is compiled for vectors of its width
 says how many.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import NoneType
 
 import numpy as np
 from llvmlite import ir
@@ -13,11 +14,9 @@ from numba.core.base import BaseContext
 from numba.core.datamodel import DataModelManager
 from numba.core.types import Array, Type
 from numba.core.typing import Context, Signature
-from numba.extending import NativeValue, intrinsic, models, register_model, typeof_impl, unbox
+from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
-Values = Sequence[ir.Value]
-Intrinsic = tuple[Signature, Callable[[BaseContext, ir.IRBuilder, Signature, Values], ir.Value]]
-"""The signature of a function of compiled code, and what writes its instructions. Its arguments are the types of what it is called with."""
+from wsss.ops.crf.compiling import Intrinsic, Unboxing, Values, gives
 
 ROUND = np.float32(1.5 * 2**23)  # adding and subtracting it rounds |x| < 2^22, half to even
 # exp(x) = 2^n exp(r), |r| <= ln(2) / 2: a polynomial through the Chebyshev nodes, relative error below 1e-7
@@ -107,14 +106,14 @@ def _typeof_vector(value: Vector, context: Context) -> Lanes:
 
 
 @unbox(Lanes)
-def _unbox_vector(lanes: Lanes, value: ir.Value, context: BaseContext) -> NativeValue:
-    return NativeValue(_join(context.builder, lanes, [_constant(lanes.vector, 0.0)] * lanes.parts))
+def _unbox_vector(lanes: Lanes, value: ir.Value, unboxing: Unboxing) -> NativeValue:
+    return NativeValue(_join(unboxing.builder, lanes, [_constant(lanes.vector, 0.0)] * lanes.parts))
 
 
 V1, V4, V8, V24 = Vector(1), Vector(4), Vector(8), Vector(24)
 
 
-@intrinsic
+@gives(int)
 def width(typing_context: Context, zero: Lanes) -> Intrinsic:
     """The number of lanes, a constant to the compiler."""
 
@@ -124,7 +123,7 @@ def width(typing_context: Context, zero: Lanes) -> Intrinsic:
     return types.intp(zero), generate
 
 
-@intrinsic
+@gives(Vector)
 def load(typing_context: Context, zero: Lanes, array: Array, index: Type) -> Intrinsic:
     """The lanes that start at `array[index]`."""
 
@@ -138,7 +137,7 @@ def load(typing_context: Context, zero: Lanes, array: Array, index: Type) -> Int
     return zero(zero, array, types.intp), generate
 
 
-@intrinsic
+@gives(NoneType)
 def store(typing_context: Context, array: Array, index: Type, lanes: Lanes) -> Intrinsic:
     """Write the lanes to `array[index:]`."""
 
@@ -151,7 +150,7 @@ def store(typing_context: Context, array: Array, index: Type, lanes: Lanes) -> I
     return types.none(array, types.intp, lanes), generate
 
 
-@intrinsic
+@gives(NoneType)
 def prefetch(typing_context: Context, zero: Lanes, array: Array, index: Type) -> Intrinsic:
     """Ask for the cache lines of the lanes that start at `array[index]`."""
 
@@ -166,7 +165,7 @@ def prefetch(typing_context: Context, zero: Lanes, array: Array, index: Type) ->
     return types.none(zero, array, types.intp), generate
 
 
-@intrinsic
+@gives(Vector)
 def plus(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     """a + b."""
 
@@ -177,7 +176,7 @@ def plus(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     return a(a, b), generate
 
 
-@intrinsic
+@gives(Vector)
 def plus_scaled(typing_context: Context, a: Lanes, scalar: Type, b: Lanes) -> Intrinsic:
     """a + scalar * b, in one rounding where the processor can."""
 
@@ -189,7 +188,7 @@ def plus_scaled(typing_context: Context, a: Lanes, scalar: Type, b: Lanes) -> In
     return a(a, types.float32, b), generate
 
 
-@intrinsic
+@gives(Vector)
 def larger(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     """The larger of a and b, lane by lane; at most 8 lanes."""
 
@@ -199,8 +198,8 @@ def larger(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     return a(a, b), generate
 
 
-def _across(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Callable[[Vector, Vector], Vector]:
-    @intrinsic
+def _across(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Callable[..., Vector]:
+    @gives(Vector)
     def across(typing_context: Context, a: Lanes, group: Lanes) -> Intrinsic:
         def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
             (vector,) = _split(builder, a, arguments[0])
@@ -219,7 +218,7 @@ def _across(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> 
 largest, total = _across(_larger), _across(lambda builder, a, b: builder.fadd(a, b))
 
 
-@intrinsic
+@gives(Vector)
 def quotient(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     """a / b, lane by lane; at most 8 lanes."""
 
@@ -229,12 +228,12 @@ def quotient(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     return a(a, b), generate
 
 
-@intrinsic
+@gives(Vector)
 def exp_under(typing_context: Context, a: Lanes, top: Lanes) -> Intrinsic:
     """exp(a - top) for a <= top, and exp(-64) below it, which keeps slow denormal numbers away; at most 8 lanes."""
 
     def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
-        def constant(value: float) -> ir.Constant:
+        def constant(value: float | np.floating) -> ir.Constant:
             return _constant(a.vector, float(np.float32(value)))
 
         integers = ir.VectorType(ir.IntType(32), a.n)

@@ -67,10 +67,10 @@ def simplices(
             vertex += np.int64(room.nearest[j, k]) * step[j]
         key[k * (d + 1)] = vertex
         corners[k, 0].weight = by_rank[d] + (F1 - by_rank[0])
-        for r in range(1, d + 1):
-            vertex -= step_by_rank[d + 1 - r]
-            key[k * (d + 1) + r] = vertex
-            corners[k, r].weight = by_rank[d - r] - by_rank[d + 1 - r]
+        for i in range(1, d + 1):
+            vertex -= step_by_rank[d + 1 - i]
+            key[k * (d + 1) + i] = vertex
+            corners[k, i].weight = by_rank[d - i] - by_rank[d + 1 - i]
 
 
 @inner

@@ -16,10 +16,8 @@ from numba import types
 from numba.core.base import BaseContext
 from numba.core.types import Array, Type
 from numba.core.typing import Context, Signature
-from numba.extending import intrinsic
 
-from wsss.ops.crf.compiling import Source, inner
-from wsss.ops.crf.lanes import Intrinsic, Values
+from wsss.ops.crf.compiling import Intrinsic, Source, Values, gives, inner
 
 APART = 16  # int64 from one counter to the next, so that no two share a cache line
 
@@ -41,7 +39,7 @@ def _counter(
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
-@intrinsic
+@gives(int)
 def fetch_add(typing_context: Context, array: Array, index: Type, amount: Type) -> Intrinsic:
     """Add to `array[index]` atomically and return what stood there."""
 
@@ -52,7 +50,7 @@ def fetch_add(typing_context: Context, array: Array, index: Type, amount: Type) 
     return types.int64(array, types.intp, types.int64), generate
 
 
-@intrinsic
+@gives(int)
 def read(typing_context: Context, array: Array, index: Type) -> Intrinsic:
     """`array[index]`, read atomically: what other threads wrote before they added to it is seen from here on."""
 

@@ -22,18 +22,18 @@ class Found(NamedTuple):
 
 
 @inlined
-def slot_of(key: int, bits: int) -> int:
+def slot_of(key: int, bits: int | np.int64) -> np.uint64:
     """Where a key is looked for first in a hash table of 2^bits slots."""
     return (np.uint64(key) * GOLDEN) >> np.uint64(64 - bits)  # unsigned: numba tests other indices for the sign
 
 
 @inlined
-def _slot_after(slot: int, bits: int) -> int:
+def _slot_after(slot: np.uint64, bits: int | np.int64) -> np.uint64:
     return (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
 
 
 @inlined
-def find(key: int, table: np.ndarray, bits: int, known: np.ndarray) -> tuple[int, int]:
+def find(key: int, table: np.ndarray, bits: int | np.int64, known: np.ndarray) -> tuple[np.uint64, np.uint32]:
     """(slot, number) of a key in the hash table of numbers counted from 1; number 0 if `known` lacks it."""
     slot = slot_of(key, bits)
     number = table[slot]
@@ -45,8 +45,8 @@ def find(key: int, table: np.ndarray, bits: int, known: np.ndarray) -> tuple[int
 
 @inner
 def _number(
-    key: np.ndarray, corners: np.ndarray, table: np.ndarray, bits: int, known: np.ndarray, count: int
-) -> tuple[int, int]:
+    key: np.ndarray, corners: np.ndarray, table: np.ndarray, bits: np.int64, known: np.ndarray, count: np.int64
+) -> tuple[np.int64, np.int64]:
     """Number each new key and write every key's number to its corner; returns new `bits` and `count`."""
     axes = corners.shape[1]
     for k in range(corners.shape[0]):
