@@ -25,7 +25,7 @@ from transformers import CLIPConfig, CLIPModel
 from wsss.methods import clip_es
 from wsss.networks.clip import CLIP, Vocabulary
 from wsss.ops.boxes import box_mask
-from wsss.ops.dense_crf import PRESETS, dense_crf, wrapped_bgr
+from wsss.ops.crf import PRESETS, dense_crf, wrapped_bgr
 from wsss.pretrained import openai_tokenizer
 from wsss.refiners.crf import scores_unary
 

@@ -21,8 +21,7 @@ import numpy as np
 import pydensecrf.densecrf as reference
 from PIL import Image
 
-from wsss.ops import dense_crf as ours
-from wsss.ops.dense_crf import PRESETS, DenseCRF, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, DenseCRF, dense_crf, inference, unary_from_scores
 
 HEIGHT, WIDTH = 375, 500
 INPUTS = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "parity" / "inputs.py"))
@@ -52,7 +51,7 @@ def pydensecrf2(image: np.ndarray, energy: np.ndarray, crf: DenseCRF) -> np.ndar
 
 
 def cold(image: np.ndarray, energies: np.ndarray | list[np.ndarray], crf: DenseCRF, threads: int) -> None:
-    ours._recent.clear()
+    inference._recent.clear()
     dense_crf(image, energies, crf, threads=threads)
 
 

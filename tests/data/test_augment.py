@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import ColorJitter
 
 from wsss.data import augment
+from wsss.data.augment import View
 from wsss.errors import BadInput
 
 SIDE = st.integers(1, 60)
@@ -33,19 +34,32 @@ def test_crop_against_padding_on_all_sides(height, width, crop, data):
     first_row = 40 + (top if height > crop else -top)
     first_column = 40 + (left if width > crop else -left)
     expected = padded[first_row : first_row + crop, first_column : first_column + crop]
-    np.testing.assert_array_equal(augment.crop_at(label, crop, top, left, 255), expected)
+    view = View((height, width), False, top, left, crop)
+    np.testing.assert_array_equal(augment.labels_in(view, label), expected)
+
+
+@given(SIDE, SIDE, st.integers(1, 40), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_crop_is_mirrored_with_what_lies_outside(height, width, crop, data):
+    top = data.draw(st.integers(0, abs(height - crop)))
+    left = data.draw(st.integers(0, abs(width - crop)))
+    label = label_map(height, width)
+    plain, mirrored = (View.mirrored_last((height, width), flip, top, left, crop) for flip in (False, True))
+    np.testing.assert_array_equal(augment.labels_in(mirrored, label)[:, ::-1], augment.labels_in(plain, label))
 
 
 @given(SIDE, SIDE, st.integers(1, 40), st.booleans(), st.sampled_from(["imagenet", "caffe"]), st.data())
 @settings(max_examples=60, deadline=None)
-def test_normalised_crop_is_normalise_then_mirror_then_crop(height, width, crop, flip, colours, data):
+def test_a_normalised_view_is_normalise_then_mirror_then_crop(height, width, crop, flip, colours, data):
     top = data.draw(st.integers(0, abs(height - crop)))
     left = data.draw(st.integers(0, abs(width - crop)))
     image = picture(height, width)
     planes = augment.normalise(image, colours)
     rows = planes[..., ::-1] if flip else planes
-    expected = augment.crop_at(rows.transpose(1, 2, 0), crop, top, left, 0).transpose(2, 0, 1)
-    np.testing.assert_array_equal(augment.normalised_crop(image, crop, top, left, flip, colours), expected)
+    unturned = View((height, width), False, top, left, crop)
+    expected = augment.seen_in(unturned, rows.transpose(1, 2, 0), 0).transpose(2, 0, 1)
+    view = View((height, width), flip, top, left, crop)
+    np.testing.assert_array_equal(augment.picture_in(view, image, colours), expected)
 
 
 def test_normalise():
@@ -78,8 +92,8 @@ def by_hand(image: np.ndarray, label: np.ndarray, size_hw, flip: bool, left: int
     rows = augment.normalise(resized).transpose(1, 2, 0)
     if flip:
         rows, label = rows[:, ::-1], label[:, ::-1]
-    view = augment.crop_at(rows, crop, top, left, 0).transpose(2, 0, 1)
-    return view, augment.crop_at(label, crop, top, left, 255)
+    view = View(size_hw, False, top, left, crop)
+    return augment.seen_in(view, rows, 0).transpose(2, 0, 1), augment.seen_in(view, label, 255)
 
 
 @pytest.mark.parametrize("seed", range(8))

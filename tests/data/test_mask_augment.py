@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss.data import mask_augment
-from wsss.data.augment import denormalised
+from wsss.data.augment import View, denormalised, truncated_size
 from wsss.data.mask_augment import DeepLabV1Augment, EMANetAugment, PSPNetAugment
 from wsss.errors import BadInput
 
@@ -49,13 +49,17 @@ def test_the_same_chance_gives_the_same_view(kind):
     assert not np.array_equal(views[0], views[2])
 
 
+def view_of(size_hw: tuple[int, int], scale: float, flip: bool, crop: int) -> View:
+    return View.mirrored_last(truncated_size(size_hw, scale), flip, 0, 0, crop)
+
+
 @pytest.mark.parametrize("scale", [0.3, 0.5, 0.75, 1.1, 1.25, 1.5, 1.75, 2.0, 2.1])
 @pytest.mark.parametrize("size_hw", [(7, 41), (4, 66), (60, 5), (33, 64), (9, 4)])
 def test_labels_are_scaled_as_by_torch(scale, size_hw):
     label = np.random.default_rng(0).integers(0, 21, size_hw).astype(np.uint8)
     image = np.zeros((*size_hw, 3), np.uint8)
     wanted = torch.nn.functional.interpolate(torch.from_numpy(label)[None, None].float(), scale_factor=scale)[0, 0]
-    _, seen = mask_augment.aligned_view(image, label, scale, 0, 0, False, 140)
+    _, seen = EMANetAugment.seen(view_of(size_hw, scale, False, 140), scale, image, label)
     height, width = wanted.shape
     np.testing.assert_array_equal(seen[:height, :width], wanted.numpy())
     assert (seen[height:] == 255).all()
@@ -63,9 +67,8 @@ def test_labels_are_scaled_as_by_torch(scale, size_hw):
 
 
 def test_labels_of_a_pixel_stay():
-    _, seen = mask_augment.aligned_view(
-        np.zeros((1, 9, 3), np.uint8), np.full((1, 9), 7, np.uint8), 0.5, 0, 0, False, 9
-    )
+    view = view_of((1, 9), 0.5, False, 9)
+    _, seen = EMANetAugment.seen(view, 0.5, np.zeros((1, 9, 3), np.uint8), np.full((1, 9), 7, np.uint8))
     assert (seen[0, :4] == 7).all()
     assert (seen == 7).sum() == 4
 
@@ -121,11 +124,11 @@ def test_full_crops_are_drawn_anew():
 def test_without_changes_the_picture_is_the_picture():
     image = np.random.default_rng(0).integers(0, 256, (20, 33, 3)).astype(np.uint8)
     label = np.arange(660).reshape(20, 33).astype(np.uint8)
-    view, seen = mask_augment.aligned_view(image, label, 1.0, 0, 0, False, 33)
+    view, seen = EMANetAugment.seen(view_of((20, 33), 1.0, False, 33), 1.0, image, label)
     np.testing.assert_allclose(denormalised(view)[:20].astype(int), image, atol=1)
     np.testing.assert_array_equal(seen[:20], label)
     assert (seen[20:] == 255).all()
-    mirrored, turned = mask_augment.aligned_view(image, label, 1.0, 0, 0, True, 33)
+    mirrored, turned = EMANetAugment.seen(view_of((20, 33), 1.0, True, 33), 1.0, image, label)
     np.testing.assert_array_equal(mirrored[:, :, ::-1], view)
     np.testing.assert_array_equal(turned[:, ::-1], seen)
 

@@ -1,11 +1,14 @@
 """Dense CRF against a pixel-by-pixel lattice, and what must hold for any picture."""
 
 import dataclasses
+import hashlib
 import itertools
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -15,19 +18,23 @@ from hypothesis.extra.numpy import arrays
 
 from tests.parity import inputs
 from wsss.errors import BadInput
-from wsss.ops import dense_crf as module
-from wsss.ops.dense_crf import (
+from wsss.ops.crf import (
     PRESETS,
     DenseCRF,
-    bilateral_features,
     dense_crf,
-    mean_field,
-    position_features,
+    field,
+    filters,
+    inference,
+    lattice,
     unary_from_labels,
     unary_from_scores,
+    vertices,
     wrapped_bgr,
 )
-from wsss.ops.permutohedral import PermutohedralFilter, TorchPermutohedralFilter
+from wsss.ops.crf.compiling import Source
+from wsss.ops.crf.features import bilateral_features, position_features
+from wsss.ops.crf.filters import PermutohedralFilter
+from wsss.ops.crf.plain import LatticeFilter, mean_field
 
 F = np.float32
 IMAGE = inputs.image(97, 101, 4)  # three strips, and no multiple of four pixels
@@ -142,10 +149,11 @@ def test_labels_are_exchangeable_and_sum_to_one(problem, random):
 @pytest.mark.parametrize("labels", [2, 4, 5, 8, 9, 17, 24, 25, 33, 49])
 def test_any_number_of_labels(labels):
     unary, crf = energies(labels, 97, 101), dataclasses.replace(PRESETS["irn"], iterations=2)
-    kernels = [bilateral_features(IMAGE, 50, 5), position_features((97, 101), 3)]
-    potentials = list(zip(map(PermutohedralFilter, kernels), (10, 3), strict=True))
-    (q,) = mean_field([unary.reshape(labels, -1)], potentials, 2)
-    np.testing.assert_allclose(dense_crf(IMAGE, unary, crf), q.reshape(unary.shape), rtol=0, atol=1e-5)
+    kernels = [
+        LatticeFilter(torch.from_numpy(f)) for f in (bilateral_features(IMAGE, 50, 5), position_features((97, 101), 3))
+    ]
+    (q,) = mean_field([torch.from_numpy(unary).flatten(1)], list(zip(kernels, (10, 3), strict=True)), 2)
+    np.testing.assert_allclose(dense_crf(IMAGE, unary, crf), q.numpy().reshape(unary.shape), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("labels", [(3, 3), (2, 4, 3), (3, 21), (5, 2)])
@@ -166,12 +174,12 @@ def test_threads_do_not_change_a_bit(labels):
     unary = energies(labels, 97, 101)
     one = dense_crf(IMAGE, unary, PRESETS["deeplab"], threads=1)
     for threads in (2, 3, 7, None):
-        module._recent.clear()
+        inference._recent.clear()
         assert dense_crf(IMAGE, unary, PRESETS["deeplab"], threads=threads).tobytes() == one.tobytes()
 
 
 def test_calls_side_by_side():
-    sizes = [(60 + 7 * i, 80) for i in range(module.RECENT + 2)]
+    sizes = [(60 + 7 * i, 80) for i in range(inference.RECENT + 2)]
 
     def run(size: tuple[int, int]) -> bytes:
         return dense_crf(inputs.image(*size), energies(3, *size), PRESETS["irn"], threads=2).tobytes()
@@ -179,7 +187,7 @@ def test_calls_side_by_side():
     alone = [run(size) for size in sizes]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(run, sizes * 3)) == alone * 3
-    assert len(module._recent) == module.RECENT
+    assert len(inference._recent) == inference.RECENT
 
 
 def in_a_child(_: int) -> bytes:
@@ -191,6 +199,23 @@ def test_forked_process_has_threads_of_its_own():
     expected = in_a_child(0)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map_async(in_a_child, range(4)).get(timeout=60) == [expected] * 4
+
+
+def test_compiled_code_is_tied_to_the_text_of_all_modules():
+    """Numba itself looks only at the module of the function that it starts from."""
+    dense_crf(IMAGE, energies(3, 97, 101), PRESETS["irn"])
+    text = b"".join(path.read_bytes() for path in sorted(Path(inference.__file__).parent.glob("*.py")))
+    source = f"Source({hashlib.sha256(text).hexdigest()})"
+    assert str(numba.typeof(Source())) == source
+    entries = [
+        function
+        for module in (field, filters, lattice, vertices)
+        for function in vars(module).values()
+        if hasattr(function, "stats") and function.stats.cache_path
+    ]
+    assert len({function.py_func.__name__ for function in entries}) == 8
+    for function in entries:
+        assert all(source in str(signature[0]) for signature in function.signatures)
 
 
 def test_uniform_picture_and_unary_stay_uniform():
@@ -364,9 +389,9 @@ def test_filters_of_any_dimension(d):
     features = (12 * inputs.array(f"features {d}", (d, 61)) - 5).astype(F)
     x = inputs.array("x", (2, 61))
     expected = slow_filter(features, x)
-    alone = PermutohedralFilter(features, "none")
+    alone = PermutohedralFilter(features, symmetric=False)
     np.testing.assert_allclose(alone(x), expected, rtol=1e-5, atol=1e-6)
-    on_torch = TorchPermutohedralFilter(torch.from_numpy(features), "none")
+    on_torch = LatticeFilter(torch.from_numpy(features), symmetric=False)
     np.testing.assert_allclose(on_torch(torch.from_numpy(x)).numpy(), expected, rtol=1e-5, atol=1e-6)
     assert alone.size == on_torch.size
 
@@ -378,4 +403,5 @@ def test_a_wide_filter_averages_like_a_gaussian():
     distance = ((features[:, :, None] - features[:, None]) ** 2).sum(0)
     weights = np.exp(-distance / 2)
     expected = x @ weights / weights.sum(0)
-    np.testing.assert_allclose(PermutohedralFilter(features, "after")(x), expected, atol=0.1)
+    kernel = PermutohedralFilter(features, symmetric=False)
+    np.testing.assert_allclose(kernel(x) / kernel(np.ones_like(x)), expected, atol=0.1)

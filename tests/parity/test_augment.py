@@ -5,6 +5,7 @@ import pytest
 
 from tests.parity import fixtures, inputs
 from wsss.data import augment
+from wsss.data.augment import View
 
 IRNET = fixtures.arrays("irnet/augment")
 CLIMS = fixtures.arrays("clims/augment")
@@ -44,19 +45,24 @@ def test_scale_of_image_and_label(picture, labels):
 def test_random_crop(picture, labels, crop, left, top, step):
     reference = IRNET[f"crop{crop}_img"]
     # the reference crops whatever the image holds at that point: raw pixel values here
-    cropped = augment.crop_at(picture.astype(np.float32), crop, top, left, 0)
+    view = View(picture.shape[:2], False, top, left, crop)
+    cropped = augment.seen_in(view, picture.astype(np.float32), 0)
     np.testing.assert_allclose(cropped[::step, ::step], reference, atol=1e-6)
-    np.testing.assert_array_equal(augment.crop_at(labels, crop, top, left, 255), IRNET[f"crop{crop}_label"])
+    np.testing.assert_array_equal(augment.labels_in(view, labels), IRNET[f"crop{crop}_label"])
 
 
 def test_top_left_and_centre_crop(labels):
-    np.testing.assert_array_equal(augment.crop_at(labels, 90, 0, 0, 255), IRNET["topleft90_label"])
-    top, left = (augment.centre_offset(side, 90) for side in labels.shape)
-    np.testing.assert_array_equal(augment.crop_at(labels, 90, top, left, 255), IRNET["center90_label"])
+    np.testing.assert_array_equal(
+        augment.labels_in(augment.top_left(labels.shape, 90), labels), IRNET["topleft90_label"]
+    )
+    top, left = (round(abs(side - 90) / 2) for side in labels.shape)
+    np.testing.assert_array_equal(
+        augment.labels_in(View(labels.shape, False, top, left, 90), labels), IRNET["center90_label"]
+    )
 
 
 def test_mirror_and_normalisation(picture, labels):
-    _, mirrored = augment.affinity_view(picture, labels, 1.0, True, 0, 0, 112, 1)
+    mirrored = augment.labels_in(View(labels.shape, True, 0, 0, 112), labels)
     np.testing.assert_array_equal(mirrored[10], IRNET["flip_label_row"])
     np.testing.assert_allclose(rows(augment.normalise(picture))[::15, ::15], IRNET["normalised_sample"], atol=1e-6)
 
@@ -68,7 +74,7 @@ def test_whole_classifier_view(case):
     image = inputs.image(*shape, 61 + case)
     height, width = augment.scaled_size(shape, augment.long_side_scale(shape, long_side))
     assert (abs(width - crop) + 1, abs(height - crop) + 1) == (across_range, down_range)
-    view = augment.classifier_view(image, long_side, bool(flip), left, top, crop)
+    view = augment.picture_in(View((height, width), bool(flip), top, left, crop), image)
     assert (view.dtype == np.float32) == CLIMS[f"{case}/dtype_is_float32"]
     np.testing.assert_allclose(view[:, ::7, ::7], CLIMS[f"{case}/image_strided"], atol=1e-6)
     exact = view.astype(np.float64)
@@ -80,9 +86,9 @@ def test_whole_classifier_view(case):
 def test_whole_segmenter_view(case):
     scale, top, left, flip, crop = DEEPLAB[f"{case}_draw"]
     image, label = inputs.image(75, 113, 3), inputs.mask(75, 113, 21, 3)
-    view, label = augment.segmenter_view(
-        image, label, float(scale), int(top), int(left), bool(flip), int(crop), "caffe"
-    )
+    size_hw = augment.truncated_size(label.shape, float(scale))
+    drawn = View.mirrored_last(size_hw, bool(flip), int(top), int(left), int(crop))
+    view, label = augment.SegmenterAugment.seen(drawn, image, label, "caffe")
     assert view.dtype == np.float32
     # 3e-6 measured on values up to 150: the mean is exactly 0 beside the image here
     np.testing.assert_allclose(view[:, ::11, ::11], DEEPLAB[f"{case}_image_sample"], atol=1e-5)

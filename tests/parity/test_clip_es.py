@@ -22,7 +22,7 @@ from wsss.methods import clip_es
 from wsss.metrics import ConfusionMatrix, ThresholdSweep, scores
 from wsss.networks.clip import CLIP, Vocabulary, attend, unit_text_features
 from wsss.ops.boxes import box_mask
-from wsss.ops.dense_crf import PRESETS, dense_crf, wrapped_bgr
+from wsss.ops.crf import PRESETS, dense_crf, wrapped_bgr
 from wsss.pretrained import openai_tokenizer
 from wsss.refiners import crf
 

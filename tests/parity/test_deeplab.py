@@ -9,7 +9,7 @@ import torch
 from tests.parity import fixtures, inputs
 from wsss.data.augment import normalise
 from wsss.networks import deeplab
-from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 
 NETWORK, LABELS, LOSSES, TEST_TIME = (
     fixtures.arrays(f"deeplab/{name}") for name in ("network", "labels", "losses", "test-time")

@@ -10,6 +10,8 @@ import torch
 from tests.parity import fixtures, inputs
 from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes, stats
 from wsss.data import mask_augment
+from wsss.data.augment import View, scaled_size
+from wsss.data.mask_augment import DeepLabV1Augment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.deeplab_v1 import DeepLabV1
 from wsss.segmenters import deeplab_v1
@@ -105,16 +107,16 @@ def test_views():
     np.testing.assert_array_equal(shifted[::3, ::3], VIEWS["hsv"])
     close_stats(torch.from_numpy(shifted), VIEWS["hsv_stats"], 1e-12)
     scale = 0.5 + float(VIEWS["scale_u"])
-    size_hw = mask_augment.scaled_size(labels.shape, scale)
+    size_hw = scaled_size(labels.shape, scale)
     assert size_hw == tuple(VIEWS["scaled_shape"][:2])
     for k in (0, 1):
         crop, ((_, left), (_, top)) = int(VIEWS[f"fcrop{k}_size"]), VIEWS[f"fcrop{k}_draws"].tolist()
-        view, label = mask_augment.cubic_view(shifted, labels, True, scale, left, top, crop)
+        view, label = DeepLabV1Augment.seen(View(size_hw, True, top, left, crop), scale, shifted, labels)
         np.testing.assert_allclose(view[:, ::8, ::8].transpose(1, 2, 0), VIEWS[f"fcrop{k}_image"], rtol=0, atol=1e-6)
         close_stats(torch.from_numpy(view), VIEWS[f"fcrop{k}_stats"], 1e-6)
         np.testing.assert_array_equal(label[::4, ::4], VIEWS[f"fcrop{k}_seg"])
     # the whole scaled picture, through a crop of its long side
-    view, label = mask_augment.cubic_view(shifted, labels, True, scale, 0, 0, max(size_hw))
+    view, label = DeepLabV1Augment.seen(View(size_hw, True, 0, 0, max(size_hw)), scale, shifted, labels)
     rows = view[:, : size_hw[0]].transpose(1, 2, 0).astype(np.float64)
     scaled = 255 * (rows * inputs.IMAGENET_STD + inputs.IMAGENET_MEAN)
     assert scaled.shape == tuple(VIEWS["scaled_shape"])

@@ -6,7 +6,8 @@ import torch
 
 from tests.parity import fixtures, inputs
 from wsss.checkpoints import trained_weights
-from wsss.data.mask_augment import aligned_view
+from wsss.data.augment import View
+from wsss.data.mask_augment import EMANetAugment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.emanet import EMANet, EMANetLayers, EMAUnit
 from wsss.segmenters import emanet
@@ -167,7 +168,12 @@ def test_view(case):
     np.testing.assert_array_equal([max(side, 65) for side in scaled], VIEWS[f"case{case}_padded"])
     image = inputs.image(int(height), int(width), case)
     label = inputs.mask(int(height), int(width), 21, case)
-    view, cropped = aligned_view(image, label, float(scale), int(top), int(left), bool(draw < 0.5), 65)
+    view, cropped = EMANetAugment.seen(
+        View.mirrored_last((scaled[0], scaled[1]), bool(draw < 0.5), int(top), int(left), 65),
+        float(scale),
+        image,
+        label,
+    )
     assert view.dtype == np.float32
     np.testing.assert_allclose(view[:, ::5, ::5], VIEWS[f"case{case}_image_sub"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(view.sum((1, 2), dtype=np.float64), VIEWS[f"case{case}_image_sum"], rtol=1e-4)

@@ -20,7 +20,7 @@ from wsss.data.files import voc_palette
 from wsss.data.images import Images
 from wsss.methods import vwl
 from wsss.metrics import ConfusionMatrix, ThresholdSweep
-from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.stages.train import make_optimizer, poly_factor
 from wsss.weights import write_weights
 
@@ -337,11 +337,15 @@ def test_preprocessing():
         long_side, flip, left, top = stored[f"aug{i}_draws"].tolist()
         size = augment.scaled_size(image.shape[:2], augment.long_side_scale(image.shape[:2], long_side))
         np.testing.assert_array_equal(size, stored[f"aug{i}_resized"])
-        view = augment.classifier_view(image, long_side, bool(flip), left, top, 512)
+        view = augment.picture_in(augment.View(size, bool(flip), top, left, 512), image)
         near(view[:, ::16, ::16], stored[f"aug{i}_sub"], 1e-6)
         np.testing.assert_allclose(view.sum((1, 2), dtype=np.float64), stored[f"aug{i}_sum"], rtol=1e-4)
         assert np.count_nonzero(view[0]) == stored[f"aug{i}_nonzero"]
-    near(augment.normalised_crop(image, 512).transpose(1, 2, 0)[::16, ::16], stored["top_left"], 1e-6)
+    near(
+        augment.picture_in(augment.top_left(image.shape[:2], 512), image).transpose(1, 2, 0)[::16, ::16],
+        stored["top_left"],
+        1e-6,
+    )
 
 
 def maps_of(name: str, classes: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from wsss.data.files import read_mask, read_posteriors, write_cams, write_poster
 from wsss.errors import BadInput
 from wsss.methods import cam
 from wsss.networks.affinitynet import VGG_BODY, AffinityNet
-from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.refiners import affinitynet
 from wsss.refiners.affinitynet import (
     AffinityNetLabels,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from wsss.data.augment import normalised_crop
+from wsss.data.augment import picture_in, top_left
 from wsss.data.files import read_mask, write_cams
 from wsss.errors import BadInput
 from wsss.networks.irnet import IRNet
@@ -89,7 +89,9 @@ def test_the_centre_is_the_mean_over_whole_batches(tmp_path, squares, batch, use
     weights = network(tmp_path, images)
     out = centre(images, weights=weights, crop=48, batch=batch, out=tmp_path / "centred")
     plain = load(weights)
-    views = torch.from_numpy(np.stack([normalised_crop(images.read(i), 48) for i in range(used)]))
+    views = torch.from_numpy(
+        np.stack([picture_in(top_left(images.read(i).shape[:2], 48), images.read(i)) for i in range(used)])
+    )
     with torch.no_grad():
         expected = plain(views.to(next(plain.parameters()).device)).displacement.mean((0, 2, 3))
     torch.testing.assert_close(load(out).mean_shift.running_mean, expected, atol=1e-6, rtol=1e-5)

@@ -1,10 +1,11 @@
 """What training and validation images go through: sizes, crops, mirror images, normalisation.
 
-The functions that end in `_view` take the drawn numbers; the classes draw them, in the order of the published code,
-and call these. Images are uint8 RGB (h, w, 3) on the way in, float32 (3, h, w) on the way out; labels stay uint8,
-255 where the crop shows no image.
+A `View` says which part of a picture is seen. The classes draw one in the order of the published code; `picture_in` applies it to a picture,
+`labels_in` to a label map. What published code does otherwise stands in the class that reproduces it. Images are uint8 RGB (h, w, 3) on the way
+in, float32 (3, h, w) on the way out; labels stay uint8, 255 where the crop shows no image.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -27,6 +28,8 @@ CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
 SMALLEST_SCALE = 0.01
 
 SizeHW = tuple[int, int]
+Resize = Callable[[np.ndarray, SizeHW], np.ndarray]
+"""Brings an array (h, w) or (h, w, channels) to a size"""
 ColourRule = Literal["imagenet", "caffe", "clip"]
 
 
@@ -63,6 +66,11 @@ def resize_nearest(label: UInt8[np.ndarray, "h w"], size_hw: SizeHW) -> UInt8[np
     return _resize_pillow(label, size_hw, Image.Resampling.NEAREST)
 
 
+def resize_bilinear(image: Shaped[np.ndarray, "h w 3"], size_hw: SizeHW) -> Shaped[np.ndarray, "hs ws 3"]:
+    """OpenCV's bilinear filter; an image that has the size already is left alone."""
+    return image if image.shape[:2] == size_hw else cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def _resize_pillow(array: np.ndarray, size_hw: SizeHW, resample: Image.Resampling) -> np.ndarray:
     if array.shape[:2] == size_hw:
         return array
@@ -74,32 +82,79 @@ def reduce_label(label: UInt8[np.ndarray, "h w"], stride: int) -> UInt8[np.ndarr
     return resize_nearest(label, scaled_size(label.shape, 1 / stride))
 
 
-def centre_offset(side: int, crop: int) -> int:
-    """The offset, as `crop_at` takes it, that centres a crop; half to even."""
-    return round(abs(side - crop) / 2)
+@dataclass(frozen=True)
+class View:
+    """A part of a picture: the picture is resized, mirrored if `flip`, and a square is cut out of it."""
 
+    size_hw: SizeHW
+    """height and width in pixels after resizing"""
+    flip: bool
+    """whether the picture is mirrored, left to right"""
+    top: int
+    """in pixels: where the crop starts in the picture if the picture is higher than it, else where the picture starts in the crop"""
+    left: int
+    """as `top`, for the width, in the picture that is mirrored already"""
+    crop: int
+    """side of the square in pixels"""
 
-def crop_at(
-    array: Shaped[np.ndarray, "h w *c"], crop: int, top: int, left: int, fill: int
-) -> Shaped[np.ndarray, "crop crop *c"]:
-    """A square of `crop` pixels.
+    @classmethod
+    def mirrored_last(cls, size_hw: SizeHW, flip: bool, top: int, left: int, crop: int) -> "View":
+        """The view of code that mirrors the whole crop, what lies outside the picture included; `left` is as before that."""
+        return cls(size_hw, flip, top, abs(size_hw[1] - crop) - left if flip else left, crop)
 
-    Args:
-        top, left: along an axis where the array is longer, where the crop starts in the array; elsewhere, where the
-            array starts in the crop. With 0 and 0 it is the top-left crop.
-        fill: value of the pixels beside the array.
-    """
-    rows, canvas_rows = _overlap(array.shape[0], crop, top)
-    columns, canvas_columns = _overlap(array.shape[1], crop, left)
-    canvas = np.full((crop, crop, *array.shape[2:]), fill, array.dtype)
-    canvas[canvas_rows, canvas_columns] = array[rows, columns]
-    return canvas
+    def part(self, array: Shaped[np.ndarray, "h w *c"]) -> Shaped[np.ndarray, "hp wp *c"]:
+        """What the view shows of an array that has its size."""
+        rows, columns = _overlap(self.size_hw[0], self.crop, self.top), _overlap(self.size_hw[1], self.crop, self.left)
+        return (array[:, ::-1] if self.flip else array)[rows[0], columns[0]]
+
+    def place(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that `part` fills."""
+        rows, columns = _overlap(self.size_hw[0], self.crop, self.top), _overlap(self.size_hw[1], self.crop, self.left)
+        return rows[1], columns[1]
 
 
 def _overlap(side: int, crop: int, offset: int) -> tuple[slice, slice]:
     if side > crop:
         return slice(offset, offset + crop), slice(0, crop)
     return slice(0, side), slice(offset, offset + side)
+
+
+def top_left(size_hw: SizeHW, crop: int) -> View:
+    """The view that IRNet validates on: the top-left crop."""
+    return View(size_hw, False, 0, 0, crop)
+
+
+def seen_in(view: View, array: Shaped[np.ndarray, "h w *c"], fill: int) -> Shaped[np.ndarray, "crop crop *c"]:
+    """The square of an array that has the view's size, `fill` where the array does not reach."""
+    square = np.full((view.crop, view.crop, *array.shape[2:]), fill, array.dtype)
+    square[view.place()] = view.part(array)
+    return square
+
+
+def labels_in(
+    view: View, label: UInt8[np.ndarray, "h w"], resize: Resize = resize_nearest
+) -> UInt8[np.ndarray, "crop crop"]:
+    """The square of a label map, 255 outside."""
+    return seen_in(view, resize(label, view.size_hw), IGNORE)
+
+
+def picture_in(
+    view: View,
+    image: Shaped[np.ndarray, "h w 3"],
+    colours: ColourRule = "imagenet",
+    resize: Resize = resize_bicubic,
+) -> Float[np.ndarray, "3 crop crop"]:
+    """The square of a picture, normalised; 0, the mean colour, outside."""
+    return normalised_square(view, view.part(resize(image, view.size_hw)), colours)
+
+
+def normalised_square(
+    view: View, part: Shaped[np.ndarray, "hp wp 3"], colours: ColourRule
+) -> Float[np.ndarray, "3 crop crop"]:
+    """The square around what a view shows of a picture, normalised; 0, the mean colour, outside."""
+    square = np.zeros((3, view.crop, view.crop), np.float32)
+    square[:, *view.place()] = normalise(part, colours)
+    return square
 
 
 def mean_and_deviation(colours: Literal["imagenet", "clip"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -146,81 +201,6 @@ def denormalised(planes: Float[np.ndarray, "3 h w"], colours: ColourRule = "imag
     return values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def normalised_crop(
-    image: Shaped[np.ndarray, "h w 3"],
-    crop: int,
-    top: int = 0,
-    left: int = 0,
-    flip: bool = False,
-    colours: ColourRule = "imagenet",
-) -> Float[np.ndarray, "3 crop crop"]:
-    """The image mirrored if `flip`, cropped as by `crop_at`, normalised; 0, the mean colour, where it does not reach.
-
-    With the defaults it is the view that IRNet validates on: the top-left crop.
-    """
-    if flip:
-        image = image[:, ::-1]
-    rows, canvas_rows = _overlap(image.shape[0], crop, top)
-    columns, canvas_columns = _overlap(image.shape[1], crop, left)
-    canvas = np.zeros((3, crop, crop), np.float32)
-    canvas[:, canvas_rows, canvas_columns] = normalise(image[rows, columns], colours)
-    return canvas
-
-
-def classifier_view(
-    image: UInt8[np.ndarray, "h w 3"],
-    long_side: int,
-    flip: bool,
-    left: int,
-    top: int,
-    crop: int,
-    colours: ColourRule = "imagenet",
-) -> Float[np.ndarray, "3 crop crop"]:
-    """Resized to a long side, mirrored if `flip`, then cropped; see `crop_at` for the offsets, 0 outside the image."""
-    size_hw = image.shape[:2]
-    resized = resize_bicubic(image, scaled_size(size_hw, long_side_scale(size_hw, long_side)))
-    return normalised_crop(resized, crop, top, left, flip, colours)
-
-
-def affinity_view(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    scale: float,
-    flip: bool,
-    left: int,
-    top: int,
-    crop: int,
-    label_stride: int,
-) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "hs ws"]]:
-    """Scaled, mirrored if `flip`, cropped; the label map is then reduced to one cell per `label_stride` pixels."""
-    size_hw = scaled_size(image.shape[:2], scale)
-    view = normalised_crop(resize_bicubic(image, size_hw), crop, top, left, flip, "imagenet")
-    label = resize_nearest(label, size_hw)
-    return view, reduce_label(crop_at(label[:, ::-1] if flip else label, crop, top, left, IGNORE), label_stride)
-
-
-def posterior_view(
-    image: UInt8[np.ndarray, "h w 3"],
-    maps: Float[np.ndarray, "c h w"],
-    flip: bool,
-    left: int,
-    top: int,
-    crop: int,
-    stride: int,
-    colours: ColourRule = "imagenet",
-) -> tuple[Float[np.ndarray, "3 crop crop"], Float[np.ndarray, "c hs ws"]]:
-    """Cropped, normalised, mirrored if `flip`; the maps are then averaged over squares of `stride` pixels.
-
-    Beside the picture the crop is black, not of the mean colour, and the maps are 0: PSA fills up before it normalises.
-    """
-    view = normalise(crop_at(image, crop, top, left, 0), colours)
-    planes = crop_at(maps.transpose(1, 2, 0), crop, top, left, 0).transpose(2, 0, 1)
-    if flip:
-        view, planes = view[:, :, ::-1].copy(), planes[:, :, ::-1]
-    cells = crop // stride
-    return view, planes.reshape(len(planes), cells, stride, cells, stride).mean((2, 4))
-
-
 def colour_jitter(
     image: UInt8[np.ndarray, "h w 3"],
     brightness: float,
@@ -247,32 +227,6 @@ def colour_jitter(
     return np.array(picture)
 
 
-def segmenter_view(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    scale: float,
-    top: int,
-    left: int,
-    flip: bool,
-    crop: int,
-    colours: ColourRule,
-) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
-    """Scaled, filled up at the right and bottom to the crop's size, cropped, then mirrored if `flip`.
-
-    The image is resized by OpenCV (bilinear), the label map by Pillow (nearest neighbour).
-
-    Args:
-        top, left: where the crop starts; 0 along an axis where the image is not longer than the crop.
-    """
-    size_hw = truncated_size(image.shape[:2], scale)
-    label = crop_at(resize_nearest(label, size_hw), crop, top, left, IGNORE)
-    pixels = image.astype(np.float32) if colours == "caffe" else image
-    if image.shape[:2] != size_hw:
-        pixels = cv2.resize(pixels, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
-    view = normalised_crop(pixels, crop, top, left, False, colours)
-    return (view[:, :, ::-1].copy(), label[:, ::-1].copy()) if flip else (view, label)
-
-
 @dataclass(frozen=True)
 class ClassifierAugment:
     """Training images of the classifiers of IRNet, CLIMS and QA-CLIMS."""
@@ -292,13 +246,15 @@ class ClassifierAugment:
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, colours: ColourRule = "imagenet"
     ) -> Float[np.ndarray, "3 crop crop"]:
-        """A random view; draws the long side, the flip, the left offset, the top offset."""
+        """A random view of a picture."""
+        return picture_in(self.view(image.shape[:2], rng), image, colours)
+
+    def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
+        """Draws the long side, the flip, the left offset, the top offset."""
         long_side = int(rng.integers(self.long_side[0], self.long_side[1] + 1))
         flip = bool(rng.random() < self.flip)
-        size_hw = image.shape[:2]
-        height, width = scaled_size(size_hw, long_side_scale(size_hw, long_side))
-        left, top = _draw_offset(width, self.crop, rng), _draw_offset(height, self.crop, rng)
-        return classifier_view(image, long_side, flip, left, top, self.crop, colours)
+        resized = scaled_size(size_hw, long_side_scale(size_hw, long_side))
+        return View(resized, flip, *offsets_anywhere(resized, self.crop, rng), self.crop)
 
 
 @dataclass(frozen=True)
@@ -329,10 +285,10 @@ class JitteredAugment:
         """A random view; draws the long side, the flip, the colours, the left offset, the top offset."""
         long_side = int(rng.integers(self.long_side[0], self.long_side[1] + 1))
         flip = bool(rng.random() < self.flip)
-        resized = resize_bicubic(image, long_side_size(image.shape[:2], long_side))
-        resized = colour_jitter(resized, self.jitter, self.jitter, self.jitter, self.hue, rng)
-        left, top = _draw_offset(resized.shape[1], self.crop, rng), _draw_offset(resized.shape[0], self.crop, rng)
-        return normalised_crop(resized, self.crop, top, left, flip, colours)
+        size_hw = long_side_size(image.shape[:2], long_side)
+        resized = colour_jitter(resize_bicubic(image, size_hw), self.jitter, self.jitter, self.jitter, self.hue, rng)
+        view = View(size_hw, flip, *offsets_anywhere(size_hw, self.crop, rng), self.crop)
+        return picture_in(view, resized, colours)
 
 
 @dataclass(frozen=True)
@@ -356,12 +312,16 @@ class AffinityAugment:
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "hs ws"]]:
-        """A random view; draws the scale, the flip, the left offset, the top offset."""
+        """A random view of a picture and its labels, these at one cell for each `label_stride` pixels."""
+        view = self.view(image.shape[:2], rng)
+        return picture_in(view, image), reduce_label(labels_in(view, label), self.label_stride)
+
+    def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
+        """Draws the scale, the flip, the left offset, the top offset."""
         scale = self.scale[0] + rng.random() * (self.scale[1] - self.scale[0])
         flip = bool(rng.random() < self.flip)
-        height, width = scaled_size(image.shape[:2], scale)
-        left, top = _draw_offset(width, self.crop, rng), _draw_offset(height, self.crop, rng)
-        return affinity_view(image, label, scale, flip, left, top, self.crop, self.label_stride)
+        resized = scaled_size(size_hw, scale)
+        return View(resized, flip, *offsets_anywhere(resized, self.crop, rng), self.crop)
 
 
 @dataclass(frozen=True)
@@ -395,11 +355,26 @@ class PosteriorAugment:
         rng: np.random.Generator,
         colours: ColourRule = "imagenet",
     ) -> tuple[Float[np.ndarray, "3 crop crop"], Float[np.ndarray, "c hs ws"]]:
-        """A random view; draws the colours, the left offset, the top offset, the flip."""
+        """A random view of a picture, whose colours change, and its maps; the maps at one cell for each `stride` pixels, a mean."""
         image = colour_jitter(image, self.jitter, self.jitter, self.jitter, self.hue, rng)
-        left, top = _draw_offset(image.shape[1], self.crop, rng), _draw_offset(image.shape[0], self.crop, rng)
-        flip = bool(rng.random() < self.flip)
-        return posterior_view(image, maps, flip, left, top, self.crop, self.stride, colours)
+        return self.seen(self.view(image.shape[:2], rng), image, maps, colours)
+
+    def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
+        """Draws the left offset, the top offset, the flip."""
+        top, left = offsets_anywhere(size_hw, self.crop, rng)
+        return View.mirrored_last(size_hw, bool(rng.random() < self.flip), top, left, self.crop)
+
+    def seen(
+        self, view: View, image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "c h w"], colours: ColourRule
+    ) -> tuple[Float[np.ndarray, "3 crop crop"], Float[np.ndarray, "c hs ws"]]:
+        """A view of a picture and its maps, both of the view's size.
+
+        Outside the picture the crop is black, not of the mean colour, and the maps are 0: PSA fills up before it normalises.
+        """
+        planes = seen_in(view, maps.transpose(1, 2, 0), 0).transpose(2, 0, 1)
+        cells = view.crop // self.stride
+        means = planes.reshape(len(planes), cells, self.stride, cells, self.stride).mean((2, 4))
+        return normalise(seen_in(view, image, 0), colours), means
 
 
 @dataclass(frozen=True)
@@ -425,17 +400,34 @@ class SegmenterAugment:
         rng: np.random.Generator,
         colours: ColourRule = "caffe",
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
-        """A random view; draws the scale, the top offset, the left offset, the flip.
+        """A random view of a picture and its labels.
 
         Colours are `caffe` (BGR less the mean) for the published ResNet-101, `imagenet` for backbones of torchvision and timm.
         """
-        scale = self.scales[int(rng.integers(len(self.scales)))]
-        height, width = truncated_size(image.shape[:2], scale)
-        top = int(rng.integers(max(height - self.crop, 0) + 1))
-        left = int(rng.integers(max(width - self.crop, 0) + 1))
-        flip = bool(rng.random() < self.flip)
-        return segmenter_view(image, label, scale, top, left, flip, self.crop, colours)
+        return self.seen(self.view(image.shape[:2], rng), image, label, colours)
+
+    def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
+        """Draws the scale, the top offset, the left offset, the flip."""
+        resized = truncated_size(size_hw, self.scales[int(rng.integers(len(self.scales)))])
+        top, left = offsets_inside(resized, self.crop, rng)
+        return View.mirrored_last(resized, bool(rng.random() < self.flip), top, left, self.crop)
+
+    @staticmethod
+    def seen(
+        view: View, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], colours: ColourRule
+    ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
+        """A view of a picture and its labels; the picture is resized by OpenCV, with `caffe` in floats, as by deeplab-pytorch."""
+        pixels = image.astype(np.float32) if colours == "caffe" else image
+        return picture_in(view, pixels, colours, resize_bilinear), labels_in(view, label)
 
 
-def _draw_offset(side: int, crop: int, rng: np.random.Generator) -> int:
-    return int(rng.integers(abs(side - crop) + 1))
+def offsets_anywhere(size_hw: SizeHW, crop: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a view, of which the left is drawn first; a picture smaller than the crop lies at any place in it."""
+    left = int(rng.integers(abs(size_hw[1] - crop) + 1))
+    return int(rng.integers(abs(size_hw[0] - crop) + 1)), left
+
+
+def offsets_inside(size_hw: SizeHW, crop: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a view, of which the top is drawn first; a picture smaller than the crop lies at its top and left."""
+    top = int(rng.integers(max(size_hw[0] - crop, 0) + 1))
+    return top, int(rng.integers(max(size_hw[1] - crop, 0) + 1))

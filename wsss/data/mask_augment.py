@@ -1,11 +1,11 @@
 """What training images with masks go through on their way to EMANet, DeepLab v1 and PSPNet.
 
-The functions take the drawn numbers; the classes draw them, in the order of the published code. Images are uint8 RGB (h, w, 3)
+The classes draw a `View` in the order of the published code, and apply it. Images are uint8 RGB (h, w, 3)
 on the way in, float32 (3, h, w), normalised with ImageNet's mean and deviation, on the way out; labels stay uint8, 255
 where the crop shows no image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -13,7 +13,20 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped, UInt8
 
-from wsss.data.augment import SMALLEST_SCALE, SizeHW, crop_at, normalise, normalised_crop, scaled_size
+from wsss.data.augment import (
+    SMALLEST_SCALE,
+    SizeHW,
+    View,
+    labels_in,
+    normalise,
+    normalised_square,
+    offsets_anywhere,
+    offsets_inside,
+    picture_in,
+    scaled_size,
+    seen_in,
+    truncated_size,
+)
 from wsss.data.images import IGNORE
 from wsss.errors import check_pair, check_range
 
@@ -21,35 +34,20 @@ Planes = Float[np.ndarray, "3 crop crop"]
 Labels = UInt8[np.ndarray, "crop crop"]
 
 
-def aligned_view(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    scale: float,
-    top: int,
-    left: int,
-    flip: bool,
-    crop: int,
-) -> tuple[Planes, Labels]:
-    """Normalised, then scaled, filled up at the right and bottom, cropped, and mirrored if `flip`.
+def aligned(planes: Float[np.ndarray, "c h w"], size_hw: SizeHW) -> Float[np.ndarray, "c hs ws"]:
+    """torch's bilinear filter with the corners kept in place."""
+    if planes.shape[1:] == size_hw:
+        return planes
+    return F.interpolate(torch.from_numpy(planes)[None], size_hw, mode="bilinear", align_corners=True)[0].numpy()
 
-    The image is resized bilinearly with its corners kept in place; pixel i of the label map is pixel floor(i / scale). Sizes
-    are cut off.
 
-    Args:
-        top, left: where the crop starts; 0 along an axis where the image is not longer than the crop.
-    """
-    planes = torch.from_numpy(normalise(image))[None]
-    if scale != 1:
-        size_hw = [max(1, int(side * scale)) for side in label.shape]
-        planes = F.interpolate(planes, size_hw, mode="bilinear", align_corners=True)
-        # torch's own, as published: it has rules of its own where sizes stay or double; of a side below a pixel one is left
-        by = {"scale_factor": scale} if min(label.shape) * scale >= 1 else {"size": size_hw}
-        label = F.interpolate(torch.from_numpy(label)[None, None].float(), **by)[0, 0].byte().numpy()
-    view = crop_at(planes[0].permute(1, 2, 0).numpy(), crop, top, left, 0)
-    label = crop_at(label, crop, top, left, IGNORE)
-    if flip:
-        view, label = view[:, ::-1], label[:, ::-1]
-    return np.ascontiguousarray(view.transpose(2, 0, 1)), np.ascontiguousarray(label)
+def floored(label: UInt8[np.ndarray, "h w"], scale: float) -> UInt8[np.ndarray, "hs ws"]:
+    """Scaled so that pixel i is pixel floor(i / scale) of the label map; sizes are cut off, and never below 1."""
+    if scale == 1:
+        return label
+    # torch's own, as published: it has rules of its own where sizes stay or double; of a side below a pixel one is left
+    by = {"scale_factor": scale} if min(label.shape) * scale >= 1 else {"size": truncated_size(label.shape, scale)}
+    return F.interpolate(torch.from_numpy(label)[None, None].float(), **by)[0, 0].byte().numpy()
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,21 @@ class EMANetAugment:
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
     ) -> tuple[Planes, Labels]:
-        """A random view; draws the scale, the top offset, the left offset, the flip."""
+        """A random view of a picture and its labels; draws the scale, the top offset, the left offset, the flip."""
         scale = self.scales[int(rng.integers(len(self.scales)))]
-        height, width = (max(1, int(side * scale)) for side in label.shape)
-        top = int(rng.integers(max(height - self.crop, 0) + 1))
-        left = int(rng.integers(max(width - self.crop, 0) + 1))
-        return aligned_view(image, label, scale, top, left, bool(rng.random() < self.flip), self.crop)
+        size_hw = truncated_size(label.shape, scale)
+        top, left = offsets_inside(size_hw, self.crop, rng)
+        view = View.mirrored_last(size_hw, bool(rng.random() < self.flip), top, left, self.crop)
+        return self.seen(view, scale, image, label)
+
+    @staticmethod
+    def seen(
+        view: View, scale: float, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"]
+    ) -> tuple[Planes, Labels]:
+        """A view of a picture and its labels. EMANet (dataset.py) normalises before it resizes."""
+        planes = aligned(normalise(image), view.size_hw)
+        square = seen_in(view, planes.transpose(1, 2, 0), 0).transpose(2, 0, 1)
+        return np.ascontiguousarray(square), labels_in(view, label, lambda label, _: floored(label, scale))
 
 
 def hsv_shifted(image: UInt8[np.ndarray, "h w 3"], hue: int, saturation: int, value: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -92,23 +99,6 @@ def scaled(array: Shaped[np.ndarray, "h w *c"], scale: float, interpolation: int
     if min(array.shape[:2]) * scale > 0.5:
         return cv2.resize(array, None, fx=scale, fy=scale, interpolation=interpolation)
     return cv2.resize(array, (width, height), interpolation=interpolation)
-
-
-def cubic_view(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    flip: bool,
-    scale: float,
-    left: int,
-    top: int,
-    crop: int,
-) -> tuple[Planes, Labels]:
-    """Mirrored if `flip`, scaled by OpenCV (cubic; nearest neighbour for labels), cropped as by `crop_at`; 0 and 255 outside."""
-    if flip:
-        image, label = image[:, ::-1], label[:, ::-1]
-    image = scaled(np.ascontiguousarray(image), scale, cv2.INTER_CUBIC)
-    label = scaled(np.ascontiguousarray(label), scale, cv2.INTER_NEAREST)
-    return normalised_crop(image, crop, top, left), crop_at(label, crop, top, left, IGNORE)
 
 
 @dataclass(frozen=True)
@@ -133,15 +123,29 @@ class DeepLabV1Augment:
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
     ) -> tuple[Planes, Labels]:
-        """A random view; draws the colours, the flip, the scale, the left offset, the top offset."""
+        """A random view of a picture and its labels; draws the colours, the flip, the scale, the left offset, the top offset."""
         shifts = rng.integers(-self.hsv, self.hsv + 1, 3).tolist()
         if self.hsv:
             image = hsv_shifted(image, *shifts)
         flip = bool(rng.random() < self.flip)
         scale = self.scale[0] + rng.random() * (self.scale[1] - self.scale[0])
-        height, width = scaled_size(label.shape, scale)
-        left, top = (int(rng.integers(abs(side - self.crop) + 1)) for side in (width, height))
-        return cubic_view(image, label, flip, scale, left, top, self.crop)
+        size_hw = scaled_size(label.shape, scale)
+        view = View(size_hw, flip, *offsets_anywhere(size_hw, self.crop, rng), self.crop)
+        return self.seen(view, scale, image, label)
+
+    @staticmethod
+    def seen(
+        view: View, scale: float, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"]
+    ) -> tuple[Planes, Labels]:
+        """A view of a picture and its labels, scaled by OpenCV (cubic; nearest neighbour for labels)."""
+        if view.flip:
+            # ICAM mirrors before it scales
+            image, label = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+            view = replace(view, flip=False)
+        return (
+            picture_in(view, image, resize=lambda image, _: scaled(image, scale, cv2.INTER_CUBIC)),
+            labels_in(view, label, lambda label, _: scaled(label, scale, cv2.INTER_NEAREST)),
+        )
 
 
 def fitted_size(size_hw: SizeHW, long_side: int, short_side: int) -> SizeHW:
@@ -217,26 +221,22 @@ class PSPNetAugment:
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
     ) -> tuple[Planes, Labels]:
-        """A random view; draws the scale, offsets (top, left) until they please, the flip, the colours."""
+        """A random view of a picture and its labels; draws the scale, offsets (top, left) until they please, the flip, the colours."""
         scale = rng.uniform(*self.scale)
         size_hw = fitted_size(label.shape, *(int(side * scale) for side in self.fit))
         image, label = fitted(image, size_hw), cv2.resize(label, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-        top, left = self._offsets(size_hw, rng)
+        top, left = offsets_inside(size_hw, self.crop, rng)
         for _ in range(10):
             if self._mixed(label[top : top + self.crop, left : left + self.crop]):
                 break
-            top, left = self._offsets(size_hw, rng)
-        window = slice(top, top + self.crop), slice(left, left + self.crop)
-        image, label = image[window], label[window]
-        if rng.random() < self.flip:
-            image, label = image[:, ::-1], label[:, ::-1]
+            top, left = offsets_inside(size_hw, self.crop, rng)
+        flip = bool(rng.random() < self.flip)
+        # MMSegmentation mirrors the crop before it fills up what is missing at the right and bottom
+        view = View(size_hw, flip, top, max(size_hw[1] - self.crop, 0) - left if flip else left, self.crop)
+        part = np.ascontiguousarray(view.part(image))
         if self.distort:
-            image = self._distorted(np.ascontiguousarray(image), rng)
-        return normalised_crop(image, self.crop), np.ascontiguousarray(crop_at(label, self.crop, 0, 0, IGNORE))
-
-    def _offsets(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
-        top, left = (int(rng.integers(max(side - self.crop, 0) + 1)) for side in size_hw)
-        return top, left
+            part = self._distorted(part, rng)
+        return normalised_square(view, part, "imagenet"), labels_in(view, label)
 
     def _mixed(self, label: np.ndarray) -> bool:
         counts = np.bincount(label[label != IGNORE].ravel())

@@ -28,7 +28,7 @@ from wsss.networks.affinitynet import AffinityNet, affinity_losses
 from wsss.networks.body import Backbone
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
-from wsss.ops.dense_crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.random_walk import random_walk
 from wsss.progress import Progress
 from wsss.refiners.task import RefinementTask

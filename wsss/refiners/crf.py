@@ -13,7 +13,7 @@ from wsss.data.images import IGNORE, Images
 from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
 from wsss.networks.body import Backbone
-from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
+from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
 from wsss.progress import Progress
 from wsss.refiners.task import RefinementTask
 from wsss.run import stage

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wsss import launch
 from wsss.checkpoints import trained_weights
-from wsss.data.augment import AffinityAugment, normalise, normalised_crop
+from wsss.data.augment import AffinityAugment, normalise, picture_in, top_left
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.files import read_mask, write_cams, write_mask
 from wsss.data.images import IGNORE, Images
@@ -255,14 +255,14 @@ def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -
     size = min(batch, len(images))
     starts = launch.share(range(0, len(images) - size + 1, size))
 
+    def read(index: int) -> Float[np.ndarray, "3 crop crop"]:
+        image = images.read(index)
+        return picture_in(top_left(image.shape[:2], crop), image)
+
     def views() -> Any:
         with Progress(f"centre {out.name}", len(starts), kept=False) as progress:
             for start in starts:
-                crops = in_threads(
-                    lambda index: normalised_crop(images.read(index), crop),
-                    range(start, start + size),
-                    threads=launch.threads(),
-                )
+                crops = in_threads(read, range(start, start + size), threads=launch.threads())
                 yield torch.from_numpy(np.stack(list(crops))).to(launch.device())
                 progress.advance()
 

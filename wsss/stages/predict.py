@@ -19,7 +19,7 @@ from wsss.data.open import open_pictures
 from wsss.data.samples import PLAIN
 from wsss.data.value_range import NOTHING, Asked, decided
 from wsss.errors import BadInput, check_range
-from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.progress import Progress
 from wsss.run import stage
 from wsss.segmenters import SegmenterSettings

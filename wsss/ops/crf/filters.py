@@ -1,0 +1,127 @@
+"""One kernel of the dense CRF, compiled for CPUs; `plain.LatticeFilter` is the same in torch."""
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
+from wsss.ops.crf.compiling import entry, inner
+from wsss.ops.crf.lanes import V1, V8, Vector, store, width
+from wsss.ops.crf.lattice import Lattice, lattice_of
+from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
+
+F0, F1 = np.float32(0), np.float32(1)
+
+
+class PermutohedralFilter:
+    """K x for a Gaussian kernel K over `n` points with `d` features (Adams, Baek and Davis, Eurographics 2010).
+
+    Args:
+        features: float32; the kernel is exp(-|f_p - f_q|^2 / 2).
+        symmetric: with n = filter(1), give filter(x / sqrt(n)) / sqrt(n) (Krähenbühl and Koltun, ICML 2013) and not filter(x).
+        threads: how many share the work.
+
+    Raises:
+        BadInput: the features reach beyond the lattice's 16-bit coordinates.
+    """
+
+    size: int
+    """Vertices of the lattice."""
+    alpha: np.float32
+    """What a slice is multiplied by, 1 / (1 + 2^-d)."""
+    lattice: Lattice
+
+    def __init__(self, features: Float[np.ndarray, "d n"], symmetric: bool = True, *, threads: int = 1) -> None:
+        self.lattice = lattice_of(np.ascontiguousarray(features, np.float32), threads)
+        self.size, d = int(self.lattice.rows[-1]), len(features)
+        self.alpha = np.float32(1 / (1 + 2.0**-d))
+        if symmetric:
+            run_together(_fold_norm, d + 5, threads, V1, self.lattice, self.alpha, self.values(1))
+
+    def __call__(self, x: Float[np.ndarray, "c n"], *, threads: int = 1) -> Float[np.ndarray, "c n"]:
+        """Filter each of `c` channels."""
+        channels = -(-len(x) // 8) * 8
+        rows = np.zeros((x.shape[1], channels), np.float32)
+        rows[:, : len(x)] = x.T
+        phases = len(self.lattice.chained) + 4
+        run_together(_filter, phases, threads, V8, self.lattice, rows.reshape(-1), channels, self.values(channels))
+        return np.ascontiguousarray(rows[:, : len(x)].T) * self.alpha
+
+    def values(self, channels: int, steps: int = 1) -> Float32[np.ndarray, "_"]:
+        """Room for the rows of vertices and ghosts and a last row of zeros, for each of so many `steps`."""
+        last = self.size + len(self.lattice.ghosts)
+        value = np.empty((steps, last + 1, channels), np.float32)
+        value[:, last] = 0
+        return value.reshape(-1)
+
+
+@inner
+def _mix_all(team: Team, zero: Vector, lattice: Lattice, channels: int, value: np.ndarray) -> None:
+    """All stages of `mix`, as the phases from 1 on."""
+    for stage in range(len(lattice.chained) + 2):
+        chunks = mix_chunks(lattice, stage)
+        while True:
+            chunk = draw(team, 1 + stage, chunks)
+            if chunk < 0:
+                break
+            mix(zero, lattice, stage, channels, value, chunk)
+            finish(team, 1 + stage)
+        wait(team, 1 + stage, chunks)
+
+
+@entry
+def _filter(team: Team, zero: Vector, lattice: Lattice, x: np.ndarray, channels: int, value: np.ndarray) -> None:
+    """Filter the rows x in place."""
+    strips = len(lattice.points) - 1
+    while True:
+        strip = draw(team, 0, strips)
+        if strip < 0:
+            break
+        begin, end = lattice.points[strip], lattice.points[strip + 1]
+        clear_strip(lattice, channels, value, strip)
+        splat(zero, lattice, x[begin * channels :], channels, value, begin, end)
+        finish(team, 0)
+    wait(team, 0, strips)
+    _mix_all(team, zero, lattice, channels, value)
+    phase = 3 + len(lattice.chained)
+    while True:
+        strip = draw(team, phase, strips)
+        if strip < 0:
+            break
+        for p in range(lattice.points[strip], lattice.points[strip + 1]):
+            for c in range(0, channels, width(zero)):
+                store(x, p * channels + c, slice_lanes(zero, lattice, value, channels, p, c))
+        finish(team, phase)
+    wait(team, phase, strips)
+
+
+@entry
+def _fold_norm(team: Team, zero: Vector, lattice: Lattice, alpha: np.float32, value: np.ndarray) -> None:
+    """Divide the weights of each point by sqrt(n), n = alpha * filter(1): splat and slice then normalise symmetrically."""
+    corners = lattice.corners
+    axes = corners.shape[1]
+    strips = len(lattice.points) - 1
+    while True:
+        strip = draw(team, 0, strips)
+        if strip < 0:
+            break
+        clear_strip(lattice, 1, value, strip)
+        for p in range(lattice.points[strip], lattice.points[strip + 1]):
+            for r in range(axes):
+                value[corners[p, r].index] += corners[p, r].weight
+        finish(team, 0)
+    wait(team, 0, strips)
+    _mix_all(team, zero, lattice, 1, value)
+    phase = 3 + len(lattice.chained)
+    while True:
+        strip = draw(team, phase, strips)
+        if strip < 0:
+            break
+        for p in range(lattice.points[strip], lattice.points[strip + 1]):
+            norm = F0
+            for r in range(axes):
+                norm += corners[p, r].weight * value[corners[p, r].index]
+            scale = F1 / np.sqrt(alpha * norm + np.float32(1e-20))
+            for r in range(axes):
+                corners[p, r].weight *= scale
+        finish(team, phase)
+    wait(team, phase, strips)

@@ -1,0 +1,250 @@
+"""The lattice of a picture: its vertices, numbered, and their neighbours along each axis."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from wsss.ops.crf.compiling import entry, inner
+from wsss.ops.crf.keys import basis_of
+from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
+from wsss.ops.crf.vertices import Found, find, find_vertices, slot_of
+
+LAST = np.uint32(1 << 31)  # marks the last vertex of a chain
+AHEAD = 8  # vertices of a chain that are asked for before they are needed
+VERTICES = 2048  # vertices in a chunk
+STRIP, STRIPS = 4096, 8  # pixels in a strip, at least, and strips of a picture, at most
+WEIGHTED = np.dtype([("index", np.uint32), ("weight", np.float32)])
+
+
+class Lattice(NamedTuple):
+    """What the compiled kernels know of a lattice.
+
+    Points come in strips. A strip adds its points' values to rows that are its own: the rows of the vertices that it
+    is the first to touch, and `ghost` rows for the others, which are added to those vertices' rows afterwards.
+    """
+
+    corners: np.ndarray
+    """(index, weight) [n, d + 1]; rows of each point's vertices and the weights to splat and slice with"""
+    points: np.ndarray
+    """int64 [strips + 1]; where each strip of points begins"""
+    rows: np.ndarray
+    """int64 [strips + 1]; where the vertices begin that each strip is the first to touch. The last is their number"""
+    ghost_rows: np.ndarray
+    """int64 [strips + 1]; where each strip's ghosts begin. The last is a row of zeros, for neighbours that do not exist"""
+    ghosts: np.ndarray
+    """uint32 [ghosts, 2]; (row of the vertex, row of its ghost), ascending"""
+    chain: np.ndarray
+    """uint32 [d + 1, vertices + 1]; along each axis all runs of two or more neighbouring vertices, `LAST` at each end"""
+    chained: np.ndarray
+    """int64 [d + 1]; the length of each row of `chain`"""
+
+
+class _Vertices(NamedTuple):
+    """What is known of the vertices while they are numbered and linked."""
+
+    table: np.ndarray
+    """uint32 [a power of 2]; hash table of numbers, counted from 1"""
+    key: np.ndarray
+    """int64 [vertices]"""
+    row: np.ndarray
+    """uint32 [points * (d + 1)]; for each strip's own number of a vertex its row, or LAST | number of the strip's ghost"""
+    ghost_of: np.ndarray
+    """uint32 [ghosts]; the vertex that each is a ghost of"""
+    next_one: np.ndarray
+    """uint32 [d + 1, vertices]; number of the next vertex along each axis, counted from 1; 0 for none"""
+    has_previous: np.ndarray
+    """uint8 [d + 1, vertices + 1]; by number, counted from 1"""
+
+
+def strips_of(n: int) -> int:
+    """How many strips n points are cut into; more threads than that find little to do."""
+    return min(STRIPS, -(-n // STRIP))
+
+
+def lattice_of(features: Float32[np.ndarray, "d n"], threads: int) -> Lattice:
+    """The lattice of n points with d features.
+
+    Raises:
+        BadInput: see `keys.basis_of`.
+    """
+    d, n = features.shape
+    axes, strips = d + 1, strips_of(n)
+    basis = basis_of(features.min(1), features.max(1))
+    points = np.arange(strips + 1) * n // strips
+    corners = np.empty((n, axes), WEIGHTED)
+    found = Found(np.empty(n * axes, np.int64), np.empty(strips, np.int64))
+    run_together(find_vertices, 1, threads, features, basis, points, corners, found)
+
+    more = np.full(axes, found.known[0])  # a vertex that is there already
+    if n % 4:
+        # the published code works on four points at a time and fills up with the feature vector 0, whose vertices hold
+        # no value, but pass on their neighbours'
+        zero, corner = np.zeros((d, 1), np.float32), np.empty((1, axes), WEIGHTED)
+        run_together(find_vertices, 1, 1, zero, basis, np.array([0, 1]), corner, Found(more, np.empty(1, np.int64)))
+    most = int(found.counts.sum()) + axes
+    nothing = np.empty((axes, 0), np.uint32), np.empty((axes, 0), np.uint8)
+    vertices = _Vertices(
+        np.zeros(1 << (3 * most - 1).bit_length(), np.uint32),
+        np.empty(most, np.int64),
+        np.empty(n * axes, np.uint32),
+        np.empty(most, np.uint32),
+        *nothing,
+    )
+    rows, ghost_rows = np.empty(strips + 1, np.int64), np.empty(strips + 1, np.int64)
+    run_together(_unite, 0, 1, points, found, more, vertices, rows, ghost_rows)
+
+    size, ghosts = int(rows[-1]), int(ghost_rows[-1])
+    chain = np.zeros((axes, size + AHEAD), np.uint32)
+    places = (points, rows, ghost_rows, np.empty((ghosts, 2), np.uint32))
+    lattice = Lattice(corners, *places, chain, np.empty(axes, np.int64))
+    vertices = vertices._replace(
+        ghost_of=vertices.ghost_of[:ghosts],
+        next_one=np.empty((axes, size), np.uint32),
+        has_previous=np.empty((axes, size + 1), np.uint8),
+    )
+    run_together(_connect, 3, threads, basis.step, vertices, lattice)
+    return lattice
+
+
+@entry
+def _unite(
+    team: Team, points: np.ndarray, found: Found, more: np.ndarray, vertices: _Vertices, rows: np.ndarray,
+    ghost_rows: np.ndarray,
+) -> None:  # fmt: skip
+    """Number the vertices of all strips, and `more`; fill all of `vertices` but the neighbours, `rows` and `ghost_rows`."""
+    table, vertex_key = vertices.table, vertices.key
+    bits = _bits(table)
+    axes = len(more)
+    size, ghosts = 0, 0
+    for strip in range(len(found.counts)):
+        rows[strip], ghost_rows[strip] = size, ghosts
+        begin = points[strip] * axes
+        for i in range(begin, begin + found.counts[strip]):
+            slot, number = find(found.known[i], table, bits, vertex_key)
+            if number == 0:
+                vertex_key[size] = found.known[i]
+                vertices.row[i] = size
+                size += 1
+                table[slot] = size
+            else:
+                vertices.ghost_of[ghosts] = number - np.uint32(1)
+                vertices.row[i] = LAST | np.uint32(ghosts)
+                ghosts += 1
+    for key in more:
+        slot, number = find(key, table, bits, vertex_key)
+        if number == 0:
+            vertex_key[size] = key
+            size += 1
+            table[slot] = size
+    rows[-1], ghost_rows[-1] = size, ghosts
+
+
+@inner
+def _bits(table: np.ndarray) -> int:
+    bits = 0
+    while 1 << bits < len(table):
+        bits += 1
+    return bits
+
+
+@entry
+def _connect(team: Team, step: np.ndarray, vertices: _Vertices, lattice: Lattice) -> None:
+    """Turn the corners' numbers into rows, sort the ghosts, and chain up neighbouring vertices along each axis."""
+    size, axes, strips = lattice.rows[-1], len(step), len(lattice.points) - 1
+    while True:
+        chunk = draw(team, 0, strips + axes + 1)
+        if chunk < 0:
+            break
+        if chunk < strips:
+            _number_corners(vertices, lattice, chunk)
+        elif chunk < strips + axes:
+            vertices.has_previous[chunk - strips] = 0
+        else:
+            _sort_ghosts(vertices.ghost_of, lattice)
+        finish(team, 0)
+    wait(team, 0, strips + axes + 1)
+    chunks = (size + VERTICES - 1) // VERTICES
+    candidate, candidate_key = np.empty(VERTICES, np.uint32), np.empty(VERTICES, np.int64)
+    while True:
+        chunk = draw(team, 1, chunks)
+        if chunk < 0:
+            break
+        _find_next(step, vertices, chunk * VERTICES, min((chunk + 1) * VERTICES, size), candidate, candidate_key)
+        finish(team, 1)
+    wait(team, 1, chunks)
+    while True:
+        axis = draw(team, 2, axes)
+        if axis < 0:
+            break
+        lattice.chained[axis] = _chain(vertices, lattice, axis)
+        finish(team, 2)
+    wait(team, 2, axes)
+
+
+@inner
+def _number_corners(vertices: _Vertices, lattice: Lattice, strip: int) -> None:
+    """Turn the numbers of the strip's corners, which are its own, into rows."""
+    corners, points, size = lattice.corners, lattice.points, lattice.rows[-1]
+    axes = corners.shape[1]
+    for p in range(points[strip], points[strip + 1]):
+        for r in range(axes):
+            place = vertices.row[points[strip] * axes + np.intp(corners[p, r].index)]
+            corners[p, r].index = np.uint32(size) + (place & ~LAST) if place & LAST else place
+
+
+@inner
+def _sort_ghosts(ghost_of: np.ndarray, lattice: Lattice) -> None:
+    size = lattice.rows[-1]
+    begin = np.zeros(size + 1, np.uint32)
+    for v in ghost_of:
+        begin[v + np.uint64(1)] += np.uint32(1)
+    for v in range(size):
+        begin[v + 1] += begin[v]
+    for ghost, v in enumerate(ghost_of):
+        lattice.ghosts[begin[v], 0] = v
+        lattice.ghosts[begin[v], 1] = size + ghost
+        begin[v] += np.uint32(1)
+
+
+@inner
+def _find_next(
+    step: np.ndarray, vertices: _Vertices, start: int, stop: int, candidate: np.ndarray, candidate_key: np.ndarray
+) -> None:
+    """Look up the next vertex along each axis for the vertices start..stop; the last two are room for VERTICES numbers each."""
+    table, vertex_key = vertices.table, vertices.key
+    bits = _bits(table)
+    for j in range(len(step)):
+        # memory answers these loads side by side, as no branch hangs on them
+        for v in range(start, stop):
+            candidate[v - start] = table[slot_of(vertex_key[v] + step[j], bits)]
+        for v in range(start, stop):
+            candidate_key[v - start] = vertex_key[max(candidate[v - start], np.uint32(1)) - np.uint64(1)]
+        for v in range(start, stop):
+            key = vertex_key[v] + step[j]
+            number = candidate[v - start]
+            equal = np.uint32(candidate_key[v - start] == key)
+            if number != 0 and equal == 0:
+                _, number = find(key, table, bits, vertex_key)
+                equal = np.uint32(1)
+            number *= equal
+            vertices.next_one[j, v] = number
+            vertices.has_previous[j, number] = 1
+
+
+@inner
+def _chain(vertices: _Vertices, lattice: Lattice, axis: int) -> int:
+    """Write the chains along an axis; returns how many vertices they have together."""
+    chain, next_one, has_previous = lattice.chain[axis], vertices.next_one[axis], vertices.has_previous[axis]
+    e = 0
+    for v in range(lattice.rows[-1]):
+        number = next_one[v]
+        if number != 0 and has_previous[v + 1] == 0:
+            chain[e] = v
+            e += 1
+            while number != 0:
+                chain[e] = number - np.uint32(1)
+                e += 1
+                number = next_one[number - np.uint64(1)]
+            chain[e - 1] |= LAST
+    return e

@@ -1,0 +1,116 @@
+"""Several threads that share the work of one compiled kernel.
+
+The work of a kernel falls into phases, and a phase into chunks. Chunks of a phase write places of their own, each in an order of its own, so
+that no result depends on the number of threads.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.base import BaseContext
+from numba.core.types import Array, Type
+from numba.core.typing import Context, Signature
+
+from wsss.ops.crf.compiling import Intrinsic, Source, Values, gives, inner
+
+APART = 16  # int64 from one counter to the next, so that no two share a cache line
+
+
+class Team(NamedTuple):
+    """What a thread knows of the others."""
+
+    counters: np.ndarray
+    """int64; for each phase the chunks that were drawn of each thread's share, then those that are done"""
+    threads: int
+    me: int
+    """number of this thread"""
+    source: Source
+
+
+def _counter(
+    context: BaseContext, builder: ir.IRBuilder, array_type: Array, array: ir.Value, index: ir.Value
+) -> ir.Value:
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+@gives(int)
+def fetch_add(typing_context: Context, array: Array, index: Type, amount: Type) -> Intrinsic:
+    """Add to `array[index]` atomically and return what stood there."""
+
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
+        place = _counter(context, builder, array, *arguments[:2])
+        return builder.atomic_rmw("add", place, arguments[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), generate
+
+
+@gives(int)
+def read(typing_context: Context, array: Array, index: Type) -> Intrinsic:
+    """`array[index]`, read atomically: what other threads wrote before they added to it is seen from here on."""
+
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
+        place = _counter(context, builder, array, *arguments[:2])
+        return builder.load_atomic(place, "seq_cst", 8)
+
+    return types.int64(array, types.intp), generate
+
+
+_give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
+
+
+@inner
+def draw(team: Team, phase: int, chunks: int) -> int:
+    """The next chunk of a phase for this thread, of its own share first, then of the others'; -1 if none is left.
+
+    In every phase a thread has about the same part of the picture and of the vertices, which stay in its cache.
+    """
+    threads = team.threads
+    for i in range(threads):
+        owner = (team.me + i) % threads
+        start, stop = owner * chunks // threads, (owner + 1) * chunks // threads
+        chunk = start + fetch_add(team.counters, APART * (phase * (threads + 1) + owner), 1)
+        if chunk < stop:
+            return chunk
+    return -1
+
+
+@inner
+def finish(team: Team, phase: int) -> None:
+    """Tell that a chunk drawn from the phase is done."""
+    fetch_add(team.counters, APART * (phase * (team.threads + 1) + team.threads), 1)
+
+
+@inner
+def wait(team: Team, phase: int, chunks: int) -> None:
+    """Return once `chunks` chunks of the phase are done. A chunk is drawn by a running thread only, so this ends."""
+    tries = 0
+    while read(team.counters, APART * (phase * (team.threads + 1) + team.threads)) < chunks:
+        tries += 1
+        if tries > 1000:
+            _give_way()
+
+
+@functools.cache
+def _helpers(process: int) -> ThreadPoolExecutor:
+    """Threads that wait for work; they do not live on in a forked process, which so gets its own."""
+    return ThreadPoolExecutor(os.cpu_count(), "permutohedral")
+
+
+def run_together(kernel: Callable[..., None], phases: int, threads: int, *arguments: object) -> None:
+    """Run `kernel(team, *arguments)`, an `entry`, in `threads` threads, this one included.
+
+    A thread that is late finds nothing left to do; one that has not begun when all is done is called off.
+    """
+    counters, source = np.zeros(APART * phases * (threads + 1), np.int64), Source()
+    submit = _helpers(os.getpid()).submit
+    runs = [submit(kernel, Team(counters, threads, me, source), *arguments) for me in range(1, threads)]
+    kernel(Team(counters, threads, 0, source), *arguments)
+    for run in runs:
+        if not run.cancel():
+            run.result()

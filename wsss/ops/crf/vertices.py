@@ -1,0 +1,100 @@
+"""The vertices that points touch: hash tables of keys, and the vertices of each strip of a picture."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from wsss.ops.crf.compiling import entry, inlined, inner
+from wsss.ops.crf.keys import Basis
+from wsss.ops.crf.simplices import POINTS, room_for, simplices
+from wsss.ops.crf.threads import Team, draw, finish, wait
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, for multiplicative hashing
+
+
+class Found(NamedTuple):
+    """The vertices of each strip, in the order in which its points touch them."""
+
+    known: np.ndarray
+    """int64 [points * (d + 1)]; their keys, from the place of the strip's first point on"""
+    counts: np.ndarray
+    """int64 [strips]"""
+
+
+@inlined
+def slot_of(key: int, bits: int | np.int64) -> np.uint64:
+    """Where a key is looked for first in a hash table of 2^bits slots."""
+    return (np.uint64(key) * GOLDEN) >> np.uint64(64 - bits)  # unsigned: numba tests other indices for the sign
+
+
+@inlined
+def _slot_after(slot: np.uint64, bits: int | np.int64) -> np.uint64:
+    return (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
+
+
+@inlined
+def find(key: int, table: np.ndarray, bits: int | np.int64, known: np.ndarray) -> tuple[np.uint64, np.uint32]:
+    """(slot, number) of a key in the hash table of numbers counted from 1; number 0 if `known` lacks it."""
+    slot = slot_of(key, bits)
+    number = table[slot]
+    while number != 0 and known[number - np.uint64(1)] != key:
+        slot = _slot_after(slot, bits)
+        number = table[slot]
+    return slot, number
+
+
+@inner
+def _number(
+    key: np.ndarray, corners: np.ndarray, table: np.ndarray, bits: np.int64, known: np.ndarray, count: np.int64
+) -> tuple[np.int64, np.int64]:
+    """Number each new key and write every key's number to its corner; returns new `bits` and `count`."""
+    axes = corners.shape[1]
+    for k in range(corners.shape[0]):
+        for r in range(axes):
+            slot, number = find(key[k * axes + r], table, bits, known)
+            if number == 0:
+                known[count] = key[k * axes + r]
+                count += 1
+                number = np.uint32(count)
+                table[slot] = number
+                if 3 * count > 1 << bits:
+                    bits += 1
+                    table[: 1 << bits] = 0
+                    for v in range(count):
+                        slot, _ = find(known[v], table, bits, known)
+                        table[slot] = v + 1
+            corners[k, r].index = number - np.uint32(1)
+    return bits, count
+
+
+@entry
+def find_vertices(
+    team: Team, features: np.ndarray, basis: Basis, points: np.ndarray, corners: np.ndarray, found: Found
+) -> None:
+    """Fill `corners` and `found`; vertices are numbered in each strip on its own.
+
+    Args:
+        features: float32 [d, points].
+        points: int64 [strips + 1]; where each strip begins.
+        corners: (index, weight) [points, d + 1].
+    """
+    axes, strips = len(basis.step), len(found.counts)
+    room, key = room_for(axes), np.empty(POINTS * axes, np.int64)
+    most = np.int64(14)
+    while 1 << most < 6 * (points[1] - points[0] + 1) * axes:
+        most += 1
+    table = np.empty(1 << most, np.uint32)
+    while True:
+        strip = draw(team, 0, strips)
+        if strip < 0:
+            break
+        bits, count = np.int64(14), np.int64(0)
+        table[: 1 << bits] = 0
+        known = found.known[points[strip] * axes : points[strip + 1] * axes]
+        for start in range(points[strip], points[strip + 1], POINTS):
+            stop = min(start + POINTS, points[strip + 1])
+            simplices(features, basis, start, stop - start, room, key, corners[start:stop])
+            bits, count = _number(key, corners[start:stop], table, bits, known, count)
+        found.counts[strip] = count
+        finish(team, 0)
+    wait(team, 0, strips)
