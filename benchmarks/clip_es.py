@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+from wsss.stages.refine import scores_unary
 
 from wsss.methods import clip_es
 from wsss.networks.clip import CLIP, Vocabulary
 from wsss.ops.boxes import box_mask
 from wsss.ops.dense_crf import PRESETS, dense_crf, wrapped_bgr
 from wsss.pretrained import openai_tokenizer
-from wsss.stages.refine import scores_unary
 
 BACKGROUNDS, CLASSES = 25, 20
 INPUTS = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "parity" / "inputs.py"))

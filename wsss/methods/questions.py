@@ -116,7 +116,7 @@ class QuestionSettings:
         return torch.from_numpy(normalise(resize_bicubic(image, (self.size, self.size)), "clip"))[None]
 
 
-@stage
+@stage(kind="ask", makes="answers", title="BLIP")
 def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `answers.jsonl`: for each pair of a picture and a class that it has, answers by question, in the singular.
 

@@ -285,7 +285,7 @@ def select(scores: Float[np.ndarray, "n c"], ratio: float) -> Bool[np.ndarray, "
     return chosen
 
 
-@stage
+@stage(kind="tag", makes="tags", title="TagCLIP")
 def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `tags.csv` (`image`, and `tags` separated by `;`) and `scores.npz` (`names`, `classes`, float32 `scores`).
 

@@ -8,7 +8,7 @@ refine in the same way, with other numbers.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class AffinityNetLabels:
 @dataclasses.dataclass(frozen=True)
 class AffinityNetTraining:
     """The network and its training."""
+
+    title: ClassVar[str] = "AffinityNet"
 
     backbone: str = "resnet38"
     """resnet38, or a backbone whose last three features have stride 8"""
@@ -172,7 +174,7 @@ def with_background(maps: Float[np.ndarray, "k h w"], alpha: float) -> Float[np.
     return np.concatenate([(1 - maps.max(0, keepdims=True, initial=0)) ** alpha, maps])
 
 
-@stage
+@stage(kind="labels", makes="labels", title="AffinityNet")
 def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Write the class probabilities of both CRFs, `NAME.npz`; pictures whose file is there are left alone.
 
@@ -251,7 +253,7 @@ def walked(
     return random_walk(cells, planes, directions(radius), beta=settings.beta, steps=2**settings.doublings)
 
 
-@stage
+@stage(kind="walk", makes="masks", title="AffinityNet")
 def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures whose mask is there are left alone.
 

@@ -41,6 +41,12 @@ class MaskSettings:
     crf: Preset | DenseCRF = "irn"
     """kernels and iterations of the CRF: the name of a published set, or its numbers"""
 
+    @property
+    def title(self) -> str:
+        """What makes the masks, in reports and records."""
+        ways = {"threshold": "threshold", "crf": "dense CRF on thresholded maps", "scores": "dense CRF on maps"}
+        return ways[self.by]
+
     def __post_init__(self) -> None:
         if self.threshold is not None:
             check_range("refiner.threshold", self.threshold, 0, 1)
@@ -75,7 +81,7 @@ class CRFSettings(MaskSettings):
         return refine(self.at(task.found), task.images, cams=task.cams, out=task.folder("masks"))
 
 
-@stage
+@stage(kind="refine", makes="masks", title=None)
 def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 

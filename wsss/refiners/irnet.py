@@ -8,7 +8,7 @@ import dataclasses
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ _TRAIN_DISPLACED = "Train it with refiner.network.displacement true."
 @dataclasses.dataclass(frozen=True)
 class IRNetTraining:
     """The network and its training."""
+
+    title: ClassVar[str] = "IRNet"
 
     backbone: str = "resnet50"
     """resnet18 .. resnet152, or a timm model with five features; it stays as it is given"""
@@ -207,7 +209,7 @@ def enlarged(maps: Float[Tensor, "k h w"], stride: int, size_hw: tuple[int, int]
     return full / full.max().clamp_min(torch.finfo(full.dtype).tiny)
 
 
-@stage
+@stage(kind="walk", makes="maps", title="IRNet")
 def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
     """Write the maps `NAME.npz` after the walk, highest value 1 over all classes; pictures whose file is there are left alone.
 
@@ -245,7 +247,7 @@ def _loaded(
     return torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps)
 
 
-@stage
+@stage(kind="centre", makes="weights", title="IRNet")
 def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -> dict[str, Any]:
     """Write the weights with the mean displacement of the pictures, which instances need.
 
@@ -304,7 +306,7 @@ class Instances:
         check_range("instances.batch", self.batch, 1)
 
 
-@stage
+@stage(kind="instances", makes="instances", title="IRNet")
 def find_instances(
     settings: Instances, spread: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path
 ) -> dict[str, Any]:

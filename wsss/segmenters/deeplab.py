@@ -36,6 +36,8 @@ from wsss.weights import check_batch_norm, check_initial, load_backbone, load_de
 class DeepLabSettings:
     """A DeepLab v2 and its training."""
 
+    title: ClassVar[str] = "DeepLab v2"
+
     kind: Literal["deeplab"] = "deeplab"
     """DeepLab v2"""
     network: DeepLabLayers = DeepLabLayers()

@@ -34,6 +34,8 @@ from wsss.weights import check_batch_norm, check_initial, load_backbone, load_in
 class DeepLabV1Settings:
     """A DeepLab v1 and its training."""
 
+    title: ClassVar[str] = "DeepLab v1"
+
     kind: Literal["deeplab_v1"] = "deeplab_v1"
     """DeepLab v1"""
     network: DeepLabV1Layers = DeepLabV1Layers()

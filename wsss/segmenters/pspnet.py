@@ -29,6 +29,8 @@ from wsss.weights import check_initial, load_backbone, load_into
 class PSPNetSettings:
     """A PSPNet and its training."""
 
+    title: ClassVar[str] = "PSPNet"
+
     kind: Literal["pspnet"] = "pspnet"
     """PSPNet"""
     network: PSPNetLayers = PSPNetLayers()

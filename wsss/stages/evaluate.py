@@ -58,7 +58,7 @@ class ScoreSettings:
         return dataclasses.replace(self, background="constant", thresholds=ScoreSettings.thresholds)
 
 
-@stage
+@stage(kind="score", makes="scores", title="maps")
 def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Score activation maps at all thresholds, and at the best one in full.
 
@@ -114,7 +114,7 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
     )
 
 
-@stage
+@stage(kind="score", makes="scores", title="masks")
 def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
     """Score pseudo masks or predictions; pixels that they leave unsure (255) count as background, as in IRNet.
 

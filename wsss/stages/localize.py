@@ -47,6 +47,10 @@ class LocalizerSettings(Protocol):
     """Settings that know how to make their localizer."""
 
     @property
+    def title(self) -> str:
+        """The name of the method, in reports and records."""
+
+    @property
     def localizer(self) -> Callable[..., Localizer]:
         """Loads the method on the device, from pictures and named inputs."""
 
@@ -74,7 +78,7 @@ def _check_reading(images: Images, weights: Path) -> None:
         )
 
 
-@stage
+@stage(kind="localize", makes="maps", title=None)
 def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     """Write the activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
 
@@ -98,4 +102,4 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
             classes, maps, maps_stride4 = localizer.cams(prepared, size_hw, images.labels[index])
             write(write_cams, out / f"{images.names[index]}.npz", classes, maps, maps_stride4)
             progress.advance()
-    return {"images": len(images), "method": type(settings).__module__.rpartition(".")[2]}
+    return {"images": len(images)}

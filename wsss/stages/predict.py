@@ -144,7 +144,7 @@ def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Imag
     return dataclasses.replace(images, reading=reading), notes + others
 
 
-@stage
+@stage(kind="predict", makes="predictions", title="segmenter")
 def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Write a predicted mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
