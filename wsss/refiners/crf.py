@@ -2,21 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from wsss import launch
 from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
 from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
-from wsss.progress import Progress
 from wsss.refiners.task import RefinementTask
 from wsss.run import stage
-from wsss.stream import in_threads
+from wsss.stages.each import as_loaded, for_each_picture
 
 # IRNet's threshold on VOC, for pictures without true masks to find a better one on
 DEFAULT_THRESHOLD = 0.15
@@ -57,7 +55,7 @@ class MaskSettings:
         check_range("refiner.certainty", self.certainty, 0, 1)
         check_range("refiner.confidence", self.confidence, 0, 1)
 
-    def at(self, found: float | None) -> Self:
+    def at(self, found: float | None) -> "MaskSettings":
         """These settings with the threshold or exponent that was found best, unless it is set or none was looked for."""
         if self.by == "scores":
             return self if self.exponent is not None else dataclasses.replace(self, exponent=found or 1.0)
@@ -101,17 +99,13 @@ def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> 
             f"refiner.{name}", "nothing", expected, "Set it, or take the best one that `wsss evaluate` found."
         )
     images.check_maskable()
-    todo = launch.missing(images.names, out, ".png")
-    mine = len(launch.share(images.names))
 
-    def work(index: int) -> None:
+    def load(index: int) -> UInt8[np.ndarray, "h w"]:
         image = images.read(index)
         classes, maps = fitting_cams(images, cams, index, image.shape[:2])
-        write_mask(out / f"{images.names[index]}.png", pseudo_mask(image, classes, maps, settings))
+        return pseudo_mask(image, classes, maps, settings)
 
-    with Progress(f"refine {out.name}", mine, done=mine - len(todo)) as progress:
-        for _ in in_threads(work, todo, threads=launch.threads()):
-            progress.advance()
+    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"refine {out.name}")
     return {"images": len(images)}
 
 
