@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -18,6 +18,8 @@ from wsss.stages.each import as_loaded, for_each_picture
 
 # IRNet's threshold on VOC, for pictures without true masks to find a better one on
 DEFAULT_THRESHOLD = 0.15
+
+S = TypeVar("S", bound="MaskSettings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class MaskSettings:
         check_range("refiner.certainty", self.certainty, 0, 1)
         check_range("refiner.confidence", self.confidence, 0, 1)
 
-    def at(self, found: float | None) -> "MaskSettings":
+    def at(self: S, found: float | None) -> S:
         """These settings with the threshold or exponent that was found best, unless it is set or none was looked for."""
         if self.by == "scores":
             return self if self.exponent is not None else dataclasses.replace(self, exponent=found or 1.0)
