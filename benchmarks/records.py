@@ -63,7 +63,7 @@ def main() -> None:
             with whole_file(out / f"{number:06d}.npz", sync) as temporary:
                 temporary.write_bytes(content)
 
-    @run.stage
+    @run.stage(kind="write", makes="maps", title="a benchmark")
     def maps(*, out: Path) -> dict[str, int]:
         write(out, "file")
         return {}

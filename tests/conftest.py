@@ -74,12 +74,14 @@ def finished(folder: Path) -> Path:
     """The folder as a stage leaves it that wrote what is in it."""
     made = folder.rename(folder.with_name(f"{folder.name} made"))
 
-    @stage
-    def localize(*, out):
+    makes = "maps" if any(made.rglob("*.npz")) else "masks"
+
+    @stage(kind="copy", makes=makes, title="a copy")
+    def copied(*, out):
         shutil.copytree(made, out, dirs_exist_ok=True)
         return {}
 
-    localize(out=folder)
+    copied(out=folder)
     shutil.rmtree(made)
     return folder
 

@@ -18,6 +18,10 @@ class Double:
     settings: Any
 
     @property
+    def title(self) -> str:
+        return str(self.settings.title)
+
+    @property
     def training(self) -> Training:
         return self.settings.training
 

@@ -78,7 +78,7 @@ def test_classes_and_options(images):
     assert said[2].startswith("tags of ")
 
 
-@run.stage
+@run.stage(kind="look", makes="labels", title="look")
 def look(images, *, out):
     (out / "made.txt").write_text("made")
     return {}

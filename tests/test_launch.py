@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -41,6 +42,8 @@ def batch_of_all() -> torch.Tensor:
 @dataclasses.dataclass(frozen=True)
 class Double:
     """A classifier in float64, whose rounding cannot hide a wrong gradient."""
+
+    title: ClassVar[str] = "double"
 
     training: Training = Training(batch=4, accumulate=2, epochs=4, lr=0.1, momentum=0.9, workers=1)
 

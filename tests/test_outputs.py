@@ -17,28 +17,28 @@ from wsss.outputs import FILES, INPUTS, Changes, changes
 NAMES = ("a", "b", "teil 1/c ß")
 
 
-@run.stage
+@run.stage(kind="masks", makes="masks", title="masks")
 def masks(seed, *, out):
     for number, name in enumerate(NAMES):
         write_mask(out / f"{name}.png", np.full((5, 6), number + seed, np.uint8))
     return {}
 
 
-@run.stage
+@run.stage(kind="maps", makes="maps", title="maps")
 def maps(seed, *, out):
     for number, name in enumerate(NAMES):
         write_cams(out / f"{name}.npz", np.array([number]), np.full((1, 5, 6), 0.5, np.float32))
     return {}
 
 
-@run.stage
+@run.stage(kind="learn", makes="weights", title="learn")
 def learn(seed, *, out):
     (out / "weights.safetensors").write_bytes(bytes(100))
     (out / "history.json").write_text("[]")
     return {"seed": seed}
 
 
-@run.stage
+@run.stage(kind="later", makes="labels", title="later")
 def later(before, *, out):
     (out / "made.txt").write_text("made")
     return {}
@@ -192,7 +192,7 @@ BROKEN = {
     "deep": lambda content: b"[" * 100_000,
     "number": lambda content: b'{"identity": ' + b"9" * 5000 + b"}",
     "bytes": lambda content: b"\xff\xfe" + content,
-    "types": lambda content: b'{"record": 2, "stage": 1, "identity": {}, "inputs": [], "tables": 3}',
+    "types": lambda content: b'{"record": 3, "kind": 1, "makes": [], "identity": {}, "inputs": [], "tables": 3}',
 }
 
 
@@ -233,7 +233,7 @@ def test_records_of_another_kind_are_refused_clearly(made, tmp_path):
     content = json.loads((made / run.DONE).read_text())
     del content["record"], content["files"]
     (made / run.DONE).write_text(json.dumps(content))
-    with pytest.raises(BadInput, match=r"a record of another kind, written by wsss 0\.1\.0; expected one of kind 2"):
+    with pytest.raises(BadInput, match=r"a record of another kind, written by wsss 0\.1\.0; expected one of kind 3"):
         later(made, out=tmp_path / "later")
     with pytest.raises(BadInput, match="a record of another kind"):
         masks(1, out=made)

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -30,21 +31,21 @@ class Settings:
 calls: list[str] = []
 
 
-@run.stage
+@run.stage(kind="first", makes="labels", title="first")
 def first(settings, *, out):
     calls.append("first")
     (out / "made.txt").write_text(str(settings.count))
     return {"count": settings.count}
 
 
-@run.stage
+@run.stage(kind="second", makes="labels", title="second")
 def second(settings, before, *, out):
     calls.append("second")
     (out / "made.txt").write_text((before / "made.txt").read_text() + "!")
     return {}
 
 
-@run.stage
+@run.stage(kind="broken", makes="labels", title="broken")
 def broken(settings, *, out):
     (out / "half.txt").write_text("half")
     raise RuntimeError("stopped")
@@ -60,17 +61,72 @@ def test_a_done_stage_is_skipped(tmp_path):
     assert first(Settings(), out=tmp_path / "a") == tmp_path / "a"
     assert calls == ["first"]
     record = run.record(tmp_path / "a")
-    assert record["stage"] == "first"
+    assert (record["kind"], record["makes"], record["title"]) == ("first", "labels", "first")
     assert record["result"] == {"count": 2}
     assert record["inputs"]["settings"] == {"count": 2, "inner": {"rate": 0.5}, "init": "none"}
     assert not (tmp_path / "a" / run.STARTED).exists()
     assert run.seconds(tmp_path / "a") >= 0
 
 
-def test_neutral_settings_do_not_matter(tmp_path):
+def test_unrecorded_settings_do_not_matter(tmp_path):
     first(Settings(workers=1), out=tmp_path / "a")
     first(Settings(workers=8), out=tmp_path / "a")
     assert calls == ["first"]
+
+
+def test_a_stage_is_known_by_what_it_says_of_itself(tmp_path):
+    first(Settings(), out=tmp_path / "a")
+
+    @run.stage(kind="first", makes="labels", title="First, better named")
+    def renamed(settings, *, out):
+        raise AssertionError("it is done already")
+
+    renamed(Settings(), out=tmp_path / "a")
+
+    @run.stage(kind="first", makes="masks", title="first")
+    def other(settings, *, out):
+        raise AssertionError("it is another stage")
+
+    with pytest.raises(BadInput, match=r"something else: it is no `first` stage that makes masks"):
+        other(Settings(), out=tmp_path / "a")
+
+
+def test_methods_with_equal_settings_are_told_apart(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class One:
+        title: ClassVar[str] = "CAM"
+
+        count: int = 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(One):
+        title: ClassVar[str] = "ReCAM"
+
+    @run.stage(kind="train", makes="weights", title=None)
+    def learned(settings, *, out):
+        (out / "made.txt").write_text(settings.title)
+        return {}
+
+    learned(One(), out=tmp_path / "runs" / "one" / "a")
+    assert run.record(tmp_path / "runs" / "one" / "a")["title"] == "CAM"
+    with pytest.raises(BadInput, match="something else: it was CAM and is ReCAM now"):
+        learned(Other(), out=tmp_path / "runs" / "one" / "a")
+    with run.sharing(tmp_path / "runs"):
+        made = learned(Other(), out=tmp_path / "runs" / "other" / "a")
+    assert (made / "made.txt").read_text() == "ReCAM"
+
+
+@pytest.mark.parametrize("title", ["", None, 3])
+def test_settings_without_a_name_are_refused(tmp_path, title):
+    nameless = dataclasses.make_dataclass("Nameless", [], namespace={"title": title}, frozen=True)
+
+    @run.stage(kind="train", makes="weights", title=None)
+    def learned(settings, *, out):
+        return {}
+
+    with pytest.raises(TypeError, match="`title` of Nameless"):
+        learned(nameless(), out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
@@ -109,7 +165,7 @@ def test_half_done_goes_on_only_with_the_same_settings(tmp_path):
 
 
 def test_a_stage_that_made_nothing_leaves_nothing(tmp_path):
-    @run.stage
+    @run.stage(kind="refuses", makes="labels", title="refuses")
     def refuses(settings, *, out):
         raise BadInput("batch", "8", "4", "Mend it.")
 
@@ -178,7 +234,7 @@ def test_kills_between_two_writes(tmp_path, leftovers):
 
 
 def test_remade_weights_are_seen_downstream(tmp_path):
-    @run.stage
+    @run.stage(kind="weighs", makes="labels", title="weighs")
     def weighs(settings, *, out):
         (out / "weights.safetensors").write_bytes(str(settings.workers).encode())
         (out / "made.txt").write_text("x")
@@ -216,7 +272,7 @@ def test_pictures_are_known_by_names_tags_and_sizes(tmp_path, squares):
 
 
 def test_leftovers_of_killed_writers_are_swept(tmp_path):
-    @run.stage
+    @run.stage(kind="leaves", makes="labels", title="leaves")
     def leaves(settings, *, out):
         (out / "sub").mkdir()
         (out / "sub" / ".abc.part").write_text("half")
@@ -275,7 +331,7 @@ def test_tries_that_were_killed_count(tmp_path, monkeypatch):
     """`seconds.json` grows while a stage works, and the next try goes on from there."""
     seen = []
 
-    @run.stage
+    @run.stage(kind="slow", makes="labels", title="slow")
     def slow(settings, *, out):
         until = time.monotonic() + 20
         while not (out / run.SECONDS).exists() or run.seconds(out) < 0.2:
@@ -317,7 +373,7 @@ def test_a_record_reaches_the_disk_after_what_it_is_about(tmp_path, monkeypatch)
 
     monkeypatch.setattr("wsss.storage.os.replace", renamed)
 
-    @run.stage
+    @run.stage(kind="writes", makes="labels", title="writes")
     def writes(settings, *, out):
         for name in ("a", "b", "c/d"):
             with whole_file(out / f"{name}.bin", sync="file") as temporary:
@@ -334,7 +390,7 @@ def test_a_record_reaches_the_disk_after_what_it_is_about(tmp_path, monkeypatch)
 
 
 def test_a_lock_lost_while_it_worked_keeps_a_stage_from_its_record(tmp_path):
-    @run.stage
+    @run.stage(kind="sleeps", makes="labels", title="sleeps")
     def sleeps(settings, *, out):
         (out / "made.txt").write_text("made")
         content = json.loads((out / LOCK).read_text())

@@ -36,11 +36,13 @@ def difference(found: Mapping[str, Any], asked: Mapping[str, Any], before: Table
         found, asked: their records.
         before, now: what their inputs hold, by the names of the inputs: `Images.table()`, or digests of files by name.
     """
-    if found["stage"] != asked["stage"]:
-        return f"it is no `{asked['stage']}` stage"
+    if (found["kind"], found["makes"]) != (asked["kind"], asked["makes"]):
+        return f"it is no `{asked['kind']}` stage that makes {asked['makes']}"
     old, new = dict(_leaves(found["inputs"])), dict(_leaves(asked["inputs"]))
     names = [key for key in sorted({*old, *new}) if _told_apart(old, key) != _told_apart(new, key)]
     parts = [_changed(key, old, new, before.get(key), now.get(key)) for key in names[:_MOST]]
+    if found["title"] != asked["title"]:
+        parts.insert(0, f"it was {found['title']} and is {asked['title']} now")
     return "; ".join(parts) + (f"; and {len(names) - _MOST} more" if len(names) > _MOST else "")
 
 

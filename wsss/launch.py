@@ -9,7 +9,6 @@ import datetime
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -130,11 +129,6 @@ def decided_by_first(decide: Callable[[], Item]) -> Item:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
-
-
-def missing(names: Sequence[str], folder: Path, suffix: str) -> list[int]:
-    """Those of this process's share of pictures whose file `folder/NAME+suffix` is not there yet, by position."""
-    return [index for index in share(range(len(names))) if not (folder / f"{names[index]}{suffix}").exists()]
 
 
 def summed(counts: np.ndarray) -> np.ndarray:

@@ -28,8 +28,8 @@ RECORDS = (DONE, STARTED, SECONDS, FILES, INPUTS, LOCK)
 # Curves with a time in their names, for people who watch a training
 WATCHED = "tensorboard"
 
-# Measured or learned: nobody corrects these by hand
-_NEVER_EDITED = ("scores.json", "per_image.json", "per_image_contour.json", "history.json", "scores.npz")
+# What stages make that nobody corrects by hand: it is measured or learned
+_NEVER_EDITED = ("weights", "scores")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def set_time(path: Path, when: int) -> None:
         os.utime(path, ns=(when, when))
 
 
-def write_list(out: Path, when: int) -> tuple[dict[str, str], str]:
+def write_list(out: Path, when: int) -> str:
     """List what a stage wrote, and bring its names to the disk.
 
     Args:
@@ -88,7 +88,7 @@ def write_list(out: Path, when: int) -> tuple[dict[str, str], str]:
         when: the time (ns) that all of its files get, and the record has to get too.
 
     Returns:
-        The digest of each file by its relative name, and the digest of the list.
+        The digest of the list.
     """
     names = sorted(_walk(out))
     paths = [out / name for name in names]
@@ -99,7 +99,7 @@ def write_list(out: Path, when: int) -> tuple[dict[str, str], str]:
         sync_folder(folder)
     listed = {name: [path.stat().st_size, found] for name, path, found in zip(names, paths, contents, strict=True)}
     write_packed(out / FILES, listed)
-    return dict(zip(names, contents, strict=True)), digest(listed)
+    return digest(listed)
 
 
 def changes(out: Path, record: Mapping[str, Any]) -> Changes:
@@ -125,7 +125,7 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
         # weights decide about all that follows, and there is one file of them
         if status.st_size != size or status.st_mtime_ns != when or name.endswith(".safetensors"):
             touched.append(name)
-    stage = record["stage"]
+    stage = record["kind"]
     if missing:
         raise BadInput(
             out,
@@ -138,7 +138,7 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
     for name, content in zip(touched, content_digests([out / name for name in touched]), strict=True):
         if content == now[name]:
             continue
-        if _is_fixed(name):
+        if record["makes"] in _NEVER_EDITED:
             _check_same(out / name, content, now[name], stage, out)
         _check_readable(out / name, stage)
         now[name] = str(content)
@@ -166,13 +166,9 @@ def check_file(path: Path, record: Callable[[Path], Mapping[str, Any]]) -> None:
             done = record(folder)
             name = path.resolve().relative_to(folder).as_posix()
             _, listed = _listed(folder, done).get(name, (0, None))
-            if listed and _is_fixed(name):
-                _check_same(path, content_digest(path), listed, done["stage"], folder)
+            if listed and done["makes"] in _NEVER_EDITED:
+                _check_same(path, content_digest(path), listed, done["kind"], folder)
             return
-
-
-def _is_fixed(name: str) -> bool:
-    return name.endswith(".safetensors") or name in _NEVER_EDITED
 
 
 def _check_same(path: Path, content: str | None, listed: str, stage: str, out: Path) -> None:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from wsss import __version__, launch, lock, outputs
 from wsss.data.images import Images
@@ -41,11 +41,14 @@ from wsss.storage import (
 )
 
 # What records of this version hold; those of others are not understood
-RECORD = 2
-# Whose content tells which stage made a file that settings name
-KNOWN_BY_CONTENT = ("weights.safetensors", "model.safetensors", "tags.csv", "scores.json")
+RECORD = 3
 # Seconds between two looks at the clock; a killed try counts up to the last one
 CLOCK_EVERY = 30.0
+
+# What a stage can make
+Makes = Literal[
+    "weights", "answers", "tags", "maps", "labels", "masks", "instances", "predictions", "scores", "figures"
+]
 
 log = logging.getLogger("wsss")
 
@@ -90,33 +93,72 @@ def plain(settings: Any) -> Any:
     return str(settings) if isinstance(settings, os.PathLike) else settings
 
 
-def stage(function: Callable[..., dict[str, Any]]) -> Stage:
+@dataclasses.dataclass(frozen=True)
+class Called:
+    """What a stage says of itself in its record.
+
+    Attributes:
+        kind: one word for what it does. It is part of the stage's identity, so it never changes.
+        makes: what it makes, which is part of its identity too.
+        title: the name that people read in reports and comparisons: of a paper, a model, a way.
+        identity: what tells it apart from stages with equal settings and inputs.
+    """
+
+    kind: str
+    makes: Makes
+    title: str
+    identity: tuple[str, ...]
+
+
+def _called(kind: str, makes: Makes, title: str | None, inputs: Mapping[str, Any]) -> Called:
+    if title is not None:
+        return Called(kind, makes, title, (kind, makes))
+    # two methods may have equal settings
+    title = inputs["settings"].title
+    if not isinstance(title, str) or not title:
+        raise TypeError(f"`title` of {type(inputs['settings']).__name__} is {title!r}, not a name")
+    return Called(kind, makes, title, (kind, makes, title))
+
+
+def stage(*, kind: str, makes: Makes, title: str | None) -> Callable[[Callable[..., dict[str, Any]]], Stage]:
     """Make a stage of a function that fills the folder `out` and returns what is worth recording about it.
 
-    Its arguments may be settings (dataclasses), `Images`, and paths of earlier stages or of files.
+    Its arguments may be settings (dataclasses), `Images`, and paths of earlier stages or of files. Records know the stage by
+    `kind` and `makes`, so the function may be renamed.
+
+    Args:
+        kind: one word for what the stage does.
+        makes: what it makes.
+        title: its name for people, None to take the attribute `title` of its argument `settings`; then that is part of its
+            identity as well.
 
     The stage raises:
         BadInput: `out` was made from something else, another command works there, an input stage is missing, unfinished
             or damaged, or files that the stage wrote are.
     """
-    signature = inspect.signature(function)
 
-    @functools.wraps(function)
-    def run(*args: Any, out: Path, **kwargs: Any) -> Path:
-        out = Path(out)
-        arguments = signature.bind(*args, out=out, **kwargs)
-        arguments.apply_defaults()
-        inputs = {name: value for name, value in arguments.arguments.items() if name != "out"}
-        with lock.held(out):
-            if launch.decided_by_first(lambda: _prepare(function.__name__, inputs, out)):
-                return out
-            with _timed(out) if launch.is_first() else contextlib.nullcontext():
-                result = function(*args, out=out, **kwargs)
-            launch.wait()
-            launch.decided_by_first(lambda: _finish(out, result))
-        return out
+    def made_of(function: Callable[..., dict[str, Any]]) -> Stage:
+        signature = inspect.signature(function)
 
-    return run
+        @functools.wraps(function)
+        def run(*args: Any, out: Path, **kwargs: Any) -> Path:
+            out = Path(out)
+            arguments = signature.bind(*args, out=out, **kwargs)
+            arguments.apply_defaults()
+            inputs = {name: value for name, value in arguments.arguments.items() if name != "out"}
+            called = _called(kind, makes, title, inputs)
+            with lock.held(out):
+                if launch.decided_by_first(lambda: _prepare(called, inputs, out)):
+                    return out
+                with _timed(out) if launch.is_first() else contextlib.nullcontext():
+                    result = function(*args, out=out, **kwargs)
+                launch.wait()
+                launch.decided_by_first(lambda: _finish(out, result))
+            return out
+
+        return run
+
+    return made_of
 
 
 @contextlib.contextmanager
@@ -153,9 +195,9 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"one of kind {RECORD}, which wsss {__version__} writes",
             "Make the stage again in another folder, or use the version that made it.",
         )
-    kinds = {"stage": str, "identity": str, "inputs": dict, "tables": str}
+    kinds = {"kind": str, "makes": str, "title": str, "identity": str, "inputs": dict, "tables": str}
     if path.name == DONE:
-        kinds |= {"result": dict, "made": dict, "files": str}
+        kinds |= {"result": dict, "files": str}
     lacking = (
         [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
         if isinstance(content, dict)
@@ -213,15 +255,17 @@ def _timed(out: Path) -> Iterator[None]:
     write()
 
 
-def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
+def _prepare(called: Called, inputs: Mapping[str, Any], out: Path) -> bool:
     """Whether the stage is done already; otherwise its folder is made ready for it."""
     lock.check_held()
     tables: dict[str, Any] = {}
     described = {key: _describe(value, out, key, tables) for key, value in inputs.items()}
-    made_of = digest([name, {key: identity(value) for key, value in described.items()}])
+    made_of = digest([called.identity, {key: identity(value) for key, value in described.items()}])
     asked = {
         "record": RECORD,
-        "stage": name,
+        "kind": called.kind,
+        "makes": called.makes,
+        "title": called.title,
         "version": __version__,
         "inputs": described,
         "tables": digest(tables),
@@ -236,7 +280,7 @@ def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
             if marker == STARTED:
                 log.info("%s: going on where it stopped", out)
                 return False
-            _note(out, found["stage"], outputs.changes(out, found))
+            _note(out, found["kind"], outputs.changes(out, found))
             if (out / STARTED).exists():
                 (out / STARTED).unlink()  # of a process that was killed between the two records
             log.info("%s: done already", out)
@@ -258,15 +302,14 @@ def _prepare(name: str, inputs: Mapping[str, Any], out: Path) -> bool:
 
 
 def _refuse(out: Path, found: dict[str, Any], asked: dict[str, Any], tables: Mapping[str, Any]) -> None:
-    name = asked["stage"]
     before = {}
     if (out / INPUTS).exists():
         before = outputs.read_known(out / INPUTS, found["tables"], "what a stage was made from")
     stale = outdated([out], not_the_same(found, asked), beside(out))
     raise BadInput(
         out,
-        f"a stage (`{found['stage']}`) made from something else: {difference(found, asked, before, tables)}",
-        f"an empty folder, or a stage (`{name}`) made from the same settings and inputs",
+        f"a stage (`{found['kind']}`) made from something else: {difference(found, asked, before, tables)}",
+        f"an empty folder, or a stage (`{asked['kind']}`) made from the same settings and inputs",
         f"To make it from what is there now, remove {', '.join(map(str, stale))} and start the same command again; to keep it, "
         "undo the change or choose another output folder.",
     )
@@ -302,7 +345,7 @@ def _take(twin: Path, out: Path, asked: dict[str, Any]) -> None:
         ignored = shutil.ignore_patterns(LOCK, f".*{TEMPORARY_SUFFIX}", STARTED)
         shutil.copytree(twin, copy, copy_function=_link_or_copy, ignore=ignored)
         # its own record: the stages that it was made from may lie elsewhere
-        _write_done(copy, {**asked, **{key: theirs[key] for key in ("result", "made", "files")}}, _time_of(twin))
+        _write_done(copy, {**asked, **{key: theirs[key] for key in ("result", "files")}}, _time_of(twin))
         sync_folder(copy)
         if (out / LOCK).exists():  # this process's
             _link_or_copy(str(out / LOCK), str(copy / LOCK))
@@ -330,11 +373,10 @@ def _finish(out: Path, result: dict[str, Any]) -> None:
         # of a process that was killed while it wrote
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     when = outputs.past()
-    files, known = outputs.write_list(out, when)
+    files = outputs.write_list(out, when)
     lock.check_held()
-    made = {name: files[name] for name in sorted(files) if name in KNOWN_BY_CONTENT}
     asked = _read_record(out / STARTED)
-    _write_done(out, {**asked, "result": result, "made": made, "files": known}, when)
+    _write_done(out, {**asked, "result": result, "files": files}, when)
     (out / STARTED).unlink()
 
 
@@ -378,7 +420,7 @@ def _known(path: Path) -> tuple[dict[str, Any], Mapping[str, str] | None]:
         return {"identity": digest(files)}, files
     done = record(path)
     changed = outputs.changes(path, done)
-    _note(path, done["stage"], changed)
+    _note(path, done["kind"], changed)
     edits = {key: list(names) for key, names in (("edited", changed.edited), ("added", changed.added)) if names}
     known = digest([done["identity"], changed.files])
-    return {"stage": done["stage"], "of": done["identity"], "identity": known, **edits}, changed.files
+    return {"stage": done["kind"], "of": done["identity"], "identity": known, **edits}, changed.files

@@ -3,9 +3,8 @@
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -19,7 +18,7 @@ def in_threads(
     total: int = 0,
     progress: Progress | None = None,
     threads: int | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function` of each item, in order; the first error ends it and drops what has not begun.
 
     At most two results a thread wait to be taken, so memory stays bounded.
@@ -47,28 +46,3 @@ def in_threads(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-class Writer:
-    """Writes in the background; `with` waits for all of it and raises what went wrong."""
-
-    def __init__(self, threads: int = 2) -> None:
-        self._pool, self._room = ThreadPoolExecutor(threads), 4 * threads
-        self._pending: deque[Future[None]] = deque()
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __call__(self, write: Callable[..., None], *args: object) -> None:
-        """Call `write(*args)` soon; waits while too much is under way."""
-        self._pending.append(self._pool.submit(write, *args))
-        while len(self._pending) > self._room:
-            self._pending.popleft().result()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=error is not None)
-        if error is None:
-            for future in self._pending:
-                future.result()

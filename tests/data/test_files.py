@@ -86,7 +86,9 @@ def test_maps_survive_as_half_floats(tmp_path):
     np.testing.assert_array_equal(read_classes, classes)
     np.testing.assert_array_equal(read, maps.astype(np.float16).astype(np.float32))
     assert (read_classes.dtype, read.dtype) == (np.int16, np.float32)
-    np.testing.assert_array_equal(read_cams(tmp_path / "ä" / "a b.npz", "maps_stride4")[1], strided.astype(np.float16))
+    np.testing.assert_array_equal(
+        read_cams(tmp_path / "ä" / "a b.npz", "maps_stride4")[1], maps_stride4.astype(np.float16)
+    )
 
 
 def test_bad_maps(tmp_path):

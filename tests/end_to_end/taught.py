@@ -11,10 +11,10 @@ import yaml
 
 from tests.data.conftest import write_coco, write_voc
 from tests.end_to_end.conftest import TINY
+from wsss import classifier
 from wsss.cli import main
 from wsss.configs import CONFIGS
 from wsss.data.files import read_cams, read_mask
-from wsss import classifier
 from wsss.weights import WEIGHTS, read_weights
 
 FEW = {"batch": 2, "epochs": None, "steps": 2, "workers": 0, "checkpoint_steps": 1}

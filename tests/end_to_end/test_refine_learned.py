@@ -83,8 +83,8 @@ def refine_words(refiner, shapes, finished, settings, out):
 def test_a_run_goes_to_its_end(runs, finished, shapes, refiner):
     out, printed = runs(refiner)
     assert "pseudo masks" in printed
-    assert ("walked maps" in printed) == (refiner == "irnet")
-    assert "segmenter" in printed
+    assert ("refined maps" in printed) == (refiner == "irnet")
+    assert "predictions" in printed
     names = (shapes / "ImageSets/Segmentation/train.txt").read_text().split()
     for name in names:
         _, maps = read_cams(finished / "cams" / f"{name}.npz")

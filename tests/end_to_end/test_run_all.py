@@ -108,7 +108,7 @@ def test_a_failure_is_told_and_does_not_lose_the_others(whole, few, config, caps
         assert set(run["scores"]) == {"maps", "pseudo masks", "predictions"}
         assert all(score["comparable"] for score in run["scores"].values())
     protocol = compared["runs"][2]["protocol"]
-    assert protocol["method"] == "clims (improved)"
+    assert protocol["method"] == "CLIMS (improved)"
     assert (protocol["backbone"], protocol["initial weights"], protocol["CLIP"]) == ("test_resnet", "none", "demo_clip")
     assert protocol["refiner"] == "dense CRF on thresholded maps"
     page = (whole / "compare.html").read_text()
@@ -136,7 +136,7 @@ def test_any_error_of_a_method_leaves_the_others(tmp_path, whole, few, config, m
 @pytest.mark.slow
 def test_compare_finds_the_data_set_by_itself(tmp_path, whole, capsys):
     assert main(["compare", str(whole / "cam"), str(whole / "clims"), "--out", str(tmp_path / "out")]) == 0
-    assert "clims (improved)" in capsys.readouterr().out
+    assert "CLIMS (improved)" in capsys.readouterr().out
     page = (tmp_path / "out" / "compare.html").read_text()
     assert page.count('<div class="row">') >= 4
     assert main(["compare", str(whole), "--out", str(tmp_path / "all")]) == 0

@@ -76,7 +76,7 @@ def test_trained_weights_stand_in_for_both_trainings(tmp_path, whole, shapes, se
     for file in (whole / "cams").glob("*.npz"):
         assert (tmp_path / "run" / "cams" / file.name).read_bytes() == file.read_bytes()
     assert not (tmp_path / "run" / "classifier").exists()
-    assert "segmenter" in capsys.readouterr().out
+    assert "predictions" in capsys.readouterr().out
 
 
 def test_published_weights_localize_without_training(tmp_path):

@@ -51,7 +51,7 @@ def whole(tmp_path_factory, shapes, settings):
     out = tmp_path_factory.mktemp("runs") / "whole"
     done = ok("run", "clip_es", "--data", shapes, "--config", settings, "--out", out)
     assert "maps at the best exponent" in done.stdout
-    assert "segmenter" in done.stdout
+    assert "predictions" in done.stdout
     return out
 
 

@@ -100,7 +100,7 @@ def test_a_recipe_with_another_segmenter(finished, shapes, tmp_path):
         shutil.copytree(finished / stage, tmp_path / "run" / stage)
     words = ("run", "cam", "--data", shapes, "--config", tmp_path / "run.yaml", "--out", tmp_path / "run")
     printed = ok(*words).stdout
-    assert "segmenter" in printed
+    assert "predictions" in printed
     assert (tmp_path / "run" / "report.html").exists()
     state, metadata = read_weights(tmp_path / "run" / "segmenter" / "weights.safetensors")
     assert metadata["kind"] == "emanet"

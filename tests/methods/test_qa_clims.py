@@ -465,7 +465,7 @@ def test_what_it_learned_localizes(tmp_path, squares, settings):
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
     assert metadata["backbone"] == SMALL.backbone
     localize(qa_clims.QACLIMSInference(scales=(1.0,)), squares, weights=trained, out=tmp_path / "cams")
-    assert read_json(tmp_path / "cams" / "done.json", "record")["result"]["method"] == "qa_clims"
+    assert read_json(tmp_path / "cams" / "done.json", "record")["title"] == "QA-CLIMS"
 
 
 @pytest.mark.slow

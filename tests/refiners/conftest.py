@@ -22,7 +22,7 @@ Shape = Callable[[np.ndarray], np.ndarray]
 def unfinished(folder: Path) -> None:
     """Takes the record of a finished stage back to that of one that is under way."""
     record = json.loads((folder / "done.json").read_text())
-    started = {key: value for key, value in record.items() if key not in ("result", "made", "files")}
+    started = {key: value for key, value in record.items() if key not in ("result", "files")}
     (folder / "started.json").write_text(json.dumps(started))
     (folder / "done.json").unlink()
 

@@ -13,7 +13,7 @@ from wsss.stages import check
 from wsss.stages.check import CONTENTS, DATA, open_checked, reopened
 
 
-@run.stage
+@run.stage(kind="look", makes="labels", title="look")
 def look(images, *, out):
     (out / "made.txt").write_text("made")
     return {}
@@ -41,7 +41,7 @@ def made(data, tmp_path):
     return tmp_path / "run"
 
 
-@run.stage
+@run.stage(kind="follow", makes="labels", title="follow")
 def follow(before, *, out):
     (out / "made.txt").write_text("made")
     return {}

@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     for name in ("segmenter", "predictions", "predictions-scores"):
         shutil.rmtree(broken / name)
     (broken / "segmenter").mkdir()
-    write_json(broken / "segmenter" / "started.json", {"stage": "train"})
+    write_json(broken / "segmenter" / "started.json", {"kind": "train"})
     return folder / "runs", data
 
 
@@ -207,7 +207,7 @@ def test_what_run_all_left_is_compared_with_its_failures(runs: tuple[Path, Datas
     write_json(tmp_path / "all" / "runs.json", {"cam": "cam", "clims": "clims", "vwl": "vwl"})
     comparison = compare([tmp_path / "all"], tmp_path / "all", data)
     assert [run.status for run in comparison.runs] == ["unfinished", "failed", "unfinished"]
-    assert [run.method for run in comparison.runs] == ["cam", "clims", "vwl"]
+    assert [run.method for run in comparison.runs] == ["CAM", "clims", "vwl"]
     assert "clims: failed: CLIP: found no such file" in table(comparison)
     report(tmp_path / "all" / "cam", data)
     assert compare([tmp_path / "all"], tmp_path / "all", data).runs[0].status == "finished"

@@ -86,7 +86,7 @@ class Method:
     steps: int = 1200
 
 
-@stage
+@stage(kind="train", makes="weights", title="CAM")
 def train(settings: Method, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     history = [
         {"step": step, "lr": settings.lr * (1 - step / settings.steps) ** 0.9, "classification": 0.7 / (1 + step / 50)}
@@ -97,13 +97,13 @@ def train(settings: Method, images: Images, *, out: Path, **inputs: Path) -> dic
     return {"steps": settings.steps, "images": len(images), "final": history[-1]}
 
 
-@stage
+@stage(kind="localize", makes="maps", title="CAM")
 def localize(settings: Method, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     for index, name in enumerate(images.names):
         truth = images.read_mask(index) if images.masks[index] else np.ones(images.size_hw(index), np.uint8)
         maps = [_blurred(truth == label + 1, truth.shape[0] / 10) for label in images.classes(index)]
         write_cams(out / f"{name}.npz", np.array(images.classes(index)), np.reshape(maps, (-1, *truth.shape)))
-    return {"images": len(images), "method": "cam"}
+    return {"images": len(images)}
 
 
 def _blurred(mask: np.ndarray, radius: float) -> np.ndarray:
@@ -111,7 +111,7 @@ def _blurred(mask: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(blurred) / np.float32(255)
 
 
-@stage
+@stage(kind="refine", makes="masks", title="threshold")
 def refine(settings: Method, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     for index, name in enumerate(images.names):
         classes, maps = read_cams(cams / f"{name}.npz")
@@ -122,7 +122,7 @@ def refine(settings: Method, images: Images, *, cams: Path, out: Path) -> dict[s
     return {"images": len(images)}
 
 
-@stage
+@stage(kind="predict", makes="predictions", title="segmenter")
 def predict(settings: Method, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     for index, name in enumerate(images.names):
         truth = images.read_mask(index)
@@ -229,7 +229,7 @@ def test_scores_and_their_protocols_are_shown(whole: tuple[Path, Dataset], page:
     for folder, what in (
         ("cams-scores", "maps at the best threshold"),
         ("masks-scores", "pseudo masks"),
-        ("predictions-scores", "segmenter"),
+        ("predictions-scores", "predictions"),
     ):
         content = read_json(run / folder / "scores.json", "scores")
         figures = (content["scores"]["miou"], content["contour"]["mean_f"], content["scores"]["pixel_accuracy"])
@@ -239,7 +239,7 @@ def test_scores_and_their_protocols_are_shown(whole: tuple[Path, Dataset], page:
     assert scores.count("convention: present") == 3
     assert scores.count("unsure pixels: count as background") == 2
     assert "drawn & quartered" in page.all("h1")[0][1]
-    assert page.all("h1")[0][1].startswith("cam on ")
+    assert page.all("h1")[0][1].startswith("CAM on ")
 
 
 def test_stages_follow_what_they_were_made_from(page: Page) -> None:
@@ -289,14 +289,14 @@ def test_galleries_show_what_was_made_of_each_picture(whole: tuple[Path, Dataset
     assert len(set(names[:16])) == 16
     worst = rows[0][1]
     assert f"pseudo masks {100 * per_image[ranking[0]]:.1f}" in worst
-    assert [word for word in ("picture", "true mask", "maps: ", "segmenter") if word in worst] == [
+    assert [word for word in ("picture", "true mask", "maps: ", "predictions") if word in worst] == [
         "picture",
         "true mask",
         "maps: ",
     ]
     # val holds other pictures of the same names, of which there are no maps
     last = rows[-1][1]
-    assert "segmenter" in last
+    assert "predictions" in last
     assert "true mask" in last
     assert "maps" not in last
     assert len(rows) == 16 + 9
@@ -308,7 +308,7 @@ def test_contours_of_each_picture_that_has_a_scored_mask(whole: tuple[Path, Data
     assert all(name in pictures for name in CONTOUR_COLOURS)
     captions = Counter(inner for _, inner in page.all("figcaption"))
     assert captions["contours of pseudo masks"] == captions["pseudo masks"] == 16
-    assert captions["contours of segmenter"] == captions["segmenter"] == 9
+    assert captions["contours of predictions"] == captions["predictions"] == 9
     scores = read_json(run / "masks-scores" / "per_image_contour.json", "scores")
     per_image = read_json(run / "masks-scores" / "per_image.json", "scores")
     worst = min(per_image, key=lambda name: (per_image[name], name))
@@ -406,7 +406,7 @@ def test_picture_in_both_splits_has_one_row(tmp_path: Path) -> None:
     page = Page(report(made(tmp_path / "run", data), data).read_text(encoding="utf-8"))
     rows = [inner for _, inner in page.all("div", "row")]
     assert len(rows) == 16
-    assert all("pseudo masks" in row and "segmenter" in row for row in rows)
+    assert all("pseudo masks" in row and "predictions" in row for row in rows)
 
 
 def test_no_true_masks(tmp_path: Path) -> None:
@@ -432,11 +432,11 @@ def test_two_of_a_kind_are_told_apart_and_unfinished_stages_named(tmp_path: Path
         dataclasses.replace(SCORES, contour=False), seeds, masks=walked, out=run / "walks" / "scores"
     )
     (run / "again").mkdir()
-    write_json(run / "again" / "started.json", {"stage": "train"})
+    write_json(run / "again" / "started.json", {"kind": "train"})
     rows = table(run).splitlines()
     assert [row.split("  ")[0] for row in rows[1:]] == [
-        "maps at the best threshold (0.3)", "pseudo masks (masks)", "pseudo masks (walks/masks)", "segmenter",
-        "segmenter, drawn/val: mIoU over 4 of 5 labels (cat does not occur in the truth)",
+        "maps at the best threshold (0.3)", "pseudo masks (masks)", "pseudo masks (walks/masks)", "predictions",
+        "predictions, drawn/val: mIoU over 4 of 5 labels (cat does not occur in the truth)",
     ]  # fmt: skip
     assert rows[3].split()[-3] == "-"
     page = Page(report(run, data).read_text(encoding="utf-8"))
@@ -480,12 +480,12 @@ def test_page_stays_small(tmp_path: Path) -> None:
 def test_table_is_aligned(whole: tuple[Path, Dataset]) -> None:
     run, _ = whole
     *lines, remark = table(run).splitlines()
-    assert remark == "segmenter, drawn/val: mIoU over 4 of 5 labels (cat does not occur in the truth)"
+    assert remark == "predictions, drawn/val: mIoU over 4 of 5 labels (cat does not occur in the truth)"
     assert [line.split("  ")[0] for line in lines] == [
         "what",
         "maps at the best threshold (0.3)",
         "pseudo masks",
-        "segmenter",
+        "predictions",
     ]
     ends = [[match.end() for match in re.finditer(r"(?:(?<=  )|^)\S+(?: \S+)*", line)] for line in lines]
     assert all(end[2:] == ends[0][2:] for end in ends)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from wsss.weights import WEIGHTS, read_weights, write_weights
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
+    title: ClassVar[str] = "toy"
+
     training: Training = Training(batch=4, epochs=2, lr=0.1, workers=0, momentum=0.9)
     stop_at: int | None = None
 
@@ -254,7 +257,7 @@ def test_a_kill_after_the_last_write_needs_no_training(tmp_path, squares, monkey
     (out / DONE).rename(out / "started.json")
     monkeypatch.setattr(Learning, "forward", lambda *_: pytest.fail("it trained again"))
     record = json.loads((out / "started.json").read_text())
-    del record["result"], record["made"], record["files"]
+    del record["result"], record["files"]
     (out / "started.json").write_text(json.dumps(record))
     train(Toy(), squares, out=out)
     assert tree(out) == whole

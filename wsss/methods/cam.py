@@ -7,7 +7,7 @@ loss, and its maps M_c(x, y) = w_c · f(x, y) over scales and mirror images.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ from wsss.stages.train import Training
 @dataclasses.dataclass(frozen=True)
 class CAMSettings:
     """The classifier that maps are taken from."""
+
+    title: ClassVar[str] = "CAM"
 
     backbone: str = "resnet50"
     """resnet18 .. resnet152, or any timm model that gives features"""
@@ -105,6 +107,8 @@ class CAMObjective(Objective):
 @dataclasses.dataclass(frozen=True)
 class CAMInference(MultiScale):
     """How maps are taken from the classifier."""
+
+    title: ClassVar[str] = "CAM"
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
         """A trained classifier, ready to give maps: of a stage folder, or a published checkpoint (`res50_cam.pth`).

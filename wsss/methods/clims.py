@@ -15,7 +15,7 @@ import dataclasses
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,8 @@ class CLIMSWeights:
 @dataclasses.dataclass(frozen=True)
 class CLIMSSettings:
     """A CAM network that learns from a frozen CLIP."""
+
+    title: ClassVar[str] = "CLIMS"
 
     variant: Variant = "improved"
     """the published code's later version, or the camera-ready one: layers, what of them learns, and whether cosines are clamped"""
@@ -368,6 +370,8 @@ def _one_group(network: CameraReadyNetwork, lr: float, weight_decay: float) -> l
 @dataclasses.dataclass(frozen=True)
 class CLIMSInference(MultiScale):
     """How maps are taken from the network: ReLU of the raw maps, not the sigmoid that was trained."""
+
+    title: ClassVar[str] = "CLIMS"
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_clims.pth`).

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -75,6 +75,8 @@ class Architecture:
 @dataclasses.dataclass(frozen=True)
 class CLIPSettings:
     """A CLIP and its training."""
+
+    title: ClassVar[str] = "CLIP"
 
     init: str = maybe_file("openai/clip-vit-base-patch16")
     """what to start from: a hub id, a folder, a file, or `none` for a new network"""

@@ -9,7 +9,7 @@ stochastic, spreads it (class-aware attention-based affinity, CAA).
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -44,6 +44,8 @@ _PASSES = 3
 @dataclasses.dataclass(frozen=True)
 class CLIPESInference:
     """How maps are taken from CLIP."""
+
+    title: ClassVar[str] = "CLIP-ES"
 
     clip: str = maybe_file("openai/clip-vit-base-patch16")
     """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-16.pt) or open_clip"""

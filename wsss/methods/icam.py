@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ PUBLISHED: dict[Variant, Published] = {
 @dataclasses.dataclass(frozen=True)
 class ICAMSettings:
     """The network that maps are taken from, and its losses."""
+
+    title: ClassVar[str] = "ICAM"
 
     variant: Variant = "icam"
     """icam, its binomial follow-up on SEAM (hfpl), or SEAM itself"""
@@ -263,6 +265,8 @@ class ICAMObjective(Objective):
 @dataclasses.dataclass(frozen=True)
 class ICAMInference(MultiScale):
     """How maps are taken from the network."""
+
+    title: ClassVar[str] = "ICAM"
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """sizes of the picture whose maps are fused"""

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -153,6 +153,8 @@ class QACLIMSWeights:
 @dataclasses.dataclass(frozen=True)
 class QACLIMSSettings:
     """A CAM network that learns from a frozen CLIP and from answers about its pictures."""
+
+    title: ClassVar[str] = "QA-CLIMS"
 
     init: str = maybe_file(BASELINE)
     """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
@@ -493,6 +495,8 @@ def _example(images: Images, settings: QACLIMSSettings, index: int, rng: np.rand
 @dataclasses.dataclass(frozen=True)
 class QACLIMSInference(MultiScale):
     """How maps are taken from the network: ReLU of the raw maps, as in CLIMS."""
+
+    title: ClassVar[str] = "QA-CLIMS"
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
         """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_qa_clims.pth`).

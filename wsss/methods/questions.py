@@ -26,11 +26,9 @@ from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range, reading
 from wsss.networks.blip import BLIP
 from wsss.pretrained import load_blip
-from wsss.progress import Progress
 from wsss.run import maybe_file, stage, unrecorded
-from wsss.stages.localize import read_prepared
+from wsss.stages.each import for_each_picture, read_prepared
 from wsss.storage import read_json, whole_file, write_json
-from wsss.stream import in_threads
 
 ANSWERS = "answers.jsonl"
 
@@ -116,7 +114,7 @@ class QuestionSettings:
         return torch.from_numpy(normalise(resize_bicubic(image, (self.size, self.size)), "clip"))[None]
 
 
-@stage
+@stage(kind="ask", makes="answers", title="BLIP")
 def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `answers.jsonl`: for each pair of a picture and a class that it has, answers by question, in the singular.
 
@@ -129,16 +127,19 @@ def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, A
     names = read_words(settings.words, images.class_names, "qa_clims").prompts
     blip = settings.load().to(launch.device())
     folder = out / "pictures"
-    tagged = [index for index in launch.share(range(len(images))) if images.labels[index].any()]
-    todo = [index for index in tagged if not (folder / f"{images.names[index]}.json").exists()]
-    with Progress(f"ask {out.name}", len(tagged), done=len(tagged) - len(todo)) as progress:
-        loaded = in_threads(partial(read_prepared, settings.prepare, images), todo, threads=launch.threads())
-        for index, (pixels, _) in zip(todo, loaded, strict=True):
-            said = _asked(settings, blip, pixels.to(launch.device()), [names[cls] for cls in images.classes(index)])
-            write_json(folder / f"{images.names[index]}.json", said, sync="file")
-            progress.advance()
+
+    def compute(index: int, loaded: tuple[Float[Tensor, "1 3 s s"], tuple[int, int]]) -> list[list[str]]:
+        return _asked(settings, blip, loaded[0].to(launch.device()), [names[cls] for cls in images.classes(index)])
+
+    load = partial(read_prepared, settings.prepare, images)
+    tagged = np.flatnonzero(images.labels.any(1)).tolist()
+    for_each_picture(images, folder, ".json", load, compute, _keep, title=f"ask {out.name}", chosen=tagged)
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
+
+
+def _keep(path: Path, said: list[list[str]]) -> None:
+    write_json(path, said, sync="file")
 
 
 def _asked(settings: QuestionSettings, blip: BLIP, pixels: Tensor, names: Sequence[str]) -> list[list[str]]:

@@ -33,11 +33,9 @@ from wsss.methods.clip_es import check_names, patched, text_features
 from wsss.networks.clip import CLIP
 from wsss.ops.boxes import box_mask
 from wsss.pretrained import Activation, load_clip
-from wsss.progress import Progress
 from wsss.run import maybe_file, stage, unrecorded
-from wsss.stages.localize import read_prepared
+from wsss.stages.each import for_each_picture, read_prepared
 from wsss.storage import read_json, whole_file, write_json
-from wsss.stream import in_threads
 from wsss.tag_metrics import average_precision, precision_recall
 
 TAGS = "tags.csv"
@@ -285,7 +283,11 @@ def select(scores: Float[np.ndarray, "n c"], ratio: float) -> Bool[np.ndarray, "
     return chosen
 
 
-@stage
+def _keep(path: Path, scores: list[float]) -> None:
+    write_json(path, {"scores": scores}, sync="file")
+
+
+@stage(kind="tag", makes="tags", title="TagCLIP")
 def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `tags.csv` (`image`, and `tags` separated by `;`) and `scores.npz` (`names`, `classes`, float32 `scores`).
 
@@ -300,15 +302,12 @@ def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, An
             raise BadInput(f"the class name {name!r}", "a separator of tags", "none of ; | ,", "Rename the class.")
     tagger = settings.tagger(images)
     folder = out / "pictures"
-    todo = launch.missing(images.names, folder, ".json")
 
-    mine = len(launch.share(images.names))
-    with Progress(f"tag {out.name}", mine, done=mine - len(todo)) as progress:
-        loaded = in_threads(partial(read_prepared, tagger.prepare, images), todo, threads=launch.threads())
-        for index, (view, _) in zip(todo, loaded, strict=True):
-            scores = tagger.scores(view).tolist()
-            write_json(folder / f"{images.names[index]}.json", {"scores": scores}, sync="file")
-            progress.advance()
+    def compute(_: int, loaded: tuple[Float[Tensor, "1 3 h w"], tuple[int, int]]) -> list[float]:
+        return tagger.scores(loaded[0]).tolist()
+
+    load = partial(read_prepared, tagger.prepare, images)
+    for_each_picture(images, folder, ".json", load, compute, _keep, title=f"tag {out.name}")
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 

@@ -17,7 +17,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -208,6 +208,8 @@ class VWLNetwork(nn.Module):
 class VWLSettings:
     """The network that maps are taken from, and its visual words."""
 
+    title: ClassVar[str] = "VWL"
+
     variant: Variant = "vwl-l"
     """the conference version (vwe), or the journal's with learned words (vwl-l) or a memory bank (vwl-m)"""
     backbone: str = "auto"
@@ -345,6 +347,8 @@ def _scores(layer: nn.Conv2d, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n
 class VWLInference(MultiScale):
     """How maps are taken from the network."""
 
+    title: ClassVar[str] = "VWL"
+
     flip: bool = True
     """take the maximum with the maps of the mirror image"""
 
@@ -413,7 +417,7 @@ class WordFigureSettings:
         check_range("words.examples", self.examples, 0)
 
 
-@stage
+@stage(kind="words", makes="figures", title="visual words")
 def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Write `figure.jpg`: the words that go best with the classes, where they fire most surely, and pictures with their words.
 

@@ -8,7 +8,7 @@ refine in the same way, with other numbers.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,11 +30,10 @@ from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
 from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.random_walk import random_walk
-from wsss.progress import Progress
 from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
+from wsss.stages.each import as_loaded, for_each_picture
 from wsss.stages.train import Training, train
-from wsss.stream import Writer, in_threads
 
 KIND, STRIDE = "affinitynet", 8
 # cells whose scores, background included, add up to less lie beside the picture
@@ -58,6 +57,8 @@ class AffinityNetLabels:
 @dataclasses.dataclass(frozen=True)
 class AffinityNetTraining:
     """The network and its training."""
+
+    title: ClassVar[str] = "AffinityNet"
 
     backbone: str = "resnet38"
     """resnet38, or a backbone whose last three features have stride 8"""
@@ -167,7 +168,7 @@ def with_background(maps: Float[np.ndarray, "k h w"], alpha: float) -> Float[np.
     return np.concatenate([(1 - maps.max(0, keepdims=True, initial=0)) ** alpha, maps])
 
 
-@stage
+@stage(kind="labels", makes="labels", title="AffinityNet")
 def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Write the class probabilities of both CRFs, `NAME.npz`; pictures whose file is there are left alone.
 
@@ -177,20 +178,19 @@ def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: 
         cams: folder of their activation maps.
         out: the stage's folder.
     """
-    todo = launch.missing(images.names, out, ".npz")
-    mine = len(launch.share(images.names))
 
-    def work(index: int) -> None:
+    def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = images.read(index)
         classes, maps = fitting_cams(images, cams, index, image.shape[:2])
-        scores = [with_background(maps, alpha) for alpha in (settings.low, settings.high)]
+        low, high = (with_background(maps, alpha) for alpha in (settings.low, settings.high))
         if len(classes):
-            scores = dense_crf(image, [unary_from_scores(score) for score in scores], PRESETS["psa"], threads=1)
-        write_posteriors(out / f"{images.names[index]}.npz", classes, *scores)
+            low, high = dense_crf(image, [unary_from_scores(score) for score in (low, high)], PRESETS["psa"], threads=1)
+        return classes, low, high
 
-    with Progress(f"label {out.name}", mine, done=mine - len(todo)) as progress:
-        for _ in in_threads(work, todo, threads=launch.threads()):
-            progress.advance()
+    def write(path: Path, posteriors: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        write_posteriors(path, *posteriors)
+
+    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"label {out.name}")
     return {"images": len(images)}
 
 
@@ -246,7 +246,13 @@ def walked(
     return random_walk(cells, planes, directions(radius), beta=settings.beta, steps=2**settings.doublings)
 
 
-@stage
+class _Walked(NamedTuple):
+    image: UInt8[np.ndarray, "h w 3"]
+    classes: Int[np.ndarray, " k"]
+    scores: Float[np.ndarray, "l hp wp"]
+
+
+@stage(kind="walk", makes="masks", title="AffinityNet")
 def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures whose mask is there are left alone.
 
@@ -258,27 +264,25 @@ def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weig
         out: the stage's folder.
     """
     network = load(weights)
-    todo = launch.missing(images.names, out, ".png")
-    mine = len(launch.share(images.names))
     images.check_maskable()
 
     def load_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = images.read(index)
         return image, *fitting_cams(images, cams, index, image.shape[:2])
 
-    def save(index: int, image: np.ndarray, classes: np.ndarray, scores: np.ndarray) -> None:
-        labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
+    def compute(_: int, loaded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> _Walked:
+        image, classes, maps = loaded
+        return _Walked(image, classes, walked_scores(network, image, maps, settings))
+
+    def write(path: Path, one: _Walked) -> None:
+        labels, scores = np.concatenate([[0], one.classes + 1]).astype(np.uint8), one.scores
         if settings.crf:
-            scores = crf_scores(image, labels, scores, images.n_labels, network.colours)
+            scores = crf_scores(one.image, labels, scores, images.n_labels, network.colours)
             labels = np.arange(images.n_labels, dtype=np.uint8)
         mask = labels[scores.argmax(0)]
-        write_mask(out / f"{images.names[index]}.png", mask[: image.shape[0], : image.shape[1]])
+        write_mask(path, mask[: one.image.shape[0], : one.image.shape[1]])
 
-    with Writer() as write, Progress(f"walk {out.name}", mine, done=mine - len(todo)) as progress:
-        loaded = in_threads(load_one, todo, threads=launch.threads())
-        for index, (image, classes, maps) in zip(todo, loaded, strict=True):
-            write(save, index, image, classes, walked_scores(network, image, maps, settings))
-            progress.advance()
+    for_each_picture(images, out, ".png", load_one, compute, write, title=f"walk {out.name}")
     return {"images": len(images)}
 
 

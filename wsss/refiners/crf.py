@@ -7,17 +7,15 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from wsss import launch
 from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import fitting_cams
 from wsss.errors import BadInput, check_range
 from wsss.networks.body import Backbone
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
-from wsss.progress import Progress
 from wsss.refiners.task import RefinementTask
 from wsss.run import stage
-from wsss.stream import in_threads
+from wsss.stages.each import as_loaded, for_each_picture
 
 # IRNet's threshold on VOC, for pictures without true masks to find a better one on
 DEFAULT_THRESHOLD = 0.15
@@ -43,6 +41,12 @@ class MaskSettings:
     """pixels whose probability after the CRF on the maps is below it become 255"""
     crf: Preset | DenseCRF = "irn"
     """kernels and iterations of the CRF: the name of a published set, or its numbers"""
+
+    @property
+    def title(self) -> str:
+        """What makes the masks, in reports and records."""
+        ways = {"threshold": "threshold", "crf": "dense CRF on thresholded maps", "scores": "dense CRF on maps"}
+        return ways[self.by]
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -78,7 +82,7 @@ class CRFSettings(MaskSettings):
         return refine(self.at(task.found), task.images, cams=task.cams, out=task.folder("masks"))
 
 
-@stage
+@stage(kind="refine", makes="masks", title=None)
 def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
@@ -98,17 +102,13 @@ def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> 
             f"refiner.{name}", "nothing", expected, "Set it, or take the best one that `wsss evaluate` found."
         )
     images.check_maskable()
-    todo = launch.missing(images.names, out, ".png")
-    mine = len(launch.share(images.names))
 
-    def work(index: int) -> None:
+    def load(index: int) -> UInt8[np.ndarray, "h w"]:
         image = images.read(index)
         classes, maps = fitting_cams(images, cams, index, image.shape[:2])
-        write_mask(out / f"{images.names[index]}.png", pseudo_mask(image, classes, maps, settings))
+        return pseudo_mask(image, classes, maps, settings)
 
-    with Progress(f"refine {out.name}", mine, done=mine - len(todo)) as progress:
-        for _ in in_threads(work, todo, threads=launch.threads()):
-            progress.advance()
+    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"refine {out.name}")
     return {"images": len(images)}
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,10 +36,11 @@ from wsss.progress import Progress
 from wsss.refiners.crf import MaskSettings, refine
 from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
+from wsss.stages.each import for_each_picture
 from wsss.stages.evaluate import best_threshold, evaluate_cams
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
-from wsss.stream import Writer, in_threads
+from wsss.stream import in_threads
 from wsss.weights import WEIGHTS, write_weights
 
 KIND, _STRIDE = "irnet", 4
@@ -49,6 +50,8 @@ _TRAIN_DISPLACED = "Train it with refiner.network.displacement true."
 @dataclasses.dataclass(frozen=True)
 class IRNetTraining:
     """The network and its training."""
+
+    title: ClassVar[str] = "IRNet"
 
     backbone: str = "resnet50"
     """resnet18 .. resnet152, or a timm model with five features; it stays as it is given"""
@@ -200,7 +203,21 @@ def enlarged(maps: Float[Tensor, "k h w"], stride: int, size_hw: tuple[int, int]
     return full / full.max().clamp_min(torch.finfo(full.dtype).tiny)
 
 
-@stage
+class _Loaded(NamedTuple):
+    """The picture as the network takes it, and its maps, one cell a stride."""
+
+    view: Float[Tensor, "3 h w"]
+    classes: Int[np.ndarray, " k"]
+    maps: Float[Tensor, "k hs ws"]
+
+
+def _loaded(images: Images, cams: Path, stride: int, index: int) -> _Loaded:
+    image = images.read(index)
+    classes, maps = fitting_cams(images, cams, index, image.shape[:2], stride)
+    return _Loaded(torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps))
+
+
+@stage(kind="walk", makes="maps", title="IRNet")
 def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
     """Write the maps `NAME.npz` after the walk, highest value 1 over all classes; pictures whose file is there are left alone.
 
@@ -215,30 +232,22 @@ def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out:
         BadInput: maps without `maps_stride4`, or of pictures of another size.
     """
     network = load(weights)
-    todo = launch.missing(images.names, out, ".npz")
-    mine = len(launch.share(images.names))
-    with Writer() as write, Progress(f"walk {out.name}", mine, done=mine - len(todo)) as progress:
-        loaded = in_threads(partial(_loaded, images, cams, network.stride), todo, threads=launch.threads())
-        for index, (view, classes, maps) in zip(todo, loaded, strict=True):
-            size_hw = (view.shape[1], view.shape[2])
-            edge = boundaries(network, view.to(launch.device()), settings.pad_to).edge
-            spread = walked(maps.to(edge), edge, settings)
-            full = enlarged(spread, network.stride, size_hw).cpu().numpy()
-            write(write_cams, out / f"{images.names[index]}.npz", classes, full, None)
-            progress.advance()
+
+    def compute(_: int, loaded: _Loaded) -> tuple[np.ndarray, np.ndarray]:
+        size_hw = (loaded.view.shape[1], loaded.view.shape[2])
+        edge = boundaries(network, loaded.view.to(launch.device()), settings.pad_to).edge
+        spread = walked(loaded.maps.to(edge), edge, settings)
+        return loaded.classes, enlarged(spread, network.stride, size_hw).cpu().numpy()
+
+    def write(path: Path, made: tuple[np.ndarray, np.ndarray]) -> None:
+        write_cams(path, *made)
+
+    load_one = partial(_loaded, images, cams, network.stride)
+    for_each_picture(images, out, ".npz", load_one, compute, write, title=f"walk {out.name}")
     return {"images": len(images)}
 
 
-def _loaded(
-    images: Images, cams: Path, stride: int, index: int
-) -> tuple[Float[Tensor, "3 h w"], np.ndarray, Float[Tensor, "k hs ws"]]:
-    """The picture as the network takes it, and its maps, one cell a `stride`."""
-    image = images.read(index)
-    classes, maps = fitting_cams(images, cams, index, image.shape[:2], stride)
-    return torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps)
-
-
-@stage
+@stage(kind="centre", makes="weights", title="IRNet")
 def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -> dict[str, Any]:
     """Write the weights with the mean displacement of the pictures, which instances need.
 
@@ -297,7 +306,7 @@ class Instances:
         check_range("instances.batch", self.batch, 1)
 
 
-@stage
+@stage(kind="instances", makes="instances", title="IRNet")
 def find_instances(
     settings: Instances, spread: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path
 ) -> dict[str, Any]:
@@ -321,14 +330,15 @@ def find_instances(
     network = load(weights)
     if not network.displacement:
         raise BadInput(weights, "a network without displacements", "one with them", _TRAIN_DISPLACED)
-    todo = launch.missing(images.names, out, ".json")
-    mine = len(launch.share(images.names))
-    with Writer() as write, Progress(f"instances {out.name}", mine, done=mine - len(todo)) as progress:
-        loaded = in_threads(partial(_loaded, images, cams, network.stride), todo, threads=launch.threads())
-        for index, (view, classes, maps) in zip(todo, loaded, strict=True):
-            found = instances(network, view, classes, maps, settings, spread)
-            write(_write_instances, out, images, index, found)
-            progress.advance()
+
+    def compute(index: int, loaded: _Loaded) -> tuple[int, Detections]:
+        return index, instances(network, loaded.view, loaded.classes, loaded.maps, settings, spread)
+
+    def write(path: Path, made: tuple[int, Detections]) -> None:
+        _write_instances(path, images, *made)
+
+    load_one = partial(_loaded, images, cams, network.stride)
+    for_each_picture(images, out, ".json", load_one, compute, write, title=f"instances {out.name}")
     launch.wait()
     if launch.is_first():
         results = [result for name in images.names for result in read_json(out / f"{name}.json", "instances")]
@@ -367,7 +377,7 @@ def instances(
     return Detections(found.scores[kept], found.masks[kept], found.classes[kept])
 
 
-def _write_instances(out: Path, images: Images, index: int, found: Detections) -> None:
+def _write_instances(path: Path, images: Images, index: int, found: Detections) -> None:
     name = images.names[index]
     number = re.fullmatch(r"(?:COCO_[a-z]+\d+_)?(\d{12})", Path(name).name)
     categories = {label: category for category, label in COCO_CATEGORIES.items()}
@@ -389,8 +399,8 @@ def _write_instances(out: Path, images: Images, index: int, found: Detections) -
                 "score": float(score),
             }
         )
-    write_mask(out / f"{name}.png", drawn)
-    write_json(out / f"{name}.json", results, sync="file")
+    write_mask(path.with_name(f"{path.name.removesuffix('.json')}.png"), drawn)
+    write_json(path, results, sync="file")
 
 
 @dataclasses.dataclass(frozen=True)

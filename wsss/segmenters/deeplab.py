@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from wsss.stages.train import Training
 @dataclasses.dataclass(frozen=True)
 class DeepLabSettings:
     """A DeepLab v2 and its training."""
+
+    title: ClassVar[str] = "DeepLab v2"
 
     kind: Literal["deeplab"] = "deeplab"
     """DeepLab v2"""

@@ -35,6 +35,8 @@ from wsss.stages.train import Training
 class DeepLabV1Settings:
     """A DeepLab v1 and its training."""
 
+    title: ClassVar[str] = "DeepLab v1"
+
     kind: Literal["deeplab_v1"] = "deeplab_v1"
     """DeepLab v1"""
     network: DeepLabV1Layers = DeepLabV1Layers()

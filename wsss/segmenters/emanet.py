@@ -36,6 +36,8 @@ LOSSES = {
 class EMANetSettings:
     """An EMANet and its training."""
 
+    title: ClassVar[str] = "EMANet"
+
     kind: Literal["emanet"] = "emanet"
     """EMANet"""
     network: EMANetLayers = EMANetLayers()

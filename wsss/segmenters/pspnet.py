@@ -30,6 +30,8 @@ from wsss.stages.train import Training
 class PSPNetSettings:
     """A PSPNet and its training."""
 
+    title: ClassVar[str] = "PSPNet"
+
     kind: Literal["pspnet"] = "pspnet"
     """PSPNet"""
     network: PSPNetLayers = PSPNetLayers()

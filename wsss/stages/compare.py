@@ -31,7 +31,21 @@ from wsss.stages.pages import (
     uri,
     write_page,
 )
-from wsss.stages.records import Score, Stage, folders_with, holds, made_from, scores_of, stage_name, stages_of
+from wsss.stages.records import (
+    KINDS,
+    MAPS,
+    MASKS,
+    PREDICTIONS,
+    REFINED,
+    Score,
+    Stage,
+    folders_with,
+    holds,
+    made_from,
+    scores_of,
+    stage_name,
+    stages_of,
+)
 from wsss.stages.report import REPORT
 from wsss.storage import read_json, whole_file, write_json
 from wsss.weights import WEIGHTS, read_metadata
@@ -40,8 +54,6 @@ COMPARISON = "compare"
 # What `wsss run all` leaves: in its folder the names of its runs, in the folder of one that failed the reason
 RUNS, FAILED = "runs.json", "failed.json"
 
-MAPS, REFINED, MASKS, PREDICTIONS = KINDS = ("maps", "refined maps", "pseudo masks", "predictions")
-
 # Pictures that runs differ in most, and others
 DIFFERENT, RANDOM = 8, 6
 # letters of a setting that are shown
@@ -49,8 +61,6 @@ _LONGEST = 60
 
 # settings that the protocol has lines of its own for
 _IN_PROTOCOL = ("variant", "backbone", "init", "clip", "seed")
-_REFINERS = {"walk": "IRNet", "walk_to_masks": "AffinityNet"}
-_BY = {"threshold": "threshold", "crf": "dense CRF on thresholded maps", "scores": "dense CRF on maps"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +84,15 @@ class Run:
     scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
 
     @cached_property
-    def all_scores(self) -> list[tuple[str, Score]]:
-        """Everything that was scored, with its kind."""
-        return [(self._kind(score), score) for score in scores_of(self.stages)]
+    def all_scores(self) -> list[Score]:
+        """Everything that was scored."""
+        return scores_of(self.stages)
 
     @property
     def besides(self) -> list[Score]:
         """What was scored, but is not compared: on other pictures, or on the way."""
         compared = [score.stage.folder for score in self.scores.values()]
-        return [score for _, score in self.all_scores if score.stage.folder not in compared]
+        return [score for score in self.all_scores if score.stage.folder not in compared]
 
     @cached_property
     def failed(self) -> str | None:
@@ -127,22 +137,13 @@ class Run:
         """The method of its maps."""
         return self.protocol["method"] or self.planned
 
-    def _kind(self, score: Score) -> str:
-        is_map = "maps" in score.protocol
-        if score.source is None:
-            return MAPS if is_map else MASKS
-        if not is_map:
-            return PREDICTIONS if score.source.kind == "predict" else MASKS
-        built_on = made_from(score.source, self.stages)
-        return REFINED if any(stage.kind in ("localize", "walk") for stage in built_on) else MAPS
-
     def _protocol(self) -> Iterator[tuple[str, str]]:
         maps = self._last_maps
         before = [*made_from(maps, self.stages), maps] if maps else []
         networks = [stage for stage in before if stage.kind == "train"]
         variant = next((text for stage in networks[::-1] for text in _values(stage, "variant")), "")
-        method = str(maps.record["result"].get("method", "-")) if maps else ""
-        yield "method", f"{method} ({variant})" if method and variant not in ("", method) else method
+        method = maps.title if maps else ""
+        yield "method", f"{method} ({variant})" if method and variant not in ("", method.lower()) else method
         yield "trained on", _pictures(networks[0] if networks else maps)
         yield "tags", self._tags(maps)
         yield "backbone", next((text for stage in networks for text in _backbone(stage)), "")
@@ -150,19 +151,21 @@ class Run:
         yield "CLIP", next((text for stage in before[::-1] for text in self._named(stage, "clip")), "")
         for kind in (MAPS, REFINED):
             yield f"threshold of {kind}", _threshold(self.scores[kind]) if kind in self.scores else ""
-        masks = [stage for stage in self.stages if stage.kind in ("refine", "walk_to_masks")][-1:]
-        walks = [
-            stage.kind for one in masks for stage in (*made_from(one, self.stages), one) if stage.kind in _REFINERS
+        masks = [stage for stage in self.stages if stage.makes == "masks"][-1:]
+        refiners = [
+            stage.title
+            for one in masks
+            for stage in (*made_from(one, self.stages), one)
+            if stage.kind == "walk" or stage.folder == one.folder
         ]
-        by = [_BY.get(text, text) for one in masks for text in _values(one, "by")]
-        yield "refiner", ", then ".join([*(_REFINERS[kind] for kind in walks), *by])
+        yield "refiner", ", then ".join(refiners)
         yield "threshold of pseudo masks", "".join(self._mask_threshold(one) for one in masks)
-        tests = [stage for stage in self.stages if stage.kind == "predict"][-1:]
+        tests = [stage for stage in self.stages if stage.makes == "predictions"][-1:]
         segmenters = [stage for one in tests for stage in made_from(one, self.stages) if stage.kind == "train"][-1:]
         parts = [
             text
             for stage in segmenters
-            for text in (_metadata(stage).get("kind"), *_backbone(stage), f"{stage.record['result']['steps']} updates")
+            for text in (stage.title, *_backbone(stage), f"{stage.record['result']['steps']} updates")
         ]
         yield "segmenter", ", ".join(filter(None, parts))
         yield (
@@ -192,14 +195,15 @@ class Run:
 
     def _tags(self, maps: Stage | None) -> str:
         # tags are part of a fingerprint: those of the pictures as they came, and those that the maps were made from
-        if maps and any(stage.kind == "tag" and stage.fingerprint != maps.fingerprint for stage in self.stages):
-            return "TagCLIP"
+        taggers = [stage for stage in self.stages if stage.makes == "tags"]
+        if maps and (found := [stage.title for stage in taggers if stage.fingerprint != maps.fingerprint]):
+            return found[0]
         opened = noted(self.folder).get("opened", {})
         return Path(opened["tags"]).name if opened.get("tags") else "data set"
 
     def _named(self, stage: Stage, key: str) -> list[str]:
         """A setting that holds a word or a file; files that a stage of this run made go by its name."""
-        made = {identity: other.name for other in self.stages for identity in other.record["made"].values()}
+        made = {identity: other.name for other in self.stages for identity in other.changes.files.values()}
         return [
             made.get(value["identity"], value["file"]) if holds(value, "file") else str(value)
             for value in _raw(stage, key)
@@ -300,7 +304,7 @@ def open_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _reference(runs: Sequence[Run], kind: str) -> Score | None:
     """A score on the pictures that most runs have scores of this kind on."""
-    every = [[score for its, score in run.all_scores if its == kind] for run in runs]
+    every = [[score for score in run.all_scores if score.kind == kind] for run in runs]
 
     def runs_like(one: Score) -> int:
         return sum(any(_same_pictures(one, other) for other in scores) for scores in every)
@@ -312,7 +316,7 @@ def _chosen(run: Run, references: Mapping[str, Score | None]) -> dict[str, Score
     """Of each kind what was scored last on the pictures of the others, or last at all."""
     chosen: dict[str, Score] = {}
     for kind, reference in references.items():
-        scores = [score for its, score in run.all_scores if its == kind]
+        scores = [score for score in run.all_scores if score.kind == kind]
         alike = [score for score in scores if reference and _same_pictures(score, reference)]
         if scores:
             chosen[kind] = (alike or scores)[-1]

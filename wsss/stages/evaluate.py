@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,10 +24,9 @@ from wsss.metrics import (
     scores,
 )
 from wsss.ops.contour import tolerance_radius
-from wsss.progress import Progress
 from wsss.run import stage
+from wsss.stages.each import sum_over_pictures
 from wsss.storage import read_json, write_json
-from wsss.stream import in_threads
 
 SCORES, PER_IMAGE, PER_IMAGE_CONTOUR = "scores.json", "per_image.json", "per_image_contour.json"
 
@@ -58,7 +57,7 @@ class ScoreSettings:
         return dataclasses.replace(self, background="constant", thresholds=ScoreSettings.thresholds)
 
 
-@stage
+@stage(kind="score", makes="scores", title="maps")
 def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
     """Score activation maps at all thresholds, and at the best one in full.
 
@@ -74,18 +73,16 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
     sweep = ThresholdSweep(settings.thresholds, len(images.class_names), settings.background)
     # the power is taken in the type that maps are stored in, as published
     kind = np.float16 if settings.background == "power" else np.float32
-    mine = launch.share(range(len(images)))
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         truth = images.read_mask(index)
         classes, maps = fitting_cams(images, cams, index, truth.shape)
         return truth, maps.astype(kind), classes
 
-    with Progress(f"thresholds {out.name}", len(mine), kept=False) as progress:
-        loaded = in_threads(load, mine, threads=launch.threads())
-        for index, (truth, maps, classes) in zip(mine, loaded, strict=True):
-            sweep.add(truth, maps, classes, str(cams / f"{images.names[index]}.npz"))
-            progress.advance()
+    def add(index: int, loaded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        sweep.add(*loaded, str(cams / f"{images.names[index]}.npz"))
+
+    sum_over_pictures(images, load, add, title=f"thresholds {out.name}")
     sweep.counts = launch.summed(sweep.counts)
     best, _ = sweep.best(settings.convention)
 
@@ -114,7 +111,7 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
     )
 
 
-@stage
+@stage(kind="score", makes="scores", title="masks")
 def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
     """Score pseudo masks or predictions; pixels that they leave unsure (255) count as background, as in IRNet.
 
@@ -157,6 +154,44 @@ def _check_masks(images: Images) -> None:
         )
 
 
+class _Counted(NamedTuple):
+    """What is counted over the pictures of all processes, and the scores of each."""
+
+    labels: np.ndarray
+    contours: np.ndarray
+    per_image: dict[str, float | None]
+    per_image_contour: dict[str, float | None]
+
+
+def _counted(
+    settings: ScoreSettings, images: Images, read: Callable[[int], UInt8[np.ndarray, "h w"]], title: str
+) -> _Counted:
+    matrix = ConfusionMatrix(images.n_labels)
+    contours = ContourCounts(len(images.class_names), settings.contour_tolerance)
+    per_image: list[tuple[str, float | None]] = []
+    per_image_contour: list[tuple[str, float | None]] = []
+
+    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
+        mask = read(index)
+        return images.read_mask(index, mask.shape), mask
+
+    def add(index: int, loaded: tuple[np.ndarray, np.ndarray]) -> None:
+        (truth, mask), name = loaded, images.names[index]
+        alone = ConfusionMatrix(images.n_labels)
+        alone.add(truth, mask, name)
+        matrix.merge(alone.counts)
+        per_image.append((name, scores(alone.counts, "present").miou))
+        if settings.contour:
+            outlines = ContourCounts(len(images.class_names), settings.contour_tolerance)
+            outlines.add(truth, mask, name)
+            contours.merge(outlines.counts)
+            per_image_contour.append((name, contour_scores(outlines.counts, "present").mean_f))
+
+    sum_over_pictures(images, load, add, title=f"evaluate {title}")
+    singles = [dict(sorted(launch.gathered(pairs))) for pairs in (per_image, per_image_contour)]
+    return _Counted(launch.summed(matrix.counts), launch.summed(contours.counts), *singles)
+
+
 def _score(
     settings: ScoreSettings,
     images: Images,
@@ -165,37 +200,13 @@ def _score(
     protocol: dict[str, Any],
     curve: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    matrix = ConfusionMatrix(images.n_labels)
-    contours = ContourCounts(len(images.class_names), settings.contour_tolerance)
-    mine = launch.share(range(len(images)))
-    per_image: list[tuple[str, float | None]] = []
-    per_image_contour: list[tuple[str, float | None]] = []
-
-    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
-        mask = read(index)
-        return images.read_mask(index, mask.shape), mask
-
-    with Progress(f"evaluate {out.name}", len(mine), kept=False) as progress:
-        loaded = in_threads(load, mine, threads=launch.threads())
-        for index, (truth, mask) in zip(mine, loaded, strict=True):
-            alone = ConfusionMatrix(images.n_labels)
-            alone.add(truth, mask, images.names[index])
-            matrix.merge(alone.counts)
-            per_image.append((images.names[index], scores(alone.counts, "present").miou))
-            if settings.contour:
-                outlines = ContourCounts(len(images.class_names), settings.contour_tolerance)
-                outlines.add(truth, mask, images.names[index])
-                contours.merge(outlines.counts)
-                per_image_contour.append((images.names[index], contour_scores(outlines.counts, "present").mean_f))
-            progress.advance()
-    per_image, per_image_contour = (sorted(launch.gathered(pairs)) for pairs in (per_image, per_image_contour))
-    counts, contour_counts = launch.summed(matrix.counts), launch.summed(contours.counts)
-    score = scores(counts, settings.convention)
-    contour = contour_scores(contour_counts, settings.convention) if settings.contour else None
+    counted = _counted(settings, images, read, out.name)
+    score = scores(counted.labels, settings.convention)
+    contour = contour_scores(counted.contours, settings.convention) if settings.contour else None
     if launch.is_first():
-        write_json(out / PER_IMAGE, dict(per_image))
+        write_json(out / PER_IMAGE, counted.per_image)
         if settings.contour:
-            write_json(out / PER_IMAGE_CONTOUR, dict(per_image_contour))
+            write_json(out / PER_IMAGE_CONTOUR, counted.per_image_contour)
         write_json(
             out / SCORES,
             {
@@ -210,10 +221,10 @@ def _score(
                 "truth": truth_fingerprint(images),
                 "labels": ["background", *images.class_names],
                 "scores": dataclasses.asdict(score),
-                "coverage": coverage(counts, ["background", *images.class_names], score.n_scored),
+                "coverage": coverage(counted.labels, ["background", *images.class_names], score.n_scored),
                 "contour": dataclasses.asdict(contour) if contour else None,
                 "curve": curve,
-                "confusion": counts.tolist(),
+                "confusion": counted.labels.tolist(),
             },
         )
     return {"miou": score.miou, "contour_f": contour.mean_f if contour else None, **protocol}

@@ -8,14 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from wsss import launch
 from wsss.data.files import write_cams
 from wsss.data.images import Images
 from wsss.data.samples import PLAIN
 from wsss.errors import BadInput
-from wsss.progress import Progress
 from wsss.run import stage
-from wsss.stream import Writer, in_threads
+from wsss.stages.each import for_each_picture, read_prepared
 from wsss.weights import reading_of
 
 
@@ -47,17 +45,12 @@ class LocalizerSettings(Protocol):
     """Settings that know how to make their localizer."""
 
     @property
+    def title(self) -> str:
+        """The name of the method, in reports and records."""
+
+    @property
     def localizer(self) -> Callable[..., Localizer]:
         """Loads the method on the device, from pictures and named inputs."""
-
-
-def read_prepared(prepare: Callable[[Any], Any], images: Images, index: int) -> tuple[Any, tuple[int, int]]:
-    """What `prepare` makes of a picture, and the picture's height and width; its errors name the picture's file."""
-    image = images.read(index)
-    try:
-        return prepare(image), image.shape[:2]
-    except BadInput as error:
-        raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
 
 
 def _check_reading(images: Images, weights: Path) -> None:
@@ -74,7 +67,7 @@ def _check_reading(images: Images, weights: Path) -> None:
         )
 
 
-@stage
+@stage(kind="localize", makes="maps", title=None)
 def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     """Write the activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
 
@@ -89,13 +82,14 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     if "weights" in inputs:
         _check_reading(images, inputs["weights"])
     localizer = settings.localizer(images, **inputs)
-    todo = launch.missing(images.names, out, ".npz")
 
-    mine = len(launch.share(images.names))
-    with Writer() as write, Progress(f"localize {out.name}", mine, done=mine - len(todo)) as progress:
-        loaded = in_threads(partial(read_prepared, localizer.prepare, images), todo, threads=launch.threads())
-        for index, (prepared, size_hw) in zip(todo, loaded, strict=True):
-            classes, maps, maps_stride4 = localizer.cams(prepared, size_hw, images.labels[index])
-            write(write_cams, out / f"{images.names[index]}.npz", classes, maps, maps_stride4)
-            progress.advance()
-    return {"images": len(images), "method": type(settings).__module__.rpartition(".")[2]}
+    def compute(index: int, loaded: tuple[Any, tuple[int, int]]) -> Cams:
+        prepared, size_hw = loaded
+        return localizer.cams(prepared, size_hw, images.labels[index])
+
+    def write(path: Path, cams: Cams) -> None:
+        write_cams(path, *cams)
+
+    load = partial(read_prepared, localizer.prepare, images)
+    for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}")
+    return {"images": len(images)}

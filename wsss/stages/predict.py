@@ -20,11 +20,10 @@ from wsss.data.samples import PLAIN
 from wsss.data.value_range import NOTHING, Asked, decided
 from wsss.errors import BadInput, check_range
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
-from wsss.progress import Progress
 from wsss.run import stage
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.trained import Trained
-from wsss.stream import in_threads
+from wsss.stages.each import for_each_picture
 from wsss.weights import reading_of
 
 SEGMENTERS = {kind.kind: kind for kind in get_args(SegmenterSettings)}
@@ -57,6 +56,11 @@ class Prepared(NamedTuple):
 
     views: list[Tensor]
     size_hw: tuple[int, int]
+
+
+class _Scored(NamedTuple):
+    image: UInt8[np.ndarray, "h w 3"]
+    probabilities: Float[np.ndarray, "l h w"]
 
 
 class Segmenter:
@@ -145,7 +149,7 @@ def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Imag
     return dataclasses.replace(images, reading=reading), notes + others
 
 
-@stage
+@stage(kind="predict", makes="predictions", title="segmenter")
 def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Write a predicted mask `NAME.png` for every picture; pictures whose mask is there are left alone.
 
@@ -166,20 +170,17 @@ def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Pa
             f"{segmenter.reading}, like those that {weights} was trained on",
             "Open them with `wsss.stages.predict.pictures`.",
         )
-    todo = launch.missing(images.names, out, ".png")
-    mine = len(launch.share(images.names))
 
     def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], Prepared]:
         image = images.read(index)
         return image, segmenter.prepare(image)
 
-    def finish(item: tuple[int, UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "l h w"]]) -> None:
-        index, image, probabilities = item
-        write_mask(out / f"{images.names[index]}.png", segmenter.refined(image, probabilities))
+    def compute(_: int, loaded: tuple[UInt8[np.ndarray, "h w 3"], Prepared]) -> _Scored:
+        image, prepared = loaded
+        return _Scored(image, segmenter.probabilities(prepared))
 
-    with Progress(f"predict {out.name}", mine, done=mine - len(todo)) as progress:
-        loaded = zip(todo, in_threads(load, todo, threads=launch.threads()), strict=True)
-        forwarded = ((index, image, segmenter.probabilities(views)) for index, (image, views) in loaded)
-        for _ in in_threads(finish, forwarded, threads=launch.threads()):
-            progress.advance()
+    def write(path: Path, scored: _Scored) -> None:
+        write_mask(path, segmenter.refined(scored.image, scored.probabilities))
+
+    for_each_picture(images, out, ".png", load, compute, write, title=f"predict {out.name}")
     return {"images": len(images), "classes": list(segmenter.classes)}

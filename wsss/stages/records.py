@@ -16,14 +16,8 @@ from wsss.run import DONE, STARTED, record, seconds
 from wsss.stages.evaluate import PER_IMAGE, PER_IMAGE_CONTOUR, SCORES
 from wsss.storage import TEMPORARY_SUFFIX, read_json
 
-# What stages make, in words
-MAKES = {
-    "localize": "maps",
-    "walk": "walked maps",
-    "refine": "pseudo masks",
-    "walk_to_masks": "pseudo masks",
-    "predict": "segmenter",
-}
+# What is scored, shown and compared, in words
+MAPS, REFINED, MASKS, PREDICTIONS = KINDS = ("maps", "refined maps", "pseudo masks", "predictions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +40,15 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        return str(self.record["stage"])
+        return str(self.record["kind"])
+
+    @property
+    def makes(self) -> str:
+        return str(self.record["makes"])
+
+    @property
+    def title(self) -> str:
+        return str(self.record["title"])
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def made_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
     Weights that settings name by their content belong to the stage that made them.
     """
     known = {other.folder: other for other in stages}
-    makers = {identity: other for other in stages for identity in other.record["made"].values()}
+    makers = {identity: other for other in stages for identity in other.changes.files.values()}
     found: dict[Path, Stage] = {}
 
     def visit(one: Stage) -> None:
@@ -128,6 +130,13 @@ def made_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
 
     visit(stage)
     return list(found.values())
+
+
+def in_words(stage: Stage, stages: Sequence[Stage]) -> str:
+    """What a stage makes, in words: maps that were made from others are refined ones."""
+    if stage.makes == "maps":
+        return REFINED if any(before.makes == "maps" for before in made_from(stage, stages)) else MAPS
+    return MASKS if stage.makes == "masks" else stage.makes
 
 
 def _identities(value: Any) -> Iterator[str]:
@@ -159,13 +168,15 @@ class Score:
     """What `wsss.stages.evaluate` wrote about maps or masks.
 
     Attributes:
-        title: what was scored, in words.
-        short: the same for legends.
+        kind: what was scored: one of `KINDS`.
+        title: the same with what tells it from others of its kind.
+        short: the title without the threshold, for legends.
         stage: the one that scored.
         source: the one that made what was scored, None if it is gone.
         content: of `scores.json`.
     """
 
+    kind: str
     title: str
     short: str
     stage: Stage
@@ -216,20 +227,25 @@ def scores_of(stages: Sequence[Stage]) -> list[Score]:
     """What was scored, in the order of the stages."""
     read = []
     for stage in stages:
-        if not (stage.folder / SCORES).exists():
-            continue
-        content = read_json(stage.folder / SCORES, "scores")
-        source = _source(stage, stages)
-        read.append((stage, source, content, MAKES.get(source.kind, source.name) if source else stage.name))
-    kinds = [kind for *_, kind in read]
+        if (stage.folder / SCORES).exists():
+            source = _source(stage, stages)
+            read.append((stage, source, read_json(stage.folder / SCORES, "scores")))
+    shown = [in_words(source, stages) if source else stage.name for stage, source, _ in read]
     found = []
-    for stage, source, content, kind in read:
-        name = f" ({(source or stage).name})" if kinds.count(kind) > 1 else ""
-        threshold = content["protocol"].get("threshold")
-        what = "exponent" if content["protocol"].get("background") == "power" else "threshold"
-        at = f" at the best {what} ({threshold:g})" if threshold is not None else ""
-        found.append(Score(f"{kind}{name}{at}", f"{kind}{name}", stage, source, content))
+    for (stage, source, content), what in zip(read, shown, strict=True):
+        protocol = content["protocol"]
+        unknown = MAPS if "maps" in protocol else MASKS
+        short = f"{what} ({(source or stage).name})" if shown.count(what) > 1 else what
+        found.append(
+            Score(what if source else unknown, f"{short}{_threshold(protocol)}", short, stage, source, content)
+        )
     return found
+
+
+def _threshold(protocol: Mapping[str, Any]) -> str:
+    threshold = protocol.get("threshold")
+    what = "exponent" if protocol.get("background") == "power" else "threshold"
+    return f" at the best {what} ({threshold:g})" if threshold is not None else ""
 
 
 def _source(stage: Stage, stages: Sequence[Stage]) -> Stage | None:

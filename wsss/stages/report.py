@@ -37,7 +37,7 @@ from wsss.stages.pages import (
     uri,
     write_page,
 )
-from wsss.stages.records import MAKES, Score, Stage, folders_with, holds, scores_of, stage_name, stages_of
+from wsss.stages.records import Score, Stage, folders_with, holds, in_words, scores_of, stage_name, stages_of
 from wsss.stages.train import HISTORY
 from wsss.storage import read_json, read_only
 
@@ -48,6 +48,8 @@ log = logging.getLogger("wsss")
 # Pictures of each kind in a gallery, and classes whose maps are shown
 WORST, BEST, RANDOM, MAPS = 6, 6, 4, 3
 CURVE_POINTS = 500
+# What stages make that a gallery shows, and its files
+_SHOWN = {"maps": ".npz", "masks": ".png", "predictions": ".png", "instances": ".png"}
 # Confusion matrices of more labels are shown by their greatest confusions
 WHOLE_MATRIX = 25
 
@@ -141,7 +143,7 @@ def _content(run: Path, data: Dataset) -> dict[str, Any]:
 
 def _method(stages: Sequence[Stage]) -> str | None:
     """The method that the last maps were made with."""
-    return next((stage.record["result"].get("method") for stage in reversed(stages) if stage.kind == "localize"), None)
+    return next((stage.title for stage in reversed(stages) if stage.kind == "localize"), None)
 
 
 def _described(stage: Stage) -> dict[str, Any]:
@@ -161,7 +163,8 @@ def _described(stage: Stage) -> dict[str, Any]:
             settings += flat(value, "" if key == "settings" else f"{key}.")
     return {
         "name": stage.name,
-        "kind": stage.kind,
+        "title": stage.title,
+        "makes": stage.makes,
         "seconds": stage.seconds,
         "version": stage.record.get("version", "-"),
         "sources": sources,
@@ -297,10 +300,13 @@ class _Made(NamedTuple):
     stage: Stage
     images: Images
     positions: Mapping[str, int]
-    holds_maps: bool
+
+    @property
+    def holds_maps(self) -> bool:
+        return self.stage.makes == "maps"
 
     def file(self, name: str) -> Path:
-        return self.stage.folder / f"{name}{'.npz' if self.holds_maps else '.png'}"
+        return self.stage.folder / f"{name}{_SHOWN[self.stage.makes]}"
 
     def has(self, name: str, picture: Path) -> bool:
         """Whether it was made from this very picture: another split may have one of the same name."""
@@ -358,13 +364,9 @@ def _made(stages: Sequence[Stage], splits: Mapping[str, Images]) -> list[_Made]:
     made = []
     for stage in stages:
         images = splits.get(stage.fingerprint or "")
-        # label sets are probabilities that AffinityNet learns from, two for each label: no maps to show
-        if not images or stage.kind == "label_sets":
-            continue
-        for suffix in (".npz", ".png"):
-            if (stage.folder / f"{images.names[0]}{suffix}").exists():
-                positions = {name: position for position, name in enumerate(images.names)}
-                made.append(_Made(MAKES.get(stage.kind, stage.name), stage, images, positions, suffix == ".npz"))
+        if images and stage.makes in _SHOWN:
+            positions = {name: position for position, name in enumerate(images.names)}
+            made.append(_Made(in_words(stage, stages), stage, images, positions))
     titles = [one.title for one in made]
     return [
         one._replace(title=f"{one.title} ({one.stage.name})") if titles.count(one.title) > 1 else one for one in made

@@ -142,6 +142,10 @@ class TrainableSettings(Protocol):
     """Settings that know how to make what they set."""
 
     @property
+    def title(self) -> str:
+        """The name of what is trained, in reports and records."""
+
+    @property
     def training(self) -> Training:
         """How the network is trained."""
 
@@ -150,7 +154,7 @@ class TrainableSettings(Protocol):
         """Makes the network with its losses and examples, on the CPU, with initial weights, from pictures and named inputs."""
 
 
-@stage
+@stage(kind="train", makes="weights", title=None)
 def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     """Train what the settings describe on pictures.
 
