@@ -329,9 +329,9 @@ def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) ->
     with whole_file(out / "scores.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, names=np.array(images.names), classes=np.array(images.class_names), scores=scores)
     rows: list[tuple[str, str]] = [("image", "tags")]
-    for name, path, row in zip(images.names, images.paths, tags, strict=True):
+    for index, (name, row) in enumerate(zip(images.names, tags, strict=True)):
         # of `a.jpg.png` the name is `a.jpg`, which a reader of the table would take for `a`
-        image = name if without_suffix(name) == name else f"{name}{path.suffix}"
+        image = name if without_suffix(name) == name else f"{name}{Path(images.where(index)).suffix}"
         rows.append((image, ";".join(images.class_names[cls] for cls in np.flatnonzero(row))))
     # names that are not UTF-8 keep their bytes
     with whole_file(out / TAGS) as temporary:

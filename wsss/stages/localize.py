@@ -57,7 +57,7 @@ def read_prepared(prepare: Callable[[Any], Any], images: Images, index: int) -> 
     try:
         return prepare(image), image.shape[:2]
     except BadInput as error:
-        raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
+        raise BadInput(images.where(index), error.found, error.expected, error.do) from error
 
 
 def _check_reading(images: Images, weights: Path) -> None:
