@@ -109,14 +109,14 @@ class TagCLIPSettings:
     def tagger(self, images: Images) -> "Tagger":
         """CLIP with the texts of these classes, ready to give scores."""
         words = read_words(self.words, images.class_names)
-        clip = load_clip(self.clip, self.activation)
+        device = launch.device()
+        clip = load_clip(self.clip, self.activation).to(device)
         if self.votes > clip.n_blocks:
             raise BadInput("votes", str(self.votes), f"at most {clip.n_blocks}, the blocks of this CLIP", "Lower it.")
         background = words.background if self.backgrounds else ()
         check_names(clip, (*words.names, *background))
         classes, backgrounds = text_features(clip, words.names, background, self.templates, self.cache)
-        device = launch.device()
-        return Tagger(clip.to(device), classes.to(device), backgrounds.to(device), self)
+        return Tagger(clip, classes.to(device), backgrounds.to(device), self)
 
 
 class Region(NamedTuple):
