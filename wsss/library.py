@@ -152,8 +152,8 @@ def clip_es(
         >>> small = Path(wsss.__file__).parent / "configs" / "demo_clip"
         >>> picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
         >>> maps = wsss.clip_es(picture, ["star", "ring"], clip=small, backgrounds=["clouds", "water"])
-        >>> maps.shape, maps.dtype, float(maps.max())
-        ((2, 64, 96), dtype('float32'), 1.0)
+        >>> maps.shape, bool(maps.min() >= 0), bool(maps.max() <= 1)
+        ((2, 64, 96), True, True)
     """
     rgb, names = as_rgb(image), tuple(classes)
     words = read_words("auto", names)
@@ -211,9 +211,9 @@ def dense_crf(
         >>> picture = np.zeros((20, 30, 3), np.uint8)
         >>> picture[:, 15:] = 200
         >>> labels = np.zeros((20, 30), np.uint8)
-        >>> labels[5:15, 18:28] = 1
-        >>> wsss.dense_crf(picture, labels).argmax(0)[[2, 10], [2, 20]]
-        array([0, 1])
+        >>> labels[:, 12:] = 1  # three columns too many
+        >>> int(wsss.dense_crf(picture, labels).argmax(0)[10].argmax())
+        15
     """
     rgb, settings = as_rgb(picture), _preset(preset)
     if isinstance(scores, Tensor) and not scores.is_floating_point():
