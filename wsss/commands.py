@@ -98,7 +98,9 @@ def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
     names = list(commands())
     near = nearest(two, names) or nearest(verb, names)
     known = [other for other in names if other.startswith(f"{verb} ")]
-    do = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+    do = (
+        f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+    )
     raise NoSuchName(two if known or " " in near else verb, "command", do)
 
 
@@ -220,7 +222,9 @@ def _refine(options: RefineOptions, chosen: Chosen) -> None:
 
     refiner = chosen.made("refiner")
     if options.instances and refiner.kind != "irnet":
-        raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart.")
+        raise BadInput(
+            "--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart."
+        )
     refiner.check(options.classifier is not None)
     task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
     show((refiner.instances_of if options.instances else refiner.refined)(task))

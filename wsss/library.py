@@ -16,12 +16,12 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from wsss import launch
+from wsss.classifier import CAMLocalizer, MultiScale, at_scales
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from wsss.data.images import IGNORE, MOST_CLASSES
 from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.words import read_words
 from wsss.errors import BadInput, check_range
-from wsss.methods.cam import CAMLocalizer, MultiScale, at_scales
 from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, text_features
 from wsss.networks.clip import CLIP
 from wsss.networks.linear_head import LinearHead
@@ -30,9 +30,9 @@ from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, unary_from_labels, una
 from wsss.ops.dense_crf import dense_crf as mean_field
 from wsss.ops.random_walk import random_walk as walk
 from wsss.pretrained import load_clip
+from wsss.refiners import crf
+from wsss.refiners.crf import DEFAULT_THRESHOLD, MaskSettings
 from wsss.refiners.irnet import IRNetWalk, walked
-from wsss.stages import refine
-from wsss.stages.refine import DEFAULT_THRESHOLD, CRFSettings
 
 # Text features that a CLIP has encoded, by classes, backgrounds and templates
 _texts: weakref.WeakKeyDictionary[CLIP, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
@@ -298,7 +298,7 @@ def pseudo_mask(
     _check_classes(classes, MOST_CLASSES)
     if len(classes) != len(found):
         raise BadInput("classes", f"{len(classes)} for {len(found)} maps", f"{len(found)}", "Give one for each map.")
-    settings = CRFSettings(
+    settings = MaskSettings(
         by="threshold" if picture is None else "crf",
         threshold=threshold,
         lower=lower,
@@ -312,7 +312,7 @@ def pseudo_mask(
         raise BadInput(
             "picture", f"a picture of {rgb.shape[0]}x{rgb.shape[1]}", expected, "Resize the maps to the picture."
         )
-    return refine.pseudo_mask(rgb, np.asarray(classes, np.int16).reshape(len(found)), found, settings)
+    return crf.pseudo_mask(rgb, np.asarray(classes, np.int16).reshape(len(found)), found, settings)
 
 
 def random_walk(
@@ -358,7 +358,8 @@ def random_walk(
     if (edges is None) == (affinities is None):
         found = "neither edges nor affinities" if edges is None else "both edges and affinities"
         raise BadInput("random_walk", found, "one of the two", "Give one of them.")
-    settings = IRNetWalk(radius=radius, doublings=doublings, **({} if beta is None else {"beta": beta}))
+    exponent = beta if beta is not None else 10.0 if affinities is None else 8.0
+    settings = IRNetWalk(radius, exponent, doublings)
     if edges is not None:
         edge = _tensor(edges, "edges", 2).to(scores)
         if edge.shape != scores.shape[1:] or not bool(((edge >= 0) & (edge <= 1)).all()):
@@ -369,9 +370,7 @@ def random_walk(
     else:
         assert affinities is not None
         planes = _tensor(affinities, "affinities", 3).to(scores)
-        after = walk(
-            scores, planes, directions(radius), beta=8.0 if beta is None else beta, steps=2**settings.doublings
-        )
+        after = walk(scores, planes, directions(radius), beta=exponent, steps=2**settings.doublings)
     return after if isinstance(maps, Tensor) else after.numpy()
 
 

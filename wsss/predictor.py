@@ -11,16 +11,14 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from wsss import launch
-from wsss.data.images import Images
+from wsss.classifier import KIND, CAMLocalizer, Known, MultiScale, cam_network
 from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.samples import PLAIN
 from wsss.errors import BadInput, check_range, suggestion
-from wsss.methods import cam
 from wsss.ops.dense_crf import DenseCRF, Preset
-from wsss.stages.predict import Segmenter, labelled
-from wsss.stages.predict import Settings as TestSettings
-from wsss.weights import WEIGHTS, read_metadata, reading_of
+from wsss.stages.predict import PredictSettings, Segmenter, labelled
+from wsss.weights import WEIGHTS, read_metadata, reading_of, trained_weights
 
 # Folders of a run that hold trained networks, the one that a user wants first
 _OF_RUN = ("segmenter", "classifier")
@@ -71,9 +69,7 @@ class Predictor:
         classes: names of the foreground classes, in the order of their labels.
     """
 
-    def __init__(
-        self, path: Path, kind: str, network: "Segmenter | cam.CAMLocalizer", classes: tuple[str, ...]
-    ) -> None:
+    def __init__(self, path: Path, kind: str, network: Segmenter | CAMLocalizer, classes: tuple[str, ...]) -> None:
         self.path, self.kind, self.classes = path, kind, classes
         self._network = network
         self._reading = reading_of(path) or PLAIN
@@ -117,8 +113,8 @@ class Predictor:
         rgb = as_rgb(picture, how=self._reading)
         wanted = [self.classes.index(name) for name in classes]
         label = np.isin(np.arange(len(self.classes)), wanted)
-        found = self._network.cams(self._network.prepare(rgb), rgb.shape[:2], label)
-        return found.maps[np.searchsorted(found.classes, wanted)]
+        made = self._network.cams(self._network.prepare(rgb), rgb.shape[:2], label)
+        return made.maps[np.searchsorted(made.classes, wanted)]
 
 
 def load(
@@ -156,21 +152,19 @@ def load(
     found = _weights(Path(path))
     where = None if device is None else torch.device(device)
     known = read_metadata(found) if found.suffix == ".safetensors" else {}
-    if known.get("kind") != "cam":
-        settings = TestSettings(None if scales is None else tuple(scales), flip, crf)
+    if known.get("kind") != KIND:
+        settings = PredictSettings(None if scales is None else tuple(scales), flip, crf)
         segmenter = Segmenter(found, settings, where)
         return Predictor(found, segmenter.kind, segmenter, segmenter.classes)
     if crf is not None:
         raise BadInput("crf", f"{crf}", "none for a classifier", "Leave it out.")
-    classes = tuple(known["classes"])
-    # the classes are whatever the network has
-    network, metadata = cam.load(found, Images("", (), (), classes, np.zeros((0, len(classes)), bool), ()))
-    usual = cam.MultiScale()
-    settings_of = cam.MultiScale(
-        usual.scales if scales is None else tuple(scales), usual.flip if flip is None else flip
-    )
-    network = network.to(where or launch.device()).eval()
-    return Predictor(found, "cam", cam.CAMLocalizer(network, settings_of, metadata["colours"]), classes)
+    state, metadata, _ = trained_weights(found, KIND)
+    classifier = Known(state, metadata or {}, False, found)
+    network = cam_network(classifier).to(where or launch.device()).eval()
+    usual = MultiScale()
+    views = MultiScale(usual.scales if scales is None else tuple(scales), usual.flip if flip is None else flip)
+    localizer = CAMLocalizer(network, views, classifier.metadata["colours"])
+    return Predictor(found, KIND, localizer, tuple(classifier.metadata["classes"]))
 
 
 def _weights(path: Path) -> Path:

@@ -354,7 +354,7 @@ class Dataset:
     """A data set: its splits by name, and which of them a recipe uses for what.
 
     Attributes:
-        kind: the layout that was recognised: `voc`, `coco`, `folders`, `tags`, or `pictures` without tags.
+        kind: the layout that was recognised: `voc`, `coco`, `folders`, `tags`, or `pictures` without tags; `memory` for none.
         root: where it lies.
         splits: all splits found.
         train: name of the split that models are trained on.
@@ -370,6 +370,25 @@ class Dataset:
     scored_split: str | None = None
     val: str | None = None
     notes: Sequence[str] = ()
+
+    @staticmethod
+    def of(train: Images, val: Images | None = None) -> "Dataset":
+        """Pictures that a program has, in memory for example, as a data set that a recipe runs on.
+
+        Args:
+            train: to train on; maps and pseudo masks are scored on them if all of them have true masks.
+            val: to test segmenters on.
+
+        Raises:
+            BadInput: the two have other classes.
+        """
+        if val is not None and val.class_names != train.class_names:
+            found = f"the classes {', '.join(val.class_names[:8])}"
+            expected = f"those of {train.title}: {', '.join(train.class_names[:8])}"
+            raise BadInput(val.title, found, expected, "Give both the same classes in the same order.")
+        splits = {"train": train} if val is None else {"train": train, "val": val}
+        scored = "train" if train.has_masks else None
+        return Dataset("memory", Path(train.title), splits, "train", scored, None if val is None else "val")
 
     @property
     def class_names(self) -> tuple[str, ...]:

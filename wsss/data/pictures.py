@@ -116,9 +116,9 @@ def held_array(values: HeldPicture, where: str) -> Shaped[np.ndarray, "..."]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+        tensor: Tensor = values.detach().cpu()
+        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     if not isinstance(values, np.ndarray):
         expected = "a path, a picture of Pillow, an array (h, w, 3), or a tensor (3, h, w)"
         raise BadInput(where, f"{type(values).__name__}", expected, "Convert it to one of these.")
