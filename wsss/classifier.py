@@ -115,10 +115,19 @@ def load(weights: Path, images: Images) -> tuple[CAMNetwork, Mapping[str, Any]]:
         BadInput: the weights are of another network, or of other classes than the pictures have.
     """
     known = trained_classifier(weights, images, KIND, _published)
+    return cam_network(known), known.metadata
+
+
+def cam_network(known: Known) -> CAMNetwork:
+    """The CAM network that trained weights are of, on the CPU.
+
+    Raises:
+        BadInput: they are of another one.
+    """
     metadata = known.metadata
     network = CAMNetwork(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
     load_into(network, known.state, known.path, ignore=metadata.get("ignore", ()))
-    return network, metadata
+    return network
 
 
 def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:

@@ -6,9 +6,10 @@ counted by different processes. The scores then follow from the counts alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Literal, get_args
 
 import numpy as np
@@ -407,6 +408,91 @@ def contour_scores(counts: Int64[np.ndarray, "c 4"], convention: Convention = "i
     shown = in_either | scored
     of_each = (_each(np.where(shown, values, np.nan)) for values in (f, precision, recall))
     return ContourScores(convention, mean, int(scored.sum()), *of_each)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What `score` gives.
+
+    Attributes:
+        scores: intersection over union and all else that a confusion matrix says.
+        contour: contour F-scores, None where they were not asked for.
+        confusion: pixels by true (rows) and predicted label, background first.
+    """
+
+    scores: Scores
+    contour: ContourScores | None
+    confusion: Int64[np.ndarray, "n n"]
+
+    @property
+    def miou(self) -> float | None:
+        """Mean intersection over union in [0, 1], of all pictures together."""
+        return self.scores.miou
+
+    @property
+    def iou(self) -> tuple[float | None, ...]:
+        """Intersection over union of each label, background first."""
+        return self.scores.iou
+
+    @property
+    def contour_f(self) -> float | None:
+        """Mean contour F-score of the classes in [0, 1]."""
+        return self.contour.mean_f if self.contour else None
+
+
+def score(
+    predictions: Iterable[Shaped[np.ndarray, "..."]],
+    truths: Iterable[Shaped[np.ndarray, "..."]],
+    n_classes: int,
+    *,
+    convention: Convention = "present",
+    unknown_as: int | None = None,
+    contour: bool = True,
+) -> Scored:
+    """Scores of label maps over a whole data set (mIoU of PASCAL VOC, Everingham et al., IJCV 2015; contour F-score as ICAM has it).
+
+    Pixels of all pictures are counted together, which is the mIoU that papers report, not the mean over pictures.
+
+    Args:
+        predictions: uint8 (h, w): 0 background, 1..n_classes. A generator will do.
+        truths: uint8 (h, w), likewise; 255 is ignored in the mIoU, and background in the contour F-score.
+        n_classes: foreground classes, at most 254.
+        convention: what classes that do not occur do to the means; see `scores`.
+        unknown_as: the label that a predicted 255 stands for; without it a 255 is an error. IRNet scores pseudo masks with 0.
+        contour: measure the contour F-score too.
+
+    Raises:
+        BadInput: no pictures, more of one than of the other; a map of another type, size or label.
+
+    Example:
+        >>> import numpy as np
+        >>> import wsss
+        >>> truth = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
+        >>> prediction = np.array([[0, 0, 0, 1], [0, 0, 1, 1]], np.uint8)
+        >>> found = wsss.score([prediction], [truth], n_classes=1)
+        >>> [round(iou, 3) for iou in found.iou], round(found.miou, 3)
+        ([0.8, 0.667], 0.733)
+    """
+    matrix, contours = ConfusionMatrix(n_classes + 1), ContourCounts(n_classes)
+    nothing, count = object(), 0
+    for prediction, truth in zip_longest(predictions, truths, fillvalue=nothing):
+        if prediction is nothing or truth is nothing:
+            lacking = "predictions" if prediction is nothing else "truths"
+            raise BadInput(lacking, f"{count}", "as many predictions as truths", "Give both for each picture.")
+        for name, labels in (("prediction", prediction), ("truth", truth)):
+            if not isinstance(labels, np.ndarray):
+                found = type(labels).__name__
+                raise BadInput(f"{name} {count}", found, "a uint8 array (h, w)", "Convert it with np.asarray.")
+        assert isinstance(truth, np.ndarray)
+        assert isinstance(prediction, np.ndarray)
+        matrix.add(truth, prediction, f"picture {count}", unknown_as)
+        if contour:
+            contours.add(truth, prediction, f"picture {count}", unknown_as)
+        count += 1
+    if count == 0:
+        raise BadInput("predictions", "none", "at least one picture", "Give some.")
+    outlines = contour_scores(contours.counts, convention) if contour else None
+    return Scored(scores(matrix.counts, convention), outlines, matrix.counts)
 
 
 def _check_convention(convention: str, score: str) -> None:

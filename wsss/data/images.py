@@ -1,20 +1,22 @@
 """The one data set type: named pictures with image-level labels and, where there are any, true masks."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped, UInt8
+from PIL import Image
 
 from wsss.data.files import read_labels, read_mask
-from wsss.data.labels import IGNORE, MaskTable, Reading, parsed
+from wsss.data.labels import IGNORE, MaskTable, Reading, labels_in, parsed
 from wsss.data.names import check_names
-from wsss.data.pictures import picture_size_hw, read_header, read_picture
+from wsss.data.pictures import HeldPicture, as_rgb, held_array, picture_size_hw, read_header, read_picture
 from wsss.data.samples import PLAIN, PictureReading
 from wsss.digests import content_digest
-from wsss.errors import BadInput
+from wsss.errors import BadInput, suggestion
 from wsss.storage import digest
 from wsss.stream import in_threads
 
@@ -60,6 +62,25 @@ class MaskFile:
         return _file_stamp(self.path) + (f":{self.table.stamp()}" if self.table else "")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldMask:
+    """A true mask held in memory.
+
+    Attributes:
+        where: the place to name in an error.
+        labels: 0 background, 1..C classes, 255 ignored.
+    """
+
+    where: str
+    labels: UInt8[np.ndarray, "h w"]
+
+    def read(self) -> UInt8[np.ndarray, "h w"]:
+        return self.labels
+
+    def stamp(self) -> str:
+        return _array_stamp(self.labels)
+
+
 @dataclasses.dataclass(frozen=True)
 class LookedAtMask:
     """What one true mask holds.
@@ -84,12 +105,13 @@ class Images:
     Attributes:
         title: what the split is called in messages, `voc/train_aug` for example.
         names: one a picture, unique (see `check_names`); may contain sub-folders and blanks. Outputs are named after them.
-        paths: the picture files.
+        paths: the picture files; none where the pictures are in memory.
         class_names: the C foreground classes in the order of their indices; label `i + 1` in a mask is class `i`.
         labels: image-level labels, without background.
         masks: the true mask of each picture, None where there is none.
         upright: turn pictures as their EXIF orientation says. The published loaders of VOC and COCO ignore it.
         reading: which values become black and white, and which bands and page are taken; see `wsss.data.value_range`.
+        arrays: the pictures themselves, where they are in memory; see `from_arrays`.
     """
 
     title: str
@@ -100,15 +122,70 @@ class Images:
     masks: tuple[TrueMask | None, ...]
     upright: bool = True
     reading: PictureReading = PLAIN
+    arrays: tuple[UInt8[np.ndarray, "_ _ 3"], ...] = ()
 
     def __post_init__(self) -> None:
-        n, c = len(self.names), len(self.class_names)
-        if not (len(self.paths) == len(self.masks) == n and self.labels.shape == (n, c) and self.labels.dtype == bool):
+        n, c, pictures = len(self.names), len(self.class_names), len(self.paths) + len(self.arrays)
+        if self.paths and self.arrays:
+            raise ValueError(f"{self.title}: pictures in files and in memory")
+        if not (pictures == len(self.masks) == n and self.labels.shape == (n, c) and self.labels.dtype == bool):
             raise ValueError(
-                f"{self.title}: {n} names, {len(self.paths)} paths, {len(self.masks)} masks and labels of {self.labels.dtype} "
+                f"{self.title}: {n} names, {pictures} pictures, {len(self.masks)} masks and labels of {self.labels.dtype} "
                 f"{self.labels.shape} do not fit together with {c} classes"
             )
-        check_names(self.names, self.paths)
+        check_names(self.names, self.paths or [held_where(self.title, name) for name in self.names])
+
+    @staticmethod
+    def from_arrays(
+        pictures: Sequence[HeldPicture],
+        labels: Shaped[np.ndarray, "..."] | Sequence[Collection[str]],
+        class_names: Sequence[str],
+        masks: Sequence[HeldPicture | None] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        title: str = "memory",
+    ) -> "Images":
+        """Pictures that are in memory, for everything that takes pictures of a data set: training, maps, masks, scores.
+
+        The arrays are copied. Records of stages know the pictures by their content, as they know files.
+
+        Args:
+            pictures: uint8 arrays (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, 0 to 255; pictures of Pillow; or uint8
+                tensors (3, h, w). Sizes may differ. Grey and transparent pictures become RGB as those in files do.
+            labels: the tags of each picture: bool (n, c), or for each picture the names of its classes.
+            class_names: the C foreground classes, without background; label `i + 1` in a mask is class `i`.
+            masks: the true mask of each picture, or None for a picture without: uint8 (h, w), 0 background, 1..C, 255 ignored.
+            names: one for each picture, after which outputs are named; by default `000000`, `000001` and so on.
+            title: what messages call these pictures.
+
+        Raises:
+            BadInput: no picture; a picture, mask or label of another kind, shape or range; numbers that do not fit together;
+                class names or names of pictures that occur twice.
+
+        Example:
+            >>> import numpy as np
+            >>> import wsss
+            >>> pictures = [np.zeros((32, 48, 3), np.uint8), np.full((20, 20, 3), 255, np.uint8)]
+            >>> images = wsss.Images.from_arrays(pictures, [["cat"], ["cat", "dog"]], ["cat", "dog"])
+            >>> images.read(1).shape, images.classes(1), images.names
+            ((20, 20, 3), [0, 1], ('000000', '000001'))
+        """
+        n, classes = len(pictures), tuple(class_names)
+        if n == 0:
+            raise BadInput(title, "no pictures", "at least one", "Give some pictures.")
+        if not classes or len(set(classes)) < len(classes) or not all(isinstance(c, str) and c for c in classes):
+            raise BadInput(f"{title}: class_names", f"{list(classes)}", "different names", "Name each class once.")
+        given = tuple(f"{index:06d}" for index in range(n)) if names is None else tuple(names)
+        each: list[HeldPicture | None] = [None] * n if masks is None else list(masks)
+        for what, count in (("names", len(given)), ("masks", len(each)), ("labels", len(labels))):
+            if count != n:
+                raise BadInput(f"{title}: {what}", f"{count} for {n} pictures", f"{n}", "Give one for each picture.")
+        held = tuple(as_rgb(picture, held_where(title, name)) for picture, name in zip(pictures, given, strict=True))
+        sources = tuple(
+            None if mask is None else _held_mask(mask, f"mask of {held_where(title, name)}", picture.shape[:2], classes)
+            for mask, picture, name in zip(each, held, given, strict=True)
+        )
+        return Images(title, given, (), classes, _tags(labels, classes, title), sources, arrays=held)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -133,16 +210,25 @@ class Images:
                 "Merge some classes, or stop at the activation maps (wsss localize).",
             )
 
+    def where(self, index: int) -> str:
+        """A picture's file, or what messages call a picture that is in memory; no two pictures of a data set share it."""
+        return str(self.paths[index]) if self.paths else held_where(self.title, self.names[index])
+
     def classes(self, index: int) -> list[int]:
         """The 0-based classes of a picture, ascending."""
         return np.flatnonzero(self.labels[index]).tolist()
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The picture as RGB."""
+        if self.arrays:
+            return self.arrays[index]
         return read_picture(self.paths[index], upright=self.upright, how=self.reading)
 
     def size_hw(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, from its header alone."""
+        """Height and width of a picture, of a file from its header alone."""
+        if self.arrays:
+            height, width, _ = self.arrays[index].shape
+            return height, width
         return picture_size_hw(self.paths[index], upright=self.upright, how=self.reading)
 
     def read_mask(self, index: int, size_hw: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
@@ -154,7 +240,7 @@ class Images:
         source = self.masks[index]
         if source is None:
             raise BadInput(
-                self.paths[index],
+                self.where(index),
                 "no true mask for this picture",
                 "one",
                 "Add the mask, or evaluate a split that has masks.",
@@ -189,9 +275,11 @@ class Images:
             raise BadInput(
                 source.where,
                 f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
-                f"{size_hw[0]}x{size_hw[1]} like its picture {self.paths[index]}",
+                f"{size_hw[0]}x{size_hw[1]} like its picture {self.where(index)}",
                 f"The picture has an EXIF orientation: set --upright {str(not self.upright).lower()}, or turn the mask."
-                if mask.shape == size_hw[::-1] != size_hw and read_header(self.paths[index]).orientation > 4
+                if self.paths
+                and mask.shape == size_hw[::-1] != size_hw
+                and read_header(self.paths[index]).orientation > 4
                 else "Write the mask at the picture's own size, without resizing.",
             )
         check_labels(mask, self.n_labels, source.where, self.class_names)
@@ -208,7 +296,7 @@ class Images:
             raise BadInput(
                 path,
                 f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
-                f"{image.shape[0]}x{image.shape[1]} like its picture {self.paths[index]}",
+                f"{image.shape[0]}x{image.shape[1]} like its picture {self.where(index)}",
                 "Make the pseudo masks again for these pictures.",
             )
         check_labels(mask, self.n_labels, str(path), self.class_names)
@@ -221,17 +309,17 @@ class Images:
 
     def table(self) -> dict[str, Any]:
         """What the pictures are known by, as JSON can hold it: `class_names`, `options` by name (what changes how a picture is
-        read), and `pictures`, with name, digest of the file, 0-based classes, stamp of the mask (None without one) and
-        suffix of the file (which does not count) of each."""
+        read), and `pictures`, with name, digest of the content, 0-based classes, stamp of the mask (None without one)
+        and suffix of the file (which does not count) of each."""
 
         def rows(positions: range) -> list[list[Any]]:
             return [
                 [
                     self.names[i],
-                    _file_stamp(self.paths[i]),
+                    _file_stamp(self.paths[i]) if self.paths else _array_stamp(self.arrays[i]),
                     self.classes(i),
                     mask.stamp() if (mask := self.masks[i]) else None,
-                    self.paths[i].suffix,
+                    self.paths[i].suffix if self.paths else "",
                 ]
                 for i in positions
             ]
@@ -249,7 +337,8 @@ class Images:
             self,
             title=title or self.title,
             names=tuple(self.names[i] for i in keep),
-            paths=tuple(self.paths[i] for i in keep),
+            paths=tuple(self.paths[i] for i in keep) if self.paths else (),
+            arrays=tuple(self.arrays[i] for i in keep) if self.arrays else (),
             labels=self.labels[keep].reshape(len(keep), len(self.class_names)),
             masks=tuple(self.masks[i] for i in keep),
         )
@@ -265,7 +354,7 @@ class Dataset:
     """A data set: its splits by name, and which of them a recipe uses for what.
 
     Attributes:
-        kind: the layout that was recognised: `voc`, `coco`, `folders`, `tags`, or `pictures` without tags.
+        kind: the layout that was recognised: `voc`, `coco`, `folders`, `tags`, or `pictures` without tags; `memory` for none.
         root: where it lies.
         splits: all splits found.
         train: name of the split that models are trained on.
@@ -281,6 +370,25 @@ class Dataset:
     scored_split: str | None = None
     val: str | None = None
     notes: Sequence[str] = ()
+
+    @staticmethod
+    def of(train: Images, val: Images | None = None) -> "Dataset":
+        """Pictures that a program has, in memory for example, as a data set that a recipe runs on.
+
+        Args:
+            train: to train on; maps and pseudo masks are scored on them if all of them have true masks.
+            val: to test segmenters on.
+
+        Raises:
+            BadInput: the two have other classes.
+        """
+        if val is not None and val.class_names != train.class_names:
+            found = f"the classes {', '.join(val.class_names[:8])}"
+            expected = f"those of {train.title}: {', '.join(train.class_names[:8])}"
+            raise BadInput(val.title, found, expected, "Give both the same classes in the same order.")
+        splits = {"train": train} if val is None else {"train": train, "val": val}
+        scored = "train" if train.has_masks else None
+        return Dataset("memory", Path(train.title), splits, "train", scored, None if val is None else "val")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -345,3 +453,52 @@ def _file_stamp(path: Path) -> str:
         return content_digest(path)
     except OSError:
         return "missing"
+
+
+def _array_stamp(values: UInt8[np.ndarray, "..."]) -> str:
+    sha = hashlib.sha256(str(values.shape).encode())
+    sha.update(np.ascontiguousarray(values).data)
+    return sha.hexdigest()[:16]
+
+
+def held_where(title: str, name: str) -> str:
+    """What messages call a picture that is in memory."""
+    return f"{title}: picture {name}"
+
+
+def _held_mask(mask: HeldPicture, where: str, size_hw: tuple[int, int], classes: Sequence[str]) -> HeldMask:
+    if isinstance(mask, Image.Image):
+        labels, _ = labels_in(mask, where, None)
+    else:
+        labels = held_array(mask, where)
+    if labels.dtype != np.uint8 or labels.shape != size_hw:
+        raise BadInput(
+            where,
+            f"{labels.dtype} of shape {labels.shape}",
+            f"uint8 labels of shape {size_hw}, the size of the picture",
+            "Give one label for each pixel.",
+        )
+    check_labels(labels, len(classes) + 1, where, classes)
+    return HeldMask(where, labels.copy())
+
+
+def _tags(
+    labels: Shaped[np.ndarray, "..."] | Sequence[Collection[str]], classes: Sequence[str], title: str
+) -> Bool[np.ndarray, "n c"]:
+    where = f"{title}: labels"
+    if isinstance(labels, np.ndarray):
+        if labels.shape[1:] != (len(classes),) or labels.dtype.kind not in "bui" or not np.isin(labels, (0, 1)).all():
+            found, expected = f"{labels.dtype} of shape {labels.shape}", f"bool (pictures, {len(classes)})"
+            raise BadInput(where, found, expected, "Mark the classes of each picture with 1 or True.")
+        return labels.astype(bool)
+    tags = np.zeros((len(labels), len(classes)), bool)
+    for row, of_picture in zip(tags, labels, strict=True):
+        if isinstance(of_picture, str):
+            do = "Put the names into a list."
+            raise BadInput(where, f"the text {of_picture!r}", "the names of a picture's classes", do)
+        for name in of_picture:
+            if name not in classes:
+                do = suggestion(str(name), classes) + "Correct it, or add the class."
+                raise BadInput(where, f"{name!r}", f"some of {', '.join(classes[:8])}", do)
+            row[classes.index(name)] = True
+    return tags

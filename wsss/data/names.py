@@ -72,7 +72,7 @@ def check_name(name: str, where: str | os.PathLike[str], do: str = "") -> None:
         raise BadInput(where, f"{name[:200]!r}: {found[0]}", _EXPECTED, f"{found[1]} {do}".strip())
 
 
-def check_names(names: Sequence[str], paths: Sequence[Path]) -> None:
+def check_names(names: Sequence[str], paths: Sequence[Path] | Sequence[str]) -> None:
     """Raise BadInput unless outputs can be named after each of these, on any system, and no two outputs meet.
 
     Raises:

@@ -87,6 +87,16 @@ def open_dataset(
     Raises:
         BadInput: there is no such path, its layout is none or more than one of `LAYOUTS`, what is in it does not fit together, or files
             are not its own (see `wsss.data.gate`).
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import wsss
+        >>> from wsss.data.shapes import make_shapes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = wsss.open_dataset(make_shapes(Path(folder) / "shapes", train=2, val=1, size=48))
+        ...     print(data.kind, data.class_names, len(data.split("train")), data.split("val").read(0).dtype)
+        voc ('ball', 'boat', 'cross', 'ring', 'star') 2 uint8
     """
     root, source = Path(path), None if tags is None else Path(tags)
     if is_regular(root) and source is None and root.suffix.lower() in TABLE_SUFFIXES and root.name not in _OWN_TABLES:

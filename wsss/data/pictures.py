@@ -1,11 +1,13 @@
 """The only reader of picture files: whatever they hold becomes 8-bit RGB."""
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from wsss.data.dicom import Dicom, is_dicom
@@ -13,6 +15,14 @@ from wsss.data.nifti import NIFTI_SUFFIXES, Nifti
 from wsss.data.samples import PLAIN, Header, Kind, PictureReading, Samples, check, to_rgb, turned, unlikely_size
 from wsss.data.tiff import Tiff, is_tiff
 from wsss.errors import BadInput, reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    HeldPicture = np.ndarray | Image.Image | Tensor
+    AnyPicture = str | os.PathLike[str] | HeldPicture
+else:  # torch takes seconds to import, and is not needed to read files
+    HeldPicture = AnyPicture = Any
 
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
@@ -68,17 +78,64 @@ def read_picture(path: Path, *, upright: bool, how: PictureReading = PLAIN) -> U
         BadInput: the file is missing, empty, cut off, or no picture, or `how` is for pictures of another kind.
     """
     with reading(path, _EXPECTED, _DO, missing=_MISSING):
-        source = _source(path, how.page)
-        check(source.header, how, path)
-        content = source.load(how.bands)
-        if isinstance(content, Image.Image) and how.value_range is None and not how.bands:
-            image = np.asarray(_to_rgb(content))
-        else:
-            if isinstance(content, Image.Image):
-                content = _samples(content, source.header)
-                check(content.header, how, path)
-            image = to_rgb(content, how, path)
-        return turned(image, source.header.orientation) if upright and source.header.orientation > 1 else image
+        return _rgb(_source(path, how.page), upright, how, path)
+
+
+def as_rgb(picture: AnyPicture, where: str = "picture", how: PictureReading = PLAIN) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture in any form as RGB; what is in memory is treated as a file with the same samples is by `read_picture`.
+
+    Grey becomes three equal channels, transparent pixels are laid on white, and files and pictures of Pillow are turned as
+    their EXIF orientation says.
+
+    Args:
+        picture: a path; a picture of Pillow; an array (h, w), (h, w, 3) RGB or (h, w, 4) RGBA; or a tensor with the channels
+            first, (1, h, w), (3, h, w) or (4, h, w). uint8, 0 to 255, unless `how` says otherwise.
+        where: what an error calls a picture that is in memory.
+        how: what becomes black and white, and which bands are taken.
+
+    Returns:
+        An array that shares no memory with `picture`.
+
+    Raises:
+        BadInput: as `read_picture`; an array or tensor of another shape or type.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_picture(Path(picture), upright=True, how=how)
+    held = dataclasses.replace(how, page=None)
+    if isinstance(picture, Image.Image):
+        with reading(where, _EXPECTED, _DO):
+            return _rgb(_Common(picture.copy(), None), True, held, where)
+    return _rgb(_Held(held_array(picture, where), held, where), True, held, where)
+
+
+def held_array(values: HeldPicture, where: str) -> Shaped[np.ndarray, "..."]:
+    """An array, or a tensor with its channels last.
+
+    Raises:
+        BadInput: something else.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(values, torch.Tensor):
+        tensor: Tensor = values.detach().cpu()
+        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    if not isinstance(values, np.ndarray):
+        expected = "a path, a picture of Pillow, an array (h, w, 3), or a tensor (3, h, w)"
+        raise BadInput(where, f"{type(values).__name__}", expected, "Convert it to one of these.")
+    return values
+
+
+def _rgb(source: "_Source", upright: bool, how: PictureReading, where: Path | str) -> UInt8[np.ndarray, "h w 3"]:
+    check(source.header, how, where)
+    content = source.load(how.bands)
+    if isinstance(content, Image.Image) and how.value_range is None and not how.bands:
+        image = np.asarray(_to_rgb(content))
+    else:
+        if isinstance(content, Image.Image):
+            content = _samples(content, source.header)
+            check(content.header, how, where)
+        image = to_rgb(content, how, where)
+    return turned(image, source.header.orientation) if upright and source.header.orientation > 1 else image
 
 
 def read_samples(path: Path, how: PictureReading) -> Samples:
@@ -140,7 +197,7 @@ def _source(path: Path, page: int | None) -> _Source:
         return Dicom(path, page)
     if _bits(head) > 8 and (source := _DeepBands(path)).header.bands > 1:
         return source
-    return _Common(path, page)
+    return _Common(_opened(path), page)
 
 
 def _bits(head: bytes) -> int:
@@ -155,8 +212,8 @@ def _bits(head: bytes) -> int:
 class _Common:
     """A picture that Pillow reads right."""
 
-    def __init__(self, path: Path, page: int | None) -> None:
-        self.picture = picture = _opened(path)
+    def __init__(self, picture: Image.Image, page: int | None) -> None:
+        self.picture = picture
         frames = 1
         if page is not None and (frames := _frames(picture)) >= page:
             picture.seek(page - 1)
@@ -181,6 +238,36 @@ class _Common:
     def close(self) -> None:
         """Let go of the file without decoding it."""
         self.picture.close()
+
+
+class _Held:
+    """A picture in an array."""
+
+    def __init__(self, values: Shaped[np.ndarray, "..."], how: PictureReading, where: str) -> None:
+        self.values = values[..., None] if values.ndim == 2 else values
+        kinds: dict[str, Kind] = {"u": "integer", "i": "integer", "f": "float"}
+        kind: Kind | None = "8-bit" if values.dtype == np.uint8 else kinds.get(values.dtype.kind)
+        if kind not in how.kinds or self.values.ndim != 3 or 0 in values.shape:
+            expected = "uint8 (h, w, 3) RGB, 0 to 255" if how == PLAIN else f"(h, w, channels), {how}"
+            do = "Undo any normalisation, scale it to 0..255, and convert it to uint8."
+            raise BadInput(where, f"{values.dtype} of shape {values.shape}", expected, do)
+        assert kind is not None
+        height, width, bands = self.values.shape
+        self.header = Header(
+            size_hw=(height, width),
+            kind=kind,
+            dtype=str(values.dtype),
+            bands=bands,
+            colours={1: (0,), 2: (0,), 3: (0, 1, 2), 4: (0, 1, 2)}.get(bands),
+            alpha=bands - 1 if bands in (2, 4) else None,
+            what="array",
+        )
+
+    def load(self, bands: tuple[int, ...]) -> Image.Image | Samples:
+        if self.header.kind == "8-bit" and self.header.colours is not None:
+            grey = self.header.bands == 1
+            return Image.fromarray(np.ascontiguousarray(self.values[..., 0] if grey else self.values))
+        return Samples(self.header, self.values)
 
 
 class _DeepBands:

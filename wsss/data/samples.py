@@ -142,7 +142,7 @@ class Samples:
     values: Shaped[np.ndarray, "h w b"]
 
 
-def check(header: Header, reading: PictureReading, path: Path) -> None:
+def check(header: Header, reading: PictureReading, path: Path | str) -> None:
     """Raise BadInput if a picture cannot be read in this way."""
     if header.pages > 1 and reading.page is None:
         raise BadInput(
@@ -176,7 +176,7 @@ def check(header: Header, reading: PictureReading, path: Path) -> None:
         )
 
 
-def to_rgb(samples: Samples, reading: PictureReading, path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def to_rgb(samples: Samples, reading: PictureReading, path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with the values of the range scaled to 0 to 255, on white where it is transparent.
 
     Missing values (NaN, or what the file says means none) are black.
@@ -240,7 +240,7 @@ def unlikely_size(path: Path, size: str) -> BadInput:
     return BadInput(path, f"a picture of an unlikely size ({size})", f"at most {most} pixels", "Scale it down.")
 
 
-def _check_within(values: np.ndarray, header: Header, value_range: tuple[float, float], path: Path) -> None:
+def _check_within(values: np.ndarray, header: Header, value_range: tuple[float, float], path: Path | str) -> None:
     low, high = value_range
     slack = _OVERSHOOT * (high - low) if header.kind == "float" else 0.0
     least, most = float(values.min()), float(values.max())

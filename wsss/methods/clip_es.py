@@ -81,7 +81,8 @@ class CLIPESInference:
     def localizer(self, images: Images) -> "CLIPESLocalizer":
         """CLIP with the texts of these classes, ready to give maps."""
         words = read_words(self.words, images.class_names)
-        clip = load_clip(self.clip, self.activation)
+        device = launch.device()
+        clip = load_clip(self.clip, self.activation).to(device)
         check_names(clip, (*words.prompts, *words.background))
         background = words.background if self.backgrounds else ()
         classes, backgrounds = text_features(clip, words.prompts, background, self.templates, self.cache)
@@ -89,8 +90,7 @@ class CLIPESInference:
         threshold = self.box_threshold
         if threshold is None:
             threshold = COCO_BOX_THRESHOLD if coco else BOX_THRESHOLD
-        device = launch.device()
-        return CLIPESLocalizer(clip.to(device), classes.to(device), backgrounds.to(device), self, threshold)
+        return CLIPESLocalizer(clip, classes.to(device), backgrounds.to(device), self, threshold)
 
 
 def check_names(clip: CLIP, texts: Sequence[str]) -> None:
@@ -103,15 +103,16 @@ def check_names(clip: CLIP, texts: Sequence[str]) -> None:
 def text_features(
     clip: CLIP, classes: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], keep: bool
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, "b d"]]:
-    """Unit vectors of the classes and of the backgrounds.
+    """Unit vectors of the classes and of the backgrounds, on the CPU.
 
     Args:
+        clip: on the device that encodes them.
         keep: encode them once, and keep them on disk under the content that they depend on.
     """
     names = (*classes, *backgrounds)
 
     def encoded() -> Tensor:
-        return unit_text_features(clip.to(launch.device()), names, templates).cpu()
+        return unit_text_features(clip, names, templates).cpu()
 
     if not keep:
         features = encoded()

@@ -107,14 +107,14 @@ class TagCLIPSettings:
     def tagger(self, images: Images) -> "Tagger":
         """CLIP with the texts of these classes, ready to give scores."""
         words = read_words(self.words, images.class_names)
-        clip = load_clip(self.clip, self.activation)
+        device = launch.device()
+        clip = load_clip(self.clip, self.activation).to(device)
         if self.votes > clip.n_blocks:
             raise BadInput("votes", str(self.votes), f"at most {clip.n_blocks}, the blocks of this CLIP", "Lower it.")
         background = words.background if self.backgrounds else ()
         check_names(clip, (*words.names, *background))
         classes, backgrounds = text_features(clip, words.names, background, self.templates, self.cache)
-        device = launch.device()
-        return Tagger(clip.to(device), classes.to(device), backgrounds.to(device), self)
+        return Tagger(clip, classes.to(device), backgrounds.to(device), self)
 
 
 class Region(NamedTuple):
@@ -328,9 +328,9 @@ def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) ->
     with whole_file(out / "scores.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, names=np.array(images.names), classes=np.array(images.class_names), scores=scores)
     rows: list[tuple[str, str]] = [("image", "tags")]
-    for name, path, row in zip(images.names, images.paths, tags, strict=True):
+    for index, (name, row) in enumerate(zip(images.names, tags, strict=True)):
         # of `a.jpg.png` the name is `a.jpg`, which a reader of the table would take for `a`
-        image = name if without_suffix(name) == name else f"{name}{path.suffix}"
+        image = name if without_suffix(name) == name else f"{name}{Path(images.where(index)).suffix}"
         rows.append((image, ";".join(images.class_names[cls] for cls in np.flatnonzero(row))))
     # names that are not UTF-8 keep their bytes
     with whole_file(out / TAGS) as temporary:

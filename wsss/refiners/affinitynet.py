@@ -141,7 +141,7 @@ def _example(
         raise BadInput(
             path,
             f"label sets of {low.shape[1]}x{low.shape[2]} (height x width)",
-            f"{image.shape[0]}x{image.shape[1]} like its picture {images.paths[index]}",
+            f"{image.shape[0]}x{image.shape[1]} like its picture {images.where(index)}",
             "Make the label sets again for these pictures.",
         )
     view, cells = augment(image, np.concatenate([low, high]), rng, colours)

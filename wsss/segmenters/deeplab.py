@@ -131,7 +131,7 @@ class TrainedDeepLab:
         self.colours = known["colours"]
         network = create_deeplab(len(self.classes) + 1, settings_of(DeepLabLayers, known["network"]))
         load_deeplab(network, state, path)
-        self.network = network.to(launch.device()).eval()
+        self.network = network.eval()
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         return rescaled(torch.from_numpy(normalise(image, self.colours))[None], scale, align_corners=False)

@@ -125,7 +125,7 @@ class TrainedDeepLabV1:
         self.classes: tuple[str, ...] = tuple(known["classes"])
         network = DeepLabV1(len(self.classes) + 1, settings_of(DeepLabV1Layers, known["network"]))
         load_into(network, state, path)
-        self.network = network.to(launch.device()).eval()
+        self.network = network.eval()
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         rows = _normalised(image)

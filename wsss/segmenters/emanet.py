@@ -105,7 +105,7 @@ class TrainedEMANet:
         self.stride = settings.output_stride
         network = EMANet(len(self.classes) + 1, settings)
         load_into(network, state, path)
-        self.network = network.to(launch.device()).eval()
+        self.network = network.eval()
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         return rescaled(torch.from_numpy(normalise(image))[None], scale, align_corners=True)

@@ -121,7 +121,7 @@ class TrainedPSPNet:
         self.fit, self.window = known["fit"], known["window"]
         network = PSPNet(len(self.classes) + 1, settings_of(PSPNetLayers, known["network"]))
         load_into(network, state, path)
-        self.network = network.to(launch.device()).eval()
+        self.network = network.eval()
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         size_hw = fitted_size(image.shape[:2], *(max(1, int(side * scale)) for side in self.fit))

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsss.data.voc import VOC_CLASSES
 
@@ -17,11 +17,13 @@ class Trained(Protocol):
     Without anything beside it the file is a published checkpoint, which has the tensor `SIGN`.
 
     Attributes:
+        network: on the CPU, in evaluation mode; whoever uses it moves it to a device.
         classes: the class names.
         scales, flip: sizes at which the published test sees a picture, and whether it sees its mirror image too.
         averaged: what is averaged over all views.
     """
 
+    network: nn.Module
     classes: tuple[str, ...]
     scales: tuple[float, ...]
     flip: bool

@@ -70,13 +70,15 @@ class Segmenter:
         weights: folder or file; what `wsss segment` writes knows its own kind, classes and layers. Published checkpoints are
             told by their tensors.
         settings: scales, mirror images, CRF.
+        device: where the network runs; by default the device of this process.
 
     Attributes:
+        kind: of the segmenter, `deeplab` for example.
         classes: the class names.
         reading: how the pictures were read that it was trained on; None for published checkpoints.
     """
 
-    def __init__(self, weights: Path, settings: PredictSettings) -> None:
+    def __init__(self, weights: Path, settings: PredictSettings, device: torch.device | None = None) -> None:
         state, metadata, path = trained_weights(weights, *SEGMENTERS)
         kind = (
             metadata["kind"]
@@ -90,8 +92,9 @@ class Segmenter:
                 f"one of {', '.join(f'{name} ({one.sign}, ..)' for name, one in SEGMENTERS.items())}",
                 "Give a trained segmenter.",
             )
-        self.settings = settings
+        self.settings, self.kind, self.device = settings, kind, device or launch.device()
         self.trained: Trained = SEGMENTERS[kind].load(state, metadata, path)
+        self.trained.network.to(self.device)
         self.classes = self.trained.classes
         self.reading = reading_of(path)
         self.scales = self.trained.scales if settings.scales is None else settings.scales
@@ -105,9 +108,9 @@ class Segmenter:
     @torch.inference_mode()
     def probabilities(self, prepared: Prepared) -> Float[np.ndarray, "l h w"]:
         """Class probabilities at the picture's size, background first, before any CRF."""
-        total = torch.zeros((), device=launch.device())
+        total = torch.zeros((), device=self.device)
         for view in prepared.views:
-            view = view.to(launch.device())
+            view = view.to(self.device)
             for mirrored in self.mirrored:
                 logits = self.trained.logits(view.flip(3) if mirrored else view, prepared.size_hw)
                 logits = logits.flip(3) if mirrored else logits
@@ -117,17 +120,22 @@ class Segmenter:
 
     def refined(
         self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]
-    ) -> UInt8[np.ndarray, "h w"]:
-        """The labels, after the CRF where the settings have one."""
-        if self.settings.crf is not None:
-            crf = self.settings.crf
-            kernels = PRESETS[crf] if isinstance(crf, str) else crf
-            probabilities = dense_crf(self.trained.seen(image), unary_from_scores(probabilities), kernels, threads=1)
-        return probabilities.argmax(0).astype(np.uint8)
+    ) -> Float[np.ndarray, "l h w"]:
+        """The probabilities after the CRF, where the settings have one."""
+        crf = self.settings.crf
+        if crf is None:
+            return probabilities
+        kernels = PRESETS[crf] if isinstance(crf, str) else crf
+        return dense_crf(self.trained.seen(image), unary_from_scores(probabilities), kernels, threads=1)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Labels of one RGB picture: 0 background, class + 1."""
-        return self.refined(image, self.probabilities(self.prepare(image)))
+        return labelled(self.refined(image, self.probabilities(self.prepare(image))))
+
+
+def labelled(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
+    """The most probable label of each pixel."""
+    return probabilities.argmax(0).astype(np.uint8)
 
 
 def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Images, list[str]]:
@@ -180,7 +188,7 @@ def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Pa
         return _Scored(image, segmenter.probabilities(prepared))
 
     def write(path: Path, scored: _Scored) -> None:
-        write_mask(path, segmenter.refined(scored.image, scored.probabilities))
+        write_mask(path, labelled(segmenter.refined(scored.image, scored.probabilities)))
 
     for_each_picture(images, out, ".png", load, compute, write, title=f"predict {out.name}")
     return {"images": len(images), "classes": list(segmenter.classes)}

@@ -308,9 +308,9 @@ class _Made(NamedTuple):
     def file(self, name: str) -> Path:
         return self.stage.folder / f"{name}{_SHOWN[self.stage.makes]}"
 
-    def has(self, name: str, picture: Path) -> bool:
+    def has(self, name: str, picture: str) -> bool:
         """Whether it was made from this very picture: another split may have one of the same name."""
-        return name in self.positions and self.images.paths[self.positions[name]] == picture
+        return name in self.positions and self.images.where(self.positions[name]) == picture
 
 
 class _Chosen(NamedTuple):
@@ -347,8 +347,8 @@ def _galleries(stages: Sequence[Stage], scored: Sequence[Score], splits: Mapping
         if judges:
             chosen.append(_ranked(images, judges, made))
     for one in made:
-        shown = {(name, images.paths[i]) for images, *_ in chosen for i, name in enumerate(images.names)}
-        if shown.isdisjoint(zip(one.images.names, one.images.paths, strict=True)):
+        shown = {(name, images.where(i)) for images, *_ in chosen for i, name in enumerate(images.names)}
+        if shown.isdisjoint((name, one.images.where(i)) for i, name in enumerate(one.images.names)):
             names = some(one.images.names, WORST + BEST)
             chosen.append(_Chosen(one.images, None, [("Random", names)]))
     pictures = sum(
@@ -400,7 +400,7 @@ def _gallery(chosen: _Chosen, made: Sequence[_Made], scored: Sequence[Score], li
 
 def _row(images: Images, position: int, made: Sequence[_Made], scored: Sequence[Score], limit: int) -> dict[str, Any]:
     """One picture with its true mask and everything that stages made of it."""
-    name, path = images.names[position], images.paths[position]
+    name, picture_of = images.names[position], images.where(position)
     whole = Image.fromarray(images.read(position))
     picture = small(whole, SIDE)
     figures = [{"caption": "picture", "kind": "picture", "uri": uri(picture, limit)}]
@@ -409,7 +409,7 @@ def _row(images: Images, position: int, made: Sequence[_Made], scored: Sequence[
         figures.append({"caption": "true mask", "kind": "mask", "uri": uri(mask_picture(truth), limit)})
     reached = []
     for one in made:
-        if not one.has(name, path):
+        if not one.has(name, picture_of):
             continue
         judges = [score for score in scored if score.source and score.source.folder == one.stage.folder]
         if one.holds_maps:

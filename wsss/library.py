@@ -1,0 +1,409 @@
+"""What `import wsss` offers for single pictures: arrays in, arrays out, computed by the code that the stages run.
+
+A picture is a path, a picture of Pillow, a uint8 array (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, or a uint8 tensor with
+the channels first; see `wsss.data.pictures.as_rgb`. Maps are float arrays or tensors (k, h, w) in [0, 1], one for each class.
+"""
+
+import functools
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+
+from wsss import launch
+from wsss.classifier import CAMLocalizer, MultiScale, at_scales
+from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from wsss.data.images import IGNORE, MOST_CLASSES
+from wsss.data.pictures import AnyPicture, as_rgb
+from wsss.data.words import read_words
+from wsss.errors import BadInput, check_range
+from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, text_features
+from wsss.networks.clip import CLIP
+from wsss.networks.linear_head import LinearHead
+from wsss.ops.affinity import directions
+from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, unary_from_labels, unary_from_scores
+from wsss.ops.dense_crf import dense_crf as mean_field
+from wsss.ops.random_walk import random_walk as walk
+from wsss.pretrained import load_clip
+from wsss.refiners import crf
+from wsss.refiners.crf import DEFAULT_THRESHOLD, MaskSettings
+from wsss.refiners.irnet import IRNetWalk, walked
+
+# Text features that a CLIP has encoded, by classes, backgrounds and templates
+_texts: weakref.WeakKeyDictionary[CLIP, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
+
+
+def cams(
+    network: nn.Module,
+    image: AnyPicture,
+    classes: Sequence[int],
+    *,
+    scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0),
+    flip: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device | None = None,
+) -> Float32[np.ndarray, "k h w"]:
+    """Class activation maps of a classifier with a linear head after global average pooling (Zhou et al., CVPR 2016).
+
+    The last linear layer w and the feature map f before the pooling are found by running the network once; the maps of one view
+    are M_c = ReLU(w_c · f). As in IRNet (Ahn et al., CVPR 2019), those of all scales and mirror images are added up, and divided
+    by their maximum, class by class. ResNets of torchvision, most convolutional networks of timm, Swin transformers and the
+    networks that `wsss train cam` makes have such a head.
+
+    Args:
+        network: gives logits (b, c) of pictures (b, 3, h, w). It runs in evaluation mode, and is left in the mode it was in.
+        image: the picture; see `wsss.data.pictures.as_rgb`.
+        classes: 0-based classes whose maps are wanted.
+        scales: sizes of the picture, of which the maps are added up.
+        flip: add the maps of the mirror image.
+        mean, std: of the RGB values in [0, 1] that the network was trained with; by default what a model of timm says of itself,
+            and ImageNet's for others.
+        device: where the network runs, and is moved to; by default where it is.
+
+    Returns:
+        Maps in [0, 1] at the picture's size, in the order of `classes`.
+
+    Raises:
+        BadInput: the network has no linear head, no feature map before it (a vision transformer has tokens instead), or does not
+            take a picture of some scale; a class that it does not have; another kind of picture.
+
+    Example:
+        >>> import timm, numpy as np
+        >>> import wsss
+        >>> classifier = timm.create_model("test_resnet", num_classes=20)
+        >>> picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+        >>> maps = wsss.cams(classifier, picture, [7, 2])
+        >>> maps.shape, bool(maps.min() >= 0), bool(maps.max() <= 1)
+        ((2, 60, 80), True, True)
+    """
+    rgb = as_rgb(image)
+    known: Any = getattr(network, "pretrained_cfg", {})
+    means, stds = mean or known.get("mean", IMAGENET_MEAN), std or known.get("std", IMAGENET_STD)
+    for name, values in (("mean", means), ("std", stds)):
+        if len(values) != 3:
+            raise BadInput(name, f"{values}", "three numbers, for red, green and blue", "Give one for each channel.")
+    check_range("std", stds, 1e-6)
+    # the localizer normalises with ImageNet's values
+    factor = torch.tensor(IMAGENET_STD).div(torch.tensor(stds))[:, None, None]
+    shift = torch.tensor(IMAGENET_MEAN).sub(torch.tensor(means)).div(torch.tensor(stds))[:, None, None]
+    modes = {module: module.training for module in network.modules()}
+    settings = MultiScale(tuple(scales), flip)
+    if device is not None:
+        network.to(device)
+    network.eval()
+    try:
+        views = [view * factor + shift for view in at_scales(rgb, settings.scales)]
+        largest = max(views, key=lambda view: view.numel())
+        head = LinearHead(network, largest.to(next(network.parameters()).device))
+        label = _present(classes, head.n_classes)
+        found = CAMLocalizer(head, settings).cams(views, rgb.shape[:2], label)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return found.maps[np.searchsorted(found.classes, classes)]
+
+
+def clip_es(
+    image: AnyPicture,
+    classes: Sequence[str],
+    *,
+    clip: str | Path | CLIP = "openai/clip-vit-base-patch16",
+    backgrounds: Sequence[str] | None = None,
+    templates: Sequence[str] = ("a clean origami {}.",),
+    refined: bool = True,
+    box_threshold: float = 0.4,
+    attention_blocks: int = 8,
+    device: str | torch.device | None = None,
+) -> Float32[np.ndarray, "k h w"]:
+    """Maps of a frozen CLIP for the classes that a picture has, without any training (CLIP-ES; Lin et al., CVPR 2023).
+
+    Grad-CAM of a softmax over the texts of the classes and of the backgrounds, spread by the attention between patches. The texts
+    of a CLIP are encoded once, and the last CLIP that was loaded from a path stays in memory.
+
+    Args:
+        image: the picture; see `wsss.data.pictures.as_rgb`.
+        classes: the classes that the picture has, as CLIP is to read them.
+        clip: a hub id, a folder of Hugging Face transformers, a file of OpenAI or open_clip, or what
+            `wsss.pretrained.load_clip` gave.
+        backgrounds: what else may be in pictures, other classes included; by default the list of CLIP-ES without `classes`.
+        templates: sentences with `{}` in them, whose features are averaged.
+        refined: spread the maps by attention; the first maps alone otherwise.
+        box_threshold: of the boxes that the spread starts from, in [0, 1]; the published values are 0.4 on VOC and 0.7 on COCO.
+        attention_blocks: last blocks whose attention is averaged.
+        device: where CLIP runs, and is moved to; by default a GPU where there is one, or where a given network is.
+
+    Returns:
+        Maps in [0, 1] at the picture's size, in the order of `classes`.
+
+    Raises:
+        BadInput: no class, or two that read the same; a picture of another kind, or smaller than a patch; a CLIP that cannot be
+            had, or has no vision transformer; settings out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> import wsss
+        >>> from pathlib import Path
+        >>> small = Path(wsss.__file__).parent / "configs" / "demo_clip"
+        >>> picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+        >>> maps = wsss.clip_es(picture, ["star", "ring"], clip=small, backgrounds=["clouds", "water"])
+        >>> maps.shape, bool(maps.min() >= 0), bool(maps.max() <= 1)
+        ((2, 64, 96), True, True)
+    """
+    rgb, names = as_rgb(image), tuple(classes)
+    words = read_words("auto", names)
+    behind = words.background if backgrounds is None else tuple(backgrounds)
+    if clashes := set(names) & set(behind) or ({name for name in behind if behind.count(name) > 1}):
+        do = "Leave them out, since CLIP cannot tell equal texts apart."
+        raise BadInput("backgrounds", f"{', '.join(sorted(clashes))} twice", "texts that are no classes", do)
+    network = clip if isinstance(clip, CLIP) else _loaded(str(clip))
+    if device is not None or not isinstance(clip, CLIP):
+        network.to(launch.device() if device is None else torch.device(device))
+    check_names(network, (*names, *behind))
+    settings = CLIPESInference(
+        templates=tuple(templates), refined=refined, box_threshold=box_threshold, attention_blocks=attention_blocks
+    )
+    known, key = _texts.setdefault(network, {}), (names, behind, settings.templates)
+    if key not in known:
+        known[key] = text_features(network, names, behind, settings.templates, keep=False)
+    of_classes, of_backgrounds = (features.to(next(network.parameters()).device) for features in known[key])
+    localizer = CLIPESLocalizer(network, of_classes, of_backgrounds, settings, box_threshold)
+    return localizer.cams(localizer.prepare(rgb), rgb.shape[:2], np.ones(len(names), bool)).maps
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(source: str) -> CLIP:
+    return load_clip(source)
+
+
+def dense_crf(
+    picture: AnyPicture,
+    scores: np.ndarray | Tensor,
+    *,
+    preset: Preset | DenseCRF = "irn",
+    n_labels: int | None = None,
+    certainty: float = 0.7,
+) -> Any:
+    """Label probabilities after a dense CRF (Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs", NeurIPS 2011).
+
+    Args:
+        picture: RGB; see `wsss.data.pictures.as_rgb`.
+        scores: probabilities, floats (l, h, w) in [0, 1] that need not sum to 1; or labels, integers (h, w), 255 where unknown.
+            A tensor of probabilities is computed by torch on its device, all else by compiled code on the CPU.
+        preset: kernels and iterations: the name of a published set (`wsss.ops.dense_crf.PRESETS`), or a `DenseCRF`.
+        n_labels: how many labels there are, background included; by default the largest of `scores` and those below it.
+        certainty: the probability in (0, 1) that a given label is right.
+
+    Returns:
+        float32 (l, h, w), summing to 1 over the labels; an array, or a tensor where `scores` is one of probabilities.
+
+    Raises:
+        BadInput: sizes that differ; another type or shape; values out of range or NaN; fewer than two labels; an unknown preset.
+
+    Example:
+        >>> import numpy as np
+        >>> import wsss
+        >>> picture = np.zeros((20, 30, 3), np.uint8)
+        >>> picture[:, 15:] = 200
+        >>> labels = np.zeros((20, 30), np.uint8)
+        >>> labels[:, 12:] = 1  # three columns too many
+        >>> int(wsss.dense_crf(picture, labels).argmax(0)[10].argmax())
+        15
+    """
+    rgb, settings = as_rgb(picture), _preset(preset)
+    if isinstance(scores, Tensor) and not scores.is_floating_point():
+        scores = scores.cpu().numpy()
+    if not isinstance(scores, np.ndarray | Tensor) or tuple(scores.shape[-2:]) != rgb.shape[:2]:
+        found = f"{type(scores).__name__} {tuple(getattr(scores, 'shape', ()))}"
+        expected = f"probabilities (labels, {rgb.shape[0]}, {rgb.shape[1]}) or labels ({rgb.shape[0]}, {rgb.shape[1]})"
+        raise BadInput("scores", found, expected, "Resize the scores to the picture.")
+    if isinstance(scores, np.ndarray) and scores.dtype.kind in "iu":
+        return mean_field(rgb, _unary_from_labels(scores, n_labels, certainty), settings)
+    _check_maps(scores, "scores", least=2)
+    if n_labels not in (None, len(scores)):
+        raise BadInput("n_labels", f"{n_labels} for {len(scores)} maps", f"{len(scores)}", "Leave it out.")
+    if isinstance(scores, Tensor):
+        return mean_field(rgb, -scores.float().clamp(1e-5, 1).log(), settings)
+    return mean_field(rgb, unary_from_scores(scores), settings)
+
+
+def _unary_from_labels(labels: np.ndarray, n_labels: int | None, certainty: float) -> np.ndarray:
+    known = labels[labels != IGNORE]
+    if labels.ndim != 2 or (known.size and known.min() < 0):
+        raise BadInput("scores", f"{labels.dtype} {labels.shape}", "labels (h, w) from 0 on", "Check the labels.")
+    count = int(known.max(initial=0)) + 1 if n_labels is None else n_labels
+    # row 0 of the numbers stands for what is unknown
+    return unary_from_labels(
+        np.where(labels == IGNORE, 0, labels.astype(np.int64) + 1), count, certainty, zero_unsure=True
+    )
+
+
+def _preset(preset: Preset | DenseCRF) -> DenseCRF:
+    if isinstance(preset, DenseCRF):
+        return preset
+    if preset not in PRESETS:
+        raise BadInput("preset", repr(preset), f"one of {', '.join(PRESETS)}, or a DenseCRF", "Choose one of them.")
+    return PRESETS[preset]
+
+
+def pseudo_mask(
+    maps: np.ndarray | Tensor,
+    classes: Sequence[int],
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    lower: float | None = None,
+    picture: AnyPicture | None = None,
+    preset: Preset | DenseCRF = "irn",
+    certainty: float = 0.7,
+) -> UInt8[np.ndarray, "h w"]:
+    """The pseudo mask of a picture's activation maps (`cam_to_ir_label` of IRNet; Ahn et al., CVPR 2019).
+
+    A pixel has the class of its highest map where that is above `threshold`. Where a picture is given, a dense CRF moves the
+    borders to its edges.
+
+    Args:
+        maps: floats (k, h, w) in [0, 1].
+        classes: the 0-based class of each map; class `c` has the label `c + 1`.
+        threshold: background score in [0, 1]; the default is IRNet's on VOC.
+        lower: a second, lower background score: pixels that are object at it, but not at `threshold`, become 255.
+        picture: RGB, of the size of the maps.
+        preset: kernels and iterations of the CRF.
+        certainty: the probability that the CRF gives to the thresholded label.
+
+    Returns:
+        0 background, class + 1, 255 where it is not certain.
+
+    Raises:
+        BadInput: maps of another type, shape or range; classes that are not as many, occur twice, or are none of 0..253; a
+            picture of another size; settings out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> import wsss
+        >>> maps = np.zeros((2, 4, 4), np.float32)
+        >>> maps[0, :2], maps[1, 2, 2], maps[1, 3, 3] = 0.9, 0.2, 0.05
+        >>> wsss.pseudo_mask(maps, [4, 0], threshold=0.3, lower=0.1)
+        array([[  5,   5,   5,   5],
+               [  5,   5,   5,   5],
+               [  0,   0, 255,   0],
+               [  0,   0,   0,   0]], dtype=uint8)
+    """
+    found = maps.detach().cpu().numpy() if isinstance(maps, Tensor) else maps
+    _check_maps(found, "maps")
+    _check_classes(classes, MOST_CLASSES)
+    if len(classes) != len(found):
+        raise BadInput("classes", f"{len(classes)} for {len(found)} maps", f"{len(found)}", "Give one for each map.")
+    settings = MaskSettings(
+        by="threshold" if picture is None else "crf",
+        threshold=threshold,
+        lower=lower,
+        certainty=certainty,
+        crf=_preset(preset),
+    )
+    size_hw = found.shape[1:]
+    rgb = np.zeros((*size_hw, 3), np.uint8) if picture is None else as_rgb(picture)
+    if rgb.shape[:2] != size_hw:
+        expected = f"one of {size_hw[0]}x{size_hw[1]}, like the maps"
+        raise BadInput(
+            "picture", f"a picture of {rgb.shape[0]}x{rgb.shape[1]}", expected, "Resize the maps to the picture."
+        )
+    return crf.pseudo_mask(rgb, np.asarray(classes, np.int16).reshape(len(found)), found, settings)
+
+
+def random_walk(
+    maps: np.ndarray | Tensor,
+    edges: np.ndarray | Tensor | None = None,
+    *,
+    affinities: np.ndarray | Tensor | None = None,
+    radius: int = 5,
+    beta: float | None = None,
+    doublings: int = 8,
+) -> Any:
+    """Maps after a random walk of 2^doublings steps between neighbouring cells (AffinityNet; Ahn and Kwak, CVPR 2018).
+
+    A step from a cell to another one is the likelier the higher their affinity^beta is. With `edges` this is the walk of IRNet
+    (Ahn et al., CVPR 2019): the affinity of two cells is 1 - the highest edge on the line between them, and the maps leave out
+    the edges themselves. With `affinities` it is AffinityNet's, with any affinities.
+
+    Args:
+        maps: floats (k, h, w), usually at a quarter of the picture's size.
+        edges: how likely each cell lies on an edge, (h, w) in [0, 1].
+        affinities: (d, h, w) in [0, 1]: of each cell and its partner in each direction (dy, dx) of
+            `wsss.ops.affinity.directions(radius)`, 0 where there is none.
+        radius: steps lead to cells closer than that, at least 2.
+        beta: exponent of the affinities; by default 10 with edges, and 8 with affinities, as published.
+        doublings: 2 to the power of it is the number of steps.
+
+    Returns:
+        Maps like `maps`, an array or a tensor; neither clipped nor divided by their maximum.
+
+    Raises:
+        BadInput: neither edges nor affinities, or both; shapes or types that do not fit; values out of range or NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> import wsss
+        >>> maps, edges = np.zeros((1, 8, 9), np.float32), np.zeros((8, 9), np.float32)
+        >>> maps[0, 4, 1], edges[:, 4] = 1, 1
+        >>> after = wsss.random_walk(maps, edges)
+        >>> bool(after[0, :, :4].min() > 0.01), float(after[0, :, 5:].max())
+        (True, 0.0)
+    """
+    scores = _tensor(maps, "maps", 3)
+    if (edges is None) == (affinities is None):
+        found = "neither edges nor affinities" if edges is None else "both edges and affinities"
+        raise BadInput("random_walk", found, "one of the two", "Give one of them.")
+    exponent = beta if beta is not None else 10.0 if affinities is None else 8.0
+    settings = IRNetWalk(radius, exponent, doublings)
+    if edges is not None:
+        edge = _tensor(edges, "edges", 2).to(scores)
+        if edge.shape != scores.shape[1:] or not bool(((edge >= 0) & (edge <= 1)).all()):
+            found = f"shape {tuple(edge.shape)} and values from {float(edge.min()):g} to {float(edge.max()):g}"
+            expected = f"shape {tuple(scores.shape[1:])}, like the maps, and values in [0, 1]"
+            raise BadInput("edges", found, expected, "Resize them to the maps, or take their sigmoid.")
+        after = walked(scores, edge, settings)
+    else:
+        assert affinities is not None
+        planes = _tensor(affinities, "affinities", 3).to(scores)
+        after = walk(scores, planes, directions(radius), beta=exponent, steps=2**settings.doublings)
+    return after if isinstance(maps, Tensor) else after.numpy()
+
+
+def _tensor(values: np.ndarray | Tensor, name: str, ndim: int) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim != ndim or not tensor.numel():
+        found = f"{getattr(values, 'dtype', type(values).__name__)} of shape {tuple(getattr(values, 'shape', ()))}"
+        raise BadInput(name, found, f"floats with {ndim} axes", "Convert them.")
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _check_maps(maps: Any, name: str, least: int = 0) -> None:
+    floating = (
+        maps.is_floating_point() if isinstance(maps, Tensor) else getattr(maps, "dtype", np.dtype(bool)).kind == "f"
+    )
+    if not floating or maps.ndim != 3 or len(maps) < least or 0 in maps.shape[1:]:
+        found = f"{getattr(maps, 'dtype', type(maps).__name__)} of shape {tuple(getattr(maps, 'shape', ()))}"
+        raise BadInput(name, found, f"floats (k, h, w){', k at least 2' if least else ''}", "Convert them.")
+    # NaN is in no range
+    if not bool(((maps >= 0) & (maps <= 1)).all()):
+        found = f"values from {float(maps.min()):g} to {float(maps.max()):g}"
+        raise BadInput(name, found, "values in [0, 1]", "Take their softmax, or divide them by their maximum.")
+
+
+def _check_classes(classes: Sequence[int], n_classes: int) -> None:
+    whole = all(isinstance(c, int | np.integer) and not isinstance(c, bool) and 0 <= c < n_classes for c in classes)
+    if not whole or len(set(classes)) < len(classes):
+        expected = f"different whole numbers of 0..{n_classes - 1}"
+        raise BadInput("classes", f"{list(classes)}", expected, "Count the classes from 0, without background.")
+
+
+def _present(classes: Sequence[int], n_classes: int) -> np.ndarray:
+    _check_classes(classes, n_classes)
+    label = np.zeros(n_classes, bool)
+    label[list(classes)] = True
+    return label

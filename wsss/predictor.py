@@ -1,0 +1,183 @@
+"""Trained networks on single pictures: `wsss.load(path).predict(picture)`."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from wsss import launch
+from wsss.classifier import KIND, CAMLocalizer, Known, MultiScale, cam_network
+from wsss.data.labels import voc_palette
+from wsss.data.pictures import AnyPicture, as_rgb
+from wsss.data.samples import PLAIN
+from wsss.errors import BadInput, check_range, suggestion
+from wsss.ops.dense_crf import DenseCRF, Preset
+from wsss.stages.predict import PredictSettings, Segmenter, labelled
+from wsss.weights import WEIGHTS, read_metadata, reading_of, trained_weights
+
+# Folders of a run that hold trained networks, the one that a user wants first
+_OF_RUN = ("segmenter", "classifier")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a segmenter makes of one picture.
+
+    Attributes:
+        labels: the most probable label of each pixel: 0 background, class + 1.
+        probabilities: of each label, background first, summing to 1; after the dense CRF where there is one.
+        classes: names of the classes; label `i + 1` is class `i`.
+        picture: RGB, 0 to 255, as the network saw it.
+    """
+
+    labels: UInt8[np.ndarray, "h w"]
+    probabilities: Float32[np.ndarray, "l h w"]
+    classes: tuple[str, ...]
+    picture: UInt8[np.ndarray, "h w 3"]
+
+    def overlay(self, opacity: float = 0.5) -> Image.Image:
+        """The labels in VOC's colours on the picture; background stays as it is.
+
+        Args:
+            opacity: of the colours, in [0, 1].
+
+        Raises:
+            BadInput: another opacity.
+        """
+        check_range("opacity", opacity, 0, 1)
+        mixed = (1 - opacity) * self.picture + opacity * voc_palette()[self.labels]
+        shown = np.where(self.labels[..., None] > 0, np.rint(mixed), self.picture)
+        return Image.fromarray(shown.astype(np.uint8))
+
+    def areas(self) -> dict[str, float]:
+        """The share of the picture that each label has, `background` first; they sum to 1."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)
+        return dict(zip(("background", *self.classes), (counts / self.labels.size).tolist(), strict=True))
+
+
+class Predictor:
+    """A trained network, ready for pictures; `load` makes it.
+
+    Attributes:
+        path: the folder or file that it was loaded from.
+        kind: `cam` for a classifier, or the kind of the segmenter: `deeplab`, `emanet`, `deeplab_v1` or `pspnet`.
+        classes: names of the foreground classes, in the order of their labels.
+    """
+
+    def __init__(self, path: Path, kind: str, network: Segmenter | CAMLocalizer, classes: tuple[str, ...]) -> None:
+        self.path, self.kind, self.classes = path, kind, classes
+        self._network = network
+        self._reading = reading_of(path) or PLAIN
+
+    def predict(self, picture: AnyPicture) -> Prediction:
+        """Labels and probabilities of one picture, at its size.
+
+        Args:
+            picture: see `wsss.data.pictures.as_rgb`. Values are taken as those of the pictures that the network was trained on.
+
+        Raises:
+            BadInput: the network is a classifier; a picture of another kind.
+        """
+        if not isinstance(self._network, Segmenter):
+            raise BadInput(self.path, "a classifier", "a segmenter", "Call cams() for its maps, or load a segmenter.")
+        rgb = as_rgb(picture, how=self._reading)
+        plain = self._network.probabilities(self._network.prepare(rgb))
+        probabilities = self._network.refined(rgb, plain).astype(np.float32, copy=False)
+        return Prediction(labelled(probabilities), probabilities, self.classes, rgb)
+
+    def cams(self, picture: AnyPicture, classes: Sequence[str]) -> Float32[np.ndarray, "k h w"]:
+        """Activation maps of one picture, as `wsss localize cam` makes them.
+
+        Args:
+            picture: see `wsss.data.pictures.as_rgb`.
+            classes: names of the classes whose maps are wanted.
+
+        Returns:
+            Maps in [0, 1] at the picture's size, in the order of `classes`.
+
+        Raises:
+            BadInput: the network is a segmenter; a class that it does not have, or one twice; a picture of another kind.
+        """
+        if isinstance(self._network, Segmenter):
+            raise BadInput(self.path, "a segmenter", "a classifier", "Call predict(), or load a classifier.")
+        for name in classes:
+            if name not in self.classes or list(classes).count(name) > 1:
+                found = f"{name!r}" if name not in self.classes else f"{name!r} twice"
+                do = suggestion(str(name), self.classes) + "Correct it."
+                raise BadInput("classes", found, f"some of {', '.join(self.classes[:8])}", do)
+        rgb = as_rgb(picture, how=self._reading)
+        wanted = [self.classes.index(name) for name in classes]
+        label = np.isin(np.arange(len(self.classes)), wanted)
+        made = self._network.cams(self._network.prepare(rgb), rgb.shape[:2], label)
+        return made.maps[np.searchsorted(made.classes, wanted)]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
+    crf: Preset | DenseCRF | None = None,
+) -> Predictor:
+    """A trained segmenter or classifier.
+
+    Args:
+        path: the folder of a run, whose segmenter is taken; the folder of a training stage, or its file; or a published checkpoint
+            of a segmenter. Files are never run.
+        device: where the network runs; by default a GPU where there is one.
+        scales: sizes of the picture whose scores are averaged, or whose maps are added up; by default as published.
+        flip: whether the mirror image counts too; by default as published.
+        crf: dense CRF on a segmenter's probabilities: the name of a published set, or a `DenseCRF`.
+
+    Raises:
+        BadInput: there is nothing of the kind, or it is broken; settings out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> import wsss
+        >>> segmenter = wsss.load(run)  # the folder of a run of any method
+        >>> picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+        >>> found = segmenter.predict(picture)
+        >>> found.labels.shape, found.probabilities.shape, found.classes
+        ((40, 60), (3, 40, 60), ('cat', 'dog'))
+        >>> round(sum(found.areas().values()), 6), found.overlay().size
+        (1.0, (60, 40))
+    """
+    found = _weights(Path(path))
+    where = None if device is None else torch.device(device)
+    known = read_metadata(found) if found.suffix == ".safetensors" else {}
+    if known.get("kind") != KIND:
+        settings = PredictSettings(None if scales is None else tuple(scales), flip, crf)
+        segmenter = Segmenter(found, settings, where)
+        return Predictor(found, segmenter.kind, segmenter, segmenter.classes)
+    if crf is not None:
+        raise BadInput("crf", f"{crf}", "none for a classifier", "Leave it out.")
+    state, metadata, _ = trained_weights(found, KIND)
+    classifier = Known(state, metadata or {}, False, found)
+    network = cam_network(classifier).to(where or launch.device()).eval()
+    usual = MultiScale()
+    views = MultiScale(usual.scales if scales is None else tuple(scales), usual.flip if flip is None else flip)
+    localizer = CAMLocalizer(network, views, classifier.metadata["colours"])
+    return Predictor(found, KIND, localizer, tuple(classifier.metadata["classes"]))
+
+
+def _weights(path: Path) -> Path:
+    """The file of the weights that a path stands for."""
+    if not path.is_dir():
+        return path
+    places = [path, *(path / name for name in _OF_RUN)]
+    found = next((place / WEIGHTS for place in places if (place / WEIGHTS).exists()), None)
+    if found is None:
+        raise BadInput(
+            path,
+            f"no {WEIGHTS}, and none in {' or '.join(_OF_RUN)}",
+            "the folder of a run or of a training stage",
+            "Check the path, or let the training end first.",
+        )
+    return found
