@@ -36,7 +36,7 @@ from tests.end_to_end.test_run_icam import AFFINITYNET, ICAM, SEGMENTER
 from tests.end_to_end.test_run_qa_clims import QUESTIONS
 from tests.end_to_end.test_run_vwl import VWL
 from tests.methods.test_questions import write_blip
-from wsss.cli import CONFIGS
+from wsss.configs import CONFIGS
 from wsss.data.shapes import make_shapes
 from wsss.outputs import DONE, LOCK, SECONDS, STARTED
 from wsss.stages.check import CONTENTS

@@ -361,7 +361,7 @@ class Parser(Generic[Options]):
             ["usage: wsss", self.command, *needed, *(["[--SETTING VALUE ...]"] if self.has_config else [])]
         )
         page = [*_wrapped(usage, after="    "), "", *_wrapped(self.about), ""]
-        for argument in arguments:
+        for argument in sorted(arguments, key=lambda one: (not one.positional, not one.required)):
             if argument.positional or argument.switch:
                 page += _entry(argument.flag, argument.field.help)
             else:
@@ -412,7 +412,7 @@ def _explained(flag: str, field: Field, required: bool = False) -> list[str]:
     if not (words or (len(kinds) == 1 and kinds[0] in (Path, str))):
         notes.append(settings.expected(*kinds))
     if not required and (field.default is not None or len(kinds) > 1):
-        notes.append(f"default: {dump([settings.shown(field.default)])[2:].strip() if _is_short(field) else '...'}")
+        notes.append(f"default: {_written(settings.shown(field.default)) if _is_short(field) else '...'}")
     metavar = "{" + ",".join(words) + "}" if words else _metavar(flag)
     return _entry(f"{flag} {metavar}", f"{field.help} ({'; '.join(notes)})" if notes else field.help)
 
@@ -434,6 +434,11 @@ def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:
 
 def _is_short(field: Field) -> bool:
     return not dataclasses.is_dataclass(field.default) and len(repr(field.default)) < 200
+
+
+def _written(value: Any) -> str:
+    """A plain value in one line of YAML."""
+    return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else dump([value])[2:].strip()
 
 
 def _metavar(flag: str) -> str:

@@ -40,14 +40,22 @@ if TYPE_CHECKING:
     from wsss.recipe import RunSettings
 
 Options = TypeVar("Options")
-# what the short help pages list, where a command has it
-OFTEN = (
-    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "weights", "masks", "pictures", "instances", "methods", "common", "runs",
-    "classifier.variant", "classifier.backbone", "classifier.init", "classifier.clip", "classifier.augment.crop", "classifier.training.epochs",
-    "classifier.training.batch", "classifier.training.lr", "classifier.training.seed", "inference.clip", "inference.scales",
-    "refiner", "segmenter", "segmenter.network.backbone", "segmenter.init", "segmenter.training.steps", "segmenter.training.batch",
-    "tagger.clip", "questions.blip", "test.scales", "test.crf", "scores.background", "scores.convention",
+# what the short help pages list, where a command has it: options, and settings by their sections
+_OFTEN_OPTIONS = (
+    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "weights", "masks", "pictures", "instances", "methods", "common", "runs", "clip",
 )  # fmt: skip
+_OFTEN = {
+    "classifier": (
+        "variant", "backbone", "init", "clip", "augment.crop", "training.epochs", "training.batch", "training.lr", "training.seed",
+    ),
+    "inference": ("clip", "scales"),
+    "refiner": ("by", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
+    "segmenter": ("network.backbone", "init", "training.steps", "training.batch", "training.lr"),
+    "tagger": ("clip", "words", "threshold"),
+    "questions": ("blip", "words", "batch"),
+    "test": ("scales", "flip", "crf"),
+    "scores": ("thresholds", "background", "convention", "contour"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +79,15 @@ class Command(Generic[Options]):
     def parser(self, name: str) -> Parser[Options]:
         """Reads the command's words."""
         chosen = self.settings()
-        often = OFTEN if chosen.top is None else [name.removeprefix(f"{chosen.stage}.") for name in OFTEN]
+        if chosen.top is not None:
+            often = _OFTEN.get(chosen.stage, ())
+        elif chosen.stage:
+            often = (chosen.stage, *(f"{chosen.stage}.{one}" for one in _OFTEN[chosen.stage]))
+        else:
+            own = [f"{section}.{one}" for section in ("classifier", "inference") for one in _OFTEN[section]]
+            often = (*own, "refiner", "segmenter", *(f"segmenter.{one}" for one in _OFTEN["segmenter"][:4]))
         about = f"{self.help[0].upper()}{self.help[1:]}."
-        return Parser(name, about, self.options, chosen, often, self.has_config)
+        return Parser(name, about, self.options, chosen, (*_OFTEN_OPTIONS, *often), self.has_config)
 
 
 def commands() -> dict[str, Command[Any]]:
@@ -98,7 +112,9 @@ def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
     names = list(commands())
     near = nearest(two, names) or nearest(verb, names)
     known = [other for other in names if other.startswith(f"{verb} ")]
-    do = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+    do = (
+        f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+    )
     raise NoSuchName(two if known or " " in near else verb, "command", do)
 
 
@@ -220,7 +236,9 @@ def _refine(options: RefineOptions, chosen: Chosen) -> None:
 
     refiner = chosen.made("refiner")
     if options.instances and refiner.kind != "irnet":
-        raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart.")
+        raise BadInput(
+            "--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart."
+        )
     refiner.check(options.classifier is not None)
     task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
     show((refiner.instances_of if options.instances else refiner.refined)(task))
@@ -294,9 +312,9 @@ def _demo(options: OutOptions, chosen: Chosen) -> None:
 
     data, clip = str(options.out / "shapes"), CONFIGS / "demo_clip"
     lines = [["data", "shapes", data, "--train", "600", "--val", "100", "--size", "112"]]
-    for method in ("cam", "clip_es"):
-        config, out = str(CONFIGS / f"demo_{method}.yaml"), str(options.out / method)
-        lines.append(["run", method, "--data", data, "--config", config, "--out", out])
+    for name in ("cam", "clip_es"):
+        config, out = str(CONFIGS / f"demo_{name}.yaml"), str(options.out / name)
+        lines.append(["run", name, "--data", data, "--config", config, "--out", out])
     lines[-1] += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
     for words in lines:
         show(f"$ wsss {' '.join(words)}")
@@ -316,7 +334,7 @@ _COMMANDS: dict[str, Command[Any]] = {
     "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", OutOptions, _demo, has_config=False),
     "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _settings_of_all),
     "compare": Command("put runs side by side: a table, a page, CSV and JSON", CompareOptions, _compare),
-    "tag": Command("tags for pictures without any, by TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),
+    "tag": Command("tags by TagCLIP (Lin et al., AAAI 2024) for pictures", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),
     "ask": Command("answers about pictures and their tags by BLIP, for QA-CLIMS", SplitOptions, _ask, partial(registry.of_shared_stage, "questions")),
     "refine": Command("activation maps to pseudo masks", RefineOptions, _refine, partial(registry.of_shared_stage, "refiner")),
     "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, partial(registry.of_shared_stage, "segmenter")),

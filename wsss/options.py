@@ -61,13 +61,14 @@ class ReadingOptions(PictureOptions):
 
     def reading(self) -> dict[str, Any]:
         """Arguments of `open_dataset`."""
-        names = [field.name for field in dataclasses.fields(ReadingOptions) if field.name not in ("skip_bad", "negative")]
+        names = [
+            field.name for field in dataclasses.fields(ReadingOptions) if field.name not in ("skip_bad", "negative")
+        ]
         return {name: getattr(self, name) for name in names} | {
             "tags": None if self.by_tagclip else self.tags,
             "untagged": self.by_tagclip,
             "negatives": [name.strip() for name in (self.negative or "").split(",") if name.strip()],
         }
-
 
     def opened(self, path: Path, *, split: str | None = None, remember: Path | None = None) -> "Dataset":
         """A data set, announced, each of its files decoded once; see `wsss.stages.check.open_checked`."""

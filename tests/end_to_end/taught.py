@@ -11,7 +11,8 @@ import yaml
 
 from tests.data.conftest import write_coco, write_voc
 from tests.end_to_end.conftest import TINY
-from wsss.cli import CONFIGS, main
+from wsss.cli import main
+from wsss.configs import CONFIGS
 from wsss.data.files import read_cams, read_mask
 from wsss.methods import cam
 from wsss.weights import WEIGHTS, read_weights

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from wsss.stages.refine import CRFSettings, refine
 
-from wsss.cli import CONFIGS
+from wsss.configs import CONFIGS
 from wsss.configs.make_demo_clip import draw
 from wsss.data.open import open_dataset
 from wsss.data.shapes import GROUNDS, SHAPES, make_shapes

@@ -15,7 +15,8 @@ from tests.end_to_end.taught import (
     stages,
     write_layout,
 )
-from wsss.cli import CONFIGS, main
+from wsss.cli import main
+from wsss.configs import CONFIGS
 
 # as many sums in the same order as in the process that is killed
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -19,7 +19,8 @@ from tests.end_to_end.taught import (
     write_layout,
 )
 from tests.methods.test_questions import write_blip
-from wsss.cli import CONFIGS, main
+from wsss.cli import main
+from wsss.configs import CONFIGS
 from wsss.weights import read_weights
 
 # as many sums in the same order as in the process that is killed

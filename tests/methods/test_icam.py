@@ -15,7 +15,8 @@ from tests.conftest import check_a_stop, write_squares
 from tests.double import Double
 from tests.end_to_end.conftest import ENVIRONMENT
 from wsss import launch
-from wsss.cli import CONFIGS, main
+from wsss.cli import main
+from wsss.configs import CONFIGS
 from wsss.data.augment import JitteredAugment
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
