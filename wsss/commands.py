@@ -40,17 +40,22 @@ if TYPE_CHECKING:
     from wsss.recipe import RunSettings
 
 Options = TypeVar("Options")
-# what the short help pages list, where a command has it: options, and settings by their sections
+# what the short help pages list, where a command has it: options, and the settings of runs and of single stages
 _OFTEN_OPTIONS = (
     "data", "tags", "classes", "split", "out", "skip_bad", "cams", "weights", "masks", "pictures", "instances", "methods", "common", "runs", "clip",
 )  # fmt: skip
 _OFTEN = {
+    "": (
+        "classifier.variant", "classifier.backbone", "classifier.init", "classifier.clip", "classifier.training.epochs",
+        "classifier.training.batch", "classifier.training.lr", "classifier.training.seed", "inference.clip", "inference.scales",
+        "refiner", "segmenter", "segmenter.network.backbone", "segmenter.training.steps",
+    ),
     "classifier": (
         "variant", "backbone", "init", "clip", "augment.crop", "training.epochs", "training.batch", "training.lr", "training.seed",
     ),
     "inference": ("clip", "scales"),
     "refiner": ("by", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
-    "segmenter": ("network.backbone", "init", "training.steps", "training.batch", "training.lr"),
+    "segmenter": ("network.backbone", "training.steps", "training.batch"),
     "tagger": ("clip", "words", "threshold"),
     "questions": ("blip", "words", "batch"),
     "test": ("scales", "flip", "crf"),
@@ -79,13 +84,9 @@ class Command(Generic[Options]):
     def parser(self, name: str) -> Parser[Options]:
         """Reads the command's words."""
         chosen = self.settings()
-        if chosen.top is not None:
-            often = _OFTEN.get(chosen.stage, ())
-        elif chosen.stage:
-            often = (chosen.stage, *(f"{chosen.stage}.{one}" for one in _OFTEN[chosen.stage]))
-        else:
-            own = [f"{section}.{one}" for section in ("classifier", "inference") for one in _OFTEN[section]]
-            often = (*own, "refiner", "segmenter", *(f"segmenter.{one}" for one in _OFTEN["segmenter"][:4]))
+        often = _OFTEN[chosen.stage]
+        if chosen.top is None and chosen.stage:
+            often = (chosen.stage, *(f"{chosen.stage}.{name}" for name in often))
         about = f"{self.help[0].upper()}{self.help[1:]}."
         return Parser(name, about, self.options, chosen, (*_OFTEN_OPTIONS, *often), self.has_config)
 

@@ -125,9 +125,9 @@ class AllOptions(RunOptions):
 
     methods: str | None = None
     """runs or methods to take, such as `cam, vwl`; by default all"""
-    common: dict | None = None  # type: ignore[type-arg]
+    common: dict | None = None
     """settings for all methods; see docs/compare.md"""
-    runs: dict | None = None  # type: ignore[type-arg]
+    runs: dict | None = None
     """settings of single runs, by their names"""
 
     @property
