@@ -289,9 +289,28 @@ def _report(options: ReportOptions, chosen: Chosen) -> None:
 
 
 def _info(options: InfoOptions, chosen: Chosen) -> None:
-    from wsss.data.info import look_through_all, render
+    from wsss.data.info import overview, render
+    from wsss.data.open import open_dataset
+    from wsss.progress import Progress
 
-    show(render(look_through_all(options.data, options.split, skip_bad=options.skip_bad, **options.reading())), end="")
+    stop = None
+    try:
+        data = open_dataset(options.data, skip_missing=options.skip_bad, **options.reading())
+    except BadInput as error:  # what a run stops at may be missing pictures alone
+        stop, data = error, open_dataset(options.data, skip_missing=True, **options.reading())
+    if options.split:
+        one = {options.split: data.split(options.split)}
+        data = dataclasses.replace(data, splits=one, train=options.split, scored_split=None, val=None)
+    with Progress(f"look through {data.root.name}", sum(map(len, data.splits.values()))) as progress:
+        found = overview(data, decode=True, classes=options.classes, progress=lambda done, total: progress.advance())
+    bad = sum(len(split["bad"]) for split in found["splits"].values())
+    if stop is not None:
+        found["stops"].append(str(stop))
+    if bad and not options.skip_bad:
+        found["stops"].append(f"{bad} bad files, which are named with their splits; --skip-bad leaves them out")
+    if options.skip_bad:
+        found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")
+    show(render(found), end="")
 
 
 def _sbd(options: SBDOptions, chosen: Chosen) -> None:

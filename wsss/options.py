@@ -116,7 +116,7 @@ class SplitOptions(OutOptions, DataOptions):
     def images(self, *, scored: bool = False) -> "Images":
         """The pictures of the split; by default those trained on, or those that maps and masks are scored on."""
         data = self.opened(self.data, split=self.split)
-        return data.split(self.split or (data.seed_split if scored else None) or data.train)
+        return data.split(self.split or (data.scored_split if scored else None) or data.train)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from wsss.stages.refine import CRFSettings, refine
 
 from tests import kill_matrix
 from tests.conftest import tree
@@ -17,6 +16,7 @@ from tests.end_to_end.conftest import ENVIRONMENT
 from tests.stages.test_refine import write_maps
 from wsss import peers
 from wsss.stages import refine as refine_module
+from wsss.stages.refine import CRFSettings, refine
 
 
 # slow, and a signal that comes while a finished command's interpreter ends is judged as if it had come before

@@ -5,12 +5,12 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from wsss.methods.visual_words import GAP, LINE, NAMES, PATCH, Fired, Word, draw_words, telling_words
 
 from tests.conftest import tree
 from tests.methods.test_vwl import small
 from wsss.errors import BadInput
 from wsss.methods import vwl
+from wsss.methods.visual_words import GAP, LINE, NAMES, PATCH, Fired, Word, draw_words, telling_words
 from wsss.outputs import RECORDS
 from wsss.stages.train import train
 

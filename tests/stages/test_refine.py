@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from wsss.stages.refine import CRFSettings, pseudo_mask, refine
 
 from tests.conftest import finished
 from wsss.data.files import read_mask, write_cams
 from wsss.errors import BadInput
+from wsss.stages.refine import CRFSettings, pseudo_mask, refine
 
 
 @given(
