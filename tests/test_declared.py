@@ -205,7 +205,8 @@ def test_a_module_s_first_line_and_its_constants(package):
 
 
 def test_an_object_that_holds_settings_and_functions(package):
-    kind = "@dataclass(frozen=True)\nclass Method:\n    name: str\n    settings: object = None\n    load: object = None\n    make: object = None\n    plain: object = None\n\n\nMETHOD ="
+    fields = "".join(f"    {name}: object = None\n" for name in ("name", "settings", "load", "make", "plain"))
+    kind = f"@dataclass(frozen=True)\nclass Method:\n{fields}\n\nMETHOD ="
     method = declared.read(package(METHOD.replace("METHOD =", kind)), "METHOD")
     assert method.name == "recam"
     assert method.settings.variant == "large"
@@ -244,7 +245,7 @@ def test_what_cannot_be_read_is_named_with_its_line(package, line, message):
 
 def test_settings_that_go_on_from_another_program_s(package):
     module = package(METHOD.replace("class ReCAM(Common)", "class ReCAM(Common, torch.Settings)"))
-    with pytest.raises(BadInput, match="found ReCAM, which goes on from torch.Settings"):
+    with pytest.raises(BadInput, match=r"found ReCAM, which goes on from torch\.Settings"):
         settings.fields(declared.read(module, "ReCAM"))
 
 
@@ -252,7 +253,7 @@ def test_a_declaration_in_a_circle_and_a_broken_file(package):
     module = package(METHOD.replace("LOW, HIGH = 0.25, 0.75", "LOW = HIGH\nHIGH = LOW"))
     with pytest.raises(BadInput, match="declared by itself"):
         declared.read(module, "ReCAM")
-    with pytest.raises(BadInput, match="method.py: found .*invalid syntax"):
+    with pytest.raises(BadInput, match=r"method\.py: found .*invalid syntax"):
         declared.read(package("class :\n"), "x")
 
 

@@ -327,12 +327,12 @@ class Parser(Generic[Options]):
         page = self._head(shown)
         if common:
             page += ["", "settings that are often changed:"]
-            page += [line for name, field in common for line in _explained(f"--{name}", field)]
+            brief = [(name, dataclasses.replace(field, help=field.help.partition(";")[0])) for name, field in common]
+            page += [line for name, field in brief for line in _explained(f"--{name}", field)]
         if rest := len(leaves) - len(common) + len(self.arguments) - len(shown):
-            page += [
-                "",
-                *_wrapped(f"`wsss {self.command} --help-all` lists {rest} more settings, with all kinds chosen."),
-            ]
+            choices = [name for name, field in self.settings.below.items() if len(settings.kinds(field.kind)) > 1]
+            after = f"; after --{choices[0]} KIND, those of that kind" if choices else ""
+            page += ["", *_wrapped(f"`wsss {self.command} --help-all` lists {rest} more{after}.")]
         return "\n".join(page) + "\n"
 
     def help_all(self, content: Mapping[str, Any]) -> str:
@@ -361,7 +361,7 @@ class Parser(Generic[Options]):
             ["usage: wsss", self.command, *needed, *(["[--SETTING VALUE ...]"] if self.has_config else [])]
         )
         page = [*_wrapped(usage, after="    "), "", *_wrapped(self.about), ""]
-        for argument in arguments:
+        for argument in sorted(arguments, key=lambda one: (not one.positional, not one.required)):
             if argument.positional or argument.switch:
                 page += _entry(argument.flag, argument.field.help)
             else:
@@ -409,15 +409,16 @@ def _explained(flag: str, field: Field, required: bool = False) -> list[str]:
     kinds = [kind for kind in settings.members(field.kind) if kind is not type(None) or field.default is not None]
     words = settings.words_among(kinds) if len(settings.words_among(kinds)) >= len(kinds) else ()
     notes = ["required"] if required else []
-    if not (words or (len(kinds) == 1 and kinds[0] in (Path, str))):
+    # a value that is not null shows its type
+    if not words and (len(kinds) > 1 or (kinds[0] not in (Path, str) and (required or field.default is None))):
         notes.append(settings.expected(*kinds))
     if not required and (field.default is not None or len(kinds) > 1):
-        notes.append(f"default: {dump([settings.shown(field.default)])[2:].strip() if _is_short(field) else '...'}")
+        notes.append(f"default: {_written(settings.shown(field.default)) if _is_short(field) else '...'}")
     metavar = "{" + ",".join(words) + "}" if words else _metavar(flag)
     return _entry(f"{flag} {metavar}", f"{field.help} ({'; '.join(notes)})" if notes else field.help)
 
 
-def _entry(flag: str, about: str, column: int = 24) -> list[str]:
+def _entry(flag: str, about: str, column: int = 20) -> list[str]:
     """A flag and what it means, on one line where there is room for both."""
     lines = _wrapped(about, " " * column, " " * column)
     if len(flag) + 4 > column or not lines:
@@ -434,6 +435,11 @@ def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:
 
 def _is_short(field: Field) -> bool:
     return not dataclasses.is_dataclass(field.default) and len(repr(field.default)) < 200
+
+
+def _written(value: Any) -> str:
+    """A plain value in one line of YAML."""
+    return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else dump([value])[2:].strip()
 
 
 def _metavar(flag: str) -> str:

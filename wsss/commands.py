@@ -40,14 +40,27 @@ if TYPE_CHECKING:
     from wsss.recipe import RunSettings
 
 Options = TypeVar("Options")
-# what the short help pages list, where a command has it
-OFTEN = (
-    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "weights", "masks", "pictures", "instances", "methods", "common", "runs",
-    "classifier.variant", "classifier.backbone", "classifier.init", "classifier.clip", "classifier.augment.crop", "classifier.training.epochs",
-    "classifier.training.batch", "classifier.training.lr", "classifier.training.seed", "inference.clip", "inference.scales",
-    "refiner", "segmenter", "segmenter.network.backbone", "segmenter.init", "segmenter.training.steps", "segmenter.training.batch",
-    "tagger.clip", "questions.blip", "test.scales", "test.crf", "scores.background", "scores.convention",
+# what the short help pages list, where a command has it: options, and the settings of runs and of single stages
+_OFTEN_OPTIONS = (
+    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "weights", "masks", "pictures", "instances", "methods", "common", "runs", "clip",
 )  # fmt: skip
+_OFTEN = {
+    "": (
+        "classifier.variant", "classifier.backbone", "classifier.init", "classifier.clip", "classifier.training.epochs",
+        "classifier.training.batch", "classifier.training.lr", "classifier.training.seed", "inference.clip", "inference.scales",
+        "refiner", "segmenter", "segmenter.network.backbone", "segmenter.training.steps",
+    ),
+    "classifier": (
+        "variant", "backbone", "init", "clip", "augment.crop", "training.epochs", "training.batch", "training.lr", "training.seed",
+    ),
+    "inference": ("clip", "scales"),
+    "refiner": ("by", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
+    "segmenter": ("network.backbone", "training.steps", "training.batch"),
+    "tagger": ("clip", "words", "threshold"),
+    "questions": ("blip", "words", "batch"),
+    "test": ("scales", "flip", "crf"),
+    "scores": ("thresholds", "background", "convention", "contour"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +84,11 @@ class Command(Generic[Options]):
     def parser(self, name: str) -> Parser[Options]:
         """Reads the command's words."""
         chosen = self.settings()
-        often = OFTEN if chosen.top is None else [name.removeprefix(f"{chosen.stage}.") for name in OFTEN]
+        often = _OFTEN[chosen.stage]
+        if chosen.top is None and chosen.stage:
+            often = (chosen.stage, *(f"{chosen.stage}.{name}" for name in often))
         about = f"{self.help[0].upper()}{self.help[1:]}."
-        return Parser(name, about, self.options, chosen, often, self.has_config)
+        return Parser(name, about, self.options, chosen, (*_OFTEN_OPTIONS, *often), self.has_config)
 
 
 def commands() -> dict[str, Command[Any]]:
@@ -274,9 +289,28 @@ def _report(options: ReportOptions, chosen: Chosen) -> None:
 
 
 def _info(options: InfoOptions, chosen: Chosen) -> None:
-    from wsss.data.info import look_through_all, render
+    from wsss.data.info import overview, render
+    from wsss.data.open import open_dataset
+    from wsss.progress import Progress
 
-    show(render(look_through_all(options.data, options.split, skip_bad=options.skip_bad, **options.reading())), end="")
+    stop = None
+    try:
+        data = open_dataset(options.data, skip_missing=options.skip_bad, **options.reading())
+    except BadInput as error:  # what a run stops at may be missing pictures alone
+        stop, data = error, open_dataset(options.data, skip_missing=True, **options.reading())
+    if options.split:
+        one = {options.split: data.split(options.split)}
+        data = dataclasses.replace(data, splits=one, train=options.split, scored_split=None, val=None)
+    with Progress(f"look through {data.root.name}", sum(map(len, data.splits.values()))) as progress:
+        found = overview(data, decode=True, classes=options.classes, progress=lambda done, total: progress.advance())
+    bad = sum(len(split["bad"]) for split in found["splits"].values())
+    if stop is not None:
+        found["stops"].append(str(stop))
+    if bad and not options.skip_bad:
+        found["stops"].append(f"{bad} bad files, which are named with their splits; --skip-bad leaves them out")
+    if options.skip_bad:
+        found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")
+    show(render(found), end="")
 
 
 def _sbd(options: SBDOptions, chosen: Chosen) -> None:
@@ -314,7 +348,7 @@ _COMMANDS: dict[str, Command[Any]] = {
     "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", DemoOptions, _demo, has_config=False),
     "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _settings_of_all),
     "compare": Command("put runs side by side: a table, a page, CSV and JSON", CompareOptions, _compare),
-    "tag": Command("tags for pictures without any, by TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),
+    "tag": Command("tags by TagCLIP (Lin et al., AAAI 2024) for pictures", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),
     "ask": Command("answers about pictures and their tags by BLIP, for QA-CLIMS", SplitOptions, _ask, partial(registry.of_shared_stage, "questions")),
     "refine": Command("activation maps to pseudo masks", RefineOptions, _refine, partial(registry.of_shared_stage, "refiner")),
     "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, partial(registry.of_shared_stage, "segmenter")),

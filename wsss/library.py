@@ -26,8 +26,8 @@ from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, 
 from wsss.networks.clip import CLIP
 from wsss.networks.linear_head import LinearHead
 from wsss.ops.affinity import directions
-from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, unary_from_labels, unary_from_scores
-from wsss.ops.dense_crf import dense_crf as mean_field
+from wsss.ops.crf import PRESETS, DenseCRF, Preset, unary_from_labels, unary_from_scores
+from wsss.ops.crf import dense_crf as mean_field
 from wsss.ops.random_walk import random_walk as walk
 from wsss.pretrained import load_clip
 from wsss.refiners import crf

@@ -124,7 +124,7 @@ class SplitOptions(OutOptions, DataOptions):
     def images(self, *, scored: bool = False) -> "Images":
         """The pictures of the split; by default those trained on, or those that maps and masks are scored on."""
         data = self.opened(self.data, split=self.split)
-        return data.split(self.split or (data.seed_split if scored else None) or data.train)
+        return data.split(self.split or (data.scored_split if scored else None) or data.train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +133,9 @@ class AllOptions(RunOptions):
 
     methods: str | None = None
     """runs or methods to take, such as `cam, vwl`; by default all"""
-    common: dict | None = None  # type: ignore[type-arg]
+    common: dict | None = None
     """settings for all methods; see docs/compare.md"""
-    runs: dict | None = None  # type: ignore[type-arg]
+    runs: dict | None = None
     """settings of single runs, by their names"""
 
     @property

@@ -182,6 +182,16 @@ def connect(store: Store, rank: int, count: int, host: str) -> None:
     atexit.register(_leave_at_exit, _peers)
 
 
+def count() -> int:
+    """How many processes run this command, as the launcher says (torchrun's variables, which `wsss.launch` makes of srun's)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if count() > 1 and "RANK" in os.environ else 0
+
+
 def _leave_at_exit(peers: Peers) -> None:
     """For programs that use this library without its command line."""
     error = getattr(sys, "last_value", None)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from wsss import launch, stopping
+from wsss import peers, stopping
 from wsss.errors import printable
 from wsss.terminal import show
 
@@ -35,7 +35,7 @@ class Progress:
         self._began = self._last_line = time.monotonic()
         self._bars: Bars | None = None
         self._held = contextlib.ExitStack()
-        self._quiet = not launch.is_first()
+        self._quiet = peers.rank() > 0
         if not self._quiet and sys.stderr.isatty():
             self._bars = Bars(
                 TextColumn("{task.description}", markup=False),
@@ -88,7 +88,7 @@ class Progress:
     def _kept(self) -> str:
         if not self.kept:
             return f"{self.title} begins anew"
-        share = " of process 0's share" if launch.processes() > 1 else ""
+        share = " of process 0's share" if peers.count() > 1 else ""
         # those in work at that moment may be whole too
         return f"{self.title}: at least {self.done} of {self.total}{share} are done"
 

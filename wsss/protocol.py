@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from wsss import launch, peers
 from wsss.data.documents import Keys, dotted, dump
 from wsss.data.names import fault
-from wsss.errors import BadInput, suggestion
+from wsss.errors import BadInput, NoSuchName, nearest, suggestion
+from wsss.registry import SHARED
 from wsss.run import sharing
-from wsss.settings import Given, described
+from wsss.settings import Field, Given, described, fields, section_of, values
 from wsss.stages.check import DATA
 from wsss.stages.compare import FAILED, RUNS
 from wsss.storage import read_json, write_json, write_text
@@ -46,13 +47,40 @@ class Planned:
         """Whether a setting has this value."""
         return _holds(self.content, value)
 
+    def settings(self, methods: Mapping[str, Mapping[str, Field]]) -> dict[str, Any]:
+        """All its settings by the names of the sections, typed as in the tables of all methods.
+
+        Raises:
+            BadInput: a setting that the method does not have, or a value of the wrong type.
+        """
+        table = methods[self.method]
+        usual = {name: field.default for name, field in table.items()}
+        return usual | values(table, None, self.content, (), self.where)
+
 
 def _holds(content: Any, value: Any) -> bool:
     return any(_holds(inner, value) for inner in content.values()) if isinstance(content, Mapping) else content == value
 
 
+def with_clip(common: Mapping[str, Any], out: Path, by_tagclip: bool) -> dict[str, Any]:
+    """Common settings, with the CLIP that a run trains on its own pictures and tags for all methods.
+
+    Args:
+        common: without it.
+        out: folder of the runs.
+        by_tagclip: whether TagCLIP gives the tags.
+
+    Raises:
+        BadInput: another CLIP is asked for as well, or tags of one.
+    """
+    if CLIP in common or by_tagclip:
+        other = f"common.{CLIP}" if CLIP in common else "--tags tagclip"
+        raise BadInput(CLIP, f"it together with {other}", "one of them", "Remove one.")
+    return {**common, CLIP: str(out / CLIP)}
+
+
 def plan(
-    recipes: Mapping[str, type],
+    methods: Mapping[str, Mapping[str, Field]],
     common: Mapping[str, Any],
     runs: Mapping[str, Any],
     chosen: Sequence[str] | None = None,
@@ -63,12 +91,12 @@ def plan(
     There is a run for each section of `runs`, and one for each method that no section is about. A section may name its method
     under the key `method`; otherwise its name is the method's.
 
-    A setting of `common` goes to the place of that name in a method's settings (`tail`, `inference` ...), or else into each
-    section that has a setting of that name: `backbone` into every network, `scales` into every inference. So a method without
-    such a setting is left alone. Initial weights (`init`) go where there is a backbone. Sections of `runs` come on top.
+    A setting of `common` goes to the section of that name (`refiner`, `inference` ...), or else into each section of the method's
+    own that has a setting of that name: `backbone` into every classifier, `scales` into every inference. So a method without such
+    a setting is left alone. Initial weights (`init`) go where there is a backbone. Sections of `runs` come on top.
 
     Args:
-        recipes: the settings (dataclasses) of each method.
+        methods: the sections of the settings of each method.
         common: for all methods.
         runs: for single ones: keys and values, or None for a run without settings of its own.
         chosen: names of runs, or of methods, whose runs are all taken; None for all.
@@ -77,41 +105,50 @@ def plan(
     Raises:
         BadInput: an unknown method, run or common setting, or a name that no folder of a run can have.
     """
-    methods: dict[str, str] = {}
+    method_of: dict[str, str] = {}
     for name, section in runs.items():
         place = where(("runs", name))
         if section is not None and not isinstance(section, Mapping):
             raise BadInput(place, described(section), "settings of a run, by their names", "Correct it.")
         method = str((section or {}).get("method", name))
-        if method not in recipes:
-            do = f"{suggestion(method, list(recipes))}Name it under the key `method` of the section."
-            raise BadInput(place, f"no method {method!r}", f"one of {', '.join(recipes)}", do)
+        if method not in methods:
+            do = f"{suggestion(method, list(methods))}Name it under the key `method` of the section."
+            raise BadInput(place, f"no method {method!r}", f"one of {', '.join(methods)}", do)
         if name == CLIP or not _names_folder(name):
             raise BadInput(place, f"the name {name!r}", f"a folder's name other than {CLIP!r}", "Rename it.")
-        methods[name] = method
-    methods |= {method: method for method in recipes if method not in methods.values()}
-    unknown = sorted(set(chosen or ()) - {*methods, *methods.values()})
+        method_of[name] = method
+    method_of |= {method: method for method in methods if method not in method_of.values()}
+    unknown = sorted(set(chosen or ()) - {*method_of, *method_of.values()})
     if unknown:
-        do = f"{suggestion(unknown[0], list(methods))}Correct it."
-        raise BadInput("--methods", repr(unknown[0]), f"some of {', '.join(methods)}", do)
-    for key in common:
-        if not any(_places(key, recipe) for recipe in recipes.values()):
-            parts = [part for recipe in recipes.values() for part in (recipe, *_sections(recipe).values())]
-            known = sorted({name for part in parts for name in _fields(part)})
-            do = f"{suggestion(key, known)}Correct or remove it."
-            raise BadInput(where(("common", key)), "a setting that no method has", "one that some method has", do)
+        do = f"{suggestion(unknown[0], list(method_of))}Correct it."
+        raise BadInput("--methods", repr(unknown[0]), f"some of {', '.join(method_of)}", do)
+    _check_common(common, methods.values(), where)
     planned = []
-    for name, method in methods.items():
+    for name, method in method_of.items():
         if chosen is not None and name not in chosen and method not in chosen:
             continue
-        given = Given()
+        table = methods[method]
+        given, own = Given(table), Given(table)
         for key, value in common.items():
-            for keys in _places(key, recipes[method]):
+            for keys in _places(key, table):
                 given.add(keys, value, partial(_renamed, where, keys, ("common", key)))
-        own = {key: value for key, value in (runs.get(name) or {}).items() if key != "method"}
-        given.add((), own, partial(_renamed, where, (), ("runs", name)))
-        planned.append(Planned(name, method, given.content, given.where))
+        content = {key: value for key, value in (runs.get(name) or {}).items() if key != "method"}
+        own.add((), content, partial(_renamed, where, (), ("runs", name)))
+        both = own.over(given)
+        planned.append(Planned(name, method, both.content, both.where))
     return planned
+
+
+def _check_common(
+    common: Mapping[str, Any], tables: Collection[Mapping[str, Field]], where: Callable[[Keys], str]
+) -> None:
+    """Raise BadInput for a common setting that no method has."""
+    for key in common:
+        if not any(_places(key, table) for table in tables):
+            known = {name for table in tables for name in (*table, *(n for part in _own(table).values() for n in part))}
+            near = nearest(key, sorted(known))
+            do = f"Did you mean {near}?" if near else "`wsss run METHOD --help-all` lists those of a method."
+            raise NoSuchName(where(("common", key)), "setting of any method", do)
 
 
 def _renamed(where: Callable[[Keys], str], place: Keys, origin: Keys, keys: Keys) -> str:
@@ -123,25 +160,21 @@ def _names_folder(name: str) -> bool:
     return name.isprintable() and "/" not in name and not name.startswith(".") and fault(name) is None
 
 
-def _fields(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
+def _own(table: Mapping[str, Field]) -> dict[str, Mapping[str, Field]]:
+    """The settings in the sections of a method's own."""
+    return {
+        name: fields(section)
+        for name, field in table.items()
+        if name not in SHARED and (section := section_of(field.kind)) is not None
+    }
 
 
-def _sections(recipe: type) -> dict[str, Any]:
-    """Settings of a recipe's parts, but for its tail, which all recipes have."""
-    parts = {field.name: field.default for field in dataclasses.fields(recipe)}
-    return {name: part for name, part in parts.items() if dataclasses.is_dataclass(part) and name != "tail"}
-
-
-def _places(key: str, recipe: type) -> list[tuple[str, ...]]:
-    """Where in a recipe's settings a common one goes."""
-    if key in _fields(recipe):
+def _places(key: str, table: Mapping[str, Field]) -> list[Keys]:
+    """Where in a method's settings a common one goes."""
+    if key in table:
         return [(key,)]
-    sections = {name: _fields(part) for name, part in _sections(recipe).items()}
     # a network that goes on from another one's weights has an `init` too
-    return [
-        (name, key) for name, fields in sections.items() if key in fields and (key != "init" or "backbone" in fields)
-    ]
+    return [(name, key) for name, part in _own(table).items() if key in part and (key != "init" or "backbone" in part)]
 
 
 def run_all(

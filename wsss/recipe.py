@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from wsss import registry
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.loading import started_from
@@ -20,9 +21,6 @@ from wsss.stages.localize import LocalizerSettings, localize
 from wsss.stages.predict import PredictSettings, predict
 from wsss.stages.report import report
 from wsss.stages.train import TrainableSettings, train
-
-# `weights` of a run that trains the classifier itself
-NONE = "none"
 
 
 class ClassifierSettings(TrainableSettings, Protocol):
@@ -112,34 +110,12 @@ class RunSettings(Protocol):
     both_splits: bool
 
 
-def sections(method: Method) -> list[tuple[str, Any, Any, str]]:
-    """The settings of a run: name, type, default and one line for the help page, in the order of the stages."""
-    found = [(name, type(need.settings), need.settings, need.about) for name, need in method.needs.items()]
-    if method.classifier is not None:
-        about = "a trained network in the place of all training: a folder or a published file; `none` trains one"
-        found.append(("classifier", type(method.classifier), method.classifier, "training of the network"))
-        found.append(("weights", str, maybe_file(NONE), about))
-    found += [(name, type(extra.settings), extra.settings, extra.about) for name, extra in method.extras.items()]
-    both = "score maps and pseudo masks of val too, made with its tags, and the segmenter on the pictures that maps are scored on"
-    return [
-        *found,
-        ("inference", type(method.inference), method.inference, "activation maps"),
-        ("refiner", RefinerSettings, method.refiner, "pseudo masks of the maps"),
-        ("segmenter", SegmenterSettings, method.segmenter, "the network that is trained on the pseudo masks"),
-        ("test", PredictSettings, method.test, "how the segmenter is tested"),
-        ("scores", ScoreSettings, method.scores, "how everything is scored"),
-        ("both_splits", bool, method.both_splits, both),
-    ]
-
-
 def settings_of(method: Method) -> type:
-    """The settings of a run of a method: a frozen dataclass with a field for each section; `metadata["help"]` says what it is."""
-    fields = []
-    for name, kind, default, about in sections(method):
-        field = default if isinstance(default, dataclasses.Field) else dataclasses.field(default=default)
-        fields.append(
-            (name, kind, dataclasses.field(default=field.default, metadata={**field.metadata, "help": about}))
-        )
+    """The settings of a run of a method: a frozen dataclass with a field for each of its `registry.sections`."""
+    fields = [
+        (name, field.kind, maybe_file(field.default) if field.path else field.default)
+        for name, field in registry.sections(method).items()
+    ]
     made = dataclasses.make_dataclass(f"{method.name}Run", fields, frozen=True)
     made.__doc__ = f"{method.paper}."
     return made
@@ -202,7 +178,7 @@ def _continued(method: Method, settings: RunSettings, images: Images) -> Path | 
     """Check the training of the classifier, and say what a network with `init: classifier` will continue."""
     if method.classifier is None:
         return None
-    if settings.weights != NONE:
+    if settings.weights != registry.NONE:
         return Path(settings.weights)
     classifier = _classifier(settings)
     continued = classifier.check(images)
@@ -220,7 +196,7 @@ def _trained(method: Method, settings: RunSettings, images: Images, out: Path) -
     """The trained classifier: given, trained here, or None for a method without one."""
     if method.classifier is None:
         return None
-    if settings.weights != NONE:
+    if settings.weights != registry.NONE:
         return Path(settings.weights)
     classifier = _classifier(settings)
     for name, need in method.needs.items():

@@ -13,9 +13,10 @@ from wsss.settings import Field, kinds
 # `weights` of a run that trains the classifier itself
 NONE = "none"
 VERBS = ("run", "train", "localize")
-# what any run may have besides the sections of its method
+# the stages that all methods share
+SHARED = ("refiner", "segmenter", "test", "scores")
+# tags for any run
 TAGGER = "tagger"
-_SHARED = ("refiner", "segmenter", "test", "scores")
 _OTHERS = {
     TAGGER: ("wsss.methods.tagclip", "TagCLIPSettings", "tags for pictures without any, with `--tags tagclip`"),
     "questions": ("wsss.methods.questions", "QuestionSettings", "which model is asked about the pictures, and what"),

@@ -10,10 +10,10 @@ import yaml
 
 from tests.conftest import tree
 from tests.end_to_end.conftest import TINY, kill_at
-from wsss.cli import METHODS, main
+from wsss.cli import main
 from wsss.configs import CONFIGS
 from wsss.data.shapes import make_shapes
-from wsss.methods import clip, vwl
+from wsss.methods import METHODS, clip, vwl
 from wsss.protocol import plan
 from wsss.settings import build
 

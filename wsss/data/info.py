@@ -188,8 +188,12 @@ def _identical(paths: Iterable[Path]) -> list[list[str]]:
 
 def render(summary: dict[str, Any], most: int = 10) -> str:
     """The summary as a text to read; of classes, bad files and identical ones at most so many are named each, all classes up to 30."""
-    lines = [
-        f"{summary['kind']} data set at {summary['root']}",
+    stops = [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]
+    lines = [f"{summary['kind']} data set at {summary['root']}"]
+    if stops:
+        reasons = "1 reason" if len(stops) == 1 else f"{len(stops)} reasons"
+        lines.append(f"note: a run stops at this data set, for {reasons} listed at the end. The first: {stops[0]}")
+    lines += [
         f"{len(summary['classes'])} classes: {_some(summary['classes'], 30)}",
     ]
     lines += [
@@ -205,7 +209,7 @@ def render(summary: dict[str, Any], most: int = 10) -> str:
     notes = [*summary["notes"], *(note for split in summary["splits"].values() for note in split["doubts"])]
     if notes:
         lines += ["", "notes:", *(f"  {note}" for note in notes)]
-    if stops := [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]:
+    if stops:
         lines += ["", "a run stops at:", *(f"  {stop}" for stop in stops)]
     return "\n".join(lines) + "\n"
 

@@ -99,4 +99,4 @@ def read_prepared(prepare: Callable[[Any], Loaded], images: Images, index: int) 
     try:
         return prepare(image), image.shape[:2]
     except BadInput as error:
-        raise BadInput(images.paths[index], error.found, error.expected, error.do) from error
+        raise BadInput(images.where(index), error.found, error.expected, error.do) from error
