@@ -52,6 +52,8 @@ class Double:
 
 
 class Learning(nn.Module):
+    stop_epochs = None
+
     def __init__(self, images):
         super().__init__()
         layers = (

@@ -25,6 +25,7 @@ class Objective(nn.Module, abc.ABC):
         metadata: is written with the weights, so that they can be used without any settings; `kind` says what they are.
         groups: of parameters.
         keep_statistics: leave the running statistics of all batch norms as they are.
+        stop_epochs: the epoch whose weights were published; None: the last.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class Objective(nn.Module, abc.ABC):
         groups: Groups,
         *,
         keep_statistics: bool = False,
+        stop_epochs: int | None = None,
     ) -> None:
         super().__init__()
         self.network, self.examples, self.metadata = network, examples, metadata
-        self.groups, self.keep_statistics = groups, keep_statistics
+        self.groups, self.keep_statistics, self.stop_epochs = groups, keep_statistics, stop_epochs
 
     @abc.abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:

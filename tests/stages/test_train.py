@@ -36,6 +36,8 @@ class Toy:
 
 
 class Learning(nn.Module):
+    stop_epochs = None
+
     def __init__(self, settings, images):
         super().__init__()
         self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))

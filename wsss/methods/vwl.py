@@ -302,7 +302,14 @@ class VWLObjective(Objective):
             "classes": list(images.class_names),
         }
         groups = partial(body_and_head, network, settings.heads_lr)
-        super().__init__(network, examples, metadata, groups, keep_statistics=settings.frozen_layers != "nothing")
+        super().__init__(
+            network,
+            examples,
+            metadata,
+            groups,
+            keep_statistics=settings.frozen_layers != "nothing",
+            stop_epochs=settings.stop_epochs,
+        )
         self.network: VWLNetwork = network
         self.settings = settings
         freeze(network.body, settings.frozen_layers)

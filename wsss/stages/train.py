@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -125,6 +125,10 @@ class Trainable(Protocol):
         """Makes the examples."""
 
     @property
+    def stop_epochs(self) -> int | None:
+        """The epoch whose weights were published, where that is not the last: training ends there unless it is told otherwise."""
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """What is written with the weights; `train` adds how the pictures were read, where that is not the usual way."""
 
@@ -176,89 +180,144 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     """
     training = settings.training
     epoch_steps = _epoch_steps(training, images)
-    n_steps = training.steps if training.steps is not None else epoch_steps * (training.epochs or 0)
-    # a method may have been published with the weights of an earlier epoch
-    stop = training.stop_epochs or getattr(settings, "stop_epochs", None)
-    last = n_steps if stop is None else min(n_steps, epoch_steps * stop)
     if launch.decided_by_first((out / HISTORY).exists):  # killed after its last write, before its record
-        return _result(last, images, read_json(out / HISTORY, "losses of a training"), out)
+        return _result(images, read_json(out / HISTORY, "losses of a training"), out)
     torch.manual_seed(training.seed)
     trainable = settings.trainable(images, **inputs)
     assert isinstance(trainable, nn.Module)
     if images.reading != PLAIN:
         trainable.metadata["reading"] = images.reading.plain()
     launch.synchronise_batch_norm(trainable)
-    accelerator = launch.accelerator(
-        training.precision, training.accumulate, str(out / "tensorboard") if training.tensorboard else None
-    )
-    groups = trainable.param_groups(training)
-    base_lrs = [group["lr"] for group in groups]
-    model, optimizer = accelerator.prepare(trainable, make_optimizer(training, groups))
-    checkpoints = Checkpoints(out, trainable, optimizer, accelerator.scaler)
-    start, history = checkpoints.restore(last)
+    loop = _Loop(training, trainable, _length(training, epoch_steps, trainable.stop_epochs), out)
     if training.tensorboard:
-        accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
-    batches = _Batches(training, len(images), epoch_steps, start, last)
+        loop.accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
+    batches = _Batches(training, len(images), epoch_steps, loop.start, loop.length.made)
     loader = _loader(trainable.examples, training, batches)
-    model.train()
-    saved_at = time.monotonic()
     with (
         _loader_processes(),
-        Progress(f"train {out.name}", last, done=start) as progress,
+        Progress(f"train {out.name}", loop.length.made, done=loop.start) as progress,
         contextlib.closing(_loaded(loader)) as loaded,
     ):
-        terms: dict[str, float] = {}
-        for position, batch in enumerate(loaded):
-            step, part = start + position // training.accumulate, position % training.accumulate
-            if part == 0:
-                terms = {}
-                scale = poly_factor(training, step, n_steps)
-                for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
-                    group["lr"] = (base - training.min_lr) * scale + training.min_lr
-            # dropout differs between pictures, not between a training and its continuation
-            torch.manual_seed(_seed(training.seed, step, part, launch.rank()))
-            with accelerator.accumulate(model):
-                losses = model({key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()})
-                accelerator.backward(sum(losses.values()))
-                if training.clip is not None and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), training.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-            # process 0 has the clock, and a signal may come to one process alone
-            overdue = launch.is_first() and time.monotonic() - saved_at >= 60 * training.checkpoint_minutes
-            means, overdue, stop = _over_processes(losses, overdue, stopping.asked() is not None, accelerator)
-            for name, value in means.items():
-                terms[name] = terms.get(name, 0.0) + value / training.accumulate
-            if part < training.accumulate - 1:
-                continue
-            _check_finite(terms, step)
-            history.append({"step": step, "lr": optimizer.param_groups[0]["lr"], **terms})
-            progress.advance(" ".join(f"{name} {value:.4f}" for name, value in terms.items()), stop=False)
-            if training.tensorboard:
-                accelerator.log({**terms, "lr": history[-1]["lr"]}, step=step)
-            if stop or (step + 1 < last and (overdue or (step + 1) % training.checkpoint_steps == 0)):
-                checkpoints.save(step + 1, history)
-                saved_at = time.monotonic()
-            if stop:
-                launch.wait()  # no process ends before process 0 has saved
-                raise stopping.Stopped(
-                    stopping.asked() or signal.SIGTERM, f"train {out.name}: {step + 1} of {last} updates are saved"
-                )
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        loop.run(loaded, progress)
         launch.wait()
         if launch.is_first():
             trainable.write(out)
-            write_json(out / HISTORY, history)
+            write_json(out / HISTORY, loop.history)
         launch.wait()
-    accelerator.free_memory()
-    return _result(last, images, history, out)
+    loop.accelerator.free_memory()
+    return _result(images, loop.history, out)
 
 
-def _result(n_steps: int, images: Images, history: list[dict[str, float]], out: Path) -> dict[str, Any]:
+class _Length(NamedTuple):
+    """How many updates the schedule of the learning rate has, and how many of them are made."""
+
+    scheduled: int
+    made: int
+
+
+def _length(training: Training, epoch_steps: int, published_stop: int | None) -> _Length:
+    scheduled = training.steps if training.steps is not None else epoch_steps * (training.epochs or 0)
+    stop = training.stop_epochs or published_stop
+    return _Length(scheduled, scheduled if stop is None else min(scheduled, epoch_steps * stop))
+
+
+class _Loop:
+    """A training under way, from its last checkpoint on.
+
+    Args:
+        training: how the network is trained.
+        trainable: a module, on the CPU.
+        length: how many updates there are.
+        out: the stage's folder.
+
+    Attributes:
+        start: updates that were made before.
+        history: what each update reports.
+    """
+
+    def __init__(self, training: Training, trainable: Trainable, length: _Length, out: Path) -> None:
+        self.training, self.length, self.out = training, length, out
+        trackers = str(out / "tensorboard") if training.tensorboard else None
+        self.accelerator = launch.accelerator(training.precision, training.accumulate, trackers)
+        groups = trainable.param_groups(training)
+        self.base_lrs = [group["lr"] for group in groups]
+        self.model, self.optimizer = self.accelerator.prepare(trainable, make_optimizer(training, groups))
+        self.checkpoints = Checkpoints(out, trainable, self.optimizer, self.accelerator.scaler)
+        self.start, self.history = self.checkpoints.restore(length.made)
+        self.saved_at = time.monotonic()
+
+    def run(self, loaded: Iterator[dict[str, Tensor]], progress: Progress) -> None:
+        """Make all updates that are left.
+
+        Raises:
+            Stopped: a signal has asked for it; a checkpoint is saved.
+            BadInput: a loss that is no number, or a bad picture.
+        """
+        self.model.train()
+        self.saved_at = time.monotonic()
+        for step in range(self.start, self.length.made):
+            update = self._update(step, loaded)
+            self.history.append({"step": step, "lr": self.optimizer.param_groups[0]["lr"], **update.terms})
+            progress.advance(" ".join(f"{name} {value:.4f}" for name, value in update.terms.items()), stop=False)
+            if self.training.tensorboard:
+                self.accelerator.log({**update.terms, "lr": self.history[-1]["lr"]}, step=step)
+            due = update.overdue or (step + 1) % self.training.checkpoint_steps == 0
+            if update.stop or (due and step + 1 < self.length.made):
+                self.checkpoints.save(step + 1, self.history)
+                self.saved_at = time.monotonic()
+            if update.stop:
+                launch.wait()  # no process ends before process 0 has saved
+                number = stopping.asked() or signal.SIGTERM
+                raise stopping.Stopped(
+                    number, f"train {self.out.name}: {step + 1} of {self.length.made} updates are saved"
+                )
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def _update(self, step: int, loaded: Iterator[dict[str, Tensor]]) -> "_Update":
+        scale = poly_factor(self.training, step, self.length.scheduled)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = (base - self.training.min_lr) * scale + self.training.min_lr
+        terms: dict[str, float] = {}
+        overdue = stop = False
+        for part in range(self.training.accumulate):
+            losses = self._backward(next(loaded), step, part)
+            # process 0 has the clock, and a signal may come to one process alone
+            waited = time.monotonic() - self.saved_at
+            overdue = launch.is_first() and waited >= 60 * self.training.checkpoint_minutes
+            means, overdue, stop = _over_processes(losses, overdue, stopping.asked() is not None, self.accelerator)
+            for name, value in means.items():
+                terms[name] = terms.get(name, 0.0) + value / self.training.accumulate
+        _check_finite(terms, step)
+        return _Update(terms, overdue, stop)
+
+    def _backward(self, batch: dict[str, Tensor], step: int, part: int) -> dict[str, Tensor]:
+        """The losses of a batch; their gradients are added up, and after the last part of an update the weights move."""
+        # dropout differs between pictures, not between a training and its continuation
+        torch.manual_seed(_seed(self.training.seed, step, part, launch.rank()))
+        accelerator = self.accelerator
+        with accelerator.accumulate(self.model):
+            losses = self.model({key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()})
+            accelerator.backward(sum(losses.values()))
+            if self.training.clip is not None and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return losses
+
+
+class _Update(NamedTuple):
+    """Losses over all processes, and whether one of them finds a checkpoint overdue or has to stop."""
+
+    terms: dict[str, float]
+    overdue: bool
+    stop: bool
+
+
+def _result(images: Images, history: list[dict[str, float]], out: Path) -> dict[str, Any]:
     if launch.is_first():
         discard(out)
-    return {"steps": n_steps, "images": len(images), "final": history[-1]}
+    return {"steps": len(history), "images": len(images), "final": history[-1]}
 
 
 def poly_factor(training: Training, step: int, n_steps: int) -> float:
