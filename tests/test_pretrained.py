@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import BertConfig, CLIPConfig, CLIPModel
 
+from tests.foreign.test_torchscript import saved, tree
 from tests.parity import inputs
-from tests.test_torchscript import saved, tree
 from wsss.errors import BadInput
 from wsss.networks.clip import CLIP, from_openai
 from wsss.pretrained import load_clip, openai_tokenizer

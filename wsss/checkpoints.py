@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor
 
 from wsss.errors import BadInput, reading
-from wsss.mxnet import resnet38_params
+from wsss.foreign.mxnet import resnet38_params
 from wsss.weights import SUFFIXES, WEIGHTS, State, expected_checkpoint, finite, head_of, read_weights, weights_in
 
 

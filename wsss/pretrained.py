@@ -16,11 +16,11 @@ from transformers.utils import logging as transformers_logging
 
 from wsss.checkpoints import read_checkpoint
 from wsss.errors import BadInput, is_regular, reading
+from wsss.foreign.torchscript import is_torchscript, read_torchscript
 from wsss.networks import blip
 from wsss.networks.clip import CLIP, Vocabulary, from_openai, is_openai
 from wsss.networks.clip_resnet import ResNetCLIP, is_resnet, resnet_from_openai
 from wsss.storage import read_json
-from wsss.torchscript import is_torchscript, read_torchscript
 from wsss.weights import SUFFIXES, finite
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -176,7 +176,7 @@ def _ready(clip: AnyCLIP, source: str) -> AnyCLIP:
 
 
 def _from_file(path: Path, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
-    state = read_torchscript(path) if is_torchscript(path) else read_checkpoint(path)
+    state = finite(read_torchscript(path), path) if is_torchscript(path) else read_checkpoint(path)
     if not is_openai(state):
         raise BadInput(
             path,

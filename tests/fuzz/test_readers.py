@@ -22,22 +22,22 @@ from wsss.data.coco import InstanceMask
 from wsss.data.coco_index import read_instances
 from wsss.data.coco_shapes import draw_mask
 from wsss.data.files import read_cams, read_mask, read_posteriors, write_cams, write_mask, write_posteriors
-from wsss.data.legacy import read_legacy_cams, read_legacy_labels
 from wsss.data.lists import read_classes, read_names
 from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.data.tables import labels_by_name, read_table
 from wsss.data.voc import VOC_CLASSES, read_annotation, read_sbd_mask
 from wsss.data.words import read_words
+from wsss.foreign.mxnet import read_params
+from wsss.foreign.npy import read_legacy_cams, read_legacy_labels
+from wsss.foreign.torchscript import read_torchscript
 from wsss.methods.questions import (
     read_answers,
     read_published_answers,
     read_published_background,
     read_published_features,
 )
-from wsss.mxnet import read_params
 from wsss.pretrained import load_clip
 from wsss.submission import check_voc_submission
-from wsss.torchscript import read_torchscript
 from wsss.weights import write_weights
 
 pytestmark = pytest.mark.fuzz

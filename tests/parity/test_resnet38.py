@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.parity import fixtures, inputs
 from wsss.checkpoints import read_checkpoint
-from wsss.mxnet import read_params, resnet38_params
+from wsss.foreign.mxnet import read_params, resnet38_params
 from wsss.networks.affinitynet import AffinityNet
 from wsss.networks.resnet38 import ResNet38
 

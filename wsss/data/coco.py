@@ -17,7 +17,6 @@ from wsss.data.coco_index import Instances, read_instances
 from wsss.data.coco_shapes import MaskRule, draw_mask
 from wsss.data.entries import sole_split
 from wsss.data.images import IGNORE, MOST_CLASSES, Dataset, Images, MaskFile, TrueMask
-from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import chosen_split, found_alone, pictures_below, read_classes, read_names, without_suffix
 from wsss.data.names import below
 from wsss.data.pictures import picture_size_hw
@@ -25,6 +24,7 @@ from wsss.data.roles import IGNORED, is_nothing
 from wsss.data.tables import labels_by_name, labels_of, spellings
 from wsss.data.turned import decided, header_size_hw
 from wsss.errors import BadInput, is_regular
+from wsss.foreign.npy import read_legacy_labels
 from wsss.stream import Progress, in_threads
 
 # Category ids 1..90 leave out 12, 26, 29, 30, 45, 66, 68, 69, 71, 83

@@ -1,4 +1,4 @@
-"""Activation maps of a data set's pictures."""
+"""Activation maps of a data set's pictures: of this program, or of others."""
 
 from pathlib import Path
 
@@ -8,6 +8,10 @@ from jaxtyping import Float, Int
 from wsss.data.files import read_cams
 from wsss.data.images import Images
 from wsss.errors import BadInput
+from wsss.foreign.npy import read_legacy_cams
+
+# scores of other programs may leave [0, 1] by this much: SEAM's infer_SEAM.py subtracts the least score from pixels that it set to 0
+_BELOW, _ABOVE = 0.1, 0.001
 
 
 def fitting_cams(
@@ -18,8 +22,7 @@ def fitting_cams(
     Raises:
         BadInput: there are none, they are of another size, or of a class that the pictures do not have.
     """
-    path = cams / f"{images.names[index]}.npz"
-    classes, maps = read_cams(path, "maps" if stride == 1 else "maps_stride4")
+    classes, maps, path = stored_cams(cams, images.names[index], stride)
     height, width = (-(-side // stride) for side in size_hw)
     if maps.shape[1:] != (height, width) or (classes >= len(images.class_names)).any():
         raise BadInput(
@@ -29,3 +32,32 @@ def fitting_cams(
             "Make the activation maps again for this data set.",
         )
     return classes, maps
+
+
+def stored_cams(
+    cams: Path, name: str, stride: int = 1
+) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"], Path]:
+    """Classes (ascending, 0-based) and maps (float32, in [0, 1]) of a picture, and their file.
+
+    That is `NAME.npz` of `wsss localize`, or `NAME.npy` of another program: see `wsss.foreign.npy.read_legacy_cams`. Scores of the latter that
+    are a little below 0 or above 1 are set to 0 and 1.
+
+    Raises:
+        BadInput: there is no such file, there are both, or it is damaged, holds something else, or lacks maps at a quarter of the size.
+    """
+    path, other = cams / f"{name}.npz", cams / f"{name}.npy"
+    if not other.is_file():
+        return *read_cams(path, "maps" if stride == 1 else "maps_stride4"), path
+    if path.exists():
+        do = "Keep the maps of one program in a folder of their own."
+        raise BadInput(other, f"maps of the picture in {path.name} too", "one file of maps for each picture", do)
+    classes, full, quarter = read_legacy_cams(other)
+    maps = full if stride == 1 else quarter
+    if maps is None:
+        do = "Take a refiner that needs none, crf or affinitynet, or make the maps with wsss localize."
+        raise BadInput(other, "no `cam`", "maps at a quarter of the picture's size, as IRNet writes them", do)
+    # NaN is in no range
+    if maps.size and not (maps.min() >= -_BELOW and maps.max() <= 1 + _ABOVE):
+        found = f"maps from {maps.min():.4g} to {maps.max():.4g}"
+        raise BadInput(other, found, "scores in [0, 1]", "Divide each map by its largest score before it is saved.")
+    return classes, maps.clip(0, 1), other

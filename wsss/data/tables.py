@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from wsss.data.legacy import read_legacy_labels
 from wsss.data.lists import is_text, read_lines, tags_to_labels, without_suffix
 from wsss.data.pictures import PICTURE_SUFFIXES
 from wsss.data.rows import csv_rows, json_rows, tags_in
 from wsss.errors import BadInput
+from wsss.foreign.npy import read_legacy_labels
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 TAG_SUFFIXES = (*TABLE_SUFFIXES, ".npy", ".txt")

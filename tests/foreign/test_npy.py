@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parity import inputs
-from wsss.data.legacy import read_legacy, read_legacy_cams, read_legacy_labels
 from wsss.errors import BadInput
+from wsss.foreign.npy import read_legacy, read_legacy_cams, read_legacy_labels
 
 HEADER = "{'descr': '|O', 'fortran_order': False, 'shape': (), }"
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from tests.parity import inputs
 from wsss.errors import BadInput
-from wsss.torchscript import is_torchscript, read_torchscript
+from wsss.foreign.torchscript import is_torchscript, read_torchscript
 
 # torch.jit is deprecated, and what OpenAI's weights were published with
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

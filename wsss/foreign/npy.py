@@ -1,7 +1,7 @@
 """Label and CAM files that other projects pickled into `.npy` files, read without running anything that stands in them.
 
 Of all functions that a pickle can ask for, those that rebuild NumPy arrays and torch tensors are known, and replaced by ones of this file
-(`wsss.pickled` runs the rest).
+(`wsss.foreign.pickled` runs the rest).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from wsss.data.lists import without_suffix
 from wsss.errors import BadInput, reading
-from wsss.pickled import INSTRUCTIONS, Forbidden, Unfinished, called, exactly, run
+from wsss.foreign.pickled import INSTRUCTIONS, Forbidden, Unfinished, called, exactly, run
 
 _EXPECTED = "a .npy file with a dictionary of numbers, texts, NumPy arrays and torch tensors"
 _DO = "Take the file from its source again; if it needs other types, write its arrays with np.savez instead."

@@ -1,8 +1,9 @@
 """Pickles read as data. A pickle is a program for a stack machine; the machine here imports nothing and calls nothing of the file's choice.
 
 It knows the instructions that build dictionaries, lists, tuples, numbers and texts. What a name in a pickle stands for, and what a call of
-it gives, its reader says: `wsss.data.legacy` for `.npy` files of other projects, `wsss.torchscript` for TorchScript archives. The machine
-takes no more memory than the pickle has bytes, and no byte goes to `pickle` or `torch.load`.
+it gives, its reader says: `wsss.foreign.npy` for `.npy` files of other projects, `wsss.foreign.torchscript` for TorchScript archives. The machine
+takes no more memory than the pickle has bytes, and no byte goes to `pickle` or `torch.load`. docs/log.md says why a `pickle.Unpickler` with
+a list of allowed names is not enough.
 """
 
 import dataclasses

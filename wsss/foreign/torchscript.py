@@ -1,7 +1,7 @@
 """The tensors of a TorchScript archive, such as OpenAI's `ViT-B-16.pt`, read without running anything that stands in it.
 
 An archive is a zip of code, a pickle of modules and one file a storage. The code is not looked at. Of all functions that the pickle can ask
-for, the few that `torch.jit.save` writes are known, and replaced by ones of this file (`wsss.pickled` runs the rest).
+for, the few that `torch.jit.save` writes are known, and replaced by ones of this file (`wsss.foreign.pickled` runs the rest).
 """
 
 import io
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from wsss.errors import BadInput, is_regular, reading
-from wsss.pickled import Forbidden, Unfinished, called, exactly, run
-from wsss.weights import finite
+from wsss.foreign.pickled import Forbidden, Unfinished, called, exactly, run
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -152,7 +151,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         archive = _Archive(file, path.stat().st_size)
         program = archive.read("data.pkl")
         try:
-            return finite(_state(run(io.BytesIO(program), archive), len(program) * _NAME_LETTERS_PER_BYTE), path)
+            return _state(run(io.BytesIO(program), archive), len(program) * _NAME_LETTERS_PER_BYTE)
         except Forbidden as error:
             found = f"an archive that would run code (it asks for {error})"
             raise BadInput(path, found, expected, "Do not open it with anything else.") from error

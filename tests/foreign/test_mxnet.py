@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from wsss.checkpoints import read_checkpoint
 from wsss.errors import BadInput
+from wsss.foreign.mxnet import read_params, resnet38_params
 from wsss.loading import load_backbone
-from wsss.mxnet import read_params, resnet38_params
 from wsss.networks.resnet import ResNet
 from wsss.networks.resnet38 import ResNet38
 
