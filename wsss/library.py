@@ -83,6 +83,8 @@ def cams(
         ((2, 60, 80), True, True)
     """
     rgb = as_rgb(image)
+    if not isinstance(network, nn.Module):
+        raise BadInput("network", type(network).__name__, "a torch.nn.Module", "Load your classifier first.")
     known: Any = getattr(network, "pretrained_cfg", {})
     means, stds = mean or known.get("mean", IMAGENET_MEAN), std or known.get("std", IMAGENET_STD)
     for name, values in (("mean", means), ("std", stds)):
@@ -100,7 +102,8 @@ def cams(
     try:
         views = [view * factor + shift for view in at_scales(rgb, settings.scales)]
         largest = max(views, key=lambda view: view.numel())
-        head = LinearHead(network, largest.to(next(network.parameters()).device))
+        there = next(network.parameters(), largest).device
+        head = LinearHead(network, largest.to(there))
         label = _present(classes, head.n_classes)
         found = CAMLocalizer(head, settings).cams(views, rgb.shape[:2], label)
     finally:

@@ -23,6 +23,7 @@ from wsss.weights import WEIGHTS, read_metadata, reading_of
 
 # Folders of a run that hold trained networks, the one that a user wants first
 _OF_RUN = ("segmenter", "classifier")
+_EXPECTED = "the folder of a run or of a training stage, or a file of weights"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,6 +171,8 @@ def load(
 
 def _weights(path: Path) -> Path:
     """The file of the weights that a path stands for."""
+    if not os.path.exists(path):
+        raise BadInput(path, "no such file or folder", _EXPECTED, "Check the path.")
     if not path.is_dir():
         return path
     places = [path, *(path / name for name in _OF_RUN)]
@@ -178,7 +181,7 @@ def _weights(path: Path) -> Path:
         raise BadInput(
             path,
             f"no {WEIGHTS}, and none in {' or '.join(_OF_RUN)}",
-            "the folder of a run or of a training stage",
+            _EXPECTED,
             "Check the path, or let the training end first.",
         )
     return found

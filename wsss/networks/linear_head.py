@@ -46,6 +46,8 @@ class LinearHead(nn.Module):
 
     def __init__(self, network: nn.Module, example: Float[Tensor, "1 3 h w"]) -> None:
         super().__init__()
+        if next(network.parameters(), None) is None:
+            raise BadInput(type(network).__name__, "no weights", _EXPECTED, _DO)
         self.network = network
         logits, outputs = self._passed(example)
         self.n_classes = logits.shape[1]
