@@ -86,11 +86,12 @@ class Given:
                 self._note((*keys, key), inner, named)
 
     def where(self, keys: Keys) -> str:
-        """Where a setting was found, or its dotted name."""
+        """Where a setting was found, or its dotted name where it was not given."""
         for n in range(len(keys), 0, -1):
             if keys[:n] in self._places:
                 return dotted((self._places[keys[:n]], *keys[n:]))
-        return dotted(keys)
+        # or a setting below it
+        return next((place for known, place in self._places.items() if known[: len(keys)] == keys), dotted(keys))
 
 
 def _merged(
@@ -251,8 +252,9 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     names = list(known)
     if name not in names:
         near = nearest(name, names)
+        flag = where.removesuffix(name) if where.startswith("--") and " " not in where else ""
         do = "`--help-all` lists what there is." if names else "It has no settings below it."
-        raise NoSuchName(where, "setting", f"Did you mean {where.removesuffix(name)}{near}?" if near else do)
+        raise NoSuchName(where, "setting", f"Did you mean {flag}{near}?" if near else do)
 
 
 def values(

@@ -10,9 +10,11 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from wsss.cli import main
 from wsss.data.shapes import make_shapes
@@ -111,6 +113,20 @@ def kill_at(out: Path, moment: str, *words: object) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder a class, four pictures each."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("cat", (200, 40, 40)), ("dog", (40, 40, 200))):
+        for index in range(4):
+            picture = rng.integers(80, 140, (40, 48, 3)).astype(np.uint8)
+            picture[8:28, 10:32] = colour
+            path = tmp_path / "pictures" / name / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path, quality=95)
+    return tmp_path / "pictures"
 
 
 @pytest.fixture(scope="session")

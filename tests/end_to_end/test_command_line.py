@@ -58,27 +58,6 @@ def refused(run):
     return refused
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder a class, four pictures each."""
-    rng = np.random.default_rng(0)
-    for name, colour in (("cat", (200, 40, 40)), ("dog", (40, 40, 200))):
-        for index in range(4):
-            picture = rng.integers(80, 140, (40, 48, 3)).astype(np.uint8)
-            picture[8:28, 10:32] = colour
-            path = tmp_path / "pictures" / name / f"{index}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path, quality=95)
-    return tmp_path / "pictures"
-
-
-def test_help_needs_no_torch():
-    code = "import sys; from wsss.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for word in ("run cam", "predict", "data info"):
-        assert word in done.stdout
-
-
 def test_unknown_commands_are_answered_with_what_there_is(refused):
     assert "no command `run clamb`; there are: run cam" in refused("run", "clamb")
     assert "no command `dance`" in refused("dance")
