@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -11,21 +11,28 @@ import yaml
 from wsss import launch, protocol
 from wsss.errors import BadInput
 from wsss.protocol import Planned, plan, run_all
+from wsss.settings import Field
 from wsss.storage import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    epochs: int = 5
+    batch: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     backbone: str = "resnet50"
     init: str = "imagenet"
-    training: dict[str, int] = dataclasses.field(default_factory=dict)
+    training: Training = Training()
 
 
 @dataclasses.dataclass(frozen=True)
 class Taught:
     init: str = "baseline"
     clip: str = "hub"
-    training: dict[str, int] = dataclasses.field(default_factory=dict)
+    training: Training = Training()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,68 +46,95 @@ class Frozen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tail:
-    refiner: str = "crf"
+class Plain:
+    kind: Literal["crf"] = "crf"
     clip: str = "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cam:
-    classifier: Network = Network()
-    inference: Inference = Inference()
-    tail: Tail = Tail()
+class Learned:
+    kind: Literal["irnet"] = "irnet"
+    clip: str = "none"
+    network: Network = Network()
 
 
-@dataclasses.dataclass(frozen=True)
-class Clims:
-    classifier: Network = Network()
-    clims: Taught = Taught()
-    inference: Inference = Inference()
-    tail: Tail = Tail()
+def sections(**defaults: Any) -> dict[str, Field]:
+    own = {name: Field(type(default), default) for name, default in defaults.items()}
+    return own | {"refiner": Field(Plain | Learned, Plain())}
 
 
-@dataclasses.dataclass(frozen=True)
-class ClipES:
-    inference: Frozen = Frozen()
-    tail: Tail = Tail()
-
-
-RECIPES: dict[str, type] = {"cam": Cam, "clims": Clims, "clip_es": ClipES}
+METHODS = {
+    "cam": sections(classifier=Network(), inference=Inference()),
+    "clims": sections(baseline=Network(), classifier=Taught(), inference=Inference()),
+    "clip_es": sections(inference=Frozen()),
+}
 
 
 def planned(**given: Any) -> dict[str, Any]:
-    return {one.name: one.content for one in plan(RECIPES, given.get("common", {}), given.get("runs", {}))}
+    return {one.name: one.content for one in plan(METHODS, given.get("common", {}), given.get("runs", {}))}
 
 
 def test_every_method_runs_with_its_own_settings_by_default() -> None:
-    assert plan(RECIPES, {}, {}) == [Planned(name, name, {}) for name in RECIPES]
+    assert plan(METHODS, {}, {}) == [Planned(name, name, {}) for name in METHODS]
 
 
 def test_a_common_setting_goes_wherever_there_is_one_of_its_name() -> None:
-    common = {"backbone": "resnet10t", "scales": [0.5], "clip": "own", "init": "none", "tail": {"refiner": "irnet"}}
+    common = {"backbone": "resnet10t", "scales": [0.5], "clip": "own", "init": "none", "refiner": "irnet"}
     network = {"backbone": "resnet10t", "init": "none"}
+    refiner = {"kind": "irnet"}
     assert planned(common=common) == {
-        "cam": {"classifier": network, "inference": {"scales": [0.5]}, "tail": {"refiner": "irnet"}},
+        "cam": {"classifier": network, "inference": {"scales": [0.5]}, "refiner": refiner},
         # initial weights are those of a backbone: what goes on from a baseline does so
         "clims": {
-            "classifier": network,
-            "clims": {"clip": "own"},
+            "baseline": network,
+            "classifier": {"clip": "own"},
             "inference": {"scales": [0.5]},
-            "tail": {"refiner": "irnet"},
+            "refiner": refiner,
         },
-        "clip_es": {"inference": {"clip": "own"}, "tail": {"refiner": "irnet"}},
+        "clip_es": {"inference": {"clip": "own"}, "refiner": refiner},
     }
 
 
 def test_a_section_comes_on_top_of_the_common_settings() -> None:
-    runs = {"clims": {"clims": {"training": {"epochs": 2}}, "tail": {"refiner": "crf"}}}
-    content = planned(
-        common={"training": {"epochs": 9, "batch": 4}, "tail": {"refiner": "irnet", "clip": "x"}}, runs=runs
-    )
-    assert content["clims"]["clims"] == {"training": {"epochs": 2, "batch": 4}}
-    assert content["clims"]["classifier"] == content["cam"]["classifier"] == {"training": {"epochs": 9, "batch": 4}}
-    assert content["clims"]["tail"] == {"refiner": "crf", "clip": "x"}
-    assert content["cam"]["tail"] == {"refiner": "irnet", "clip": "x"}
+    runs = {"clims": {"classifier": {"training": {"epochs": 2}}, "refiner": "crf"}, "cam": {"refiner": {"clip": "y"}}}
+    common = {"training": {"epochs": 9, "batch": 4}, "refiner": {"kind": "irnet", "network": {"init": "x"}}}
+    content = planned(common=common, runs=runs)
+    assert content["clims"]["classifier"] == {"training": {"epochs": 2, "batch": 4}}
+    assert content["clims"]["baseline"] == content["cam"]["classifier"] == {"training": {"epochs": 9, "batch": 4}}
+    # another kind takes the settings of the common one away
+    assert content["clims"]["refiner"] == {"kind": "crf"}
+    assert content["cam"]["refiner"] == {"kind": "irnet", "network": {"init": "x"}, "clip": "y"}
+
+
+def test_settings_of_a_planned_run_are_typed_and_named_as_they_were_given() -> None:
+    (one,) = plan(METHODS, {"scales": [1, 2]}, {"cam": {"refiner": "irnet"}}, ["cam"])
+    assert one.settings(METHODS) == {
+        "classifier": Network(),
+        "inference": Inference((1.0, 2.0)),
+        "refiner": Learned(),
+    }
+    for common, runs, message in (
+        ({"scales": "x"}, {}, "^common.scales: found 'x'"),
+        (
+            {},
+            {"cam": {"refiner": {"network": {}}}},
+            "^runs.cam.refiner.network: found a setting of irnet, while kind is crf",
+        ),
+        ({}, {"cam": {"clasifier": {}}}, "^runs.cam.clasifier: no such setting. Did you mean classifier"),
+    ):
+        (one,) = plan(METHODS, common, runs, ["cam"])
+        with pytest.raises(BadInput, match=message):
+            one.settings(METHODS)
+
+
+def test_a_clip_that_is_trained_for_all(tmp_path: Path) -> None:
+    common = protocol.with_clip({"scales": [1]}, tmp_path, by_tagclip=False)
+    assert common == {"scales": [1], "clip": str(tmp_path / "clip")}
+    mentions = {one.name: one.mentions(common["clip"]) for one in plan(METHODS, common, {})}
+    assert mentions == {"cam": False, "clims": True, "clip_es": True}
+    for given, by_tagclip in (({"clip": "x"}, False), ({}, True)):
+        with pytest.raises(BadInput, match="^clip: found it together with"):
+            protocol.with_clip(given, tmp_path, by_tagclip)
 
 
 def test_a_method_may_run_several_times() -> None:
@@ -109,19 +143,19 @@ def test_a_method_may_run_several_times() -> None:
         "large": {"method": "cam"},
         "clims": None,
     }
-    found = plan(RECIPES, {}, runs)
+    found = plan(METHODS, {}, runs)
     assert [(one.name, one.method) for one in found] == [
         ("small", "cam"), ("large", "cam"), ("clims", "clims"), ("clip_es", "clip_es"),
     ]  # fmt: skip
     assert found[0].content == {"classifier": {"backbone": "resnet18"}}
-    assert [one.name for one in plan(RECIPES, {}, runs, ["cam", "clip_es"])] == ["small", "large", "clip_es"]
-    assert [one.name for one in plan(RECIPES, {}, runs, ["large"])] == ["large"]
+    assert [one.name for one in plan(METHODS, {}, runs, ["cam", "clip_es"])] == ["small", "large", "clip_es"]
+    assert [one.name for one in plan(METHODS, {}, runs, ["large"])] == ["large"]
 
 
 @pytest.mark.parametrize(
     ("common", "runs", "chosen", "message"),
     [
-        ({"bakbone": "x"}, {}, None, "common.bakbone: found a setting that no method has.*backbone"),
+        ({"bakbone": "x"}, {}, None, "^common.bakbone: no such setting of any method. Did you mean backbone?"),
         ({}, {"cams": {}}, None, "runs.cams: found no method 'cams'; expected one of cam, clims, clip_es"),
         ({}, {"one": {"method": "cma"}}, None, "runs.one: found no method 'cma'"),
         ({}, {"clip": {"method": "cam"}}, None, "the name 'clip'"),
@@ -131,7 +165,7 @@ def test_a_method_may_run_several_times() -> None:
 )
 def test_what_cannot_be_is_refused(common: Any, runs: Any, chosen: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        plan(RECIPES, common, runs, chosen)
+        plan(METHODS, common, runs, chosen)
 
 
 def test_a_run_mentions_a_value_that_any_of_its_settings_has() -> None:

@@ -35,25 +35,23 @@ TINY = {
         },
     },
     "inference": {"scales": [1.0, 0.5]},
-    "tail": {
-        "segmenter": {
-            "init": "none",
-            "network": {
-                "backbone": "test_resnet",
-                "atrous_rates": [1, 2],
-                "pyramid_scales": [0.5],
-                "batch_norm": "live",
-            },
-            "augment": {"crop": 48},
-            "training": {
-                "batch": 8,
-                "accumulate": 1,
-                "steps": 8,
-                "optimizer": "adamw",
-                "lr": 0.001,
-                "workers": 1,
-                "checkpoint_steps": 2,
-            },
+    "segmenter": {
+        "init": "none",
+        "network": {
+            "backbone": "test_resnet",
+            "atrous_rates": [1, 2],
+            "pyramid_scales": [0.5],
+            "batch_norm": "live",
+        },
+        "augment": {"crop": 48},
+        "training": {
+            "batch": 8,
+            "accumulate": 1,
+            "steps": 8,
+            "optimizer": "adamw",
+            "lr": 0.001,
+            "workers": 1,
+            "checkpoint_steps": 2,
         },
     },
 }

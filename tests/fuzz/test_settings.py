@@ -7,49 +7,51 @@ import time
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from wsss import registry
 from wsss.arguments import Parser
-from wsss.cli import METHODS, _commands, _module
+from wsss.commands import commands
 from wsss.configs import CONFIGS
 from wsss.data.documents import dump
 from wsss.errors import BadInput
+from wsss.methods import METHODS
 from wsss.protocol import plan
-from wsss.settings import build, fields, section_of, shown
+from wsss.settings import fields, made, sections, shown
 
 pytestmark = pytest.mark.fuzz
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
-RUNS = {name: method for name, method in METHODS.items() if method.run}
+RUNS = [name for name in METHODS if "run" in registry.verbs(name)]
 HOSTILE = (
     "class_path", "init_args", "dict_kwargs", "canary.X", "class_path: canary.X", "{class_path: canary.X, init_args: {a: 1}}",
     "!!python/name:canary.X ''", "!!python/module:canary ''", "!!python/object/apply:os.mkdir [canary-folder]", "!canary x", "!!set {a}",
     "&a [*a]", "&a {b: *a}", "*a", "<<: *a", "&a", "null", "~", ".nan", "-.inf", "1e999", "9" * 5000, "9" * 90, "-1", "0", "1.5", "true", "no",
     "[", "]", "{", "}", "[" * 60, "{a: " * 60, ": ", "- ", "\t", "\n", "---", "...", "%YAML 9.1\n---\n", "%TAG ! tag:yaml.org,2002:python/\n---\n",
     '"\\ud800"', '"\\0"', '"\\UFFFFFFFF"', "\ud800", "\udcff", "\0", "\x1b[2J", "\ufeff", "é", "\u2028", "''", "#", "|", ">", "? ", "@", "`",
-    "--config", "--help.", "help", "__class__", "kind", "method", "/", "..", "a" * 300, "[1, 2]", "[[1]]", "{a: 1}", "2020-01-01", "1:30", "010",
+    "--config", "--help.", "--help-all", "help", "__class__", "kind", "method", "/", "..", "a" * 300, "[1, 2]", "[[1]]", "{a: 1}", "2020-01-01", "1:30", "010",
 )  # fmt: skip
 
 
 @cache
-def parser_of(name: str) -> Parser:
-    parser = Parser(name, "")
-    _commands()[name].declare(parser)
-    return parser
+def parser_of(name: str) -> Parser[Any]:
+    return commands()[name].parser(name)
 
 
-def known(parser: Parser, rng: random.Random) -> tuple[str, ...]:
+def known(parser: Parser[Any], rng: random.Random) -> tuple[str, ...]:
     """Keys of a random setting."""
     keys = [rng.choice(list(parser.table))]
     kind = parser.table[keys[0]].kind
-    while (section := section_of(kind)) and rng.random() < 0.9:
+    while (known := sections(kind)) and rng.random() < 0.9:
+        section = rng.choice(known)
         keys.append(rng.choice(list(fields(section))))
         kind = fields(section)[keys[-1]].kind
     return tuple(keys)
 
 
-def default(parser: Parser, keys: tuple[str, ...]) -> object:
+def default(parser: Parser[Any], keys: tuple[str, ...]) -> object:
     """The plain value that a setting has where nothing is given."""
     found = parser.table[keys[0]].default
     for key in keys[1:]:
@@ -74,14 +76,27 @@ def value(rng: random.Random, depth: int = 0) -> object:
     if depth < 5 and kinds < 0.2:
         return [value(rng, depth + 1) for _ in range(rng.randrange(4))]
     if depth < 5 and kinds < 0.5:
-        words = ("classifier", "training", "epochs", "tail", "crf", "method", "scales", "backbone", *HOSTILE[:3])
+        words = (
+            "classifier",
+            "training",
+            "epochs",
+            "refiner",
+            "segmenter",
+            "kind",
+            "crf",
+            "irnet",
+            "method",
+            "scales",
+            "backbone",
+            *HOSTILE[:3],
+        )
         return {rng.choice(words): value(rng, depth + 1) for _ in range(rng.randrange(4))}
     return rng.choice(
         (None, True, 0, -1, 3, 0.5, 1e-4, 10**30, float("inf"), "", "none", "auto", "irn", rng.choice(HOSTILE))
     )
 
 
-def flag(parser: Parser, rng: random.Random) -> list[str]:
+def flag(parser: Parser[Any], rng: random.Random) -> list[str]:
     keys = known(parser, rng)
     name = f"--{'.'.join(keys)}"
     if rng.random() < 0.2:
@@ -93,7 +108,7 @@ def flag(parser: Parser, rng: random.Random) -> list[str]:
     return [f"{name}={text}"] if rng.random() < 0.5 else [name, text]
 
 
-def document(parser: Parser, rng: random.Random, good: list[str]) -> str:
+def document(parser: Parser[Any], rng: random.Random, good: list[str]) -> str:
     if rng.random() < 0.2:
         return edited(rng.choice(good), rng)
     keys = known(parser, rng)
@@ -103,14 +118,17 @@ def document(parser: Parser, rng: random.Random, good: list[str]) -> str:
     return edited(dump(content), rng) if rng.random() < 0.6 else dump(content)
 
 
-def outcome(parser: Parser, words: list[str]) -> str:
+def outcome(parser: Parser[Any], words: list[str]) -> str:
     """What comes of a command line: `settings`, a `page` printed, or `refused` by one error."""
     try:
-        parsed = parser.parse(words)
+        options, chosen = parser.parse(words)
+        for section in chosen.mirrors:
+            chosen.made(section)
         if parser.command == "run all":
-            recipes = {name: _module(name).Recipe for name in RUNS}
-            for one in plan(recipes, parsed.common, parsed.runs, None, parsed.where):
-                build(recipes[one.method], one.content, one.where)
+            tables = {name: registry.sections(registry.declared_method(name)) for name in RUNS}
+            for one in plan(tables, options.common or {}, options.runs or {}, None, chosen.where):
+                for section, settings in one.settings(tables).items():
+                    made(settings, (section,), one.where)
     except BadInput as error:
         return "refused" if error.where and error.found and error.expected and error.do else f"half an error: {error}"
     except SystemExit as ended:
@@ -124,9 +142,11 @@ def test_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.yaml"
     good = [path.read_text() for path in CONFIGS.glob("*.yaml")]
-    good += [dump(shown(parser_of(f"run {name}").top())) for name in RUNS]
+    for name in RUNS:
+        below = parser_of(f"run {name}").settings.below
+        good.append(dump({section: shown(field.default) for section, field in below.items()}))
     outcomes: Counter[str] = Counter()
-    names, seed, until = list(_commands()), int(os.environ.get("FUZZ_SEED", "0")), time.monotonic() + SECONDS
+    names, seed, until = list(commands()), int(os.environ.get("FUZZ_SEED", "0")), time.monotonic() + SECONDS
     while time.monotonic() < until:
         seed += 1
         rng = random.Random(seed)
@@ -142,7 +162,7 @@ def test_settings(tmp_path, monkeypatch, capsys):
         try:
             outcomes[found := outcome(parser, words)] += 1
             assert found in ("settings", "refused", "page 0")
-            assert found != "page 0" or {"-h", "--help", "--print_config"} & set(words)
+            assert found != "page 0" or {"-h", "--help", "--help-all", "--print_config"} & set(words)
             assert "canary" not in sys.modules
             assert not Path("canary-folder").exists()
         except BaseException as error:
