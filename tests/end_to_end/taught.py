@@ -21,28 +21,25 @@ FEW = {"batch": 2, "epochs": None, "steps": 2, "workers": 0, "checkpoint_steps":
 AUGMENT = {"long_side": [48, 64], "crop": 48}
 # of a recipe, all but the method itself
 AROUND = {
-    "classifier": {**TINY["classifier"], "training": {**FEW, "optimizer": "adamw", "lr": 0.003}},
+    "baseline": {**TINY["classifier"], "training": {**FEW, "optimizer": "adamw", "lr": 0.003}},
     "inference": {"scales": [1.0, 0.5]},
-    "tail": {
-        "irnet": {
-            "network": {
-                "backbone": "test_resnet",
-                "init": "classifier",
-                "radius": 4,
-                "augment": {"crop": 48},
-                "training": {**FEW, "lr": 0.01},
-            },
-            "walk": {"doublings": 3},
+    "refiner": {
+        "network": {
+            "backbone": "test_resnet",
+            "init": "classifier",
+            "radius": 4,
+            "augment": {"crop": 48},
+            "training": {**FEW, "lr": 0.01},
         },
-        "segmenter": {**TINY["tail"]["segmenter"], "training": {**FEW, "accumulate": 1, "lr": 0.001}},
+        "walk": {"doublings": 3},
     },
+    "segmenter": {**TINY["segmenter"], "training": {**FEW, "accumulate": 1, "lr": 0.001}},
 }
 SCORES = ("cams-scores", "irnet-walk-scores", "masks-scores", "predictions", "predictions-scores")
 
 
-def stages(method: str) -> tuple[str, ...]:
-    """The stages of a run up to its segmenter."""
-    return "classifier", method, "cams", "irnet-labels", "irnet", "irnet-walk", "masks", "segmenter"
+# up to the segmenter
+STAGES = ("baseline", "classifier", "cams", "irnet-labels", "irnet", "irnet-walk", "masks", "segmenter")
 
 
 def check_whole(run: Path, data: Path, method: str) -> list[dict[str, float]]:
@@ -51,13 +48,13 @@ def check_whole(run: Path, data: Path, method: str) -> list[dict[str, float]]:
         _, maps = read_cams(run / "cams" / f"{name}.npz")
         assert 0 <= maps.min() <= maps.max() <= 1
         assert read_mask(run / "masks" / f"{name}.png").shape == maps.shape[1:]
-    for stage in (*stages(method), *SCORES):
+    for stage in (*STAGES, *SCORES):
         assert (run / stage / "done.json").exists()
-    baseline, taught = (read_weights(run / stage / WEIGHTS)[0] for stage in ("classifier", method))
+    baseline, taught = (read_weights(run / stage / WEIGHTS)[0] for stage in ("baseline", "classifier"))
     assert baseline.keys() == taught.keys()
     assert not torch.equal(baseline["classifier.weight"], taught["classifier.weight"])
     assert f"{method} on" in (run / "report.html").read_text()
-    return json.loads((run / method / "history.json").read_text())
+    return json.loads((run / "classifier" / "history.json").read_text())
 
 
 def write_layout(folder: Path, layout: str, shapes: Path, method: str, words: dict[str, Any]) -> list[str]:
@@ -74,7 +71,7 @@ def write_layout(folder: Path, layout: str, shapes: Path, method: str, words: di
     rows = "".join(f"images/{number}.jpg,{tag}\n" for number, tag in enumerate(tags))
     (data / "tags.csv").write_text(f"image,tags\n{rows}")
     (folder / "words.yaml").write_text(yaml.safe_dump(words))
-    return ["--data", str(data), f"--{method}.words", str(folder / "words.yaml")]
+    return ["--data", str(data), "--classifier.words", str(folder / "words.yaml")]
 
 
 def check_published_weights(folder: Path, method: str) -> None:

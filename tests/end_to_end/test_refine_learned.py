@@ -1,4 +1,4 @@
-"""`wsss run cam --refine irnet|affinitynet`, `wsss refine --with ...`: a learned affinity between maps and masks."""
+"""`wsss run cam --refiner irnet|affinitynet`, `wsss refine --refiner ...`: a learned affinity between maps and masks."""
 
 import json
 import shutil
@@ -45,18 +45,17 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def refine_settings(tmp_path_factory):
-    """Settings of `wsss refine`."""
-    path = tmp_path_factory.mktemp("config") / "refine.yaml"
-    path.write_text(yaml.safe_dump(LEARNED))
-    return path
+    """Files with settings of whole runs, of which `wsss refine` takes its section, by the refiner."""
+    folder = tmp_path_factory.mktemp("config")
+    for kind, content in LEARNED.items():
+        (folder / kind).write_text(yaml.safe_dump({**TINY, "refiner": {"kind": kind, **content}}))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, shapes, finished):
+def runs(tmp_path_factory, shapes, finished, refine_settings):
     """Makes the run with a refiner that nothing disturbed, and what it printed; its classifier and maps are those of CAM's run."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
-    tail = {**TINY["tail"], **LEARNED}
-    (folder / "run.yaml").write_text(yaml.safe_dump({**TINY, "tail": tail}))
 
     def run(refiner):
         if refiner not in made:
@@ -64,8 +63,8 @@ def runs(tmp_path_factory, shapes, finished):
             made[refiner] = out, ""
             for stage in ("classifier", "cams", "cams-scores"):
                 shutil.copytree(finished / stage, out / stage)
-            words = ("--data", shapes, "--config", folder / "run.yaml", "--tail.segmenter.training.steps", 2)
-            made[refiner] = out, ok("run", "cam", "--refine", refiner, *words, "--out", out).stdout
+            words = ("--data", shapes, "--config", refine_settings / refiner, "--segmenter.training.steps", 2)
+            made[refiner] = out, ok("run", "cam", *words, "--out", out).stdout
         return made[refiner]
 
     return run
@@ -75,8 +74,8 @@ def refine_words(refiner, shapes, finished, settings, out):
     """`wsss refine` in a folder with classifier and maps, where records say the same of them as in a run."""
     for stage in ("classifier", "cams"):
         shutil.copytree(finished / stage, out / stage)
-    words = ("--cams", out / "cams", "--classifier", out / "classifier", "--config", settings, "--out", out)
-    return ("refine", "--with", refiner, "--data", shapes, *words)
+    words = ("--cams", out / "cams", "--classifier", out / "classifier", "--config", settings / refiner, "--out", out)
+    return ("refine", "--data", shapes, *words)
 
 
 @pytest.mark.parametrize("refiner", ["irnet", "affinitynet"])
@@ -140,8 +139,8 @@ def test_two_processes_make_the_same_masks_of_the_same_weights(
 )
 def test_settings_that_cannot_work_are_refused_at_once(tmp_path, shapes, finished, capsys, refiner, name, value, found):
     for words in (
-        ("run", "cam", "--refine", refiner, f"--tail.{refiner}.{name}", value),
-        ("refine", "--with", refiner, "--cams", finished / "cams", f"--{refiner}.{name}", value),
+        ("run", "cam", "--refiner", refiner, f"--refiner.{name}", value),
+        ("refine", "--refiner", refiner, "--cams", finished / "cams", f"--refiner.{name}", value),
     ):
         assert main([str(word) for word in (*words, "--data", shapes, "--out", tmp_path / "run")]) == 2
         assert found in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """`wsss run all`: every method under one protocol; shared stages, failures, kills, and the comparison at the end."""
 
 import copy
-import importlib
 import json
 import shutil
 
@@ -10,10 +9,11 @@ import yaml
 
 from tests.conftest import tree
 from tests.end_to_end.conftest import TINY, kill_at
+from wsss import registry
 from wsss.cli import main
 from wsss.configs import CONFIGS
 from wsss.data.shapes import make_shapes
-from wsss.methods import METHODS, clip, vwl
+from wsss.methods import METHODS, clip, method, vwl
 from wsss.protocol import plan
 from wsss.settings import build
 
@@ -31,12 +31,13 @@ CONTENT = {
         "training": {**FEW, "optimizer": "adamw", "lr": 0.003},
         "scales": [1.0],
         "clip": str(CONFIGS / "demo_clip"),
-        "tail": {"segmenter": {**TINY["tail"]["segmenter"], "training": {**FEW, "accumulate": 1, "lr": 0.001}}, "refiner": "crf"},
+        "segmenter": {**TINY["segmenter"], "training": {**FEW, "accumulate": 1, "lr": 0.001}},
+        "refiner": "crf",
     },
     "runs": {
         "cam": {},
         "mirrored": {"method": "cam", "inference": {"flip": False}},
-        "clims": {"clims": {"training": {"steps": 2, "lr": 0.01}}, "tail": {"segmenter": {"init": "classifier"}}},
+        "clims": {"classifier": {"training": {"steps": 2, "lr": 0.01}}, "segmenter": {"init": "classifier"}},
         "clip_es": {"inference": {"clip": "nowhere.pt"}},
     },
 }  # fmt: skip
@@ -77,14 +78,15 @@ def test_each_run_is_whole_in_its_folder(whole):
     for name in ("cam", "mirrored", "clims"):
         assert all((whole / name / stage / "done.json").exists() for stage in FINISHED)
         assert (whole / name / "report.html").exists()
-    assert yaml.safe_load((whole / "clims" / "settings.yaml").read_text())["clims"]["clip"] == str(
+    assert yaml.safe_load((whole / "clims" / "settings.yaml").read_text())["classifier"]["clip"] == str(
         CONFIGS / "demo_clip"
     )
 
 
 @pytest.mark.slow
 def test_a_baseline_is_trained_once(whole):
-    weights = [whole / name / "classifier" / "weights.safetensors" for name in ("cam", "mirrored", "clims")]
+    stages = (("cam", "classifier"), ("mirrored", "classifier"), ("clims", "baseline"))
+    weights = [whole / name / stage / "weights.safetensors" for name, stage in stages]
     assert len({path.stat().st_ino for path in weights}) == 1
     assert not (whole / "cam" / "cams").samefile(whole / "mirrored" / "cams")
     assert (whole / "cam" / "cams" / "done.json").read_bytes() != (
@@ -120,10 +122,10 @@ def test_a_failure_is_told_and_does_not_lose_the_others(whole, few, config, caps
 def test_any_error_of_a_method_leaves_the_others(tmp_path, whole, few, config, monkeypatch, capsys):
     shutil.copytree(whole / "cam", tmp_path / "all" / "cam")
 
-    def stops(run, data, settings):
+    def stops(settings, images):
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(vwl, "recipe", stops)
+    monkeypatch.setattr(vwl.VWLSettings, "check", stops)
     with pytest.raises(SystemExit) as status:
         run_all(few, config, tmp_path / "all", "--methods", "vwl, cam")
     assert status.value.code == 1
@@ -147,8 +149,8 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, 
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump({"runs": {"cam": {"classifier": {"bakbone": "resnet18"}}}}))
     assert run_all(few, path, tmp_path / "all", "--methods", "cam") == 2
-    assert f"{path}: runs.cam.classifier.bakbone: found no such setting" in (error := capsys.readouterr().err)
-    assert "Did you mean 'backbone'?" in error
+    assert f"{path}: runs.cam.classifier.bakbone: no such setting" in (error := capsys.readouterr().err)
+    assert "Did you mean backbone?" in error
     assert not (tmp_path / "all").exists()
     path.write_text(yaml.safe_dump({"common": {"clip": "x"}, "clip": {"init": "none"}}))
     assert run_all(few, path, tmp_path / "all") == 2
@@ -157,19 +159,22 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, 
 
 def test_preset_fits_every_method():
     content = yaml.safe_load((CONFIGS / "all_small.yaml").read_text())
-    modules = {name: importlib.import_module(f"wsss.methods.{name}") for name, method in METHODS.items() if method.run}
-    planned = plan({name: module.Recipe for name, module in modules.items()}, content["common"], content["runs"])
-    assert {one.method for one in planned} == set(modules)
+    methods = {name: registry.sections(method(name)) for name in METHODS if "run" in registry.verbs(name)}
+    planned = plan(methods, content["common"], content["runs"])
+    assert {one.method for one in planned} == set(methods)
     for one in planned:
-        settings = build(modules[one.method].Recipe, one.content, one.where)
-        settings.tail.check(classifier=settings.tail.segmenter.init == "classifier")
-        assert settings.tail.segmenter.network.backbone == "resnet10t"
-        assert (settings.tail.test.scales, settings.tail.test.crf) == ((1.0,), None)
+        settings = one.settings(methods)
+        settings["refiner"].check(classifier="classifier" in settings)
+        settings["segmenter"].check()
+        assert settings["segmenter"].network.backbone == "resnet10t"
+        assert (settings["test"].scales, settings["test"].crf) == ((1.0,), None)
     assert build(clip.CLIPSettings, content["clip"]).init == "none"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["cam/classifier/checkpoint.pt", "mirrored/cams/*.npz", "clims/clims/checkpoint.pt"])
+@pytest.mark.parametrize(
+    "moment", ["cam/classifier/checkpoint.pt", "mirrored/cams/*.npz", "clims/classifier/checkpoint.pt"]
+)
 def test_a_killed_command_goes_on_to_the_same_bytes(tmp_path, whole, few, config, moment):
     out = tmp_path / "all"
     words = ("run", "all", "--data", few, "--config", config, "--out", out, "--methods", "cam,clims,clip_es")

@@ -9,10 +9,10 @@ from tests.end_to_end.taught import (
     AROUND,
     AUGMENT,
     FEW,
+    STAGES,
     check_config,
     check_published_weights,
     check_whole,
-    stages,
     write_layout,
 )
 from wsss.cli import main
@@ -33,7 +33,7 @@ CLIMS = {
 def settings(tmp_path_factory):
     """Settings of a run that takes seconds."""
     path = tmp_path_factory.mktemp("config") / "clims.yaml"
-    path.write_text(yaml.safe_dump({**AROUND, "clims": CLIMS}))
+    path.write_text(yaml.safe_dump({**AROUND, "classifier": CLIMS}))
     return path
 
 
@@ -50,14 +50,14 @@ def test_every_stage_is_there(whole, shapes):
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, whole, shapes):
-    alone = {**CLIMS, "init": str(whole / "classifier" / "weights.safetensors")}
+    alone = {**CLIMS, "init": str(whole / "baseline" / "weights.safetensors")}
     (tmp_path / "clims.yaml").write_text(yaml.safe_dump(alone))
     words = ["train", "clims", "--data", str(shapes), "--config", str(tmp_path / "clims.yaml")]
     words += ["--out", str(tmp_path / "clims")]
     kill_at(tmp_path / "clims", "checkpoint.pt", *words)
     assert not (tmp_path / "clims" / "done.json").exists()
     assert main(words) == 0
-    assert tree(tmp_path / "clims") == tree(whole / "clims")
+    assert tree(tmp_path / "clims") == tree(whole / "classifier")
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco", "folder"])
@@ -66,16 +66,16 @@ def test_every_layout_of_data(tmp_path, settings, shapes, layout, capsys):
     data = write_layout(tmp_path, layout, shapes, "clims", words)
     run = ["run", "clims", *data, "--config", str(settings), "--out", str(tmp_path / "run")]
     assert main(run) == 0, capsys.readouterr().err[-3000:]
-    for stage in stages("clims"):
+    for stage in STAGES:
         assert (tmp_path / "run" / stage / "done.json").exists()
 
 
 def test_trained_weights_stand_in_for_both_trainings(tmp_path, whole, shapes, settings, capsys):
-    run = ["run", "clims", "--data", str(shapes), "--config", str(settings), "--refine", "crf"]
-    assert main([*run, "--weights", str(whole / "clims"), "--out", str(tmp_path / "run")]) == 0
+    run = ["run", "clims", "--data", str(shapes), "--config", str(settings), "--refiner", "crf"]
+    assert main([*run, "--weights", str(whole / "classifier"), "--out", str(tmp_path / "run")]) == 0
     for file in (whole / "cams").glob("*.npz"):
         assert (tmp_path / "run" / "cams" / file.name).read_bytes() == file.read_bytes()
-    assert not (tmp_path / "run" / "classifier").exists()
+    assert not (tmp_path / "run" / "baseline").exists()
     assert "predictions" in capsys.readouterr().out
 
 
@@ -84,10 +84,10 @@ def test_published_weights_localize_without_training(tmp_path):
 
 
 def test_what_cannot_be_used_is_refused_before_the_baseline_is_trained(tmp_path, shapes, settings, capsys):
-    words = ["--data", str(shapes), "--config", str(settings), "--clims.clip", "none.pt"]
+    words = ["--data", str(shapes), "--config", str(settings), "--classifier.clip", "none.pt"]
     assert main(["run", "clims", *words, "--out", str(tmp_path / "run")]) == 2
     assert "none.pt: found no such file" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "classifier").exists()
+    assert not (tmp_path / "run" / "baseline").exists()
 
 
 def test_training_alone_asks_for_a_classifier(tmp_path, shapes, capsys):

@@ -37,7 +37,7 @@ def settings(tmp_path_factory, clip):
     inference = {"clip": str(clip), "competitors": "all", "backgrounds": False, "attention_blocks": 2}
     content = {
         "inference": inference,
-        "tail": TINY["tail"],
+        "segmenter": TINY["segmenter"],
         "tagger": {"clip": str(clip), "backgrounds": False, "templates": ["a photo of a {}."], "votes": 2},
     }
     path = tmp_path_factory.mktemp("config") / "clip_es.yaml"

@@ -20,15 +20,21 @@ AUGMENT = {"long_side": [48, 64], "crop": 48}
 ICAM = {"backbone": "test_resnet", "init": "none", "view_scale": 0.5, "augment": AUGMENT, "training": TRAINING}
 AFFINITYNET = {"backbone": "test_resnet", "init": "none", "radius": 3, "augment": {"crop": 48}, "training": TRAINING}
 SEGMENTER = {
-    "kind": "deeplab_v1",
-    "deeplab_v1": {
-        "init": "none",
-        "network": {"backbone": "test_resnet", "dilation": 2},
-        "augment": {"crop": 48},
-        "training": {**TRAINING, "steps": 2},
-    },
+    "init": "none",
+    "network": {"backbone": "test_resnet", "dilation": 2},
+    "augment": {"crop": 48},
+    "training": {**TRAINING, "steps": 2},
 }
-STAGES = ("icam", "cams", "cams-scores", "affinitynet-labels", "affinitynet", "masks", "masks-scores", "segmenter")
+STAGES = (
+    "classifier",
+    "cams",
+    "cams-scores",
+    "affinitynet-labels",
+    "affinitynet",
+    "masks",
+    "masks-scores",
+    "segmenter",
+)
 STAGES += ("predictions", "predictions-scores", "predictions-train", "predictions-train-scores")
 STAGES += ("cams-val", "cams-val-scores", "masks-val", "masks-val-scores")
 
@@ -37,13 +43,11 @@ STAGES += ("cams-val", "cams-val-scores", "masks-val", "masks-val-scores")
 def settings(tmp_path_factory):
     """Settings of a run that takes seconds."""
     content = {
-        "icam": ICAM,
+        "classifier": ICAM,
         "inference": {"scales": [1.0, 0.5]},
-        "tail": {
-            "test": {"scales": [1.0]},
-            "segmenter": SEGMENTER,
-            "affinitynet": {"network": AFFINITYNET, "walk": {"radius": 3}},
-        },
+        "test": {"scales": [1.0]},
+        "segmenter": SEGMENTER,
+        "refiner": {"network": AFFINITYNET, "walk": {"radius": 3}},
     }
     path = tmp_path_factory.mktemp("config") / "icam.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -92,7 +96,7 @@ def test_published_settings_are_the_defaults_of_the_rest(whole):
 
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings):
     words = ("run", "icam", "--data", shapes, "--config", settings, "--out", tmp_path / "killed")
-    kill_at(tmp_path / "killed", "icam/checkpoint.pt", *words)
+    kill_at(tmp_path / "killed", "classifier/checkpoint.pt", *words)
     for stage in ("segmenter", "affinitynet"):
         shutil.copytree(whole / stage, tmp_path / "killed" / stage)
     ok(*words)

@@ -12,10 +12,10 @@ from tests.end_to_end.taught import (
     AROUND,
     AUGMENT,
     FEW,
+    STAGES,
     check_config,
     check_published_weights,
     check_whole,
-    stages,
     write_layout,
 )
 from tests.methods.test_questions import write_blip
@@ -35,7 +35,7 @@ def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("config")
     blip = write_blip(folder / "blip")
     content = {**AROUND, "questions": {"blip": str(blip), **QUESTIONS}}
-    content["qa_clims"] = {
+    content["classifier"] = {
         "clip": str(CONFIGS / "demo_clip"),
         "mask_prompts": False,
         "template": "a {}.",
@@ -58,7 +58,7 @@ def whole(tmp_path_factory, shapes, settings, one_torch_thread):
 @pytest.mark.slow
 def test_every_stage_is_there(whole, shapes):
     assert any(update["foreground"] > 0 for update in check_whole(whole, shapes, "qa_clims"))
-    assert (whole / "answers" / "done.json").exists()
+    assert (whole / "questions" / "done.json").exists()
 
 
 @pytest.mark.slow
@@ -69,34 +69,34 @@ def test_killed_questions_and_training_end_in_the_same_bytes(tmp_path, whole, sh
     kill_at(tmp_path / "answers", "pictures/**/*.json", *words)
     assert not (tmp_path / "answers" / "answers.jsonl").exists()
     assert main(words) == 0
-    assert tree(tmp_path / "answers") == tree(whole / "answers")
+    assert tree(tmp_path / "answers") == tree(whole / "questions")
 
     given = {
-        "init": str(whole / "classifier" / "weights.safetensors"),
+        "init": str(whole / "baseline" / "weights.safetensors"),
         "answers": str(tmp_path / "answers" / "answers.jsonl"),
     }
-    (tmp_path / "qa_clims.yaml").write_text(yaml.safe_dump({**content["qa_clims"], **given}))
+    (tmp_path / "qa_clims.yaml").write_text(yaml.safe_dump({**content["classifier"], **given}))
     words = ["train", "qa_clims", "--data", str(shapes), "--config", str(tmp_path / "qa_clims.yaml")]
     words += ["--out", str(tmp_path / "qa_clims")]
     kill_at(tmp_path / "qa_clims", "checkpoint.pt", *words)
     assert not (tmp_path / "qa_clims" / "done.json").exists()
     assert main(words) == 0
-    assert tree(tmp_path / "qa_clims") == tree(whole / "qa_clims")
+    assert tree(tmp_path / "qa_clims") == tree(whole / "classifier")
 
 
 @pytest.mark.slow
 def test_corrected_answers_run_again(tmp_path, whole, shapes, settings):
-    lines = [json.loads(line) for line in (whole / "answers" / "answers.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (whole / "questions" / "answers.jsonl").read_text().splitlines()]
     for line in lines:
         line["background"] = {"what is behind it": "plain grey wall"}
     (tmp_path / "corrected.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    words = ["run", "qa_clims", "--data", str(shapes), "--config", str(settings), "--refine", "crf"]
-    words += ["--qa_clims.init", str(whole / "classifier"), "--qa_clims.answers", str(tmp_path / "corrected.jsonl")]
+    words = ["run", "qa_clims", "--data", str(shapes), "--config", str(settings), "--refiner", "crf"]
+    words += ["--classifier.init", str(whole / "baseline"), "--classifier.answers", str(tmp_path / "corrected.jsonl")]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
-    assert not (tmp_path / "run" / "answers").exists()
-    assert not (tmp_path / "run" / "classifier").exists()
-    one, _ = read_weights(whole / "qa_clims" / "weights.safetensors")
-    two, _ = read_weights(tmp_path / "run" / "qa_clims" / "weights.safetensors")
+    assert not (tmp_path / "run" / "questions").exists()
+    assert not (tmp_path / "run" / "baseline").exists()
+    one, _ = read_weights(whole / "classifier" / "weights.safetensors")
+    two, _ = read_weights(tmp_path / "run" / "classifier" / "weights.safetensors")
     assert not torch.equal(one["classifier.weight"], two["classifier.weight"])
 
 
@@ -106,10 +106,10 @@ def test_every_layout_of_data(tmp_path, settings, shapes, layout, capsys):
     words = {"prompts": {"gnome": "garden gnome"}, "short": {"gnome": "gnome"}, "synonyms": {"fox": ["vixen"]}}
     data = write_layout(tmp_path, layout, shapes, "qa_clims", words)
     if layout == "folder":
-        data += ["--qa_clims.answers_rule", "corrected"]
+        data += ["--classifier.answers_rule", "corrected"]
     run = ["run", "qa_clims", *data, "--config", str(settings), "--out", str(tmp_path / "run")]
     assert main(run) == 0, capsys.readouterr().err[-3000:]
-    for stage in ("answers", *stages("qa_clims")):
+    for stage in ("answers", *STAGES):
         assert (tmp_path / "run" / stage / "done.json").exists()
 
 
@@ -120,9 +120,9 @@ def test_published_weights_localize_without_training(tmp_path):
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        (["--qa_clims.clip", "none.pt"], "none.pt: found no such file"),
+        (["--classifier.clip", "none.pt"], "none.pt: found no such file"),
         (["--questions.blip", "none.pth"], "none.pth: found no such file"),
-        (["--qa_clims.answers", "none.jsonl"], "none.jsonl: found no such file"),
+        (["--classifier.answers", "none.jsonl"], "none.jsonl: found no such file"),
     ],
     ids=["clip", "blip", "answers"],
 )
@@ -132,7 +132,7 @@ def test_what_cannot_be_used_is_refused_before_the_baseline_is_trained(
     words = ["--data", str(shapes), "--config", str(settings), *options]
     assert main(["run", "qa_clims", *words, "--out", str(tmp_path / "run")]) == 2
     assert found in capsys.readouterr().err
-    assert not (tmp_path / "run" / "classifier").exists()
+    assert not (tmp_path / "run" / "baseline").exists()
 
 
 def test_training_alone_asks_for_a_classifier(tmp_path, shapes, capsys):

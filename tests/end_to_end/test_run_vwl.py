@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 VWL = {**TINY["classifier"], "words": 16, "heads_lr": 1.0}
 del VWL["classifier_lr"]
 STAGES = (
-    "vwl",
+    "classifier",
     "words",
     "cams",
     "cams-scores",
@@ -30,12 +30,13 @@ STAGES = (
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Settings of a run with a memory bank that takes seconds; the tail is a dense CRF, IRNet has its own tests."""
+    """Settings of a run with a memory bank that takes seconds, refined by a dense CRF, IRNet has its own tests."""
     content = {
-        "vwl": {**VWL, "variant": "vwl-m", "bank_rate": 0.1},
-        "look": {"pictures": 12, "words": 6, "patches": 4, "examples": 3},
+        "classifier": {**VWL, "variant": "vwl-m", "bank_rate": 0.1},
+        "words": {"pictures": 12, "words": 6, "patches": 4, "examples": 3},
         "inference": TINY["inference"],
-        "tail": {**TINY["tail"], "refiner": "crf"},
+        "refiner": "crf",
+        "segmenter": TINY["segmenter"],
     }
     path = tmp_path_factory.mktemp("config") / "vwl.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -58,7 +59,7 @@ def test_every_stage_is_there(whole, shapes):
         assert read_mask(whole / "masks" / f"{name}.png").shape == maps.shape[1:]
     for stage in STAGES:
         assert (whole / stage / "done.json").exists()
-    state, metadata = read_weights(whole / "vwl" / "weights.safetensors")
+    state, metadata = read_weights(whole / "classifier" / "weights.safetensors")
     assert metadata["variant"] == "vwl-m"
     assert state["bank.updates"] == 12
     assert state["bank.codebook"].shape[0] == 16
@@ -69,7 +70,7 @@ def test_every_stage_is_there(whole, shapes):
 
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings):
     words = ("run", "vwl", "--data", shapes, "--config", settings, "--out", tmp_path / "killed")
-    kill_at(tmp_path / "killed", "vwl/checkpoint.pt", *words)
+    kill_at(tmp_path / "killed", "classifier/checkpoint.pt", *words)
     shutil.copytree(whole / "segmenter", tmp_path / "killed" / "segmenter")
     ok(*words)
     for stage in STAGES:
@@ -77,7 +78,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings):
 
 
 def test_two_processes_make_the_same_maps(tmp_path, whole, shapes):
-    options = ("--weights", whole / "vwl", "--scales", "[1.0, 0.5]", "--out", tmp_path / "cams")
+    options = ("--weights", whole / "classifier", "--scales", "[1.0, 0.5]", "--out", tmp_path / "cams")
     ok("localize", "vwl", "--data", shapes, *options, processes=2)
     assert maps(tmp_path) == maps(whole)
 
