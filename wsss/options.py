@@ -168,6 +168,8 @@ class LocalizeOptions(SplitOptions):
 class RefineOptions(SplitOptions):
     """Maps to refine."""
 
+    out: Path = required()
+    """folder for results, with the masks in OUT/masks; a command that was stopped goes on there"""
     cams: Path = required()
     """folder of activation maps"""
     classifier: Path | None = None

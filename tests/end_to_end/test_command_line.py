@@ -128,18 +128,8 @@ def test_stages_one_by_one(tmp_path, shapes, ok):
     ok("localize", "cam", *data, "--config", section, "--weights", base / "classifier", "--out", base / "cams")
     table = ok("evaluate", *data, "--cams", base / "cams", "--out", base / "cams-scores")
     assert "maps" in table
-    ok(
-        "refine",
-        *data,
-        "--cams",
-        base / "cams",
-        "--refiner.threshold",
-        "0.3",
-        "--refiner.by",
-        "threshold",
-        "--out",
-        base / "masks",
-    )
+    refine = ("refine", *data, "--cams", base / "cams", "--refiner.threshold", "0.3", "--refiner.by", "threshold")
+    assert ok(*refine, "--out", base).strip() == str(base / "masks")
     ok("evaluate", *data, "--masks", base / "masks", "--out", base / "masks-scores")
     ok("segment", *data, "--config", run, "--masks", base / "masks", "--out", base / "segmenter")
     ok("predict", "--pictures", shapes / "JPEGImages", "--weights", base / "segmenter", "--out", base / "predictions")
