@@ -168,7 +168,8 @@ def _settings_of_all() -> Settings:
 
 def _run_all(options: AllOptions, chosen: Chosen) -> None:
     from wsss import launch, protocol
-    from wsss.stages.compare import Comparison, compare, open_runs, table
+    from wsss.stages.compare import Comparison, compare, table
+    from wsss.stages.runs import open_runs
     from wsss.stages.train import train
     from wsss.storage import read_only
 

@@ -17,7 +17,7 @@ from wsss.registry import SHARED
 from wsss.run import sharing
 from wsss.settings import Field, Given, described, fields, section_of, values
 from wsss.stages.check import DATA
-from wsss.stages.compare import FAILED, RUNS
+from wsss.stages.runs import FAILED, RUNS
 from wsss.storage import read_json, write_json, write_text
 
 # The CLIP that all methods use, where a run trains one; no run has its name

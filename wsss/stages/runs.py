@@ -1,0 +1,318 @@
+"""Run folders as a comparison reads them: what was scored, what it was made with, what is missing."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wsss.run import DONE, STARTED
+from wsss.stages.check import DATA, noted
+from wsss.stages.records import (
+    KINDS,
+    MAPS,
+    REFINED,
+    Score,
+    Stage,
+    folders_with,
+    holds,
+    made_from,
+    scores_of,
+    stage_name,
+    stages_of,
+)
+from wsss.stages.report import REPORT
+from wsss.storage import read_json
+from wsss.weights import WEIGHTS, read_metadata
+
+# What `wsss run all` leaves: in its folder the names of its runs, in the folder of one that failed the reason
+RUNS, FAILED = "runs.json", "failed.json"
+
+# letters of a setting that are shown
+_LONGEST = 60
+
+# settings that the protocol has lines of its own for
+_IN_PROTOCOL = ("variant", "backbone", "init", "clip", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder, as it is compared.
+
+    Attributes:
+        name: different for each run.
+        folder: where it lies.
+        stages: those that are finished.
+        unfinished: folders of stages that are not.
+        planned: its method, as `wsss run all` says, and nothing where another command made the run.
+        scores: what is compared, by its kind.
+    """
+
+    name: str
+    folder: Path
+    stages: Sequence[Stage]
+    unfinished: Sequence[str]
+    planned: str = ""
+    scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def all_scores(self) -> list[Score]:
+        """Everything that was scored."""
+        return scores_of(self.stages)
+
+    @property
+    def besides(self) -> list[Score]:
+        """What was scored, but is not compared: on other pictures, or on the way."""
+        compared = [score.stage.folder for score in self.scores.values()]
+        return [score for score in self.all_scores if score.stage.folder not in compared]
+
+    @cached_property
+    def failed(self) -> str | None:
+        """Why `wsss run all` gave it up."""
+        path = self.folder / FAILED
+        return read_json(path, "why a run failed")["error"] if path.exists() else None
+
+    @property
+    def status(self) -> str:
+        """`finished`, or what it lacks."""
+        if self.failed is not None:
+            return "failed"
+        if self.unfinished:
+            return f"unfinished: {', '.join(self.unfinished)}"
+        # a recipe writes its report at the end
+        return "unfinished" if (self.folder / DATA).exists() and not (self.folder / REPORT).exists() else "finished"
+
+    @property
+    def seconds(self) -> float:
+        """Of all its stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @cached_property
+    def protocol(self) -> dict[str, str]:
+        """What it was made with, as far as its stages say; the same names for each run."""
+        return dict(self._protocol())
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Settings of the stages that its maps were made by, but for those that the protocol names, under `stage.name.of.setting`."""
+        maps = self._last_maps
+        stages = [*made_from(maps, self.stages), maps] if maps else []
+        found: dict[str, str] = {}
+        for stage in stages:
+            if stage.kind in ("train", "localize"):
+                flat = _flat(stage.inputs.get("settings"), Path(stage.name).name)
+                found |= {name: text for name, text in flat if name.rpartition(".")[2] not in _IN_PROTOCOL}
+        return found
+
+    @property
+    def method(self) -> str:
+        """The method of its maps."""
+        return self.protocol["method"] or self.planned
+
+    def _protocol(self) -> Iterator[tuple[str, str]]:
+        yield from self._about_maps()
+        yield from self._about_masks()
+        yield from self._about_the_segmenter()
+        trainings = [text for stage in self.stages for text in _values(stage, "training", "seed")]
+        yield "seeds", ", ".join(sorted(set(trainings)))
+        yield from self._about_scores()
+        yield "made by", ", ".join(sorted({f"wsss {stage.record['version']}" for stage in self.stages}))
+
+    def _about_maps(self) -> Iterator[tuple[str, str]]:
+        maps = self._last_maps
+        before = [*made_from(maps, self.stages), maps] if maps else []
+        networks = [stage for stage in before if stage.kind == "train"]
+        variant = next((text for stage in networks[::-1] for text in _values(stage, "variant")), "")
+        method = maps.title if maps else ""
+        yield "method", f"{method} ({variant})" if method and variant not in ("", method.lower()) else method
+        yield "trained on", _pictures(networks[0] if networks else maps)
+        yield "tags", self._tags(maps)
+        yield "backbone", next((text for stage in networks for text in _backbone(stage)), "")
+        yield "initial weights", next((text for stage in networks for text in self._named(stage, "init")), "")
+        yield "CLIP", next((text for stage in before[::-1] for text in self._named(stage, "clip")), "")
+
+    def _about_masks(self) -> Iterator[tuple[str, str]]:
+        for kind in (MAPS, REFINED):
+            yield f"threshold of {kind}", _threshold(self.scores[kind]) if kind in self.scores else ""
+        masks = [stage for stage in self.stages if stage.makes == "masks"][-1:]
+        refiners = [
+            stage.title
+            for one in masks
+            for stage in (*made_from(one, self.stages), one)
+            if stage.kind == "walk" or stage.folder == one.folder
+        ]
+        yield "refiner", ", then ".join(refiners)
+        yield "threshold of pseudo masks", "".join(self._mask_threshold(one) for one in masks)
+
+    def _about_the_segmenter(self) -> Iterator[tuple[str, str]]:
+        tests = [stage for stage in self.stages if stage.makes == "predictions"][-1:]
+        segmenters = [stage for one in tests for stage in made_from(one, self.stages) if stage.kind == "train"][-1:]
+        parts = [
+            text
+            for stage in segmenters
+            for text in (stage.title, *_backbone(stage), f"{stage.record['result']['steps']} updates")
+        ]
+        yield "segmenter", ", ".join(filter(None, parts))
+        initial = [text for stage in segmenters for text in self._named(stage, "init")]
+        yield "segmenter's initial weights", ", ".join(initial)
+        chosen = [item for stage in tests for item in stage.inputs["settings"].items() if item[1] is not None]
+        tested = ", ".join(f"{key} {_short(value)}" for key, value in chosen)
+        yield "segmenter's test", tested or ("as published" if tests else "")
+
+    def _about_scores(self) -> Iterator[tuple[str, str]]:
+        for kind in KINDS:
+            score = self.scores.get(kind)
+            yield f"{kind} scored on", f"{score.split}, {score.images} pictures" if score else ""
+        protocols = [score.protocol for score in self.scores.values()]
+        yield "mean of mIoU", ", ".join(sorted({str(protocol["convention"]) for protocol in protocols}))
+        tolerances = {protocol["contour tolerance"] for protocol in protocols} - {None}
+        yield "contour tolerance", ", ".join(map(str, sorted(tolerances)))
+
+    @property
+    def _last_maps(self) -> Stage | None:
+        """What gave the maps that all else was made from, in this run or in another."""
+        every = [stage for one in self.stages for stage in (*made_from(one, self.stages), one)]
+        scored = self.scores[MAPS].source if MAPS in self.scores else None
+        return scored or next((stage for stage in every[::-1] if stage.kind == "localize"), None)
+
+    def _tags(self, maps: Stage | None) -> str:
+        # tags are part of a fingerprint: those of the pictures as they came, and those that the maps were made from
+        taggers = [stage for stage in self.stages if stage.makes == "tags"]
+        if maps and (found := [stage.title for stage in taggers if stage.fingerprint != maps.fingerprint]):
+            return found[0]
+        opened = noted(self.folder).get("opened", {})
+        return Path(opened["tags"]).name if opened.get("tags") else "data set"
+
+    def _named(self, stage: Stage, key: str) -> list[str]:
+        """A setting that holds a word or a file; files that a stage of this run made go by its name."""
+        made = {identity: other.name for other in self.stages for identity in other.changes.files.values()}
+        return [
+            made.get(value["identity"], value["file"]) if holds(value, "file") else str(value)
+            for value in _raw(stage, key)
+        ]
+
+    def _mask_threshold(self, masks: Stage) -> str:
+        settings = masks.inputs["settings"]
+        name = "exponent" if settings.get("by") == "scores" else "threshold"
+        value = settings.get(name)
+        if value is None:
+            return ""
+        swept = [score for kind, score in self.scores.items() if kind in (MAPS, REFINED) and _is_swept(score)]
+        best = [
+            score.protocol["threshold"]
+            for score in swept
+            if score.source and score.source.folder in masks.folders.values()
+        ]
+        return f"{name} {value:g}" + (", the best of the maps" if value in best else "")
+
+
+def _raw(stage: Stage, *keys: str) -> list[Any]:
+    """A setting, where the stage has it."""
+    value = stage.inputs.get("settings")
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return [] if value is None else [value]
+
+
+def _values(stage: Stage, *keys: str) -> list[str]:
+    return [str(value) for value in _raw(stage, *keys)]
+
+
+def _backbone(stage: Stage) -> list[str]:
+    """Of a network's file, which knows what `auto` became, or of its settings."""
+    metadata = _metadata(stage)
+    holders = (metadata, metadata.get("network"), stage.inputs["settings"])
+    return [str(holder["backbone"]) for holder in holders if holder and "backbone" in holder][:1]
+
+
+def _flat(settings: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Settings in settings by their full names; a file is one setting."""
+    if isinstance(settings, dict) and not holds(settings, "file"):
+        for key, value in settings.items():
+            yield from _flat(value, f"{name}.{key}")
+    else:
+        text = settings["file"] if isinstance(settings, dict) else "null" if settings is None else _short(settings)
+        yield name, text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _metadata(stage: Stage) -> dict[str, Any]:
+    path = stage.folder / WEIGHTS
+    return read_metadata(path) if path.exists() else {}
+
+
+def _pictures(stage: Stage | None) -> str:
+    inputs = stage.inputs.values() if stage else ()
+    return next((f"{value['images']}, {value['count']} pictures" for value in inputs if holds(value, "images")), "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "of its own" if isinstance(value, dict) else str(value)
+
+
+def _is_swept(score: Score) -> bool:
+    return len(score.content["curve"]["thresholds"]) > 1
+
+
+def _threshold(score: Score) -> str:
+    name = "exponent" if score.protocol.get("background") == "power" else "threshold"
+    value = f"{name} {score.protocol['threshold']:g}"
+    return f"{value}, best of {len(score.content['curve']['thresholds'])}" if _is_swept(score) else f"{value}, given"
+
+
+def open_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders; one that `wsss run all` wrote stands for all of its runs.
+
+    Raises:
+        BadInput: a folder is no run.
+    """
+    methods: dict[Path, str] = {}
+    for folder in folders:
+        inner = read_json(folder / RUNS, "the names of runs") if (folder / RUNS).exists() else None
+        found = {folder: ""} if inner is None else {folder / name: method for name, method in inner.items()}
+        methods |= {Path(os.path.abspath(path)): method for path, method in found.items()}
+    names = [path.name for path in methods]
+    common = os.path.commonpath([path.parent for path in methods])
+    runs = [
+        _open_run(path, path.name if names.count(path.name) == 1 else path.relative_to(common).as_posix(), method)
+        for path, method in methods.items()
+    ]
+    references = {kind: _reference(runs, kind) for kind in KINDS}
+    return [dataclasses.replace(run, scores=_chosen(run, references)) for run in runs]
+
+
+def _reference(runs: Sequence[Run], kind: str) -> Score | None:
+    """A score on the pictures that most runs have scores of this kind on."""
+    every = [[score for score in run.all_scores if score.kind == kind] for run in runs]
+
+    def runs_like(one: Score) -> int:
+        return sum(any(same_pictures(one, other) for other in scores) for scores in every)
+
+    return max((score for scores in every for score in scores), key=runs_like, default=None)
+
+
+def _chosen(run: Run, references: Mapping[str, Score | None]) -> dict[str, Score]:
+    """Of each kind what was scored last on the pictures of the others, or last at all."""
+    chosen: dict[str, Score] = {}
+    for kind, reference in references.items():
+        scores = [score for score in run.all_scores if score.kind == kind]
+        alike = [score for score in scores if reference and same_pictures(score, reference)]
+        if scores:
+            chosen[kind] = (alike or scores)[-1]
+    return chosen
+
+
+def _open_run(folder: Path, name: str, method: str) -> Run:
+    started = sorted(stage_name(path, folder) for path in folders_with(folder, STARTED))
+    begun = started or (folder / FAILED).exists() or (folder / DATA).exists()
+    nothing = begun and next(folders_with(folder, DONE), None) is None
+    return Run(name, folder, [] if nothing else stages_of(folder), started, method)
+
+
+def same_pictures(one: Score, other: Score) -> bool:
+    """Whether two scores are about the same pictures and true masks, whatever the tags."""
+    return bool(one.content["truth"] == other.content["truth"])
