@@ -16,7 +16,7 @@ from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.samples import PLAIN
 from wsss.errors import BadInput, check_range, suggestion
-from wsss.ops.dense_crf import DenseCRF, Preset
+from wsss.ops.crf import DenseCRF, Preset
 from wsss.stages.predict import PredictSettings, Segmenter, labelled
 from wsss.weights import WEIGHTS, read_metadata, reading_of, trained_weights
 
