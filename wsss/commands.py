@@ -14,6 +14,7 @@ from wsss import registry, settings
 from wsss.arguments import Chosen, Parser, Settings
 from wsss.data.documents import Keys
 from wsss.errors import BadInput, NoSuchName, nearest
+from wsss.exports import EXPORTS
 from wsss.methods import METHODS, method
 from wsss.options import (
     TAGCLIP,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 # what the short help pages list, where a command has it: options, and the settings of runs and of single stages
 _OFTEN_OPTIONS = (
-    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "weights", "masks", "pictures", "instances", "methods", "common", "runs", "clip",
+    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "competition", "weights", "masks", "pictures", "instances", "methods", "common", "runs", "clip",
 )  # fmt: skip
 _OFTEN = {
     "": (
@@ -94,7 +95,7 @@ class Command(Generic[Options]):
 def commands() -> dict[str, Command[Any]]:
     """All commands by their names."""
     methods = {f"{verb} {name}": _of_method(verb, name) for verb in registry.VERBS for name in _with(verb)}
-    return methods | _COMMANDS
+    return methods | _COMMANDS | {f"export {name}": _of_export(name) for name in EXPORTS}
 
 
 def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
@@ -108,6 +109,8 @@ def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
         if name in _COMMANDS:
             return name, _COMMANDS[name]
     verb, _, name = two.partition(" ")
+    if verb == "export" and name in EXPORTS:
+        return two, _of_export(name)
     if verb in registry.VERBS and name in METHODS and verb in registry.verbs(name):
         return two, _of_method(verb, name)
     names = list(commands())
@@ -133,6 +136,11 @@ def _of_method(verb: str, name: str) -> Command[Any]:
         options = LocalizeOptions if "train" in registry.verbs(name) else SplitOptions
         return Command(f"activation maps of {about}", options, _localize, partial(registry.of_stage, name, "inference"))
     return Command(f"tags to a segmenter by {about}", RunOptions, partial(_run, name), partial(registry.of_run, name))
+
+
+def _of_export(name: str) -> Command[Any]:
+    export = EXPORTS[name]
+    return Command(export.about, export.options, lambda options, _: show(export.write(options)))
 
 
 def _settings_of_run(name: str, mirrors: Mapping[str, Any], where: Callable[[Keys], str]) -> "RunSettings":

@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,6 @@ from wsss.methods.questions import (
     read_published_features,
 )
 from wsss.pretrained import load_clip
-from wsss.submission import check_voc_submission
 from wsss.weights import write_weights
 
 pytestmark = pytest.mark.fuzz
@@ -367,14 +365,3 @@ def test_clip_folders(tmp_path):
             (folder / path.name).symlink_to(path)
     config = json.loads((demo / "config.json").read_bytes())
     run(json_files(config), folder / "config.json", lambda path: load_clip(str(path.parent)))
-
-
-def test_submissions(tmp_path):
-    mask = io.BytesIO()
-    Image.fromarray(np.zeros((3, 4), np.uint8)).save(mask, "PNG")
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        member = tarfile.TarInfo("results/VOC2012/Segmentation/comp6_test_cls/a.png")
-        member.size = len(mask.getvalue())
-        archive.addfile(member, io.BytesIO(mask.getvalue()))
-    run(files(stream.getvalue()), tmp_path / "results.tar.gz", lambda path: check_voc_submission(path, ["a"]))

@@ -22,8 +22,10 @@ def fitting_cams(
     Raises:
         BadInput: there are none, they are of another size, or of a class that the pictures do not have.
     """
-    classes, maps, path = stored_cams(cams, images.names[index], stride)
+    classes, maps, path = _stored(cams, images.names[index], stride)
     height, width = (-(-side // stride) for side in size_hw)
+    if not len(classes):
+        maps = maps.reshape(0, height, width)  # files of other programs that hold no map do not say its size
     if maps.shape[1:] != (height, width) or (classes >= len(images.class_names)).any():
         raise BadInput(
             path,
@@ -34,9 +36,7 @@ def fitting_cams(
     return classes, maps
 
 
-def stored_cams(
-    cams: Path, name: str, stride: int = 1
-) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"], Path]:
+def _stored(cams: Path, name: str, stride: int = 1) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"], Path]:
     """Classes (ascending, 0-based) and maps (float32, in [0, 1]) of a picture, and their file.
 
     That is `NAME.npz` of `wsss localize`, or `NAME.npy` of another program: see `wsss.foreign.npy.read_legacy_cams`. Scores of the latter that

@@ -69,7 +69,7 @@ _IMAGES_PER_CLASS = {
 _IMAGES = {"train": 1464, "train_aug": 10582, "val": 1449}
 _TRAIN_AUG_SHA1 = "68b66c8b01411bb547870f6ab8e04f1f1d97c235"
 
-_LISTS, _MAIN = "ImageSets/Segmentation", "ImageSets/Main"
+SEGMENTATION_LISTS, _MAIN = "ImageSets/Segmentation", "ImageSets/Main"
 _AUG_MASKS = "SegmentationClassAug"
 
 
@@ -266,7 +266,7 @@ def open_voc(
     chosen = chosen_split(train, names, ("train_aug", "train", *sole_split(names)), root)
     if chosen is None:
         raise BadInput(
-            root / _LISTS / "train.txt",
+            root / SEGMENTATION_LISTS / "train.txt",
             f"no such file (lists found: {', '.join(names) or 'none'})",
             "a list with one picture name a line",
             "Add it, or name a split or a list file with --train.",
@@ -381,7 +381,7 @@ def _annotated_names(root: Path) -> set[str]:
 
 def _find_lists(root: Path) -> dict[str, Path]:
     lists: dict[str, Path] = {}
-    for folder in (_LISTS, "ImageSets/SegmentationAug"):
+    for folder in (SEGMENTATION_LISTS, "ImageSets/SegmentationAug"):
         for path in sorted((root / folder).glob("*.txt")):
             lists.setdefault(re.sub(r"(train|trainval)_?aug$", r"\1_aug", path.stem), path)
     if not lists:
@@ -485,7 +485,7 @@ def make_segmentation_class_aug(sbd_root: Path, voc_root: Path, *, progress: Pro
     """
     mats = _find_sbd(sbd_root)
     known = pictures_below(voc_root / "JPEGImages")
-    train, val = (list(read_names(voc_root / _LISTS / f"{split}.txt", known)) for split in ("train", "val"))
+    train, val = (list(read_names(voc_root / SEGMENTATION_LISTS / f"{split}.txt", known)) for split in ("train", "val"))
     train_aug = sorted((mats.keys() | set(train)) - set(val))
     missing = [name for name in train_aug if name not in known]
     if missing:
@@ -510,7 +510,7 @@ def make_segmentation_class_aug(sbd_root: Path, voc_root: Path, *, progress: Pro
 
     for _ in in_threads(make, names, len(names), progress):
         pass
-    listed = voc_root / _LISTS / "train_aug.txt"
+    listed = voc_root / SEGMENTATION_LISTS / "train_aug.txt"
     with whole_file(listed) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in train_aug), encoding="utf-8")
     return listed
