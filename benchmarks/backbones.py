@@ -105,8 +105,8 @@ def row(name: str) -> tuple[str, str, str]:
     for height, width in SIZES_HW:
         for feature, stride in zip(backbone(torch.empty(1, 3, height, width)), backbone.strides, strict=True):
             assert feature.shape[-2:] == (-(-height // stride), -(-width // stride)), (name, feature.shape)
-    multiple = backbone.plan.multiple
-    remark = f"padded to multiples of {multiple} pixels" if multiple > 1 else ""
+    cells = backbone.plan.multiple // max(backbone.strides)
+    remark = ("", "padded to whole cells", "padded to an even number of cells")[cells]
     return ", ".join(map(str, offered)), str(len(backbone.channels)), remark
 
 
