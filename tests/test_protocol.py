@@ -133,7 +133,7 @@ def test_a_clip_that_is_trained_for_all(tmp_path: Path) -> None:
     mentions = {one.name: one.mentions(common["clip"]) for one in plan(METHODS, common, {})}
     assert mentions == {"cam": False, "clims": True, "clip_es": True}
     for given, by_tagclip in (({"clip": "x"}, False), ({}, True)):
-        with pytest.raises(BadInput, match="^clip: found it together with"):
+        with pytest.raises(BadInput, match=r"^clip: found it together with"):
             protocol.with_clip(given, tmp_path, by_tagclip)
 
 

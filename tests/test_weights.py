@@ -367,7 +367,7 @@ def test_imagenet_weights_fit_the_backbone_of_that_name(hub):
     state, path = checkpoints.imagenet_weights("resnet18")
     backbone = create_backbone("resnet18")
     report = loading.load_into(backbone, state, path, ignore=("fc.*",))
-    assert report.ignored == ("base.fc.weight", "base.fc.bias")
+    assert report.ignored == ("fc.weight", "fc.bias")
     assert not report.missing
     assert torch.equal(backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
 

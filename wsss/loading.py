@@ -70,6 +70,7 @@ def load_into(
     """Load a state dict that has exactly the network's names and shapes, but for the exceptions given.
 
     Args:
+        network: one on the meta device is compared with the state dict alone.
         where: the place to name in an error.
         allow_missing: patterns (`base.aspp.*`) of the network's names that may stay as they are, because the file
             lacks them or has another shape. Batch norm's counters, which nothing reads, always may.
@@ -97,7 +98,9 @@ def load_into(
             shapes = [f"{name}: {tuple(wanted[name].shape)} for {tuple(own[name].shape)}" for name in misshapen]
             faults.append(f"{len(misshapen)} of another shape ({few(shapes)})")
         raise NotFitting(where, ", ".join(faults), type(network).__name__)
-    network.load_state_dict(fitting, strict=False)
+    # torch warns of copies that go nowhere
+    if not any(value.is_meta for value in own.values()):
+        network.load_state_dict(fitting, strict=False)
     return LoadReport(
         loaded=tuple(fitting),
         ignored=tuple(name for name in state if name not in wanted),

@@ -30,6 +30,8 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _EXPECTED = "a CLIP with a vision transformer: a hub id, a folder of Hugging Face transformers, or OpenAI's or open_clip's state dict"
 
 _EXPECTED_BLIP = "a BLIP that answers questions: a hub id, a folder of Hugging Face transformers, or model_base_vqa_capfilt_large.pth"
+# what `save_pretrained` calls the weights
+_SAVED = ("model.safetensors", "pytorch_model.bin")
 _EXPECTED_PROMPTED = (
     "a CLIP with visual.mask_embedding, as ovseg_swinbase_vitL14_ft_mpt.pth has below clip_adapter.clip_model"
 )
@@ -100,6 +102,7 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
     Raises:
         BadInput: there is no such thing, it cannot be fetched, or it is another architecture.
     """
+    source = _saved(source)
     path, own = Path(source), False
     if is_regular(path):
         state = read_checkpoint(path)
@@ -145,7 +148,14 @@ def _bert_tokenizer(source: str) -> BertTokenizer:
         return BertTokenizer(str(path)) if is_regular(path) else BertTokenizer.from_pretrained(source)
 
 
+def _saved(source: str) -> str:
+    """The folder of transformers where the source is the file of the weights in it; otherwise the source."""
+    path = Path(source)
+    return str(path.parent) if path.name in _SAVED and (path.parent / "config.json").is_file() else source
+
+
 def _load(source: str, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
+    source = _saved(source)
     path = Path(source)
     if os.path.isdir(path):
         clip: CLIP | ResNetCLIP = _from_folder(path)

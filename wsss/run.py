@@ -39,6 +39,7 @@ from wsss.storage import (
     write_json,
     write_packed,
 )
+from wsss.weights import weights_in
 
 # What records of this version hold; those of others are not understood
 RECORD = 3
@@ -81,8 +82,11 @@ def plain(settings: Any) -> Any:
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if field.metadata.get("maybe_file") and os.path.exists(value):
-                known, _ = _known(Path(value))
-                values[field.name] = {"file": Path(value).name, "identity": known["identity"]}
+                # a folder of weights and the file in it are one and the same
+                path = weights_in(Path(value))
+                path = path if path.exists() else Path(value)
+                known, _ = _known(path)
+                values[field.name] = {"file": path.name, "identity": known["identity"]}
             elif not field.metadata.get("unrecorded"):
                 values[field.name] = plain(value)
         return values
