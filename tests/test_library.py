@@ -21,8 +21,8 @@ from wsss.data.files import read_cams
 from wsss.errors import BadInput
 from wsss.methods import cam, clip_es
 from wsss.ops.affinity import directions
-from wsss.ops.dense_crf import PRESETS, unary_from_labels, unary_from_scores
-from wsss.ops.dense_crf import dense_crf as mean_field
+from wsss.ops.crf import PRESETS, unary_from_labels, unary_from_scores
+from wsss.ops.crf import dense_crf as mean_field
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.crf import pseudo_mask as stage_mask
 from wsss.refiners.irnet import IRNetWalk, walked

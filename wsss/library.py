@@ -26,8 +26,8 @@ from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, 
 from wsss.networks.clip import CLIP
 from wsss.networks.linear_head import LinearHead
 from wsss.ops.affinity import directions
-from wsss.ops.dense_crf import PRESETS, DenseCRF, Preset, unary_from_labels, unary_from_scores
-from wsss.ops.dense_crf import dense_crf as mean_field
+from wsss.ops.crf import PRESETS, DenseCRF, Preset, unary_from_labels, unary_from_scores
+from wsss.ops.crf import dense_crf as mean_field
 from wsss.ops.random_walk import random_walk as walk
 from wsss.pretrained import load_clip
 from wsss.refiners import crf
@@ -198,7 +198,7 @@ def dense_crf(
         picture: RGB; see `wsss.data.pictures.as_rgb`.
         scores: probabilities, floats (l, h, w) in [0, 1] that need not sum to 1; or labels, integers (h, w), 255 where unknown.
             A tensor of probabilities is computed by torch on its device, all else by compiled code on the CPU.
-        preset: kernels and iterations: the name of a published set (`wsss.ops.dense_crf.PRESETS`), or a `DenseCRF`.
+        preset: kernels and iterations: the name of a published set (`wsss.ops.crf.PRESETS`), or a `DenseCRF`.
         n_labels: how many labels there are, background included; by default the largest of `scores` and those below it.
         certainty: the probability in (0, 1) that a given label is right.
 

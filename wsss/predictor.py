@@ -11,14 +11,15 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from wsss import launch
+from wsss.checkpoints import trained_weights
 from wsss.classifier import KIND, CAMLocalizer, Known, MultiScale, cam_network
 from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.samples import PLAIN
 from wsss.errors import BadInput, check_range, suggestion
-from wsss.ops.dense_crf import DenseCRF, Preset
+from wsss.ops.crf import DenseCRF, Preset
 from wsss.stages.predict import PredictSettings, Segmenter, labelled
-from wsss.weights import WEIGHTS, read_metadata, reading_of, trained_weights
+from wsss.weights import WEIGHTS, read_metadata, reading_of
 
 # Folders of a run that hold trained networks, the one that a user wants first
 _OF_RUN = ("segmenter", "classifier")
