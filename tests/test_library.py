@@ -11,8 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from wsss.ops.dense_crf import PRESETS, unary_from_labels, unary_from_scores
-from wsss.ops.dense_crf import dense_crf as mean_field
 
 import wsss
 from tests.conftest import write_squares
@@ -23,6 +21,8 @@ from wsss.data.files import read_cams
 from wsss.errors import BadInput
 from wsss.methods import cam, clip_es
 from wsss.ops.affinity import directions
+from wsss.ops.crf import PRESETS, unary_from_labels, unary_from_scores
+from wsss.ops.crf import dense_crf as mean_field
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.crf import pseudo_mask as stage_mask
 from wsss.refiners.irnet import IRNetWalk, walked
