@@ -263,7 +263,7 @@ def chain(start: Callable[[Path], Started], out: Path, rows: Sequence[Row], whol
             row.wrong.append(f"still running after {PATIENCE:.0f} s")
         row.ended = time.monotonic() - before
         _judge(started, row, log, finished)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while (left := list(_left_behind(out))) and time.monotonic() < deadline:
             time.sleep(0.05)
         if left:
