@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 # what the short help pages list, where a command has it: options, and the settings of runs and of single stages
 _OFTEN_OPTIONS = (
-    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "competition", "weights", "masks", "pictures", "instances", "methods", "common", "runs",
-    "clip",
+    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "competition", "weights", "masks", "pictures", "instances", "methods",
+    "common", "runs", "clip",
 )  # fmt: skip
 _OFTEN = {
     "": (

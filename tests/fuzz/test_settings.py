@@ -30,7 +30,8 @@ HOSTILE = (
     "!!python/name:canary.X ''", "!!python/module:canary ''", "!!python/object/apply:os.mkdir [canary-folder]", "!canary x", "!!set {a}",
     "&a [*a]", "&a {b: *a}", "*a", "<<: *a", "&a", "null", "~", ".nan", "-.inf", "1e999", "9" * 5000, "9" * 90, "-1", "0", "1.5", "true", "no",
     "[", "]", "{", "}", "[" * 60, "{a: " * 60, ": ", "- ", "\t", "\n", "---", "...", "%YAML 9.1\n---\n", "%TAG ! tag:yaml.org,2002:python/\n---\n",
-    '"\\ud800"', '"\\0"', '"\\UFFFFFFFF"', "\ud800", "\udcff", "\0", "\x1b[2J", "\ufeff", "é", "\u2028", "''", "#", "|", ">", "? ", "@", "`",
+    '"\\ud800"', '"\\0"', '"\\UFFFFFFFF"', "\ud800", "\udcff", "\0", "\x1b[2J", "\ufeff", "é", "\u2028", "''", "#", "|", ">", "? ", "@",
+    "`",
     "--config", "--help.", "--help-all", "help", "__class__", "kind", "method", "/", "..", "a" * 300, "[1, 2]", "[[1]]", "{a: 1}", "2020-01-01", "1:30", "010",
 )  # fmt: skip
 
