@@ -65,7 +65,7 @@ def test_a_stopped_stage_of_pictures_says_how_many_are_done(tmp_path, squares, m
 
     run = lambda: refine(MaskSettings("threshold", 0.5), squares, cams=cams, out=tmp_path / "masks")  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(refine_module, "pseudo_mask", stopped)
+        patch.setattr(crf, "pseudo_mask", stopped)
         assert peers.guarded(run) == 130
     kept = len(list((tmp_path / "masks").rglob("*.png")))
     said = capsys.readouterr().err.splitlines()[-1]
