@@ -14,7 +14,7 @@ import yaml
 from tests.conftest import check_a_stop, write_squares
 from tests.double import Double
 from tests.end_to_end.conftest import ENVIRONMENT
-from wsss import launch
+from wsss import launch, recipe
 from wsss.cli import main
 from wsss.configs import CONFIGS
 from wsss.data.augment import JitteredAugment
@@ -22,6 +22,8 @@ from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.methods import icam, seam
 from wsss.networks.seam import SEAMNetwork
+from wsss.refiners import affinitynet
+from wsss.refiners.task import RefinementTask
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -55,11 +57,10 @@ def test_published_defaults():
     chosen = {variant: icam.ICAMSettings(variant=variant).published for variant in VARIANTS}
     assert chosen == {"icam": (0.8, 100, 0.5), "hfpl": (0.2, 10, 1.0), "seam": (0.0, 10, 0.0)}
     assert icam.ICAMSettings(variant="hfpl", similarity=0.2).published == (0.2, 10, 0.2)
-    labels, walk = icam.Recipe().tail.affinitynet.labels, icam.Recipe().tail.affinitynet.walk
+    labels, walk = icam.METHOD.refiner.labels, icam.METHOD.refiner.walk
     assert (labels.low, labels.high) == (2, 4)
     assert (walk.alpha, walk.beta, walk.doublings, walk.shrink) == (6, 8, 6, True)
-    segmenter = icam.Recipe().tail.segmenter.starting_from(None)
-    assert (type(segmenter).__module__, segmenter.similarity) == ("wsss.segmenters.deeplab_v1", 0.5)
+    assert (icam.METHOD.segmenter.kind, icam.METHOD.segmenter.similarity) == ("deeplab_v1", 0.5)
 
 
 @pytest.mark.parametrize("name", ["icam_coco", "hfpl", "hfpl_coco", "seam"])
@@ -72,8 +73,8 @@ def test_presets(name, capsys):
     said, given = yaml.safe_load(capsys.readouterr().out), yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert holds(said, given)
     # what they leave out is ICAM's
-    assert said["tail"]["affinitynet"]["walk"]["alpha"] == 6
-    assert said["tail"]["segmenter"]["kind"] == "deeplab_v1"
+    assert said["refiner"]["walk"]["alpha"] == 6
+    assert said["segmenter"]["kind"] == "deeplab_v1"
 
 
 def holds(content, part) -> bool:
@@ -210,17 +211,21 @@ def test_settings_that_make_no_sense(changes, message):
     ("changes", "message"),
     [
         ({"backbone": "no_such_thing"}, "backbone no_such_thing"),
-        ({"backbone": "resnet38", "init": "imagenet"}, r"icam.init: found `imagenet`.*ilsvrc-cls_rna-a1"),
-        ({"augment": JitteredAugment(long_side=(8, 9), crop=8)}, r"icam.augment.crop: found a second view of 4 pixels"),
+        ({"backbone": "resnet38", "init": "imagenet"}, r"classifier.init: found `imagenet`.*ilsvrc-cls_rna-a1"),
+        (
+            {"augment": JitteredAugment(long_side=(8, 9), crop=8)},
+            r"classifier.augment.crop: found a second view of 4 pixels",
+        ),
         ({"init": "missing.pth"}, "missing.pth: found no such file"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_the_work(changes, message, tmp_path, squares):
-    settings = icam.Recipe(icam=small("icam", **changes))
+    settings = recipe.settings_of(icam.METHOD)(classifier=small("icam", **changes))
+    data = Dataset("folder", tmp_path, {"train": squares}, "train")
     with pytest.raises(BadInput, match=message):
-        icam.recipe(tmp_path / "run", Dataset("folder", tmp_path, {"train": squares}, "train"), settings)
+        recipe.run(icam.METHOD, settings, data, tmp_path / "run")
     with pytest.raises(BadInput, match=message):
-        settings.icam.trainable(squares)
+        settings.classifier.trainable(squares)
 
 
 def localizer(squares: Images, variant: str, **changes: object) -> icam.ICAMLocalizer:
@@ -265,9 +270,15 @@ def test_val_without_tags_has_no_maps_to_score(tagged, squares, tmp_path, monkey
     val = dataclasses.replace(squares, labels=squares.labels & tagged)
     data = Mock(Dataset, scored_split=None, val="val", split=Mock(return_value=val))
     made = []
-    for stage in ("localize", "evaluate_cams", "walk_to_masks", "evaluate_masks"):
-        monkeypatch.setattr(icam, stage, lambda *_, out, **__: (made.append(out.name), out)[1])
-    icam.score_both_splits(tmp_path, data, icam.Recipe(), tmp_path)
+    for module, stage in (
+        (recipe, "localize"),
+        (recipe, "evaluate_cams"),
+        (affinitynet, "walk_to_masks"),
+        (recipe, "evaluate_masks"),
+    ):
+        monkeypatch.setattr(module, stage, lambda *_, out, **__: (made.append(out.name), out)[1])
+    task = RefinementTask(squares, tmp_path / "cams", tmp_path)
+    recipe._score_both_splits(recipe.settings_of(icam.METHOD)(), data, task, {"weights": tmp_path / "classifier"})
     assert made == (["cams-val", "cams-val-scores", "masks-val", "masks-val-scores"] if tagged else [])
 
 

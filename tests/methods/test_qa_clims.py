@@ -185,7 +185,7 @@ def test_batches_with_one_pair_and_with_none(squares, settings, ovseg, label, pr
 
 def test_pairs_of_which_nothing_is_known_cost_nothing(squares, settings, monkeypatch):
     seen, encode = [], clip_regions.encode_image
-    monkeypatch.setattr(clims, "encode_image", lambda clip, image: seen.append(len(image)) or encode(clip, image))
+    monkeypatch.setattr(qa_clims, "encode_image", lambda clip, image: seen.append(len(image)) or encode(clip, image))
     images = both_tags(squares)
     write_answers(Path(settings.answers), images)
     learning = settings.trainable(images)
@@ -216,7 +216,7 @@ def test_pairs_are_summed_over_groups_and_these_averaged(squares, settings, grou
 def test_few_regions_at_a_time_give_the_same(squares, settings, ovseg, regions, prompts, monkeypatch):
     seen, encode = [], clip_regions.encode_image
     monkeypatch.setattr(
-        clims, "encode_image", lambda clip, image, *more: seen.append(len(image)) or encode(clip, image, *more)
+        qa_clims, "encode_image", lambda clip, image, *more: seen.append(len(image)) or encode(clip, image, *more)
     )
     if prompts:
         settings = dataclasses.replace(settings, clip=str(ovseg), mask_prompts=True)

@@ -278,7 +278,7 @@ def test_vwl_l_ends_after_five_of_its_six_epochs():
 
 
 def test_head_of_the_segmenter_learns_as_in_its_authors_code():
-    settings = vwl.Recipe().tail.segmenter
+    settings = vwl.METHOD.segmenter
     with torch.device("meta"):
         network = create_deeplab(21, settings.network)
     body, weights, biases = network.param_groups(1e-3, 5e-4, settings.head_lr)

@@ -444,19 +444,16 @@ def test_pseudo_masks(case, seed):
 
 
 def test_the_defaults_are_the_scripts():
-    recipe = clims.Recipe()
-    labels, masks = recipe.tail.irnet.labels, recipe.tail.irnet.masks
+    refiner, settings = clims.METHOD.refiner, clims.METHOD.classifier
+    labels, masks = refiner.labels, refiner.masks
     assert (labels.by, labels.threshold, labels.lower, masks.threshold) == ("crf", 0.3, 0.1, 0.2)
-    assert recipe.tail.irnet.walk == irnet.IRNetWalk(pad_to=0)
-    assert (recipe.classifier.training.lr, recipe.classifier.training.epochs, recipe.classifier.kept) == (
-        0.1,
-        5,
-        "stem",
-    )
-    training = recipe.clims.training
+    assert refiner.walk == irnet.IRNetWalk(pad_to=0)
+    baseline = clims.METHOD.needs["baseline"].settings
+    assert (baseline.training.lr, baseline.training.epochs, baseline.frozen_layers) == (0.1, 5, "stem")
+    training = settings.training
     assert (training.batch, training.epochs, training.lr, training.weight_decay) == (16, 15, 0.00025, 1e-4)
     assert training.momentum == 1e-4
     rates = fixture("poly_optimizer")["b/lr_used"]
     ours = [training.lr * poly_factor(training, step, 9915) for step in range(40)]
     np.testing.assert_allclose(ours, rates[:, 0], rtol=1e-12)
-    np.testing.assert_allclose(recipe.clims.classifier_lr * np.array(ours), rates[:, 1], rtol=1e-12)
+    np.testing.assert_allclose(settings.classifier_lr * np.array(ours), rates[:, 1], rtol=1e-12)

@@ -622,14 +622,14 @@ def test_augmentation(case):
 
 
 def test_the_defaults_are_the_scripts():
-    settings, recipe = qa_clims.QACLIMSSettings(), qa_clims.Recipe()
+    settings, method = qa_clims.QACLIMSSettings(), qa_clims.METHOD
     training = settings.training
     assert (training.batch, training.epochs, training.lr, training.weight_decay, training.momentum) == (
         8, 15, 3.5e-4, 1e-4, 1e-4,
     )  # fmt: skip
     assert (settings.weights.foreground, settings.weights.background, settings.weights.area) == (10, 8, 0.2)
     assert (settings.alpha, settings.temperature, settings.name_weight, settings.sum_over) == (0.1, 0.7, 0.5, 4)
-    labels, masks = recipe.tail.irnet.labels, recipe.tail.irnet.masks
+    labels, masks = method.refiner.labels, method.refiner.masks
     assert (labels.threshold, labels.lower, masks.threshold) == (0.3, 0.1, 0.2)
-    assert recipe.inference.scales == (1.0, 0.5, 1.5, 2.0)
-    assert recipe.classifier.kept == "stem"
+    assert method.inference.scales == (1.0, 0.5, 1.5, 2.0)
+    assert method.needs["baseline"].settings.frozen_layers == "stem"

@@ -7,22 +7,18 @@ import pytest
 import torch
 
 from tests.conftest import finished, tree, write_squares
-from tests.segmenters.tiny import ALL, BODY, DEEPLAB_V1, EMANET, PSPNET, lengthened, write_truths
-from wsss.data.augment import SegmenterAugment
+from tests.segmenters.tiny import ALL, BODY, DEEPLAB_V1, lengthened, write_truths
 from wsss.data.files import read_mask
 from wsss.errors import BadInput
-from wsss.methods import cam, clims, clip_es, icam, qa_clims, vwl
-from wsss.networks.deeplab import DeepLabLayers
 from wsss.networks.deeplab_v1 import DeepLabV1Layers
 from wsss.networks.emanet import EMANet, EMANetLayers
 from wsss.networks.pspnet import PSPNetLayers
 from wsss.run import DONE
 from wsss.segmenters import deeplab_v1, emanet, pspnet
-from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.segmenters.learning import SegmenterObjective
 from wsss.stages.checkpoint import CHECKPOINT
 from wsss.stages.predict import PredictSettings, Segmenter, predict
-from wsss.stages.train import Training, train
+from wsss.stages.train import train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -102,49 +98,31 @@ def test_it_learns_squares(tmp_path, kind):
     assert np.mean(right) > 0.85
 
 
-def test_the_chosen_segmenter_is_the_one_that_is_trained(data, tmp_path):
-    settings = DeepLabSettings(kind="emanet", emanet=EMANET, pspnet=PSPNET)
-    settings.check()
-    assert settings.starting_from(None) is EMANET
-    assert DeepLabSettings(kind="deeplab_v1", deeplab_v1=DEEPLAB_V1).starting_from(None) is DEEPLAB_V1
-    classifier = dataclasses.replace(settings, emanet=dataclasses.replace(EMANET, init="classifier"))
-    assert classifier.starting_from(tmp_path).init == str(tmp_path / WEIGHTS)
-    with pytest.raises(BadInput, match="`classifier` where no trained classifier gave the maps"):
-        classifier.starting_from(None)
-    with pytest.raises(AssertionError):
-        train(settings, data[0], masks=data[1], out=tmp_path / "out")
-
-
 def test_published_defaults():
-    settings = DeepLabSettings()
-    assert (settings.emanet.training.lr, settings.emanet.training.steps, settings.emanet.augment.crop) == (
-        9e-3,
-        30_000,
-        513,
-    )
-    assert settings.deeplab_v1.network.batch_norm == "live"
-    assert settings.pspnet.underfitting == "clamp"
+    settings = emanet.EMANetSettings()
+    assert (settings.training.lr, settings.training.steps, settings.augment.crop) == (9e-3, 30_000, 513)
+    assert deeplab_v1.DeepLabV1Settings().network.batch_norm == "live"
+    assert pspnet.PSPNetSettings().underfitting == "clamp"
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "found"),
+    ("settings", "found"),
     [
-        ("emanet", emanet.EMANetSettings(EMANetLayers("resnet999s")), "resnet999s"),
-        ("emanet", emanet.EMANetSettings(EMANetLayers(output_stride=32)), "32; expected 8 or 16"),
-        ("deeplab_v1", deeplab_v1.DeepLabV1Settings(), "`imagenet`, which no library offers for resnet38"),
+        (emanet.EMANetSettings(network=EMANetLayers("resnet999s")), "resnet999s"),
+        (emanet.EMANetSettings(network=EMANetLayers(output_stride=32)), "32; expected 8 or 16"),
+        (deeplab_v1.DeepLabV1Settings(), "`imagenet`, which no library offers for resnet38"),
         (
-            "deeplab_v1",
-            deeplab_v1.DeepLabV1Settings(DeepLabV1Layers(BODY, batch_norm="frozen"), "none"),
+            deeplab_v1.DeepLabV1Settings(network=DeepLabV1Layers(BODY, batch_norm="frozen"), init="none"),
             "`frozen` with new",
         ),
-        ("pspnet", pspnet.PSPNetSettings(PSPNetLayers("resnet38"), "missing.params"), r"missing\.params"),
-        ("pspnet", pspnet.PSPNetSettings(PSPNetLayers(output_stride=16)), "16; expected 8"),
-        ("pspnet", lengthened(pspnet.PSPNetSettings(init="none"), batch=1), r"training\.batch: found 1"),
+        (pspnet.PSPNetSettings(network=PSPNetLayers("resnet38"), init="missing.params"), r"missing\.params"),
+        (pspnet.PSPNetSettings(network=PSPNetLayers(output_stride=16)), "16; expected 8"),
+        (lengthened(pspnet.PSPNetSettings(init="none"), batch=1), r"training\.batch: found 1"),
     ],
 )
-def test_settings_that_cannot_work(kind, settings, found):
+def test_settings_that_cannot_work(settings, found):
     with pytest.raises(BadInput, match=found):
-        DeepLabSettings(kind=kind, **{kind: settings}).check()
+        settings.check(None)
 
 
 @pytest.mark.parametrize(
@@ -160,33 +138,6 @@ def test_settings_that_cannot_work(kind, settings, found):
 def test_numbers_that_make_no_sense(network, setting):
     with pytest.raises(BadInput, match=next(iter(setting))):
         network(**setting)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("network", DeepLabLayers(BODY)),
-        ("init", "none"),
-        ("loss", "balanced"),
-        ("head_lr", (1.0, 0.0)),
-        ("augment", SegmenterAugment(crop=65)),
-        ("training", Training(workers=0)),
-    ],
-)
-def test_settings_of_deeplab_are_refused_where_another_is_chosen(name, value):
-    own = {name: value}
-    with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2.*segmenter\.emanet"):
-        DeepLabSettings(kind="emanet", emanet=EMANET, **own).check()
-    # a recipe may have its own, which nobody asked for
-    DeepLabSettings(kind="emanet", emanet=EMANET, **own).check(usual=DeepLabSettings(**own))
-    with pytest.raises(BadInput, match=rf"segmenter\.{name}: found a setting of DeepLab v2"):
-        DeepLabSettings(kind="emanet", emanet=EMANET).check(usual=DeepLabSettings(**own))
-
-
-def test_any_recipe_takes_any_segmenter():
-    for method in (cam, clims, clip_es, icam, qa_clims, vwl):
-        usual = method.Recipe.tail.segmenter
-        dataclasses.replace(usual, kind="emanet", emanet=EMANET).check(usual)
 
 
 def test_the_whole_map_as_the_neighbourhood(data):

@@ -32,12 +32,21 @@ DEEPLAB = DeepLabSettings(
     training=SHORT,
 )
 EMANET = emanet.EMANetSettings(
-    EMANetLayers(BODY, 8, 32, 8, norm_momentum=0.1), "none", "all", EMANetAugment((0.75, 1.0), 33), SHORT
+    network=EMANetLayers(BODY, 8, 32, 8, norm_momentum=0.1),
+    init="none",
+    loss="all",
+    augment=EMANetAugment((0.75, 1.0), 33),
+    training=SHORT,
 )
 DEEPLAB_V1 = deeplab_v1.DeepLabV1Settings(
-    DeepLabV1Layers(BODY, dilation=2, norm_momentum=0.1), "none", augment=DeepLabV1Augment(crop=32), training=SHORT
+    network=DeepLabV1Layers(BODY, dilation=2, norm_momentum=0.1),
+    init="none",
+    augment=DeepLabV1Augment(crop=32),
+    training=SHORT,
 )
-PSPNET = pspnet.PSPNetSettings(PSPNetLayers(BODY), "none", augment=PSPNetAugment(fit=(64, 32), crop=32), training=SHORT)
+PSPNET = pspnet.PSPNetSettings(
+    network=PSPNetLayers(BODY), init="none", augment=PSPNetAugment(fit=(64, 32), crop=32), training=SHORT
+)
 ALL: dict[str, Any] = {"deeplab": DEEPLAB, "emanet": EMANET, "deeplab_v1": DEEPLAB_V1, "pspnet": PSPNET}
 
 
