@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 # tests of a file stay on one process, so that what they share is made once
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# every room of the code in a few minutes: no `whole` runs
+# some of every room of the code, in a few minutes
 test-quick: $(INSTALLED)
 	$(PYTEST) -m 'not slow and not fuzz and not whole'
 
