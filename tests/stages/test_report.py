@@ -526,6 +526,7 @@ def browser() -> str:
     return found
 
 
+@pytest.mark.whole
 def test_browser_shows_it_without_an_error(whole: tuple[Path, Dataset], browser: str, tmp_path: Path) -> None:
     path = report(*whole)
     command = [
