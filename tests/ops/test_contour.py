@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from wsss.errors import BadInput
-from wsss.ops.contour import boundary_counts, boundary_map, boundary_matches, tolerance_radius
+from wsss.ops.contour import boundary_counts, boundary_matches, tolerance_radius
 
 LABELS = [0, 1, 2, 3, 255]
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -47,11 +47,11 @@ def slow_matched(mine: np.ndarray, others: np.ndarray, radius: int) -> np.ndarra
 
 @settings(deadline=None)
 @given(arrays(bool, shapes))
-def test_boundary_map(mask: np.ndarray) -> None:
-    found = boundary_map(mask)
-    assert found.dtype == bool
-    np.testing.assert_array_equal(found, slow_boundary(mask))
-    np.testing.assert_array_equal(boundary_map(~mask), found)
+def test_the_outline_of_a_mask_and_of_its_opposite(mask: np.ndarray) -> None:
+    found = boundary_matches(mask.astype(np.uint8), (~mask).astype(np.uint8), 1)
+    assert found.truth_matched.dtype == bool
+    np.testing.assert_array_equal(found.truth_matched, slow_boundary(mask))
+    np.testing.assert_array_equal(found.prediction_matched, slow_boundary(mask))
 
 
 @settings(deadline=None, max_examples=200)

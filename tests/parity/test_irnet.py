@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ops.irnet_order import by_path_length
 from tests.parity import fixtures, inputs
 from wsss.data.augment import reduce_label
 from wsss.networks import irnet
@@ -33,7 +34,7 @@ def cells(rows: int, columns: int) -> torch.Tensor:
 @pytest.mark.parametrize(("radius", "rows", "columns"), [(5, 12, 14), (10, 24, 31)])
 def test_pairs_and_paths(radius, rows, columns):
     order, path = (
-        affinity.by_path_length(radius),
+        by_path_length(radius),
         dict(zip(affinity.directions(radius), affinity.paths(radius), strict=True)),
     )
     np.testing.assert_array_equal(order, PATHS[f"dst_r{radius}"])
@@ -73,7 +74,7 @@ def labels() -> torch.Tensor:
 
 
 def test_labels_of_pairs():
-    found = affinity.pair_labels(labels(), 10, affinity.by_path_length(10), 21)
+    found = affinity.pair_labels(labels(), 10, by_path_length(10), 21)
     for b in range(2):
         check_labels(found, b, LABELS, f"{{}}_{b}")
 
@@ -100,7 +101,7 @@ def test_losses_and_gradients(dtype):
     total.backward()
     for gradient, wanted in ((edge.grad, LOSSES["edge_grad"]), (displacement.grad, LOSSES["dp_grad"])):
         close(gradient, wanted, 2e-6 * np.abs(wanted).max())  # 9e-7 measured
-    a = affinity.path_affinity(edge[:, 0].sigmoid(), 10, affinity.by_path_length(10))
+    a = affinity.path_affinity(edge[:, 0].sigmoid(), 10, by_path_length(10))
     close(a[:, ::7, ::11], LOSSES["affinity_sample"], 1e-6)
 
 

@@ -59,11 +59,6 @@ def paths(radius: int) -> tuple[Cells, ...]:
     return tuple(_path(direction) for direction in directions(radius))
 
 
-def by_path_length(radius: int) -> Cells:
-    """The directions in IRNet's order: short paths first, those of equal length as in `directions`."""
-    return tuple(sorted(directions(radius), key=lambda direction: len(_path(direction))))
-
-
 @cache
 def _path(direction: Cell) -> Cells:
     dy, dx = direction

@@ -24,16 +24,6 @@ class BoundaryMatches(NamedTuple):
     prediction_missed: Bool[np.ndarray, "h w"]
 
 
-def boundary_map(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The outline of a binary mask, one pixel wide and half a pixel toward the origin.
-
-    A pixel belongs to it if its right, lower or lower-right neighbour has another value; the frame of the picture is
-    no outline, and its lower right corner never belongs to one.
-    """
-    positions, _ = _outlines(np.ascontiguousarray(mask, np.uint8), 1, mask.shape[1])
-    return _painted(positions, mask.shape[1], mask.shape)
-
-
 def tolerance_radius(size_hw: tuple[int, int], threshold: float = 0.008) -> int:
     """The tolerance in pixels: a share of the picture's diagonal, rounded up, or `threshold` itself from 1 on.
 
@@ -81,6 +71,8 @@ def boundary_matches(
 ) -> BoundaryMatches:
     """Where the outlines of the class `label` agree and where not; arguments and errors as in `boundary_counts`.
 
+    A pixel belongs to an outline, which is one pixel wide and half a pixel toward the origin, if its right, lower or lower-right
+    neighbour has another value; the frame of the picture is no outline, and its lower right corner never belongs to one.
     The sums of the four maps give that function's row of the class: matched, matched, matched + missed of each.
     """
     one, other = ((labels == label).astype(np.uint8) for labels in _prepared(truth, prediction))
