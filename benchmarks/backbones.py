@@ -15,6 +15,7 @@ import torch
 from wsss.errors import BadInput
 from wsss.loading import load_into
 from wsss.networks.backbone import create_backbone
+from wsss.networks.timm_backbone import TimmBackbone
 
 FAMILIES = {
     "ResNet (timm's)": "resnet10t",
@@ -71,7 +72,7 @@ FAMILIES = {
     "MLP-Mixer": "mixer_s32_224",
     "ResMLP": "resmlp_12_224",
 }
-STRIDES = (8, 16, 32)
+STRIDES = (16, 8, 32)
 SIZES_HW = ((96, 128), (144, 96), (97, 131))
 
 
@@ -85,21 +86,23 @@ def main() -> None:
 
 def row(name: str) -> tuple[str, str, str]:
     """Output strides, number of features and remarks; the reason where it is refused."""
-    offered, backbone, refused = [], None, ""
+    offered, backbone = [], None
     own = None
     for stride in STRIDES:
-        try:
-            backbone = create_backbone(name, stride)
-            offered.append(stride)
-        except BadInput as error:
-            refused = error.found
-            if found := re.search(r"stride (\d+), which cannot", refused):
+        # a stride that cannot become 16 becomes no other
+        if own in (None, stride):
+            try:
+                backbone = create_backbone(name, stride)
+                offered.append(stride)
+            except BadInput as error:
+                found = re.search(r"stride (\d+), which cannot", error.found)
+                if not found:
+                    return "refused", "", error.found.removeprefix("a timm model that ")
                 own = int(found[1])
-    if not offered and own is not None:
+    if backbone is None and own is not None:
         backbone = create_backbone(name, own)
-        offered = [own]
-    if backbone is None:
-        return "refused", "", refused.removeprefix("a timm model that ")
+        offered.append(own)
+    assert isinstance(backbone, TimmBackbone)
     load_into(backbone, backbone.named(timm.create_model(name).state_dict()), "timm's weights")
     backbone.eval()
     for height, width in SIZES_HW:
@@ -107,7 +110,7 @@ def row(name: str) -> tuple[str, str, str]:
             assert feature.shape[-2:] == (-(-height // stride), -(-width // stride)), (name, feature.shape)
     cells = backbone.plan.multiple // max(backbone.strides)
     remark = ("", "padded to whole cells", "padded to an even number of cells")[cells]
-    return ", ".join(map(str, offered)), str(len(backbone.channels)), remark
+    return ", ".join(map(str, sorted(offered))), str(len(backbone.channels)), remark
 
 
 if __name__ == "__main__":

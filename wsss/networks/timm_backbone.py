@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models._features import FeatureGetterNet
+from timm.models._features import FeatureGetterNet, FeatureInfo
 from torch import Tensor, nn
 
 from wsss.errors import BadInput
@@ -32,8 +32,8 @@ _FAILURES = (
 )
 # how timm's families are told to take pictures of other sizes than the one of their weights; the first that a model knows is taken
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-# pictures that every backbone has to take: with sides that no stride divides, wide, and tall
-_SIZES_HW = ((97, 131), (96, 128), (144, 96))
+# pictures that every backbone has to take: a wide one whose sides no stride divides, and a tall one
+_SIZES_HW = ((97, 131), (144, 96))
 _INSTEAD = (
     "Choose one that does, for example resnet50, convnext_atto, vit_small_patch16_224 or swin_tiny_patch4_window7_224."
 )
@@ -75,11 +75,11 @@ class TimmBackbone(Backbone):
         self.name = name
         self.plan = _plan(name, output_stride)
         self.body = _built(name, self.plan.options, self.plan.depth)
-        self.features = cast(Any, self.body).feature_info
+        self.features = _info(self.body)
         self.channels = list(self.features.channels())
         self.strides = list(self.features.reduction())
         # images come with ImageNet's mean and deviation; a third of timm's pretrained models want others
-        config = cast(Any, timm.models.get_pretrained_cfg(name))
+        config = timm.models.get_pretrained_cfg(name)
         mean, std = (
             torch.tensor(values)[:, None, None] for values in ((config.mean, config.std) if config else _IMAGENET)
         )
@@ -163,12 +163,12 @@ def _plan(name: str, output_stride: int) -> _Plan:
         except _FAILURES as error:
             found = f"a timm model without features ({_line(error)})"
             raise BadInput(f"backbone {name}", found, "one that offers features_only", _INSTEAD) from error
-        found = cast(Any, body).feature_info.reduction()[-1]
+        found = _info(body).reduction()[-1]
         if found == output_stride:
             return _tried(name, options, body)
         try:
             dilated, body_dilated = _first(name, {"output_stride": output_stride})
-            if cast(Any, body_dilated).feature_info.reduction()[-1] == output_stride:
+            if _info(body_dilated).reduction()[-1] == output_stride:
                 return _tried(name, dilated, body_dilated)
         except _FAILURES:
             pass
@@ -199,11 +199,11 @@ def _tried(name: str, options: dict[str, Any], body: nn.Module) -> _Plan:
     depth = 0
     if isinstance(body, FeatureGetterNet) and hasattr(body.model, "norm"):
         # a plain transformer has one stride throughout
-        whole = cast(Any, body.model).feature_info
+        whole = cast(list[dict[str, Any]], body.model.feature_info)
         if len({block["reduction"] for block in whole}) == 1:
             depth = len(whole)
             body = _built(name, options, depth)
-    info = cast(Any, body).feature_info
+    info = _info(body)
     channels, strides = info.channels(), info.reduction()
     faults = []
     for multiple in (1, max(strides), 2 * max(strides)):
@@ -233,6 +233,10 @@ def _fault(body: nn.Module, multiple: int, channels: Sequence[int], strides: Seq
                 found = " x ".join(map(str, cells))
                 return f"gives {found} cells of {picture}, where stride {stride} makes {grid[0]} x {grid[1]}", last
     return None, last
+
+
+def _info(model: nn.Module) -> FeatureInfo:
+    return cast(FeatureInfo, model.feature_info)
 
 
 def _line(error: Exception) -> str:
