@@ -99,5 +99,5 @@ def test_words_that_fire_are_those_of_the_nearest_codebook_rows(tmp_path, square
 
 def test_settings_that_make_no_sense():
     for changes in ({"words": 21}, {"patches": 0}, {"pictures": -1}):
-        with pytest.raises(BadInput, match=f"look.{next(iter(changes))}"):
+        with pytest.raises(BadInput, match=f"words.{next(iter(changes))}"):
             vwl.WordFigureSettings(**changes)

@@ -125,8 +125,8 @@ def test_the_memory_bank_starts_with_features_and_then_follows_them():
 
 def test_published_defaults():
     assert [vwl.VWLSettings(variant=v).body for v in VARIANTS] == ["resnet50", "resnet101", "resnet101"]
-    assert {v: vwl.VWLSettings(variant=v).kept for v in VARIANTS} == FROZEN
-    assert {vwl.VWLSettings(variant=v, init="none").kept for v in VARIANTS} == {"nothing"}
+    assert {v: vwl.VWLSettings(variant=v).frozen_layers for v in VARIANTS} == FROZEN
+    assert {vwl.VWLSettings(variant=v, init="none").frozen_layers for v in VARIANTS} == {"nothing"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

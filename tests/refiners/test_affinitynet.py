@@ -33,6 +33,7 @@ from wsss.refiners.affinitynet import (
     walked_scores,
     with_background,
 )
+from wsss.refiners.task import RefinementTask
 from wsss.run import record
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.train import HISTORY, Training, train
@@ -125,7 +126,7 @@ def test_label_sets(tmp_path, squares):
 
 
 def test_the_stages_write_what_they_promise(tmp_path, squares, cams):
-    out = AffinityNetSettings(network=SMALL, walk=WALK).refined(squares, cams=cams, out=tmp_path / "run")
+    out = AffinityNetSettings(network=SMALL, walk=WALK).refined(RefinementTask(squares, cams, tmp_path / "run"))
     run = tmp_path / "run"
     assert out == run / "masks"
     assert sorted(folder.name for folder in run.iterdir()) == ["affinitynet", "affinitynet-labels", "masks"]
@@ -148,7 +149,7 @@ def test_masks_are_better_than_the_maps(tmp_path):
     training = Training(batch=4, epochs=None, steps=40, optimizer="adamw", lr=0.003, workers=0)
     settings = dataclasses.replace(SMALL, radius=4, augment=PosteriorAugment(crop=64), training=training)
     spread = AffinityNetWalk(radius=4, alpha=8, doublings=5)
-    masks = AffinityNetSettings(network=settings, walk=spread).refined(images, cams=cams, out=tmp_path / "run")
+    masks = AffinityNetSettings(network=settings, walk=spread).refined(RefinementTask(images, cams, tmp_path / "run"))
     before = record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
 
     def scored(masks):
@@ -210,7 +211,9 @@ def test_pictures_without_classes_and_maps_without_any_score(tmp_path, squares, 
     cams = write_maps(squares, tmp_path / "cams", lambda inside: 0.0 * inside)
     write_cams(cams / f"{squares.names[0]}.npz", np.zeros(0, np.int16), np.zeros((0, 32, 36)))
     walk = dataclasses.replace(WALK, crf=crf)
-    masks = AffinityNetSettings(weights=str(trained), walk=walk).refined(squares, cams=cams, out=tmp_path / "run")
+    masks = AffinityNetSettings(weights=str(trained), walk=walk).refined(
+        RefinementTask(squares, cams, tmp_path / "run")
+    )
     for name in squares.names:
         mask = read_mask(masks / f"{name}.png")
         assert mask.shape == (32, 36)
@@ -257,7 +260,7 @@ def test_weights_learned_on_other_classes_walk_too(tmp_path, squares, cams, trai
 def test_foreign_and_corrupt_weights(tmp_path, squares, cams, trained):
     def refused(weights, match):
         with pytest.raises(BadInput, match=match):
-            AffinityNetSettings(weights=str(weights)).check()
+            AffinityNetSettings(weights=str(weights)).check(None)
         with pytest.raises(BadInput, match=match):
             walk_to_masks(WALK, squares, cams=cams, weights=weights, out=tmp_path / "masks")
 
@@ -286,15 +289,15 @@ def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams):
     # no learning: the network stays as it starts
     still = dataclasses.replace(SMALL, init="classifier", training=dataclasses.replace(training, lr=0.0))
     refinement = AffinityNetSettings(network=still, walk=WALK)
-    refinement.check()
-    refinement.refined(squares, cams=cams, out=tmp_path / "run", classifier=classifier)
+    refinement.check(classifier)
+    refinement.refined(RefinementTask(squares, cams, tmp_path / "run", classifier=classifier))
     source, _ = read_weights(classifier / WEIGHTS)
     state, _ = read_weights(tmp_path / "run" / "affinitynet" / WEIGHTS)
     kept = [name for name in state if name.startswith("backbone.")]
     assert kept
     assert all(torch.equal(state[name], source[name]) for name in kept)
-    with pytest.raises(BadInput, match=r"affinitynet\.network\.init: found `classifier` where no trained classifier"):
-        refinement.refined(squares, cams=cams, out=tmp_path / "other")
+    with pytest.raises(BadInput, match=r"refiner\.network\.init: found `classifier` where no trained classifier"):
+        refinement.refined(RefinementTask(squares, cams, tmp_path / "other"))
 
 
 def test_pretrained_layers_stay_fixed(tmp_path, squares, cams, trained):
@@ -302,8 +305,8 @@ def test_pretrained_layers_stay_fixed(tmp_path, squares, cams, trained):
     refinement = AffinityNetSettings(
         network=dataclasses.replace(start, training=dataclasses.replace(start.training, lr=0.1))
     )
-    refinement.check()
-    refinement.refined(squares, cams=cams, out=tmp_path / "run")
+    refinement.check(None)
+    refinement.refined(RefinementTask(squares, cams, tmp_path / "run"))
     source, _ = read_weights(trained / WEIGHTS)
     state, _ = read_weights(tmp_path / "run" / "affinitynet" / WEIGHTS)
     changed = {name for name, value in state.items() if not torch.equal(value, source[name])}
@@ -316,7 +319,7 @@ def test_pretrained_layers_stay_fixed(tmp_path, squares, cams, trained):
 def test_settings_that_cannot_work(tmp_path):
     def refused(match, **changes):
         with pytest.raises(BadInput, match=match):
-            AffinityNetSettings(network=dataclasses.replace(SMALL, **changes)).check()
+            AffinityNetSettings(network=dataclasses.replace(SMALL, **changes)).check(None)
 
     refused("radius: found 1", radius=1)
     refused("`imagenet`, which no library offers for resnet38", backbone="resnet38", init="imagenet")

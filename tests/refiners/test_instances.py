@@ -12,6 +12,7 @@ from wsss.data.files import read_mask, write_cams
 from wsss.errors import BadInput
 from wsss.networks.irnet import IRNet
 from wsss.refiners.irnet import KIND, Instances, IRNetSettings, IRNetWalk, centre, find_instances, load
+from wsss.refiners.task import RefinementTask
 from wsss.weights import WEIGHTS, write_weights
 
 WALK = IRNetWalk(radius=3, doublings=3, pad_to=0)
@@ -101,11 +102,11 @@ def test_weights_that_were_not_centred_are_centred(tmp_path, squares):
     weights, cams = network(tmp_path, squares), write_maps(squares, tmp_path / "cams")
     instances = Instances(crop=32, batch=2)
     raw = IRNetSettings(weights=str(weights), walk=WALK, instances=instances)
-    raw.instances_of(squares, cams=cams, out=tmp_path / "raw")
+    raw.instances_of(RefinementTask(squares, cams, tmp_path / "raw"))
     centred = tmp_path / "raw" / "irnet-centred" / WEIGHTS
     assert load(centred).mean_shift.running_mean.any()
     once = IRNetSettings(weights=str(centred), walk=WALK, instances=instances)
-    once.instances_of(squares, cams=cams, out=tmp_path / "once")
+    once.instances_of(RefinementTask(squares, cams, tmp_path / "once"))
     assert not (tmp_path / "once" / "irnet-centred").exists()
     results = [(tmp_path / out / "instances" / "coco_results.json").read_bytes() for out in ("raw", "once")]
     assert results[0] == results[1]

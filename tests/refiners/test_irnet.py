@@ -18,6 +18,7 @@ from wsss.networks.irnet import IRNet
 from wsss.refiners import irnet
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetTraining, IRNetWalk, centre, enlarged, load, walk, walked
+from wsss.refiners.task import RefinementTask
 from wsss.run import record
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.train import HISTORY, Training, train
@@ -54,7 +55,9 @@ def trained(tmp_path_factory, backbone):
 
 
 def test_the_stages_write_what_they_promise(tmp_path, squares, cams, settings, backbone):
-    out = IRNetSettings(network=settings, walk=IRNetWalk(pad_to=0)).refined(squares, cams=cams, out=tmp_path / "run")
+    out = IRNetSettings(network=settings, walk=IRNetWalk(pad_to=0)).refined(
+        RefinementTask(squares, cams, tmp_path / "run")
+    )
     run = tmp_path / "run"
     assert out == run / "masks"
     assert sorted(folder.name for folder in run.iterdir()) == ["irnet", "irnet-labels", "irnet-walk", "masks"]
@@ -90,11 +93,11 @@ def test_masks_are_better_than_the_maps(tmp_path, backbone):
     training = Training(batch=4, epochs=None, steps=40, lr=0.1, momentum=0.9, workers=0)
     settings = settings_of(backbone, augment=AffinityAugment((0.8, 1.2), crop=64), training=training)
     spread = IRNetWalk(radius=3, doublings=6, pad_to=0)
-    masks = IRNetSettings(network=settings, walk=spread).refined(images, cams=cams, out=tmp_path / "run")
+    masks = IRNetSettings(network=settings, walk=spread).refined(RefinementTask(images, cams, tmp_path / "run"))
     before = record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
     after = record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "after"))["result"]["miou"]
     unlearned = settings_of(backbone, training=dataclasses.replace(training, steps=1, lr=0.0))
-    masks = IRNetSettings(network=unlearned, walk=spread).refined(images, cams=cams, out=tmp_path / "unlearned")
+    masks = IRNetSettings(network=unlearned, walk=spread).refined(RefinementTask(images, cams, tmp_path / "unlearned"))
     chance = record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "chance"))["result"]["miou"]
     # measured: maps 0.709 at the best of all thresholds, masks 0.826, those of an untrained network 0.416
     assert after > before + 0.05
@@ -105,7 +108,7 @@ def test_the_best_threshold_of_the_walked_maps(tmp_path, squares, cams, trained)
     refinement = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0), masks=MaskSettings(by="threshold"))
     # exponents of other maps do not matter
     scores = ScoreSettings(thresholds=(1.0, 2.0), background="power")
-    refinement.refined(squares, cams=cams, out=tmp_path / "run", seeds=squares, scores=scores)
+    refinement.refined(RefinementTask(squares, cams, tmp_path / "run", scored=squares, scores=scores))
     curve = json.loads((tmp_path / "run" / "irnet-walk-scores" / "scores.json").read_text())["curve"]
     best = curve["thresholds"][int(np.argmax(curve["miou"]))]
     assert len(curve["thresholds"]) == len(ScoreSettings.thresholds)
@@ -151,7 +154,7 @@ def test_pictures_without_classes_and_maps_without_any_score(tmp_path, squares, 
     nothing = np.zeros((0, 32, 36), np.float32)
     write_cams(cams / f"{squares.names[0]}.npz", np.zeros(0, np.int16), nothing, nothing[:, ::4, ::4])
     masks = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0)).refined(
-        squares, cams=cams, out=tmp_path / "run"
+        RefinementTask(squares, cams, tmp_path / "run")
     )
     for index, name in enumerate(squares.names):
         classes, maps = read_cams(tmp_path / "run" / "irnet-walk" / f"{name}.npz")
@@ -209,7 +212,7 @@ def test_weights_learned_on_other_classes_walk_too(tmp_path, squares, cams, trai
 def test_foreign_and_corrupt_weights(tmp_path, squares, cams, trained, backbone):
     def refused(weights, match):
         with pytest.raises(BadInput, match=match):
-            IRNetSettings(weights=str(weights)).check()
+            IRNetSettings(weights=str(weights)).check(None)
         with pytest.raises(BadInput, match=match):
             walk(IRNetWalk(pad_to=0), squares, cams=cams, weights=weights, out=tmp_path / "walk")
 
@@ -243,21 +246,21 @@ def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams, setti
     training = Training(batch=4, epochs=None, steps=1, lr=0.1, workers=0)
     classifier = train(cam.CAMSettings(BACKBONE, init="none", training=training), squares, out=tmp_path / "classifier")
     refinement = IRNetSettings(network=dataclasses.replace(settings, init="classifier"), walk=IRNetWalk(pad_to=0))
-    refinement.check()
-    refinement.refined(squares, cams=cams, out=tmp_path / "run", classifier=classifier)
+    refinement.check(classifier)
+    refinement.refined(RefinementTask(squares, cams, tmp_path / "run", classifier=classifier))
     source, _ = read_weights(classifier / WEIGHTS)
     state, _ = read_weights(tmp_path / "run" / "irnet" / WEIGHTS)
     kept = [name for name in state if name.startswith("backbone.")]
     assert kept
     assert all(torch.equal(state[name], source[name]) for name in kept)
-    with pytest.raises(BadInput, match=r"irnet\.network\.init: found `classifier` where no trained classifier"):
-        refinement.refined(squares, cams=cams, out=tmp_path / "other")
+    with pytest.raises(BadInput, match=r"refiner\.network\.init: found `classifier` where no trained classifier"):
+        refinement.refined(RefinementTask(squares, cams, tmp_path / "other"))
 
 
 def test_settings_that_cannot_work(backbone, tmp_path):
     def refused(match, **changes):
         with pytest.raises(BadInput, match=match):
-            IRNetSettings(network=settings_of(backbone, **changes)).check()
+            IRNetSettings(network=settings_of(backbone, **changes)).check(None)
 
     refused("radius: found 1", radius=1)
     refused("`none` for a backbone that never learns", init="none")
@@ -310,7 +313,7 @@ def test_the_mean_displacement_is_written(tmp_path, squares, trained):
 
 def test_edges_alone(tmp_path, squares, cams, backbone):
     settings = settings_of(backbone, displacement=False)
-    IRNetSettings(network=settings, walk=IRNetWalk(pad_to=0)).refined(squares, cams=cams, out=tmp_path / "run")
+    IRNetSettings(network=settings, walk=IRNetWalk(pad_to=0)).refined(RefinementTask(squares, cams, tmp_path / "run"))
     state, metadata = read_weights(tmp_path / "run" / "irnet" / WEIGHTS)
     assert not metadata["displacement"]
     assert not any(name.startswith("fc_dp") for name in state)

@@ -29,7 +29,7 @@ def for_each_picture(
     """Make a file of each picture; files that are there are left alone, so a killed stage goes on.
 
     `load` and `write` run in threads, `compute` in this one. At most four pictures a thread are under way, so memory stays
-    bounded. After a signal, what was computed is written before the loop ends.
+    bounded. Whatever ends the loop, what was computed is written first.
 
     Args:
         images: the pictures.
@@ -49,11 +49,20 @@ def for_each_picture(
     todo = [index for index in mine if not paths[index].exists()]
     threads = launch.threads()
 
+    ended: list[BaseException] = []
+
     def computed(loaded: Iterator[Loaded]) -> Iterator[tuple[Path, Made]]:
-        for index, item in zip(todo, loaded, strict=True):
-            yield paths[index], compute(index, item)
-            if stopping.asked() is not None:
+        ahead = zip(todo, loaded, strict=True)
+        while stopping.asked() is None:
+            try:
+                index, item = next(ahead)
+                made = compute(index, item)
+            except StopIteration:
                 return
+            except BaseException as error:
+                ended.append(error)
+                return
+            yield paths[index], made
 
     with (
         Progress(title, len(mine), done=len(mine) - len(todo)) as progress,
@@ -62,6 +71,8 @@ def for_each_picture(
     ):
         for _ in written:
             progress.advance(stop=False)
+    if ended:
+        raise ended[0]
 
 
 def as_loaded(_: int, loaded: Loaded) -> Loaded:
