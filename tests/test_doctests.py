@@ -3,10 +3,13 @@
 import dataclasses
 import doctest
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import wsss
+from wsss.data.files import write_mask
 from wsss.networks.deeplab import DeepLabLayers, create_deeplab
 from wsss.weights import WEIGHTS, write_weights
 
@@ -27,12 +30,27 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    """Predictions of a test split of one picture."""
+    folder = tmp_path_factory.mktemp("voc")
+    for inner in ("JPEGImages", "ImageSets/Segmentation"):
+        (folder / inner).mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(folder / "JPEGImages/a.jpg")
+    (folder / "ImageSets/Segmentation/test.txt").write_text("a\n")
+    write_mask(folder / "masks/a.png", np.zeros((6, 8), np.uint8))
+    return folder / "masks"
+
+
 @pytest.mark.parametrize("name", [*sorted({*wsss.__all__} - WITHOUT), "Images.from_arrays"])
-def test_the_example_of(name, run):
+def test_the_example_of(name, run, masks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     function = wsss
     for part in name.split("."):
         function = getattr(function, part)
-    (found,) = doctest.DocTestFinder(recurse=False).find(function, name, globs={"run": run})
+    (found,) = doctest.DocTestFinder(recurse=False).find(
+        function, name, globs={"run": run, "masks": masks, "voc": masks.parent}
+    )
     assert found.examples, f"{name} has no example"
     said = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(found, out=said.append)

@@ -310,3 +310,18 @@ def test_paths_may_be_texts_or_paths(classifier):
     _, trained, _ = classifier
     for path in (str(trained), Path(trained), trained / "weights.safetensors"):
         assert wsss.load(path).classes == ("red", "blue")
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "message"),
+    [
+        ("voc", {}, "Did you mean 'voc-server'"),
+        ("voc-server", {}, "no data"),
+        ("voc-server", {"dta": "x"}, "Did you mean 'data'"),
+        ("voc-server", {"data": "nowhere"}, "nowhere: found no folder JPEGImages"),
+    ],
+)
+def test_other_inputs_of_exports_are_refused(tmp_path, format, options, message):
+    with pytest.raises(BadInput, match=message):
+        wsss.export(format, tmp_path, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

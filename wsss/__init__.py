@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wsss.data.images import Dataset, Images
     from wsss.data.open import open_dataset
     from wsss.errors import BadInput
-    from wsss.library import cams, clip_es, dense_crf, pseudo_mask, random_walk
+    from wsss.library import cams, clip_es, dense_crf, export, pseudo_mask, random_walk
     from wsss.metrics import score
     from wsss.predictor import load
 
@@ -24,6 +24,7 @@ _HOMES = {
     "cams": "wsss.library",
     "clip_es": "wsss.library",
     "dense_crf": "wsss.library",
+    "export": "wsss.library",
     "load": "wsss.predictor",
     "open_dataset": "wsss.data.open",
     "pseudo_mask": "wsss.library",
@@ -38,6 +39,7 @@ __all__ = [
     "cams",
     "clip_es",
     "dense_crf",
+    "export",
     "load",
     "open_dataset",
     "pseudo_mask",

@@ -4,11 +4,13 @@ A picture is a path, a picture of Pillow, a uint8 array (h, w, 3) RGB, (h, w, 4)
 the channels first; see `wsss.data.pictures.as_rgb`. Maps are float arrays or tensors (k, h, w) in [0, 1], one for each class.
 """
 
+import dataclasses
 import functools
+import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -21,7 +23,8 @@ from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from wsss.data.images import IGNORE, MOST_CLASSES
 from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.words import read_words
-from wsss.errors import BadInput, check_range
+from wsss.errors import BadInput, check_range, suggestion
+from wsss.exports import EXPORTS
 from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, text_features
 from wsss.networks.clip import CLIP
 from wsss.networks.linear_head import LinearHead
@@ -375,6 +378,45 @@ def random_walk(
         planes = _tensor(affinities, "affinities", 3).to(scores)
         after = walk(scores, planes, directions(radius), beta=exponent, steps=2**settings.doublings)
     return after if isinstance(maps, Tensor) else after.numpy()
+
+
+def export(format: str, masks: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
+    """Masks in the format of another program, as `wsss export` writes them.
+
+    Args:
+        format: a name in `wsss.exports.EXPORTS`.
+        masks: folder of masks, as `wsss predict` and `wsss refine` write them.
+        out: folder that the file is written to.
+        options: what the format needs besides, as `wsss export FORMAT --help` lists it; paths may be texts.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadInput: an unknown format or option, an option that is missing, or masks that the format cannot hold; nothing is left then.
+
+    Example:
+        >>> import wsss
+        >>> file = wsss.export("voc-server", masks, "server", data=voc)  # predictions of VOC's test split
+        >>> file.name
+        'results.tar.gz'
+    """
+    if format not in EXPORTS:
+        do = suggestion(str(format), EXPORTS) + "Choose one of them."
+        raise BadInput("format", repr(format), f"one of {', '.join(EXPORTS)}", do)
+    chosen = EXPORTS[format]
+    fields = {field.name: field for field in dataclasses.fields(chosen.options)}
+    given = {"masks": masks, "out": out, **options}
+    if unknown := sorted(set(given) - set(fields)):
+        do = suggestion(unknown[0], fields) + "Correct or remove it."
+        raise BadInput(f"options of {format}", unknown[0], f"some of {', '.join(fields)}", do)
+    if lacking := sorted(
+        name for name, field in fields.items() if field.metadata.get("required") and name not in given
+    ):
+        raise BadInput(f"options of {format}", f"no {lacking[0]}", f"{', '.join(lacking)}", "Give it.")
+    kinds = get_type_hints(chosen.options)
+    values = {name: Path(value) if kinds[name] is Path else value for name, value in given.items()}
+    return chosen.write(chosen.options(**values))
 
 
 def _tensor(values: np.ndarray | Tensor, name: str, ndim: int) -> Tensor:
