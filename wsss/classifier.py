@@ -7,8 +7,9 @@ convolution w. Its maps are M_c(x, y) = w_c · f(x, y), without the pooling.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from wsss.errors import BadInput, check_range
 from wsss.loading import load_into
 from wsss.networks.backbone import create_backbone
 from wsss.networks.irnet import IRNET_ALIASES
+from wsss.objective import Objective, body_and_head
+from wsss.run import maybe_file
 from wsss.stages.localize import Cams
 from wsss.weights import State
 
@@ -65,6 +68,9 @@ class CAMNetwork(nn.Module):
     def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
         """Raw class activation maps M, before ReLU."""
         return self.classifier(self.body(image)[-1])
+
+
+N = TypeVar("N", bound=CAMNetwork)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +120,25 @@ def load(weights: Path, images: Images) -> tuple[CAMNetwork, Mapping[str, Any]]:
     Raises:
         BadInput: the weights are of another network, or of other classes than the pictures have.
     """
-    known = trained_classifier(weights, images, KIND, _published)
-    return cam_network(known), known.metadata
+    known = trained_classifier(weights, images, KIND, published)
+    return cam_network(CAMNetwork, known), known.metadata
 
 
-def cam_network(known: Known) -> CAMNetwork:
+def cam_network(network: type[N], known: Known, new: Sequence[str] = ()) -> N:
     """The CAM network that trained weights are of, on the CPU.
+
+    Args:
+        network: its class.
+        known: the weights.
+        new: patterns of names that the weights may lack; these tensors keep their initial values.
 
     Raises:
         BadInput: they are of another one.
     """
     metadata = known.metadata
-    network = CAMNetwork(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
-    load_into(network, known.state, known.path, ignore=metadata.get("ignore", ()))
-    return network
+    made = network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
+    load_into(made, known.state, known.path, ignore=metadata.get("ignore", ()), allow_missing=new)
+    return made
 
 
 def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
@@ -141,7 +152,7 @@ def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
         )
 
 
-def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
+def published(state: State, images: Images, path: Path) -> dict[str, Any]:
     """What a checkpoint of IRNet's family is; it says nothing itself, and its classes are the data set's in order."""
     body = next((match[1] for name in state if (match := re.match(r"(resnet\d+)\.conv1\.", name))), None)
     head = state.get("classifier.weight")
@@ -167,21 +178,50 @@ def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
+@dataclasses.dataclass(frozen=True)
+class FromBaseline:
+    """Settings of a method that continues the training of the baseline; a run trains it first."""
+
+    init: str = maybe_file(BASELINE)
+    """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
+    frozen: Literal["stages", "stem", "nothing"] = "stem"
+    """layers of the backbone that keep their weights: stem and two stages, as in IRNet, or the stem, as in CLIMS"""
+    classifier_lr: float = 10.0
+    """learning rate of all layers but the backbone's, as a multiple of those"""
+    colours: Literal["imagenet", "clip"] = "imagenet"
+    """mean and deviation that pictures are normalised by, as in the training of `init`"""
+    augment: ClassifierAugment = ClassifierAugment()
+    """augmentation of training pictures"""
+
+    @property
+    def continued(self) -> Path | None:
+        """The weights that the training starts from, unless a run makes them."""
+        return None if self.init == BASELINE else Path(self.init)
+
+
 def load_baseline(
-    init: str, images: Images, frozen: Literal["stem", "nothing"], colours: ColourRule
-) -> tuple[CAMNetwork, dict[str, Any]]:
+    network: type[N], method: str, settings: FromBaseline, images: Images, new: Sequence[str] = ()
+) -> tuple[N, dict[str, Any]]:
     """The trained classifier that another method continues, and what is written with its weights.
 
+    Args:
+        network: class of the other method's network.
+        method: its name.
+        settings: its settings.
+        images: to train on.
+        new: patterns of names that the baseline does not have; these tensors keep their initial values.
+
     Raises:
-        BadInput: the weights are of another network, of other classes than the pictures have, or for other colours.
+        BadInput: no weights are given, or they are of another network, of other classes than the pictures have, or for other colours.
     """
-    network, metadata = load(Path(init), images)
-    check_colours(init, metadata["colours"], colours)
-    freeze(network.body, frozen)
-    return network, {
-        "kind": KIND,
-        **{key: metadata[key] for key in ("backbone", "output_stride", "classes", "colours")},
-    }
+    check_baseline(settings.init, method)
+    known = trained_classifier(Path(settings.init), images, KIND, published)
+    check_colours(settings.init, known.metadata["colours"], settings.colours)
+    made = cam_network(network, known, new)
+    freeze(made.body, settings.frozen)
+    kept = ("backbone", "output_stride", "classes", "colours")
+    # what a network with other layers gives is no CAM network's
+    return made, {"kind": method if new else KIND, **{key: known.metadata[key] for key in kept}}
 
 
 def check_baseline(init: str, method: str) -> None:
@@ -220,6 +260,51 @@ def example(
         "image": torch.from_numpy(augment(images.read(index), rng, colours)),
         "label": torch.from_numpy(images.labels[index].astype(np.float32)),
     }
+
+
+class TagSettings(Protocol):
+    """Settings of a training on pictures and tags."""
+
+    @property
+    def augment(self) -> ClassifierAugment:
+        """Augmentation of the pictures."""
+
+    @property
+    def colours(self) -> ColourRule:
+        """How they are normalised."""
+
+    @property
+    def classifier_lr(self) -> float:
+        """Learning rate of all layers but the backbone's, as a multiple of those."""
+
+
+S = TypeVar("S", bound=TagSettings)
+
+
+class TagObjective(Objective, Generic[S, N]):
+    """A CAM network that learns from pictures and tags: a batch has `image` (b, 3, crop, crop) and `label` (b, c), 0 or 1.
+
+    Args:
+        settings: of the method.
+        images: the pictures.
+        network: with `requires_grad` of what keeps its weights turned off.
+        metadata: is written with the weights; `kind` says what they are.
+        keep_statistics: leave the running statistics of all batch norms as they are.
+    """
+
+    def __init__(
+        self,
+        settings: S,
+        images: Images,
+        network: N,
+        metadata: dict[str, Any],
+        *,
+        keep_statistics: bool = False,
+    ) -> None:
+        examples = partial(example, images, settings.augment, settings.colours)
+        groups = partial(body_and_head, network, settings.classifier_lr)
+        super().__init__(network, examples, metadata, groups, keep_statistics=keep_statistics)
+        self.settings, self.network = settings, network
 
 
 @dataclasses.dataclass(frozen=True)

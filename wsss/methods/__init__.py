@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 METHODS = (
     "cam",
+    "recam",
     "vwl",
     "clip_es",
     "clims",

@@ -15,17 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsss import launch
-from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, MultiScale, example, freeze, load
+from wsss.classifier import BASELINE, KIND, CAMLocalizer, CAMNetwork, MultiScale, TagObjective, freeze, load
 from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
 from wsss.loading import check_initial, load_backbone
 from wsss.methods import high_fidelity
 from wsss.methods.high_fidelity import HighFidelity
 from wsss.networks.body import Backbone
-from wsss.objective import Objective, body_and_head
-from wsss.recipe import Method
+from wsss.recipe import Method, Need
 from wsss.run import maybe_file
-from wsss.stages.train import Training
+from wsss.stages.train import Training, train
+from wsss.weights import WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +75,10 @@ class CAMSettings:
         return CAMObjective(self, network, images)
 
 
-class CAMObjective(Objective):
+class CAMObjective(TagObjective[CAMSettings, CAMNetwork]):
     """Multi-label soft margin: the mean over pictures and classes of the binary cross entropy with logits; and `high_fidelity`, if set."""
 
     def __init__(self, settings: CAMSettings, network: CAMNetwork, images: Images) -> None:
-        examples = partial(example, images, settings.augment, settings.colours)
-        if shape := settings.high_fidelity.draws(len(images.class_names)):
-            examples = partial(high_fidelity.with_draws, examples, shape)
         metadata: dict[str, Any] = {
             "kind": KIND,
             "backbone": settings.backbone,
@@ -89,10 +86,9 @@ class CAMObjective(Objective):
             "classes": list(images.class_names),
             "colours": settings.colours,
         }
-        groups = partial(body_and_head, network, settings.classifier_lr)
-        super().__init__(network, examples, metadata, groups, keep_statistics=settings.frozen_layers != "nothing")
-        self.network: CAMNetwork = network
-        self.settings = settings
+        super().__init__(settings, images, network, metadata, keep_statistics=settings.frozen_layers != "nothing")
+        if shape := settings.high_fidelity.draws(len(images.class_names)):
+            self.examples = partial(high_fidelity.with_draws, self.examples, shape)
         freeze(network.body, settings.frozen_layers)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -118,6 +114,16 @@ class CAMInference(MultiScale):
         """
         network, metadata = load(weights, images)
         return CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
+
+
+def train_baseline(settings: CAMSettings, images: Images, out: Path) -> Path:
+    """The file of a trained classifier."""
+    return train(settings, images, out=out) / WEIGHTS
+
+
+def baseline(settings: CAMSettings) -> Need:
+    """What a run of a method whose settings have `init: baseline` makes first, with its usual settings."""
+    return Need(settings, train_baseline, "init", BASELINE, "training of the baseline")
 
 
 METHOD = Method(

@@ -30,6 +30,7 @@ from wsss.classifier import (
     KIND,
     CAMLocalizer,
     CAMNetwork,
+    FromBaseline,
     MultiScale,
     check_baseline,
     check_colours,
@@ -39,24 +40,23 @@ from wsss.classifier import (
 )
 from wsss.classifier import load as load_cam
 from wsss.clip_regions import encode_image, in_parts, input_size, pair_mean, pairs_of, regions, to_clip
-from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
 from wsss.data.lists import suggestion
 from wsss.data.words import Words, check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.loading import load_backbone, load_into
-from wsss.methods.cam import CAMSettings
+from wsss.methods.cam import CAMSettings, baseline
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.networks.resnet import DEPTHS, ResNet
 from wsss.objective import Groups, Objective, body_and_head
 from wsss.pretrained import Activation, load_any_clip
-from wsss.recipe import Method, Need
+from wsss.recipe import Method
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetWalk
 from wsss.run import maybe_file, unrecorded
-from wsss.stages.train import Training, train
-from wsss.weights import WEIGHTS, State
+from wsss.stages.train import Training
+from wsss.weights import State
 
 # clip_loss.py; beyond them there is no gradient
 LOWEST, HIGHEST = 1e-4, 0.9999
@@ -117,17 +117,13 @@ class CLIMSWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIMSSettings:
-    """A CAM network that learns from a frozen CLIP."""
+class CLIMSSettings(FromBaseline):
+    """A CAM network that learns from a frozen CLIP; batch-norm statistics move everywhere, and `frozen` is that of the improved version."""
 
     title: ClassVar[str] = "CLIMS"
 
     variant: Variant = "improved"
     """the published code's later version, or the camera-ready one: layers, what of them learns, and whether cosines are clamped"""
-    init: str = maybe_file(BASELINE)
-    """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
-    frozen: Literal["stem", "nothing"] = "stem"
-    """what keeps its weights in the improved version; batch-norm statistics move everywhere"""
     clip: str = maybe_file("openai/clip-vit-base-patch32")
     """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
     activation: Activation = "quick_gelu"
@@ -137,8 +133,6 @@ class CLIMSSettings:
     # with a full stop and without an article, as in clip_utils.py
     template: str = "a photo of {}."
     """sentence around them"""
-    colours: Literal["imagenet", "clip"] = "imagenet"
-    """mean and deviation that pictures are normalised by, as in the training of `init`"""
     # the published code gives CLIP pictures with ImageNet's mean and deviation
     clip_colours: Literal["same", "clip"] = "same"
     """those of the regions that CLIP sees: the same, or its own"""
@@ -151,12 +145,8 @@ class CLIMSSettings:
     """classes that count more in the two matching losses"""
     emphasis: float = 3.0
     """how many times more they count"""
-    classifier_lr: float = 10.0
-    """learning rate of the classifier, times that of the body"""
     regions: int = unrecorded(128)
     """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
-    augment: ClassifierAugment = ClassifierAugment()
-    """what training pictures go through"""
     # PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
     training: Training = Training(batch=16, epochs=15, lr=2.5e-4, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
@@ -193,7 +183,7 @@ class CLIMSSettings:
         """
         self.read_words(images)
         self.load_clip()
-        return None if self.init == BASELINE else Path(self.init)
+        return self.continued
 
     def trainable(self, images: Images) -> "CLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
@@ -202,16 +192,16 @@ class CLIMSSettings:
             BadInput: weights, words or CLIP cannot be used, or the weights are of other classes than the pictures have.
         """
         words = self.read_words(images)
-        check_baseline(self.init, "clims")
         network: CAMNetwork | CameraReadyNetwork
         if self.variant == "improved":
-            network, metadata = load_baseline(self.init, images, self.frozen, self.colours)
+            network, metadata = load_baseline(CAMNetwork, "clims", self, images)
         else:
             network, metadata = _camera_ready(self, images)
         return CLIMSObjective(self, network, metadata, self.load_clip(), words, images)
 
 
 def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReadyNetwork", dict[str, Any]]:
+    check_baseline(settings.init, "clims")
     _, metadata, path = trained_weights(Path(settings.init), "cam")
     if metadata is not None:
         check_colours(settings.init, metadata["colours"], settings.colours)
@@ -404,16 +394,11 @@ def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
     return {"backbone": "resnet50", "classes": images.class_names, "colours": "clip"}
 
 
-def train_baseline(settings: CAMSettings, images: Images, out: Path) -> Path:
-    """The file of the classifier that CLIMS starts from."""
-    return train(settings, images, out=out) / WEIGHTS
-
-
 METHOD = Method(
     name="clims",
     paper="CLIMS (Xie et al., CVPR 2022), a classifier that a frozen CLIP teaches",
     # the published baseline trains the second and third stage, which IRNet freezes
-    needs={"baseline": Need(CAMSettings(frozen="stem"), train_baseline, "init", BASELINE, "training of the baseline")},
+    needs={BASELINE: baseline(CAMSettings(frozen="stem"))},
     classifier=CLIMSSettings(),
     inference=CLIMSInference(),
     # thresholds of the scripts for VOC; no padding, since make_sem_seg_labels.py has it commented out

@@ -25,9 +25,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wsss import launch
-from wsss.classifier import BASELINE, CAMLocalizer, CAMNetwork, MultiScale, check_baseline, example, load, load_baseline
+from wsss.classifier import CAMLocalizer, CAMNetwork, FromBaseline, MultiScale, TagObjective, load, load_baseline
 from wsss.clip_regions import encode_image, in_parts, input_size, pairs_of, to_clip
-from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
 from wsss.data.nouns import lemma
 from wsss.data.words import Words, check_templates, read_words
@@ -36,11 +35,10 @@ from wsss.methods import clims, questions
 from wsss.methods.questions import Answers, QuestionSettings
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
-from wsss.objective import Objective, body_and_head
 from wsss.pretrained import Activation, load_any_clip, load_prompted_clip
 from wsss.recipe import Method, Need
 from wsss.run import maybe_file, unrecorded
-from wsss.stages.train import Training
+from wsss.stages.train import Examples, Training
 
 ASK, SAME, ENCODE = "ask", "same", "encode"
 # texts that CLIP reads at a time
@@ -151,15 +149,11 @@ class QACLIMSWeights:
 
 
 @dataclasses.dataclass(frozen=True)
-class QACLIMSSettings:
+class QACLIMSSettings(FromBaseline):
     """A CAM network that learns from a frozen CLIP and from answers about its pictures."""
 
     title: ClassVar[str] = "QA-CLIMS"
 
-    init: str = maybe_file(BASELINE)
-    """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
-    frozen: Literal["stem", "nothing"] = "stem"
-    """what keeps its weights; batch-norm statistics move everywhere"""
     answers: str = maybe_file(ASK)
     """`ask`, which a run does first; what `wsss ask` wrote (a folder or answers.jsonl); or published foreground answers (.npy)"""
     background_answers: str = maybe_file(SAME)
@@ -182,8 +176,6 @@ class QACLIMSSettings:
     """tell CLIP which patches count; otherwise pixels outside of a mask are set to 0"""
     activation: Activation = "quick_gelu"
     """of a file of CLIP, which does not say it"""
-    colours: Literal["imagenet", "clip"] = "imagenet"
-    """mean and deviation that pictures are normalised by, as in the training of `init`"""
     # the published code gives CLIP pictures with ImageNet's mean and deviation, as CLIMS does
     clip_colours: Literal["same", "clip"] = "same"
     """those of the regions that CLIP sees: the same, or its own"""
@@ -196,12 +188,8 @@ class QACLIMSSettings:
     # two processes with batches of 4 each, and gradients averaged over them
     sum_over: int = 4
     """pictures whose pairs the first two losses are summed over; they are averaged over such groups in a larger batch"""
-    classifier_lr: float = 10.0
-    """learning rate of the classifier, times that of the body"""
     regions: int = unrecorded(32)
     """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
-    augment: ClassifierAugment = ClassifierAugment()
-    """what training pictures go through"""
     # PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
     training: Training = Training(batch=8, epochs=15, lr=3.5e-4, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
@@ -234,7 +222,7 @@ class QACLIMSSettings:
         if self.answers != ASK:
             answers_of(self, images, words)
         self.load_clip()
-        return None if self.init == BASELINE else Path(self.init)
+        return self.continued
 
     def trainable(self, images: Images) -> "QACLIMSObjective":
         """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
@@ -243,9 +231,8 @@ class QACLIMSSettings:
             BadInput: weights, answers, words or CLIP cannot be used, or belong to other pictures or classes.
         """
         words = self.read_words(images)
-        check_baseline(self.init, "qa_clims")
         known, features = answers_of(self, images, words)
-        network, metadata = load_baseline(self.init, images, self.frozen, self.colours)
+        network, metadata = load_baseline(CAMNetwork, "qa_clims", self, images)
         prompted = self.load_clip().to(launch.device())
         texts = Texts(self, prompted.clip, words, known, features, images).to(launch.device())
         return QACLIMSObjective(self, network, metadata, prompted, texts, images)
@@ -412,7 +399,7 @@ def _padded(rows: list[list[int]]) -> Int[Tensor, "n m"]:
     return torch.tensor([[*row, *[-1] * (longest - len(row))] for row in rows or [[]]], dtype=torch.int32)
 
 
-class QACLIMSObjective(Objective):
+class QACLIMSObjective(TagObjective[QACLIMSSettings, CAMNetwork]):
     """The three losses, over the pairs of all processes.
 
     Args:
@@ -433,10 +420,8 @@ class QACLIMSObjective(Objective):
         texts: nn.Module,
         images: Images,
     ) -> None:
-        groups = partial(body_and_head, network, settings.classifier_lr)
-        super().__init__(network, partial(_example, images, settings), metadata, groups)
-        self.network: CAMNetwork = network
-        self.settings = settings
+        super().__init__(settings, images, network, metadata)
+        self.examples = partial(_numbered, self.examples)
         # no modules of this one, whose buffers too are sent to all processes in each step
         self.texts = partial(texts)
         self.encode, self.size = partial(encode_regions, prompted, settings.alpha), input_size(prompted.clip)
@@ -488,8 +473,8 @@ class QACLIMSObjective(Objective):
         return in_parts(self.encode, self.settings.regions // 2, scores, pictures[rows])
 
 
-def _example(images: Images, settings: QACLIMSSettings, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    return {**example(images, settings.augment, settings.colours, index, rng), "index": torch.tensor(index)}
+def _numbered(examples: Examples, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    return {**examples(index, rng), "index": torch.tensor(index)}
 
 
 @dataclasses.dataclass(frozen=True)
