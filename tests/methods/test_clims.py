@@ -238,6 +238,7 @@ def resnet18(folder: Path, images) -> Path:
     return folder / WEIGHTS
 
 
+@pytest.mark.whole
 def test_the_camera_ready_version(tmp_path, squares, settings):
     baseline = resnet18(tmp_path / "baseline", squares)
     ready = dataclasses.replace(
@@ -395,6 +396,7 @@ def two_processes(folder: Path) -> None:
     train(settings, squares, out=folder / "two")
 
 
+@pytest.mark.whole
 def test_two_processes_do_what_one_does(tmp_path):
     run_on_two("tests.methods.test_clims", tmp_path)
     squares = write_squares(tmp_path / "squares", 12)
