@@ -49,6 +49,7 @@ def test_directions_reach_each_neighbour_once(radius):
     assert all(direction > (0, 0) for direction in found)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12))
 def test_paths_are_the_cells_along_the_line(radius):
     for direction, path in zip(affinity.directions(radius), affinity.paths(radius), strict=True):
