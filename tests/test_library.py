@@ -315,7 +315,7 @@ def test_paths_may_be_texts_or_paths(classifier):
 @pytest.mark.parametrize(
     ("format", "options", "message"),
     [
-        ("voc", {}, "Did you mean 'voc-server'"),
+        ("voc_server", {}, "Did you mean 'voc-server'"),
         ("voc-server", {}, "no data"),
         ("voc-server", {"dta": "x"}, "Did you mean 'data'"),
         ("voc-server", {"data": "nowhere"}, "nowhere: found no folder JPEGImages"),
