@@ -265,15 +265,15 @@ def _segment(options: SegmentOptions, chosen: Chosen) -> None:
 
 
 def _predict(options: PredictOptions, chosen: Chosen) -> None:
-    from wsss.data.info import bad_among, look_through
-    from wsss.data.value_range import Asked
+    from wsss.data.info import bad_pictures, check_pictures
+    from wsss.data.value_range import ReadingRequest
     from wsss.stages import predict
 
-    asked = Asked.of(options.value_range, options.bands, options.page)
+    asked = ReadingRequest.of(options.value_range, options.bands, options.page)
     images, notes = predict.pictures(options.pictures, weights=options.weights, asked=asked)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     if options.skip_bad:
-        bad = bad_among(images, look_through(images))
+        bad = bad_pictures(images, check_pictures(images))
         images = images.without(bad)
         show("".join(f"left out: {message}\n" for message in bad.values()), end="", stream=sys.stderr)
     predict.predict(chosen.made(), images, weights=options.weights, out=options.out)

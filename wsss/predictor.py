@@ -15,7 +15,7 @@ from wsss.checkpoints import trained_weights
 from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, Known, MultiScale, cam_network
 from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb
-from wsss.data.samples import PLAIN
+from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range, suggestion
 from wsss.ops.crf import DenseCRF, Preset
 from wsss.stages.predict import PredictSettings, Segmenter, labelled
@@ -74,7 +74,7 @@ class Predictor:
     def __init__(self, path: Path, kind: str, network: Segmenter | CAMLocalizer, classes: tuple[str, ...]) -> None:
         self.path, self.kind, self.classes = path, kind, classes
         self._network = network
-        self._reading = reading_of(path) or PLAIN
+        self._reading = reading_of(path) or DEFAULT_READING
 
     def predict(self, picture: AnyPicture) -> Prediction:
         """Labels and probabilities of one picture, at its size.

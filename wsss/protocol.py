@@ -11,7 +11,7 @@ from typing import Any
 
 from wsss import launch, peers
 from wsss.data.documents import Keys, dotted, dump
-from wsss.data.names import fault
+from wsss.data.names import name_problem
 from wsss.errors import BadInput, NoSuchName, nearest, suggestion
 from wsss.registry import SHARED
 from wsss.run import sharing
@@ -157,7 +157,7 @@ def _renamed(where: Callable[[Keys], str], place: Keys, origin: Keys, keys: Keys
 
 
 def _names_folder(name: str) -> bool:
-    return name.isprintable() and "/" not in name and not name.startswith(".") and fault(name) is None
+    return name.isprintable() and "/" not in name and not name.startswith(".") and name_problem(name) is None
 
 
 def _own(table: Mapping[str, Field]) -> dict[str, Mapping[str, Field]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.conftest import write_picture, write_text
-from wsss.data.class_names import _one_slip, lacking, slips
+from wsss.data.class_names import _one_slip, likely_typos, notes_on_missing_classes
 from wsss.data.images import Dataset, Images
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
@@ -43,13 +43,13 @@ def tagged(root, counts):
     ],
 )
 def test_slips(tmp_path, counts, asked):
-    question = slips(tagged(tmp_path, counts))
+    question = likely_typos(tagged(tmp_path, counts))
     if asked is None:
         assert question is None
     else:
         assert asked in str(question)
         assert "--classes" in str(question)
-        assert slips(tagged(tmp_path, counts), tuple(counts)) is None
+        assert likely_typos(tagged(tmp_path, counts), tuple(counts)) is None
 
 
 @given(st.text("abc", min_size=1, max_size=6), st.text("abc", min_size=1, max_size=6))
@@ -76,4 +76,4 @@ def test_a_class_list_answers_the_question(tmp_path):
 def test_splits_without_a_class_are_named(folders):
     for picture in ("train/cat/1.png", "train/dog/1.png", "val/dog/2.png"):
         write_picture(folders / "split" / picture)
-    assert lacking(open_dataset(folders / "split")) == ["split/val has no picture of cat: not scored"]
+    assert notes_on_missing_classes(open_dataset(folders / "split")) == ["split/val has no picture of cat: not scored"]

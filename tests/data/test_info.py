@@ -4,7 +4,7 @@ import json
 import shutil
 
 from tests.data.conftest import write_labels, write_picture, write_text
-from wsss.data.info import bad_among, look_through, overview, render, shared
+from wsss.data.info import bad_pictures, check_pictures, notes_on_overlap, overview, render
 from wsss.data.open import open_dataset
 
 
@@ -69,7 +69,7 @@ def spoil(table):
 def test_find_bad(table):
     images = spoil(table).split("train")
     calls = []
-    bad = bad_among(images, look_through(images, progress=lambda done, total: calls.append((done, total))))
+    bad = bad_pictures(images, check_pictures(images, progress=lambda done, total: calls.append((done, total))))
     assert list(bad) == ["a", "b c"]
     assert "truncated" in bad["a"]
     assert str(table / "masks/b c.png") in bad["b c"]
@@ -77,7 +77,7 @@ def test_find_bad(table):
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert images.without(bad).names == ("deep/ü",)
     rest = images.without(bad)
-    assert bad_among(rest, look_through(rest)) == {}
+    assert bad_pictures(rest, check_pictures(rest)) == {}
 
 
 def test_decoding_finds_more(table):
@@ -149,13 +149,13 @@ def test_coco_and_voc(coco, voc):
 def test_pictures_to_train_on_and_to_score_on_are_compared(tmp_path):
     for path in ("train/cat/0.png", "train/dog/1.png", "val/cat/2.png", "val/dog/3.png"):
         write_picture(tmp_path / path, seed=int(path[-5]))
-    assert shared(open_dataset(tmp_path)) == []
+    assert notes_on_overlap(open_dataset(tmp_path)) == []
     shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "val/cat/copy.png")
-    assert shared(open_dataset(tmp_path)) == [
+    assert notes_on_overlap(open_dataset(tmp_path)) == [
         "1 pictures are in both train and val, under other names (train/cat/0.png = val/cat/copy.png first)"
     ]
     listed = tmp_path / "some.txt"
     listed.write_text("train/cat/0\nval/dog/3\n")
-    (note,) = shared(open_dataset(tmp_path, val=str(listed)))
+    (note,) = notes_on_overlap(open_dataset(tmp_path, val=str(listed)))
     assert note.startswith("1 of the 2 pictures of ")
     assert "are in train too (0.png first)" in note

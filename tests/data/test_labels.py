@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.parity import inputs
 from wsss.data.files import read_labels, read_mask, write_mask
-from wsss.data.labels import parsed, voc_palette
+from wsss.data.labels import parse_mask_values, voc_palette
 from wsss.errors import BadInput
 
 MASK = inputs.mask(20, 30, 4)
@@ -78,13 +78,13 @@ def test_another_palette_is_a_question(tmp_path, colours):
     path = saved(tmp_path, palette_picture(MASK == 2, colours))
     with pytest.raises(BadInput, match=r"a\.png: found a palette of colours.*--mask-values index"):
         read_mask(path)
-    np.testing.assert_array_equal(read_mask(path, parsed("index", CLASSES)), MASK == 2)
+    np.testing.assert_array_equal(read_mask(path, parse_mask_values("index", CLASSES)), MASK == 2)
 
 
 def test_lossy_formats_are_refused(tmp_path):
     for suffix, options in (("jpg", {}), ("webp", {"lossless": True})):
         path = saved(tmp_path, Image.fromarray(MASK), f"a.{suffix}", **options)
-        for values in (None, parsed("255=1", CLASSES)):
+        for values in (None, parse_mask_values("255=1", CLASSES)):
             with pytest.raises(BadInput, match="which changes values when it compresses"):
                 read_mask(path, values)
 
@@ -108,19 +108,19 @@ def test_colours_are_asked_about_and_named(tmp_path):
     path = saved(tmp_path, Image.fromarray(colours[mask]))
     with pytest.raises(BadInput, match=r"mode RGB with the colours .*--mask-values '.*=NAME"):
         read_mask(path)
-    given_all = parsed("48,112,32=dog; 200,0,0=3 ; 1,2,3=ignore", CLASSES)
+    given_all = parse_mask_values("48,112,32=dog; 200,0,0=3 ; 1,2,3=ignore", CLASSES)
     labels, reading = read_labels(path, given_all)
     np.testing.assert_array_equal(labels, np.array([0, 2, 3, 255])[mask])
     assert reading == "table"
     with pytest.raises(BadInput, match=r"pixels of colour 1,2,3; expected those of --mask-values"):
-        read_mask(path, parsed("48,112,32=dog; 200,0,0=3", CLASSES))
+        read_mask(path, parse_mask_values("48,112,32=dog; 200,0,0=3", CLASSES))
 
 
 def test_values_are_named(tmp_path):
     path = saved(tmp_path, Image.fromarray((MASK == 2) * np.uint8(255)))
-    np.testing.assert_array_equal(read_mask(path, parsed("255=1", CLASSES)), MASK == 2)
+    np.testing.assert_array_equal(read_mask(path, parse_mask_values("255=1", CLASSES)), MASK == 2)
     # labels from 0 with 255 as background
-    table = parsed("0=cat;1=dog;2=cow;255=background", CLASSES)
+    table = parse_mask_values("0=cat;1=dog;2=cow;255=background", CLASSES)
     path = saved(tmp_path, Image.fromarray(MASK - np.uint8(1)))
     np.testing.assert_array_equal(read_mask(path, table), np.where(MASK == 255, 254, MASK))
 
@@ -142,5 +142,5 @@ def test_values_are_named(tmp_path):
 )
 def test_wrong_texts(text, words):
     with pytest.raises(BadInput) as error:
-        parsed(text, CLASSES)
+        parse_mask_values(text, CLASSES)
     assert words in str(error.value)

@@ -7,9 +7,9 @@ import pytest
 
 from tests.data.conftest import write_picture, write_text
 from wsss.data.lists import (
-    chosen_split,
+    choose_split,
+    existing_pictures,
     files_below,
-    found_alone,
     listing,
     pictures_below,
     read_classes,
@@ -177,23 +177,25 @@ def test_missing_pictures(tmp_path):
         BadInput,
         match=r"list: found 2 of 3 names without a picture .'secnd' first.*Did you mean 'second'\? .*--skip-bad",
     ):
-        found_alone(names, pictures, "list", "train", needed=True, skip_missing=False, notes=notes)
+        existing_pictures(names, pictures, "list", "train", needed=True, skip_missing=False, notes=notes)
     assert notes == []
-    assert found_alone(names, pictures, "list", "train", needed=True, skip_missing=True, notes=notes) == ["first"]
-    assert found_alone(names, pictures, "list", "test", needed=False, skip_missing=False, notes=notes) == ["first"]
+    assert existing_pictures(names, pictures, "list", "train", needed=True, skip_missing=True, notes=notes) == ["first"]
+    assert existing_pictures(names, pictures, "list", "test", needed=False, skip_missing=False, notes=notes) == [
+        "first"
+    ]
     assert [note.partition(" names")[0] for note in notes] == ["train: 2 of 3", "test: 2 of 3"]
     with pytest.raises(BadInput, match="1 of 1 names"):
-        found_alone(["x"], pictures, "list", "train", needed=True, skip_missing=True, notes=notes)
+        existing_pictures(["x"], pictures, "list", "train", needed=True, skip_missing=True, notes=notes)
 
 
 def test_splits(tmp_path):
-    assert chosen_split(None, ["train", "val"], ("train_aug", "train"), tmp_path) == "train"
-    assert chosen_split(None, ["val"], ("train",), tmp_path) is None
-    assert chosen_split("val", ["train", "val"], ("train",), tmp_path) == "val"
+    assert choose_split(None, ["train", "val"], ("train_aug", "train"), tmp_path) == "train"
+    assert choose_split(None, ["val"], ("train",), tmp_path) is None
+    assert choose_split("val", ["train", "val"], ("train",), tmp_path) == "val"
     with pytest.raises(
         BadInput, match=r"no split or list file 'test'; expected one of its splits .train, val. or a list file"
     ):
-        chosen_split("test", ["train", "val"], (), tmp_path)
+        choose_split("test", ["train", "val"], (), tmp_path)
 
 
 def test_listing(tmp_path):

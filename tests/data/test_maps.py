@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import finished
 from wsss.data.files import read_mask, write_cams
-from wsss.data.maps import fitting_cams
+from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput
 from wsss.refiners.crf import MaskSettings, refine
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams
@@ -51,17 +51,17 @@ def test_maps_of_other_programs_become_masks_and_scores(tmp_path, squares, conte
 def test_maps_at_a_quarter_of_the_size(tmp_path, squares):
     maps = write(squares, tmp_path / "maps", irnets)
     classes, expected = truth_maps(squares, 0)
-    found, quarter = fitting_cams(squares, maps, 0, (32, 36), stride=4)
+    found, quarter = read_matching_cams(squares, maps, 0, (32, 36), stride=4)
     assert found.tolist() == classes.tolist()
     np.testing.assert_array_equal(quarter, expected[:, ::4, ::4])
     maps = write(squares, tmp_path / "others", clip_ess)
     with pytest.raises(BadInput, match=r"bild_0ß\.npy: found no `cam`"):
-        fitting_cams(squares, maps, 0, (32, 36), stride=4)
+        read_matching_cams(squares, maps, 0, (32, 36), stride=4)
 
 
 def test_a_picture_without_classes(tmp_path, squares):
     maps = write(squares, tmp_path / "maps", lambda classes, maps: {})
-    classes, found = fitting_cams(squares, maps, 0, (32, 36))
+    classes, found = read_matching_cams(squares, maps, 0, (32, 36))
     assert (classes.tolist(), found.shape) == ([], (0, 32, 36))
 
 
@@ -77,11 +77,11 @@ def test_a_picture_without_classes(tmp_path, squares):
 def test_doubtful_maps_are_refused(tmp_path, squares, change, found):
     maps = write(squares, tmp_path / "maps", lambda classes, maps: irnets(classes, change(maps)))
     with pytest.raises(BadInput, match=rf"bild_0ß\.npy: found {found}"):
-        fitting_cams(squares, maps, 0, (32, 36))
+        read_matching_cams(squares, maps, 0, (32, 36))
 
 
 def test_one_program_in_a_folder(tmp_path, squares):
     maps = write(squares, tmp_path / "maps", irnets)
     write_cams(maps / f"{squares.names[0]}.npz", *truth_maps(squares, 0))
     with pytest.raises(BadInput, match=r"bild_0ß\.npy: found maps of the picture in bild_0ß\.npz too"):
-        fitting_cams(squares, finished(maps), 0, (32, 36))
+        read_matching_cams(squares, finished(maps), 0, (32, 36))

@@ -6,7 +6,7 @@ import pytest
 from wsss.data.lists import pictures_below
 from wsss.data.pictures import picture_size_hw, read_header, read_picture
 from wsss.data.samples import PictureReading
-from wsss.data.value_range import Asked, decided
+from wsss.data.value_range import ReadingRequest, choose_reading
 from wsss.errors import BadInput
 
 H, W = 24, 32
@@ -60,7 +60,7 @@ def test_monochrome1_is_inverted(tmp_path):
     )
     np.testing.assert_array_equal(dark, 255 - bright)
     paths = [tmp_path / "MONOCHROME1.dcm"]
-    assert "1 of 1 pictures say that small values are white; they are inverted" in decided(paths, tmp_path)[1]
+    assert "1 of 1 pictures say that small values are white; they are inverted" in choose_reading(paths, tmp_path)[1]
 
 
 def test_colours_and_frames(tmp_path):
@@ -81,7 +81,7 @@ def test_windows_are_said_and_not_used(tmp_path):
         )
         for i in range(2)
     ]
-    reading, notes = decided(paths, tmp_path)
+    reading, notes = choose_reading(paths, tmp_path)
     low, high = reading.value_range
     assert low < -900
     assert high > 2900
@@ -124,7 +124,7 @@ def test_a_slice_of_a_volume(tmp_path, name):
         read_picture(path, upright=True, how=how)
     read = read_picture(path, upright=True, how=PictureReading((-1000, 3000), ("integer",), page=4))
     np.testing.assert_array_equal(read[..., 0], np.rint((volume[..., 3].T + 1000.0) / 4000 * 255))
-    assert decided([path], tmp_path, Asked(page=4))[0].kinds == ("integer",)
+    assert choose_reading([path], tmp_path, ReadingRequest(page=4))[0].kinds == ("integer",)
 
 
 def test_one_slice_needs_no_page(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import tree
 from wsss.data import shapes
-from wsss.data.info import bad_among, look_through
+from wsss.data.info import bad_pictures, check_pictures
 from wsss.data.shapes import SHAPES, draw, make_shapes
 from wsss.data.voc import open_voc
 from wsss.errors import BadInput
@@ -24,7 +24,7 @@ def test_layout(made):
     assert (len(data.split("train")), len(data.split("val"))) == (10, 5)
     assert data.notes == ()
     for images in data.splits.values():
-        assert bad_among(images, look_through(images)) == {}
+        assert bad_pictures(images, check_pictures(images)) == {}
         assert images.has_masks
         for index in range(len(images)):
             height, width = images.size_hw(index)

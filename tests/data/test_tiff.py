@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.data.conftest import UPRIGHT
 from tests.parity import inputs
 from wsss.data.pictures import picture_size_hw, read_header, read_picture
-from wsss.data.samples import PictureReading, turned
+from wsss.data.samples import PictureReading, apply_orientation
 from wsss.errors import BadInput
 
 tifffile = pytest.importorskip("tifffile")
@@ -96,7 +96,7 @@ def test_what_was_written_is_read(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turning(orientation):
-    np.testing.assert_array_equal(turned(RGB, orientation), UPRIGHT[orientation](RGB))
+    np.testing.assert_array_equal(apply_orientation(RGB, orientation), UPRIGHT[orientation](RGB))
 
 
 def test_without_tifffile_pictures_that_pillow_reads_right_are_read(tmp_path, monkeypatch):

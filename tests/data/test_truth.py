@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import write_picture, write_text
-from wsss.data.info import doubts_about, look_through, overview, render
+from wsss.data.info import check_pictures, mask_doubts, overview, render
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
 from wsss.stages.check import open_checked
@@ -30,7 +30,7 @@ def data_set(tmp_path, values, tags=TAGS, everywhere=()):
 
 def found(root, **options):
     images = open_dataset(root, **options).split("train")
-    return doubts_about(images, look_through(images))
+    return mask_doubts(images, check_pictures(images))
 
 
 def test_masks_that_fit_raise_no_doubt(tmp_path):

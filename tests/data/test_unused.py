@@ -7,7 +7,7 @@ from PIL import Image
 from tests.data.conftest import annotation, write_coco, write_labels, write_picture, write_text
 from wsss.cli import main
 from wsss.data.coco_index import _outlined
-from wsss.data.names import fault
+from wsss.data.names import name_problem
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
 
@@ -94,7 +94,10 @@ def test_corners_in_pairs_are_no_boxes_alone():
 
 
 def test_addresses_are_no_names():
-    assert fault("http://x.org/1") == ("an address", "Fetch the files, and write their paths below the data set.")
+    assert name_problem("http://x.org/1") == (
+        "an address",
+        "Fetch the files, and write their paths below the data set.",
+    )
 
 
 def test_info_says_what_a_run_stops_at(tmp_path, capsys):

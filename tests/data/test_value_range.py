@@ -13,8 +13,8 @@ from tests.parity import inputs
 from wsss.cli import main
 from wsss.data.open import open_dataset
 from wsss.data.pictures import read_picture
-from wsss.data.samples import PLAIN, PictureReading
-from wsss.data.value_range import Asked, decided
+from wsss.data.samples import DEFAULT_READING, PictureReading
+from wsss.data.value_range import ReadingRequest, choose_reading
 from wsss.errors import BadInput
 
 tifffile = pytest.importorskip("tifffile")
@@ -59,7 +59,7 @@ def write(folder, arrays, **options):
     ],
 )
 def test_ranges(tmp_path, low, high, dtype, expected):
-    reading, notes = decided(write(tmp_path, [ramp(low, high, dtype, seed) for seed in range(4)]), tmp_path)
+    reading, notes = choose_reading(write(tmp_path, [ramp(low, high, dtype, seed) for seed in range(4)]), tmp_path)
     assert reading.kinds == (("float",) if dtype.startswith("f") else ("integer",))
     found_low, found_high = reading.value_range
     if expected:
@@ -78,20 +78,20 @@ def test_ranges(tmp_path, low, high, dtype, expected):
 
 def test_whole_floats_are_like_integers(tmp_path):
     paths = write(tmp_path, [np.rint(ramp(0, 255, "float32", seed)) for seed in range(3)])
-    assert decided(paths, tmp_path)[0].value_range == (0, 255)
+    assert choose_reading(paths, tmp_path)[0].value_range == (0, 255)
 
 
 def test_few_outliers_do_not_darken_everything(tmp_path):
     arrays = [ramp(0, 30, "uint16", seed) for seed in range(3)]
     arrays[1][5, 5] = 60000
-    reading, _ = decided(write(tmp_path, arrays), tmp_path)
+    reading, _ = choose_reading(write(tmp_path, arrays), tmp_path)
     assert reading.value_range == (0, 30)
 
 
 def test_one_brightness_for_one_series(tmp_path):
     # one picture's own maximum is 255, the next one's is 256
     paths = write(tmp_path, [ramp(0, most, "uint16") for most in (255, 256, 4095)])
-    reading, _ = decided(paths, tmp_path)
+    reading, _ = choose_reading(paths, tmp_path)
     means = [read_picture(path, upright=True, how=reading).mean() for path in paths]
     assert means[0] == pytest.approx(means[1], rel=0.02)
     assert means[0] < means[2] / 10
@@ -99,15 +99,15 @@ def test_one_brightness_for_one_series(tmp_path):
 
 def test_ordinary_pictures_stay_as_they_are(tmp_path):
     paths = [write_picture(tmp_path / name) for name in ("a.jpg", "b.png", "c.tif", "d.bmp")]
-    assert decided(paths, tmp_path) == (PLAIN, [])
-    assert decided([], tmp_path) == (PLAIN, [])
+    assert choose_reading(paths, tmp_path) == (DEFAULT_READING, [])
+    assert choose_reading([], tmp_path) == (DEFAULT_READING, [])
 
 
 def test_bad_files_do_not_decide(tmp_path):
     paths = write(tmp_path, [ramp(0, 4095, "uint16")] * 3)
     paths[1].write_bytes(b"")
     (tmp_path / "x.png").write_text("no picture")
-    reading, _ = decided([*paths, tmp_path / "x.png", tmp_path / "missing.png"], tmp_path)
+    reading, _ = choose_reading([*paths, tmp_path / "x.png", tmp_path / "missing.png"], tmp_path)
     assert reading.value_range == (0, 4095)
 
 
@@ -116,19 +116,19 @@ def test_pictures_of_8_bits_among_others_are_a_question(tmp_path):
     with pytest.raises(
         BadInput, match=r"do not go together: 1 of 8-bit samples .*a\.jpg.*; 3 of integer samples .*--value-range"
     ):
-        decided(paths, tmp_path)
+        choose_reading(paths, tmp_path)
     with pytest.raises(
         BadInput, match=r"a\.jpg: found an 8-bit picture .*, whose values end at 255; expected values 0 to 4095"
     ):
-        decided(paths, tmp_path, Asked((0, 4095)))
-    reading, notes = decided(paths, tmp_path, Asked((0, 255)))
+        choose_reading(paths, tmp_path, ReadingRequest((0, 4095)))
+    reading, notes = choose_reading(paths, tmp_path, ReadingRequest((0, 255)))
     assert reading == PictureReading((0, 255), ("8-bit", "integer"))
     assert "as --value-range says" in notes[0]
 
 
 def test_the_users_range_comes_first(tmp_path):
     paths = write(tmp_path, [ramp(-1000, 3000, "int16")] * 2)
-    reading, _ = decided(paths, tmp_path, Asked((-160, 240)))
+    reading, _ = choose_reading(paths, tmp_path, ReadingRequest((-160, 240)))
     assert reading == PictureReading((-160, 240), ("integer",))
     read = read_picture(paths[0], upright=True, how=reading)
     expected = np.clip(np.rint((ramp(-1000, 3000, "int16") + 160.0) / 400 * 255), 0, 255)
@@ -140,7 +140,7 @@ def test_missing_values_are_left_out_and_said(tmp_path):
     arrays[0][:5] = np.nan
     arrays[1][:5] = -9999
     paths = write(tmp_path, arrays, extratags=[(42113, "s", 0, "-9999", True)])
-    reading, notes = decided(paths, tmp_path)
+    reading, notes = choose_reading(paths, tmp_path)
     assert reading.value_range == (0, 1)
     assert "2 of 4 pictures have pixels without a value, which become black" in notes
     assert (read_picture(paths[1], upright=True, how=reading)[:5] == 0).all()
@@ -149,15 +149,15 @@ def test_missing_values_are_left_out_and_said(tmp_path):
 def test_pages_are_a_question(tmp_path):
     paths = write(tmp_path, [np.stack([ramp(0, 4095, "uint16", seed) for seed in range(5)])] * 3)
     with pytest.raises(BadInput, match=r"5 pages .* in .*0\.tif, one of 3 such pictures of 3 looked at; .*--page N"):
-        decided(paths, tmp_path)
-    reading, _ = decided(paths, tmp_path, Asked(page=2))
+        choose_reading(paths, tmp_path)
+    reading, _ = choose_reading(paths, tmp_path, ReadingRequest(page=2))
     assert (reading.page, reading.value_range) == (2, (0, 4095))
 
 
 def test_one_of_several_pages_among_good_ones_is_a_bad_file(tmp_path):
     paths = write(tmp_path / "a", [ramp(0, 4095, "uint16")] * 3)
     paths += write(tmp_path / "b", [np.stack([ramp(0, 4095, "uint16")] * 2)])
-    reading, _ = decided(paths, tmp_path)
+    reading, _ = choose_reading(paths, tmp_path)
     with pytest.raises(BadInput, match="2 pages"):
         read_picture(paths[-1], upright=True, how=reading)
 
@@ -167,19 +167,19 @@ def test_bands_are_a_question_or_said(tmp_path):
     with pytest.raises(
         BadInput, match=r"uint16 with 5 bands, which does not say which .*one of 2 such pictures of 2.*--bands"
     ):
-        decided(paths, tmp_path)
-    reading, notes = decided(paths, tmp_path, Asked(bands=(4, 3, 2)))
+        choose_reading(paths, tmp_path)
+    reading, notes = choose_reading(paths, tmp_path, ReadingRequest(bands=(4, 3, 2)))
     assert reading.bands == (4, 3, 2)
     assert "bands: red is band 4, green is band 3, blue is band 2" in notes
     three = write(tmp_path / "three", [ramp(0, 4095, "uint16", bands=3)] * 2, planarconfig="contig")
     assert any(
         "do not say what their 3 bands are; they are taken as red, green, blue" in note
-        for note in decided(three, tmp_path)[1]
+        for note in choose_reading(three, tmp_path)[1]
     )
     more = write(tmp_path / "more", [ramp(0, 255, "uint8", bands=6)] * 2, photometric="rgb", extrasamples=[0, 0, 0])
     assert any(
         "have 6 bands; the colours are the first 3, and the other 3 are not used" in note
-        for note in decided(more, tmp_path)[1]
+        for note in choose_reading(more, tmp_path)[1]
     )
 
 
@@ -190,21 +190,21 @@ def test_near_infrared_that_a_file_calls_alpha_is_a_question(tmp_path, dtype, hi
     with pytest.raises(
         BadInput, match=r"fourth band that TIFFs call alpha and that looks like a picture .*`--bands 1,2,3`"
     ):
-        decided(paths, tmp_path)
-    assert decided(paths, tmp_path, Asked(bands=(1, 2, 3)))[0].bands == (1, 2, 3)
+        choose_reading(paths, tmp_path)
+    assert choose_reading(paths, tmp_path, ReadingRequest(bands=(1, 2, 3)))[0].bands == (1, 2, 3)
     bands[..., 3] = np.where(bands[..., 3] > high // 2, high, 0)
     paths = write(tmp_path / "alpha", [bands] * 3, photometric="rgb", extrasamples=["unassalpha"])
-    assert decided(paths, tmp_path)[0].bands == ()
+    assert choose_reading(paths, tmp_path)[0].bands == ()
 
 
 def test_inverted_and_animated_pictures_are_said(tmp_path):
     paths = write(tmp_path, [ramp(0, 4095, "uint16")] * 2, photometric="miniswhite")
-    assert "2 of 2 pictures say that small values are white; they are inverted" in decided(paths, tmp_path)[1]
+    assert "2 of 2 pictures say that small values are white; they are inverted" in choose_reading(paths, tmp_path)[1]
     frames = [Image.fromarray(inputs.image(20, 20, seed)) for seed in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     plain = write_picture(tmp_path / "b.png")
-    reading, notes = decided([tmp_path / "a.gif", plain], tmp_path)
-    assert reading == PLAIN
+    reading, notes = choose_reading([tmp_path / "a.gif", plain], tmp_path)
+    assert reading == DEFAULT_READING
     assert notes == [
         "1 of 2 pictures looked at are animated (a.gif first): their first frame is read; --page takes another"
     ]
@@ -213,12 +213,14 @@ def test_inverted_and_animated_pictures_are_said(tmp_path):
 def test_a_network_s_range_is_taken_for_new_pictures(tmp_path):
     trained = PictureReading((0, 4095), ("integer",), strict=True)
     paths = write(tmp_path / "a", [ramp(0, 900, "uint16")] * 2)
-    assert decided(paths, tmp_path, trained=trained) == (trained, [])
+    assert choose_reading(paths, tmp_path, trained=trained) == (trained, [])
     with pytest.raises(BadInput, match=r"JPEG of uint8 .*expected integer samples, values 0 to 4095"):
-        decided([write_picture(tmp_path / "a.jpg")], tmp_path, trained=trained)
+        choose_reading([write_picture(tmp_path / "a.jpg")], tmp_path, trained=trained)
     with pytest.raises(BadInput, match=r"TIFF of uint16 .*expected 8-bit pictures"):
-        decided(paths, tmp_path, trained=PLAIN)
-    assert decided(paths, tmp_path, Asked((0, 255)), trained)[0] == PictureReading((0, 255), ("integer",))
+        choose_reading(paths, tmp_path, trained=DEFAULT_READING)
+    assert choose_reading(paths, tmp_path, ReadingRequest((0, 255)), trained)[0] == PictureReading(
+        (0, 255), ("integer",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,11 +238,15 @@ def test_a_network_s_range_is_taken_for_new_pictures(tmp_path):
 )
 def test_settings_that_make_no_sense(value_range, bands, page, message):
     with pytest.raises(BadInput, match=message):
-        Asked.of(value_range, bands, page)
+        ReadingRequest.of(value_range, bands, page)
 
 
 def test_settings_as_typed_and_as_lists():
-    assert Asked.of("-1, 1", "4, 3,2", 2) == Asked.of([-1, 1], [4, 3, 2], 2) == Asked((-1, 1), (4, 3, 2), 2)
+    assert (
+        ReadingRequest.of("-1, 1", "4, 3,2", 2)
+        == ReadingRequest.of([-1, 1], [4, 3, 2], 2)
+        == ReadingRequest((-1, 1), (4, 3, 2), 2)
+    )
 
 
 @given(
@@ -315,8 +321,8 @@ def test_ordinary_data_sets_have_no_reading_of_their_own(tmp_path):
     for name in ("cat/1.jpg", "dog/1.png"):
         write_picture(tmp_path / name)
     images = open_dataset(tmp_path).split("train")
-    assert images.reading == PLAIN
-    assert dataclasses.replace(images, reading=PLAIN).fingerprint() == images.fingerprint()
+    assert images.reading == DEFAULT_READING
+    assert dataclasses.replace(images, reading=DEFAULT_READING).fingerprint() == images.fingerprint()
 
 
 def test_the_command_line_says_what_becomes_black_and_white(tmp_path, capsys):

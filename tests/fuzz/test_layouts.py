@@ -13,7 +13,7 @@ from PIL import Image
 from tests.data.layouts import LAYOUTS
 from tests.fuzz.hostile import as_json, files, fuzz, json_files
 from wsss.data.labelmap import read_labelmap
-from wsss.data.labelme import DrawnMask, read_drawing
+from wsss.data.labelme import ShapesMask, read_labelme_file
 from wsss.data.open import open_dataset
 from wsss.data.roles import Roles
 from wsss.data.rows import csv_rows, json_rows
@@ -48,9 +48,9 @@ DRAWING = {
 
 def test_drawings(tmp_path):
     def read(path):
-        drawing = read_drawing(path)
+        drawing = read_labelme_file(path)
         if drawing.size_hw[0] * drawing.size_hw[1] < 1_000_000:
-            assert DrawnMask(path, Roles(("cat", "dog"))).read().shape == drawing.size_hw
+            assert ShapesMask(path, Roles(("cat", "dog"))).read().shape == drawing.size_hw
 
     print(fuzz(json_files(DRAWING), tmp_path / "a.json", read), "inputs")
 

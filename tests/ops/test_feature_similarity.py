@@ -101,7 +101,7 @@ def test_far_pairs_that_are_left_out_do_not_show():
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mu", [-500.0, -50.0, 10.0, 45.0, 500.0])
 @pytest.mark.parametrize("sigma", [0.1, 0.2, 5.0, 1000.0, None])
-def test_gates_and_neighbourhoods_at_their_limits(kind, mu, sigma):
+def test_file_checkss_and_neighbourhoods_at_their_limits(kind, mu, sigma):
     """Gates that are -1 or 1 everywhere; neighbourhoods in which a cell itself outweighs all others by 1e22."""
     maps, colours = random((2, 3, 9, 7)), random((2, 3, 9, 7), 1)
     with pytest.MonkeyPatch.context() as patch:

@@ -142,7 +142,7 @@ def similarity(name: str, shape: tuple[int, ...], kind: torch.dtype, options: di
     return loss.item(), maps.grad
 
 
-def test_gate():
+def test_file_checks():
     stored = load("fsl")
     distance = torch.from_numpy(stored["gate_x"])
     # three channels of the same difference have that as their mean

@@ -13,7 +13,7 @@ from tests.stages.test_predict import SMALL
 from wsss.cli import main
 from wsss.data.files import write_mask
 from wsss.data.images import Images
-from wsss.data.samples import PLAIN, PictureReading
+from wsss.data.samples import DEFAULT_READING, PictureReading
 from wsss.errors import BadInput
 from wsss.methods import cam
 from wsss.stages.localize import localize
@@ -58,7 +58,7 @@ def test_12_bits_train_the_same_network_as_8(both):
 def test_weights_know_how_pictures_were_read(both):
     folder, _, _ = both
     assert reading_of(folder / "deep") == TWELVE
-    assert reading_of(folder / "plain") == PLAIN
+    assert reading_of(folder / "plain") == DEFAULT_READING
     assert "reading" not in read_metadata(folder / "plain" / "weights.safetensors")
     assert Segmenter(folder / "deep", PredictSettings()).reading == TWELVE
 

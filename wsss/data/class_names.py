@@ -20,7 +20,7 @@ SHORTEST = 4
 SHOWN = 5
 
 
-def slips(data: Dataset, classes: object = None) -> BadInput | None:
+def likely_typos(data: Dataset, classes: object = None) -> BadInput | None:
     """A question about tags that may be slips of other tags: they differ in case or separators alone, or in one letter.
 
     Names with one letter more, less or changed, or two neighbours exchanged, are asked about where one is ten times as
@@ -55,7 +55,7 @@ def slips(data: Dataset, classes: object = None) -> BadInput | None:
     )
 
 
-def lacking(data: Dataset) -> list[str]:
+def notes_on_missing_classes(data: Dataset) -> list[str]:
     """Notes on classes that the split trained on, or the one that segmenters are scored on, has no picture of."""
     notes = []
     for name, consequence in ((data.train, "nothing is learned of it"), (data.val, "not scored")):

@@ -15,14 +15,14 @@ from jaxtyping import Bool, UInt8
 from wsss.data.coco_files import PictureFiles, annotation_files, split_folders
 from wsss.data.coco_index import Instances, read_instances
 from wsss.data.coco_shapes import MaskRule, draw_mask
-from wsss.data.entries import sole_split
+from wsss.data.entries import only_split
 from wsss.data.images import IGNORE, MOST_CLASSES, Dataset, Images, MaskFile, TrueMask
-from wsss.data.lists import chosen_split, found_alone, pictures_below, read_classes, read_names, without_suffix
-from wsss.data.names import below
+from wsss.data.lists import choose_split, existing_pictures, pictures_below, read_classes, read_names, without_suffix
+from wsss.data.names import relative_name
+from wsss.data.orientation import choose_orientation, header_size_hw
 from wsss.data.pictures import picture_size_hw
-from wsss.data.roles import IGNORED, is_nothing
+from wsss.data.roles import IGNORED, means_no_class
 from wsss.data.tables import labels_by_name, labels_of, spellings
-from wsss.data.turned import decided, header_size_hw
 from wsss.errors import BadInput, is_regular
 from wsss.foreign.npy import read_legacy_labels
 from wsss.stream import Progress, in_threads
@@ -161,7 +161,7 @@ def open_coco(
             annotations of 2017 where they are there. By default crowds are objects like others in data that is not COCO's own, since tools
             mark plain objects so.
         upright: follow EXIF orientation. By default COCO's own pictures are not turned, as in the published loaders; for others see
-            `wsss.data.turned`.
+            `wsss.data.orientation`.
         skip_missing: leave out pictures that are missing.
         progress: called while masks are drawn for the tags of `icam`, with the number of masks drawn and of all.
         negatives: names of categories that mean that nothing is there, beside `background` and `_background_`.
@@ -187,7 +187,7 @@ def open_coco(
     )
     there = list(layout.files or layout.folders)
     lists = [asked for asked in (train, val) if asked is not None and asked not in there and is_regular(asked)]
-    chosen = chosen_split(train, [*there, *lists], ("train2014", "train2017", "train", *sole_split(there)), root)
+    chosen = choose_split(train, [*there, *lists], ("train2014", "train2017", "train", *only_split(there)), root)
     if chosen is None:
         raise BadInput(
             root / "annotations" / "instances_train2014.json",
@@ -195,7 +195,7 @@ def open_coco(
             "the annotations of a training split",
             "Fetch them, or choose a split with --train.",
         )
-    scored = chosen_split(val, [*there, *lists], (chosen.replace("train", "val"),) if "train" in chosen else (), root)
+    scored = choose_split(val, [*there, *lists], (chosen.replace("train", "val"),) if "train" in chosen else (), root)
     layout.class_names = _class_names(layout, classes, [split for split in (chosen, scored) if split in layout.files])
     used = dict.fromkeys(split for split in (chosen, scored) if split)
     splits = {
@@ -236,7 +236,7 @@ def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
     """Take categories that are no classes out of the annotations read: the background, what is ignored, Roboflow's supercategory."""
     read = [layout.instances(split) for split in splits]
     for number, name in {number: name for instances in read for number, name in instances.categories.items()}.items():
-        label = 0 if is_nothing(name, layout.negatives) else IGNORE if name == IGNORED else None
+        label = 0 if means_no_class(name, layout.negatives) else IGNORE if name == IGNORED else None
         above = {
             instances.supercategories.get(other)
             for instances in read
@@ -302,7 +302,7 @@ def _entry(
     image_id = int(instances.ids[position])
     path = layout.pictures.find(split, file_name, image_id, f"{instances.path}, image {image_id}")
     name = without_suffix(path.name if path and "/" not in file_name else file_name)
-    return below(name), path, (instances, position)
+    return relative_name(name), path, (instances, position)
 
 
 def _images(
@@ -310,7 +310,7 @@ def _images(
 ) -> Images:
     pictures = {name: path for name, path, _ in entries if path}
     places = {name: place for name, _, place in entries}
-    names = found_alone(
+    names = existing_pictures(
         [name for name, _, _ in entries],
         pictures,
         where,
@@ -324,7 +324,7 @@ def _images(
     upright = bool(layout.upright)
     if not published:
         sizes = [_mask_size_hw(mask) for mask in masks]
-        upright = decided([pictures[name] for name in names], sizes, layout.upright, split, layout.notes)
+        upright = choose_orientation([pictures[name] for name in names], sizes, layout.upright, split, layout.notes)
     masks = [dataclasses.replace(mask, upright=upright) if isinstance(mask, InstanceMask) else mask for mask in masks]
     labels, without = _labels(layout, split, names, places, masks)
     keep = [index for index, name in enumerate(names) if name not in without]

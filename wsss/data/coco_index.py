@@ -23,7 +23,7 @@ from wsss.data.lists import is_text
 from wsss.errors import BadInput, Unreadable, reading
 
 # Classes of objects that are of none: drawn as background, and as pixels that do not count
-NOTHING, UNSURE = -1, -2
+DRAWN_AS_BACKGROUND, DRAWN_AS_IGNORED = -1, -2
 
 EXPECTED = "COCO instance annotations with images, annotations and categories"
 _BROKEN = "The file may be cut off: fetch it again."
@@ -43,7 +43,7 @@ class Instances:
         first: where the objects of each picture begin in the three next arrays, which hold them in file order.
         starts: where an object stands in the file, in bytes.
         lengths: how many bytes it has.
-        classes: its 0-based class, or NOTHING or UNSURE.
+        classes: its 0-based class, or DRAWN_AS_BACKGROUND or DRAWN_AS_IGNORED.
         outlined: 0 where it has no outline (a box alone), 1 where it has one, 2 where some of its polygons have less than three corners.
         crowds: whether it is marked as a crowd.
         supercategories: by category id, where the file names any.
@@ -108,7 +108,11 @@ class Instances:
         if category not in self.categories:
             return self
         rank = list(self.categories).index(category)
-        classes = np.where(self.classes == rank, UNSURE if label else NOTHING, self.classes - (self.classes > rank))
+        classes = np.where(
+            self.classes == rank,
+            DRAWN_AS_IGNORED if label else DRAWN_AS_BACKGROUND,
+            self.classes - (self.classes > rank),
+        )
         kept = {number: name for number, name in self.categories.items() if number != category}
         return dataclasses.replace(self, categories=kept, classes=classes)
 

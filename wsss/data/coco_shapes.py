@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from wsss.data.coco_index import NOTHING, UNSURE
+from wsss.data.coco_index import DRAWN_AS_BACKGROUND, DRAWN_AS_IGNORED
 from wsss.data.labels import IGNORE
 from wsss.errors import BadInput, Unreadable, reading
 
@@ -31,7 +31,7 @@ def draw_mask(
     """Draw the objects of a picture, later ones over earlier ones; nothing is ignored.
 
     Args:
-        objects: 0-based class (or NOTHING or UNSURE) and annotation of each, in file order.
+        objects: 0-based class (or DRAWN_AS_BACKGROUND or DRAWN_AS_IGNORED) and annotation of each, in file order.
         size_hw: height and width.
         rule: `clims` (CLIMS, QA-CLIMS) leaves crowds out and rasterises with the COCO API; `icam` draws crowds too, and fills
             each polygon by OpenCV with its corners truncated to integers, border included.
@@ -51,7 +51,7 @@ def draw_mask(
         expected = f"polygons or a run-length code for {height}x{width} pixels"
         do = "Fetch the annotations again, or leave the picture out with --skip-bad."
         with reading(f"{where}, annotation {entry.get('id')!r:.40}", expected, do):
-            label = {NOTHING: 0, UNSURE: IGNORE}.get(class_, class_ + 1)
+            label = {DRAWN_AS_BACKGROUND: 0, DRAWN_AS_IGNORED: IGNORE}.get(class_, class_ + 1)
             if rule == "icam":
                 _fill(mask, entry.get("segmentation"), label)
             elif crowds or not entry.get("iscrowd"):

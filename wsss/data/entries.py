@@ -10,8 +10,8 @@ import numpy as np
 
 from wsss.data.images import Dataset, Images, TrueMask
 from wsss.data.labels import IGNORE
-from wsss.data.lists import chosen_split, found_alone, read_names, tags_to_labels
-from wsss.data.roles import check_doubtful
+from wsss.data.lists import choose_split, existing_pictures, read_names, tags_to_labels
+from wsss.data.roles import check_ambiguous
 from wsss.data.tables import check_tags, labels_by_name, labels_of
 from wsss.errors import BadInput, is_regular
 from wsss.stream import in_threads
@@ -34,13 +34,13 @@ def split_of(word: str) -> str | None:
     return SPLITS.get(word.lower())
 
 
-def sole_split(splits: Collection[str]) -> tuple[str, ...]:
+def only_split(splits: Collection[str]) -> tuple[str, ...]:
     """The only split, where it may be trained on: it is no one for tests."""
     return tuple(splits) if len(splits) == 1 and split_of(next(iter(splits))) in (None, "train") else ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class LayoutOptions:
     """How a user wants a data set to be read; see `open_dataset`.
 
     Attributes:
@@ -81,7 +81,7 @@ class Entry:
 
 
 @dataclasses.dataclass
-class Found:
+class LayoutContents:
     """All that a layout's reader found.
 
     Attributes:
@@ -99,12 +99,12 @@ class Found:
     tags_by_picture: bool = False
 
 
-def name_of(path: Path, root: Path) -> str:
+def picture_name(path: Path, root: Path) -> str:
     """The name of a picture: its path below the root, with slashes and without its suffix."""
     return os.path.splitext(os.path.relpath(path, root))[0].replace(os.sep, "/")
 
 
-def labels_held(masks: Sequence[TrueMask]) -> list[list[int]]:
+def labels_in_masks(masks: Sequence[TrueMask]) -> list[list[int]]:
     """The labels of classes in each of these masks, ascending.
 
     Raises:
@@ -121,7 +121,7 @@ def labels_held(masks: Sequence[TrueMask]) -> list[list[int]]:
     return list(in_threads(held, masks, len(masks)))
 
 
-def assembled(root: Path, found: Found, options: Options) -> Dataset:
+def assemble(root: Path, found: LayoutContents, options: LayoutOptions) -> Dataset:
     """The data set of what a reader found.
 
     Raises:
@@ -135,7 +135,7 @@ def assembled(root: Path, found: Found, options: Options) -> Dataset:
         raise BadInput(root, f"no tag for any of {len(found.entries)} pictures", "tags", "Add them.")
     if options.classes is None and found.tags_by_picture:
         check_tags(((entry.where, entry.tags) for entry in found.entries), options.negatives)
-        check_doubtful(class_names, root)
+        check_ambiguous(class_names, root)
     members: dict[str, dict[str, Entry]] = defaultdict(dict)
     for entry in found.entries:
         if (other := members[entry.split].setdefault(entry.name, entry)) is not entry:
@@ -149,7 +149,7 @@ def assembled(root: Path, found: Found, options: Options) -> Dataset:
     for asked in (options.train, options.val):
         if asked is not None and asked not in members and is_regular(asked):
             known = {name: entry.path for name, entry in everything.items()}
-            listed = found_alone(
+            listed = existing_pictures(
                 list(read_names(Path(asked), known)),
                 known,
                 asked,
@@ -159,16 +159,16 @@ def assembled(root: Path, found: Found, options: Options) -> Dataset:
                 notes=notes,
             )
             members[asked] = {name: everything[name] for name in listed}
-    chosen = chosen_split(options.train, members, ("train", *sole_split(members)), root)
+    chosen = choose_split(options.train, members, ("train", *only_split(members)), root)
     if chosen is None:
         raise BadInput(root, f"the splits {', '.join(members)}", "one called train", "Choose one with --train.")
-    scored = chosen_split(options.val, members, ("val",), root)
+    scored = choose_split(options.val, members, ("val",), root)
     given = None if options.tags is None else labels_by_name(options.tags, class_names)
     splits = {}
     for split, entries in members.items():
         there = {name: entry.path for name, entry in entries.items() if is_regular(entry.path)}
         first = next(iter(entries.values()))
-        names = found_alone(
+        names = existing_pictures(
             list(entries),
             there,
             first.where,
@@ -208,7 +208,7 @@ def _images(
     entries: Sequence[Entry],
     class_names: tuple[str, ...],
     given: Mapping[str, np.ndarray] | None,
-    options: Options,
+    options: LayoutOptions,
 ) -> Images:
     names = tuple(entry.name for entry in entries)
     if given is not None:

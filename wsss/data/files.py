@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from wsss.data.labels import EXPECTED, MaskTable, Reading, labels_in, voc_palette
+from wsss.data.labels import EXPECTED, LabelSource, MaskTable, decode_labels, voc_palette
 from wsss.errors import BadInput, Unreadable, reading
 from wsss.storage import whole_file
 
@@ -22,7 +22,7 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
 
 
 def read_mask(path: Path, table: MaskTable | None = None) -> UInt8[np.ndarray, "h w"]:
-    """Read the labels of a mask file; see `wsss.data.labels.labels_in` for what its pixels may be.
+    """Read the labels of a mask file; see `wsss.data.labels.decode_labels` for what its pixels may be.
 
     Raises:
         BadInput: the file is missing, cut off, no picture, or has colours whose meaning nobody told.
@@ -30,11 +30,11 @@ def read_mask(path: Path, table: MaskTable | None = None) -> UInt8[np.ndarray, "
     return read_labels(path, table)[0]
 
 
-def read_labels(path: Path, table: MaskTable | None = None) -> tuple[UInt8[np.ndarray, "h w"], Reading]:
+def read_labels(path: Path, table: MaskTable | None = None) -> tuple[UInt8[np.ndarray, "h w"], LabelSource]:
     """As `read_mask`, and how the labels were found."""
     missing = "Check that a mask was made for each picture."
     with reading(path, EXPECTED, "Write the mask again.", missing=missing), Image.open(path) as picture:
-        return labels_in(picture, str(path), table)
+        return decode_labels(picture, str(path), table)
 
 
 def write_cams(

@@ -21,9 +21,9 @@ from jaxtyping import Bool, UInt8
 from wsss.data.entries import split_of
 from wsss.data.images import Dataset, Images, MaskFile, TrueMask
 from wsss.data.lists import (
-    chosen_split,
+    choose_split,
+    existing_pictures,
     files_below,
-    found_alone,
     is_hidden,
     is_picture,
     listing,
@@ -35,11 +35,11 @@ from wsss.data.lists import (
     without_suffix,
 )
 from wsss.data.lookalikes import check_folders_of_classes, check_other_files
-from wsss.data.mask_files import MASKS, check_named_like_masks, masks_alone, told_apart
-from wsss.data.names import below
+from wsss.data.mask_files import MASKS, check_named_like_masks, check_unmatched_masks, separate_masks
+from wsss.data.names import relative_name
 from wsss.data.pairs import MASK_FOLDERS
 from wsss.data.pictures import picture_size_hw
-from wsss.data.roles import check_doubtful, classes_among, is_nothing
+from wsss.data.roles import check_ambiguous, means_no_class, only_classes
 from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
 from wsss.errors import BadInput, is_regular
 
@@ -78,7 +78,7 @@ def open_folder(
     table = tags if tags is not None else find_table(root)
     own = root / CLASSES
     names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else None
-    names = names and classes_among(names, negatives)
+    names = names and only_classes(names, negatives)
     if table is None:
         splits = _by_folder(layout, names, (train, val))
     elif table.suffix.lower() in TABLE_SUFFIXES:
@@ -89,7 +89,7 @@ def open_folder(
     for asked in (train, val):
         if asked is not None and asked not in splits and is_regular(asked):
             splits[asked] = _listed(layout, Path(asked), everything)
-    chosen = chosen_split(train, splits, ("train",), root)
+    chosen = choose_split(train, splits, ("train",), root)
     if chosen is None:
         raise BadInput(root, f"the splits {', '.join(splits)}", "one called train", "Choose one with --train.")
     if not splits[chosen].labels.any():
@@ -97,9 +97,9 @@ def open_folder(
             table or root, f"no tag for any of the {len(splits[chosen])} pictures of {chosen}", "tags", "Add them."
         )
     if names is None:
-        check_doubtful(splits[chosen].class_names, table or root)
+        check_ambiguous(splits[chosen].class_names, table or root)
     seed = chosen if splits[chosen].has_masks else None
-    scored = chosen_split(val, splits, ("val",), root)
+    scored = choose_split(val, splits, ("val",), root)
     kind = "folders" if table is None else "tags"
     return Dataset(kind, root, splits, chosen, scored_split=seed, val=scored, notes=tuple(layout.notes))
 
@@ -135,7 +135,7 @@ def find_table(root: Path) -> Path | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class NothingMask:
+class BackgroundMask:
     """The true mask of a picture in which no class is: background alone."""
 
     picture: Path
@@ -172,7 +172,7 @@ class _Layout:
             for name, path in pictures_below(self.base).items()
             if self.base == images or not name.startswith(f"{MASKS}/")
         }
-        self.pictures, self.masks = told_apart(found)
+        self.pictures, self.masks = separate_masks(found)
         masks = pictures_below(self.root / MASKS)
         self.masks |= masks if self.base == images else {self._named(name): path for name, path in masks.items()}
         if not self.pictures:
@@ -242,11 +242,11 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequ
     folders = {name: name.split("/")[depth] for name in layout.pictures}
     check_named_like_masks(layout.pictures, layout.masks)
     check_folders_of_classes(layout.base, layout.pictures, folders, class_names)
-    layout.notes += masks_alone(layout.root, layout.base, layout.pictures, layout.masks)
+    layout.notes += check_unmatched_masks(layout.root, layout.base, layout.pictures, layout.masks)
     negative = {
         folder
         for folder in folders.values()
-        if is_nothing(folder, layout.negatives) and folder not in (class_names or ())
+        if means_no_class(folder, layout.negatives) and folder not in (class_names or ())
     }
     tags = {name: folder for name, folder in folders.items() if folder not in negative}
     if negative:
@@ -274,7 +274,7 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequ
             f"files that are no pictures, ignored: {', '.join(f'{n} {suffix}' for suffix, n in sorted(others.items()))}"
         )
     unmasked = folders.keys() - tags.keys() - layout.masks.keys() if layout.masks else ()
-    masks = {name: NothingMask(layout.pictures[name], layout.upright) for name in unmasked}
+    masks = {name: BackgroundMask(layout.pictures[name], layout.upright) for name in unmasked}
     members: dict[str, list[str]] = defaultdict(list)
     for name in layout.pictures:
         members[str(split_of(name.partition("/")[0])) if deep else "train"].append(name)
@@ -341,7 +341,7 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     masks = {name: MaskFile(_mask(layout, row)) for name, row in rows.items() if row.mask}
     used = {mask.path for mask in masks.values()}
     _note_unnamed(layout, {name for name, path in layout.pictures.items() if name in rows or path in used}, table)
-    layout.notes += masks_alone(layout.root, layout.base, layout.pictures, layout.masks, used)
+    layout.notes += check_unmatched_masks(layout.root, layout.base, layout.pictures, layout.masks, used)
     return {
         split: layout.images(
             split,
@@ -363,7 +363,7 @@ def _nearest(layout: _Layout, image: str) -> str:
 
 def _without_negatives(layout: _Layout, row: Row, class_names: tuple[str, ...] | None) -> Row:
     """The row without tags that mean that nothing is there."""
-    kept = set(classes_among(row.tags, layout.negatives)) | set(class_names or ())
+    kept = set(only_classes(row.tags, layout.negatives)) | set(class_names or ())
     return dataclasses.replace(row, tags=tuple(tag for tag in row.tags if tag in kept))
 
 
@@ -373,7 +373,7 @@ def _picture(layout: _Layout, row: Row) -> str | None:
         place = _outside(layout, path, row.where)
         if place is None:
             return None
-        layout.pictures.setdefault(name := without_suffix(below(path)), place)
+        layout.pictures.setdefault(name := without_suffix(relative_name(path)), place)
         return name
     bare = without_suffix(path)
     forms = (path, bare, bare.removeprefix("images/"), f"images/{bare}")
@@ -424,7 +424,7 @@ def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | No
             source, f"none of the {len(layout.pictures)} pictures", "their names", "Choose the tags of these pictures."
         )
     _note_unnamed(layout, named, source)
-    layout.notes += masks_alone(layout.root, layout.base, layout.pictures, layout.masks)
+    layout.notes += check_unmatched_masks(layout.root, layout.base, layout.pictures, layout.masks)
     keep = [index for index, name in enumerate(layout.pictures) if name in named]
     return {"train": layout.images("train", list(named), class_names, labels[keep], {})}
 
@@ -458,7 +458,7 @@ def _joined(layout: _Layout, splits: Mapping[str, Images]) -> Images:
 def _listed(layout: _Layout, source: Path, everything: Images) -> Images:
     positions = {name: index for index, name in enumerate(everything.names)}
     pictures = dict(zip(everything.names, everything.paths, strict=True))
-    names = found_alone(
+    names = existing_pictures(
         list(read_names(source, pictures)),
         pictures,
         source,

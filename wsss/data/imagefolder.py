@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wsss.data.entries import Entry, Found, Options, name_of, split_of
+from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
 from wsss.data.images import MaskFile
 from wsss.data.lists import files_below, is_picture
 from wsss.data.names import check_name
-from wsss.data.roles import classes_among
+from wsss.data.roles import only_classes
 from wsss.data.rows import csv_rows, json_rows, tags_in
 from wsss.errors import BadInput, is_regular
 
@@ -44,7 +44,7 @@ def find_imagefolder(root: Path) -> list[Path]:
     return found
 
 
-def read_imagefolder(root: Path, tables: list[Path], options: Options) -> Found:
+def read_imagefolder(root: Path, tables: list[Path], options: LayoutOptions) -> LayoutContents:
     """Pictures, tags and masks by the metadata.
 
     Raises:
@@ -67,9 +67,9 @@ def read_imagefolder(root: Path, tables: list[Path], options: Options) -> Found:
             entries.append(
                 Entry(
                     split=split,
-                    name=name_of(path, root),
+                    name=picture_name(path, root),
                     path=path,
-                    tags=classes_among(named, options.negatives),
+                    tags=only_classes(named, options.negatives),
                     where=where,
                     mask=MaskFile(_path(table.parent, kept, where)) if kept else None,
                 )
@@ -79,7 +79,7 @@ def read_imagefolder(root: Path, tables: list[Path], options: Options) -> Found:
         numbered = ", ".join(f"{label} {name}" for label, name in enumerate(order, 1))
         notes.append(f"labels in masks are taken for the sorted tags ({numbered}); --classes gives another order")
     notes += _unlisted(root, tables, entries)
-    return Found("imagefolder", entries, options.classes, notes, tags_by_picture=True)
+    return LayoutContents("imagefolder", entries, options.classes, notes, tags_by_picture=True)
 
 
 def _tag_column(table: Path, columns: Iterable[str], asked: str | None) -> str:

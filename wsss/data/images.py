@@ -11,10 +11,10 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
 from wsss.data.files import read_labels, read_mask
-from wsss.data.labels import IGNORE, MaskTable, Reading, labels_in, parsed
+from wsss.data.labels import IGNORE, LabelSource, MaskTable, decode_labels, parse_mask_values
 from wsss.data.names import check_names
-from wsss.data.pictures import HeldPicture, as_rgb, held_array, picture_size_hw, read_header, read_picture
-from wsss.data.samples import PLAIN, PictureReading
+from wsss.data.pictures import PictureArray, as_rgb, channels_last, picture_size_hw, read_header, read_picture
+from wsss.data.samples import DEFAULT_READING, PictureReading
 from wsss.digests import content_digest
 from wsss.errors import BadInput, suggestion
 from wsss.storage import digest
@@ -63,7 +63,7 @@ class MaskFile:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HeldMask:
+class ArrayMask:
     """A true mask held in memory.
 
     Attributes:
@@ -82,7 +82,7 @@ class HeldMask:
 
 
 @dataclasses.dataclass(frozen=True)
-class LookedAtMask:
+class MaskSummary:
     """What one true mask holds.
 
     Attributes:
@@ -94,7 +94,7 @@ class LookedAtMask:
 
     values: tuple[int, ...]
     ignored: float
-    reading: Reading | None
+    reading: LabelSource | None
     message: str | None
 
 
@@ -121,7 +121,7 @@ class Images:
     labels: Bool[np.ndarray, "n c"]
     masks: tuple[TrueMask | None, ...]
     upright: bool = True
-    reading: PictureReading = PLAIN
+    reading: PictureReading = DEFAULT_READING
     arrays: tuple[UInt8[np.ndarray, "_ _ 3"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -133,14 +133,14 @@ class Images:
                 f"{self.title}: {n} names, {pictures} pictures, {len(self.masks)} masks and labels of {self.labels.dtype} "
                 f"{self.labels.shape} do not fit together with {c} classes"
             )
-        check_names(self.names, self.paths or [held_where(self.title, name) for name in self.names])
+        check_names(self.names, self.paths or [array_title(self.title, name) for name in self.names])
 
     @staticmethod
     def from_arrays(
-        pictures: Sequence[HeldPicture],
+        pictures: Sequence[PictureArray],
         labels: Shaped[np.ndarray, "..."] | Sequence[Collection[str]],
         class_names: Sequence[str],
-        masks: Sequence[HeldPicture | None] | None = None,
+        masks: Sequence[PictureArray | None] | None = None,
         *,
         names: Sequence[str] | None = None,
         title: str = "memory",
@@ -176,11 +176,11 @@ class Images:
         if not classes or len(set(classes)) < len(classes) or not all(isinstance(c, str) and c for c in classes):
             raise BadInput(f"{title}: class_names", f"{list(classes)}", "different names", "Name each class once.")
         given = tuple(f"{index:06d}" for index in range(n)) if names is None else tuple(names)
-        each: list[HeldPicture | None] = [None] * n if masks is None else list(masks)
+        each: list[PictureArray | None] = [None] * n if masks is None else list(masks)
         for what, count in (("names", len(given)), ("masks", len(each)), ("labels", len(labels))):
             if count != n:
                 raise BadInput(f"{title}: {what}", f"{count} for {n} pictures", f"{n}", "Give one for each picture.")
-        held = tuple(as_rgb(picture, held_where(title, name)) for picture, name in zip(pictures, given, strict=True))
+        held = tuple(as_rgb(picture, array_title(title, name)) for picture, name in zip(pictures, given, strict=True))
         sources = tuple(
             None if mask is None else _held_mask(mask, f"mask of {held_where(title, name)}", picture.shape[:2], classes)
             for mask, picture, name in zip(each, held, given, strict=True)
@@ -212,7 +212,7 @@ class Images:
 
     def where(self, index: int) -> str:
         """A picture's file, or what messages call a picture that is in memory; no two pictures of a data set share it."""
-        return str(self.paths[index]) if self.paths else held_where(self.title, self.names[index])
+        return str(self.paths[index]) if self.paths else array_title(self.title, self.names[index])
 
     def classes(self, index: int) -> list[int]:
         """The 0-based classes of a picture, ascending."""
@@ -249,7 +249,7 @@ class Images:
         self._check_mask(index, source, mask, size_hw)
         return mask
 
-    def look_at_mask(self, index: int, size_hw: tuple[int, int]) -> "LookedAtMask | None":
+    def summarize_mask(self, index: int, size_hw: tuple[int, int]) -> "MaskSummary | None":
         """What the true mask of a picture of this size holds, labels or not; None where there is none.
 
         Raises:
@@ -266,7 +266,7 @@ class Images:
         except BadInput as error:
             wrong = str(error)
         values = tuple(np.flatnonzero(counts).tolist())
-        return LookedAtMask(values, float(counts[IGNORE] / max(mask.size, 1)), how, wrong)
+        return MaskSummary(values, float(counts[IGNORE] / max(mask.size, 1)), how, wrong)
 
     def _check_mask(
         self, index: int, source: TrueMask, mask: UInt8[np.ndarray, "h w"], size_hw: tuple[int, int] | None
@@ -327,7 +327,7 @@ class Images:
         # many at once, since most are known already
         parts = [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
         pictures = [row for part in in_threads(rows, parts) for row in part]
-        options = {"upright": self.upright, **({} if self.reading == PLAIN else self.reading.plain())}
+        options = {"upright": self.upright, **({} if self.reading == DEFAULT_READING else self.reading.plain())}
         return {"class_names": list(self.class_names), "options": options, "pictures": pictures}
 
     def subset(self, indices: Iterable[int], title: str | None = None) -> "Images":
@@ -402,7 +402,7 @@ class Dataset:
         """
         if text is None:
             return self
-        table = parsed(text, self.class_names)
+        table = parse_mask_values(text, self.class_names)
         if not any(isinstance(mask, MaskFile) for images in self.splits.values() for mask in images.masks):
             raise BadInput(
                 "--mask-values", f"no mask files in {self.root}", "mask files to apply it to", "Leave it out."
@@ -461,16 +461,16 @@ def _array_stamp(values: UInt8[np.ndarray, "..."]) -> str:
     return sha.hexdigest()[:16]
 
 
-def held_where(title: str, name: str) -> str:
+def array_title(title: str, name: str) -> str:
     """What messages call a picture that is in memory."""
     return f"{title}: picture {name}"
 
 
-def _held_mask(mask: HeldPicture, where: str, size_hw: tuple[int, int], classes: Sequence[str]) -> HeldMask:
+def _held_mask(mask: PictureArray, where: str, size_hw: tuple[int, int], classes: Sequence[str]) -> ArrayMask:
     if isinstance(mask, Image.Image):
-        labels, _ = labels_in(mask, where, None)
+        labels, _ = decode_labels(mask, where, None)
     else:
-        labels = held_array(mask, where)
+        labels = channels_last(mask, where)
     if labels.dtype != np.uint8 or labels.shape != size_hw:
         raise BadInput(
             where,
@@ -479,7 +479,7 @@ def _held_mask(mask: HeldPicture, where: str, size_hw: tuple[int, int], classes:
             "Give one label for each pixel.",
         )
     check_labels(labels, len(classes) + 1, where, classes)
-    return HeldMask(where, labels.copy())
+    return ArrayMask(where, labels.copy())
 
 
 def _tags(

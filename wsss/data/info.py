@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsss.data.class_names import lacking, slips
-from wsss.data.images import Dataset, Images, LookedAtMask
-from wsss.data.truth import Doubts, doubts
+from wsss.data.class_names import likely_typos, notes_on_missing_classes
+from wsss.data.images import Dataset, Images, MaskSummary
+from wsss.data.truth import MaskDoubts, compare_with_tags
 from wsss.digests import content_digests
 from wsss.errors import BadInput
 from wsss.stream import Progress, in_threads
 
 
-class Look(NamedTuple):
+class PictureCheck(NamedTuple):
     """What looking at a picture and its true mask found.
 
     Attributes:
@@ -27,39 +27,39 @@ class Look(NamedTuple):
 
     size_hw: tuple[int, int] | None
     message: str | None = None
-    mask: LookedAtMask | None = None
+    mask: MaskSummary | None = None
 
 
-def look_at(images: Images, index: int) -> Look:
+def check_picture(images: Images, index: int) -> PictureCheck:
     """Decode a picture and its true mask."""
     size_hw = None
     try:
         height, width, _ = images.read(index).shape
         size_hw = (height, width)
-        mask = images.look_at_mask(index, size_hw)
+        mask = images.summarize_mask(index, size_hw)
     except BadInput as error:
-        return Look(size_hw, str(error))
-    return Look(size_hw, mask.message if mask else None, mask)
+        return PictureCheck(size_hw, str(error))
+    return PictureCheck(size_hw, mask.message if mask else None, mask)
 
 
-def look_through(images: Images, *, progress: Progress | None = None) -> list[Look]:
+def check_pictures(images: Images, *, progress: Progress | None = None) -> list[PictureCheck]:
     """Decode all pictures and true masks of a split.
 
     Args:
         images: the split.
         progress: called with the number of pictures that were looked at and of all pictures.
     """
-    return list(in_threads(lambda index: look_at(images, index), range(len(images)), len(images), progress))
+    return list(in_threads(lambda index: check_picture(images, index), range(len(images)), len(images), progress))
 
 
-def bad_among(images: Images, looks: Sequence[Look]) -> dict[str, str]:
+def bad_pictures(images: Images, checks: Sequence[PictureCheck]) -> dict[str, str]:
     """The messages about bad pictures and masks by picture name, in the order of the split."""
-    return {name: look.message for name, look in zip(images.names, looks, strict=True) if look.message}
+    return {name: check.message for name, check in zip(images.names, checks, strict=True) if check.message}
 
 
-def doubts_about(images: Images, looks: Sequence[Look]) -> Doubts:
+def mask_doubts(images: Images, checks: Sequence[PictureCheck]) -> MaskDoubts:
     """What is doubtful about the true masks of a split."""
-    return doubts(images, {index: look.mask for index, look in enumerate(looks) if look.mask})
+    return compare_with_tags(images, {index: check.mask for index, check in enumerate(checks) if check.mask})
 
 
 def overview(
@@ -104,22 +104,22 @@ def overview(
         "checked": decode,
         "splits": splits,
         "identical": _identical(paths) if decode else [],
-        "notes": [*dataset.notes, *lacking(dataset), *(shared(dataset) if decode else [])],
-        "stops": [str(slip)] if (slip := slips(dataset, classes)) else [],
+        "notes": [*dataset.notes, *notes_on_missing_classes(dataset), *(notes_on_overlap(dataset) if decode else [])],
+        "stops": [str(slip)] if (slip := likely_typos(dataset, classes)) else [],
     }
 
 
 def _split(images: Images, decode: bool, progress: Progress) -> dict[str, Any]:
-    looks = list(
+    checks = list(
         in_threads(
-            lambda index: look_at(images, index) if decode else _header(images, index),
+            lambda index: check_picture(images, index) if decode else _header(images, index),
             range(len(images)),
             len(images),
             progress,
         )
     )
-    sizes = np.array([look.size_hw for look in looks if look.size_hw]).reshape(-1, 2)
-    tags, doubtful = images.labels.sum(1), doubts_about(images, looks)
+    sizes = np.array([check.size_hw for check in checks if check.size_hw]).reshape(-1, 2)
+    tags, doubtful = images.labels.sum(1), mask_doubts(images, checks)
     return {
         "images": len(images),
         "images_per_class": dict(zip(images.class_names, images.labels.sum(0).tolist(), strict=True)),
@@ -128,17 +128,17 @@ def _split(images: Images, decode: bool, progress: Progress) -> dict[str, Any]:
         "with_masks": sum(mask is not None for mask in images.masks),
         "height": _range(sizes[:, 0]),
         "width": _range(sizes[:, 1]),
-        "bad": bad_among(images, looks),
+        "bad": bad_pictures(images, checks),
         "doubts": list(doubtful.notes),
         "stops": [str(stop) for stop in doubtful.stops],
     }
 
 
-def _header(images: Images, index: int) -> Look:
+def _header(images: Images, index: int) -> PictureCheck:
     try:
-        return Look(images.size_hw(index))
+        return PictureCheck(images.size_hw(index))
     except BadInput as error:
-        return Look(None, str(error))
+        return PictureCheck(None, str(error))
 
 
 def _range(values: np.ndarray) -> dict[str, int] | None:
@@ -147,7 +147,7 @@ def _range(values: np.ndarray) -> dict[str, int] | None:
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
 
 
-def shared(dataset: Dataset) -> list[str]:
+def notes_on_overlap(dataset: Dataset) -> list[str]:
     """Notes on pictures that a network is trained on and scored on, by their files and by what is in them."""
     if dataset.val is None:
         return []

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from wsss.data.entries import Entry, Found, Options, name_of, split_of
+from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
 from wsss.data.lists import files_below, is_picture
 from wsss.data.names import check_name
-from wsss.data.roles import classes_among
+from wsss.data.roles import only_classes
 from wsss.data.rows import csv_rows, tags_in
 from wsss.errors import BadInput, is_regular, reading
 
@@ -48,7 +48,7 @@ def _is_export(path: Path) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[" and (b'"annotation_id"' in head or b'"annotations"' in head)
 
 
-def read_label_studio(root: Path, files: list[Path], options: Options) -> Found:
+def read_label_studio(root: Path, files: list[Path], options: LayoutOptions) -> LayoutContents:
     """Pictures with the choices of the annotators; pictures that nobody answered for are left out.
 
     Raises:
@@ -65,7 +65,7 @@ def read_label_studio(root: Path, files: list[Path], options: Options) -> Found:
     answers: dict[Path, tuple[str, tuple[str, ...], str]] = {}
     missing, unanswered = [], 0
     for where, cells in tasks:
-        tags = classes_among(_choices(cells.get(choice), where), options.negatives)
+        tags = only_classes(_choices(cells.get(choice), where), options.negatives)
         if cells.get(choice) in (None, "", []):
             unanswered += 1
             continue
@@ -101,7 +101,13 @@ def read_label_studio(root: Path, files: list[Path], options: Options) -> Found:
         [f"{len(missing)} tasks left out, since their pictures are missing ({missing[0][1]} first)"] if missing else []
     )
     entries = [
-        Entry(split_of(os.path.relpath(path, root).split(os.sep)[0]) or "train", name_of(path, root), path, tags, where)
+        Entry(
+            split_of(os.path.relpath(path, root).split(os.sep)[0]) or "train",
+            picture_name(path, root),
+            path,
+            tags,
+            where,
+        )
         for path, (where, tags, _) in answers.items()
     ]
     left = {path for paths in pictures.values() for path in paths} - answers.keys()
@@ -110,7 +116,7 @@ def read_label_studio(root: Path, files: list[Path], options: Options) -> Found:
         if left
         else []
     )
-    return Found("label_studio", entries, options.classes, notes, tags_by_picture=True)
+    return LayoutContents("label_studio", entries, options.classes, notes, tags_by_picture=True)
 
 
 def _tasks(source: Path) -> list[tuple[str, Mapping[str, Any]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wsss.data.labels import Colour, MaskTable, voc_palette
 from wsss.data.lists import read_lines
-from wsss.data.roles import IGNORED, Roles, classes_among
+from wsss.data.roles import IGNORED, Roles, only_classes
 from wsss.errors import BadInput
 
 _EXPECTED = "lines like `cat:48,112,32::`, a label and its colour"
@@ -53,7 +53,7 @@ def read_labelmap(path: Path, negatives: frozenset[str] = frozenset()) -> tuple[
     if not given:
         palette = voc_palette().tolist()
         given = {name: (r, g, b) for name, (r, g, b) in zip(colours, palette, strict=False)}
-    class_names = classes_among((name for name in given if name.lower() not in _VOID_NAMES), negatives)
+    class_names = only_classes((name for name in given if name.lower() not in _VOID_NAMES), negatives)
     roles = Roles(class_names, negatives)
     labels: dict[Colour, int] = {}
     for name, colour in given.items():

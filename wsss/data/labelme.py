@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
-from wsss.data.entries import Entry, Found, Options, name_of, split_of
+from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
 from wsss.data.lists import files_below, is_picture, read_lines
-from wsss.data.roles import IGNORED, Roles, classes_among
+from wsss.data.roles import IGNORED, Roles, only_classes
 from wsss.digests import content_digest
 from wsss.errors import BadInput, is_regular, reading
 
@@ -45,7 +45,7 @@ _POINTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class LabelmeFile:
     """What a file of labelme holds.
 
     Attributes:
@@ -62,7 +62,7 @@ class Drawing:
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawnMask:
+class ShapesMask:
     """The true mask that the shapes of a file draw."""
 
     path: Path
@@ -73,7 +73,7 @@ class DrawnMask:
         return str(self.path)
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
-        drawing = read_drawing(self.path)
+        drawing = read_labelme_file(self.path)
         mask = np.zeros(drawing.size_hw, np.uint8)
         for label, kind, points, patch in drawing.shapes:
             value = self.roles.label(label)
@@ -86,7 +86,7 @@ class DrawnMask:
         return f"{content_digest(self.path)}:{':'.join(self.roles.class_names)}:{sorted(self.roles.negatives)}"
 
 
-def read_drawing(path: Path) -> Drawing:
+def read_labelme_file(path: Path) -> LabelmeFile:
     """The content of a file of labelme.
 
     Raises:
@@ -94,7 +94,7 @@ def read_drawing(path: Path) -> Drawing:
     """
     with reading(path, _EXPECTED, _DO):
         content = json.loads(path.read_bytes())
-    if not is_drawing(content):
+    if not is_labelme(content):
         raise BadInput(
             path, "something else", _EXPECTED, f"{_DO} If the file is about something else, move it elsewhere."
         )
@@ -105,10 +105,12 @@ def read_drawing(path: Path) -> Drawing:
     if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > _MOST:
         raise BadInput(path, f"the size {height!r:.20} x {width!r:.20}", "imageHeight and imageWidth in pixels", _DO)
     shapes = tuple(_shape(entry, f"{path}, shape {number}") for number, entry in enumerate(content["shapes"], 1))
-    return Drawing(picture, (height, width), tuple(name for name, is_set in flags.items() if is_set is True), shapes)
+    return LabelmeFile(
+        picture, (height, width), tuple(name for name, is_set in flags.items() if is_set is True), shapes
+    )
 
 
-def is_drawing(content: Any) -> bool:
+def is_labelme(content: Any) -> bool:
     """Whether the content of a JSON file has what labelme's have."""
     return isinstance(content, dict) and "imagePath" in content and isinstance(content.get("shapes"), list)
 
@@ -217,16 +219,16 @@ def _looks_like_one(path: Path) -> bool:
     return b'"imagePath"' in blob and b'"shapes"' in blob
 
 
-def read_labelme(root: Path, files: list[Path], options: Options) -> Found:
+def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> LayoutContents:
     """Pictures with their flags and shapes.
 
     Raises:
         BadInput: a file is broken or is no labelme file, names a picture outside of the data set, or there is a label that is no class.
     """
-    drawings = {path: read_drawing(path) for path in files}
+    drawings = {path: read_labelme_file(path) for path in files}
     labels = {path: [label for label, *_ in drawing.shapes] for path, drawing in drawings.items()}
     occurring = sorted({name for path, drawing in drawings.items() for name in (*drawing.flags, *labels[path])})
-    class_names = options.classes or _listed(root, options) or classes_among(occurring, options.negatives)
+    class_names = options.classes or _listed(root, options) or only_classes(occurring, options.negatives)
     roles = Roles(class_names, options.negatives)
     has_shapes = any(labels.values())
     entries, kinds, notes = [], Counter[str](), []
@@ -243,8 +245,8 @@ def read_labelme(root: Path, files: list[Path], options: Options) -> Found:
                     "Complete the list of classes.",
                 )
         picture = Path(os.path.normpath(path.parent / drawing.picture.replace("\\", "/")))
-        drawn = classes_among(labels[path], options.negatives)
-        tags = classes_among((*drawing.flags, *labels[path]), options.negatives)
+        drawn = only_classes(labels[path], options.negatives)
+        tags = only_classes((*drawing.flags, *labels[path]), options.negatives)
         kinds.update(kind for _, kind, _, _ in drawing.shapes)
         if not picture.is_relative_to(root):
             raise BadInput(
@@ -256,12 +258,12 @@ def read_labelme(root: Path, files: list[Path], options: Options) -> Found:
         entries.append(
             Entry(
                 split=split_of(os.path.relpath(picture, root).split(os.sep)[0]) or "train",
-                name=name_of(picture, root),
+                name=picture_name(picture, root),
                 path=picture,
                 tags=tags,
                 where=str(path),
                 # a tag that nobody drew makes the rest of the picture unknown, not background
-                mask=DrawnMask(path, roles) if has_shapes and set(tags) <= set(drawn) else None,
+                mask=ShapesMask(path, roles) if has_shapes and set(tags) <= set(drawn) else None,
             )
         )
     if skipped:
@@ -278,12 +280,12 @@ def read_labelme(root: Path, files: list[Path], options: Options) -> Found:
         notes.append(
             f"{len(left)} pictures left out, since no file of labelme names them ({os.path.relpath(left[0], root)} first)"
         )
-    return Found("labelme", entries, class_names, notes, tags_by_picture=not has_shapes)
+    return LayoutContents("labelme", entries, class_names, notes, tags_by_picture=not has_shapes)
 
 
-def _listed(root: Path, options: Options) -> tuple[str, ...] | None:
+def _listed(root: Path, options: LayoutOptions) -> tuple[str, ...] | None:
     """The classes of labelme's own list, if it is there."""
     for name in ("labels.txt", "classes.txt"):
         if is_regular(root / name):
-            return classes_among((line for _, line in read_lines(root / name, "a label a line")), options.negatives)
+            return only_classes((line for _, line in read_lines(root / name, "a label a line")), options.negatives)
     return None

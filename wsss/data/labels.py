@@ -21,7 +21,7 @@ GRAMMAR = (
     "a value or a colour R,G,B on the left; a class name, its number from 1, `background` or `ignore` on the right"
 )
 
-Reading = Literal["values", "VOC's colours", "table"]
+LabelSource = Literal["values", "VOC's colours", "table"]
 Colour = tuple[int, int, int]
 Key = int | Colour
 
@@ -92,7 +92,7 @@ class MaskTable:
         return [[list(key) if isinstance(key, tuple) else key, label] for key, label in self.labels] + [self.others]
 
 
-def parsed(text: str, class_names: Sequence[str]) -> MaskTable:
+def parse_mask_values(text: str, class_names: Sequence[str]) -> MaskTable:
     """The meaning of the option `--mask-values`.
 
     Raises:
@@ -143,9 +143,9 @@ def _label(text: str, class_names: Sequence[str]) -> int:
     )
 
 
-def labels_in(
+def decode_labels(
     picture: Image.Image, where: str, table: MaskTable | None = None
-) -> tuple[UInt8[np.ndarray, "h w"], Reading]:
+) -> tuple[UInt8[np.ndarray, "h w"], LabelSource]:
     """The labels of an opened mask picture, and how they were found.
 
     Grey pictures hold labels, also where they are stored as RGB. Palette pictures hold them too if their colours are VOC's or
@@ -214,7 +214,7 @@ def _grey(picture: Image.Image, where: str) -> UInt8[np.ndarray, "h w"]:
 
 def _by_palette(
     pixels: UInt8[np.ndarray, "h w"], palette: Sequence[int], where: str
-) -> tuple[UInt8[np.ndarray, "h w"], Reading]:
+) -> tuple[UInt8[np.ndarray, "h w"], LabelSource]:
     used = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
     known = np.array(palette, np.uint8).reshape(-1, 3)
     if used.max(initial=0) < len(known):

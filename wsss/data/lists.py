@@ -147,7 +147,7 @@ def is_picture(path: Path) -> bool:
     return path.name.lower().endswith(PICTURE_SUFFIXES)
 
 
-def unread(folder: Path) -> list[str]:
+def notes_on_unreadable(folder: Path) -> list[str]:
     """Notes on the files below a folder that hold pictures of kinds that are not read, archives among them."""
     files = (path for path in files_below(folder) if not is_picture(path) and not path.name.startswith("cls_labels"))
     found = Counter(path.suffix.lower() for path in files)
@@ -236,7 +236,7 @@ def _forms(text: str) -> Iterator[str]:
         yield f"{path[:4]}_{path[4:]}"
 
 
-def found_alone(
+def existing_pictures(
     names: Sequence[str],
     pictures: Mapping[str, Path],
     where: str | os.PathLike[str],
@@ -266,7 +266,7 @@ def found_alone(
     return [name for name in names if name in pictures]
 
 
-def chosen_split(asked: str | None, there: Iterable[str], preferred: Sequence[str], root: Path) -> str | None:
+def choose_split(asked: str | None, there: Iterable[str], preferred: Sequence[str], root: Path) -> str | None:
     """The split asked for, or else the first of the preferred ones that there is.
 
     Raises:

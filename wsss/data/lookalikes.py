@@ -50,7 +50,7 @@ def check_folders_of_classes(
     _check_label_images(base, pictures, tags, names)
 
 
-def check_pictures_alone(root: Path) -> None:
+def check_no_mask_folder(root: Path) -> None:
     """Raise BadInput where a folder of pictures without tags has a folder of masks in it, which would be taken for pictures."""
     for path in sorted(root.iterdir()):
         if path.is_dir() and path.name.lower() in MASK_FOLDERS and any(map(is_picture, files_below(path))):

@@ -14,7 +14,7 @@ from wsss.foreign.npy import read_legacy_cams
 _BELOW, _ABOVE = 0.1, 0.001
 
 
-def fitting_cams(
+def read_matching_cams(
     images: Images, cams: Path, index: int, size_hw: tuple[int, int], stride: int = 1
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:
     """Classes and maps of a picture, at its size or at a quarter of it (`stride` 4).

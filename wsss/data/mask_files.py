@@ -15,7 +15,7 @@ _BESIDE = "_mask"
 _NUMBERED = re.compile(r"[_-]mask[_ -]?\d+$", re.IGNORECASE)
 
 
-def told_apart(found: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+def separate_masks(found: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
     """Pictures by name, and the masks among them, `NAME_mask.png` beside `NAME.jpg`, by the name of their picture."""
     masks = {
         name.removesuffix(_BESIDE): path
@@ -54,7 +54,7 @@ def check_named_like_masks(pictures: Mapping[str, Path], masks: Mapping[str, Pat
         )
 
 
-def masks_alone(
+def check_unmatched_masks(
     root: Path, base: Path, pictures: Mapping[str, Path], masks: Mapping[str, Path], used: Collection[Path] = ()
 ) -> list[str]:
     """A note on the files in `ROOT/masks` that belong to no picture.

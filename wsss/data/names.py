@@ -21,7 +21,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _CLOSER = re.compile(r"[\\\x00-\x1f\x7f:]|(?:^|/)\.{0,2}(?:/|$)|\.part(?:/|$)")
 
 
-def fault(name: str) -> tuple[str, str] | None:
+def name_problem(name: str) -> tuple[str, str] | None:
     """What is wrong with a name as the name of outputs, and what to do about it; None where nothing is."""
     if len(name) > LONGEST_PART // 4:
         longest = max(len(os.fsencode(part)) for part in name.split("/"))
@@ -68,7 +68,7 @@ def check_name(name: str, where: str | os.PathLike[str], do: str = "") -> None:
         BadInput: the name is absolute, leads upwards, holds a drive letter, a backslash or control characters, is too long for a
             file system, or is one under which stages keep their own files.
     """
-    if found := fault(name):
+    if found := name_problem(name):
         raise BadInput(where, f"{name[:200]!r}: {found[0]}", _EXPECTED, f"{found[1]} {do}".strip())
 
 
@@ -82,9 +82,9 @@ def check_names(names: Sequence[str], paths: Sequence[Path] | Sequence[str]) -> 
     first: dict[str, int] = {}
     folders: set[str] = set()
     for index, name in enumerate(names):
-        if found := fault(name):
+        if found := name_problem(name):
             raise BadInput(paths[index], f"{name[:200]!r}: {found[0]}", _EXPECTED, found[1])
-        key = alike(name)
+        key = comparison_key(name)
         if key in first:
             other = first[key]
             same = names[other] == name
@@ -115,13 +115,13 @@ def check_names(names: Sequence[str], paths: Sequence[Path] | Sequence[str]) -> 
             folder = folder.rpartition("/")[0]
 
 
-def alike(name: str) -> str:
+def comparison_key(name: str) -> str:
     """The same for names that are one name where letter case or Unicode's normal form do not count."""
     return (
         name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
     )
 
 
-def below(path: str) -> str:
+def relative_name(path: str) -> str:
     """A path as a name of outputs: without what makes it absolute or leads upwards."""
     return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))

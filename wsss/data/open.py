@@ -10,23 +10,23 @@ import numpy as np
 
 from wsss.data import coco, voc
 from wsss.data.coco import find_coco, open_coco
-from wsss.data.entries import Found, Options, assembled
+from wsss.data.entries import LayoutContents, LayoutOptions, assemble
+from wsss.data.file_checks import check_files
 from wsss.data.folder import find_table, open_folder, open_pictures
-from wsss.data.gate import check_files
 from wsss.data.imagefolder import find_imagefolder, read_imagefolder
 from wsss.data.images import Dataset
 from wsss.data.label_studio import find_label_studio, read_label_studio
 from wsss.data.labelme import find_labelme, read_labelme
-from wsss.data.lists import files_below, is_hidden, is_picture, listing, read_classes, unread
-from wsss.data.lookalikes import check_pictures_alone
+from wsss.data.lists import files_below, is_hidden, is_picture, listing, notes_on_unreadable, read_classes
+from wsss.data.lookalikes import check_no_mask_folder
+from wsss.data.orientation import notes_on_orientation
 from wsss.data.pairs import find_pairs, read_pairs
 from wsss.data.roboflow import find_roboflow, read_roboflow
-from wsss.data.roles import classes_among
+from wsss.data.roles import only_classes
 from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
-from wsss.data.turned import uncertain
-from wsss.data.value_range import Asked, decided
+from wsss.data.value_range import ReadingRequest, choose_reading
 from wsss.data.voc import find_voc, open_voc
-from wsss.data.yolo import find_yolo, has_texts, read_yolo
+from wsss.data.yolo import find_yolo, has_label_files, read_yolo
 from wsss.errors import BadInput, is_regular
 from wsss.stream import Progress
 
@@ -77,7 +77,7 @@ def open_dataset(
         tag_column: the column of the tags in `metadata.csv` or in an export of choices, where it has an unusual name.
         negatives: names of folders, tags or labels that mean that no class is there; `background` and `_background_` do anyway.
         allow_outside: files may lie outside of the folder, by links or by the paths of a table; they are only read.
-        value_range: the values that become black and white, `0,4095`; by default found in the pictures, see `decided`.
+        value_range: the values that become black and white, `0,4095`; by default found in the pictures, see `choose_reading`.
         bands: numbers (from 1) of the bands taken as red, green and blue, `4,3,2`, or of one as grey; by default as the files say.
         page: number (from 1) of the page, frame or slice to read.
         untagged: the pictures of a folder need no tags, since they will be tagged; `classes` says what to look for.
@@ -86,7 +86,7 @@ def open_dataset(
 
     Raises:
         BadInput: there is no such path, its layout is none or more than one of `LAYOUTS`, what is in it does not fit together, or files
-            are not its own (see `wsss.data.gate`).
+            are not its own (see `wsss.data.file_checks`).
 
     Example:
         >>> import tempfile
@@ -111,10 +111,10 @@ def open_dataset(
         found = f"a file of kind {source.suffix!r}" if is_regular(source) else "no such file"
         raise BadInput(source, found, f"a file of tags ({', '.join(TAG_SUFFIXES)})", "Check --tags.")
     given = _class_source(classes) if isinstance(classes, str) else classes
-    options = Options(
+    options = LayoutOptions(
         train=train,
         val=val,
-        classes=None if given is None else classes_among(read_classes(given), negatives),
+        classes=None if given is None else only_classes(read_classes(given), negatives),
         tags=source,
         tag_column=tag_column,
         negatives=frozenset(negatives),
@@ -122,25 +122,25 @@ def open_dataset(
         upright=upright,
         skip_missing=skip_missing,
     )
-    asked = Asked.of(value_range, bands, page)
+    asked = ReadingRequest.of(value_range, bands, page)
     rules = {name: rule for name, rule in (("tag_rule", tag_rule), ("mask_rule", mask_rule)) if rule is not None}
     untagged_of = given if untagged else None
     opened = _opened(root, given, options, rules, untagged_of, allow_outside, progress).with_mask_values(mask_values)
     check_files(opened, allow_outside=allow_outside)
     pictures = list(dict.fromkeys(picture for images in opened.splits.values() for picture in images.paths))
-    reading, notes = decided(pictures, opened.root, asked)
+    reading, notes = choose_reading(pictures, opened.root, asked)
     if opened.kind not in (
         "voc",
         "coco",
     ):  # these are huge folders, in which nobody keeps other pictures, and see to orientations themselves
-        notes += unread(opened.root)
-        notes += [note for images in opened.splits.values() for note in uncertain(images)]
+        notes += notes_on_unreadable(opened.root)
+        notes += [note for images in opened.splits.values() for note in notes_on_orientation(images)]
     return opened.with_reading(reading, notes)
 
 
 _YOLO, _PAIRS = "YOLO's tools", "pairs of folders"
 # Layouts that are found out by their files: what to call them, what finds the files, what reads them
-_READERS: tuple[tuple[str, Callable[[Path], Any], Callable[[Path, Any, Options], Found]], ...] = (
+_READERS: tuple[tuple[str, Callable[[Path], Any], Callable[[Path, Any, LayoutOptions], LayoutContents]], ...] = (
     ("labelme", find_labelme, read_labelme),
     (_YOLO, find_yolo, read_yolo),
     ("Roboflow", find_roboflow, read_roboflow),
@@ -155,7 +155,7 @@ _OWN_TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")
 def _opened(
     root: Path,
     classes: Path | Sequence[str] | None,
-    options: Options,
+    options: LayoutOptions,
     rules: Mapping[str, Any],
     untagged: Path | Sequence[str] | None,
     allow_outside: bool,
@@ -195,7 +195,7 @@ def _opened(
             raise BadInput(root, f"a data set further down ({inner})", LAYOUTS, "Give its own folder.")
     if options.tags is None and table is None and untagged is None:
         readers = {name: (found, read) for name, find, read in _READERS if (found := find(root))}
-        if (_PAIRS in readers and _YOLO in readers) and not has_texts(root):
+        if (_PAIRS in readers and _YOLO in readers) and not has_label_files(root):
             del readers[_PAIRS]
         if len(readers) > 1:
             raise BadInput(
@@ -205,14 +205,14 @@ def _opened(
                 "Move the files of all but one of them elsewhere, or name the tags with --tags.",
             )
         for found, read in readers.values():
-            return assembled(root, read(root, found, options), options)
+            return assemble(root, read(root, found, options), options)
     if not any(is_picture(file) for file in files_below(root)):
-        others = unread(root)
+        others = notes_on_unreadable(root)
         found = f"no picture that is read; {'; '.join(others)}" if others else listing(root)
         do = "Choose another folder, or arrange the pictures in one of these ways."
         raise BadInput(root, found, LAYOUTS, do)
     if untagged is not None and table is None:
-        check_pictures_alone(root)
+        check_no_mask_folder(root)
         pictures = open_pictures(root) if options.upright is None else open_pictures(root, upright=options.upright)
         names = read_classes(untagged)
         labels = np.zeros((len(pictures), len(names)), bool)

@@ -11,11 +11,11 @@ import dataclasses
 import os
 from pathlib import Path
 
-from wsss.data.entries import Entry, Found, Options, labels_held, name_of, split_of
+from wsss.data.entries import Entry, LayoutContents, LayoutOptions, labels_in_masks, picture_name, split_of
 from wsss.data.images import MaskFile
-from wsss.data.labels import parsed
+from wsss.data.labels import parse_mask_values
 from wsss.data.lists import files_below, is_hidden, is_picture, read_classes
-from wsss.data.roles import classes_among
+from wsss.data.roles import only_classes
 from wsss.errors import BadInput, is_regular
 
 PICTURE_FOLDERS = frozenset(
@@ -102,7 +102,7 @@ def _holds_loose(folder: Path) -> bool:
     return any(is_picture(path) for path in folder.iterdir())
 
 
-def read_pairs(root: Path, pairs: list[Pair], options: Options) -> Found:
+def read_pairs(root: Path, pairs: list[Pair], options: LayoutOptions) -> LayoutContents:
     """Pictures with the classes of their masks.
 
     Raises:
@@ -110,7 +110,7 @@ def read_pairs(root: Path, pairs: list[Pair], options: Options) -> Found:
     """
     notes: list[str] = []
     own = root / "classes.txt"
-    names = options.classes or (classes_among(read_classes(own), options.negatives) if is_regular(own) else None)
+    names = options.classes or (only_classes(read_classes(own), options.negatives) if is_regular(own) else None)
     found = [entry for pair in pairs for entry in _files(root, pair, notes)]
     if not found:
         raise BadInput(
@@ -119,9 +119,9 @@ def read_pairs(root: Path, pairs: list[Pair], options: Options) -> Found:
             f"masks under the names of the pictures in {pairs[0].pictures}",
             "Rename them: a mask has the name of its picture, without the suffix.",
         )
-    table = parsed(options.mask_values, names or ()) if options.mask_values else None
+    table = parse_mask_values(options.mask_values, names or ()) if options.mask_values else None
     masks = [MaskFile(path, table) for _, _, path in found]
-    present = labels_held(masks)
+    present = labels_in_masks(masks)
     highest = max((label for labels in present for label in labels), default=0)
     if highest == 0:
         ignored = " and 255" if any(MaskFile(path, table).read().max() == 255 for _, _, path in found[:20]) else ""
@@ -145,10 +145,12 @@ def read_pairs(root: Path, pairs: list[Pair], options: Options) -> Found:
         )
     notes.append(f"tags are the classes that the masks in {os.path.relpath(pairs[0].masks, root)} hold")
     entries = [
-        Entry(split, name_of(picture, root), picture, tuple(names[label - 1] for label in labels), mask.where, mask)
+        Entry(
+            split, picture_name(picture, root), picture, tuple(names[label - 1] for label in labels), mask.where, mask
+        )
         for (split, picture, _), labels, mask in zip(found, present, masks, strict=True)
     ]
-    return Found("pairs", entries, names, notes)
+    return LayoutContents("pairs", entries, names, notes)
 
 
 def _files(root: Path, pair: Pair, notes: list[str]) -> list[tuple[str, Path, Path]]:
@@ -184,4 +186,4 @@ def _files(root: Path, pair: Pair, notes: list[str]) -> list[tuple[str, Path, Pa
 
 
 def _key(path: Path, folder: Path) -> str:
-    return name_of(path, folder)
+    return picture_name(path, folder)

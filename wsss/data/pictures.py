@@ -12,17 +12,27 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from wsss.data.dicom import Dicom, is_dicom
 from wsss.data.nifti import NIFTI_SUFFIXES, Nifti
-from wsss.data.samples import PLAIN, Header, Kind, PictureReading, Samples, check, to_rgb, turned, unlikely_size
+from wsss.data.samples import (
+    DEFAULT_READING,
+    Header,
+    Kind,
+    PictureReading,
+    Samples,
+    apply_orientation,
+    check_readable,
+    to_rgb,
+    too_large,
+)
 from wsss.data.tiff import Tiff, is_tiff
 from wsss.errors import BadInput, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    HeldPicture = np.ndarray | Image.Image | Tensor
-    AnyPicture = str | os.PathLike[str] | HeldPicture
+    PictureArray = np.ndarray | Image.Image | Tensor
+    AnyPicture = str | os.PathLike[str] | PictureArray
 else:  # torch takes seconds to import, and is not needed to read files
-    HeldPicture = AnyPicture = Any
+    PictureArray = AnyPicture = Any
 
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
@@ -63,7 +73,7 @@ class _Source(Protocol):
         """The picture as stored: 8-bit colours as Pillow's image, all else as samples."""
 
 
-def read_picture(path: Path, *, upright: bool, how: PictureReading = PLAIN) -> UInt8[np.ndarray, "h w 3"]:
+def read_picture(path: Path, *, upright: bool, how: PictureReading = DEFAULT_READING) -> UInt8[np.ndarray, "h w 3"]:
     """A picture file as RGB.
 
     Grey, palette, CMYK, YCbCr and L*a*b* pictures are converted; transparent pixels are laid on white. Samples of more than
@@ -81,7 +91,9 @@ def read_picture(path: Path, *, upright: bool, how: PictureReading = PLAIN) -> U
         return _rgb(_source(path, how.page), upright, how, path)
 
 
-def as_rgb(picture: AnyPicture, where: str = "picture", how: PictureReading = PLAIN) -> UInt8[np.ndarray, "h w 3"]:
+def as_rgb(
+    picture: AnyPicture, where: str = "picture", how: PictureReading = DEFAULT_READING
+) -> UInt8[np.ndarray, "h w 3"]:
     """A picture in any form as RGB; what is in memory is treated as a file with the same samples is by `read_picture`.
 
     Grey becomes three equal channels, transparent pixels are laid on white, and files and pictures of Pillow are turned as
@@ -105,10 +117,10 @@ def as_rgb(picture: AnyPicture, where: str = "picture", how: PictureReading = PL
     if isinstance(picture, Image.Image):
         with reading(where, _EXPECTED, _DO):
             return _rgb(_Common(picture.copy(), None), True, held, where)
-    return _rgb(_Held(held_array(picture, where), held, where), True, held, where)
+    return _rgb(_Held(channels_last(picture, where), held, where), True, held, where)
 
 
-def held_array(values: HeldPicture, where: str) -> Shaped[np.ndarray, "..."]:
+def channels_last(values: PictureArray, where: str) -> Shaped[np.ndarray, "..."]:
     """An array, or a tensor with its channels last.
 
     Raises:
@@ -126,16 +138,16 @@ def held_array(values: HeldPicture, where: str) -> Shaped[np.ndarray, "..."]:
 
 
 def _rgb(source: "_Source", upright: bool, how: PictureReading, where: Path | str) -> UInt8[np.ndarray, "h w 3"]:
-    check(source.header, how, where)
+    check_readable(source.header, how, where)
     content = source.load(how.bands)
     if isinstance(content, Image.Image) and how.value_range is None and not how.bands:
         image = np.asarray(_to_rgb(content))
     else:
         if isinstance(content, Image.Image):
             content = _samples(content, source.header)
-            check(content.header, how, where)
+            check_readable(content.header, how, where)
         image = to_rgb(content, how, where)
-    return turned(image, source.header.orientation) if upright and source.header.orientation > 1 else image
+    return apply_orientation(image, source.header.orientation) if upright and source.header.orientation > 1 else image
 
 
 def read_samples(path: Path, how: PictureReading) -> Samples:
@@ -150,7 +162,7 @@ def read_samples(path: Path, how: PictureReading) -> Samples:
         return _samples(content, source.header) if isinstance(content, Image.Image) else content
 
 
-def picture_size_hw(path: Path, *, upright: bool, how: PictureReading = PLAIN) -> tuple[int, int]:
+def picture_size_hw(path: Path, *, upright: bool, how: PictureReading = DEFAULT_READING) -> tuple[int, int]:
     """Height and width of a picture, without decoding it.
 
     Raises:
@@ -248,7 +260,7 @@ class _Held:
         kinds: dict[str, Kind] = {"u": "integer", "i": "integer", "f": "float"}
         kind: Kind | None = "8-bit" if values.dtype == np.uint8 else kinds.get(values.dtype.kind)
         if kind not in how.kinds or self.values.ndim != 3 or 0 in values.shape:
-            expected = "uint8 (h, w, 3) RGB, 0 to 255" if how == PLAIN else f"(h, w, channels), {how}"
+            expected = "uint8 (h, w, 3) RGB, 0 to 255" if how == DEFAULT_READING else f"(h, w, channels), {how}"
             do = "Undo any normalisation, scale it to 0..255, and convert it to uint8."
             raise BadInput(where, f"{values.dtype} of shape {values.shape}", expected, do)
         assert kind is not None
@@ -310,7 +322,7 @@ def _opened(path: Path) -> Image.Image:
         found = f"no picture (it begins with {head!r})" if head else "an empty file"
         raise BadInput(path, found, _EXPECTED, _DO) from error
     except Image.DecompressionBombError as error:
-        raise unlikely_size(path, str(error)) from error
+        raise too_large(path, str(error)) from error
 
 
 def _frames(picture: Image.Image) -> int:

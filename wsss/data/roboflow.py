@@ -8,12 +8,12 @@ Folders are train, valid and test, or there is one.
 
 from pathlib import Path
 
-from wsss.data.entries import Entry, Found, Options, labels_held, name_of, split_of
+from wsss.data.entries import Entry, LayoutContents, LayoutOptions, labels_in_masks, picture_name, split_of
 from wsss.data.images import MaskFile
 from wsss.data.labels import MaskTable
 from wsss.data.lists import is_picture
 from wsss.data.names import check_name
-from wsss.data.roles import Roles, classes_among
+from wsss.data.roles import Roles, only_classes
 from wsss.data.rows import csv_rows
 from wsss.errors import BadInput, is_regular
 
@@ -28,7 +28,7 @@ def find_roboflow(root: Path) -> list[Path]:
     return [path for path in (root / _TABLE, *sorted(root.glob(f"*/{_TABLE}"))) if is_regular(path)]
 
 
-def read_roboflow(root: Path, tables: list[Path], options: Options) -> Found:
+def read_roboflow(root: Path, tables: list[Path], options: LayoutOptions) -> LayoutContents:
     """Pictures with the tags or the masks of the export.
 
     Raises:
@@ -45,7 +45,9 @@ def read_roboflow(root: Path, tables: list[Path], options: Options) -> Found:
     return _multi_label(root, rows, options)
 
 
-def _multi_label(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], options: Options) -> Found:
+def _multi_label(
+    root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], options: LayoutOptions
+) -> LayoutContents:
     entries = []
     columns: list[str] = []
     for table, rows in tables.items():
@@ -58,9 +60,9 @@ def _multi_label(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]
             entries.append(
                 Entry(
                     split=split_of(table.parent.name) or "train",
-                    name=name_of(path, root),
+                    name=picture_name(path, root),
                     path=path,
-                    tags=classes_among(tags, options.negatives),
+                    tags=only_classes(tags, options.negatives),
                     where=where,
                 )
             )
@@ -69,8 +71,8 @@ def _multi_label(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]
         path for table in tables for path in sorted(table.parent.iterdir()) if is_picture(path) and path not in named
     ]
     notes = [f"{len(left)} pictures left out, since {_TABLE} does not name them ({left[0]} first)"] if left else []
-    classes = options.classes or classes_among(columns, options.negatives)
-    return Found("roboflow", entries, classes, notes, tags_by_picture=True)
+    classes = options.classes or only_classes(columns, options.negatives)
+    return LayoutContents("roboflow", entries, classes, notes, tags_by_picture=True)
 
 
 def _marked(cell: str, column: str, where: str) -> bool:
@@ -80,13 +82,15 @@ def _marked(cell: str, column: str, where: str) -> bool:
     return word == "1"
 
 
-def _semantic(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], options: Options) -> Found:
+def _semantic(
+    root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], options: LayoutOptions
+) -> LayoutContents:
     named = {table: _values(rows) for table, rows in tables.items() if rows}
     first, values = next(iter(named.items()))
     for table, other in named.items():
         if other != values:
             raise BadInput(table, "other classes", f"those of {first}", "Use one export for all splits.")
-    own = classes_among(values.values(), options.negatives)
+    own = only_classes(values.values(), options.negatives)
     class_names = options.classes or own
     roles = Roles(class_names, options.negatives)
     label_of = {value: roles.label(name) for value, name in values.items()}
@@ -107,12 +111,14 @@ def _semantic(root: Path, tables: dict[Path, list[tuple[str, dict[str, str]]]], 
             if beside.name not in there:
                 raise BadInput(beside, "no such file", f"the mask of {path.name}", "Export the data set again.")
             found.append((split_of(folder.name) or "train", path, MaskFile(beside, meaning)))
-    held = labels_held([mask for _, _, mask in found])
+    held = labels_in_masks([mask for _, _, mask in found])
     entries = [
-        Entry(split, name_of(path, root), path, tuple(class_names[label - 1] for label in labels), mask.where, mask)
+        Entry(
+            split, picture_name(path, root), path, tuple(class_names[label - 1] for label in labels), mask.where, mask
+        )
         for (split, path, mask), labels in zip(found, held, strict=True)
     ]
-    return Found("roboflow", entries, class_names, ["tags are the classes that the masks hold"])
+    return LayoutContents("roboflow", entries, class_names, ["tags are the classes that the masks hold"])
 
 
 def _values(rows: list[tuple[str, dict[str, str]]]) -> dict[int, str]:

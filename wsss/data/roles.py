@@ -39,7 +39,7 @@ class Roles:
         """0 for what means nothing, 255 for what is ignored, 1..C for a class, None for any other name."""
         if name in self.class_names:
             return self.class_names.index(name) + 1
-        if is_nothing(name, self.negatives):
+        if means_no_class(name, self.negatives):
             return 0
         return IGNORE if name == IGNORED else None
 
@@ -49,17 +49,17 @@ class Roles:
         return {name: label for label, name in enumerate(self.class_names, 1)}
 
 
-def is_nothing(name: str, negatives: Iterable[str] = ()) -> bool:
+def means_no_class(name: str, negatives: Iterable[str] = ()) -> bool:
     """Whether a name means that no class is there: the background, or one that the user declared so."""
     return name.lower() in BACKGROUND or name in negatives
 
 
-def classes_among(names: Iterable[str], negatives: Iterable[str] = ()) -> tuple[str, ...]:
+def only_classes(names: Iterable[str], negatives: Iterable[str] = ()) -> tuple[str, ...]:
     """The names of classes among these, each once, in their order."""
-    return tuple(name for name in dict.fromkeys(names) if name != IGNORED and not is_nothing(name, negatives))
+    return tuple(name for name in dict.fromkeys(names) if name != IGNORED and not means_no_class(name, negatives))
 
 
-def check_doubtful(class_names: Sequence[str], where: str | Path) -> None:
+def check_ambiguous(class_names: Sequence[str], where: str | Path) -> None:
     """Raise BadInput where classes found among people's tags may mean that nothing is there: `no_defect`, `normal`, `none`.
 
     Raises:

@@ -12,7 +12,7 @@ from wsss.data.lists import is_text, read_lines, read_text
 from wsss.errors import BadInput, reading
 
 
-def distinct(cells: Sequence[str], where: str) -> list[str]:
+def distinct_names(cells: Sequence[str], where: str) -> list[str]:
     """The names of the columns in a header, without blanks around them.
 
     Raises:
@@ -25,7 +25,7 @@ def distinct(cells: Sequence[str], where: str) -> list[str]:
 
 
 def csv_rows(
-    path: Path, expected: str, columns: Callable[[Sequence[str], str], list[str]] = distinct
+    path: Path, expected: str, columns: Callable[[Sequence[str], str], list[str]] = distinct_names
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The lines of a CSV or TSV file below its header, each with its number and its cells by the names of the columns.
 

@@ -44,7 +44,7 @@ class PictureReading:
             ValueError: it is something else.
         """
         if values is None:
-            return PLAIN
+            return DEFAULT_READING
         wanted: list[Any] = [values.get(key) for key in ("value_range", "kinds", "bands", "page")]
         span, kinds, bands, page = wanted
         ordered = span is None or (_all(span, int | float) and len(span) == 2 and span[0] < span[1])
@@ -75,7 +75,7 @@ class PictureReading:
         return ", ".join(parts)
 
 
-PLAIN = PictureReading()
+DEFAULT_READING = PictureReading()
 
 
 def _all(values: Any, kind: Any) -> bool:
@@ -142,7 +142,7 @@ class Samples:
     values: Shaped[np.ndarray, "h w b"]
 
 
-def check(header: Header, reading: PictureReading, path: Path | str) -> None:
+def check_readable(header: Header, reading: PictureReading, path: Path | str) -> None:
     """Raise BadInput if a picture cannot be read in this way."""
     if header.pages > 1 and reading.page is None:
         raise BadInput(
@@ -193,7 +193,7 @@ def to_rgb(samples: Samples, reading: PictureReading, path: Path | str) -> UInt8
         scaled = 255 - scaled if header.inverted else scaled
     else:
         low, high = reading.value_range
-        there = present(values, header.nodata)
+        there = valid_mask(values, header.nodata)
         if not there.any():
             raise BadInput(
                 path, f"no value at all ({header})", "a picture", "Remove it, or leave it out with --skip-bad."
@@ -211,13 +211,13 @@ def to_rgb(samples: Samples, reading: PictureReading, path: Path | str) -> UInt8
     return np.ascontiguousarray(np.broadcast_to(scaled, (*scaled.shape[:2], 3)))
 
 
-def present(values: Shaped[np.ndarray, "..."], nodata: float | None) -> np.ndarray:
+def valid_mask(values: Shaped[np.ndarray, "..."], nodata: float | None) -> np.ndarray:
     """Where values are there: neither NaN nor `nodata`."""
     there = ~np.isnan(values)
     return there if nodata is None else there & (values != nodata)
 
 
-def turned(image: Shaped[np.ndarray, "h w ..."], orientation: int) -> np.ndarray:
+def apply_orientation(image: Shaped[np.ndarray, "h w ..."], orientation: int) -> np.ndarray:
     """A stored picture as EXIF's orientation (1 to 8) says that it is to be seen."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
@@ -231,10 +231,10 @@ def check_size(height: int, width: int, path: Path) -> None:
     if height < 1 or width < 1:
         raise BadInput(path, f"a picture of {height}x{width} pixels", "at least one pixel", "Replace or remove it.")
     if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
-        raise unlikely_size(path, f"{height}x{width} pixels")
+        raise too_large(path, f"{height}x{width} pixels")
 
 
-def unlikely_size(path: Path, size: str) -> BadInput:
+def too_large(path: Path, size: str) -> BadInput:
     """The error about a picture that would not fit into memory."""
     most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return BadInput(path, f"a picture of an unlikely size ({size})", f"at most {most} pixels", "Scale it down.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from wsss.data.images import IGNORE, Images, LookedAtMask, MaskFile
+from wsss.data.images import IGNORE, Images, MaskFile, MaskSummary
 from wsss.errors import BadInput
 
 # Another meaning of the values is believed where it explains so large a share of the pictures, the labels as they stand so
@@ -16,14 +16,14 @@ EXPLAINED, UNEXPLAINED, FEWEST, OVERLAP = 0.75, 0.25, 4, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Doubts:
+class MaskDoubts:
     """What is doubtful about the true masks of a split: what would make scores meaningless, and what is worth a look."""
 
     stops: tuple[BadInput, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def doubts(images: Images, held: Mapping[int, LookedAtMask]) -> Doubts:
+def compare_with_tags(images: Images, held: Mapping[int, MaskSummary]) -> MaskDoubts:
     """Compare what true masks hold with the tags of their pictures.
 
     Args:
@@ -31,7 +31,7 @@ def doubts(images: Images, held: Mapping[int, LookedAtMask]) -> Doubts:
         held: what the masks hold, by the pictures' positions; those that cannot be read left out.
     """
     if not held:
-        return Doubts()
+        return MaskDoubts()
     stops, notes = [], []
     present = np.zeros((len(held), IGNORE + 1), bool)
     for row, one in enumerate(held.values()):
@@ -58,7 +58,7 @@ def doubts(images: Images, held: Mapping[int, LookedAtMask]) -> Doubts:
         ignored = float(np.mean([one.ignored for one in held.values()]))
         if ignored > 0.5:
             notes.append(f"{100 * ignored:.0f} % of all mask pixels are 255 and count for nothing in the mIoU")
-    return Doubts(tuple(stops), tuple(f"{images.title}: {note}" for note in notes))
+    return MaskDoubts(tuple(stops), tuple(f"{images.title}: {note}" for note in notes))
 
 
 def _meaningless(
@@ -95,7 +95,7 @@ def _meaningless(
 
 
 def _other_meaning(
-    images: Images, present: Bool[np.ndarray, "n 256"], tags: Bool[np.ndarray, "n c"], held: Mapping[int, LookedAtMask]
+    images: Images, present: Bool[np.ndarray, "n 256"], tags: Bool[np.ndarray, "n c"], held: Mapping[int, MaskSummary]
 ) -> str | None:
     """A meaning of the values of mask files that explains the tags of most pictures, as `--mask-values` says it."""
     files = [images.masks[index] for index in held]

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from wsss.data.pictures import count_frames, read_header, read_samples
-from wsss.data.samples import PLAIN, Header, Kind, PictureReading, check, present
+from wsss.data.samples import DEFAULT_READING, Header, Kind, PictureReading, check_readable, valid_mask
 from wsss.errors import BadInput
 from wsss.stream import in_threads
 
@@ -24,7 +24,7 @@ _MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".avif")
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class ReadingRequest:
     """What the user says about how pictures are read; None, and empty, where nothing is said.
 
     Attributes:
@@ -40,7 +40,7 @@ class Asked:
     @classmethod
     def of(
         cls, value_range: str | Sequence[float] | None, bands: str | Sequence[int] | None, page: int | None
-    ) -> "Asked":
+    ) -> "ReadingRequest":
         """From settings as they are typed: `0,4095` and `4,3,2`.
 
         Raises:
@@ -60,7 +60,7 @@ class Asked:
         return cls((low_high[0], low_high[1]) if low_high else None, tuple(int(band) for band in chosen), page)
 
 
-NOTHING = Asked()
+DEFAULT_REQUEST = ReadingRequest()
 
 
 def _numbers(setting: str, given: str | Sequence[float] | None, expected: str, lengths: Sequence[int]) -> list[float]:
@@ -75,8 +75,8 @@ def _numbers(setting: str, given: str | Sequence[float] | None, expected: str, l
     return numbers
 
 
-def decided(
-    paths: Sequence[Path], where: Path, asked: Asked = NOTHING, trained: PictureReading | None = None
+def choose_reading(
+    paths: Sequence[Path], where: Path, asked: ReadingRequest = DEFAULT_REQUEST, trained: PictureReading | None = None
 ) -> tuple[PictureReading, list[str]]:
     """How these pictures are read, all in one way, and what a user should know about it.
 
@@ -152,7 +152,7 @@ def _or_none(read: Callable[[], T]) -> T | None:
         return None  # whoever reads all pictures will name it
 
 
-def _kinds(headers: dict[Path, Header], where: Path, asked: Asked) -> tuple[Kind, ...]:
+def _kinds(headers: dict[Path, Header], where: Path, asked: ReadingRequest) -> tuple[Kind, ...]:
     first: dict[Kind, Path] = {}
     counts: Counter[Kind] = Counter()
     for path, header in headers.items():
@@ -160,7 +160,7 @@ def _kinds(headers: dict[Path, Header], where: Path, asked: Asked) -> tuple[Kind
         counts[header.kind] += 1
     kinds = tuple(sorted(counts))
     if not kinds:
-        return PLAIN.kinds
+        return DEFAULT_READING.kinds
     beyond = asked.value_range is not None and not (asked.value_range[0] >= 0 and asked.value_range[1] <= 255)
     if "8-bit" in kinds and beyond and asked.value_range:
         low, high = asked.value_range
@@ -188,7 +188,7 @@ def _check_most(headers: dict[Path, Header], where: Path, reading: PictureReadin
     wrong = []
     for path, header in headers.items():
         try:
-            check(header, reading, path)
+            check_readable(header, reading, path)
         except BadInput as error:
             wrong.append(error)
     if 2 * len(wrong) > len(headers):
@@ -275,11 +275,11 @@ class _Values:
 
 
 def _values(path: Path, header: Header, reading: PictureReading) -> _Values | None:
-    check(header, reading, path)
+    check_readable(header, reading, path)
     samples = read_samples(path, reading)
     chosen = [band - 1 for band in reading.bands[:3]] or list(samples.header.colours or (0,))
     values = samples.values[..., chosen]
-    there = present(values, samples.header.nodata) & np.isfinite(values)
+    there = valid_mask(values, samples.header.nodata) & np.isfinite(values)
     found = values[there].astype(np.float64)
     if not found.size:
         return None

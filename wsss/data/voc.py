@@ -12,22 +12,22 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from wsss.data.entries import sole_split
+from wsss.data.entries import only_split
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Dataset, Images, MaskFile, check_labels
 from wsss.data.labelmap import read_labelmap
-from wsss.data.labels import MaskTable, parsed
+from wsss.data.labels import MaskTable, parse_mask_values
 from wsss.data.lists import (
-    chosen_split,
-    found_alone,
+    choose_split,
+    existing_pictures,
     pictures_below,
     read_classes,
     read_names,
     suggestion,
 )
-from wsss.data.roles import IGNORED, classes_among, is_nothing
+from wsss.data.orientation import choose_orientation, header_size_hw
+from wsss.data.roles import IGNORED, means_no_class, only_classes
 from wsss.data.tables import labels_by_name, labels_of
-from wsss.data.turned import decided, header_size_hw
 from wsss.errors import BadInput, is_regular, reading
 from wsss.storage import whole_file
 from wsss.stream import Progress, in_threads
@@ -104,7 +104,7 @@ def read_annotation(
     for entry in objects:
         name = (entry.findtext("name") or "").strip()
         if name not in class_names:
-            if name == IGNORED or is_nothing(name, negatives):
+            if name == IGNORED or means_no_class(name, negatives):
                 continue
             raise BadInput(
                 path,
@@ -225,7 +225,7 @@ def open_voc(
         tags: a table of tags or `cls_labels.npy`, instead of `Annotations`.
         tag_rule: how tags come out of annotations, see `read_annotation`; `irn` for VOC's classes, else `clip-es`, objects alone.
         upright: follow EXIF orientation; by default VOC's pictures are not turned, as in the published loaders; for others see
-            `wsss.data.turned`.
+            `wsss.data.orientation`.
         skip_missing: leave out listed pictures that are missing.
         negatives: names that mean that nothing is there, beside `background` and `_background_`.
         mask_values: what values or colours of masks mean, where tags come from masks; see `wsss.data.labels.GRAMMAR`.
@@ -245,7 +245,7 @@ def open_voc(
     }
     class_names, table = _classes(root, classes, pictures, bool(masks), negatives, notes)
     if mask_values is not None:
-        table = parsed(mask_values, class_names)
+        table = parse_mask_values(mask_values, class_names)
     elif table is not None:
         notes.append(f"masks are read by the colours of {table.source}")
     layout = _Layout(root, class_names, pictures, masks, notes, table, negatives)
@@ -263,7 +263,7 @@ def open_voc(
     if "train_aug" not in names and "val" in names and (derived := _derived_train_aug(root, names["val"])):
         lists["train_aug"], names["train_aug"] = root / _AUG_MASKS, derived
         notes.append(f"train_aug: the {len(derived)} pictures with masks in {_AUG_MASKS} that are not in val")
-    chosen = chosen_split(train, names, ("train_aug", "train", *sole_split(names)), root)
+    chosen = choose_split(train, names, ("train_aug", "train", *only_split(names)), root)
     if chosen is None:
         raise BadInput(
             root / SEGMENTATION_LISTS / "train.txt",
@@ -271,9 +271,9 @@ def open_voc(
             "a list with one picture name a line",
             "Add it, or name a split or a list file with --train.",
         )
-    scored = chosen_split(val, names, ("val",), root)
+    scored = choose_split(val, names, ("val",), root)
     kept = {
-        split: found_alone(
+        split: existing_pictures(
             listed,
             layout.pictures,
             lists[split],
@@ -345,7 +345,7 @@ def _classes(
         return named, table
     for source in (given, root / "classes.txt", root / "class_names.txt"):
         if source is not None and (not isinstance(source, Path) or source == given or source.is_file()):
-            return classes_among(read_classes(source), negatives), None
+            return only_classes(read_classes(source), negatives), None
     if annotated := _annotated_names(root):
         strange = annotated - set(VOC_CLASSES)
         if strange != annotated:
@@ -355,7 +355,7 @@ def _classes(
                 )
             return VOC_CLASSES, None
         if not has_masks:
-            own = classes_among(sorted(annotated), negatives)
+            own = only_classes(sorted(annotated), negatives)
             notes.append(f"the classes are the {len(own)} names in Annotations, sorted")
             return own, None
     elif _named_like_voc(pictures):
@@ -422,7 +422,7 @@ def _images(
     turned = bool(upright)
     if not published and needed:
         sizes = [header_size_hw(mask.path) if mask else None for mask in masks]
-        turned = decided([layout.pictures[name] for name in names], sizes, upright, split, layout.notes)
+        turned = choose_orientation([layout.pictures[name] for name in names], sizes, upright, split, layout.notes)
     return Images(
         title=f"voc/{Path(split).stem}",
         names=tuple(names),

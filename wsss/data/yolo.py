@@ -21,13 +21,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from wsss.data.documents import read_document
-from wsss.data.entries import Entry, Found, Options, labels_held, name_of, split_of
+from wsss.data.entries import Entry, LayoutContents, LayoutOptions, labels_in_masks, picture_name, split_of
 from wsss.data.images import MaskFile
 from wsss.data.labels import IGNORE, MaskTable
 from wsss.data.lists import files_below, is_picture, read_lines
 from wsss.data.names import check_name
 from wsss.data.pictures import picture_size_hw
-from wsss.data.roles import Roles, classes_among
+from wsss.data.roles import Roles, only_classes
 from wsss.digests import content_digest
 from wsss.errors import BadInput, is_regular, reading
 
@@ -115,7 +115,7 @@ def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray
     return objects
 
 
-def has_texts(root: Path) -> bool:
+def has_label_files(root: Path) -> bool:
     """Whether there are texts of objects in a folder `labels`."""
     return any(file.suffix == ".txt" for path in _label_folders(root) for file in files_below(path))
 
@@ -129,7 +129,7 @@ def find_yolo(root: Path) -> Path | None:
     for name in _NAMES:
         if is_regular(root / name):
             return root / name
-    if not has_texts(root):
+    if not has_label_files(root):
         return None
     found = next((root / name for name in _LISTS if is_regular(root / name)), None)
     if found is None:
@@ -146,7 +146,7 @@ def _label_folders(root: Path) -> list[Path]:
     return [path for pattern in (_LABELS, f"*/{_LABELS}") for path in sorted(root.glob(pattern)) if path.is_dir()]
 
 
-def read_yolo(root: Path, source: Path, options: Options) -> Found:
+def read_yolo(root: Path, source: Path, options: LayoutOptions) -> LayoutContents:
     """Pictures with their objects.
 
     Raises:
@@ -167,7 +167,7 @@ def read_yolo(root: Path, source: Path, options: Options) -> Found:
             )
     else:
         numbered = tuple(line for _, line in read_lines(source, "a class a line"))
-    class_names = options.classes or classes_among(numbered, options.negatives)
+    class_names = options.classes or only_classes(numbered, options.negatives)
     roles = Roles(class_names, options.negatives)
     labels = [roles.label(name) for name in numbered]
     if None in labels:
@@ -184,7 +184,7 @@ def read_yolo(root: Path, source: Path, options: Options) -> Found:
             "pictures in images/train, or in train/images",
             "Check the paths.",
         )
-    if content.get("masks_dir") or (content and not has_texts(root) and (root / _MASKS).is_dir()):
+    if content.get("masks_dir") or (content and not has_label_files(root) and (root / _MASKS).is_dir()):
         return _semantic(root, pictures, content, known, class_names, source)
     upright = True if options.upright is None else options.upright
     return _found(root, pictures, numbered, known, class_names, "kpt_shape" in content, upright)
@@ -198,7 +198,7 @@ def _found(
     class_names: tuple[str, ...],
     has_keypoints: bool,
     upright: bool,
-) -> Found:
+) -> LayoutContents:
     objects = {path: read_objects(_text_of(path), len(labels)) for _, path in pictures}
     sizes = Counter(len(points) for found in objects.values() for _, points in found)
     has_polygons = not has_keypoints and any(size > 2 for size in sizes)
@@ -210,7 +210,7 @@ def _found(
         boxed += has_box and has_polygons
         tags = [class_names[labels[class_] - 1] for class_, _ in found if 0 < labels[class_] < IGNORE]
         drawn = PolygonMask(text, path, upright, labels) if has_polygons and not has_box else None
-        entries.append(Entry(split, name_of(path, root), path, tuple(dict.fromkeys(tags)), str(text), drawn))
+        entries.append(Entry(split, picture_name(path, root), path, tuple(dict.fromkeys(tags)), str(text), drawn))
     notes = []
     if missing == len(pictures):
         raise BadInput(
@@ -239,7 +239,7 @@ def _found(
     else:
         what = "keypoints" if has_keypoints else "boxes"
         notes.append(f"objects are {what}: they give tags, and no true masks")
-    return Found("yolo", entries, class_names, notes)
+    return LayoutContents("yolo", entries, class_names, notes)
 
 
 def _semantic(
@@ -249,7 +249,7 @@ def _semantic(
     labels: tuple[int, ...],
     class_names: tuple[str, ...],
     source: Path,
-) -> Found:
+) -> LayoutContents:
     """Pictures with masks of class numbers; `label_mapping` turns the values of the files into these."""
     folder, mapping = content.get("masks_dir") or _MASKS, content.get("label_mapping") or {}
     if not isinstance(folder, str) or not isinstance(mapping, dict):
@@ -279,15 +279,15 @@ def _semantic(
     ]
     if not there:
         raise BadInput(files[0][2], "no such file, nor any other mask", f"masks in {folder}", "Add the masks.")
-    held = labels_held([mask for _, _, mask in there])
+    held = labels_in_masks([mask for _, _, mask in there])
     notes = ["tags are the classes that the masks hold"]
     if len(there) < len(files):
         notes.append(f"{len(files) - len(there)} pictures left out, since they have no mask")
     entries = [
-        Entry(split, name_of(path, root), path, tuple(class_names[label - 1] for label in of), mask.where, mask)
+        Entry(split, picture_name(path, root), path, tuple(class_names[label - 1] for label in of), mask.where, mask)
         for (split, path, mask), of in zip(there, held, strict=True)
     ]
-    return Found("yolo", entries, class_names, notes)
+    return LayoutContents("yolo", entries, class_names, notes)
 
 
 def _numbered(names: Any, source: Path) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from wsss.checkpoints import trained_weights
 from wsss.data.augment import ColourRule, PosteriorAugment, denormalised, normalise
 from wsss.data.files import read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
-from wsss.data.maps import fitting_cams
+from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into, started_from
 from wsss.networks.affinitynet import AffinityNet, affinity_losses
@@ -181,7 +181,7 @@ def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: 
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = images.read(index)
-        classes, maps = fitting_cams(images, cams, index, image.shape[:2])
+        classes, maps = read_matching_cams(images, cams, index, image.shape[:2])
         low, high = (with_background(maps, alpha) for alpha in (settings.low, settings.high))
         if len(classes):
             low, high = dense_crf(image, [unary_from_scores(score) for score in (low, high)], PRESETS["psa"], threads=1)
@@ -268,7 +268,7 @@ def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weig
 
     def load_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = images.read(index)
-        return image, *fitting_cams(images, cams, index, image.shape[:2])
+        return image, *read_matching_cams(images, cams, index, image.shape[:2])
 
     def compute(_: int, loaded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> _Walked:
         image, classes, maps = loaded

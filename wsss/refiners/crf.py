@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 
 from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
-from wsss.data.maps import fitting_cams
+from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.networks.body import Backbone
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
@@ -105,7 +105,7 @@ def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> 
 
     def load(index: int) -> UInt8[np.ndarray, "h w"]:
         image = images.read(index)
-        classes, maps = fitting_cams(images, cams, index, image.shape[:2])
+        classes, maps = read_matching_cams(images, cams, index, image.shape[:2])
         return pseudo_mask(image, classes, maps, settings)
 
     for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"refine {out.name}")

@@ -23,7 +23,7 @@ from wsss.data.augment import AffinityAugment, normalise, picture_in, top_left
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.files import read_mask, write_cams, write_mask
 from wsss.data.images import IGNORE, Images
-from wsss.data.maps import fitting_cams
+from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into, started_from
 from wsss.networks.body import Backbone
@@ -213,7 +213,7 @@ class _Loaded(NamedTuple):
 
 def _loaded(images: Images, cams: Path, stride: int, index: int) -> _Loaded:
     image = images.read(index)
-    classes, maps = fitting_cams(images, cams, index, image.shape[:2], stride)
+    classes, maps = read_matching_cams(images, cams, index, image.shape[:2], stride)
     return _Loaded(torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps))
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wsss import digests, launch
-from wsss.data.class_names import lacking, slips
+from wsss.data.class_names import likely_typos, notes_on_missing_classes
 from wsss.data.images import Dataset, Images
-from wsss.data.info import bad_among, doubts_about, look_through, overview, render, shared
+from wsss.data.info import bad_pictures, check_pictures, mask_doubts, notes_on_overlap, overview, render
 from wsss.data.open import open_dataset
 from wsss.differences import outdated, pictures_changed
 from wsss.errors import BadInput, is_regular
@@ -128,14 +128,14 @@ def _looked_through(
     """Messages about bad pictures by file (`bad`), doubts about true masks (`doubts`), and errors that end the work (`stops`)."""
     log.info("%s", render(overviewed))
     bad: dict[str, str] = {}
-    notes = lacking(data) + shared(data)
-    doubts = [slips(data, opened.get("classes"))]
+    notes = notes_on_missing_classes(data) + notes_on_overlap(data)
+    doubts = [likely_typos(data, opened.get("classes"))]
     for images in _different(data, used):
         with Progress(f"look through {images.title}", len(images)) as progress:
-            looks = look_through(images, progress=lambda done, total: progress.advance())
+            looks = check_pictures(images, progress=lambda done, total: progress.advance())
         paths = dict(zip(images.names, images.paths, strict=True))
-        bad |= {_file(data, paths[name]): message for name, message in bad_among(images, looks).items()}
-        doubtful = doubts_about(images, looks)
+        bad |= {_file(data, paths[name]): message for name, message in bad_pictures(images, looks).items()}
+        doubtful = mask_doubts(images, looks)
         notes += doubtful.notes
         doubts += doubtful.stops
     for note in notes:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from wsss import launch
 from wsss.data.files import read_mask
 from wsss.data.images import IGNORE, Images
-from wsss.data.maps import fitting_cams
+from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.metrics import (
     Background,
@@ -76,7 +76,7 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         truth = images.read_mask(index)
-        classes, maps = fitting_cams(images, cams, index, truth.shape)
+        classes, maps = read_matching_cams(images, cams, index, truth.shape)
         return truth, maps.astype(kind), classes
 
     def add(index: int, loaded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
@@ -87,7 +87,7 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
     best, _ = sweep.best(settings.convention)
 
     def thresholded(index: int) -> UInt8[np.ndarray, "h w"]:
-        classes, maps = fitting_cams(images, cams, index, images.size_hw(index))
+        classes, maps = read_matching_cams(images, cams, index, images.size_hw(index))
         if settings.background == "power":
             maps = maps.astype(kind)
             background = (1 - maps.max(0, keepdims=True, initial=0)) ** best

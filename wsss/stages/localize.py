@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from wsss.data.files import write_cams
 from wsss.data.images import Images
-from wsss.data.samples import PLAIN
+from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput
 from wsss.run import stage
 from wsss.stages.each import for_each_picture, read_prepared
@@ -56,7 +56,7 @@ class LocalizerSettings(Protocol):
 def _check_reading(images: Images, weights: Path) -> None:
     """Raise BadInput if weights were trained on pictures of more than 8 bits whose values or bands were read in another way."""
     trained = reading_of(weights)
-    if trained is None or trained == PLAIN:
+    if trained is None or trained == DEFAULT_READING:
         return
     if (trained.value_range, trained.bands) != (images.reading.value_range, images.reading.bands):
         raise BadInput(

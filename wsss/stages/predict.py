@@ -14,10 +14,10 @@ from wsss.checkpoints import trained_weights
 from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.files import write_mask
 from wsss.data.images import Images
-from wsss.data.lists import unread
+from wsss.data.lists import notes_on_unreadable
 from wsss.data.open import open_pictures
-from wsss.data.samples import PLAIN
-from wsss.data.value_range import NOTHING, Asked, decided
+from wsss.data.samples import DEFAULT_READING
+from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_reading
 from wsss.errors import BadInput, check_range
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.run import stage
@@ -138,7 +138,7 @@ def labelled(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h 
     return probabilities.argmax(0).astype(np.uint8)
 
 
-def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Images, list[str]]:
+def pictures(path: Path, *, weights: Path, asked: ReadingRequest = DEFAULT_REQUEST) -> tuple[Images, list[str]]:
     """A picture, or all pictures of a folder, read as those were that a segmenter was trained on, with notes for the user.
 
     Published checkpoints do not say how; then it is decided for these pictures, as for a data set.
@@ -152,8 +152,8 @@ def pictures(path: Path, *, weights: Path, asked: Asked = NOTHING) -> tuple[Imag
         BadInput: there are no pictures, or they are not of the kind that the segmenter was trained on.
     """
     images = open_pictures(path)
-    reading, notes = decided(images.paths, path, asked, reading_of(weights))
-    others = unread(path) if path.is_dir() else []
+    reading, notes = choose_reading(images.paths, path, asked, reading_of(weights))
+    others = notes_on_unreadable(path) if path.is_dir() else []
     return dataclasses.replace(images, reading=reading), notes + others
 
 
@@ -171,7 +171,7 @@ def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Pa
         BadInput: the segmenter was trained on pictures of more than 8 bits, and these were opened as 8-bit ones.
     """
     segmenter = Segmenter(weights, settings)
-    if images.reading == PLAIN and segmenter.reading not in (None, PLAIN):
+    if images.reading == DEFAULT_READING and segmenter.reading not in (None, DEFAULT_READING):
         raise BadInput(
             images.title,
             f"pictures opened with {images.reading}",

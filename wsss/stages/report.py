@@ -15,7 +15,7 @@ from PIL import Image
 from wsss import __version__
 from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
-from wsss.data.maps import fitting_cams
+from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput
 from wsss.run import STARTED
 from wsss.stages.check import noted
@@ -413,7 +413,7 @@ def _row(images: Images, position: int, made: Sequence[_Made], scored: Sequence[
             continue
         judges = [score for score in scored if score.source and score.source.folder == one.stage.folder]
         if one.holds_maps:
-            classes, maps = fitting_cams(images, one.stage.folder, position, whole.size[::-1])
+            classes, maps = read_matching_cams(images, one.stage.folder, position, whole.size[::-1])
             for k in np.argsort(-maps.mean((1, 2)), kind="stable")[:MAPS]:
                 caption = f"{one.title}: {images.class_names[classes[k]]}"
                 figures.append({"caption": caption, "kind": "map", "uri": uri(heated(picture, maps[k]), limit)})

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from wsss import launch, stopping
 from wsss.data.images import Images
-from wsss.data.samples import PLAIN
+from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range
 from wsss.progress import Progress
 from wsss.run import plain, stage, unrecorded
@@ -185,7 +185,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     torch.manual_seed(training.seed)
     trainable = settings.trainable(images, **inputs)
     assert isinstance(trainable, nn.Module)
-    if images.reading != PLAIN:
+    if images.reading != DEFAULT_READING:
         trainable.metadata["reading"] = images.reading.plain()
     launch.synchronise_batch_norm(trainable)
     loop = _Loop(training, trainable, _length(training, epoch_steps, trainable.stop_epochs), out)

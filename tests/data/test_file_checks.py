@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.data.conftest import SIZE, box, write_labels, write_picture, write_text
-from wsss.data.names import alike, check_name, check_names, fault
+from wsss.data.names import check_name, check_names, comparison_key, name_problem
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
 
@@ -69,7 +69,7 @@ def test_names_that_are_fine(name):
 @example("a/.")
 @example("\x7f")
 def test_a_name_without_a_fault_stays_below_its_folder(name):
-    if fault(name) is None:
+    if name_problem(name) is None:
         path = os.path.normpath(f"/out/{name}.png")
         assert path == f"/out/{name}.png"
         assert path.startswith("/out/")
@@ -93,8 +93,8 @@ def test_names_that_meet(tmp_path, names, message):
 
 
 def test_one_name_on_every_system():
-    assert alike("A/b.JPG") == "a/b.jpg"
-    assert alike("\u00c9") == alike("e\u0301")
+    assert comparison_key("A/b.JPG") == "a/b.jpg"
+    assert comparison_key("\u00c9") == comparison_key("e\u0301")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from wsss.data.images import Dataset, Images, MaskFile
-from wsss.data.names import alike
+from wsss.data.names import comparison_key
 from wsss.errors import BadInput
 
 
@@ -90,7 +90,7 @@ def _check_inside(path: Path, file: str, root: str) -> None:
 def _check_case(files: Iterable[str]) -> None:
     first: dict[str, str] = {}
     for file in files:
-        other = first.setdefault(alike(file), file)
+        other = first.setdefault(comparison_key(file), file)
         if other != file:
             raise BadInput(
                 file,

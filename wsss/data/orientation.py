@@ -11,7 +11,7 @@ from wsss.stream import in_threads
 _DO = "Turn the pixels themselves and remove the orientation (exiftran, mogrify -auto-orient), or make the masks anew."
 
 
-def decided(
+def choose_orientation(
     pictures: Sequence[Path],
     sizes_hw: Sequence[tuple[int, int] | None],
     asked: bool | None,
@@ -60,7 +60,7 @@ def decided(
     return upright
 
 
-def uncertain(images: Images) -> list[str]:
+def notes_on_orientation(images: Images) -> list[str]:
     """A note on pictures with masks whose EXIF orientation leaves the size as it is, so that masks fit turned or not."""
     with_masks = [path for path, mask in zip(images.paths, images.masks, strict=True) if mask is not None]
     found = [path for path, same in zip(with_masks, in_threads(_keeps_size, with_masks), strict=True) if same]
