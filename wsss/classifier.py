@@ -1,7 +1,7 @@
-"""The classifier that activation maps are taken from, and what the methods that train one share.
+"""The CAM classifier, and code shared by the methods that train a classifier.
 
-The network is IRNet's (Ahn et al., CVPR 2019), which CLIMS and QA-CLIMS start from: a backbone, global average pooling, and a 1x1
-convolution w. Its maps are M_c(x, y) = w_c · f(x, y), without the pooling.
+The network is that of IRNet (Ahn et al., CVPR 2019), from which CLIMS and QA-CLIMS start: a backbone, global average pooling, and a 1x1
+convolution w. Its class activation maps are M_c(x, y) = w_c · f(x, y), computed without the pooling.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ KIND, BASELINE = "cam", "baseline"
 
 
 class CAMNetwork(nn.Module):
-    """Backbone, and a 1x1 convolution as the classifier.
+    """A backbone with a 1x1 convolution as the classifier.
 
-    Entries of the state dict are IRNet's: `resnet50.*` (or the other ResNet's name; `backbone.*` for timm's models)
+    The state dict has IRNet's names: `resnet50.*` (or the name of the ResNet used; `backbone.*` for timm models)
     and `classifier.weight`.
     """
 
@@ -74,14 +74,14 @@ N = TypeVar("N", bound=CAMNetwork)
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of trained weights.
+class ClassifierWeights:
+    """The weights of a trained classifier.
 
     Attributes:
         state: the state dict.
-        metadata: what was saved with it; of a published file, what its tensors tell.
+        metadata: as saved with the weights; for a published file, derived from its tensors.
         published: whether the file was written by another program.
-        path: of the file.
+        path: the file.
     """
 
     state: State
@@ -92,39 +92,39 @@ class Known:
 
 def trained_classifier(
     weights: Path, images: Images, kind: str, recognise: Callable[[State, Images, Path], Mapping[str, Any]]
-) -> Known:
-    """The weights of a trained classifier, and what it is.
+) -> ClassifierWeights:
+    """Read the weights of a trained classifier.
 
     Args:
-        weights: a stage's folder, its file, or a published checkpoint.
-        images: the pictures that it is for.
-        kind: what our own files have to say they are.
-        recognise: what a published file is, from its tensors.
+        weights: a stage folder, its weights file, or a published checkpoint.
+        images: the pictures that the classifier will be applied to.
+        kind: the `kind` that the metadata of our own files must have.
+        recognise: derives the metadata of a published file from its tensors.
 
     Raises:
-        BadInput: the weights are of another network, or of other classes than the pictures have.
+        BadInput: the weights belong to another network, or their classes are not those of the pictures.
     """
     state, metadata, path = trained_weights(weights, kind)
-    known = Known(state, metadata or recognise(state, images, path), metadata is None, path)
-    check_classes(path, known.metadata["classes"], images)
-    return known
+    loaded = ClassifierWeights(state, metadata or recognise(state, images, path), metadata is None, path)
+    check_classes(path, loaded.metadata["classes"], images)
+    return loaded
 
 
 def load(weights: Path, images: Images) -> tuple[CAMNetwork, Mapping[str, Any]]:
-    """A trained CAM network on the CPU, and what is known of it: `backbone`, `output_stride`, `classes`, `colours`.
+    """A trained CAM network on the CPU, and its metadata: `backbone`, `output_stride`, `classes`, `colours`.
 
     Args:
-        weights: a stage's folder, its file, or a published checkpoint such as `res50_cam.pth`.
-        images: the pictures that it is for.
+        weights: a stage folder, its weights file, or a published checkpoint such as `res50_cam.pth`.
+        images: the pictures that the network will be applied to.
 
     Raises:
-        BadInput: the weights are of another network, or of other classes than the pictures have.
+        BadInput: the weights belong to another network, or their classes are not those of the pictures.
     """
     known = trained_classifier(weights, images, KIND, published)
     return cam_network(CAMNetwork, known), known.metadata
 
 
-def cam_network(network: type[N], known: Known, new: Sequence[str] = ()) -> N:
+def cam_network(network: type[N], known: ClassifierWeights, new: Sequence[str] = ()) -> N:
     """The CAM network that trained weights are of, on the CPU.
 
     Args:
@@ -133,7 +133,7 @@ def cam_network(network: type[N], known: Known, new: Sequence[str] = ()) -> N:
         new: patterns of names that the weights may lack; these tensors keep their initial values.
 
     Raises:
-        BadInput: they are of another one.
+        BadInput: the weights belong to another network.
     """
     metadata = known.metadata
     made = network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
@@ -142,13 +142,13 @@ def cam_network(network: type[N], known: Known, new: Sequence[str] = ()) -> N:
 
 
 def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
-    """Raise BadInput unless the classes of a network are those of the pictures."""
+    """Raise BadInput unless the classes of a network are those of the pictures, in the same order."""
     if tuple(classes) != images.class_names:
         raise BadInput(
             path,
             f"a classifier of {_listed(classes)}",
             f"the classes of {images.title}: {_listed(images.class_names)}",
-            "Use the data set that it was trained on, or give its class list with --classes.",
+            "Use the dataset that it was trained on, or give its class list with --classes.",
         )
 
 
@@ -163,7 +163,7 @@ def published(state: State, images: Images, path: Path) -> dict[str, Any]:
             if body is None or head is None
             else f"a classifier of {len(head)} classes",
             f"resnet50.* and classifier.weight for {len(images.class_names)} classes, as IRNet's res50_cam.pth has",
-            "Give a checkpoint of this network and data set.",
+            "Give a checkpoint of this network and dataset.",
         )
     return {
         "backbone": body,
@@ -225,25 +225,25 @@ def load_baseline(
 
 
 def check_baseline(init: str, method: str) -> None:
-    """Raise BadInput where a training alone is to start from what a run trains first."""
+    """Raise BadInput if a single training stage should start from the baseline, which only `wsss run` trains."""
     if init == BASELINE:
-        do = f"Train one with `wsss train cam` and give its folder, or take `wsss run {method}`, which does both."
-        raise BadInput("init", f"`{BASELINE}`, which a run trains", "a trained classifier", do)
+        do = f"Train one with `wsss train cam` and give its folder, or use `wsss run {method}`, which does both."
+        raise BadInput("init", f"`{BASELINE}`, which only `wsss run` trains", "a trained classifier", do)
 
 
 def check_colours(init: str, found: str, expected: str) -> None:
-    """Raise BadInput where a network was trained on pictures that were normalised in another way."""
+    """Raise BadInput if a network was trained on pictures that were normalised differently."""
     if found != expected:
-        do = "Set `colours` alike in `baseline` and `classifier`."
-        raise BadInput(init, f"weights for colours of {found}", expected, do)
+        do = "Set `colours` to the same value in `baseline` and `classifier`."
+        raise BadInput(init, f"weights trained with colours {found}", f"colours {expected}", do)
 
 
-def freeze(body: Any, kept: str) -> None:
-    """Let a backbone's `stem`, or stem and two `stages`, keep their weights."""
-    if kept == "nothing":
+def freeze(body: Any, layers: str) -> None:
+    """Freeze the weights of a backbone's `stem`, or of its stem and first two `stages`; or `nothing`."""
+    if layers == "nothing":
         return
-    # IRNet detaches the output of layer2 (stride 8), so nothing before layer3 learns; CLIMS dropped that
-    last = body.strides.index(8) if kept == "stages" and 8 in body.strides else 0
+    # IRNet detaches the output of layer2 (stride 8), so nothing before layer3 is trained; CLIMS dropped that
+    last = body.strides.index(8) if layers == "stages" and 8 in body.strides else 0
     for parameter in body.parameters_until(last):
         parameter.requires_grad_(False)
 
@@ -255,7 +255,7 @@ def example(
     index: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """A view of a picture (3, crop, crop), and its tags (c,), 0 or 1."""
+    """A training example: an augmented picture, `image` (3, crop, crop), and its tags, `label` (c,), 0 or 1; both float32."""
     return {
         "image": torch.from_numpy(augment(images.read(index), rng, colours)),
         "label": torch.from_numpy(images.labels[index].astype(np.float32)),
@@ -309,7 +309,7 @@ class TagObjective(Objective, Generic[S, N]):
 
 @dataclasses.dataclass(frozen=True)
 class MultiScale:
-    """The views of a picture whose maps are added up."""
+    """The views of a picture whose maps are summed."""
 
     # in this order in IRNet, which adds the maps up one after the other
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
@@ -323,13 +323,13 @@ class MultiScale:
 
 @runtime_checkable
 class Classifier(Protocol):
-    """A network that maps can be taken from."""
+    """A network that computes class activation maps."""
 
     def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
         """Raw class activation maps M, before ReLU."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All of its weights."""
+        """All weights."""
 
 
 def at_scales(
@@ -341,17 +341,17 @@ def at_scales(
 
 
 class CAMLocalizer:
-    """Maps of the classes that a picture has, over scales and mirror images.
+    """Computes the maps of the classes that a picture is tagged with, over several scales and mirror images.
 
-    The maps of one scale are ReLU(M(I)) + mirrored ReLU(M(mirrored I)). They are resized (bilinear, align_corners
-    False), added up over the scales, cut to the picture, and divided by (their maximum + 1e-5), class by class.
+    The maps at one scale are ReLU(M(I)) + mirrored ReLU(M(mirrored I)). They are resized (bilinear, align_corners
+    False), summed over the scales, cropped to the picture, and divided by (their maximum + 1e-5), class by class.
 
     Args:
         network: on the device.
-        settings: scales, and whether mirror images count.
-        colours: of the network.
-        fuse: another than the sum of the maps of a picture and of its mirror image.
-        multiple: maps are made at multiples of so many pixels, then cut.
+        settings: scales, and whether to include mirror images.
+        colours: the normalisation that the network was trained with.
+        fuse: combines the maps of a picture with those of its mirror image; by default their sum.
+        multiple: maps are computed at the picture's size rounded up to a multiple of this number of pixels, then cropped.
     """
 
     def __init__(
@@ -367,7 +367,7 @@ class CAMLocalizer:
         self.fuse, self.multiple = fuse, multiple
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
-        """The picture at each scale."""
+        """The picture at each scale, normalised."""
         return at_scales(image, self.settings.scales, self.colours)
 
     @torch.inference_mode()
@@ -377,10 +377,10 @@ class CAMLocalizer:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
         present = torch.from_numpy(np.flatnonzero(label))
         height, width = size_hw
-        quarter = (-(-height // 4), -(-width // 4))
-        whole = tuple(-(-side // self.multiple) * self.multiple for side in size_hw)
-        stride4 = torch.zeros(len(present), *quarter)
-        full = torch.zeros(len(present), *whole)
+        quarter_size = (-(-height // 4), -(-width // 4))
+        padded_size = tuple(-(-side // self.multiple) * self.multiple for side in size_hw)
+        stride4 = torch.zeros(len(present), *quarter_size)
+        full = torch.zeros(len(present), *padded_size)
         if len(present) == 0:
             return Cams(present.numpy(), full[:, :height, :width].numpy(), stride4.numpy())
         device = next(self.network.parameters()).device
@@ -390,14 +390,14 @@ class CAMLocalizer:
             pair = torch.cat([view, view.flip(3)]) if self.settings.flip else view
             raw = self.network.maps(pair).relu()[:, present]
             fused = self.fuse(raw[:1], raw[1:].flip(3)) if self.settings.flip else raw
-            stride4 += F.interpolate(fused, quarter, mode="bilinear", align_corners=False)[0]
-            full += F.interpolate(fused, whole, mode="bilinear", align_corners=False)[0]
+            stride4 += F.interpolate(fused, quarter_size, mode="bilinear", align_corners=False)[0]
+            full += F.interpolate(fused, padded_size, mode="bilinear", align_corners=False)[0]
         return Cams(
             present.numpy(),
-            _over_maximum(full[:, :height, :width]).cpu().numpy(),
-            _over_maximum(stride4).cpu().numpy(),
+            _divided_by_maximum(full[:, :height, :width]).cpu().numpy(),
+            _divided_by_maximum(stride4).cpu().numpy(),
         )
 
 
-def _over_maximum(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+def _divided_by_maximum(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
     return maps / (maps.amax((1, 2), keepdim=True) + 1e-5)

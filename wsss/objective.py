@@ -1,4 +1,4 @@
-"""What a training minimises: a network, its losses, its examples, and how its weights are written."""
+"""Training objectives: a network, its losses, its training examples, and how its weights are written."""
 
 import abc
 from collections.abc import Callable, Iterator
@@ -12,20 +12,20 @@ from wsss.networks.backbone import freeze_batch_norm
 from wsss.stages.train import Examples, Training
 from wsss.weights import WEIGHTS, write_weights
 
-# A learning rate and a weight decay to the parameter groups of an optimiser
+# makes the parameter groups of an optimiser from a learning rate and a weight decay
 Groups = Callable[[float, float], list[dict[str, Any]]]
 
 
 class Objective(nn.Module, abc.ABC):
-    """A network and its losses; a method, refiner or segmenter adds `forward`.
+    """A network and its losses. A method, refiner or segmenter implements `forward`.
 
     Args:
         network: its parameters have their published names.
-        examples: makes a training example of a picture.
-        metadata: is written with the weights, so that they can be used without any settings; `kind` says what they are.
-        groups: of parameters.
-        keep_statistics: leave the running statistics of all batch norms as they are.
-        stop_epochs: the epoch whose weights were published; None: the last.
+        examples: makes the training example of a picture.
+        metadata: written with the weights, so that they can be used without any settings; `kind` names the type of network.
+        groups: makes the parameter groups.
+        keep_statistics: freeze the running statistics of all batch norms.
+        stop_epochs: the epoch after which training stops, where the published weights are not those of the last; None: the last.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Objective(nn.Module, abc.ABC):
         """Named loss terms, whose sum is minimised."""
 
     def train(self, mode: bool = True) -> "Objective":
-        """Set the mode of all layers except batch norms that keep their statistics."""
+        """Set the mode of all layers, except batch norms whose statistics are frozen."""
         super().train(mode)
         if self.keep_statistics:
             freeze_batch_norm(self.network)
@@ -62,7 +62,7 @@ class Objective(nn.Module, abc.ABC):
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
 
-class WithBody(Protocol):
+class BackboneAndHead(Protocol):
     """A network that consists of a backbone, `body`, and a head."""
 
     @property
@@ -73,8 +73,8 @@ class WithBody(Protocol):
         """All weights."""
 
 
-def body_and_head(network: WithBody, head_lr: float, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: those of the backbone at `lr`, all others at `head_lr * lr`."""
+def body_and_head(network: BackboneAndHead, head_lr: float, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of trainable parameters: the backbone with the learning rate `lr`, all others with `head_lr * lr`."""
     body = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
     in_body = {id(parameter) for parameter in body}
     head = [value for value in network.parameters() if value.requires_grad and id(value) not in in_body]

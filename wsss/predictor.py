@@ -12,7 +12,7 @@ from PIL import Image
 
 from wsss import launch
 from wsss.checkpoints import trained_weights
-from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, Known, MultiScale, cam_network
+from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, ClassifierWeights, MultiScale, cam_network
 from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.samples import DEFAULT_READING
@@ -161,7 +161,7 @@ def load(
     if crf is not None:
         raise BadInput("crf", f"{crf}", "none for a classifier", "Leave it out.")
     state, metadata, _ = trained_weights(found, KIND)
-    classifier = Known(state, metadata or {}, False, found)
+    classifier = ClassifierWeights(state, metadata or {}, False, found)
     network = cam_network(CAMNetwork, classifier).to(where or launch.device()).eval()
     usual = MultiScale()
     views = MultiScale(usual.scales if scales is None else tuple(scales), usual.flip if flip is None else flip)

@@ -1,4 +1,4 @@
-"""One recipe for all methods: tags -> classifier -> maps -> pseudo masks -> segmenter -> predictions -> scores -> report."""
+"""The pipeline of all methods: tags -> classifier -> maps -> pseudo masks -> segmenter -> predictions -> scores -> report."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -27,42 +27,42 @@ class ClassifierSettings(TrainableSettings, Protocol):
     """Settings of a method's training."""
 
     def check(self, images: Images) -> Path | Backbone | None:
-        """Raise BadInput for what cannot be used, before any stage runs.
+        """Raise BadInput for settings or files that cannot be used, before any stage runs.
 
-        A field that waits for a `Need` holds its word still.
+        A field that a `Need` will fill still holds its placeholder.
 
         Returns:
-            What a network with `init: classifier` continues: the backbone that will be trained, on the meta device, or weights with
-            the same backbone. None: a `Need` makes it, or nothing can continue it.
+            What a network with `init: classifier` will be initialised from: the backbone that will be trained, on the meta device, or
+            weights with the same backbone. None if a `Need` makes it, or if no network can be initialised from this classifier.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a run makes before it trains the classifier.
+    """A prerequisite that a run makes before it trains the classifier.
 
     Attributes:
-        settings: its section, with default values.
-        make: makes it in a folder, and gives the path that the classifier's settings get.
-        field: the field of the classifier's settings that gets the path ...
-        word: ... where it holds this word.
+        settings: default values of its section.
+        make: makes it in a folder, and returns the path to store in the classifier's settings.
+        field: the field of the classifier's settings that holds that path.
+        placeholder: the value of the field that asks for this prerequisite, and is replaced by the path.
         about: one line for the help page.
     """
 
     settings: Any
     make: Callable[[Any, Images, Path], Path]
     field: str
-    word: str
+    placeholder: str
     about: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Extra:
-    """What a run makes with the trained classifier, next to the maps.
+    """An additional output that a run makes with the trained classifier.
 
     Attributes:
-        settings: its section, with default values.
-        make: makes it in a folder; does nothing where the settings want none.
+        settings: default values of its section.
+        make: makes it in a folder; does nothing if the settings turn it off.
         about: one line for the help page.
     """
 
@@ -73,16 +73,16 @@ class Extra:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A published method: what is its own, and its usual settings of what all methods share.
+    """A published method: its own settings, and its default settings of the stages that all methods share.
 
     Attributes:
-        name: of its module and its commands.
+        name: the name of its module and its commands.
         paper: one line for overviews.
-        classifier: settings of its training; None for a method that trains nothing.
-        inference: settings of its maps; None for a training alone.
+        classifier: settings of its training; None for a method without training.
+        inference: settings of its maps; None for a method that only trains a network.
         needs: what is made before the training, by the name of its section and folder.
         extras: what is made with the trained classifier, by the name of its section and folder.
-        refiner, segmenter, test, scores, both_splits: usual settings of the shared stages.
+        refiner, segmenter, test, scores, both_splits: default settings of the shared stages.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Method:
 
 
 class RunSettings(Protocol):
-    """Settings of a run, as `settings_of` makes them; sections of needs and extras have their own names."""
+    """Settings of a run, as defined by `settings_of`; each need and extra adds a section with its own name."""
 
     weights: str
     inference: LocalizerSettings
@@ -111,7 +111,7 @@ class RunSettings(Protocol):
 
 
 def settings_of(method: Method) -> type:
-    """The settings of a run of a method: a frozen dataclass with a field for each of its `registry.sections`."""
+    """The settings class of a method's run: a frozen dataclass with one field for each of its `registry.sections`."""
     fields = [
         (name, field.kind, maybe_file(field.default) if field.path else field.default)
         for name, field in registry.sections(method).items()
@@ -122,20 +122,20 @@ def settings_of(method: Method) -> type:
 
 
 def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None:
-    """Run a method, each stage in a folder of `out`.
+    """Run a method, with a folder in `out` for each stage.
 
     Args:
-        method: what to run.
+        method: the method.
         settings: an instance of `settings_of(method)`.
-        data: with a split to train on.
+        data: the dataset; it needs a training split.
         out: folder of the run.
 
     Raises:
-        BadInput: settings or data that cannot work; most of them before the first stage.
+        BadInput: settings or data that cannot be used; most are found before the first stage.
     """
     images = data.split(data.train)
     _check(method, settings, images)
-    trained = _trained(method, settings, images, out)
+    trained = _train_classifier(method, settings, images, out)
     for name, extra in method.extras.items():
         if trained is not None:
             extra.make(getattr(settings, name), images, trained, out / name)
@@ -159,56 +159,56 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None
 
 
 def _check(method: Method, settings: RunSettings, images: Images) -> None:
-    """Raise BadInput for settings that cannot work, before hours are spent on the first stages."""
+    """Raise BadInput for settings that cannot work, before the first stages take hours."""
     refiner = settings.refiner
     finds_exponent = isinstance(refiner, CRFSettings) and refiner.by == "scores" and refiner.exponent is None
     if finds_exponent and settings.scores.background != "power":
         raise BadInput(
             "scores.background",
             settings.scores.background,
-            "`power` where the best refiner.exponent is to be found",
-            "Set it, or the exponent.",
+            "`power`, since refiner.exponent is null and the best one will be searched for",
+            "Set scores.background to power, or set refiner.exponent.",
         )
-    classifier = _continued(method, settings, images)
+    classifier = _check_classifier(method, settings, images)
     refiner.check(classifier)
     settings.segmenter.check(classifier)
 
 
-def _continued(method: Method, settings: RunSettings, images: Images) -> Path | Backbone | None:
-    """Check the training of the classifier, and say what a network with `init: classifier` will continue."""
+def _check_classifier(method: Method, settings: RunSettings, images: Images) -> Path | Backbone | None:
+    """Check the classifier's settings; see `ClassifierSettings.check` for what is returned."""
     if method.classifier is None:
         return None
     if settings.weights != registry.NONE:
         return Path(settings.weights)
-    classifier = _classifier(settings)
-    continued = classifier.check(images)
+    classifier = _classifier_settings(settings)
+    initial = classifier.check(images)
     for name, need in method.needs.items():
-        if need.field == "init" and getattr(classifier, need.field) == need.word:
-            continued = getattr(settings, name).check(images)
-    return continued
+        if need.field == "init" and getattr(classifier, need.field) == need.placeholder:
+            initial = getattr(settings, name).check(images)
+    return initial
 
 
-def _classifier(settings: RunSettings) -> ClassifierSettings:
+def _classifier_settings(settings: RunSettings) -> ClassifierSettings:
     return cast(ClassifierSettings, getattr(settings, "classifier"))  # noqa: B009
 
 
-def _trained(method: Method, settings: RunSettings, images: Images, out: Path) -> Path | None:
-    """The trained classifier: given, trained here, or None for a method without one."""
+def _train_classifier(method: Method, settings: RunSettings, images: Images, out: Path) -> Path | None:
+    """The trained classifier: `weights` if set, otherwise trained here; None for a method without a classifier."""
     if method.classifier is None:
         return None
     if settings.weights != registry.NONE:
         return Path(settings.weights)
-    classifier = _classifier(settings)
+    classifier = _classifier_settings(settings)
     for name, need in method.needs.items():
-        if getattr(classifier, need.field) == need.word:
-            made = need.make(getattr(settings, name), images, out / name)
-            classifier = dataclasses.replace(cast(Any, classifier), **{need.field: str(made)})
+        if getattr(classifier, need.field) == need.placeholder:
+            path = need.make(getattr(settings, name), images, out / name)
+            classifier = dataclasses.replace(cast(Any, classifier), **{need.field: str(path)})
             classifier.check(images)
     return train(classifier, images, out=out / "classifier")
 
 
 def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classifier: Path | None) -> RefinementTask:
-    """Make the pseudo masks, and score maps and masks where there are true masks."""
+    """Make the pseudo masks; score the maps and the masks if the dataset has true masks."""
     task = RefinementTask(data.split(data.train), cams, out, classifier, scores=settings.scores)
     if data.scored_split:
         scored = data.split(data.scored_split)
@@ -221,9 +221,9 @@ def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classif
 
 
 def _score_both_splits(settings: RunSettings, data: Dataset, task: RefinementTask, inputs: Mapping[str, Path]) -> None:
-    """Scores of the segmenter on the split that maps were scored on, and of maps and pseudo masks on val, if it has true masks and tags.
+    """Score the segmenter on the split that maps are scored on, and the maps and pseudo masks on val, if val has true masks and tags.
 
-    Maps of val take its tags, so these scores say how good maps are, and nothing of pictures without tags.
+    The maps of val use its tags. These scores therefore measure the maps, not the accuracy on pictures without tags.
     """
     out = task.out
     if task.scored is not None:

@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_refused_before_the_baseline_is_trained(tmp_path,
 
 def test_training_alone_asks_for_a_classifier(tmp_path, shapes, capsys):
     assert main(["train", "clims", "--data", str(shapes), "--out", str(tmp_path / "clims")]) == 2
-    assert "`baseline`, which a run trains" in capsys.readouterr().err
+    assert "`baseline`, which only `wsss run` trains" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["clims_coco", "clims_camera_ready"])

@@ -137,7 +137,7 @@ def test_what_cannot_be_used_is_refused_before_the_baseline_is_trained(
 
 def test_training_alone_asks_for_a_classifier(tmp_path, shapes, capsys):
     assert main(["train", "qa_clims", "--data", str(shapes), "--out", str(tmp_path / "out")]) == 2
-    assert "`baseline`, which a run trains" in capsys.readouterr().err
+    assert "`baseline`, which only `wsss run` trains" in capsys.readouterr().err
 
 
 def test_published_settings(tmp_path, capsys):

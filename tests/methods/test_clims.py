@@ -333,8 +333,8 @@ def test_half_precision(tmp_path, squares, settings):
 
 
 BAD = [
-    ({"init": clims.BASELINE}, "`baseline`, which a run trains"),
-    ({"colours": "clip"}, "weights for colours of imagenet; expected clip"),
+    ({"init": clims.BASELINE}, "`baseline`, which only `wsss run` trains"),
+    ({"colours": "clip"}, "weights trained with colours imagenet; expected colours clip"),
     ({"emphasised": ("rad",)}, "emphasised: found rad"),
     ({"variant": "camera-ready"}, "another than the camera-ready version has"),
     ({"clip": "nowhere.pt"}, "no such file or folder"),

@@ -483,13 +483,13 @@ def test_half_precision(tmp_path, squares, settings, ovseg):
 # --- errors of the user
 
 BAD = [
-    ({"init": clims.BASELINE}, "`baseline`, which a run trains"),
+    ({"init": clims.BASELINE}, "`baseline`, which only `wsss run` trains"),
     ({"answers": qa_clims.ASK}, "answers: found `ask`, which a run does.*wsss ask"),
     ({"answers": "none.jsonl"}, r"none\.jsonl: found no such file"),
     ({"answers": "none.npy"}, "background_answers: found `same` beside none.npy"),
     ({"answers": "none.npy", "background_answers": "b.npy"}, r"none\.npy: found no such file"),
     ({"text_features": "none.npy"}, r"none\.npy: found no such file"),
-    ({"colours": "clip"}, "weights for colours of imagenet; expected clip"),
+    ({"colours": "clip"}, "weights trained with colours imagenet; expected colours clip"),
     ({"clip": "nowhere.pt"}, "no such file or folder"),
     (
         {"mask_prompts": True, "clip": "nowhere.pt"},

@@ -1,4 +1,4 @@
-"""The methods: one paper a module, each with its `METHOD`; a line here registers it."""
+"""The methods: one module per paper, each with a `METHOD` object. A method is registered by adding its module to `METHODS`."""
 
 import importlib
 from typing import TYPE_CHECKING, cast
@@ -19,5 +19,5 @@ METHODS = (
 
 
 def method(name: str) -> "Method":
-    """The method of that name."""
+    """The method with this name."""
     return cast("Method", importlib.import_module(f"wsss.methods.{name}").METHOD)

@@ -1,7 +1,7 @@
 """Learning deep features for discriminative localization (class activation maps; Zhou et al., CVPR 2016).
 
-As the baseline of IRNet (Ahn et al., CVPR 2019): a classifier with global average pooling, trained with the multi-label soft margin
-loss, and its maps M_c(x, y) = w_c · f(x, y) over scales and mirror images.
+Implemented as in the baseline of IRNet (Ahn et al., CVPR 2019): a classifier with global average pooling is trained with the
+multi-label soft margin loss. Its maps M_c(x, y) = w_c · f(x, y) are summed over scales and mirror images.
 """
 
 import dataclasses
@@ -30,28 +30,28 @@ from wsss.weights import WEIGHTS
 
 @dataclasses.dataclass(frozen=True)
 class CAMSettings:
-    """The classifier that maps are taken from."""
+    """The classifier that produces the maps."""
 
     title: ClassVar[str] = "CAM"
 
     backbone: str = "resnet50"
-    """resnet18 .. resnet152, or any timm model that gives features"""
+    """resnet18 .. resnet152, or any timm model that returns feature maps"""
     output_stride: int = 16
-    """pixels a cell of the maps"""
+    """pixels per cell of the maps"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, `none`, or a file"""
     frozen: Literal["auto", "nothing", "stem", "stages"] = "auto"
-    """layers that keep their weights, and all batch-norm statistics with them: stem and two stages (IRNet) or the stem (CLIMS); auto:
-    nothing where `init` is `none`, stem and two stages otherwise"""
+    """layers whose weights are frozen: stages is the stem and the first two stages (IRNet), stem the stem only (CLIMS); both also freeze
+    all batch-norm statistics; auto: nothing if `init` is `none`, otherwise stages"""
     classifier_lr: float = 10.0
     """learning rate of the classifier, as a multiple of the backbone's"""
     augment: ClassifierAugment = ClassifierAugment()
     """augmentation of training pictures"""
     colours: Literal["imagenet", "clip"] = "imagenet"
-    """mean and deviation that pictures are normalised by; clip is that of the camera-ready CLIMS"""
+    """mean and standard deviation that pictures are normalised with; the camera-ready CLIMS uses clip"""
     high_fidelity: HighFidelity = HighFidelity()
-    """importance sampling and feature similarity, as the follow-up of ICAM adds them to a method; by default neither"""
-    # IRNet's PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
+    """importance sampling and feature similarity losses of ICAM's follow-up; off by default"""
+    # IRNet's PolyOptimizer passes its weight decay to SGD as momentum, so the published numbers were obtained with 1e-4
     training: Training = Training(batch=16, epochs=5, lr=0.1, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
 
@@ -76,7 +76,7 @@ class CAMSettings:
 
 
 class CAMObjective(TagObjective[CAMSettings, CAMNetwork]):
-    """Multi-label soft margin: the mean over pictures and classes of the binary cross entropy with logits; and `high_fidelity`, if set."""
+    """Multi-label soft margin loss (binary cross-entropy with logits, mean over pictures and classes), plus `high_fidelity` if set."""
 
     def __init__(self, settings: CAMSettings, network: CAMNetwork, images: Images) -> None:
         metadata: dict[str, Any] = {
@@ -93,24 +93,24 @@ class CAMObjective(TagObjective[CAMSettings, CAMNetwork]):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms."""
-        image, tags, chosen = batch["image"], batch["label"], self.settings.high_fidelity
-        if not (chosen.importance or chosen.similarity):
+        image, tags, extra = batch["image"], batch["label"], self.settings.high_fidelity
+        if not (extra.importance or extra.similarity):
             return {"classification": F.multilabel_soft_margin_loss(self.network(image).float(), tags)}
         logits = self.network.maps(image).float()
-        return high_fidelity.losses(chosen, logits, tags, batch.get("draws"), image, self.settings.colours)
+        return high_fidelity.losses(extra, logits, tags, batch.get("draws"), image, self.settings.colours)
 
 
 @dataclasses.dataclass(frozen=True)
 class CAMInference(MultiScale):
-    """How maps are taken from the classifier."""
+    """How the classifier's maps are computed."""
 
     title: ClassVar[str] = "CAM"
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
-        """A trained classifier, ready to give maps: of a stage folder, or a published checkpoint (`res50_cam.pth`).
+        """The localizer of a trained classifier, loaded from a stage folder or a published checkpoint (`res50_cam.pth`).
 
         Raises:
-            BadInput: the weights are of another network, or of other classes than the pictures have.
+            BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         network, metadata = load(weights, images)
         return CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
