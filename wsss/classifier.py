@@ -292,6 +292,8 @@ class TagObjective(Objective, Generic[S, N]):
         keep_statistics: leave the running statistics of all batch norms as they are.
     """
 
+    network: N
+
     def __init__(
         self,
         settings: S,
