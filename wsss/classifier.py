@@ -120,8 +120,13 @@ def load(weights: Path, images: Images) -> tuple[CAMNetwork, Mapping[str, Any]]:
     Raises:
         BadInput: the weights belong to another network, or their classes are not those of the pictures.
     """
-    known = trained_classifier(weights, images, KIND, published)
-    return cam_network(CAMNetwork, known), known.metadata
+    return load_as(CAMNetwork, KIND, weights, images)
+
+
+def load_as(network: type[N], kind: str, weights: Path, images: Images) -> tuple[N, Mapping[str, Any]]:
+    """As `load`, a network with further layers, which says in its files that it is of that kind."""
+    known = trained_classifier(weights, images, kind, _published)
+    return cam_network(network, known), known.metadata
 
 
 def cam_network(network: type[N], known: ClassifierWeights, new: Sequence[str] = ()) -> N:
@@ -152,7 +157,7 @@ def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
         )
 
 
-def published(state: State, images: Images, path: Path) -> dict[str, Any]:
+def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
     """What a checkpoint of IRNet's family is; it says nothing itself, and its classes are the data set's in order."""
     body = next((match[1] for name in state if (match := re.match(r"(resnet\d+)\.conv1\.", name))), None)
     head = state.get("classifier.weight")
@@ -215,7 +220,7 @@ def load_baseline(
         BadInput: no weights are given, or they are of another network, of other classes than the pictures have, or for other colours.
     """
     check_baseline(settings.init, method)
-    known = trained_classifier(Path(settings.init), images, KIND, published)
+    known = trained_classifier(Path(settings.init), images, KIND, _published)
     check_colours(settings.init, known.metadata["colours"], settings.colours)
     made = cam_network(network, known, new)
     freeze(made.body, settings.frozen)

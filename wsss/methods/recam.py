@@ -96,10 +96,9 @@ class ReCAMInference(classifier.MultiScale):
 
     def localizer(self, images: Images, weights: Path) -> classifier.CAMLocalizer:
         """A trained network, ready to give maps; see `wsss.methods.cam.CAMInference`."""
-        known = classifier.trained_classifier(weights, images, "recam", classifier.published)
-        network = classifier.cam_network(ReCAMNetwork, known).requires_grad_(False)
-        network.classifier.weight *= network.predictor.weight
-        return classifier.CAMLocalizer(network.to(launch.device()).eval(), self, known.metadata["colours"])
+        network, metadata = classifier.load_as(ReCAMNetwork, "recam", weights, images)
+        network.requires_grad_(False).classifier.weight *= network.predictor.weight
+        return classifier.CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
 
 
 METHOD = Method(
