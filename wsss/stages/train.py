@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -106,6 +106,7 @@ class Training:
             raise BadInput("training", found, "at least one epoch or step", "Set training.epochs or training.steps.")
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What the loader's processes run: one training example from one picture."""
 
