@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wsss import __version__, peers
+from wsss import __version__, peers, registry
 from wsss.commands import Command, command, commands
+from wsss.methods import METHODS
 from wsss.options import OutOptions
 from wsss.terminal import Formatter, show
 
@@ -18,6 +19,9 @@ usage: wsss COMMAND [--help] ...
 Weakly supervised semantic segmentation: from image-level tags to masks and a trained segmenter.
 
 {commands}
+
+Methods:
+{methods}
 
 `wsss COMMAND --help` lists what is often set for a command, --help-all everything. Settings can stand in a YAML file too
 (--config FILE), and --print_config writes one. Several processes: torchrun --nproc-per-node N -m wsss COMMAND ...
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> None:
     if not words or words[0] in ("-h", "--help", "--help-all", "help"):
-        show(HELP.format(commands=_overview(commands())), end="")
+        show(_help(), end="")
         return
     if words[1:] in (["-h"], ["--help"]):
         of_verb = {name: one for name, one in commands().items() if name.startswith(f"{words[0]} ")}
@@ -58,8 +62,22 @@ def _run(words: Sequence[str]) -> None:
         chosen.run(options, settings)
 
 
+def _help() -> str:
+    single = {name: one.help for name, one in commands().items() if name.partition(" ")[2] not in METHODS}
+    verbs = {f"{verb} METHOD": about for verb, about in registry.VERBS.items()}
+    methods = {name: registry.declared_method(name).paper for name in METHODS}
+    for name in METHODS:
+        if (has := registry.verbs(name)) != list(registry.VERBS):
+            methods[name] += f" ({' and '.join(has)} only)"
+    return HELP.format(commands=_listed(verbs | single), methods=_listed(methods))
+
+
 def _overview(some: Mapping[str, Command[Any]]) -> str:
-    return "\n".join(f"  {name:<17} {one.help}" for name, one in some.items())
+    return _listed({name: one.help for name, one in some.items()})
+
+
+def _listed(lines: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:<17} {about}" for name, about in lines.items())
 
 
 def _held(options: object) -> contextlib.AbstractContextManager[None]:

@@ -12,7 +12,11 @@ from wsss.settings import Field, kinds
 
 # `weights` of a run that trains the classifier itself
 NONE = "none"
-VERBS = ("run", "train", "localize")
+VERBS = {
+    "run": "from tags to a scored segmenter by METHOD",
+    "train": "train the classifier of METHOD",
+    "localize": "activation maps of METHOD",
+}
 # the stages that all methods share
 SHARED = ("refiner", "segmenter", "test", "scores")
 # tags for any run

@@ -182,7 +182,9 @@ class Images:
                 raise BadInput(f"{title}: {what}", f"{count} for {n} pictures", f"{n}", "Give one for each picture.")
         held = tuple(as_rgb(picture, array_title(title, name)) for picture, name in zip(pictures, given, strict=True))
         sources = tuple(
-            None if mask is None else _held_mask(mask, f"mask of {array_title(title, name)}", picture.shape[:2], classes)
+            None
+            if mask is None
+            else _held_mask(mask, f"mask of {array_title(title, name)}", picture.shape[:2], classes)
             for mask, picture, name in zip(each, held, given, strict=True)
         )
         return Images(title, given, (), classes, _tags(labels, classes, title), sources, arrays=held)
