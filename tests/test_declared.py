@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -149,7 +149,7 @@ def importable(text):
 
 
 def agree(mirror, real):
-    """Assert that a mirror says the same of settings as their real class; and so for all settings in them."""
+    """Assert that a mirror says the same of settings as their real class, and so for all settings in them; a default is the first choice."""
     assert (mirror.__name__, mirror.__module__) == (real.__name__, real.__module__)
     ours, theirs = settings.fields(mirror), settings.fields(real)
     assert list(ours) == list(theirs)
@@ -163,6 +163,8 @@ def agree(mirror, real):
                 agree(kind, its)
             else:
                 assert kind == its, name
+                choices = get_args(its) if get_origin(its) is Literal else ()
+                assert field.default not in choices or field.default == choices[0], name
     assert settings.made(mirror()) == real()
 
 

@@ -189,7 +189,7 @@ class FromBaseline:
 
     init: str = maybe_file(BASELINE)
     """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
-    frozen: Literal["stages", "stem", "nothing"] = "stem"
+    frozen: Literal["stem", "stages", "nothing"] = "stem"
     """layers of the backbone that keep their weights: stem and two stages, as in IRNet, or the stem, as in CLIMS"""
     classifier_lr: float = 10.0
     """learning rate of all layers but the backbone's, as a multiple of those"""

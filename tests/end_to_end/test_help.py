@@ -168,6 +168,7 @@ def test_the_command_line_knows_the_settings_of_single_stages(name):
 def test_the_overview_names_every_command(capsys):
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
-    assert all(f"  {name} " in overview for name in commands())
+    assert all(f"  {name.split()[0]} METHOD " in overview or f"  {name} " in overview for name in commands())
+    assert all(f"\n  {name} " in overview for name in METHODS)
     assert main(["run", "--help"]) == 0
     assert "run clims" in capsys.readouterr().out

@@ -93,7 +93,7 @@ class CLIPSettings:
         "there is a {} in the scene.",
     )
     """captions; those of the method that uses the network should be among them"""
-    caption_tags: Literal["one", "some"] = "some"
+    caption_tags: Literal["some", "one"] = "some"
     """tags in a caption: one of the picture's, or some of them"""
     augment: ClassifierAugment = ClassifierAugment(long_side=(224, 288), crop=224)
     """what training pictures go through; the crop is a multiple of the patch"""

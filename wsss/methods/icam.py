@@ -92,7 +92,7 @@ class ICAMSettings:
     """cells drawn a class; by default 100 for icam, 10 for hfpl; 0: the mean over all draws, as of infinitely many"""
     pooling: Literal["avg", "max"] = "avg"
     """pooling of the loss beside it, for icam: the mean of the logits, or the maximum of the probabilities"""
-    revised_pooling: Literal["avg", "max"] = "max"
+    revised_pooling: Literal["max", "avg"] = "max"
     """pooling of the revised maps, for icam"""
     similarity: float | None = None
     """weight of the feature similarity loss; by default 0.5 for icam, 1 for hfpl (0.2 on COCO), 0 for seam"""

@@ -50,7 +50,7 @@ from wsss.weights import State
 
 KIND = "vwl"
 
-Variant = Literal["vwe", "vwl-l", "vwl-m"]
+Variant = Literal["vwl-l", "vwl-m", "vwe"]
 
 
 def hybrid_pooling(

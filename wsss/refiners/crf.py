@@ -27,7 +27,7 @@ S = TypeVar("S", bound="MaskSettings")
 class MaskSettings:
     """How maps become masks."""
 
-    by: Literal["threshold", "crf", "scores"] = "crf"
+    by: Literal["crf", "threshold", "scores"] = "crf"
     """the threshold alone, a dense CRF on the thresholded maps (IRNet's label step), or one on the maps themselves (CLIP-ES')"""
     threshold: float | None = None
     """background score; by default the best one on the split with true masks, and 0.15 where there is none"""

@@ -39,7 +39,7 @@ class PSPNetSettings:
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, a file such as res2net101_v1b_26w_4s-0812c246.pth (resnet38 wants a file),
     `classifier` (that gave the maps), or `none`"""
-    underfitting: Literal["off", "clamp", "pow", "ignore"] = "clamp"
+    underfitting: Literal["clamp", "pow", "ignore", "off"] = "clamp"
     """what becomes of the loss of hard pixels as soon as the mean is low; PMM trains a second time with `off`"""
     beta: float = 0.5
     """the mean below which that happens; 0.8 on COCO 2014"""
