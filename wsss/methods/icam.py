@@ -75,9 +75,9 @@ class ICAMSettings:
     variant: Variant = "icam"
     """icam, its binomial follow-up on SEAM (hfpl), or SEAM itself"""
     backbone: str = "resnet38"
-    """resnet38, resnet18 .. resnet152, or any timm model that gives features"""
+    """resnet38, resnet18 .. resnet152, or any timm model that returns feature maps"""
     output_stride: int = 8
-    """pixels a cell of the maps"""
+    """pixels per cell of the maps"""
     init: str = maybe_file("imagenet")
     """initial weights: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones than resnet38, or `none`"""
     heads_lr: float = 10.0
@@ -103,8 +103,8 @@ class ICAMSettings:
     mask_padding: bool = False
     """keep importance sampling and feature similarity from the cells beside the picture in a crop, which the published code counts"""
     augment: JitteredAugment = JitteredAugment()
-    """what training pictures go through"""
-    # PolyOptimizer hands its weight decay to SGD's momentum, and takes its own momentum of 0.9 for the schedule's exponent
+    """augmentation of training pictures"""
+    # PolyOptimizer passes its weight decay to SGD as momentum, and uses its own momentum of 0.9 as the exponent of the schedule
     training: Training = Training(batch=8, epochs=8, lr=0.01, weight_decay=5e-4, momentum=5e-4)
     """how the network is trained"""
 
@@ -264,7 +264,7 @@ class ICAMObjective(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class ICAMInference(MultiScale):
-    """How maps are taken from the network."""
+    """How the network's maps are computed."""
 
     title: ClassVar[str] = "ICAM"
 
@@ -278,10 +278,10 @@ class ICAMInference(MultiScale):
     """no values below 0 in SEAM's maps, which the published normalisation gives the lowest pixel of a map: -15 was seen"""
 
     def localizer(self, images: Images, weights: Path) -> "ICAMLocalizer":
-        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`cam.pth`).
+        """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`cam.pth`).
 
         Raises:
-            BadInput: the weights are of another network, or of other classes than the pictures have.
+            BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         network, trained_as = load(weights, images)
         variant = trained_as if self.variant == "auto" else self.variant
@@ -292,7 +292,7 @@ def load(weights: Path, images: Images) -> tuple[SEAMNetwork, Variant]:
     """A trained network on the CPU, and what it was trained as: of a stage's folder, its file, or a published checkpoint.
 
     Raises:
-        BadInput: the weights are of another network, or of other classes than the pictures have.
+        BadInput: the weights belong to another network, or their classes are not those of the pictures.
     """
     known = trained_classifier(weights, images, KIND, _published)
     metadata = known.metadata
@@ -312,7 +312,7 @@ def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
             if whole
             else f"no network of ICAM or SEAM (first tensors: {', '.join(list(state)[:3])})",
             f"a ResNet-38 with fc8.weight for {len(images.class_names)} classes and the background, f8_3, f8_4 and f9",
-            "Give a checkpoint of this network and data set.",
+            "Give a checkpoint of this network and dataset.",
         )
     return {"backbone": "resnet38", "output_stride": 8, "classes": images.class_names, "variant": "icam"}
 

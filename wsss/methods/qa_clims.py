@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wsss import launch
 from wsss.classifier import CAMLocalizer, CAMNetwork, FromBaseline, MultiScale, TagObjective, load, load_baseline
-from wsss.clip_regions import encode_image, in_parts, input_size, pairs_of, to_clip
+from wsss.clip_regions import encode_image, in_chunks, input_size, pairs_of, to_clip
 from wsss.data.images import Images
 from wsss.data.nouns import lemma
 from wsss.data.words import Words, check_templates, read_words
@@ -189,8 +189,8 @@ class QACLIMSSettings(FromBaseline):
     sum_over: int = 4
     """pictures whose pairs the first two losses are summed over; they are averaged over such groups in a larger batch"""
     regions: int = unrecorded(32)
-    """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
-    # PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
+    """maximum number of regions per CLIP batch, two per pair; a smaller number needs less memory and more time, and changes only rounding"""
+    # IRNet's PolyOptimizer passes its weight decay to SGD as momentum, so the published numbers were obtained with 1e-4
     training: Training = Training(batch=8, epochs=15, lr=3.5e-4, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
 
@@ -470,7 +470,7 @@ class QACLIMSObjective(TagObjective[QACLIMSSettings, CAMNetwork]):
     ) -> Float[Tensor, "p 2 d"]:
         size = (self.size, self.size)
         pictures = F.interpolate(image, size, mode="bilinear", align_corners=True) * self.scale + self.shift
-        return in_parts(self.encode, self.settings.regions // 2, scores, pictures[rows])
+        return in_chunks(self.encode, self.settings.regions // 2, scores, pictures[rows])
 
 
 def _numbered(examples: Examples, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -479,15 +479,15 @@ def _numbered(examples: Examples, index: int, rng: np.random.Generator) -> dict[
 
 @dataclasses.dataclass(frozen=True)
 class QACLIMSInference(MultiScale):
-    """How maps are taken from the network: ReLU of the raw maps, as in CLIMS."""
+    """How the network's maps are computed: ReLU of the raw maps, as in CLIMS."""
 
     title: ClassVar[str] = "QA-CLIMS"
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
-        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_qa_clims.pth`).
+        """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`res50_qa_clims.pth`).
 
         Raises:
-            BadInput: the weights are of another network, or of other classes than the pictures have.
+            BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         network, metadata = load(weights, images)
         return CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])

@@ -74,15 +74,15 @@ class TagCLIPSettings:
     """How tags are taken from CLIP. Published for COCO-Stuff: ratio 0.1, attention_blocks null, backgrounds false."""
 
     clip: str = maybe_file("openai/clip-vit-base-patch16")
-    """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-16.pt) or open_clip"""
+    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
     activation: Activation = "quick_gelu"
-    """of a state dict of open_clip, which does not say it: gelu for most of them"""
+    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")
     """texts of the classes and backgrounds: a YAML file, or auto for plain names and CLIP-ES' backgrounds"""
     templates: tuple[str, ...] = TEMPLATES
-    """sentences around them, whose features are averaged"""
+    """sentences that the texts are inserted into; their features are averaged"""
     backgrounds: bool = True
-    """let backgrounds take part in the softmax"""
+    """include the background texts in the softmax"""
     ratio: float = 0.5
     """where between the lowest score (0) and the highest (1) a class begins to be there"""
     votes: int = 4
@@ -94,7 +94,7 @@ class TagCLIPSettings:
     crop_batch: int = 16
     """regions that CLIP looks at together"""
     cache: bool = unrecorded(True)
-    """keep text features on disk for the next time"""
+    """cache text features on disk"""
 
     def __post_init__(self) -> None:
         check_range("ratio", self.ratio, 0, 1)

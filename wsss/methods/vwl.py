@@ -166,7 +166,7 @@ class VWLNetwork(nn.Module):
         n_classes: without the background.
         n_words: K.
         learned: the codebook is a parameter (VWE, VWL-L), or a memory bank (VWL-M).
-        output_stride: pixels a cell of the deepest features.
+        output_stride: pixels per cell of the deepest features.
     """
 
     def __init__(self, backbone: str, n_classes: int, n_words: int, learned: bool, output_stride: int = 16) -> None:
@@ -213,9 +213,9 @@ class VWLSettings:
     variant: Variant = "vwl-l"
     """the conference version (vwe), or the journal's with learned words (vwl-l) or a memory bank (vwl-m)"""
     backbone: str = "auto"
-    """resnet18 .. resnet152, or any timm model that gives features; auto: resnet50 for vwe, resnet101 for the others"""
+    """resnet18 .. resnet152, or any timm model that returns feature maps; auto: resnet50 for vwe, resnet101 for the others"""
     output_stride: int = 16
-    """pixels a cell of the maps"""
+    """pixels per cell of the maps"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, `none`, or a file"""
     frozen: Literal["auto", "nothing", "stem", "stages"] = "auto"
@@ -240,8 +240,8 @@ class VWLSettings:
     entropy: float = 0.0
     """weight of the entropy of the words that a picture is said to have"""
     augment: ClassifierAugment = ClassifierAugment()
-    """what training pictures go through"""
-    # PolyOptimizer hands its weight decay to SGD's momentum, and takes its own momentum of 0.9 for the schedule's exponent
+    """augmentation of training pictures"""
+    # PolyOptimizer passes its weight decay to SGD as momentum, and uses its own momentum of 0.9 as the exponent of the schedule
     training: Training = Training(batch=16, epochs=6, lr=0.01, weight_decay=1e-4, momentum=1e-4, seed=1)
     """how the network is trained"""
 
@@ -352,7 +352,7 @@ def _scores(layer: nn.Conv2d, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n
 
 @dataclasses.dataclass(frozen=True)
 class VWLInference(MultiScale):
-    """How maps are taken from the network."""
+    """How the network's maps are computed."""
 
     title: ClassVar[str] = "VWL"
 
@@ -360,10 +360,10 @@ class VWLInference(MultiScale):
     """take the maximum with the maps of the mirror image"""
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
-        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`resnet_cam_epoch_5.pth`).
+        """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`resnet_cam_epoch_5.pth`).
 
         Raises:
-            BadInput: the weights are of another network, or of other classes than the pictures have.
+            BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         network = load(weights, images).to(launch.device()).eval()
         # infer_cam.py takes the maximum, where IRNet adds, and resizes to the picture itself
@@ -376,7 +376,7 @@ def load(weights: Path, images: Images) -> VWLNetwork:
     A published checkpoint of VWL-M lacks its memory bank, whose words stay unknown then.
 
     Raises:
-        BadInput: the weights are of another network, or of other classes than the pictures have.
+        BadInput: the weights belong to another network, or their classes are not those of the pictures.
     """
     known = trained_classifier(weights, images, KIND, _published)
     learned, n_words = "VWE.centroid" in known.state, len(known.state["fc_b.weight"])
@@ -399,7 +399,7 @@ def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
             if depth and len(heads) == 3
             else f"no network of VWE or VWL (first tensors: {', '.join(list(state)[:3])})",
             f"resnet.*, classifier.weight for {len(images.class_names)} classes, fc_a.weight and fc_b.weight",
-            "Give a checkpoint of this network and data set.",
+            "Give a checkpoint of this network and dataset.",
         )
     return {"backbone": f"resnet{depth}", "output_stride": 16, "classes": images.class_names}
 
