@@ -390,7 +390,9 @@ def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
     channels = len(state["cam_head.1.weight"])
     if channels != 1 + len(images.class_names):
         expected = f"{len(images.class_names)} classes and the background, for {images.title}"
-        raise BadInput(path, f"a classifier of {channels} channels", expected, "Use the dataset that it was trained on.")
+        raise BadInput(
+            path, f"a classifier of {channels} channels", expected, "Use the dataset that it was trained on."
+        )
     return {"backbone": "resnet50", "classes": images.class_names, "colours": "clip"}
 
 

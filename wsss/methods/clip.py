@@ -69,7 +69,9 @@ class Architecture:
             check_range(f"architecture.{field.name}", getattr(self, field.name), 1)
         for width, heads in ((self.width, self.heads), (self.text_width, self.text_heads)):
             if width % heads:
-                raise BadInput("architecture", f"a width of {width} for {heads} heads", "a multiple of the heads", "Change one.")
+                raise BadInput(
+                    "architecture", f"a width of {width} for {heads} heads", "a multiple of the heads", "Change one."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
