@@ -185,7 +185,9 @@ def test_maps_without_those_at_a_quarter(tmp_path, squares, cams, trained):
 def test_no_picture_with_a_pixel_that_is_surely_of_a_class(tmp_path, squares, settings):
     for index, name in enumerate(squares.names):
         write_mask(tmp_path / "labels" / f"{name}.png", np.full((32, 36), 255 * (index % 2), np.uint8))
-    with pytest.raises(BadInput, match="labels: found 12 label maps without a single pixel confidently labelled as a class"):
+    with pytest.raises(
+        BadInput, match="labels: found 12 label maps without a single pixel confidently labelled as a class"
+    ):
         train(settings, squares, labels=finished(tmp_path / "labels"), out=tmp_path / "irnet")
 
 
