@@ -124,26 +124,26 @@ def load(weights: Path, images: Images) -> tuple[CAMNetwork, Mapping[str, Any]]:
 
 
 def load_as(network: type[N], kind: str, weights: Path, images: Images) -> tuple[N, Mapping[str, Any]]:
-    """As `load`, a network with further layers, which says in its files that it is of that kind."""
-    known = trained_classifier(weights, images, kind, _published)
-    return cam_network(network, known), known.metadata
+    """As `load`, for a subclass with additional layers; its own files have this `kind`."""
+    loaded = trained_classifier(weights, images, kind, _published)
+    return cam_network(network, loaded), loaded.metadata
 
 
-def cam_network(network: type[N], known: ClassifierWeights, new: Sequence[str] = ()) -> N:
-    """The CAM network that trained weights are of, on the CPU.
+def cam_network(network: type[N], loaded: ClassifierWeights, new: Sequence[str] = ()) -> N:
+    """A CAM network with these weights, on the CPU.
 
     Args:
-        network: its class.
-        known: the weights.
-        new: patterns of names that the weights may lack; these tensors keep their initial values.
+        network: the class of the network.
+        loaded: the weights.
+        new: patterns of tensor names that the weights may lack; these tensors keep their initial values.
 
     Raises:
         BadInput: the weights belong to another network.
     """
-    metadata = known.metadata
-    made = network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
-    load_into(made, known.state, known.path, ignore=metadata.get("ignore", ()), allow_missing=new)
-    return made
+    metadata = loaded.metadata
+    instance = network(metadata["backbone"], len(metadata["classes"]), metadata["output_stride"])
+    load_into(instance, loaded.state, loaded.path, ignore=metadata.get("ignore", ()), allow_missing=new)
+    return instance
 
 
 def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
@@ -158,7 +158,7 @@ def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
 
 
 def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
-    """What a checkpoint of IRNet's family is; it says nothing itself, and its classes are the data set's in order."""
+    """Metadata of a published checkpoint with IRNet's names. It holds no class names: they are taken to be those of the dataset, in order."""
     body = next((match[1] for name in state if (match := re.match(r"(resnet\d+)\.conv1\.", name))), None)
     head = state.get("classifier.weight")
     if body is None or head is None or len(head) != len(images.class_names):
@@ -185,48 +185,48 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FromBaseline:
-    """Settings of a method that continues the training of the baseline; a run trains it first."""
+    """Settings of a method that fine-tunes a baseline, which a run trains first."""
 
     init: str = maybe_file(BASELINE)
-    """classifier to start from: `baseline`, which a run trains first, or a folder or file such as res50_cam.pth"""
+    """classifier to start from: `baseline`, which `wsss run` trains first, or a folder or file such as res50_cam.pth"""
     frozen: Literal["stem", "stages", "nothing"] = "stem"
-    """layers of the backbone that keep their weights: stem and two stages, as in IRNet, or the stem, as in CLIMS"""
+    """layers of the backbone whose weights are frozen: stages is the stem and the first two stages (IRNet), stem the stem only (CLIMS)"""
     classifier_lr: float = 10.0
-    """learning rate of all layers but the backbone's, as a multiple of those"""
+    """learning rate of all layers outside the backbone, as a multiple of the backbone's"""
     colours: Literal["imagenet", "clip"] = "imagenet"
-    """mean and deviation that pictures are normalised by, as in the training of `init`"""
+    """mean and standard deviation that pictures are normalised with, as in the training of `init`"""
     augment: ClassifierAugment = ClassifierAugment()
     """augmentation of training pictures"""
 
     @property
     def continued(self) -> Path | None:
-        """The weights that the training starts from, unless a run makes them."""
+        """The weights that the training starts from; None if the run trains them first."""
         return None if self.init == BASELINE else Path(self.init)
 
 
 def load_baseline(
     network: type[N], method: str, settings: FromBaseline, images: Images, new: Sequence[str] = ()
 ) -> tuple[N, dict[str, Any]]:
-    """The trained classifier that another method continues, and what is written with its weights.
+    """The network that a method fine-tunes, with the weights of the baseline, and the metadata to write with its new weights.
 
     Args:
-        network: class of the other method's network.
-        method: its name.
-        settings: its settings.
-        images: to train on.
-        new: patterns of names that the baseline does not have; these tensors keep their initial values.
+        network: class of the method's network.
+        method: name of the method.
+        settings: of the method.
+        images: the training pictures.
+        new: patterns of tensor names that the baseline lacks; these tensors keep their initial values.
 
     Raises:
-        BadInput: no weights are given, or they are of another network, of other classes than the pictures have, or for other colours.
+        BadInput: no weights are given, they belong to another network, or their classes or `colours` differ.
     """
     check_baseline(settings.init, method)
-    known = trained_classifier(Path(settings.init), images, KIND, _published)
-    check_colours(settings.init, known.metadata["colours"], settings.colours)
-    made = cam_network(network, known, new)
-    freeze(made.body, settings.frozen)
-    kept = ("backbone", "output_stride", "classes", "colours")
-    # what a network with other layers gives is no CAM network's
-    return made, {"kind": method if new else KIND, **{key: known.metadata[key] for key in kept}}
+    loaded = trained_classifier(Path(settings.init), images, KIND, _published)
+    check_colours(settings.init, loaded.metadata["colours"], settings.colours)
+    instance = cam_network(network, loaded, new)
+    freeze(instance.body, settings.frozen)
+    keys = ("backbone", "output_stride", "classes", "colours")
+    # a network with additional layers is not a plain CAM network
+    return instance, {"kind": method if new else KIND, **{key: loaded.metadata[key] for key in keys}}
 
 
 def check_baseline(init: str, method: str) -> None:
@@ -276,25 +276,25 @@ class TagSettings(Protocol):
 
     @property
     def colours(self) -> ColourRule:
-        """How they are normalised."""
+        """How the pictures are normalised."""
 
     @property
     def classifier_lr(self) -> float:
-        """Learning rate of all layers but the backbone's, as a multiple of those."""
+        """Learning rate of all layers outside the backbone, as a multiple of the backbone's."""
 
 
 S = TypeVar("S", bound=TagSettings)
 
 
 class TagObjective(Objective, Generic[S, N]):
-    """A CAM network that learns from pictures and tags: a batch has `image` (b, 3, crop, crop) and `label` (b, c), 0 or 1.
+    """A CAM network trained on pictures and tags: a batch has `image` (b, 3, crop, crop) and `label` (b, c), 0 or 1.
 
     Args:
         settings: of the method.
-        images: the pictures.
-        network: with `requires_grad` of what keeps its weights turned off.
-        metadata: is written with the weights; `kind` says what they are.
-        keep_statistics: leave the running statistics of all batch norms as they are.
+        images: the training pictures.
+        network: `requires_grad` of its frozen weights is already False.
+        metadata: written with the weights; `kind` names the type of network.
+        keep_statistics: freeze the running statistics of all batch norms.
     """
 
     network: N
@@ -318,9 +318,9 @@ class TagObjective(Objective, Generic[S, N]):
 class MultiScale:
     """The views of a picture whose maps are summed."""
 
-    # in this order in IRNet, which adds the maps up one after the other
+    # the order in which IRNet adds the maps
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
-    """sizes of the picture whose maps are added"""
+    """scales of the picture whose maps are added"""
     flip: bool = True
     """add the maps of the mirror image"""
 

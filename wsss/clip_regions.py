@@ -1,6 +1,6 @@
-"""Regions of pictures in front of a frozen CLIP: what CLIMS and the methods that build on it share.
+"""Encoding regions of pictures with a frozen CLIP: shared by CLIMS and the methods that build on it.
 
-The maps of a classifier cut a region out of a picture for each class that the picture has; gradients go through CLIP to the maps.
+For each class that a picture has, the classifier's map masks out a region of the picture. Gradients flow through CLIP to the maps.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from wsss.data.augment import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
 
-# patches (n, N, width) after block number d, 0 before the first, to what goes on in their place
+# replaces the patch tokens (n, N, width) after block number d; d = 0 is before the first block
 Replace = Callable[[int, Tensor], Tensor]
 
 
 class Pairs(NamedTuple):
-    """Pairs of a picture and a class that it has, picture by picture.
+    """Pairs of a picture and a class that it has, ordered by picture.
 
     Attributes:
-        rows: of the pictures in the batch.
-        classes: 0-based.
+        rows: index of the picture in the batch.
+        classes: 0-based class.
     """
 
     rows: Int[Tensor, " p"]
@@ -41,52 +41,52 @@ def pairs_of(label: Float[Tensor, "b c"]) -> Pairs:
 def regions(
     scores: Float[Tensor, "p 1 h w"], pictures: Float[Tensor, "p 3 s s"]
 ) -> tuple[Float[Tensor, "p 3 s s"], Float[Tensor, "p 3 s s"]]:
-    """What maps X in [0, 1] leave of pictures I, and what they take away: X I and (1 - X) I, with X at the pictures' size."""
+    """Pictures I masked by maps X in [0, 1], resized to the pictures' size: the object regions X I and the backgrounds (1 - X) I."""
     x = F.interpolate(scores, pictures.shape[2:], mode="bilinear", align_corners=True)
     return x * pictures, (1 - x) * pictures
 
 
-def in_parts(encode: Callable[..., Tensor], most: int, *inputs: Tensor) -> Tensor:
-    """`encode` of all rows of the inputs, at most so many at a time.
+def in_chunks(encode: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
+    """Apply `encode` to the rows of the inputs, in chunks.
 
-    Where that takes several parts, each runs once more in the backward pass, so that no more than one of them takes
-    memory at a time. The result is the same.
+    If there are several chunks, each is recomputed in the backward pass (activation checkpointing), so that only one of
+    them occupies memory at a time. The result is the same.
 
     Args:
-        encode: of some rows of each input, row by row.
-        most: rows at a time.
-        inputs: with equal numbers of rows.
+        encode: handles each row of its inputs independently.
+        size: maximum number of rows in a chunk.
+        inputs: tensors with equal numbers of rows.
     """
-    if len(inputs[0]) <= most:
+    if len(inputs[0]) <= size:
         return encode(*inputs)
-    parts = zip(*(value.split(most) for value in inputs), strict=True)
-    return torch.cat([checkpoint(encode, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    chunks = zip(*(value.split(size) for value in inputs), strict=True)
+    return torch.cat([checkpoint(encode, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
 
 
 def pair_mean(values: Float[Tensor, "p *k"]) -> Float[Tensor, "*k"]:
-    """The part of this process in a mean over the pairs of all processes; 0 where none has any.
+    """This process's contribution to the mean over the pairs of all processes; 0 if there are no pairs.
 
-    The number of pairs differs between processes. The mean of these parts over the processes, which gradients are
-    averaged over, is the mean over all pairs.
+    The number of pairs differs between processes. Gradients are averaged over the processes, and the average of these
+    contributions is the mean over all pairs.
     """
     pairs = launch.mean_over_processes(values.new_tensor(len(values)))
     return values.sum(0) / pairs.clamp_min(1 / launch.processes())
 
 
 def input_size(clip: CLIP | ResNetCLIP) -> int:
-    """Side of the pictures that a CLIP was trained on, in pixels."""
+    """Side length of the pictures that a CLIP was trained on, in pixels."""
     return clip.input_size if isinstance(clip, ResNetCLIP) else clip.patch * clip.native_grid
 
 
 def encode_image(
     clip: CLIP | ResNetCLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None = None
 ) -> Float[Tensor, "n d"]:
-    """Pictures of `input_size` to the joint space, not normalised.
+    """Image features of pictures of `input_size`, in the joint space, not normalised.
 
     Args:
         clip: the network.
         image: the pictures.
-        replace: puts others in the place of some patches, as mask prompts do; of a vision transformer alone.
+        replace: replaces some patch tokens, as mask prompts do; vision transformers only.
     """
     if isinstance(clip, ResNetCLIP):
         return clip.encode_image(image)
@@ -99,7 +99,7 @@ def encode_image(
 
 
 def _tokens(clip: CLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None) -> Float[Tensor, "n l width"]:
-    """As `CLIP.embed`, by a matrix product: a CPU takes much longer for the gradient of its convolution with respect to pictures."""
+    """As `CLIP.embed`, with a matrix product: on a CPU, the gradient of the convolution with respect to its input is much slower."""
     vision: Any = clip.model.vision_model
     side, patch = clip.native_grid, clip.patch
     patches = image.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 1, 3, 5)
@@ -110,23 +110,23 @@ def _tokens(clip: CLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None
 
 
 def _last_class_token(layer: Any, x: Float[Tensor, "n l width"]) -> Float[Tensor, "n width"]:
-    """The class token after the last block, of whose other tokens nothing but keys and values is needed."""
-    own, y = layer.self_attn, layer.layer_norm1(x)
+    """The class token after the last block; of the other tokens only keys and values are computed."""
+    attention, y = layer.self_attn, layer.layer_norm1(x)
     q, k, v = (
-        projection(rows).unflatten(2, (own.num_heads, -1)).transpose(1, 2)
-        for projection, rows in ((own.q_proj, y[:, :1]), (own.k_proj, y), (own.v_proj, y))
+        projection(rows).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        for projection, rows in ((attention.q_proj, y[:, :1]), (attention.k_proj, y), (attention.v_proj, y))
     )
-    first = x[:, 0] + own.out_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
+    first = x[:, 0] + attention.out_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
     return first + layer.mlp(layer.layer_norm2(first))
 
 
 def to_clip(
     colours: Literal["imagenet", "clip"], clip_colours: Literal["same", "clip"]
 ) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
-    """What pictures are multiplied by, and what is added then, to get the colours of the regions."""
+    """Scale and shift that convert pictures normalised with `colours` to the normalisation that CLIP gets."""
     if clip_colours == "same" or colours == "clip":
         return torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
-    mean, std, own_mean, own_std = (
+    mean, std, clip_mean, clip_std = (
         torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD)
     )
-    return std / own_std, (mean - own_mean) / own_std
+    return std / clip_std, (mean - clip_mean) / clip_std

@@ -176,7 +176,7 @@ def clip_es(
     )
     known, key = _texts.setdefault(network, {}), (names, behind, settings.templates)
     if key not in known:
-        known[key] = text_features(network, names, behind, settings.templates, keep=False)
+        known[key] = text_features(network, names, behind, settings.templates, cache=False)
     of_classes, of_backgrounds = (features.to(next(network.parameters()).device) for features in known[key])
     localizer = CLIPESLocalizer(network, of_classes, of_backgrounds, settings, box_threshold)
     return localizer.cams(localizer.prepare(rgb), rgb.shape[:2], np.ones(len(names), bool)).maps

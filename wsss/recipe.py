@@ -213,7 +213,7 @@ def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classif
     if data.scored_split:
         scored = data.split(data.scored_split)
         scores = evaluate_cams(settings.scores, scored, cams=cams, out=out / "cams-scores")
-        task = dataclasses.replace(task, scored=scored, found=best_threshold(scores))
+        task = dataclasses.replace(task, scored=scored, best=best_threshold(scores))
     masks = settings.refiner.refined(task)
     if task.scored is not None:
         evaluate_masks(settings.scores, task.scored, masks=masks, out=out / "masks-scores")
@@ -234,5 +234,5 @@ def _score_both_splits(settings: RunSettings, data: Dataset, task: RefinementTas
         return
     cams = localize(settings.inference, val, out=out / "cams-val", **inputs)
     evaluate_cams(settings.scores, val, cams=cams, out=out / "cams-val-scores")
-    again = dataclasses.replace(task, images=val, cams=cams, scored=None, learned=out, suffix="-val")
+    again = dataclasses.replace(task, images=val, cams=cams, scored=None, trained=out, suffix="-val")
     evaluate_masks(settings.scores, val, masks=settings.refiner.refined(again), out=out / "masks-val-scores")

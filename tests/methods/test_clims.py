@@ -336,7 +336,7 @@ BAD = [
     ({"init": clims.BASELINE}, "`baseline`, which only `wsss run` trains"),
     ({"colours": "clip"}, "weights trained with colours imagenet; expected colours clip"),
     ({"emphasised": ("rad",)}, "emphasised: found rad"),
-    ({"variant": "camera-ready"}, "another than the camera-ready version has"),
+    ({"variant": "camera-ready"}, "not a ResNet of the camera-ready version"),
     ({"clip": "nowhere.pt"}, "no such file or folder"),
 ]
 

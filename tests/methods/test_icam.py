@@ -54,9 +54,9 @@ def batch_of(learning: icam.ICAMObjective, count: int = 2) -> dict[str, torch.Te
 
 
 def test_published_defaults():
-    chosen = {variant: icam.ICAMSettings(variant=variant).published for variant in VARIANTS}
+    chosen = {variant: icam.ICAMSettings(variant=variant).resolved for variant in VARIANTS}
     assert chosen == {"icam": (0.8, 100, 0.5), "hfpl": (0.2, 10, 1.0), "seam": (0.0, 10, 0.0)}
-    assert icam.ICAMSettings(variant="hfpl", similarity=0.2).published == (0.2, 10, 0.2)
+    assert icam.ICAMSettings(variant="hfpl", similarity=0.2).resolved == (0.2, 10, 0.2)
     labels, walk = icam.METHOD.refiner.labels, icam.METHOD.refiner.walk
     assert (labels.low, labels.high) == (2, 4)
     assert (walk.alpha, walk.beta, walk.doublings, walk.shrink) == (6, 8, 6, True)
@@ -287,7 +287,7 @@ def test_the_lowest_pixels_of_seam():
     total = torch.tensor([[[2.0, 2.5, 3.0]], [[0.0, 1.0, 4.0]]])
     network = SEAMNetwork(2, "test_resnet")
     as_published, cut = (
-        icam.ICAMLocalizer(network, icam.ICAMInference(nonnegative=given), "seam")._finished(total)
+        icam.ICAMLocalizer(network, icam.ICAMInference(nonnegative=given), "seam")._normalised(total)
         for given in (False, True)
     )
     torch.testing.assert_close(as_published[:, 0, 0], torch.tensor([-2.0, 0.0]), rtol=1e-4, atol=1e-4)

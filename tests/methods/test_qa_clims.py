@@ -276,7 +276,7 @@ def test_a_class_without_other_names_stands_for_itself(squares, settings):
     lines = [{**line, "class": name} for name in images.class_names]
     Path(settings.answers).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     texts = settings.trainable(images).texts(torch.zeros(2, dtype=torch.long), torch.arange(2))
-    torch.testing.assert_close(texts.own.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(texts.name.norm(dim=1), torch.ones(2))
 
 
 PHRASES = [
@@ -341,7 +341,7 @@ def test_the_corrected_rule_is_used(squares, settings, tmp_path):
     counts = []
     for rule in ("published", "corrected"):
         texts = dataclasses.replace(changed, answers_rule=rule).trainable(images).texts
-        counts.append(texts(torch.arange(3), torch.zeros(3, dtype=torch.long)).there.sum().item())
+        counts.append(texts(torch.arange(3), torch.zeros(3, dtype=torch.long)).valid.sum().item())
     assert counts[0] > 0
     assert counts[1] == 0
 
@@ -391,13 +391,13 @@ def test_published_files_teach(tmp_path, squares, settings, monkeypatch):
     assert read == [2, 2]
     index, cls = 1, squares.classes(1)[0]
     texts = learning.texts(torch.tensor([0, index]), torch.tensor([squares.classes(0)[0], cls]))
-    assert texts.there.sum(1).tolist() == [0, 2]
+    assert texts.valid.sum(1).tolist() == [0, 2]
     read.clear()
     files["background_answers"] = alone
     learning = dataclasses.replace(settings, **files).trainable(squares)
     assert read == [2, 2 + 2]
     texts = learning.texts(torch.tensor([0]), torch.tensor([squares.classes(0)[0]]))
-    assert texts.there.sum(1).tolist() == [2]
+    assert texts.valid.sum(1).tolist() == [2]
 
 
 # --- processes, a stop, maps
@@ -484,9 +484,9 @@ def test_half_precision(tmp_path, squares, settings, ovseg):
 
 BAD = [
     ({"init": clims.BASELINE}, "`baseline`, which only `wsss run` trains"),
-    ({"answers": qa_clims.ASK}, "answers: found `ask`, which a run does.*wsss ask"),
+    ({"answers": qa_clims.ASK}, "answers: found `ask`, which only `wsss run` does.*wsss ask"),
     ({"answers": "none.jsonl"}, r"none\.jsonl: found no such file"),
-    ({"answers": "none.npy"}, "background_answers: found `same` beside none.npy"),
+    ({"answers": "none.npy"}, "background_answers: found `same`, but none.npy has none"),
     ({"answers": "none.npy", "background_answers": "b.npy"}, r"none\.npy: found no such file"),
     ({"text_features": "none.npy"}, r"none\.npy: found no such file"),
     ({"colours": "clip"}, "weights trained with colours imagenet; expected colours clip"),

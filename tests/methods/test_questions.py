@@ -165,7 +165,7 @@ def test_own_questions_and_names(tmp_path, squares, settings):
     asked = []
     network = own.load()
     network.answers = lambda pixels, questions, batch: asked.extend(questions) or ["dogs"] * len(questions)
-    questions._asked(own, network, torch.zeros(1), ["red dogs", "blue"])
+    questions._answers(own, network, torch.zeros(1), ["red dogs", "blue"])
     assert asked == ["what is red dogs ?", "what is behind red dogs ?", "what is blue ?", "what is behind blue ?"]
     out = questions.ask(own, squares.subset([0]), out=tmp_path / "answers")
     assert set(lines(out / questions.ANSWERS)[0]) - {"said"} == {"image", "class", "foreground", "background"}
@@ -296,7 +296,7 @@ def test_answers_are_read_by_picture_and_class(tmp_path):
 BROKEN = [
     ('{"image": "a"', r"line 2: found broken JSON"),
     ("[1]", r"line 2: found \[1\]"),
-    ({**GOOD, "image": 3}, "line 2: found .*Write `image` and `class` as texts"),
+    ({**GOOD, "image": 3}, "line 2: found .*Write `image` and `class` as strings"),
     ({**GOOD, "class": "rod"}, r"line 2: found the class 'rod'; .* Did you mean 'red'\?"),
     (GOOD, r"line 2: found \('a', 'red'\) again"),
     ({"image": "b", "class": "red"}, "line 2: found None as `foreground`"),

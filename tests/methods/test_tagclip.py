@@ -76,7 +76,7 @@ def test_a_region_in_the_last_row_or_column_alone(view, odd):
 def test_a_region_ends_before_the_last_row_and_column():
     (region,) = tagger().regions(patches(np.s_[2:4, 3:5], None, None, None, None), (4, 5))
     assert (region.rows, region.columns) == (slice(2, 3), slice(3, 4))
-    assert region.seen.tolist() == [[True]]
+    assert region.mask.tolist() == [[True]]
 
 
 def test_a_class_that_is_everywhere_has_no_region():

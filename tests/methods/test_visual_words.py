@@ -92,7 +92,7 @@ def test_the_stage_writes_one_picture(tmp_path, squares, variant):
 def test_words_that_fire_are_those_of_the_nearest_codebook_rows(tmp_path, squares):
     train(small("vwl-l"), squares, out=tmp_path / "vwl")
     network = vwl.load(tmp_path / "vwl", squares).eval()
-    words, similarity = vwl.fire(network, squares.read(0))
+    words, similarity = vwl.assign_words(network, squares.read(0))
     assert words.shape == similarity.shape == (2, 3)
     assert ((similarity <= 1 + 1e-6) & (words >= 0) & (words < 8)).all()
 

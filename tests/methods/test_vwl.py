@@ -262,7 +262,7 @@ def test_the_number_of_words_is_that_of_the_file(tmp_path, squares):
     assert vwl.load(tmp_path / "m.pth", squares).codebook.shape == (16, 2048)
     localize(vwl.VWLInference(scales=(0.5,)), squares, weights=tmp_path / "m.pth", out=tmp_path / "cams")
     # its words are not in it
-    with pytest.raises(BadInput, match=r"without its memory bank.*look\.pictures"):
+    with pytest.raises(BadInput, match=r"without its memory bank.*words\.pictures"):
         vwl.show_words(vwl.WordFigureSettings(), squares, weights=tmp_path / "m.pth", out=tmp_path / "words")
 
 

@@ -124,7 +124,7 @@ def test_views():
     close_stats(torch.from_numpy(scaled.round()), VIEWS["scaled_stats"], 1e-6)  # one level of one pixel is another
     np.testing.assert_array_equal(label[: size_hw[0]][::3, ::3], VIEWS["scaled_seg"])
     # what the dense CRF of the evaluation sees
-    seen = deeplab_v1.TrainedDeepLabV1.seen(None, picture)
+    seen = deeplab_v1.TrainedDeepLabV1.crf_image(None, picture)
     np.testing.assert_array_equal(seen.transpose(2, 0, 1)[:, ::3, ::3], VIEWS["denorm"])
     lost = seen.astype(int) - picture
     np.testing.assert_allclose([lost.min(), lost.max(), (lost != 0).mean()], VIEWS["denorm_changed"], rtol=1e-12)

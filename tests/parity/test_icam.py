@@ -221,13 +221,13 @@ def test_objective(tag):
     }
     views = tuple(icam.View(maps[f"logit{view}"], maps[f"rv_logit{view}"]) for view in (1, 2))
     drawn = None
-    if settings.published.importance > 0:
-        rows = [draws(f"icam_u{view}", 2, 21, settings.published.samples) for view in (1, 2)]
+    if settings.resolved.importance > 0:
+        rows = [draws(f"icam_u{view}", 2, 21, settings.resolved.samples) for view in (1, 2)]
         for view, row in enumerate(rows):
             np.testing.assert_array_equal(cells(views[view].logits.softmax(1), row), stored[f"{tag}_idx{view + 1}"])
         drawn = torch.stack(rows, 1)[:, :, 1:]
     losses = icam.losses(settings, views, tags, drawn, colours(pictures(2, 64), 8))
-    check_losses(losses, stored[f"{tag}_losses"], settings.published.similarity, 5e-7)
+    check_losses(losses, stored[f"{tag}_losses"], settings.resolved.similarity, 5e-7)
     for name, value in maps.items():
         summary = stored[f"{tag}_gradstats_{name}"]
         close(value.grad[:, ::4], stored[f"{tag}_grad_{name}"], 5e-7, np.abs(summary[3:]).max())

@@ -110,5 +110,5 @@ def test_windows_of_pmm(size):
 def test_the_mean_over_windows_of_pmm():
     np.testing.assert_array_equal(boxes(40, 55, 24, 16), PMM["slide_boxes_small"])
     image = torch.from_numpy(inputs.array("pmm/img", (1, 3, 40, 55), 5))
-    ours = pspnet.through_windows(lambda part: part + part.mean((2, 3), keepdim=True), image, 24, 16)
+    ours = pspnet.sliding_windows(lambda part: part + part.mean((2, 3), keepdim=True), image, 24, 16)
     np.testing.assert_allclose(ours[0, :, ::3, ::3], PMM["slide_average"], atol=1e-5)

@@ -180,8 +180,8 @@ def test_foreground_texts(case):
     assert qa_clims.phrases(answers, words.prompts[cls], words.short[cls]) == wanted[f"fg{case}.phrase"].tolist()
     texts = text_features(qa_clims.QACLIMSSettings(), [{cls: Answers(tuple(answers), ())}])
     found = texts(torch.tensor([0]), torch.tensor([cls]))
-    near(found.own, wanted[f"fg{case}.feature"], 2e-7)
-    assert not found.there.any()
+    near(found.name, wanted[f"fg{case}.feature"], 2e-7)
+    assert not found.valid.any()
 
 
 @pytest.mark.parametrize("case", range(6))
@@ -194,7 +194,7 @@ def test_background_texts(case):
     assert sorted(around) == wanted[f"bg{case}.sorted_answers"].tolist()
     texts = text_features(qa_clims.QACLIMSSettings(), [{cls: Answers(("x",), tuple(answers))}])
     found = texts(torch.tensor([0]), torch.tensor([cls]))
-    rows = found.around[0][found.there[0]].numpy()[np.argsort(around)]
+    rows = found.surroundings[0][found.valid[0]].numpy()[np.argsort(around)]
     near(rows, wanted[f"bg{case}.sorted_features"], 2e-7)
 
 
@@ -207,7 +207,7 @@ def test_pooling():
     texts.table = torch.cat(
         [unit("label_feature", (1, 768), 11), torch.zeros(19, 768), unit("answer_features", (6, 768), 11)]
     )
-    near(texts(torch.tensor([0]), torch.tensor([0])).own, fixture("text")["pool.feature"], 2e-7)
+    near(texts(torch.tensor([0]), torch.tensor([0])).name, fixture("text")["pool.feature"], 2e-7)
 
 
 @pytest.mark.parametrize("kind", ["npy", "npy_numpy1"])
@@ -278,7 +278,7 @@ def test_regions(size):
     np.testing.assert_allclose(sums[1], wanted[f"{size}.bg_abs_sum"], rtol=1e-5)
     np.testing.assert_array_equal(np.packbits(masks.flatten(1).numpy(), axis=1), wanted[f"{size}.fg_mask_bits"])
     for name, mask in (("fg", masks), ("bg", ~masks)):
-        np.testing.assert_array_equal(qa_clims.patches_seen(mask, 14).numpy(), wanted[f"{size}.{name}_patch_mask"])
+        np.testing.assert_array_equal(qa_clims.visible_patches(mask, 14).numpy(), wanted[f"{size}.{name}_patch_mask"])
 
 
 def test_adaptive_thresholds():
@@ -293,7 +293,7 @@ def test_mask_prompts():
     pixels = torch.from_numpy(inputs.array("pixels", (3, 3, 56, 56), 11, -2, 2)).requires_grad_()
     masks = torch.from_numpy(inputs.array("mask", (3, 1, 56, 56), 11) > 0.9965)
     masks[1], masks[2] = True, False
-    seen = qa_clims.patches_seen(masks, 14).flatten(1)
+    seen = qa_clims.visible_patches(masks, 14).flatten(1)
     np.testing.assert_array_equal(seen.numpy(), wanted["patch_mask"].reshape(3, 16) > 0)
     features = prompted().encode(pixels, masks)
     near(features, wanted["features_masked"], 4e-6)
@@ -330,7 +330,7 @@ def test_vision_tower_of_real_size():
     low = torch.from_numpy(inputs.array("cam", (1, 1, 7, 9), 12) ** 2)
     objects, backgrounds, masks = qa_clims.regions(low, picture, 0.4)
     both = torch.cat([masks, ~masks])
-    np.testing.assert_array_equal(qa_clims.patches_seen(both, 14).numpy(), wanted["patch_mask"])
+    np.testing.assert_array_equal(qa_clims.visible_patches(both, 14).numpy(), wanted["patch_mask"])
     with torch.no_grad():
         near(Prompted(clip, tokens).encode(torch.cat([objects, backgrounds]), both), wanted["features_masked"], 3e-6)
         near(clip_regions.encode_image(clip, torch.cat([objects, backgrounds])), wanted["features_plain"], 3e-6)

@@ -222,7 +222,9 @@ def test_pictures_without_classes_and_maps_without_any_score(tmp_path, squares, 
     for name in squares.names:
         assert not confident_labels(*read_posteriors(sets / f"{name}.npz")).any()
     # nothing but background teaches nothing
-    with pytest.raises(BadInput, match="labels: found 12 label sets without a pixel that is surely of a class"):
+    with pytest.raises(
+        BadInput, match="labels: found 12 label sets without a single pixel confidently labelled as a class"
+    ):
         train(SMALL, squares, labels=sets, out=tmp_path / "affinitynet")
 
 

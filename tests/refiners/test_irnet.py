@@ -185,7 +185,9 @@ def test_maps_without_those_at_a_quarter(tmp_path, squares, cams, trained):
 def test_no_picture_with_a_pixel_that_is_surely_of_a_class(tmp_path, squares, settings):
     for index, name in enumerate(squares.names):
         write_mask(tmp_path / "labels" / f"{name}.png", np.full((32, 36), 255 * (index % 2), np.uint8))
-    with pytest.raises(BadInput, match="labels: found 12 label maps without a pixel that is surely of a class"):
+    with pytest.raises(
+        BadInput, match="labels: found 12 label maps without a single pixel confidently labelled as a class"
+    ):
         train(settings, squares, labels=finished(tmp_path / "labels"), out=tmp_path / "irnet")
 
 
@@ -263,7 +265,7 @@ def test_settings_that_cannot_work(backbone, tmp_path):
             IRNetSettings(network=settings_of(backbone, **changes)).check(None)
 
     refused("radius: found 1", radius=1)
-    refused("`none` for a backbone that never learns", init="none")
+    refused("`none`, but the backbone is frozen", init="none")
     refused("crop: found 50; expected a multiple of 16", augment=AffinityAugment(crop=50))
     refused("labels at 8; expected 4 for both", augment=AffinityAugment(crop=48, label_stride=8))
     refused("backbone resnett: found", backbone="resnett")

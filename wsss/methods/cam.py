@@ -117,12 +117,12 @@ class CAMInference(MultiScale):
 
 
 def train_baseline(settings: CAMSettings, images: Images, out: Path) -> Path:
-    """The file of a trained classifier."""
+    """Train a baseline, and return its weights file."""
     return train(settings, images, out=out) / WEIGHTS
 
 
 def baseline(settings: CAMSettings) -> Need:
-    """What a run of a method whose settings have `init: baseline` makes first, with its usual settings."""
+    """The prerequisite of a method with `init: baseline`; `settings` are the default values of its section."""
     return Need(settings, train_baseline, "init", BASELINE, "training of the baseline")
 
 

@@ -1,14 +1,14 @@
 """CLIMS: cross language image matching for weakly supervised semantic segmentation (Xie et al., CVPR 2022).
 
-A CAM network learns on from what a frozen CLIP makes of the regions that its maps cut out. With X = sigmoid(M) the maps of a
-picture I, and for each pair p of a picture and a class that it has, O_p = X_c I and G_p = (1 - X_c) I the object's region and the
-background's, f their unit image features and t unit text features:
+A CAM network is fine-tuned with a frozen CLIP, which encodes the regions that the network's maps mask out. X = sigmoid(M) are the
+maps of a picture I. For each pair p of a picture and a class that it has, O_p = X_c I is the object region and G_p = (1 - X_c) I the
+background region; f are their unit image features and t unit text features:
 
-    a_p = <f(O_p), t_c>,  b_p = <f(G_p), t_c>,  r_pm = <f(O_p), t_m> for the words m that go with the class
+    a_p = <f(O_p), t_c>,  b_p = <f(G_p), t_c>,  r_pm = <f(O_p), t_m> for the words m that co-occur with the class
     L = alpha mean(-ln a_p) + beta mean(-ln(1 - b_p)) + gamma sum([r_pm > tau] -ln(1 - r_pm)) + delta mean(X)
 
-The paper sums the first two over a picture's classes; the published code, which made the better numbers, takes means over
-the pairs, one list of words for all classes, and the threshold tau. The camera-ready version is the code of the paper's own numbers.
+The paper sums the first two terms over a picture's classes. The published code, which reaches better results, takes means over
+the pairs, one list of words for all classes, and the threshold tau. The camera-ready version is the code of the paper's results.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from wsss.classifier import (
     trained_classifier,
 )
 from wsss.classifier import load as load_cam
-from wsss.clip_regions import encode_image, in_parts, input_size, pair_mean, pairs_of, regions, to_clip
+from wsss.clip_regions import encode_image, in_chunks, input_size, pair_mean, pairs_of, regions, to_clip
 from wsss.data.images import Images
 from wsss.data.lists import suggestion
 from wsss.data.words import Words, check_templates, read_words
@@ -58,7 +58,7 @@ from wsss.run import maybe_file, unrecorded
 from wsss.stages.train import Training
 from wsss.weights import State
 
-# clip_loss.py; beyond them there is no gradient
+# clip_loss.py; there is no gradient outside this range
 LOWEST, HIGHEST = 1e-4, 0.9999
 
 Variant = Literal["improved", "camera-ready"]
@@ -66,12 +66,12 @@ Span = tuple[float, float]
 
 
 def object_text_loss(similarity: Float[Tensor, " p"], span: Span = (LOWEST, HIGHEST)) -> Float[Tensor, " p"]:
-    """-ln a_p, a_p kept in the span."""
+    """-ln a_p, with a_p clamped to the span."""
     return -similarity.clamp(*span).log()
 
 
 def background_text_loss(similarity: Float[Tensor, " p"], span: Span = (LOWEST, HIGHEST)) -> Float[Tensor, " p"]:
-    """-ln(1 - b_p), b_p kept in the span."""
+    """-ln(1 - b_p), with b_p clamped to the span."""
     return -torch.log1p(-similarity.clamp(*span))
 
 
@@ -82,8 +82,8 @@ def suppression_loss(
 
     Args:
         similarity: r.
-        words: those that go with the pair's class.
-        threshold: tau; with None, the mean over all words of the pair as in the camera-ready version, 0 without any.
+        words: which words co-occur with the pair's class.
+        threshold: tau; None: the mean over all words of the pair, as in the camera-ready version; 0 if it has none.
     """
     counted = words if threshold is None else words & (similarity > threshold)
     total = -torch.log1p(-similarity.where(counted, 0)).sum(1)
@@ -93,23 +93,23 @@ def suppression_loss(
 def encode_regions(
     clip: CLIP | ResNetCLIP, scores: Float[Tensor, "p 1 h w"], pictures: Float[Tensor, "p 3 s s"]
 ) -> Float[Tensor, "p 2 d"]:
-    """Features of the object's region and of the background's, not normalised."""
+    """Features of the object region and of the background region, not normalised."""
     both = torch.cat(regions(scores, pictures))
     return encode_image(clip, both).unflatten(0, (2, -1)).transpose(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIMSWeights:
-    """Weights of the losses, as the published code has them for VOC."""
+    """Weights of the losses; the defaults are those of the published code for VOC."""
 
     object_text: float = 10.0
-    """alpha, of the match of objects and their names"""
+    """alpha, weight of the matching loss of object regions and class names"""
     background_text: float = 24.0
-    """beta, of the match of backgrounds and the names of objects"""
+    """beta, weight of the matching loss of background regions and class names"""
     suppression: float = 1.0
-    """gamma, of backgrounds that objects bring along: a sum over all pairs, so it grows with the batch"""
+    """gamma, weight of the suppression of co-occurring backgrounds; this loss is a sum over all pairs, so it grows with the batch"""
     area: float = 0.2
-    """delta, of the mean of all maps, those of absent classes included"""
+    """delta, weight of the mean of all maps, including those of absent classes"""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -118,36 +118,36 @@ class CLIMSWeights:
 
 @dataclasses.dataclass(frozen=True)
 class CLIMSSettings(FromBaseline):
-    """A CAM network that learns from a frozen CLIP; batch-norm statistics move everywhere, and `frozen` is that of the improved version."""
+    """A CAM network fine-tuned with a frozen CLIP; all batch-norm statistics are updated, and `frozen` applies to the improved version."""
 
     title: ClassVar[str] = "CLIMS"
 
     variant: Variant = "improved"
-    """the published code's later version, or the camera-ready one: layers, what of them learns, and whether cosines are clamped"""
+    """the later version of the published code, or the camera-ready one: they differ in layers, frozen parameters, and clamping of cosines"""
     clip: str = maybe_file("openai/clip-vit-base-patch32")
-    """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
+    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
     activation: Activation = "quick_gelu"
-    """of a state dict of open_clip, which does not say it: gelu for most of them"""
+    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")
-    """texts of the classes and of what objects bring along: a YAML file, or auto for CLIMS' lists"""
+    """texts of the classes and of co-occurring backgrounds: a YAML file, or auto for the lists of CLIMS"""
     # with a full stop and without an article, as in clip_utils.py
     template: str = "a photo of {}."
-    """sentence around them"""
-    # the published code gives CLIP pictures with ImageNet's mean and deviation
+    """sentence that the texts are inserted into"""
+    # the published code passes pictures to CLIP that are normalised with ImageNet's mean and standard deviation
     clip_colours: Literal["same", "clip"] = "same"
-    """those of the regions that CLIP sees: the same, or its own"""
+    """normalisation of the regions given to CLIP: the same, or CLIP's"""
     weights: CLIMSWeights = CLIMSWeights()
     """weights of the losses"""
-    # 0.26 is the default of clip_loss.py, which nothing sets on VOC
+    # 0.26 is the default of clip_loss.py, which no script for VOC overrides
     threshold: float | None = 0.26
-    """tau, above which a word is suppressed; null: a mean over the words of a class without threshold, as in the camera-ready version"""
+    """tau, the similarity above which a word is suppressed; null: the mean over the words of a class, as in the camera-ready version"""
     emphasised: tuple[str, ...] = ()
-    """classes that count more in the two matching losses"""
+    """classes with a larger weight in the two matching losses"""
     emphasis: float = 3.0
-    """how many times more they count"""
+    """weight of these classes; all others have 1"""
     regions: int = unrecorded(128)
-    """most regions that CLIP sees at a time, two a pair; fewer take less memory and more time, and change rounding alone"""
-    # PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
+    """maximum number of regions per CLIP batch, two per pair; a smaller number needs less memory and more time, and changes only rounding"""
+    # IRNet's PolyOptimizer passes its weight decay to SGD as momentum, so the published numbers were obtained with 1e-4
     training: Training = Training(batch=16, epochs=15, lr=2.5e-4, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
 
@@ -162,7 +162,7 @@ class CLIMSSettings(FromBaseline):
         """The texts of these classes.
 
         Raises:
-            BadInput: they cannot be read, or an emphasised class is not there.
+            BadInput: the texts cannot be read, or an emphasised class does not exist.
         """
         for name in self.emphasised:
             if name not in images.class_names:
@@ -179,17 +179,17 @@ class CLIMSSettings(FromBaseline):
         """Raise BadInput for words or a CLIP that cannot be used, before any stage runs.
 
         Returns:
-            The weights that the training starts from, unless a run makes them first.
+            The weights that the training starts from; None if the run trains them first.
         """
         self.read_words(images)
         self.load_clip()
         return self.continued
 
     def trainable(self, images: Images) -> "CLIMSObjective":
-        """The network with the weights of `init`, and its losses by CLIP, which is on the device already.
+        """The network with the weights of `init`, and its losses; CLIP is moved to the device.
 
         Raises:
-            BadInput: weights, words or CLIP cannot be used, or the weights are of other classes than the pictures have.
+            BadInput: weights, words or CLIP cannot be used, or the classes of the weights are not those of the pictures.
         """
         words = self.read_words(images)
         network: CAMNetwork | CameraReadyNetwork
@@ -211,7 +211,7 @@ def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReady
     load_backbone(body, backbone, str(path))
     network.load_state_dict(body.state_dict(), strict=False)
     for module in network.modules():
-        # its parameter groups hold weights of convolutions alone
+        # its parameter groups contain only weights of convolutions
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
     return network, {
@@ -225,11 +225,11 @@ def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReady
 
 
 class CameraReadyNetwork(ResNet):
-    """The network of the camera-ready version, under its names: a bottleneck with leaky ReLUs before the 1x1 classifier.
+    """The network of the camera-ready version, with its parameter names: a bottleneck with leaky ReLUs before the 1x1 classifier.
 
     Args:
         backbone: `resnet18` .. `resnet152`; `resnet50` as published.
-        n_classes: without the background, whose channel is there and never used.
+        n_classes: without the background, whose channel exists but is never used.
     """
 
     def __init__(self, backbone: str, n_classes: int) -> None:
@@ -250,7 +250,7 @@ def _depth(backbone: str) -> int:
     match = re.fullmatch(r"resnet(\d+)", backbone)
     if not match or int(match[1]) not in DEPTHS:
         expected = f"resnet{{{','.join(map(str, DEPTHS))}}}"
-        raise BadInput(f"backbone {backbone}", "another than the camera-ready version has", expected, "Choose one.")
+        raise BadInput(f"backbone {backbone}", "not a ResNet of the camera-ready version", expected, "Choose one.")
     return int(match[1])
 
 
@@ -259,11 +259,11 @@ class CLIMSObjective(Objective):
 
     Args:
         settings: of the method.
-        network: with the layers that stay as they are frozen.
-        metadata: what is written beside its weights.
-        clip: frozen; it goes to the device, and is neither trained nor saved.
+        network: its frozen layers are already set.
+        metadata: written with its weights.
+        clip: frozen; it is moved to the device, and neither trained nor saved.
         words: of the classes; their features are computed here, once.
-        images: to learn from.
+        images: the training pictures.
     """
 
     def __init__(
@@ -284,10 +284,10 @@ class CLIMSObjective(Objective):
         self.network: CAMNetwork | CameraReadyNetwork = network
         self.settings = settings
         clip = clip.to(launch.device())
-        # no module of this one, whose modules are saved and shared between processes
+        # hidden in a partial: submodules would be saved, and synchronised between processes
         self.encode, self.size = partial(encode_regions, clip), input_size(clip)
-        behind = list(dict.fromkeys(word for own in words.cooccurring for word in own))
-        prompts = [settings.template.replace("{}", text) for text in (*words.prompts, *behind)]
+        cooccurring = list(dict.fromkeys(word for of_class in words.cooccurring for word in of_class))
+        prompts = [settings.template.replace("{}", text) for text in (*words.prompts, *cooccurring)]
         with torch.no_grad():
             texts = F.normalize(clip.encode_text(clip.vocabulary(prompts).to(launch.device())), dim=1)
         self.class_texts: Tensor
@@ -298,18 +298,18 @@ class CLIMSObjective(Objective):
         self.shift: Tensor
         n_classes = len(words.prompts)
         emphasis = [settings.emphasis if name in settings.emphasised else 1.0 for name in images.class_names]
-        words_of = [[word in own for word in behind] for own in words.cooccurring]
+        words_of = [[word in of_class for word in cooccurring] for of_class in words.cooccurring]
         scale, shift = to_clip(settings.colours, settings.clip_colours)
         for name, value in (
             ("class_texts", texts[:n_classes]),
             ("word_texts", texts[n_classes:]),
-            ("words_of", torch.tensor(words_of, dtype=torch.bool).reshape(n_classes, len(behind))),
+            ("words_of", torch.tensor(words_of, dtype=torch.bool).reshape(n_classes, len(cooccurring))),
             ("emphasis", torch.tensor(emphasis)),
             ("scale", scale),
             ("shift", shift),
         ):
             self.register_buffer(name, value.clone(), persistent=False)
-        # log of the camera-ready version's cosines is no number at 0 and below; it clamps nothing else
+        # the camera-ready version clamps nothing; here cosines at or below 0 are, since their logarithm is not a number
         self.object_span = (LOWEST, HIGHEST) if settings.variant == "improved" else (LOWEST, torch.inf)
         self.background_span = (LOWEST, HIGHEST) if settings.variant == "improved" else (-torch.inf, torch.inf)
 
@@ -321,7 +321,7 @@ class CLIMSObjective(Objective):
     def losses(
         self, scores: Float[Tensor, "b c h w"], image: Float[Tensor, "b 3 hi wi"], label: Float[Tensor, "b c"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """The weighted losses of maps X in [0, 1]; the first three are 0 where no picture has a tag."""
+        """The weighted losses of maps X in [0, 1]; the first three are 0 if no picture has a tag."""
         weights, (rows, classes) = self.settings.weights, pairs_of(label)
         features = self._features(scores[rows, classes][:, None], image, rows)
         with torch.autocast(scores.device.type, enabled=False):
@@ -336,7 +336,7 @@ class CLIMSObjective(Objective):
             return {
                 "object_text": weights.object_text * means[0],
                 "background_text": weights.background_text * means[1],
-                # gradients are averaged over the processes, and this is a sum
+                # gradients are averaged over the processes, but this loss is a sum
                 "suppression": weights.suppression * launch.processes() * suppressed.sum(),
                 "area": weights.area * scores.mean(),
             }
@@ -348,60 +348,62 @@ class CLIMSObjective(Objective):
             return scores.new_zeros(0, 2, self.class_texts.shape[1])
         size = (self.size, self.size)
         pictures = F.interpolate(image, size, mode="bilinear", align_corners=True) * self.scale + self.shift
-        return in_parts(self.encode, self.settings.regions // 2, scores, pictures[rows])
+        return in_chunks(self.encode, self.settings.regions // 2, scores, pictures[rows])
 
 
 def _one_group(network: CameraReadyNetwork, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Meant to be four groups with four learning rates; every convolution of the camera-ready version falls into the first."""
+    """The code intends four groups with four learning rates, but every convolution of the camera-ready version falls into the first."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [{"params": parameters, "lr": lr, "weight_decay": weight_decay}]
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIMSInference(MultiScale):
-    """How maps are taken from the network: ReLU of the raw maps, not the sigmoid that was trained."""
+    """How the network's maps are computed: ReLU of the raw maps, not the sigmoid that was trained."""
 
     title: ClassVar[str] = "CLIMS"
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
-        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`res50_clims.pth`).
+        """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`res50_clims.pth`).
 
         Raises:
-            BadInput: the weights are of another network, or of other classes than the pictures have.
+            BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         network, colours = load(weights, images)
         return CAMLocalizer(network.to(launch.device()).eval(), self, colours)
 
 
 def load(weights: Path, images: Images) -> tuple[CAMNetwork | CameraReadyNetwork, Literal["imagenet", "clip"]]:
-    """A trained network of either variant on the CPU, and the colours that it was trained on; see `wsss.classifier.load`."""
+    """A trained network of either variant on the CPU, and the colours that it was trained with; see `wsss.classifier.load`."""
     state, _, _ = trained_weights(weights, KIND)
     if "cam_head.1.weight" not in state:
         network, metadata = load_cam(weights, images)
         return network, metadata["colours"]
-    known = trained_classifier(weights, images, KIND, _published)
-    camera_ready = CameraReadyNetwork(known.metadata["backbone"], len(images.class_names))
-    load_into(camera_ready, known.state, known.path)
-    return camera_ready, known.metadata["colours"]
+    loaded = trained_classifier(weights, images, KIND, _published)
+    camera_ready = CameraReadyNetwork(loaded.metadata["backbone"], len(images.class_names))
+    load_into(camera_ready, loaded.state, loaded.path)
+    return camera_ready, loaded.metadata["colours"]
 
 
 def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
-    """What a checkpoint of the camera-ready version is; its classes are the data set's in order."""
+    """Metadata of a checkpoint of the camera-ready version; its classes are taken to be those of the dataset, in order."""
     channels = len(state["cam_head.1.weight"])
     if channels != 1 + len(images.class_names):
         expected = f"{len(images.class_names)} classes and the background, for {images.title}"
-        raise BadInput(path, f"a classifier of {channels} channels", expected, "Use the data set that it is for.")
+        raise BadInput(
+            path, f"a classifier of {channels} channels", expected, "Use the dataset that it was trained on."
+        )
     return {"backbone": "resnet50", "classes": images.class_names, "colours": "clip"}
 
 
 METHOD = Method(
     name="clims",
-    paper="CLIMS (Xie et al., CVPR 2022), a classifier that a frozen CLIP teaches",
-    # the published baseline trains the second and third stage, which IRNet freezes
+    paper="CLIMS (Xie et al., CVPR 2022), a classifier trained with a frozen CLIP",
+    # the published baseline trains the first two stages, which IRNet freezes
     needs={BASELINE: baseline(CAMSettings(frozen="stem"))},
     classifier=CLIMSSettings(),
     inference=CLIMSInference(),
-    # thresholds of the scripts for VOC; no padding, since make_sem_seg_labels.py has it commented out
+    # thresholds of the scripts for VOC; no padding, since it is commented out in make_sem_seg_labels.py
     refiner=IRNetSettings(
         labels=MaskSettings(by="crf", threshold=0.30, lower=0.10),
         walk=IRNetWalk(pad_to=0),

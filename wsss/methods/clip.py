@@ -1,9 +1,9 @@
-"""Train or fine-tune a CLIP (Radford et al., ICML 2021) on own pictures and tags, for the methods that build on one.
+"""Train or fine-tune a CLIP (Radford et al., ICML 2021) on your own pictures and tags, for the methods that use a CLIP.
 
-Captions are made from tags by templates. With s_ij the scaled cosine of picture i and caption j, and caption j false for picture i
-if it names a tag that the picture does not have, a picture's loss is -ln(e^s_ii / (e^s_ii + sum over false j of
-e^s_ij)), a caption's likewise over the pictures that it is false for. Captions that happen to be true of another
-picture, which the contrast of the paper counts as wrong, take no part.
+Captions are made from tags with templates. s_ij is the scaled cosine of picture i and caption j. Caption j is false for picture i
+if it names a tag that the picture does not have. The loss of a picture is -ln(e^s_ii / (e^s_ii + sum over false j of
+e^s_ij)), and that of a caption is the same over the pictures that it is false for. The paper counts all other captions of a
+batch as negatives; here those that also describe the picture are left out.
 """
 
 import copy
@@ -35,7 +35,7 @@ from wsss.run import maybe_file
 from wsss.stages.train import Training
 from wsss.storage import TEMPORARY_SUFFIX
 
-# largest scale of cosines, as in the paper
+# upper limit of the log temperature, as in the paper
 _HIGHEST = math.log(100)
 
 
@@ -46,30 +46,32 @@ class Architecture:
     patch: int = 16
     """side of a patch in pixels"""
     width: int = 192
-    """of the vision tower"""
+    """width of the vision encoder"""
     blocks: int = 6
-    """of the vision tower"""
+    """transformer blocks of the vision encoder"""
     heads: int = 3
-    """of the vision tower"""
+    """attention heads of the vision encoder"""
     text_width: int = 64
-    """of the text tower"""
+    """width of the text encoder"""
     text_blocks: int = 2
-    """of the text tower"""
+    """transformer blocks of the text encoder"""
     text_heads: int = 1
-    """of the text tower"""
+    """attention heads of the text encoder"""
     joint: int = 64
-    """dimensions of the space that both end in"""
+    """dimensions of the joint embedding space"""
     tokens: int = 1024
-    """most entries of its own vocabulary, made from the captions"""
+    """maximum size of the vocabulary, which is built from the captions"""
     context: int = 32
-    """most tokens of a text"""
+    """maximum number of tokens of a text"""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_range(f"architecture.{field.name}", getattr(self, field.name), 1)
         for width, heads in ((self.width, self.heads), (self.text_width, self.text_heads)):
             if width % heads:
-                raise BadInput("architecture", f"a width of {width} for {heads} heads", "a multiple", "Change one.")
+                raise BadInput(
+                    "architecture", f"a width of {width} for {heads} heads", "a multiple of the heads", "Change one."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +81,9 @@ class CLIPSettings:
     title: ClassVar[str] = "CLIP"
 
     init: str = maybe_file("openai/clip-vit-base-patch16")
-    """what to start from: a hub id, a folder, a file, or `none` for a new network"""
+    """initial weights: a Hugging Face hub id, a folder, a file, or `none` for a new network"""
     activation: Activation = "quick_gelu"
-    """of a state dict of open_clip, which does not say it"""
+    """activation of an open_clip state dict, which does not record it"""
     architecture: Architecture = Architecture()
     """sizes of a new network"""
     words: str = maybe_file("auto")
@@ -92,14 +94,14 @@ class CLIPSettings:
         "itap of a {}.",
         "there is a {} in the scene.",
     )
-    """captions; those of the method that uses the network should be among them"""
+    """caption templates; include those of the method that will use the network"""
     caption_tags: Literal["some", "one"] = "some"
-    """tags in a caption: one of the picture's, or some of them"""
+    """tags in a caption: one of the picture's tags, or a random number of them"""
     augment: ClassifierAugment = ClassifierAugment(long_side=(224, 288), crop=224)
-    """what training pictures go through; the crop is a multiple of the patch"""
+    """augmentation of training pictures; the crop must be a multiple of the patch"""
     half: bool = False
-    """write the weights as float16, which takes half the space"""
-    # those of fine-tuning; a new network wants 1e-3 and more epochs
+    """write the weights as float16, which halves the file size"""
+    # for fine-tuning; a new network needs 1e-3 and more epochs
     training: Training = Training(
         batch=32, epochs=10, optimizer="adamw", lr=1e-5, weight_decay=0.1, warmup=100, clip=1.0
     )
@@ -157,7 +159,7 @@ class CLIPSettings:
 
 
 class CLIPObjective(nn.Module):
-    """Contrast of pictures and captions, over the pictures of all processes."""
+    """Contrastive loss of pictures and captions, over the pictures of all processes."""
 
     def __init__(self, settings: CLIPSettings, network: CLIP, images: Images, prompts: Sequence[str]) -> None:
         super().__init__()
@@ -175,14 +177,14 @@ class CLIPObjective(nn.Module):
         x = clip.embed(batch["image"], clip.positions(self.grid, rounded=False))
         for index in range(clip.n_blocks):
             x, _ = clip.block(index, x)
-        looks = launch.joined(F.normalize(clip.project(x[:, 0]).float(), dim=1))
+        pictures = launch.joined(F.normalize(clip.project(x[:, 0]).float(), dim=1))
         texts = launch.joined(F.normalize(clip.encode_text(batch["tokens"]).float(), dim=1))
         tags, named = launch.joined(batch["tags"]).bool(), launch.joined(batch["named"]).bool()
         false = (named[None] & ~tags[:, None]).any(2)
-        return {"contrast": contrast(looks @ texts.T * clip.temperature.float(), false)}
+        return {"contrast": contrast(pictures @ texts.T * clip.temperature.float(), false)}
 
     def param_groups(self, training: Training) -> list[dict[str, Any]]:
-        """Weight decay for matrices alone, as in the paper."""
+        """Weight decay only for matrices, as in the paper."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         return [
             {
@@ -194,7 +196,7 @@ class CLIPObjective(nn.Module):
         ]
 
     def write(self, out: Path) -> None:
-        """Write the network as transformers does: `config.json`, `model.safetensors`, and the tokenizer's files."""
+        """Write the network in the format of transformers: `config.json`, `model.safetensors`, and the tokenizer's files."""
         with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=TEMPORARY_SUFFIX) as folder:
             transformers_logging.disable_progress_bar()
             model = copy.deepcopy(self.network.model).half() if self.settings.half else self.network.model
@@ -202,17 +204,17 @@ class CLIPObjective(nn.Module):
             model.save_pretrained(folder)
             self.network.vocabulary.tokenizer.save_pretrained(folder)
             for file in sorted(Path(folder).iterdir()):
-                file.chmod(0o644)  # transformers writes weights for their owner alone
+                file.chmod(0o644)  # transformers makes weights readable only by their owner
                 file.replace(out / file.name)
 
 
 def contrast(scores: Float[Tensor, "n n"], false: Bool[Tensor, "n n"]) -> Float[Tensor, ""]:
-    """Mean of both directions' losses; `false[i, j]` where caption j does not fit picture i."""
-    own = scores.diagonal()
+    """Mean of the losses of both directions; `false[i, j]` is True if caption j is false for picture i."""
+    matching = scores.diagonal()
     others = scores.masked_fill(~false, -torch.inf)
     total = torch.zeros((), device=scores.device)
     for view in (others, others.T):
-        total = total + (torch.logsumexp(torch.cat([own[:, None], view], 1), 1) - own).mean() / 2
+        total = total + (torch.logsumexp(torch.cat([matching[:, None], view], 1), 1) - matching).mean() / 2
     return total
 
 
@@ -225,9 +227,9 @@ def _example(
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     view = settings.augment(images.read(index), rng, "clip")
-    own = np.flatnonzero(images.labels[index])
-    count = 1 if settings.caption_tags == "one" else int(rng.integers(1, len(own) + 1))
-    chosen = np.sort(rng.choice(own, count, replace=False))
+    tags = np.flatnonzero(images.labels[index])
+    count = 1 if settings.caption_tags == "one" else int(rng.integers(1, len(tags) + 1))
+    chosen = np.sort(rng.choice(tags, count, replace=False))
     template = settings.templates[int(rng.integers(len(settings.templates)))]
     caption = template.replace("{}", " and a ".join(prompts[i] for i in chosen))
     tokens = torch.zeros(vocabulary.context, dtype=torch.long)

@@ -1,9 +1,9 @@
 """CLIP is also an efficient segmenter: a text-driven approach for weakly supervised semantic segmentation (CLIP-ES; Lin et al., CVPR 2023).
 
-Nothing is trained. With f the mean of the patch tokens after the last block, projected and normalised, and T_k the unit vectors of
-the texts of the classes that a picture has and of the backgrounds, p = softmax_k(s <T_k, f>). Grad-CAM of p_c at
-the first LayerNorm of the last block gives a first map M_c of each class; attention averaged over blocks, made doubly
-stochastic, spreads it (class-aware attention-based affinity, CAA).
+Nothing is trained. f is the mean of the patch tokens after the last block, projected and normalised; T_k are the unit text vectors
+of the classes that a picture has and of the backgrounds; p = softmax_k(s <T_k, f>). Grad-CAM of p_c at
+the first LayerNorm of the last block gives an initial map M_c of each class. It is refined with the attention averaged over blocks,
+made doubly stochastic (class-aware attention-based affinity, CAA).
 """
 
 import dataclasses
@@ -37,40 +37,40 @@ from wsss.storage import cache_folder, digest, whole_file
 
 # generate_cams_voc12.py and generate_cams_coco14.py
 BOX_THRESHOLD, COCO_BOX_THRESHOLD = 0.4, 0.7
-# passes of Sinkhorn's normalisation
+# iterations of Sinkhorn's normalisation
 _PASSES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPESInference:
-    """How maps are taken from CLIP."""
+    """How maps are computed with CLIP."""
 
     title: ClassVar[str] = "CLIP-ES"
 
     clip: str = maybe_file("openai/clip-vit-base-patch16")
-    """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-16.pt) or open_clip"""
+    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
     activation: Activation = "quick_gelu"
-    """of a state dict of open_clip, which does not say it: gelu for most of them"""
+    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")
-    """texts of the classes and backgrounds: a YAML file, or auto for CLIP-ES' lists"""
+    """texts of the classes and backgrounds: a YAML file, or auto for the lists of CLIP-ES"""
     templates: tuple[str, ...] = ("a clean origami {}.",)
-    """sentences around them, whose features are averaged"""
+    """sentences that the texts are inserted into; their features are averaged"""
     competitors: Literal["present", "all"] = "present"
-    """classes in the softmax: those of the picture (published), or all, for a CLIP that knows no backgrounds"""
+    """classes in the softmax: those of the picture (published), or all, for a CLIP that was not trained on backgrounds"""
     backgrounds: bool = True
-    """let backgrounds take part in the softmax"""
+    """include the background texts in the softmax"""
     box_threshold: float | None = None
-    """of the boxes that the spread starts from; by default 0.4, and 0.7 for COCO's classes"""
+    """threshold of the boxes that restrict the refinement; by default 0.4, and 0.7 for the classes of COCO"""
     attention_blocks: int = 8
-    """last blocks whose attention is averaged"""
+    """number of last blocks whose attention is averaged"""
     last_attention: bool = True
-    """count the very last block among them; TagCLIP's version for VOC does not"""
+    """include the very last block; TagCLIP's version for VOC does not"""
     refined: bool = True
-    """spread the maps by attention; the first maps alone otherwise"""
+    """refine the maps with the attention; otherwise the initial maps are written"""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """of all blocks but the last, whose gradients would underflow; `no` is float32"""
+    """precision of all blocks except the last, whose gradients would underflow; `no` is float32"""
     cache: bool = unrecorded(True)
-    """keep text features on disk for the next time"""
+    """cache text features on disk"""
 
     def __post_init__(self) -> None:
         check_range("inference.attention_blocks", self.attention_blocks, 1)
@@ -79,7 +79,7 @@ class CLIPESInference:
         check_templates("inference.templates", self.templates)
 
     def localizer(self, images: Images) -> "CLIPESLocalizer":
-        """CLIP with the texts of these classes, ready to give maps."""
+        """The localizer: CLIP on the device, with the text features of these classes."""
         words = read_words(self.words, images.class_names)
         device = launch.device()
         clip = load_clip(self.clip, self.activation).to(device)
@@ -94,27 +94,29 @@ class CLIPESInference:
 
 
 def check_names(clip: CLIP, texts: Sequence[str]) -> None:
-    """Raise BadInput for a text that CLIP sees nothing of."""
+    """Raise BadInput for a text without any token of CLIP's vocabulary."""
     for text in texts:
         if not clip.vocabulary.words(text):
             raise BadInput(f"the class name {text!r}", "no token", "a name with letters", "Give another with --words.")
 
 
 def text_features(
-    clip: CLIP, classes: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], keep: bool
+    clip: CLIP, classes: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], cache: bool
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, "b d"]]:
     """Unit vectors of the classes and of the backgrounds, on the CPU.
 
     Args:
-        clip: on the device that encodes them.
-        keep: encode them once, and keep them on disk under the content that they depend on.
+        clip: on the device that encodes the texts.
+        classes, backgrounds: texts.
+        templates: sentences with `{}`; the features of a text are averaged over them.
+        cache: keep the features on disk, named by a hash of all that they depend on.
     """
     names = (*classes, *backgrounds)
 
     def encoded() -> Tensor:
         return unit_text_features(clip, names, templates).cpu()
 
-    if not keep:
+    if not cache:
         features = encoded()
     else:
         path = cache_folder() / "texts" / f"{_fingerprint(clip, names, templates)}.safetensors"
@@ -126,7 +128,7 @@ def text_features(
 
 
 def _fingerprint(clip: CLIP, names: Sequence[str], templates: Sequence[str]) -> str:
-    """What text features depend on: the tower's weights and kind, and the tokens."""
+    """A hash of what text features depend on: weights and activation of the text encoder, and the tokens."""
     sha = hashlib.sha256(str(clip.text_activation).encode())
     for weights in (*clip.model.text_model.state_dict().values(), clip.model.text_projection.weight):
         sha.update(weights.detach().cpu().contiguous().numpy().data)
@@ -135,14 +137,14 @@ def _fingerprint(clip: CLIP, names: Sequence[str], templates: Sequence[str]) -> 
 
 
 class CLIPESLocalizer:
-    """Maps of the classes that a picture has.
+    """Computes the maps of the classes that a picture has.
 
     Args:
         clip: with frozen weights, on the device.
-        classes: unit text vectors.
-        backgrounds: likewise.
+        classes: unit text vectors of the classes.
+        backgrounds: unit text vectors of the backgrounds.
         settings: of the method.
-        box_threshold: of the spread.
+        box_threshold: threshold of the boxes that restrict the refinement.
     """
 
     def __init__(
@@ -159,7 +161,7 @@ class CLIPESLocalizer:
         self.averaged = range(max(0, last - settings.attention_blocks), last if settings.last_attention else last - 1)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 hp wp"]:
-        """The picture with both sides filled up to multiples of the patch."""
+        """The picture, resized so that both sides are multiples of the patch, and normalised."""
         return torch.from_numpy(patched(image, self.clip.patch))[None]
 
     def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
@@ -174,22 +176,22 @@ class CLIPESLocalizer:
         )
 
     def grid_maps(self, view: Float[Tensor, "1 3 hp wp"], present: np.ndarray) -> Float[np.ndarray, "k gh gw"]:
-        """Maps in [0, 1], one value a patch."""
+        """Maps in [0, 1], one value per patch."""
         grid = view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch
         with torch.no_grad():
             x, attention = self.before_last(view, grid)
         chosen = torch.from_numpy(present).to(self.classes.device)
         order = self._competing(chosen)
         texts = torch.cat([self.classes[order], self.backgrounds])
-        last, activations, weights = last_block(self.clip, x, texts, len(chosen), want_attention=self.settings.refined)
-        first = (weights @ activations.T).relu().reshape(len(chosen), *grid).cpu().numpy()
-        first = np.stack([normalised(normalised(m)) for m in first])
+        last, activations, weights = last_block(self.clip, x, texts, len(chosen), with_attention=self.settings.refined)
+        initial = (weights @ activations.T).relu().reshape(len(chosen), *grid).cpu().numpy()
+        initial = np.stack([normalised(normalised(m)) for m in initial])
         if not self.settings.refined:
-            return first
+            return initial
         if self.clip.n_blocks - 1 in self.averaged:
             assert last is not None
             attention = attention + last
-        refined = refined_maps(first, affinity(attention / len(self.averaged)), self.box_threshold)
+        refined = refined_maps(initial, affinity(attention / len(self.averaged)), self.box_threshold)
         return np.stack([normalised(m) for m in refined])
 
     def _competing(self, chosen: Tensor) -> Tensor:
@@ -202,24 +204,24 @@ class CLIPESLocalizer:
     def before_last(
         self, view: Float[Tensor, "1 3 hp wp"], grid: tuple[int, int]
     ) -> tuple[Float[Tensor, "1 l d"], Float[Tensor, "n n"]]:
-        """The tokens that enter the last block, and the sum of the attention between patches of the blocks before that count."""
+        """The tokens that enter the last block, and the attention between patches, summed over the averaged blocks before it."""
         half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.settings.precision]
         total = torch.zeros(grid[0] * grid[1], grid[0] * grid[1], device=view.device)
         with torch.autocast(view.device.type, half or torch.bfloat16, enabled=half is not None):
             x = self.clip.embed(view, self.clip.positions(grid))
             for index in range(self.clip.n_blocks - 1):
-                wanted = self.settings.refined and index in self.averaged
-                x, attention = self.clip.block(index, x, average=wanted)
+                averaged = self.settings.refined and index in self.averaged
+                x, attention = self.clip.block(index, x, average=averaged)
                 if attention is not None:
                     total = total + attention[0, 1:, 1:].float()
         return x.float(), total
 
 
 def patched(image: UInt8[np.ndarray, "h w 3"], patch: int) -> Float[np.ndarray, "3 hp wp"]:
-    """The picture resized so that both sides are multiples of the patch, with CLIP's colours.
+    """The picture, resized so that both sides are multiples of the patch, with CLIP's normalisation.
 
     Raises:
-        BadInput: it is smaller than a patch.
+        BadInput: the picture is smaller than a patch.
     """
     height, width = image.shape[:2]
     if min(height, width) < patch:
@@ -231,52 +233,53 @@ def patched(image: UInt8[np.ndarray, "h w 3"], patch: int) -> Float[np.ndarray, 
 
 
 def last_block(
-    clip: CLIP, x: Float[Tensor, "1 l width"], texts: Float[Tensor, "k d"], n_wanted: int, want_attention: bool = True
+    clip: CLIP, x: Float[Tensor, "1 l width"], texts: Float[Tensor, "k d"], n_classes: int, with_attention: bool = True
 ) -> tuple[Float[Tensor, "n n"] | None, Float[Tensor, "n width"], Float[Tensor, "c width"]]:
-    """Attention between patches, activations Y, and mean over the patches of d p_c / d Y for the first `n_wanted` texts.
+    """Attention between patches, activations Y, and the mean over the patches of d p_c / d Y for the first `n_classes` texts.
 
-    Y is the output of the last block's first LayerNorm. Its gradient goes through queries, keys and values alone, and
-    only its mean over patches is needed, so that most of the attention's backward pass collapses. With a the attention of a
+    Y is the output of the last block's first LayerNorm. Its gradient comes only through queries, keys and values, and
+    only its mean over the patches is needed, so most of the attention's backward pass simplifies. With a the attention of a
     head, O = a v, G = dp_c/dO and c_i = <G_i, O_i>, over the patches i as queries:
         sum of dv = sum_i (1 - a_i0) G_i
         sum of dk = - e^-1/2 sum_i a_i0 (<G_i, v_0> - c_i) q_i
         sum of dq = e^-1/2 sum_j (<(a^T G)_j, v_j> - (a^T c)_j) k_j
     """
     layer = clip.last_block()
-    own = layer.self_attn
+    block_attention = layer.self_attn
     with torch.no_grad():
         y = layer.layer_norm1(x)[0]
         q, k, v = (
-            projection(y).unflatten(1, (own.num_heads, -1)).transpose(0, 1)
-            for projection in (own.q_proj, own.k_proj, own.v_proj)
+            projection(y).unflatten(1, (block_attention.num_heads, -1)).transpose(0, 1)
+            for projection in (block_attention.q_proj, block_attention.k_proj, block_attention.v_proj)
         )
-        # the class token's own output is never used
+        # the output of the class token is never used
         q = q[:, 1:]
-        a = ((q * own.scale) @ k.mT).softmax(-1)
+        a = ((q * block_attention.scale) @ k.mT).softmax(-1)
         o = a @ v
     with torch.enable_grad():
         o = o.detach().requires_grad_()
-        z = x[0, 1:] + own.out_proj(o.transpose(0, 1).flatten(1))
+        z = x[0, 1:] + block_attention.out_proj(o.transpose(0, 1).flatten(1))
         z = z + layer.mlp(layer.layer_norm2(z))
         f = F.normalize(clip.project(z).mean(0), dim=0)
         p = (clip.temperature * (F.normalize(texts, dim=1) @ f)).softmax(0)
-        gradients = [torch.autograd.grad(p[c], o, retain_graph=c < n_wanted - 1)[0] for c in range(n_wanted)]
+        gradients = [torch.autograd.grad(p[c], o, retain_graph=c < n_classes - 1)[0] for c in range(n_classes)]
     with torch.no_grad():
-        g = torch.stack(gradients, 2)  # (heads, patches, wanted, channels)
+        g = torch.stack(gradients, 2)  # (heads, patches, classes, channels)
         c = (g * o.unsqueeze(2)).sum(3)
         to_class = a[:, :, :1]
         dv = ((1 - to_class).unsqueeze(3) * g).sum(1)
         s = to_class * ((g * v[:, :1].unsqueeze(2)).sum(3) - c)
-        dk = -own.scale * (s.mT @ q)
+        dk = -block_attention.scale * (s.mT @ q)
         spread = (a.mT @ g.flatten(2)).unflatten(2, g.shape[2:])
         r = (spread * v.unsqueeze(2)).sum(3) - a.mT @ c
-        dq = own.scale * (r.mT @ k)
+        dq = block_attention.scale * (r.mT @ k)
+        projections = (block_attention.q_proj, block_attention.k_proj, block_attention.v_proj)
         weights = sum(
             part.transpose(0, 1).flatten(1) @ projection.weight
-            for part, projection in ((dq, own.q_proj), (dk, own.k_proj), (dv, own.v_proj))
+            for part, projection in zip((dq, dk, dv), projections, strict=True)
         )
         assert isinstance(weights, Tensor)
-        attention = a[:, :, 1:].mean(0) if want_attention else None
+        attention = a[:, :, 1:].mean(0) if with_attention else None
     return attention, y[1:], weights / len(z)
 
 
@@ -287,7 +290,7 @@ def normalised(scores: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def doubly_stochastic(attention: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Columns, then rows divided by their sums, three times."""
+    """Divide columns, then rows by their sums, three times."""
     for _ in range(_PASSES):
         attention = attention / attention.sum(0, keepdim=True)
         attention = attention / attention.sum(1, keepdim=True)
@@ -303,7 +306,7 @@ def affinity(attention: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 def refined_maps(
     maps: Float[np.ndarray, "k gh gw"], affinity: Float[Tensor, "n n"], box_threshold: float
 ) -> Float[np.ndarray, "k gh gw"]:
-    """What the maps inside of their boxes become when the affinity spreads them twice; not normalised."""
+    """The maps, set to 0 outside their boxes and multiplied twice by the affinity; not normalised."""
     boxes = np.stack([box_mask(m, box_threshold) for m in maps])
     sources = torch.from_numpy((maps * boxes).reshape(len(maps), -1).T).to(affinity)
     return (affinity @ (affinity @ sources)).T.reshape(maps.shape).cpu().numpy()
@@ -317,7 +320,7 @@ METHOD = Method(
     name="clip_es",
     paper="CLIP-ES (Lin et al., CVPR 2023), maps of a frozen CLIP",
     inference=CLIPESInference(),
-    # maps of a frozen CLIP, whose masks keep what a dense CRF is certain of
+    # pixels where the dense CRF is less confident than this are ignored in the masks
     refiner=CRFSettings(by="scores", crf="deeplab", confidence=0.95),
     scores=ScoreSettings(background="power", thresholds=(1.0, 2.0)),
 )

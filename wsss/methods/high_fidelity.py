@@ -1,12 +1,12 @@
-"""High-fidelity pseudo-labels for boosting weakly-supervised segmentation (Jonnarth et al., WACV 2024), on any classifier's maps.
+"""High-fidelity pseudo-labels for boosting weakly-supervised segmentation (Jonnarth et al., WACV 2024), for the maps of any classifier.
 
-Two losses that ICAM's authors put on SEAM (see `wsss.methods.seam`), for a classifier with logits L_c(k) of class c at cell k; y are the
-tags, l the multi-label soft margin and x the colours of the cells:
+The authors of ICAM add two losses to SEAM (see `wsss.methods.seam`). Here they apply to a classifier with logits L_c(k) of class c at
+cell k; y are the tags, l the multi-label soft margin loss and x the colours of the cells:
 
     L = (1 - lambda) l(avg L, y) + lambda L_IS(L, y) + w L_FS(max_norm(L) y, x)
 
-L_IS draws cells by their sigmoids and asks their logits (`wsss.ops.importance`), L_FS makes maps follow colours
-(`wsss.ops.feature_similarity`).
+L_IS samples cells with probabilities proportional to their sigmoids and classifies their logits (`wsss.ops.importance`). L_FS aligns
+maps with colour boundaries (`wsss.ops.feature_similarity`).
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from wsss.ops.importance import binomial_importance_loss, multi_label_loss
 
 @dataclasses.dataclass(frozen=True)
 class HighFidelity:
-    """Losses of the binomial follow-up of ICAM; by default none."""
+    """Losses of the binomial follow-up of ICAM; off by default."""
 
     importance: float = 0.0
-    """lambda, the share of the importance sampling loss; 0.2 on SEAM"""
+    """lambda, weight of the importance sampling loss against the pooled one; 0.2 for SEAM"""
     samples: int = 10
-    """cells drawn a class; 0: the mean over all draws, as of infinitely many"""
+    """cells sampled per class; 0: the expectation over all samples"""
     similarity: float = 0.0
-    """weight w of the feature similarity loss; 1 on SEAM and VOC, 0.2 on COCO"""
+    """weight w of the feature similarity loss; for SEAM 1 on VOC, 0.2 on COCO"""
     mu: float = 2.5
-    """of the feature similarity loss: colours nearer than 1 / (1 + e^mu) pull predictions together"""
+    """of the feature similarity loss: cells whose colours differ by less than 1 / (1 + e^mu) are pulled to the same prediction"""
     sigma: float | None = 5.0
     """of the feature similarity loss: width of the neighbourhood in cells; null: the whole map"""
     mask_padding: bool = False
-    """keep both losses from the cells beside the picture in a crop, which the published code counts"""
+    """exclude the padding of a crop from both losses; the published code includes it"""
 
     def __post_init__(self) -> None:
         check_range("high_fidelity.importance", self.importance, 0, 1)
@@ -49,7 +49,7 @@ class HighFidelity:
         check_sigma("high_fidelity.sigma", self.sigma)
 
     def draws(self, n_classes: int) -> tuple[int, int] | None:
-        """The shape of the uniform numbers that one picture's cells are drawn by: classes, samples; None if none are."""
+        """The shape (classes, samples) of the uniform random numbers that sample a picture's cells; None if no cells are sampled."""
         return (n_classes, self.samples) if self.importance > 0 and self.samples else None
 
 
@@ -64,26 +64,27 @@ def losses(
     """The classification loss and the weighted L_FS.
 
     Args:
-        settings: shares and weights.
-        logits: one value a cell and class, without a background.
+        settings: weights of the losses.
+        logits: one value per cell and class, without a background.
         tags: 0 or 1.
-        draws: see `wsss.ops.importance.draw_cells`; None: the mean over all.
-        image: the crops, normalised, 0 beside the pictures.
-        colours: what they are normalised by.
+        draws: see `wsss.ops.importance.draw_cells`; None: the expectation over all samples.
+        image: the crops, normalised; padding is 0.
+        colours: their normalisation.
     """
     cells = logits.shape[2:]
     inside = cells_inside(image, cells) if settings.mask_padding else None
     classification = (1 - settings.importance) * multi_label_loss(logits.mean((2, 3)), tags)
     if settings.importance > 0:
         classification = classification + settings.importance * binomial_importance_loss(logits, tags, draws, inside)
-    found = {"classification": classification}
+    terms = {"classification": classification}
     if settings.similarity > 0:
-        none = torch.zeros_like(logits[:, :1])
+        background = torch.zeros_like(logits[:, :1])
         label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
-        seen = cell_colours(image, cells, *mean_and_deviation(colours))
-        similarity = similarity_loss(torch.cat([none, logits], 1), label, seen, settings.mu, settings.sigma, inside)
-        found["feature_similarity"] = settings.similarity * similarity
-    return found
+        pixels = cell_colours(image, cells, *mean_and_deviation(colours))
+        with_background = torch.cat([background, logits], 1)
+        similarity = similarity_loss(with_background, label, pixels, settings.mu, settings.sigma, inside)
+        terms["feature_similarity"] = settings.similarity * similarity
+    return terms
 
 
 def with_draws(
@@ -92,5 +93,5 @@ def with_draws(
     index: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """An example, and the uniform numbers that its cells are drawn by."""
+    """A training example with `draws`, the uniform random numbers in [0, 1) that sample its cells."""
     return examples(index, rng) | {"draws": torch.from_numpy(rng.random(shape))}

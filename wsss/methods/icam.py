@@ -1,14 +1,15 @@
 """ICAM: importance sampling CAMs for weakly-supervised segmentation (Jonnarth and Felsberg, ICASSP 2022).
 
-SEAM's network (see `wsss.networks.seam`) on two views v of a picture, the second 0.3 times the first, with P = softmax(L) over background
-and classes, P' = softmax(L') of the revised logits L', y the tags (1 for the background), and l the multi-label soft margin:
+SEAM's network (see `wsss.networks.seam`) is applied to two views v of a picture, the second 0.3 times the size of the first. P = softmax(L)
+over background and classes, P' = softmax(L') for the revised logits L', y are the tags (1 for the background), l is the multi-label soft
+margin loss:
 
     L = sum over v of [(1 - lambda) l(avg L_v, y) + lambda L_IS(P_v, y) + l(logit max P'_v, y)]
       + |P_1 - P_2| + |P'_1 - P'_2| + |P_1 - P'_1| + |P_2 - P'_2| + |P_1 - P'_2| + |P_2 - P'_1| + L_FS(P_1) / 2
 
-L_IS draws cells by their probabilities (`wsss.ops.importance`); L_FS makes maps follow colours (`wsss.ops.feature_similarity`). Maps are
-(P + P') / 2, divided by its sum over background and tags, over four scales and mirror images. The binomial follow-up (`hfpl`) puts
-both losses on SEAM, whose maps and other losses it keeps (`wsss.methods.seam`).
+L_IS samples cells by their probabilities (`wsss.ops.importance`); L_FS aligns maps with colour boundaries (`wsss.ops.feature_similarity`).
+Maps are (P + P') / 2, divided by the sum over the background and the tagged classes, averaged over four scales and mirror images. The
+binomial follow-up (`hfpl`) adds both losses to SEAM, and keeps its maps and other losses (`wsss.methods.seam`).
 """
 
 import dataclasses
@@ -50,78 +51,78 @@ KIND = "icam"
 Variant = Literal["icam", "hfpl", "seam"]
 
 
-class Published(NamedTuple):
-    """The numbers in which the variants differ."""
+class VariantDefaults(NamedTuple):
+    """The settings in which the variants differ."""
 
     importance: float
     samples: int
     similarity: float
 
 
-PUBLISHED: dict[Variant, Published] = {
-    "icam": Published(0.8, 100, 0.5),
-    # on VOC; COCO has a similarity of 0.2
-    "hfpl": Published(0.2, 10, 1.0),
-    "seam": Published(0.0, 10, 0.0),
+PUBLISHED: dict[Variant, VariantDefaults] = {
+    "icam": VariantDefaults(0.8, 100, 0.5),
+    # on VOC; the similarity weight for COCO is 0.2
+    "hfpl": VariantDefaults(0.2, 10, 1.0),
+    "seam": VariantDefaults(0.0, 10, 0.0),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ICAMSettings:
-    """The network that maps are taken from, and its losses."""
+    """The network that produces the maps, and its losses."""
 
     title: ClassVar[str] = "ICAM"
 
     variant: Variant = "icam"
-    """icam, its binomial follow-up on SEAM (hfpl), or SEAM itself"""
+    """icam, its binomial follow-up based on SEAM (hfpl), or SEAM itself"""
     backbone: str = "resnet38"
-    """resnet38, resnet18 .. resnet152, or any timm model that gives features"""
+    """resnet38, resnet18 .. resnet152, or any timm model that returns feature maps"""
     output_stride: int = 8
-    """pixels a cell of the maps"""
+    """pixels per cell of the maps"""
     init: str = maybe_file("imagenet")
     """initial weights: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones than resnet38, or `none`"""
     heads_lr: float = 10.0
-    """learning rate of the layers beside the backbone, times that of the body"""
+    """learning rate of all layers outside the backbone, as a multiple of the backbone's"""
     dropout: float = 0.5
-    """share of the channels of the deepest feature that training leaves out"""
+    """dropout rate of the channels of the deepest feature map"""
     view_scale: float = 0.3
-    """size of the second view, as a share of the first"""
+    """size of the second view relative to the first"""
     importance: float | None = None
-    """lambda, the share of the importance sampling loss; by default 0.8 for icam, 0.2 for hfpl, 0 for seam"""
+    """lambda, weight of the importance sampling loss against the pooled one; by default 0.8 for icam, 0.2 for hfpl, 0 for seam"""
     samples: int | None = None
-    """cells drawn a class; by default 100 for icam, 10 for hfpl; 0: the mean over all draws, as of infinitely many"""
+    """cells sampled per class; by default 100 for icam, 10 for hfpl; 0: the expectation over all samples"""
     pooling: Literal["avg", "max"] = "avg"
-    """pooling of the loss beside it, for icam: the mean of the logits, or the maximum of the probabilities"""
+    """pooling of the classification loss, for icam: the mean of the logits, or the maximum of the probabilities"""
     revised_pooling: Literal["max", "avg"] = "max"
-    """pooling of the revised maps, for icam"""
+    """pooling of the classification loss of the revised maps, for icam"""
     similarity: float | None = None
     """weight of the feature similarity loss; by default 0.5 for icam, 1 for hfpl (0.2 on COCO), 0 for seam"""
     mu: float = 2.5
-    """of the feature similarity loss: colours nearer than 1 / (1 + e^mu) pull predictions together"""
+    """of the feature similarity loss: cells whose colours differ by less than 1 / (1 + e^mu) are pulled to the same prediction"""
     sigma: float | None = 5.0
     """of the feature similarity loss: width of the neighbourhood in cells; null: the whole map"""
     mask_padding: bool = False
-    """keep importance sampling and feature similarity from the cells beside the picture in a crop, which the published code counts"""
+    """exclude the padding of a crop from importance sampling and feature similarity; the published code includes it"""
     augment: JitteredAugment = JitteredAugment()
-    """what training pictures go through"""
-    # PolyOptimizer hands its weight decay to SGD's momentum, and takes its own momentum of 0.9 for the schedule's exponent
+    """augmentation of training pictures"""
+    # PolyOptimizer passes its weight decay to SGD as momentum, and uses its own momentum of 0.9 as the exponent of the schedule
     training: Training = Training(batch=8, epochs=8, lr=0.01, weight_decay=5e-4, momentum=5e-4)
     """how the network is trained"""
 
     def __post_init__(self) -> None:
         check_range("heads_lr", self.heads_lr, 0)
         check_range("dropout", self.dropout, 0, 1)
-        check_range("importance", self.published.importance, 0, 1)
-        check_range("samples", self.published.samples, 0)
-        check_range("similarity", self.published.similarity, 0)
+        check_range("importance", self.resolved.importance, 0, 1)
+        check_range("samples", self.resolved.samples, 0)
+        check_range("similarity", self.resolved.similarity, 0)
         check_range("view_scale", self.view_scale, 0.01, 1)
         check_sigma("sigma", self.sigma)
 
     @property
-    def published(self) -> Published:
-        """The variant's numbers, but for those that are set."""
-        own = {name: getattr(self, name) for name in Published._fields}
-        return PUBLISHED[self.variant]._replace(**{name: value for name, value in own.items() if value is not None})
+    def resolved(self) -> VariantDefaults:
+        """`importance`, `samples` and `similarity`; those that are not set have the variant's published values."""
+        values = {name: getattr(self, name) for name in VariantDefaults._fields}
+        return PUBLISHED[self.variant]._replace(**{name: value for name, value in values.items() if value is not None})
 
     def check(self, images: Images) -> Backbone:
         """The backbone that will be trained; see `wsss.recipe.ClassifierSettings`."""
@@ -149,7 +150,7 @@ class ICAMSettings:
 
 
 class View(NamedTuple):
-    """A view of pictures as ICAM's losses see it: L and L', of background and classes."""
+    """The logits L and revised logits L' of background and classes, for a view of a batch of pictures."""
 
     logits: Float[Tensor, "n l h w"]
     revised: Float[Tensor, "n l h w"]
@@ -169,11 +170,11 @@ def losses(
         settings: weights and kinds of pooling.
         views: the first view and the smaller second one.
         tags: 0 or 1.
-        draws: uniform numbers of the samples of both views, see `draw_cells`; None: the mean over all draws.
+        draws: uniform random numbers for the samples of both views, see `draw_cells`; None: the expectation over all samples.
         colours: of the first view's cells, in [0, 1].
-        inside: the cells of both views that the importance sampling loss and L_FS look at; None: all.
+        inside: the cells of both views that enter the importance sampling loss and L_FS; None: all.
     """
-    chosen = settings.published
+    chosen = settings.resolved
     label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
     p, revised = ([each.softmax(1) for each in kind] for kind in zip(*views, strict=True))
     classification = torch.zeros((), dtype=p[0].dtype, device=p[0].device)
@@ -182,44 +183,44 @@ def losses(
             pooled = _pooled(settings.pooling, view.logits, p[v], tags, label)
             classification = classification + (1 - chosen.importance) * pooled
         if chosen.importance > 0:
-            # the background is drawn there too, and not used
+            # the published code also samples the background, but does not use it
             drawn = importance_loss(p[v][:, 1:], tags, None if draws is None else draws[:, v], inside[v])
             classification = classification + chosen.importance * drawn
         classification = classification + _pooled(settings.revised_pooling, view.revised, revised[v], tags, label)
-    found = {"classification": classification}
+    terms = {"classification": classification}
     similar = (
         chosen.similarity * feature_similarity_loss(p[0], colours, settings.mu, settings.sigma, inside=inside[0])
-        if (chosen.similarity > 0)
+        if chosen.similarity > 0
         else None
     )
     cells = p[1].shape[2:]
     p[0], revised[0] = resized(p[0], cells), resized(revised[0], cells)
-    found["equivariance"] = sum(
-        (_apart(a, b) for a, b in ((p[0], p[1]), (revised[0], revised[1]), (p[0], revised[0]), (p[1], revised[1]))),
+    terms["equivariance"] = sum(
+        (_distance(a, b) for a, b in ((p[0], p[1]), (revised[0], revised[1]), (p[0], revised[0]), (p[1], revised[1]))),
         start=torch.zeros_like(classification),
     )
-    found["cross_equivariance"] = _apart(p[0], revised[1]) + _apart(p[1], revised[0])
+    terms["cross_equivariance"] = _distance(p[0], revised[1]) + _distance(p[1], revised[0])
     if similar is not None:
-        found["feature_similarity"] = similar
-    return found
+        terms["feature_similarity"] = similar
+    return terms
 
 
 def _pooled(pooling: str, logits: Tensor, p: Tensor, tags: Tensor, label: Tensor) -> Tensor:
-    """The loss of the mean of the logits, without the background, or of the highest probabilities, with it."""
+    """The classification loss of the mean logits without the background, or of the maximum probabilities with it."""
     if pooling == "avg":
         return multi_label_loss(logits[:, 1:].mean((2, 3)), tags)
     return multi_label_loss(probability_logits(p.flatten(2).max(2).values), label)
 
 
-def _apart(one: Tensor, other: Tensor) -> Tensor:
+def _distance(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).abs().mean()
 
 
 class ICAMObjective(Objective):
-    """The losses over two views; the cells that are drawn come with the pictures."""
+    """The losses over two views; the random numbers that sample the cells are part of the examples."""
 
     def __init__(self, settings: ICAMSettings, network: SEAMNetwork, images: Images) -> None:
-        chosen = settings.published
+        chosen = settings.resolved
         n_views = 2 if settings.variant == "icam" else 1
         shape = (n_views, len(images.class_names), chosen.samples) if chosen.importance > 0 and chosen.samples else None
         examples = partial(example, images, settings.augment, "imagenet")
@@ -239,18 +240,18 @@ class ICAMObjective(Objective):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         image, tags, draws = batch["image"], batch["label"], batch.get("draws")
         smaller = F.interpolate(image, scale_factor=self.settings.view_scale, mode="bilinear", align_corners=True)
-        taken = [self.network(each) for each in (image, smaller)]
+        outputs = [self.network(each) for each in (image, smaller)]
         with torch.autocast(image.device.type, enabled=False):
-            sizes = [each.logits.shape[2:] for each in taken]
+            sizes = [each.logits.shape[2:] for each in outputs]
             colours = cell_colours(image, sizes[0], IMAGENET_MEAN, IMAGENET_STD)
             inside = [cells_inside(image, size) if self.settings.mask_padding else None for size in sizes]
             if self.settings.variant == "icam":
-                first, second = (View(each.logits, correlated(*each)) for each in taken)
+                first, second = (View(each.logits, correlated(*each)) for each in outputs)
                 return losses(self.settings, (first, second), tags, draws, colours, inside)
-            chosen = self.settings.published
+            chosen = self.settings.resolved
             return seam.losses(
-                seam.view(taken[0], image.shape[2:]),
-                seam.view(taken[1], smaller.shape[2:]),
+                seam.view(outputs[0], image.shape[2:]),
+                seam.view(outputs[1], smaller.shape[2:]),
                 tags,
                 None if draws is None else draws[:, 0],
                 colours,
@@ -264,24 +265,24 @@ class ICAMObjective(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class ICAMInference(MultiScale):
-    """How maps are taken from the network."""
+    """How the network's maps are computed."""
 
     title: ClassVar[str] = "ICAM"
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    """sizes of the picture whose maps are fused"""
+    """scales of the picture whose maps are averaged"""
     flip: bool = True
-    """fuse the maps of the mirror image too"""
+    """include the maps of the mirror image"""
     variant: Literal["auto", "icam", "hfpl", "seam"] = "auto"
-    """whose maps: auto takes what the weights were trained as; published files do not say it and count as icam's"""
+    """how maps are computed: auto is the variant that the weights were trained with; published files do not record it and count as icam"""
     nonnegative: bool = False
-    """no values below 0 in SEAM's maps, which the published normalisation gives the lowest pixel of a map: -15 was seen"""
+    """clamp SEAM's maps at 0; the published normalisation makes the lowest pixel of a map negative (down to -15 observed)"""
 
     def localizer(self, images: Images, weights: Path) -> "ICAMLocalizer":
-        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`cam.pth`).
+        """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`cam.pth`).
 
         Raises:
-            BadInput: the weights are of another network, or of other classes than the pictures have.
+            BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         network, trained_as = load(weights, images)
         variant = trained_as if self.variant == "auto" else self.variant
@@ -289,51 +290,52 @@ class ICAMInference(MultiScale):
 
 
 def load(weights: Path, images: Images) -> tuple[SEAMNetwork, Variant]:
-    """A trained network on the CPU, and what it was trained as: of a stage's folder, its file, or a published checkpoint.
+    """A trained network on the CPU, and the variant it was trained with; from a stage folder, its weights file, or a published checkpoint.
 
     Raises:
-        BadInput: the weights are of another network, or of other classes than the pictures have.
+        BadInput: the weights belong to another network, or their classes are not those of the pictures.
     """
-    known = trained_classifier(weights, images, KIND, _published)
-    metadata = known.metadata
+    loaded = trained_classifier(weights, images, KIND, _published)
+    metadata = loaded.metadata
     network = SEAMNetwork(len(images.class_names), metadata["backbone"], metadata["output_stride"])
-    load_into(network, known.state, known.path)
+    load_into(network, loaded.state, loaded.path)
     return network, metadata["variant"]
 
 
 def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
-    """What a checkpoint of ICAM, HFPL or SEAM is; it says nothing itself, and its classes are the data set's in order."""
+    """Metadata of a published checkpoint of ICAM, HFPL or SEAM. It holds no class names: they are taken to be the dataset's, in order."""
     heads = [state[name] for name in ("fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight") if name in state]
-    whole = len(heads) == 4 and "b7.conv_branch1.weight" in state
-    if not whole or len(heads[0]) != len(images.class_names) + 1:
+    complete = len(heads) == 4 and "b7.conv_branch1.weight" in state
+    if not complete or len(heads[0]) != len(images.class_names) + 1:
         raise BadInput(
             path,
             f"a classifier of {len(heads[0]) - 1} classes and the background"
-            if whole
+            if complete
             else f"no network of ICAM or SEAM (first tensors: {', '.join(list(state)[:3])})",
             f"a ResNet-38 with fc8.weight for {len(images.class_names)} classes and the background, f8_3, f8_4 and f9",
-            "Give a checkpoint of this network and data set.",
+            "Give a checkpoint of this network and dataset.",
         )
     return {"backbone": "resnet38", "output_stride": 8, "classes": images.class_names, "variant": "icam"}
 
 
 def conditioned(p: Float[Tensor, "n l h w"], present: Int[Tensor, " k"]) -> Float[Tensor, "n k h w"]:
-    """Probabilities of the classes that a picture has, divided by their sum and the background's."""
-    some = torch.cat([p[:, :1], p[:, 1 + present]], 1)
-    return (some / some.sum(1, keepdim=True).clamp_min(1e-8))[:, 1:]
+    """Probabilities of the classes that a picture has, divided by the sum over these classes and the background."""
+    possible = torch.cat([p[:, :1], p[:, 1 + present]], 1)
+    return (possible / possible.sum(1, keepdim=True).clamp_min(1e-8))[:, 1:]
 
 
 class ICAMLocalizer:
-    """Maps of the classes that a picture has, over scales and mirror images.
+    """Computes the maps of the classes that a picture has, over several scales and mirror images.
 
-    ICAM: (P + P') / 2 divided by its sum over the background and the picture's classes, resized (bilinear, align_corners False), the
-    mean over scales and mirror images; then the highest class of each pixel alone, divided by (its maximum + 1e-5).
-    SEAM: the revised maps, resized and added up, each brought to 0..1 by its least and greatest value.
+    ICAM: (P + P') / 2 divided by its sum over the background and the picture's classes, resized (bilinear, align_corners False), and
+    averaged over scales and mirror images; then all but the highest class of each pixel are set to 0, and each map is divided by
+    (its maximum + 1e-5).
+    SEAM: the revised maps, resized and summed, each normalised to 0..1 by its minimum and maximum.
 
     Args:
         network: on the device.
-        settings: scales, and whether mirror images count.
-        variant: whose maps.
+        settings: scales, and whether to include mirror images.
+        variant: how maps are computed.
     """
 
     def __init__(self, network: SEAMNetwork, settings: ICAMInference, variant: Variant) -> None:
@@ -347,41 +349,41 @@ class ICAMLocalizer:
     def cams(
         self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
     ) -> Cams:
-        """Maps of the classes in `label`, in [0, 1] but for SEAM's lowest pixels, at the picture's size and at a quarter of it."""
+        """Maps of the classes in `label`, in [0, 1] except the lowest pixels of SEAM, at the picture's size and at a quarter of it."""
         present = torch.from_numpy(np.flatnonzero(label))
         sizes = (size_hw, (-(-size_hw[0] // 4), -(-size_hw[1] // 4)))
         device = next(self.network.parameters()).device
         totals = [torch.zeros(len(present), *size, device=device) for size in sizes]
         if len(present) == 0:
             return Cams(present.numpy(), totals[0].cpu().numpy(), totals[1].cpu().numpy())
-        maps_of = self._icam if self.variant == "icam" else self._seam
+        compute = self._icam if self.variant == "icam" else self._seam
         for view in views:
             view = view.to(device)
-            maps = maps_of(torch.cat([view, view.flip(3)]) if self.settings.flip else view, present)
+            maps = compute(torch.cat([view, view.flip(3)]) if self.settings.flip else view, present)
             for total, size in zip(totals, sizes, strict=True):
                 full = F.interpolate(maps, size, mode="bilinear", align_corners=False)
                 total += full[0] + full[1].flip(2) if self.settings.flip else full[0]
-        finished = [self._finished(total).cpu().numpy() for total in totals]
-        return Cams(present.numpy(), finished[0], finished[1])
+        full_size, quarter_size = (self._normalised(total).cpu().numpy() for total in totals)
+        return Cams(present.numpy(), full_size, quarter_size)
 
     def _icam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k hs ws"]:
-        taken = self.network(views)
-        return conditioned((taken.logits.softmax(1) + correlated(*taken).softmax(1)) / 2, present)
+        output = self.network(views)
+        return conditioned((output.logits.softmax(1) + correlated(*output).softmax(1)) / 2, present)
 
     def _seam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k h w"]:
-        taken = self.network(views)
-        return resized(correlated(seam.competing(taken.logits)[:, 1 + present], taken.features), views.shape[2:])
+        output = self.network(views)
+        return resized(correlated(seam.competing(output.logits)[:, 1 + present], output.features), views.shape[2:])
 
-    def _finished(self, total: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+    def _normalised(self, total: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
         if self.variant == "icam":
             mean = total / (len(self.settings.scales) * (2 if self.settings.flip else 1))
-            alone = mean * (mean == mean.amax(0))
-            return alone / (alone.amax((1, 2), keepdim=True) + 1e-5)
+            highest = mean * (mean == mean.amax(0))
+            return highest / (highest.amax((1, 2), keepdim=True) + 1e-5)
         positive = total.relu()
-        least, greatest = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
-        # infer_SEAM.py sets the lowest pixels to 0 first, and so below the least value of a map that is above 0 everywhere
-        positive = positive * (positive >= least + 1e-5)
-        maps = (positive - least - 1e-5) / (greatest - least + 1e-5)
+        minimum, maximum = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
+        # infer_SEAM.py first sets the lowest pixels to 0, which is less than the minimum of a map that is positive everywhere
+        positive = positive * (positive >= minimum + 1e-5)
+        maps = (positive - minimum - 1e-5) / (maximum - minimum + 1e-5)
         return maps.clamp_min(0) if self.settings.nonnegative else maps
 
 
@@ -395,7 +397,7 @@ METHOD = Method(
     ),
     segmenter=DeepLabV1Settings(),
     test=PredictSettings(crf="icam-final"),
-    # the background of its maps is 1 - their sum, which wins up to 0.5
+    # the background of its maps is 1 - their sum, so it wins while a map is below 0.5
     scores=ScoreSettings(thresholds=(0.5,)),
     # as run_all_voc.sh does
     both_splits=True,

@@ -1,7 +1,7 @@
 """Questions about pictures and the classes that they have, answered by BLIP (Li et al., ICML 2022), as QA-CLIMS asks them.
 
-For each pair of a picture and a class that it has, six questions ask what else the class may be called there, and ten what is around it.
-Answers are words, brought to the singular. They stand in `answers.jsonl`, one pair a line, and may be corrected by hand.
+For each pair of a picture and a class that it has, six questions ask for other names of the object, and ten for its surroundings.
+Answers are put into the singular and written to `answers.jsonl`, one line per pair. The file may be corrected by hand.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from wsss.storage import read_json, whole_file, write_json
 
 ANSWERS = "answers.jsonl"
 
-# get_blip_vqa_results.py; their order is that of the published files
+# get_blip_vqa_results.py; in the order of the published files
 FOREGROUND = (
     "What kind of {} is in the photo?",
     "What type of {} is in the photo?",
@@ -62,40 +62,40 @@ _FEATURES = "a published .npy file of text features"
 
 
 class Answers(NamedTuple):
-    """What was said about a class in a picture, in the singular.
+    """The answers about a class in a picture, in the singular.
 
     Attributes:
-        foreground: what the class may be called there, in the order of the questions; repetitions count.
-        background: what is around it.
+        foreground: other names, in the order of the questions, with repetitions.
+        background: surroundings.
     """
 
     foreground: tuple[str, ...]
     background: tuple[str, ...]
 
 
-# answers by picture and class, as a file names them
-Said = dict[tuple[str, str], tuple[str, ...]]
+# answers by picture name and class name, as written in a file
+PairAnswers = dict[tuple[str, str], tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSettings:
-    """Who is asked, and what."""
+    """The questions, and the network that answers them."""
 
-    # its 24x24 positions were shrunk from the 30x30 of model_base_vqa_capfilt_large.pth, which the published answers are of
+    # its 24x24 positions were interpolated from the 30x30 of model_base_vqa_capfilt_large.pth, which gave the published answers
     blip: str = maybe_file("Salesforce/blip-vqa-capfilt-large")
-    """a BLIP that answers questions: a hub id, a folder of Hugging Face transformers, or model_base_vqa_capfilt_large.pth"""
+    """a BLIP for question answering: a Hugging Face hub id, a folder saved by transformers, or model_base_vqa_capfilt_large.pth"""
     vocabulary: str = maybe_file("google-bert/bert-base-uncased")
-    """BERT's words, where `blip` brings none, as its .pth: a hub id, a folder, or vocab.txt"""
+    """BERT's vocabulary, if `blip` comes without one (a .pth file): a hub id, a folder, or vocab.txt"""
     words: str = maybe_file("auto")
-    """how classes are called in questions: a YAML file with `prompts`, or auto"""
+    """class names used in questions: a YAML file with `prompts`, or auto"""
     size: int = 480
-    """side that pictures are resized to, in pixels, their proportions not kept"""
+    """side that pictures are resized to, in pixels, without keeping the aspect ratio"""
     foreground: tuple[str, ...] = FOREGROUND
-    """questions about a class's other names"""
+    """questions about other names of a class"""
     background: tuple[str, ...] = BACKGROUND
-    """questions about what is around it"""
+    """questions about the surroundings of a class"""
     batch: int = unrecorded(64)
-    """most questions answered at a time"""
+    """maximum number of questions answered in one batch"""
 
     def __post_init__(self) -> None:
         check_templates("foreground", self.foreground)
@@ -103,14 +103,14 @@ class QuestionSettings:
         check_range("batch", self.batch, 1)
         asked = (*self.foreground, *self.background)
         if len(set(asked)) < len(asked):
-            raise BadInput("foreground and background", "a question twice", "different questions", "Remove one.")
+            raise BadInput("foreground and background", "a question twice", "distinct questions", "Remove one.")
 
     def load(self) -> BLIP:
         """The network, on the CPU."""
         return load_blip(self.blip, self.vocabulary, self.size)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 s s"]:
-        """A picture as BLIP takes it."""
+        """A picture as input of BLIP."""
         return torch.from_numpy(normalise(resize_bicubic(image, (self.size, self.size)), "clip"))[None]
 
 
@@ -118,8 +118,8 @@ class QuestionSettings:
 def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `answers.jsonl`: for each pair of a picture and a class that it has, answers by question, in the singular.
 
-    Where the singular differs, `said` has what BLIP said. Each picture is encoded once for all of its questions; its
-    answers are kept in `pictures/NAME.json` as soon as they are there, so a killed stage goes on.
+    If an answer was changed to its singular, `said` has BLIP's original answer. Each picture is encoded once for all of its
+    questions. Its answers are written to `pictures/NAME.json` at once, so a killed stage can be resumed.
 
     Raises:
         BadInput: BLIP or the words cannot be used, or a picture cannot be read.
@@ -129,20 +129,20 @@ def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, A
     folder = out / "pictures"
 
     def compute(index: int, loaded: tuple[Float[Tensor, "1 3 s s"], tuple[int, int]]) -> list[list[str]]:
-        return _asked(settings, blip, loaded[0].to(launch.device()), [names[cls] for cls in images.classes(index)])
+        return _answers(settings, blip, loaded[0].to(launch.device()), [names[cls] for cls in images.classes(index)])
 
     load = partial(read_prepared, settings.prepare, images)
     tagged = np.flatnonzero(images.labels.any(1)).tolist()
-    for_each_picture(images, folder, ".json", load, compute, _keep, title=f"ask {out.name}", chosen=tagged)
+    for_each_picture(images, folder, ".json", load, compute, _write, title=f"ask {out.name}", chosen=tagged)
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 
 
-def _keep(path: Path, said: list[list[str]]) -> None:
+def _write(path: Path, said: list[list[str]]) -> None:
     write_json(path, said, sync="file")
 
 
-def _asked(settings: QuestionSettings, blip: BLIP, pixels: Tensor, names: Sequence[str]) -> list[list[str]]:
+def _answers(settings: QuestionSettings, blip: BLIP, pixels: Tensor, names: Sequence[str]) -> list[list[str]]:
     """The answers to all questions about each of the names."""
     asked = (*settings.foreground, *settings.background)
     questions = [question.replace("{}", name) for name in names for question in asked]
@@ -179,38 +179,38 @@ def _line(settings: QuestionSettings, image: str, class_name: str, said: Sequenc
     return json.dumps(record, ensure_ascii=not plain)
 
 
-def read_answers(path: Path, class_names: Sequence[str], spoken: Sequence[str]) -> tuple[Said, Said]:
-    """The answers of `answers.jsonl` about other names, and those about surroundings.
+def read_answers(path: Path, class_names: Sequence[str], prompts: Sequence[str]) -> tuple[PairAnswers, PairAnswers]:
+    """The foreground answers and the background answers of `answers.jsonl`.
 
     Args:
         path: the file, or the folder of the stage that wrote it.
-        class_names: of the data set.
-        spoken: how they are called in questions, which a line may name a class by too.
+        class_names: of the dataset.
+        prompts: the names of the classes in questions, which a line may use too.
 
     Raises:
-        BadInput: the file is missing, a line is broken, names no class, or comes twice; the line is named.
+        BadInput: the file is missing, or a line is broken, has an unknown class, or repeats a pair; the line number is given.
     """
     path = path / ANSWERS if path.is_dir() else path
-    known = dict(zip(spoken, class_names, strict=True)) | {name: name for name in class_names}
-    own: Said = {}
-    around: Said = {}
+    known = dict(zip(prompts, class_names, strict=True)) | {name: name for name in class_names}
+    foreground: PairAnswers = {}
+    background: PairAnswers = {}
     for number, text in read_lines(path, f"lines like {_LINE}"):
         where = f"{path}, line {number}"
         with reading(where, f"a line like {_LINE}", "Write the line again."):
             line = json.loads(text)
         if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in ("image", "class")):
-            raise BadInput(where, f"{text[:60]}", f"a line like {_LINE}", "Write `image` and `class` as texts.")
+            raise BadInput(where, f"{text[:60]}", f"a line like {_LINE}", "Write `image` and `class` as strings.")
         name = known.get(line["class"])
         if name is None:
             do = f"{suggestion(line['class'], known)}Correct the line."
             listed = ", ".join(class_names[:8])
-            raise BadInput(where, f"the class {line['class']!r}", f"one of the data set's ({listed} ...)", do)
+            raise BadInput(where, f"the class {line['class']!r}", f"one of the dataset's ({listed} ...)", do)
         pair = (line["image"], name)
-        if pair in own:
-            raise BadInput(where, f"{pair} again", "one line a picture and class", "Remove one of the two.")
-        own[pair] = _texts(line.get("foreground"), "foreground", where)
-        around[pair] = _texts(line.get("background"), "background", where)
-    return own, around
+        if pair in foreground:
+            raise BadInput(where, f"{pair} again", "one line per picture and class", "Remove one of the two.")
+        foreground[pair] = _texts(line.get("foreground"), "foreground", where)
+        background[pair] = _texts(line.get("background"), "background", where)
+    return foreground, background
 
 
 def _texts(given: Any, key: str, where: str) -> tuple[str, ...]:
@@ -219,17 +219,17 @@ def _texts(given: Any, key: str, where: str) -> tuple[str, ...]:
     return tuple(given.values())
 
 
-def read_published_answers(path: Path, questions: Sequence[str]) -> Said:
-    """The answers to these questions of a published file (`voc_vqa_fg_blip.npy`), by picture and class, in the questions' order.
+def read_published_answers(path: Path, questions: Sequence[str]) -> PairAnswers:
+    """The answers to these questions in a published file (`voc_vqa_fg_blip.npy`), by picture and class, in the order of the questions.
 
-    As published, what was asked is looked up at the first pair.
+    As in the published code, the positions of the questions are those of the first pair.
 
     Raises:
-        BadInput: the file is broken, or these questions were not asked.
+        BadInput: the file is broken, or does not contain these questions.
     """
     content = _nested(path, read_legacy(path), _PUBLISHED)
     positions: list[int] = []
-    found: Said = {}
+    found: PairAnswers = {}
     for key, entry in _pairs_in(path, content, _PUBLISHED):
         said, answers = (entry.get("vqa"), entry.get("answers")) if isinstance(entry, dict) else (None, None)
         if not (
@@ -239,87 +239,91 @@ def read_published_answers(path: Path, questions: Sequence[str]) -> Said:
             and all(isinstance(item, tuple) and len(item) == 2 for item in said)
             and all(isinstance(answer, str) for answer in answers)
         ):
-            raise BadInput(path, f"an entry {key} that is no list of answers", _PUBLISHED, "Fetch it again.")
+            raise BadInput(path, f"an entry {key} that is no list of answers", _PUBLISHED, "Download it again.")
         if not positions:
             asked = [question for question, _ in said]
             missing = [question for question in questions if question not in asked]
             if missing:
-                do = "Give the file of foreground questions as `answers`, that of background ones as `background_answers`."
+                do = "Give the foreground file as `answers`, and the background file as `background_answers`."
                 raise BadInput(path, f"no answers to {missing[0]!r}", "answers to all questions", do)
             positions = [asked.index(question) for question in questions]
         if max(positions) >= len(answers):
-            raise BadInput(path, f"an entry {key} with fewer answers than the first", _PUBLISHED, "Fetch it again.")
+            raise BadInput(path, f"an entry {key} with fewer answers than the first", _PUBLISHED, "Download it again.")
         found[key] = tuple(answers[position] for position in positions)
     return found
 
 
-def read_published_background(path: Path, questions: Sequence[str]) -> tuple[Said, dict[str, Float[np.ndarray, " d"]]]:
-    """The background answers of a published file, by picture and class, and text features by answer where it is a file of these.
+def read_published_background(
+    path: Path, questions: Sequence[str]
+) -> tuple[PairAnswers, dict[str, Float[np.ndarray, " d"]]]:
+    """The background answers of a published file, by picture and class, and text features by answer if the file has them.
 
     Raises:
-        BadInput: the file is broken, or of another kind.
+        BadInput: the file is broken, or has another content.
     """
     content = _nested(path, read_legacy(path), _PUBLISHED)
     if set(content) != {"profile", "feats"}:
         return read_published_answers(path, questions), {}
-    answers: Said = {}
+    answers: PairAnswers = {}
     features: dict[str, Float[np.ndarray, " d"]] = {}
     for key, entry in _pairs_in(path, _nested(path, content["feats"], _FEATURES), _FEATURES):
         texts, rows = (entry.get("answers"), entry.get("answer_feats")) if isinstance(entry, dict) else (None, None)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise BadInput(path, f"an entry {key} without answers", _FEATURES, "Fetch it again.")
+            raise BadInput(path, f"an entry {key} without answers", _FEATURES, "Download it again.")
         if rows is None:
-            texts = []  # published training leaves such a pair out, whatever its answers
+            texts = []  # the published training skips such a pair, whatever its answers
         elif not isinstance(rows, np.ndarray) or rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) != len(texts):
-            raise BadInput(path, f"an entry {key} with other features than answers", _FEATURES, "Fetch it again.")
+            raise BadInput(path, f"an entry {key} with other features than answers", _FEATURES, "Download it again.")
         answers[key] = tuple(texts)
         features.update(zip(texts, rows if rows is not None else (), strict=True))
     return answers, features
 
 
 def read_published_features(path: Path) -> dict[str, Float[np.ndarray, " d"]]:
-    """Text features by phrase, of a published file for the foreground (`voc_vqa_fg_blip_ViT-L-14_cache.npy`).
+    """Text features by phrase, from a published foreground file (`voc_vqa_fg_blip_ViT-L-14_cache.npy`).
 
     Raises:
-        BadInput: the file is broken, or of another kind.
+        BadInput: the file is broken, or has another content.
     """
     features = {}
     for key, entry in _pairs_in(path, _nested(path, read_legacy(path), _FEATURES), _FEATURES):
         if not isinstance(entry, dict):
-            raise BadInput(path, f"an entry {key} without phrases", _FEATURES, "Fetch it again.")
+            raise BadInput(path, f"an entry {key} without phrases", _FEATURES, "Download it again.")
         for phrase, row in entry.items():
             if not isinstance(row, np.ndarray) or row.dtype.kind != "f" or row.ndim != 2 or len(row) != 1:
-                raise BadInput(path, f"no feature of {phrase!r} at {key}", _FEATURES, "Fetch it again.")
+                raise BadInput(path, f"no feature of {phrase!r} at {key}", _FEATURES, "Download it again.")
             features[str(phrase)] = row[0]
     return features
 
 
 def _nested(path: Path, content: Any, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
-        raise BadInput(path, f"a {type(content).__name__}", expected, "Take another file.")
+        raise BadInput(path, f"a {type(content).__name__}", expected, "Give another file.")
     return content
 
 
 def _pairs_in(path: Path, content: Mapping[str, Any], expected: str) -> Iterator[tuple[tuple[str, str], Any]]:
     for image, classes in content.items():
         if not isinstance(classes, dict):
-            raise BadInput(path, f"no classes below {image!r}", expected, "Take another file.")
+            raise BadInput(path, f"no classes below {image!r}", expected, "Give another file.")
         for name, entry in classes.items():
             yield (str(image), str(name)), entry
 
 
-def of_images(images: Images, spoken: Sequence[str], own: Said, around: Said, where: str) -> list[dict[int, Answers]]:
+def of_images(
+    images: Images, prompts: Sequence[str], foreground: PairAnswers, background: PairAnswers, where: str
+) -> list[dict[int, Answers]]:
     """For each picture, the answers about each class that it has.
 
     Args:
         images: the pictures.
-        spoken: how classes are called in questions; files may have these names or those of the data set.
-        own: answers about other names.
-        around: answers about surroundings.
-        where: where they come from, for the error.
+        prompts: the names of the classes in questions; files may have these names or those of the dataset.
+        foreground: answers about other names.
+        background: answers about surroundings.
+        where: the source of the answers, for the error.
 
     Raises:
-        BadInput: a pair has none.
+        BadInput: a pair has no answers.
     """
     found: list[dict[int, Answers]] = []
     missing, total = [], 0
@@ -327,21 +331,12 @@ def of_images(images: Images, spoken: Sequence[str], own: Said, around: Said, wh
         found.append({})
         for cls in images.classes(index):
             total += 1
-            said = [
-                next(
-                    (
-                        answers[image, name]
-                        for name in (images.class_names[cls], spoken[cls])
-                        if (image, name) in answers
-                    ),
-                    None,
-                )
-                for answers in (own, around)
-            ]
-            if said[0] is None or said[1] is None:
+            names = (images.class_names[cls], prompts[cls])
+            alternatives, surroundings = (_answers_about(image, names, answers) for answers in (foreground, background))
+            if alternatives is None or surroundings is None:
                 missing.append(f"{images.class_names[cls]!r} in {image!r}")
             else:
-                found[-1][cls] = Answers(said[0], said[1])
+                found[-1][cls] = Answers(alternatives, surroundings)
     if missing:
         raise BadInput(
             where,
@@ -350,3 +345,7 @@ def of_images(images: Images, spoken: Sequence[str], own: Said, around: Said, wh
             "Ask about these pictures and tags with `wsss ask`, or give the file that belongs to them.",
         )
     return found
+
+
+def _answers_about(image: str, names: Sequence[str], answers: PairAnswers) -> tuple[str, ...] | None:
+    return next((answers[image, name] for name in names if (image, name) in answers), None)

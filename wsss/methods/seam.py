@@ -1,8 +1,8 @@
 """SEAM (Wang et al., Self-supervised equivariant attention mechanism for weakly supervised segmentation, CVPR 2020): losses and maps.
 
-Two views of a picture, the second 0.3 times the first, are to have the same maps, as they are and as the pixel correlation module
-revises them. The binomial follow-up of ICAM (High-fidelity pseudo-labels for boosting weakly-supervised segmentation, Jonnarth et al.,
-WACV 2024) adds an importance sampling loss and a feature similarity loss to it. `wsss.methods.icam` trains and runs all three.
+Two views of a picture, the second 0.3 times the size of the first, should have the same maps, both before and after the pixel
+correlation module revises them. The binomial follow-up of ICAM (High-fidelity pseudo-labels for boosting weakly-supervised segmentation,
+Jonnarth et al., WACV 2024) adds an importance sampling loss and a feature similarity loss. `wsss.methods.icam` trains and runs all three.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from wsss.networks.seam import Taken, correlated, resized
+from wsss.networks.seam import SEAMOutput, correlated, resized
 from wsss.ops.feature_similarity import feature_similarity_loss
 from wsss.ops.importance import binomial_importance_loss, multi_label_loss
 
@@ -19,12 +19,12 @@ _EPSILON = 1e-5
 
 
 class View(NamedTuple):
-    """A view of pictures as the network sees it; l channels are background and classes.
+    """The network's results for a view of a batch of pictures; the l channels are the background and the classes.
 
     Attributes:
-        maps: L at the view's size.
-        revised: the maps that the pixel correlation module gives, at the view's size.
-        logits: L, one value a cell.
+        maps: L, resized to the view.
+        revised: the maps revised by the pixel correlation module, resized to the view.
+        logits: L, one value per cell.
     """
 
     maps: Float[Tensor, "n l h w"]
@@ -32,27 +32,27 @@ class View(NamedTuple):
     logits: Float[Tensor, "n l hs ws"]
 
 
-def view(taken: Taken, size_hw: tuple[int, int] | torch.Size) -> View:
-    """What the losses want of the network's results."""
-    revised = correlated(competing(taken.logits), taken.features)
-    return View(resized(taken.logits, size_hw), resized(revised, size_hw), taken.logits)
+def view(output: SEAMOutput, size_hw: tuple[int, int] | torch.Size) -> View:
+    """The maps that the losses need, from the network's output for a view of this size."""
+    revised = correlated(competing(output.logits), output.features)
+    return View(resized(output.logits, size_hw), resized(revised, size_hw), output.logits)
 
 
 @torch.no_grad()
 def competing(logits: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
-    """The maps that are revised: each class over its maximum, background 1 - highest, the highest class of each cell alone."""
+    """The maps to be revised: each class divided by its maximum, background 1 - highest, all but the highest class of each cell set to 0."""
     rectified = logits.relu()
     over = (rectified - _EPSILON).relu() / (rectified.amax((2, 3), keepdim=True) + _EPSILON)
-    return highest_alone(with_background(over))
+    return highest_only(with_background(over))
 
 
 def with_background(maps: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
-    """1 - the highest class in the place of channel 0."""
+    """Replace channel 0 by 1 - the highest class."""
     return torch.cat([1 - maps[:, 1:].max(1, keepdim=True).values, maps[:, 1:]], 1)
 
 
-def highest_alone(maps: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
-    """0 for every class that is not the highest of its cell; the background stays as it is."""
+def highest_only(maps: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
+    """Set all but the highest class of each cell to 0; the background is unchanged."""
     classes = maps[:, 1:]
     return torch.cat([maps[:, :1], classes * (classes == classes.amax(1, keepdim=True))], 1)
 
@@ -65,7 +65,7 @@ def max_norm(maps: Float[Tensor, "n l h w"]) -> Float[Tensor, "n l h w"]:
 
 
 def minimum_pooling(revised: Float[Tensor, "n l h w"], label: Shaped[Tensor, "n l"]) -> Float[Tensor, ""]:
-    """A quarter of each picture is to have no class: the mean of the lowest quarter of the highest maps of its classes."""
+    """Pushes a quarter of each picture towards no class: the mean of the lowest quarter of values of max over its classes' maps."""
     highest = (revised * label[:, :, None, None])[:, 1:].amax(1).flatten(1)
     lowest = highest.topk(max(1, highest.shape[1] // 4), largest=False).values
     return lowest.relu().mean()
@@ -89,12 +89,12 @@ def losses(
     Args:
         first, second: views of the same pictures, the second smaller.
         tags: 0 or 1.
-        draws: see `draw_cells`, for the first view; None: the mean over all.
+        draws: see `draw_cells`, for the first view; None: the expectation over all samples.
         colours: of the first view's cells, in [0, 1].
-        importance: lambda, the importance sampling loss's share of the first view's classification loss.
+        importance: lambda, weight of the importance sampling loss in the first view's classification loss.
         similarity: weight of L_FS.
-        mu, sigma: of L_FS.
-        inside: the cells of the first view that the importance sampling loss and L_FS look at; by default all.
+        mu, sigma: parameters of L_FS.
+        inside: the cells of the first view that enter the importance sampling loss and L_FS; by default all.
     """
     label = torch.cat([torch.ones_like(tags[:, :1]), tags], 1).to(first.maps.dtype)
     pooled = [multi_label_loss(each.maps[:, 1:].mean((2, 3)), tags) for each in (first, second)]
@@ -103,18 +103,18 @@ def losses(
         pooled[0] = pooled[0] + importance * binomial_importance_loss(first.logits[:, 1:], tags, draws, inside)
     background = [minimum_pooling(each.revised, label) for each in (first, second)]
 
-    wanted, size_hw = label[:, :, None, None], second.maps.shape[2:]
-    one, one_revised = (resized(max_norm(maps), size_hw) * wanted for maps in (first.maps, first.revised))
-    two, two_revised = (max_norm(maps) * wanted for maps in (second.maps, second.revised))
-    found = {
+    present, size_hw = label[:, :, None, None], second.maps.shape[2:]
+    one, one_revised = (resized(max_norm(maps), size_hw) * present for maps in (first.maps, first.revised))
+    two, two_revised = (max_norm(maps) * present for maps in (second.maps, second.revised))
+    terms = {
         "classification": (pooled[0] + pooled[1]) / 2 + (background[0] + background[1]) / 2,
         "equivariance": (one[:, 1:] - two[:, 1:]).abs().mean(),
-        "cross_equivariance": _farthest(with_background(two), one_revised)
-        + _farthest(with_background(one), two_revised),
+        "cross_equivariance": _largest_distances(with_background(two), one_revised)
+        + _largest_distances(with_background(one), two_revised),
     }
     if similarity > 0:
-        found["feature_similarity"] = similarity * similarity_loss(first.logits, label, colours, mu, sigma, inside)
-    return found
+        terms["feature_similarity"] = similarity * similarity_loss(first.logits, label, colours, mu, sigma, inside)
+    return terms
 
 
 def similarity_loss(
@@ -125,13 +125,13 @@ def similarity_loss(
     sigma: float | None,
     inside: Bool[Tensor, "n h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """L_FS of the follow-up, on the maps of the tags and a background of 1 - the highest; channel 0 of the logits is not looked at."""
+    """L_FS of the follow-up, on the maps of the tagged classes and a background of 1 - the highest; channel 0 of the logits is not used."""
     maps = with_background(max_norm(logits) * label[:, :, None, None])
-    # the follow-up halves the distance of predictions
+    # the follow-up halves the distance between predictions
     return feature_similarity_loss(maps, colours, mu, sigma, inside=inside) / 2
 
 
-def _farthest(target: Tensor, revised: Tensor) -> Float[Tensor, ""]:
-    """The mean distance from the target's highest classes, over the fifth of all values where it is greatest."""
-    distance = (highest_alone(target.detach()) - revised).abs().flatten(1)
+def _largest_distances(target: Tensor, revised: Tensor) -> Float[Tensor, ""]:
+    """Mean distance to the target's highest classes, over the fifth of all values with the largest distances."""
+    distance = (highest_only(target.detach()) - revised).abs().flatten(1)
     return distance.topk(max(1, int(0.2 * distance.shape[1]))).values.mean()

@@ -1,13 +1,13 @@
 """TagCLIP: improving discrimination ability of zero-shot multi-label classification (Lin et al., AAAI 2024).
 
-Tags for pictures that nobody tagged, from a frozen CLIP; nothing is trained. With f_i the unit vector of patch i after the
-last block, in which patches do not look at each other, and T_k those of the texts of the classes and backgrounds:
+Tags for untagged pictures, from a frozen CLIP; nothing is trained. f_i is the unit vector of patch i after the last block, in which
+patches do not attend to each other; T_k are the unit text vectors of the classes and backgrounds:
 
 1. coarse scores P_ik = softmax_k(s <T_k, f_i>);
-2. dual-masking attention refinement (DMAR): R_k = W (b_k P_k), where the attention W keeps pairs of patches that enough
-   blocks vote for, and b_k keeps boxes around the high values of W P_k;
-3. class-wise re-identification (CWR): the region of each class that may be there is cut out, and the mean of max R_k
-   and of what CLIP's class token says about the region is the score of the class.
+2. dual-masking attention refinement (DMAR): R_k = W (b_k P_k), where the attention W is masked to pairs of patches with enough
+   votes of the blocks, and b_k masks boxes around the high values of W P_k;
+3. class-wise re-identification (CWR): the region of each candidate class is cropped. The score of the class is the mean of max R_k
+   and of the score that CLIP's class token gives to the region.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from wsss.tag_metrics import average_precision, precision_recall
 
 TAGS = "tags.csv"
 
-# what CLIP's authors ask ImageNet with, and five of scenes
+# the ImageNet templates of CLIP's authors, and five about scenes
 TEMPLATES = (
     "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
     "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
@@ -65,36 +65,36 @@ TEMPLATES = (
     "this is a {} in the scene.", "this is the {} in the scene.", "this is one {} in the scene.",
 )  # fmt: skip
 
-# added to the logits of pairs that must not attend: between patches in the last block, and of the class token outside a region
-_APART, _OUTSIDE = -100.0, -1000.0
+# added to masked attention logits: between patches in the last block, and of the class token to patches outside a region
+_BETWEEN_PATCHES, _OUTSIDE = -100.0, -1000.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TagCLIPSettings:
-    """How tags are taken from CLIP. Published for COCO-Stuff: ratio 0.1, attention_blocks null, backgrounds false."""
+    """How tags are predicted with CLIP. Published for COCO-Stuff: ratio 0.1, attention_blocks null, backgrounds false."""
 
     clip: str = maybe_file("openai/clip-vit-base-patch16")
-    """a hub id, a folder of Hugging Face transformers, or a file of OpenAI (ViT-B-16.pt) or open_clip"""
+    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
     activation: Activation = "quick_gelu"
-    """of a state dict of open_clip, which does not say it: gelu for most of them"""
+    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")
-    """texts of the classes and backgrounds: a YAML file, or auto for plain names and CLIP-ES' backgrounds"""
+    """texts of the classes and backgrounds: a YAML file, or auto for the class names and the backgrounds of CLIP-ES"""
     templates: tuple[str, ...] = TEMPLATES
-    """sentences around them, whose features are averaged"""
+    """sentences that the texts are inserted into; their features are averaged"""
     backgrounds: bool = True
-    """let backgrounds take part in the softmax"""
+    """include the background texts in the softmax"""
     ratio: float = 0.5
-    """where between the lowest score (0) and the highest (1) a class begins to be there"""
+    """threshold of a class's score, between a picture's lowest score (0) and its highest (1)"""
     votes: int = 4
-    """blocks that must find the attention between two patches above average for it to count"""
+    """number of blocks in which the attention between two patches must be above average for it to be kept"""
     attention_blocks: int | None = 3
-    """blocks before the last whose attention is averaged; null for all"""
+    """number of blocks before the last whose attention is averaged; null for all"""
     early_stop: bool = True
-    """let a region in the last row or column of patches alone end the re-identification, as published; false goes on"""
+    """stop the re-identification at a region that lies only in the last row or column of patches, as published; false continues"""
     crop_batch: int = 16
-    """regions that CLIP looks at together"""
+    """number of regions that CLIP encodes in one batch"""
     cache: bool = unrecorded(True)
-    """keep text features on disk for the next time"""
+    """cache text features on disk"""
 
     def __post_init__(self) -> None:
         check_range("ratio", self.ratio, 0, 1)
@@ -105,7 +105,7 @@ class TagCLIPSettings:
         check_templates("templates", self.templates)
 
     def tagger(self, images: Images) -> "Tagger":
-        """CLIP with the texts of these classes, ready to give scores."""
+        """The tagger: CLIP on the device, with the text features of these classes."""
         words = read_words(self.words, images.class_names)
         device = launch.device()
         clip = load_clip(self.clip, self.activation).to(device)
@@ -118,27 +118,27 @@ class TagCLIPSettings:
 
 
 class Region(NamedTuple):
-    """Where a class may be.
+    """The region of a candidate class.
 
     Attributes:
         cls: 0-based class.
-        rows, columns: of patches that bound it.
-        seen: the patches in these bounds that are its own.
+        rows, columns: bounding box, in patches.
+        mask: the patches in the bounding box that belong to the class.
     """
 
     cls: int
     rows: slice
     columns: slice
-    seen: Bool[Tensor, "h w"]
+    mask: Bool[Tensor, "h w"]
 
 
 class Tagger:
-    """Scores of all classes for a picture.
+    """Computes scores of all classes for a picture.
 
     Args:
         clip: with frozen weights, on the device.
-        classes: unit text vectors.
-        backgrounds: likewise, or none.
+        classes: unit text vectors of the classes.
+        backgrounds: unit text vectors of the backgrounds; may have no rows.
         settings: of the method.
     """
 
@@ -147,14 +147,14 @@ class Tagger:
     ) -> None:
         self.clip, self.settings = clip, settings
         self.texts, self.n_classes = torch.cat([classes, backgrounds]), len(classes)
-        last, wanted = clip.n_blocks - 1, settings.attention_blocks
-        self.averaged = range(0 if wanted is None else max(0, last - wanted), last)
+        last, count = clip.n_blocks - 1, settings.attention_blocks
+        self.averaged = range(0 if count is None else max(0, last - count), last)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 hp wp"]:
-        """The picture with both sides filled up to multiples of the patch.
+        """The picture, resized so that both sides are multiples of the patch, and normalised.
 
         Raises:
-            BadInput: it has a single row or column of patches, which no box would ever hold.
+            BadInput: it has a single row or column of patches, so that no box could contain any.
         """
         height, width = image.shape[:2]
         if min(height, width) <= self.clip.patch:
@@ -164,7 +164,7 @@ class Tagger:
 
     @torch.no_grad()
     def scores(self, view: Float[Tensor, "1 3 hp wp"]) -> Float[np.ndarray, " c"]:
-        """A score in [0, 1] for each class; only those of one picture can be compared."""
+        """A score in [0, 1] for each class; scores of different pictures are not comparable."""
         view = view.to(self.texts.device)
         coarse, affinity = self.patch_scores(view)
         grid = view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch
@@ -174,13 +174,13 @@ class Tagger:
         """P, a distribution over classes and backgrounds for each patch, and the voted attention W between patches."""
         grid = view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch
         x = self.clip.embed(view, self._positions(grid))
-        apart = torch.full((x.shape[1], x.shape[1]), _APART, device=x.device).fill_diagonal_(0)
+        bias = torch.full((x.shape[1], x.shape[1]), _BETWEEN_PATCHES, device=x.device).fill_diagonal_(0)
         n = grid[0] * grid[1]
         votes = torch.zeros(n, n, dtype=torch.int32, device=x.device)
         total = torch.zeros(n, n, device=x.device)
         for index in range(self.clip.n_blocks):
-            # the last block votes with the attention that it would have had
-            x, attention = self.clip.block(index, x, apart if index == self.clip.n_blocks - 1 else None, average=True)
+            # the vote of the last block uses its unmasked attention
+            x, attention = self.clip.block(index, x, bias if index == self.clip.n_blocks - 1 else None, average=True)
             assert attention is not None
             between = attention[0, 1:, 1:]
             votes += between > between.mean()
@@ -190,7 +190,7 @@ class Tagger:
         return self._probabilities(x[0, 1:]), affinity
 
     def reidentified(self, view: Float[Tensor, "1 3 hp wp"], scores: Float[Tensor, "n k"]) -> Float[Tensor, " c"]:
-        """Scores of the classes, from refined scores of the patches and a second look at the regions of some."""
+        """Scores of the classes, from the refined scores of the patches and the re-identified regions of candidate classes."""
         best = scores[:, : self.n_classes].amax(0)
         regions = self.regions(scores, (view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch))
         for start in range(0, len(regions), self.settings.crop_batch):
@@ -201,25 +201,25 @@ class Tagger:
         return best
 
     def regions(self, scores: Float[Tensor, "n k"], grid: tuple[int, int]) -> list[Region]:
-        """Where the classes are whose scores rise above the threshold, ascending by class."""
+        """The regions of the classes whose scores exceed the threshold, in the order of the classes."""
         low, high = scores.min(), scores.max()
         likely = scores[:, : self.n_classes].amax(0) > low + self.settings.ratio * (high - low)
         found = []
         for cls in likely.nonzero()[:, 0].tolist():
-            own = (_stretched(scores[:, cls : cls + 1]) > 0.5).reshape(grid)
+            mask = (_rescaled(scores[:, cls : cls + 1]) > 0.5).reshape(grid)
             # the last row and the last column are cut off, as published
-            rows, columns = (_extent(own.any(axis), side - 1) for axis, side in ((1, grid[0]), (0, grid[1])))
+            rows, columns = (_extent(mask.any(axis), side - 1) for axis, side in ((1, grid[0]), (0, grid[1])))
             if rows and columns:
-                found.append(Region(cls, rows, columns, own[rows, columns]))
+                found.append(Region(cls, rows, columns, mask[rows, columns]))
             elif self.settings.early_stop:
-                # classify.py returns here, so that all later classes keep their scores
+                # classify.py returns here, so all later classes keep their scores
                 break
         return found
 
     def crops(
         self, view: Float[Tensor, "1 3 hp wp"], regions: list[Region]
     ) -> tuple[Float[Tensor, "b 3 s s"], Bool[Tensor, "b g g"]]:
-        """Regions at the size that CLIP was trained on, and which of their patches are the class's own."""
+        """Crops of regions, resized to the input size of CLIP, and which of their patches belong to the class."""
         patch, side = self.clip.patch, self.clip.native_grid
         pictures = [
             F.interpolate(
@@ -230,22 +230,22 @@ class Tagger:
             )
             for _, r, c, _ in regions
         ]
-        seen = [F.interpolate(region.seen[None, None].float(), (side, side), mode="nearest") for region in regions]
-        return torch.cat(pictures), torch.cat(seen)[:, 0] > 0.5
+        masks = [F.interpolate(region.mask[None, None].float(), (side, side), mode="nearest") for region in regions]
+        return torch.cat(pictures), torch.cat(masks)[:, 0] > 0.5
 
     def class_token_scores(
-        self, pictures: Float[Tensor, "b 3 h w"], seen: Bool[Tensor, "b gh gw"]
+        self, pictures: Float[Tensor, "b 3 h w"], masks: Bool[Tensor, "b gh gw"]
     ) -> Float[Tensor, "b k"]:
-        """What the class token says, as a distribution, where in every block it looks at the seen patches and itself alone."""
-        x = self.clip.embed(pictures, self._positions((seen.shape[1], seen.shape[2])))
+        """Probabilities by the class token, which in every block attends only to itself and to the patches in the mask."""
+        x = self.clip.embed(pictures, self._positions((masks.shape[1], masks.shape[2])))
         bias = x.new_zeros(len(x), 1, x.shape[1], x.shape[1])
-        bias[:, 0, 0, 1:].masked_fill_(~seen.flatten(1), _OUTSIDE)
+        bias[:, 0, 0, 1:].masked_fill_(~masks.flatten(1), _OUTSIDE)
         for index in range(self.clip.n_blocks):
             x, _ = self.clip.block(index, x, bias)
         return self._probabilities(x[:, 0])
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "l width"]:
-        # rounded to float16 unless they are CLIP's own, as published
+        # rounded to float16 unless the grid is CLIP's native one, as published
         return self.clip.positions(grid, rounded=grid != (self.clip.native_grid, self.clip.native_grid))
 
     def _probabilities(self, tokens: Float[Tensor, "m width"]) -> Float[Tensor, "m k"]:
@@ -255,27 +255,27 @@ class Tagger:
 def refined(
     coarse: Float[Tensor, "n k"], affinity: Float[Tensor, "n n"], grid: tuple[int, int]
 ) -> Float[Tensor, "n k"]:
-    """R_k = W (b_k P_k), where b_k are boxes around the regions of W P_k that rise above its mean."""
-    maps = _stretched(affinity @ coarse).T.reshape(-1, *grid).cpu().numpy()
+    """R_k = W (b_k P_k), where b_k masks the boxes around the regions of W P_k above its mean."""
+    maps = _rescaled(affinity @ coarse).T.reshape(-1, *grid).cpu().numpy()
     boxes = np.stack([box_mask(m, float(m.mean())) for m in maps])
     return affinity @ (torch.from_numpy(boxes).flatten(1).T.to(coarse) * coarse)
 
 
-def _stretched(scores: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """Columns to [0, 1]. A constant one, of which the published code makes NaN, becomes 0: it has no region."""
+def _rescaled(scores: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Columns rescaled to [0, 1]. A constant column, which the published code turns into NaN, becomes 0: it has no region."""
     shifted = scores - scores.amin(0)
     top = shifted.amax(0)
     return shifted / top.where(top > 0, 1)
 
 
-def _extent(there: Bool[Tensor, " n"], end: int) -> slice | None:
+def _extent(mask: Bool[Tensor, " n"], end: int) -> slice | None:
     """From the first to the last True before `end`."""
-    where = there.nonzero()[:, 0].tolist()
-    return slice(where[0], min(where[-1] + 1, end)) if where and where[0] < end else None
+    positions = mask.nonzero()[:, 0].tolist()
+    return slice(positions[0], min(positions[-1] + 1, end)) if positions and positions[0] < end else None
 
 
 def select(scores: Float[np.ndarray, "n c"], ratio: float) -> Bool[np.ndarray, "n c"]:
-    """The classes of each picture that score above min + ratio (max - min), or its best one where all are equal."""
+    """The classes of each picture with scores above min + ratio (max - min), or the best one if there are none."""
     low, high = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
     chosen = scores > low + ratio * (high - low)
     none = ~chosen.any(1)
@@ -283,7 +283,7 @@ def select(scores: Float[np.ndarray, "n c"], ratio: float) -> Bool[np.ndarray, "
     return chosen
 
 
-def _keep(path: Path, scores: list[float]) -> None:
+def _write(path: Path, scores: list[float]) -> None:
     write_json(path, {"scores": scores}, sync="file")
 
 
@@ -291,11 +291,11 @@ def _keep(path: Path, scores: list[float]) -> None:
 def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, Any]:
     """Write `tags.csv` (`image`, and `tags` separated by `;`) and `scores.npz` (`names`, `classes`, float32 `scores`).
 
-    The scores of a picture are kept in `pictures/NAME.json` as soon as it is done, so a killed stage goes on. Where
-    pictures have labels, they are taken as the truth that the tags are scored against.
+    The scores of a picture are written to `pictures/NAME.json` at once, so a killed stage can be resumed. If the pictures
+    have tags, the predicted tags are evaluated against them.
 
     Raises:
-        BadInput: a class name holds a separator of tags, or a picture is too small.
+        BadInput: a class name contains a separator of tags, or a picture is too small.
     """
     for name in images.class_names:
         if re.search("[;|,]", name):
@@ -307,18 +307,18 @@ def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, An
         return tagger.scores(loaded[0]).tolist()
 
     load = partial(read_prepared, tagger.prepare, images)
-    for_each_picture(images, folder, ".json", load, compute, _keep, title=f"tag {out.name}")
+    for_each_picture(images, folder, ".json", load, compute, _write, title=f"tag {out.name}")
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 
 
 def tagged(settings: TagCLIPSettings, data: Dataset, *, out: Path) -> Dataset:
-    """The data set with the tags of TagCLIP in the place of its own on the split that is trained on."""
+    """The dataset with the tags of its training split replaced by those of TagCLIP."""
     images = data.split(data.train)
     table = tag(settings, images, out=out) / TAGS
     labels, _ = labels_of(images.names, labels_by_name(table, images.class_names), len(images.class_names))
-    own = dataclasses.replace(images, labels=labels)
-    return dataclasses.replace(data, splits={**data.splits, data.train: own})
+    retagged = dataclasses.replace(images, labels=labels)
+    return dataclasses.replace(data, splits={**data.splits, data.train: retagged})
 
 
 def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) ->
         np.savez(stream, names=np.array(images.names), classes=np.array(images.class_names), scores=scores)
     rows: list[tuple[str, str]] = [("image", "tags")]
     for index, (name, row) in enumerate(zip(images.names, tags, strict=True)):
-        # of `a.jpg.png` the name is `a.jpg`, which a reader of the table would take for `a`
+        # the name of `a.jpg.png` is `a.jpg`, which a reader of the table would take for `a`
         image = name if without_suffix(name) == name else f"{name}{Path(images.where(index)).suffix}"
         rows.append((image, ";".join(images.class_names[cls] for cls in np.flatnonzero(row))))
     # names that are not UTF-8 keep their bytes
@@ -341,7 +341,7 @@ def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) ->
 def _quality(
     truth: Bool[np.ndarray, "n c"], tags: Bool[np.ndarray, "n c"], scores: Float[np.ndarray, "n c"]
 ) -> dict[str, float | None]:
-    """Pooled precision, recall and F1, and mAP; nothing where there is no truth."""
+    """Overall precision, recall and F1, and mAP; empty if there are no true tags."""
     if not truth.any():
         return {}
     overall = precision_recall(truth, tags, "overall")

@@ -1,15 +1,16 @@
 """VWE: learning visual words for weakly-supervised semantic segmentation (Ru et al., IJCAI 2021), and VWL (Ru et al., IJCV 2022).
 
-A CAM network learns a second target that it makes itself: which of K visual words b_k a picture has. With X >= 0 the deepest
-features of a picture, y its tags, and l the multi-label soft margin:
+A CAM network is also trained with a target that it generates itself: which of K visual words b_k a picture contains. X >= 0 are the
+deepest features of a picture, y its tags, and l the multi-label soft margin loss:
 
-    s_k = <X / |X|, b_k / |b_k|>,  a = argmax_k s_k,  p = softmax_k(tau s_k)        at each cell
+    s_k = <X / |X|, b_k / |b_k|>,  a = argmax_k s_k,  p = softmax_k(tau s_k)        for each cell
     y_word,k = [some cell has a = k],  H_k = sum of p_k over the cells
     P(X) = (gamma avg X + sum over levels l of M_l(X)) / (gamma + number of levels)
     L = l(W_c P(X), y) + l(W_b avg X, y_word) + l(W_a H, y) + (|G|_F - |diag G|_2) / 2
 
-M_l is the mean of the maxima of l x l cells (hybrid pooling), G the Gram matrix of the words, each less its mean. VWE learns the
-words by the third term, VWL-L by the last as well; VWL-M has neither, and moves each word towards the features that go to it.
+M_l is the mean of the maxima over an l x l grid of squares (hybrid pooling), G the Gram matrix of the words after subtracting each word's
+mean. VWE learns the words with the third term, VWL-L also with the last. VWL-M has neither: it moves each word towards the features
+assigned to it.
 """
 
 import dataclasses
@@ -56,13 +57,15 @@ Variant = Literal["vwl-l", "vwl-m", "vwe"]
 def hybrid_pooling(
     x: Float[Tensor, "n c h w"], levels: tuple[int, ...] = (1, 2, 4), gamma: float = 2.0
 ) -> Float[Tensor, "n c"]:
-    """P(X): the average of a map, and averages of its maxima over squares, added up and divided by the weights.
+    """P(X): the weighted mean of a map's average and, for each level, the average of its maxima over squares.
 
-    At level l a square is (h // l) x (w // l) cells, at least one, which the published code lacks; what is left over at the bottom
-    and on the right is dropped.
+    At level l a square has (h // l) x (w // l) cells, but at least one (the published code lacks this minimum). Remaining cells at
+    the bottom and on the right are dropped.
 
     Args:
-        gamma: weight of the average; 1 is that of a level.
+        x: features.
+        levels: squares along each axis, for each level.
+        gamma: weight of the average; each level has weight 1.
     """
     height, width = x.shape[2:]
     total = gamma * x.mean((2, 3))
@@ -72,36 +75,36 @@ def hybrid_pooling(
 
 
 def similarities(x: Float[Tensor, "n d h w"], codebook: Float[Tensor, "k d"]) -> Float[Tensor, "n k h w"]:
-    """s: cosines of features and words."""
+    """s: cosine similarities of features and words."""
     return F.conv2d(F.normalize(x, dim=1), F.normalize(codebook, dim=1)[:, :, None, None])
 
 
 def word_labels(assigned: Int[Tensor, "n h w"], n_words: int) -> Float[Tensor, "n k"]:
-    """y_word: 1 for the words that a picture has, 0 for the others."""
+    """y_word: 1 for the words that occur in a picture, 0 for the others."""
     present = torch.zeros(len(assigned), n_words, device=assigned.device)
     return present.scatter_(1, assigned.flatten(1), 1.0)
 
 
 def histogram(similarity: Float[Tensor, "n k h w"], temperature: float = 1.0) -> Float[Tensor, "n k"]:
-    """H: the sum, not the mean, over the cells of softmax(tau s); `temperature` is tau, which multiplies."""
+    """H: the sum (not the mean) of softmax(tau s) over the cells; `temperature` is the factor tau."""
     return (temperature * similarity).softmax(1).sum((2, 3))
 
 
 def decorrelation_loss(codebook: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
-    """(|G|_F - |diag G|_2) / 2, which is not DeCov's difference of squares.
+    """(|G|_F - |diag G|_2) / 2; unlike DeCov, not the difference of the squares.
 
-    The norms are nearly equal, so the difference is taken from their squares: |G - diag G|_F^2 / (|G|_F + |diag G|_2) / 2.
+    The norms are nearly equal, so their difference is computed as |G - diag G|_F^2 / (|G|_F + |diag G|_2).
     """
     centred = codebook - codebook.mean(1, keepdim=True)
     gram = centred @ centred.T
     diagonal = gram.diagonal()
-    others = (gram - diagonal.diag()).square().sum()
-    own = diagonal.square().sum()
-    return 0.5 * others / ((others + own).sqrt() + own.sqrt())
+    off_diagonal = (gram - diagonal.diag()).square().sum()
+    on_diagonal = diagonal.square().sum()
+    return 0.5 * off_diagonal / ((off_diagonal + on_diagonal).sqrt() + on_diagonal.sqrt())
 
 
 def entropy_loss(word_logits: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
-    """Entropy of softmax(word logits), whose probabilities get 1e-8 more, mean over the pictures."""
+    """Entropy of softmax(word logits) + 1e-8, mean over the pictures."""
     p = word_logits.softmax(1) + 1e-8
     return -(p * p.log()).sum(1).mean()
 
@@ -109,16 +112,16 @@ def entropy_loss(word_logits: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
 def word_sums(
     x: Float[Tensor, "n d h w"], assigned: Int[Tensor, "n h w"], n_words: int
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
-    """For each word the sum of the features of its cells, and the number of these cells."""
+    """For each word, the sum of the features assigned to it, and their number."""
     sums = x.new_zeros(x.shape[1], n_words)
-    # picture by picture: laying out all features as rows would take ten times as long
+    # picture by picture: rearranging all features as rows would take ten times as long
     for features, words in zip(x.flatten(2), assigned.flatten(1), strict=True):
         sums.index_add_(1, words, features)
     return sums.T, assigned.flatten().bincount(minlength=n_words).to(x.dtype)
 
 
 class LearnedWords(nn.Module):
-    """The codebook of VWE and VWL-L: a parameter, under its published name."""
+    """The codebook of VWE and VWL-L: a parameter with its published name."""
 
     def __init__(self, codebook: Float[Tensor, "k d"]) -> None:
         super().__init__()
@@ -126,7 +129,7 @@ class LearnedWords(nn.Module):
 
 
 class MemoryBank(nn.Module):
-    """The codebook B of VWL-M, which no gradient reaches: it is kept with the weights, as is the number of its updates."""
+    """The codebook B of VWL-M, which is not trained by gradients; it is saved with the weights, as is the number of its updates."""
 
     def __init__(self, codebook: Float[Tensor, "k d"]) -> None:
         super().__init__()
@@ -139,13 +142,13 @@ class MemoryBank(nn.Module):
     def update(self, x: Float[Tensor, "n d h w"], assigned: Int[Tensor, "n h w"], rate: float, seed: int) -> None:
         """B_k <- (1 - rho) B_k + rho (sum of the features of word k) / (their number + 1e-4), over all processes.
 
-        The first update is another one, as published: features drawn at random from the batch, with replacement.
+        As published, the first update is different: it copies features drawn at random from the batch, with replacement.
 
         Args:
             x: features, not normalised.
-            assigned: the word of each.
+            assigned: the word of each cell.
             rate: rho.
-            seed: of the draw.
+            seed: random seed of the first update.
         """
         n_words = len(self.codebook)
         if self.updates == 0:
@@ -159,14 +162,14 @@ class MemoryBank(nn.Module):
 
 
 class VWLNetwork(nn.Module):
-    """Backbone, classifier, and the two layers between pictures, words and classes, under the published names.
+    """A backbone, a classifier, and the two layers between pictures, words and classes, with the published names.
 
     Args:
-        backbone: its entries are `resnet.*` for any of our ResNets, `backbone.*` for timm's models.
+        backbone: its parameters are `resnet.*` for our ResNets, `backbone.*` for timm models.
         n_classes: without the background.
         n_words: K.
-        learned: the codebook is a parameter (VWE, VWL-L), or a memory bank (VWL-M).
-        output_stride: pixels a cell of the deepest features.
+        learned: whether the codebook is a parameter (VWE, VWL-L) or a memory bank (VWL-M).
+        output_stride: pixels per cell of the deepest features.
     """
 
     def __init__(self, backbone: str, n_classes: int, n_words: int, learned: bool, output_stride: int = 16) -> None:
@@ -200,48 +203,49 @@ class VWLNetwork(nn.Module):
         return self.body(image)[-1]
 
     def maps(self, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c hs ws"]:
-        """Raw class activation maps, before ReLU; nothing is pooled, so that pictures may have any size."""
+        """Raw class activation maps, before ReLU; without pooling, so pictures may have any size."""
         return self.classifier(self.features(image))
 
 
 @dataclasses.dataclass(frozen=True)
 class VWLSettings:
-    """The network that maps are taken from, and its visual words."""
+    """The network that produces the maps, and its visual words."""
 
     title: ClassVar[str] = "VWL"
 
     variant: Variant = "vwl-l"
-    """the conference version (vwe), or the journal's with learned words (vwl-l) or a memory bank (vwl-m)"""
+    """the conference version (vwe), or the journal versions with learned words (vwl-l) or a memory bank (vwl-m)"""
     backbone: str = "auto"
-    """resnet18 .. resnet152, or any timm model that gives features; auto: resnet50 for vwe, resnet101 for the others"""
+    """resnet18 .. resnet152, or any timm model that returns feature maps; auto: resnet50 for vwe, resnet101 for the others"""
     output_stride: int = 16
-    """pixels a cell of the maps"""
+    """pixels per cell of the maps"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, `none`, or a file"""
     frozen: Literal["auto", "nothing", "stem", "stages"] = "auto"
-    """what keeps its weights, and all batch-norm statistics with it; auto: stem and two stages, vwl-m the stem, nothing if new"""
+    """layers whose weights are frozen, with all batch-norm statistics; auto: nothing if `init` is `none`, stem for vwl-m, otherwise stages
+    (the stem and two stages)"""
     heads_lr: float = 10.0
-    """learning rate of the classifier, the words and the layers between them, times that of the body"""
+    """learning rate of the classifier, the words and the layers between them, as a multiple of the backbone's"""
     words: int = 256
     """K, the number of visual words"""
-    # an argument of VWL-L's network, which no script sets: H is nearly flat at 1
+    # an argument of VWL-L's network that no script sets: H is nearly flat at 1
     temperature: float = 1.0
-    """tau, which multiplies similarities before the softmax of the histogram"""
-    # VWL-L's file had 0 from July to September 2021, when its numbers were published; what made them is not known
+    """tau, factor of the similarities in the softmax of the histogram"""
+    # VWL-L's file had 0 from July to September 2021, when its results were published; the value behind them is unknown
     gamma: float = 2.0
     """weight of the average in the hybrid pooling"""
     levels: tuple[int, ...] = (1, 2, 4)
-    """the map's maxima are taken over so many squares an axis"""
+    """levels of the hybrid pooling: the number of squares along each axis over which maxima are taken"""
     bank_rate: float = 1e-3
-    """rho, how far an update moves the words of vwl-m"""
+    """rho, update rate of the memory bank of vwl-m"""
     decorrelation: float = 1.0
     """weight of the decorrelation of the words of vwl-l"""
-    # VWL-L computes it and leaves it out of its sum; a remark there has 0.1
+    # VWL-L computes this loss but does not add it; a comment there has 0.1
     entropy: float = 0.0
-    """weight of the entropy of the words that a picture is said to have"""
+    """weight of the entropy of the predicted words of a picture"""
     augment: ClassifierAugment = ClassifierAugment()
-    """what training pictures go through"""
-    # PolyOptimizer hands its weight decay to SGD's momentum, and takes its own momentum of 0.9 for the schedule's exponent
+    """augmentation of training pictures"""
+    # PolyOptimizer passes its weight decay to SGD as momentum, and uses its own momentum of 0.9 as the exponent of the schedule
     training: Training = Training(batch=16, epochs=6, lr=0.01, weight_decay=1e-4, momentum=1e-4, seed=1)
     """how the network is trained"""
 
@@ -256,13 +260,13 @@ class VWLSettings:
 
     @property
     def stop_epochs(self) -> int | None:
-        """Where training ends if `training.stop_epochs` does not say: VWL-L's inference reads the file of the fifth of six epochs."""
+        """Default of `training.stop_epochs`: the inference of VWL-L reads the file of the fifth of six epochs."""
         published = self.variant == "vwl-l" and self.training.steps is None and self.training.epochs == 6
         return 5 if published else None
 
     @property
     def body(self) -> str:
-        """The backbone's name."""
+        """The name of the backbone, with `auto` resolved."""
         return self.backbone if self.backbone != "auto" else "resnet50" if self.variant == "vwe" else "resnet101"
 
     @property
@@ -290,7 +294,7 @@ class VWLSettings:
 
 
 class VWLObjective(Objective):
-    """The losses; the forward pass of VWL-M moves its words too, in training."""
+    """The losses; in training, the forward pass of VWL-M also updates its memory bank."""
 
     def __init__(self, settings: VWLSettings, network: VWLNetwork, images: Images) -> None:
         examples = partial(example, images, settings.augment, "imagenet")
@@ -313,7 +317,7 @@ class VWLObjective(Objective):
         self.network: VWLNetwork = network
         self.settings = settings
         freeze(network.body, settings.frozen_layers)
-        # VWL-M leaves the words' classes out of its loss, so that fc_a stays as it is
+        # the loss of VWL-M does not include the classes of words, so fc_a is never trained
         network.fc_a.requires_grad_(network.learned)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -322,7 +326,7 @@ class VWLObjective(Objective):
             return self.losses(x.to(torch.promote_types(x.dtype, torch.float32)), batch["label"])
 
     def losses(self, x: Float[Tensor, "n d h w"], label: Float[Tensor, "n c"]) -> dict[str, Float[Tensor, ""]]:
-        """The weighted losses of features X, whose gradient the words' assignment does not reach."""
+        """The weighted losses of features X; no gradient flows through the assignment of words."""
         network, settings, codebook = self.network, self.settings, self.network.codebook
         similarity = similarities(x.detach(), codebook)
         assigned = similarity.argmax(1)
@@ -346,49 +350,49 @@ class VWLObjective(Objective):
 
 
 def _scores(layer: nn.Conv2d, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-    """A 1x1 convolution of vectors."""
+    """A 1x1 convolution applied to vectors."""
     return F.linear(vectors, layer.weight[:, :, 0, 0])
 
 
 @dataclasses.dataclass(frozen=True)
 class VWLInference(MultiScale):
-    """How maps are taken from the network."""
+    """How the network's maps are computed."""
 
     title: ClassVar[str] = "VWL"
 
     flip: bool = True
-    """take the maximum with the maps of the mirror image"""
+    """take the maximum of the maps of a picture and of its mirror image"""
 
     def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
-        """A trained network, ready to give maps: of a stage folder, or a published checkpoint (`resnet_cam_epoch_5.pth`).
+        """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`resnet_cam_epoch_5.pth`).
 
         Raises:
-            BadInput: the weights are of another network, or of other classes than the pictures have.
+            BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         network = load(weights, images).to(launch.device()).eval()
-        # infer_cam.py takes the maximum, where IRNet adds, and resizes to the picture itself
+        # infer_cam.py takes the maximum where IRNet adds, and resizes to the size of the picture
         return CAMLocalizer(network, self, fuse=torch.maximum, multiple=1)
 
 
 def load(weights: Path, images: Images) -> VWLNetwork:
-    """A trained network on the CPU: of a stage's folder, its file, or a published checkpoint, for these pictures.
+    """A trained network on the CPU, from a stage folder, its weights file, or a published checkpoint.
 
-    A published checkpoint of VWL-M lacks its memory bank, whose words stay unknown then.
+    Published checkpoints of VWL-M lack the memory bank, so their words are unknown.
 
     Raises:
-        BadInput: the weights are of another network, or of other classes than the pictures have.
+        BadInput: the weights belong to another network, or their classes are not those of the pictures.
     """
-    known = trained_classifier(weights, images, KIND, _published)
-    learned, n_words = "VWE.centroid" in known.state, len(known.state["fc_b.weight"])
-    metadata, n_classes = known.metadata, len(images.class_names)
+    loaded = trained_classifier(weights, images, KIND, _published)
+    learned, n_words = "VWE.centroid" in loaded.state, len(loaded.state["fc_b.weight"])
+    metadata, n_classes = loaded.metadata, len(images.class_names)
     network = VWLNetwork(metadata["backbone"], n_classes, n_words, learned, metadata["output_stride"])
-    bank, aliases = (("bank.*",), IRNET_ALIASES) if known.published else ((), ())
-    load_into(network, known.state, known.path, allow_missing=bank, ignore=aliases)
+    bank, aliases = (("bank.*",), IRNET_ALIASES) if loaded.published else ((), ())
+    load_into(network, loaded.state, loaded.path, allow_missing=bank, ignore=aliases)
     return network
 
 
 def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
-    """What a published checkpoint is; it says nothing itself, and its classes are the data set's in order."""
+    """Metadata of a published checkpoint. It holds no class names: they are taken to be those of the dataset, in order."""
     blocks = {match[1] for name in state if (match := re.match(r"resnet\.layer3\.(\d+)\.", name))}
     depth = {6: 50, 23: 101, 36: 152}.get(len(blocks))
     heads = [state[name] for name in ("classifier.weight", "fc_a.weight", "fc_b.weight") if name in state]
@@ -399,23 +403,23 @@ def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
             if depth and len(heads) == 3
             else f"no network of VWE or VWL (first tensors: {', '.join(list(state)[:3])})",
             f"resnet.*, classifier.weight for {len(images.class_names)} classes, fc_a.weight and fc_b.weight",
-            "Give a checkpoint of this network and data set.",
+            "Give a checkpoint of this network and dataset.",
         )
     return {"backbone": f"resnet{depth}", "output_stride": 16, "classes": images.class_names}
 
 
 @dataclasses.dataclass(frozen=True)
 class WordFigureSettings:
-    """A look inside: which visual words fire where."""
+    """A figure that shows where visual words are activated."""
 
     pictures: int = 100
-    """pictures that are looked at, drawn at random; 0: no look inside"""
+    """number of pictures, drawn at random, that the figure is made from; 0: no figure"""
     words: int = 12
-    """words that are shown: those that go best with a class, class by class"""
+    """number of words shown: those most characteristic of a class, class by class"""
     patches: int = 7
-    """for each of them, so many places where it fires most surely, each in another picture"""
+    """patches shown for each word: where it is most similar to the picture, each from a different picture"""
     examples: int = 6
-    """whole pictures that are shown with their words"""
+    """number of pictures shown with the words of all their cells"""
 
     def __post_init__(self) -> None:
         check_range("words.pictures", self.pictures, 0)
@@ -426,59 +430,59 @@ class WordFigureSettings:
 
 @stage(kind="words", makes="figures", title="visual words")
 def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
-    """Write `figure.jpg`: the words that go best with the classes, where they fire most surely, and pictures with their words.
+    """Write `figure.jpg`: the words most characteristic of the classes, patches with the highest similarity, and pictures with their words.
 
     Args:
-        settings: how much of it.
+        settings: numbers of pictures, words and patches.
         images: the pictures.
         weights: folder of the trained network, or a published checkpoint.
         out: the stage's folder.
 
     Raises:
-        BadInput: the network does not know its words, as published checkpoints of VWL-M do not.
+        BadInput: the weights lack the visual words, as published checkpoints of VWL-M do.
     """
     network = load(weights, images)
     if not network.learned and network.bank.updates == 0:
         raise BadInput(
             weights,
             "a network of VWL-M without its memory bank",
-            "visual words to look at",
-            "Set words.pictures to 0, or train the network here: the published files leave the bank out.",
+            "a network with its visual words",
+            "Set words.pictures to 0, or train the network here: published files lack the memory bank.",
         )
     if not launch.is_first():
         return {}
     network = network.to(launch.device()).eval()
     drawn = np.random.default_rng(0).permutation(len(images))[: settings.pictures]
-    fired = []
+    assignments = []
     with Progress(f"words {out.name}", len(drawn), kept=False) as progress:
         for index in sorted(drawn.tolist()):
             image = images.read(index)
-            fired.append(Fired(image, images.labels[index], *fire(network, image)))
+            assignments.append(Fired(image, images.labels[index], *assign_words(network, image)))
             progress.advance()
-    words = telling_words(fired, settings.words)
-    figure = draw_words(fired, words, images.class_names, settings.patches, settings.examples)
+    words = telling_words(assignments, settings.words)
+    figure = draw_words(assignments, words, images.class_names, settings.patches, settings.examples)
     with whole_file(out / FIGURE) as temporary:
         Image.fromarray(figure).save(temporary, "jpeg", quality=85)
     return {
-        "pictures": len(fired),
-        "words that fire": len(np.unique(np.concatenate([one.words.ravel() for one in fired]))),
+        "pictures": len(assignments),
+        "words that fire": len(np.unique(np.concatenate([one.words.ravel() for one in assignments]))),
         "words": len(network.codebook),
         "shown": ", ".join(f"{word.number} ({images.class_names[word.label]})" for word in words),
     }
 
 
 @torch.inference_mode()
-def fire(
+def assign_words(
     network: VWLNetwork, image: UInt8[np.ndarray, "h w 3"]
 ) -> tuple[Int[np.ndarray, "hs ws"], Float[np.ndarray, "hs ws"]]:
-    """The word a of each cell of a picture (RGB), and the similarity s of the two."""
+    """The word a of each cell of a picture (RGB), and its similarity s."""
     view = torch.from_numpy(normalise(image))[None].to(network.codebook.device)
     similarity, words = similarities(network.features(view), network.codebook)[0].max(0)
     return words.cpu().numpy(), similarity.cpu().numpy()
 
 
 def draw_figure(settings: WordFigureSettings, images: Images, weights: Path, out: Path) -> None:
-    """Draw which words fire where, unless no picture is wanted."""
+    """Draw the figure, unless `settings.pictures` is 0."""
     if settings.pictures:
         show_words(settings, images, weights=weights, out=out)
 
@@ -489,9 +493,9 @@ METHOD = Method(
     classifier=VWLSettings(),
     extras={"words": Extra(WordFigureSettings(), draw_figure, "a figure of the visual words")},
     inference=VWLInference(),
-    # IRNet as it is; the segmenter is deeplab-pytorch of VWL's first author, who minimises the mean of the four losses at 1e-3
-    # and decay 5e-4, which is their sum at 2.5e-4 and 2e-3; its groups look for a layer of DeepLab v1, so that the head has the body's
-    # rate and its biases have none
+    # IRNet is unchanged. The segmenter is deeplab-pytorch of VWL's first author, who minimises the mean of the four losses with a learning
+    # rate of 1e-3 and decay 5e-4, which equals their sum with 2.5e-4 and 2e-3. Its parameter groups look for a layer of DeepLab v1, so
+    # the head has the learning rate of the body, and its biases are not trained
     refiner=IRNetSettings(),
     segmenter=DeepLabSettings(
         head_lr=(1.0, 0.0),

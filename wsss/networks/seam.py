@@ -23,7 +23,7 @@ _EPSILON = 1e-5
 _AFFINITIES = 1 << 21
 
 
-class Taken(NamedTuple):
+class SEAMOutput(NamedTuple):
     """What the layers give for a picture.
 
     Attributes:
@@ -72,7 +72,7 @@ class SEAMNetwork(TrunkWithHeads):
             nn.init.kaiming_normal_(layer.weight)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
 
-    def forward(self, image: Float[Tensor, "n 3 h w"]) -> Taken:
+    def forward(self, image: Float[Tensor, "n 3 h w"]) -> SEAMOutput:
         third, fourth, fifth = self.body(image)[-3:]
         cells = fifth.shape[2:]
         # the correlations teach their own layers alone
@@ -84,7 +84,7 @@ class SEAMNetwork(TrunkWithHeads):
         logits = self.fc8(self.dropout7(fifth))
         # half precision ends here: sums over all cells follow
         kind = torch.promote_types(logits.dtype, torch.float32)
-        return Taken(logits.to(kind), self.f9(torch.cat(near, 1)).to(kind))
+        return SEAMOutput(logits.to(kind), self.f9(torch.cat(near, 1)).to(kind))
 
 
 def resized(maps: Float[Tensor, "n c h w"], size_hw: tuple[int, int] | torch.Size) -> Float[Tensor, "n c h2 w2"]:

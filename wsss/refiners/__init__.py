@@ -1,4 +1,4 @@
-"""The refiners, which make pseudo masks of activation maps: one module each, registered by the line with its settings."""
+"""The refiners, which turn activation maps into pseudo masks: one module each. A refiner is registered by adding its settings class here."""
 
 from wsss.refiners.affinitynet import AffinityNetSettings
 from wsss.refiners.crf import CRFSettings

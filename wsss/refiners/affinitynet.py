@@ -1,8 +1,8 @@
 """Refinement by AffinityNet (Ahn and Kwak, Learning pixel-level semantic affinity with image-level supervision, CVPR 2018).
 
-Maps -> two dense CRFs, with much and with little background -> features learned from the pixels that both agree on ->
-the maps, background among them, walk at random between cells of like features -> the highest of them. SEAM and ICAM
-refine in the same way, with other numbers.
+Maps -> two dense CRFs, with a high and a low background score -> a network trained on the pixels on which both agree ->
+a random walk of the maps, including the background, between cells with similar features -> the label with the highest score.
+SEAM and ICAM use the same refinement with other values.
 """
 
 import dataclasses
@@ -36,18 +36,18 @@ from wsss.stages.each import as_loaded, for_each_picture
 from wsss.stages.train import Training, train
 
 KIND, STRIDE = "affinitynet", 8
-# cells whose scores, background included, add up to less lie beside the picture
-_NOTHING = 1e-5
+# cells whose scores, including the background, are all below this are padding
+_PADDING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class AffinityNetLabels:
-    """The two CRFs: background scores are (1 - highest map)^alpha."""
+    """The two dense CRFs; their background scores are (1 - highest map)^alpha."""
 
     low: float = 4.0
-    """alpha of much background; 4 in PSA and SEAM, 2 in ICAM"""
+    """alpha of the high background score; 4 in PSA and SEAM, 2 in ICAM"""
     high: float = 32.0
-    """alpha of little background; 32 in PSA's repository, 24 in its paper and in SEAM, 4 in ICAM"""
+    """alpha of the low background score; 32 in PSA's repository, 24 in its paper and in SEAM, 4 in ICAM"""
 
     def __post_init__(self) -> None:
         check_range("labels.low", self.low, 0)
@@ -65,11 +65,11 @@ class AffinityNetTraining:
     init: str = maybe_file("imagenet")
     """initial weights: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones, `classifier`, or `none`"""
     radius: int = 5
-    """pairs of cells are closer than that"""
+    """maximum distance of the two cells of a pair (exclusive)"""
     augment: PosteriorAugment = PosteriorAugment()
-    """what training pictures and label sets go through"""
-    # 0.01 is what PSA reports for ResNet-38 (its script's 0.1 is for VGG-16); its PolyOptimizer hands the weight decay to
-    # SGD's momentum
+    """augmentation of training pictures and their label sets"""
+    # PSA reports 0.01 for ResNet-38 (the 0.1 of its script is for VGG-16); its PolyOptimizer passes the weight decay to SGD as
+    # momentum
     training: Training = Training(batch=8, epochs=8, lr=0.01, weight_decay=5e-4, momentum=5e-4)
     """how the network is trained"""
 
@@ -77,7 +77,7 @@ class AffinityNetTraining:
         check_range("refiner.network.radius", self.radius, 2)
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = AffinityNet(self.backbone)
         if self.augment.stride != STRIDE or self.augment.crop < STRIDE * (2 * self.radius - 1):
@@ -85,7 +85,7 @@ class AffinityNetTraining:
                 "refiner.network.augment",
                 f"a crop of {self.augment.crop} and labels at stride {self.augment.stride}",
                 f"at least {2 * self.radius - 1} cells of {STRIDE} pixels for pairs of radius {self.radius}",
-                "Set its crop and stride.",
+                "Change crop and stride.",
             )
         check_initial("refiner.network.init", network.body, self.backbone, self.init, classifier)
 
@@ -95,9 +95,9 @@ class AffinityNetTraining:
         if not any(_is_confident(labels / f"{name}.npz") for name in images.names):
             raise BadInput(
                 labels,
-                f"{len(images)} label sets without a pixel that is surely of a class",
-                "some, to learn from",
-                "Raise refiner.labels.low, or look at the maps.",
+                f"{len(images)} label sets without a single pixel confidently labelled as a class",
+                "some such pixels to train on",
+                "Raise refiner.labels.low, or check the maps.",
             )
         network = AffinityNet(self.backbone)
         if self.init != "none":
@@ -112,7 +112,7 @@ def _is_confident(path: Path) -> bool:
 
 
 class AffinityNetObjective(Objective):
-    """The losses over pairs of cells, over the pairs of all processes."""
+    """The losses over the pairs of cells of all processes."""
 
     def __init__(self, settings: AffinityNetTraining, network: AffinityNet, images: Images, labels: Path) -> None:
         metadata: dict[str, Any] = {"kind": KIND, "backbone": settings.backbone, "classes": list(images.class_names)}
@@ -141,7 +141,7 @@ def _example(
         raise BadInput(
             path,
             f"label sets of {low.shape[1]}x{low.shape[2]} (height x width)",
-            f"{image.shape[0]}x{image.shape[1]} like its picture {images.where(index)}",
+            f"{image.shape[0]}x{image.shape[1]}, the size of its picture {images.where(index)}",
             "Make the label sets again for these pictures.",
         )
     view, cells = augment(image, np.concatenate([low, high]), rng, colours)
@@ -149,17 +149,18 @@ def _example(
 
 
 def confident_labels(low: Float[np.ndarray, "l h w"], high: Float[np.ndarray, "l h w"]) -> Int[np.ndarray, "h w"]:
-    """Row of the best score of each cell where both sets see the same kind of thing, 255 elsewhere; int64.
+    """For each cell, the row of its label where both sets agree, 255 elsewhere; int64.
 
-    A cell is of a class where even `low` says so, background where even `high` does, else unknown.
+    A cell belongs to a class if that class is highest even in `low`, and is background if it is highest even in `high`; all others
+    are ignored.
 
     Args:
-        low, high: scores of background and classes, with much and with little background; all 0 beside the picture.
+        low, high: scores of background and classes, with the high and the low background score; padding is all 0.
     """
     label = low.argmax(0)
     label[label == 0] = IGNORE
     label[high.argmax(0) == 0] = 0
-    label[np.maximum(low.max(0), high.max(0)) < _NOTHING] = IGNORE
+    label[np.maximum(low.max(0), high.max(0)) < _PADDING] = IGNORE
     return label
 
 
@@ -170,7 +171,7 @@ def with_background(maps: Float[np.ndarray, "k h w"], alpha: float) -> Float[np.
 
 @stage(kind="labels", makes="labels", title="AffinityNet")
 def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
-    """Write the class probabilities of both CRFs, `NAME.npz`; pictures whose file is there are left alone.
+    """Write the class probabilities of both CRFs, `NAME.npz`; pictures with an existing file are skipped.
 
     Args:
         settings: the background scores.
@@ -196,22 +197,22 @@ def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: 
 
 @dataclasses.dataclass(frozen=True)
 class AffinityNetWalk:
-    """How maps walk."""
+    """The random walk of the maps."""
 
     radius: int = 5
-    """steps lead to cells closer than that"""
+    """maximum distance of a step in cells (exclusive)"""
     alpha: float = 16.0
     """background scores are (1 - highest map)^alpha; 16 in PSA, 6 in SEAM and ICAM"""
     beta: float = 8.0
     """exponent of the affinities"""
     doublings: int = 8
-    """2 to the power of it is the number of steps; 8 in PSA, 6 in SEAM and ICAM"""
+    """base-2 logarithm of the number of steps; 8 in PSA, 6 in SEAM and ICAM"""
     pad_border: bool = False
-    """link cells along the border as all others; the published code leaves most of their links out"""
+    """link cells at the border like all others; the published code omits most of their links"""
     shrink: bool = False
-    """take a radius of (short side - 1) // 2 cells for maps too small for 2 radius + 1, as ICAM does"""
+    """use a radius of (short side - 1) // 2 cells for maps smaller than 2 radius + 1, as ICAM does"""
     crf: bool = False
-    """one step of a dense CRF on the walked maps (an option of ICAM)"""
+    """apply one step of a dense CRF to the walked maps (an option of ICAM)"""
 
     def __post_init__(self) -> None:
         check_range("walk.radius", self.radius, 2)
@@ -220,7 +221,7 @@ class AffinityNetWalk:
 
 
 def load(weights: Path) -> AffinityNet:
-    """A trained network on the device: of a stage's folder, or a published checkpoint (`aff.pth`, on ResNet-38)."""
+    """A trained network on the device, from a stage folder or a published checkpoint (`aff.pth`, on ResNet-38)."""
     state, metadata, path = trained_weights(weights, KIND)
     network = AffinityNet("resnet38" if metadata is None else metadata["backbone"])
     load_into(network, state, path)
@@ -234,13 +235,13 @@ def walked(
 
     Args:
         scores: sides are multiples of the stride.
-        features: one cell a stride.
+        features: one cell per stride.
     """
     cells = F.avg_pool2d(scores[None], STRIDE)[0]
     height, width = cells.shape[1:]
-    most = (min(height, width) - 1) // 2 if settings.shrink else settings.radius
-    radius = max(2, min(settings.radius, most))
-    # the published sources leave maps below radius x (2 radius - 1) without any; PSA fails there, ICAM on the smallest
+    largest = (min(height, width) - 1) // 2 if settings.shrink else settings.radius
+    radius = max(2, min(settings.radius, largest))
+    # the published code has no source cells for maps below radius x (2 radius - 1): PSA fails on them, ICAM on the smallest
     pad = settings.pad_border or height < radius or width < 2 * radius - 1
     planes = feature_affinity_planes(features, radius, pad_border=pad)
     return random_walk(cells, planes, directions(radius), beta=settings.beta, steps=2**settings.doublings)
@@ -254,7 +255,7 @@ class _Walked(NamedTuple):
 
 @stage(kind="walk", makes="masks", title="AffinityNet")
 def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
-    """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures whose mask is there are left alone.
+    """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures with an existing mask are skipped.
 
     Args:
         settings: of the walk.
@@ -290,13 +291,13 @@ def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weig
 def walked_scores(
     network: AffinityNet, image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "k h w"], settings: AffinityNetWalk
 ) -> Float[np.ndarray, "l hp wp"]:
-    """Scores of background and classes of a picture after the walk, at the size of the filled-up picture.
+    """Scores of background and classes of a picture after the walk, at the size of the padded picture.
 
-    Picture and scores are filled up with zeros (the background too) to multiples of the stride, at the right and bottom.
+    Picture and scores (also those of the background) are padded with zeros to multiples of the stride, at the right and bottom.
     """
     device = launch.device()
-    view = torch.from_numpy(_filled_up(normalise(image, network.colours))).to(device)
-    scores = torch.from_numpy(_filled_up(with_background(maps, settings.alpha))).to(device)
+    view = torch.from_numpy(_padded(normalise(image, network.colours))).to(device)
+    scores = torch.from_numpy(_padded(with_background(maps, settings.alpha))).to(device)
     after = walked(scores, network(view[None])[0], settings)
     return F.interpolate(after[None], view.shape[1:], mode="bilinear", align_corners=False)[0].cpu().numpy()
 
@@ -308,36 +309,36 @@ def crf_scores(
     n_labels: int,
     colours: ColourRule,
 ) -> Float[np.ndarray, "{n_labels} hp wp"]:
-    """Probabilities of all labels, after one step of PSA's dense CRF from the scores of some.
+    """Probabilities of all labels, after one step of PSA's dense CRF on the scores of the picture's labels.
 
-    As in ICAM, absent labels take part with the least score that there is, and the picture is the one that the network
-    sees, filled up, and taken back to 8 bits.
+    As in ICAM, absent labels take part with the lowest possible score, and the picture is the padded input of the network,
+    converted back to 8 bits.
     """
-    every = np.zeros((n_labels, *scores.shape[1:]), np.float32)
-    every[labels] = scores
-    picture = denormalised(_filled_up(normalise(image, colours)), colours)
+    all_scores = np.zeros((n_labels, *scores.shape[1:]), np.float32)
+    all_scores[labels] = scores
+    picture = denormalised(_padded(normalise(image, colours)), colours)
     settings = dataclasses.replace(PRESETS["psa"], iterations=1)
-    return dense_crf(picture, unary_from_scores(every), settings, threads=1)
+    return dense_crf(picture, unary_from_scores(all_scores), settings, threads=1)
 
 
-def _filled_up(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c hp wp"]:
+def _padded(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c hp wp"]:
     return np.pad(planes, ((0, 0), (0, -planes.shape[1] % STRIDE), (0, -planes.shape[2] % STRIDE)))
 
 
 @dataclasses.dataclass(frozen=True)
 class AffinityNetSettings:
-    """Maps to pseudo masks by AffinityNet."""
+    """Pseudo masks with AffinityNet."""
 
     kind: Literal["affinitynet"] = "affinitynet"
-    """AffinityNet: a random walk between cells of like features, which a network learns from the maps"""
+    """AffinityNet: a random walk between cells with similar features; the network is trained on labels from the maps"""
     labels: AffinityNetLabels = AffinityNetLabels()
-    """the two label sets of the maps"""
+    """the two label sets made from the maps"""
     network: AffinityNetTraining = AffinityNetTraining()
-    """the network that learns from them"""
+    """the network trained on the label sets"""
     weights: str = maybe_file("none")
-    """a network to walk with, such as aff.pth; `none` trains one"""
+    """a trained network, such as aff.pth; `none` trains one"""
     walk: AffinityNetWalk = AffinityNetWalk()
-    """the walk of the maps"""
+    """the random walk of the maps"""
 
     def check(self, classifier: Path | Backbone | None) -> None:
         """See `wsss.refiners.task.Refiner`."""
@@ -347,15 +348,15 @@ class AffinityNetSettings:
             load(Path(self.weights))
 
     def refined(self, task: RefinementTask) -> Path:
-        """The folder of the pseudo masks; label sets and network lie next to it."""
+        """Make the pseudo masks, and return their folder; label sets and network are next to it."""
         weights = self._trained(task)
         return walk_to_masks(self.walk, task.images, cams=task.cams, weights=weights, out=task.folder("masks"))
 
     def _trained(self, task: RefinementTask) -> Path:
         if self.weights != "none":
             return Path(self.weights)
-        if task.learned is not None:
-            return task.learned / "affinitynet"
+        if task.trained is not None:
+            return task.trained / "affinitynet"
         network = started_from(self.network, "refiner.network.init", task.classifier)
         labels = label_sets(self.labels, task.images, cams=task.cams, out=task.folder("affinitynet-labels"))
         return train(network, task.images, labels=labels, out=task.folder("affinitynet"))

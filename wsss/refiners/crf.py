@@ -1,4 +1,4 @@
-"""Pseudo masks from activation maps by a background threshold, followed by a dense CRF or not; nothing is learned."""
+"""Pseudo masks from activation maps with a background threshold and an optional dense CRF; nothing is trained."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from wsss.refiners.task import RefinementTask
 from wsss.run import stage
 from wsss.stages.each import as_loaded, for_each_picture
 
-# IRNet's threshold on VOC, for pictures without true masks to find a better one on
+# IRNet's threshold on VOC, used if there are no true masks to find a better one
 DEFAULT_THRESHOLD = 0.15
 
 S = TypeVar("S", bound="MaskSettings")
@@ -25,26 +25,28 @@ S = TypeVar("S", bound="MaskSettings")
 
 @dataclasses.dataclass(frozen=True)
 class MaskSettings:
-    """How maps become masks."""
+    """How maps are turned into masks."""
 
     by: Literal["crf", "threshold", "scores"] = "crf"
-    """the threshold alone, a dense CRF on the thresholded maps (IRNet's label step), or one on the maps themselves (CLIP-ES')"""
+    """threshold: only a background threshold; crf: a dense CRF on the thresholded maps (IRNet's label step); scores: a dense CRF on the maps
+    (CLIP-ES)"""
     threshold: float | None = None
-    """background score; by default the best one on the split with true masks, and 0.15 where there is none"""
+    """background threshold; by default the best one on the split with true masks, or 0.15 if there is none"""
     lower: float | None = None
-    """a second, lower background score: pixels that are object at it, but not at `threshold`, become 255"""
+    """a second, lower background threshold: pixels between the two become 255 (ignored)"""
     certainty: float = 0.7
-    """probability that the CRF gives to the thresholded label"""
+    """initial probability of the thresholded label in the CRF"""
     exponent: float | None = 1.0
-    """background score (1 - highest map)^exponent that the CRF on the maps starts from; null takes the best one, as for `threshold`, or 1"""
+    """exponent of the background score (1 - highest map)^exponent in the CRF on the maps; null: the best one on the split with true masks,
+    or 1 if there is none"""
     confidence: float = 0.0
-    """pixels whose probability after the CRF on the maps is below it become 255"""
+    """pixels whose probability after the CRF on the maps is below this become 255 (ignored)"""
     crf: Preset | DenseCRF = "irn"
-    """kernels and iterations of the CRF: the name of a published set, or its numbers"""
+    """kernels and iterations of the CRF: the name of a published preset, or values"""
 
     @property
     def title(self) -> str:
-        """What makes the masks, in reports and records."""
+        """How the masks are made, in reports and records."""
         ways = {"threshold": "threshold", "crf": "dense CRF on thresholded maps", "scores": "dense CRF on maps"}
         return ways[self.by]
 
@@ -58,33 +60,33 @@ class MaskSettings:
         check_range("refiner.certainty", self.certainty, 0, 1)
         check_range("refiner.confidence", self.confidence, 0, 1)
 
-    def at(self: S, found: float | None) -> S:
-        """These settings with the threshold or exponent that was found best, unless it is set or none was looked for."""
+    def at(self: S, best: float | None) -> S:
+        """These settings; a threshold or exponent that is not set becomes `best`, or the default if that is None."""
         if self.by == "scores":
-            return self if self.exponent is not None else dataclasses.replace(self, exponent=found or 1.0)
+            return self if self.exponent is not None else dataclasses.replace(self, exponent=best or 1.0)
         if self.threshold is not None:
             return self
-        return dataclasses.replace(self, threshold=DEFAULT_THRESHOLD if found is None else found)
+        return dataclasses.replace(self, threshold=DEFAULT_THRESHOLD if best is None else best)
 
 
 @dataclasses.dataclass(frozen=True)
 class CRFSettings(MaskSettings):
-    """Maps to pseudo masks without learning."""
+    """Pseudo masks without training."""
 
     kind: Literal["crf"] = "crf"
-    """a threshold and a dense CRF; nothing is learned"""
+    """a threshold and a dense CRF; nothing is trained"""
 
     def check(self, classifier: Path | Backbone | None) -> None:
-        """Every combination works; see `wsss.refiners.task.Refiner`."""
+        """All settings work with any classifier; see `wsss.refiners.task.Refiner`."""
 
     def refined(self, task: RefinementTask) -> Path:
-        """The folder of the pseudo masks."""
-        return refine(self.at(task.found), task.images, cams=task.cams, out=task.folder("masks"))
+        """Make the pseudo masks, and return their folder."""
+        return refine(self.at(task.best), task.images, cams=task.cams, out=task.folder("masks"))
 
 
 @stage(kind="refine", makes="masks", title=None)
 def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
-    """Write a pseudo mask `NAME.png` for every picture; pictures whose mask is there are left alone.
+    """Write a pseudo mask `NAME.png` for every picture; pictures with an existing mask are skipped.
 
     Args:
         settings: with a threshold or exponent.
@@ -93,13 +95,13 @@ def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> 
         out: the stage's folder.
 
     Raises:
-        BadInput: no threshold or exponent is set, or the maps do not fit the picture.
+        BadInput: no threshold or exponent is set, or the maps do not match the picture.
     """
     name = "exponent" if settings.by == "scores" else "threshold"
     if getattr(settings, name) is None:
-        expected = "a number from 0 on" if settings.by == "scores" else "a number in [0, 1]"
+        expected = "a number of at least 0" if settings.by == "scores" else "a number in [0, 1]"
         raise BadInput(
-            f"refiner.{name}", "nothing", expected, "Set it, or take the best one that `wsss evaluate` found."
+            f"refiner.{name}", "nothing", expected, "Set it, for example to the best value found by `wsss evaluate`."
         )
     images.check_maskable()
 
@@ -118,11 +120,12 @@ def pseudo_mask(
     maps: Float[np.ndarray, "k h w"],
     settings: MaskSettings,
 ) -> UInt8[np.ndarray, "h w"]:
-    """The pseudo mask of one picture: 0 background, class + 1, 255 unsure.
+    """The pseudo mask of one picture: 0 for background, class + 1, 255 for uncertain pixels.
 
-    By `threshold` and `crf`, a pixel is an object where it is one at `threshold`, background where it is that at
-    `lower`, and unsure elsewhere; both CRFs run in one pass (IRNet, `cam_to_ir_label`). By `scores`, the CRF starts
-    from [(1 - highest map)^exponent, maps], and a pixel is unsure where it is not confident enough (CLIP-ES, `eval_cam_with_crf`).
+    With `threshold` and `crf`, a pixel has a class if it has one at `threshold`, is background if it is background at
+    `lower`, and is uncertain otherwise; both CRFs run in one pass (IRNet, `cam_to_ir_label`). With `scores`, the CRF starts
+    from [(1 - highest map)^exponent, maps], and a pixel is uncertain if its probability is below `confidence` (CLIP-ES,
+    `eval_cam_with_crf`).
 
     Args:
         image: RGB.
@@ -139,11 +142,11 @@ def pseudo_mask(
         return np.where(q.max(0) < settings.confidence, IGNORE, labels[q.argmax(0)]).astype(np.uint8)
     assert settings.threshold is not None
     thresholds = (settings.threshold,) if settings.lower is None else (settings.threshold, settings.lower)
-    seeds = [_thresholded(maps, threshold) for threshold in thresholds]
+    masks = [_thresholded(maps, threshold) for threshold in thresholds]
     if settings.by == "crf" and len(classes):
-        unaries = [unary_from_labels(seed, len(labels), settings.certainty) for seed in seeds]
-        seeds = [q.argmax(0) for q in dense_crf(image, unaries, kernels, threads=1)]
-    certain, possible = labels[seeds[0]], labels[seeds[-1]]
+        unaries = [unary_from_labels(mask, len(labels), settings.certainty) for mask in masks]
+        masks = [q.argmax(0) for q in dense_crf(image, unaries, kernels, threads=1)]
+    certain, possible = labels[masks[0]], labels[masks[-1]]
     return np.where(certain > 0, certain, np.where(possible == 0, 0, IGNORE)).astype(np.uint8)
 
 

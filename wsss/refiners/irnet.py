@@ -1,7 +1,7 @@
 """Refinement by IRNet (Ahn et al., Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019).
 
-Maps -> confident labels (a dense CRF at two thresholds) -> edges and displacements learned from them -> the maps walk at
-random between cells that no edge parts -> a background threshold. CLIMS and QA-CLIMS refine in the same way.
+Maps -> confident labels (a dense CRF at two thresholds) -> a network for edges and displacements trained on them -> a random walk
+of the maps between cells that are not separated by edges -> a background threshold. CLIMS and QA-CLIMS use the same refinement.
 """
 
 import dataclasses
@@ -54,18 +54,18 @@ class IRNetTraining:
     title: ClassVar[str] = "IRNet"
 
     backbone: str = "resnet50"
-    """resnet18 .. resnet152, or a timm model with five features; it stays as it is given"""
+    """resnet18 .. resnet152, or a timm model with five feature maps; its weights are frozen"""
     output_stride: int = 16
-    """pixels a cell of its deepest feature"""
+    """pixels per cell of the deepest feature map"""
     init: str = maybe_file("imagenet")
-    """weights of the backbone: `imagenet`, `classifier` (that gave the maps), or a file"""
+    """weights of the backbone: `imagenet`, `classifier` (the network that produced the maps), or a file"""
     displacement: bool = True
-    """learn displacements too, which tell instances apart; without them it is the camera-ready CLIMS' affinity network"""
+    """also train displacements, which separate instances; without them this is the affinity network of the camera-ready CLIMS"""
     radius: int = 10
-    """pairs of cells are closer than that"""
+    """maximum distance of the two cells of a pair (exclusive)"""
     augment: AffinityAugment = AffinityAugment()
-    """what training pictures and labels go through"""
-    # IRNet's PolyOptimizer hands its weight decay to SGD's momentum: 1e-4 is what the published numbers were made with
+    """augmentation of training pictures and their labels"""
+    # IRNet's PolyOptimizer passes its weight decay to SGD as momentum, so the published numbers were obtained with 1e-4
     training: Training = Training(batch=32, epochs=3, lr=0.1, weight_decay=1e-4, momentum=1e-4)
     """how the network is trained"""
 
@@ -74,28 +74,28 @@ class IRNetTraining:
         if self.init == "none":
             raise BadInput(
                 "refiner.network.init",
-                "`none` for a backbone that never learns",
+                "`none`, but the backbone is frozen",
                 "`imagenet`, `classifier` or a file",
-                "Give it weights that know pictures.",
+                "Give it pretrained weights.",
             )
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
         if network.stride != _STRIDE or self.augment.label_stride != _STRIDE:
             raise BadInput(
                 "refiner.network",
                 f"{self.backbone} with maps at stride {network.stride}, and labels at {self.augment.label_stride}",
-                f"{_STRIDE} for both, as the activation maps that walk",
-                "Choose a backbone whose second feature has stride 4, and that label_stride.",
+                f"{_STRIDE} for both, as the activation maps have",
+                "Choose a backbone whose second feature has stride 4, and set label_stride to 4.",
             )
-        least = max(self.output_stride, _STRIDE * (2 * self.radius - 1))
-        if self.augment.crop % self.output_stride or self.augment.crop < least:
+        minimum = max(self.output_stride, _STRIDE * (2 * self.radius - 1))
+        if self.augment.crop % self.output_stride or self.augment.crop < minimum:
             raise BadInput(
                 "refiner.network.augment.crop",
                 str(self.augment.crop),
-                f"a multiple of {self.output_stride}, and {least} at least for pairs of radius {self.radius}",
+                f"a multiple of {self.output_stride}, and at least {minimum} for pairs of radius {self.radius}",
                 "Change it, or the radius.",
             )
         check_initial("refiner.network.init", network.body, self.backbone, self.init, classifier)
@@ -106,9 +106,9 @@ class IRNetTraining:
         if not any(_is_confident(read_mask(labels / f"{name}.png"), images.n_labels) for name in images.names):
             raise BadInput(
                 labels,
-                f"{len(images)} label maps without a pixel that is surely of a class",
-                "some, to learn from",
-                "Lower the threshold of the labels (refiner.labels.threshold), or look at the maps.",
+                f"{len(images)} label maps without a single pixel confidently labelled as a class",
+                "some such pixels to train on",
+                "Lower the threshold of the labels (refiner.labels.threshold), or check the maps.",
             )
         network = IRNet(self.backbone, output_stride=self.output_stride, displacement=self.displacement)
         load_backbone(network.body, self.backbone, self.init)
@@ -120,7 +120,7 @@ def _is_confident(label: np.ndarray, n_labels: int) -> bool:
 
 
 class IRNetObjective(Objective):
-    """The losses over pairs of cells, over the pairs of all processes."""
+    """The losses over the pairs of cells of all processes."""
 
     def __init__(self, settings: IRNetTraining, network: IRNet, images: Images, labels: Path) -> None:
         metadata: dict[str, Any] = {
@@ -154,16 +154,16 @@ def _example(
 
 @dataclasses.dataclass(frozen=True)
 class IRNetWalk:
-    """How maps walk."""
+    """The random walk of the maps."""
 
     radius: int = 5
-    """steps lead to cells closer than that"""
+    """maximum distance of a step in cells (exclusive)"""
     beta: float = 10.0
     """exponent of the affinities"""
     doublings: int = 8
-    """2 to the power of it is the number of steps"""
+    """base-2 logarithm of the number of steps"""
     pad_to: int = 512
-    """smaller pictures are filled up with the mean colour to so many pixels: 512 in IRNet, 0 in CLIMS and QA-CLIMS"""
+    """smaller pictures are padded with the mean colour to this number of pixels: 512 in IRNet, 0 in CLIMS and QA-CLIMS"""
 
     def __post_init__(self) -> None:
         check_range("walk.radius", self.radius, 2)
@@ -172,21 +172,21 @@ class IRNetWalk:
 
 
 def load(weights: Path) -> IRNet:
-    """A trained network on the device: of a stage's folder, or a published checkpoint (`res50_irn.pth`, `AffinityNet@ResNet50.pth`)."""
+    """A trained network on the device, from a stage folder or a published checkpoint (`res50_irn.pth`, `AffinityNet@ResNet50.pth`)."""
     state, metadata, path = trained_weights(weights, KIND)
     if metadata is None:
-        displaced = any(name.startswith("fc_dp") for name in state)
-        network = IRNet(displacement=displaced)
+        displacement = any(name.startswith("fc_dp") for name in state)
+        network = IRNet(displacement=displacement)
         load_into(network, network.named(state), path, ignore=IRNET_ALIASES)
     else:
-        shape = {key: metadata[key] for key in ("output_stride", "displacement")}
-        network = IRNet(metadata["backbone"], **shape)
+        settings = {key: metadata[key] for key in ("output_stride", "displacement")}
+        network = IRNet(metadata["backbone"], **settings)
         load_into(network, state, path)
     return network.to(launch.device()).eval()
 
 
 def walked(maps: Float[Tensor, "k h w"], edge: Float[Tensor, "h w"], settings: IRNetWalk) -> Float[Tensor, "k h w"]:
-    """Maps after the walk: they leave out the edges themselves, then spread where no edge lies in between."""
+    """Maps after the random walk: they are set to 0 on the edges, then spread between cells that no edge separates."""
     planes = path_affinity_planes(edge, settings.radius)
     return random_walk(
         maps * (1 - edge), planes, directions(settings.radius), beta=settings.beta, steps=2**settings.doublings
@@ -194,17 +194,17 @@ def walked(maps: Float[Tensor, "k h w"], edge: Float[Tensor, "h w"], settings: I
 
 
 def enlarged(maps: Float[Tensor, "k h w"], stride: int, size_hw: tuple[int, int]) -> Float[Tensor, "k hp wp"]:
-    """Maps at the picture's size, divided by the highest value of all of them; maps without any score stay 0."""
+    """Maps at the picture's size, divided by the maximum over all of them; maps that are 0 everywhere stay 0."""
     if len(maps) == 0:
         return maps.new_zeros(0, *size_hw)
     full = F.interpolate(maps[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     full = full[:, : size_hw[0], : size_hw[1]]
-    # the published code divides 0 by 0 there
+    # the published code divides 0 by 0 for such maps
     return full / full.max().clamp_min(torch.finfo(full.dtype).tiny)
 
 
 class _Loaded(NamedTuple):
-    """The picture as the network takes it, and its maps, one cell a stride."""
+    """The picture as input of the network, and its maps, one cell per stride."""
 
     view: Float[Tensor, "3 h w"]
     classes: Int[np.ndarray, " k"]
@@ -219,7 +219,7 @@ def _loaded(images: Images, cams: Path, stride: int, index: int) -> _Loaded:
 
 @stage(kind="walk", makes="maps", title="IRNet")
 def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
-    """Write the maps `NAME.npz` after the walk, highest value 1 over all classes; pictures whose file is there are left alone.
+    """Write the maps `NAME.npz` after the walk, with maximum 1 over all classes; pictures with an existing file are skipped.
 
     Args:
         settings: of the walk.
@@ -249,14 +249,17 @@ def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out:
 
 @stage(kind="centre", makes="weights", title="IRNet")
 def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -> dict[str, Any]:
-    """Write the weights with the mean displacement of the pictures, which instances need.
+    """Write the weights with the mean displacement of the pictures, which is needed to find instances.
 
     Args:
-        images: IRNet takes those of `train`, CLIMS those of `train_aug`.
+        images: IRNet uses those of `train`, CLIMS those of `train_aug`.
         weights: folder of the trained network.
         crop: pixels from the top left corner; 512 as published.
-        batch: crops a batch; an incomplete last one is left out, as published, unless it is the only one.
+        batch: crops per batch; an incomplete last batch is dropped, as published, unless it is the only one.
         out: the stage's folder.
+
+    Raises:
+        BadInput: the network has no displacements.
     """
     network = load(weights)
     if not network.displacement:
@@ -288,16 +291,16 @@ _PUBLISHED = {"backbone": "resnet50", "output_stride": 16, "displacement": True}
 
 @dataclasses.dataclass(frozen=True)
 class Instances:
-    """How instances are told apart."""
+    """How instances are separated."""
 
     threshold: float = 0.25
-    """background score of the walked maps of all instances"""
+    """background threshold of the walked maps of the instances"""
     smallest: float = 0.01
-    """fragments below that share of the picture are left out"""
+    """fragments smaller than this fraction of the picture are dropped"""
     crop: int = 512
-    """crop of the pictures that the mean displacement is taken from"""
+    """crop of the pictures for the mean displacement"""
     batch: int = 32
-    """pictures a batch of it; an incomplete last batch is left out, as published"""
+    """pictures per batch for the mean displacement; an incomplete last batch is dropped, as published"""
 
     def __post_init__(self) -> None:
         check_range("instances.threshold", self.threshold, 0, 1)
@@ -310,11 +313,11 @@ class Instances:
 def find_instances(
     settings: Instances, spread: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path
 ) -> dict[str, Any]:
-    """Write instances: for each picture a map `NAME.png` and `NAME.json`, for all of them `coco_results.json`.
+    """Write instances: for each picture a map `NAME.png` and `NAME.json`, and for all pictures `coco_results.json`.
 
-    In the map, a pixel's label is the number of its instance (1 is the first in the file, 0 none). The files hold lists of
-    COCO's results: `image_id` (COCO's number where the name has one, else the name), `category_id` (COCO's for its
-    classes, else 1 for the first class), `segmentation` (run lengths), `bbox`, `score`, with the best score first.
+    In the map, a pixel's label is the number of its instance (1 for the first in the file, 0 for none). The JSON files hold lists of
+    COCO results: `image_id` (COCO's number if the name contains one, otherwise the name), `category_id` (COCO's for the classes of
+    COCO, otherwise 1 for the first class), `segmentation` (run lengths), `bbox` and `score`, with the highest score first.
 
     Args:
         settings: of the instances.
@@ -325,7 +328,7 @@ def find_instances(
         out: the stage's folder.
 
     Raises:
-        BadInput: a network without displacements, or maps that do not fit.
+        BadInput: the network has no displacements, or the maps do not match the pictures.
     """
     network = load(weights)
     if not network.displacement:
@@ -354,10 +357,10 @@ def instances(
     settings: Instances,
     spread: IRNetWalk,
 ) -> Detections:
-    """The instances of a picture, those of the highest score first.
+    """The instances of a picture, with the highest score first.
 
-    The maps are cut into those of single instances by the displacements, walk together, and the highest of them
-    that is above the threshold takes a pixel; every fragment of what an instance has is one, as published.
+    Each map is split by the displacements into maps of single instances. After the random walk, a pixel belongs to the instance with the
+    highest map above the threshold. As published, each connected fragment becomes an instance.
     """
     edge, displacement = boundaries(network, view.to(launch.device()), spread.pad_to)
     assert displacement is not None
@@ -373,8 +376,8 @@ def instances(
         np.repeat(classes, parts.shape[1])[present],
         settings.smallest * best.size,
     )
-    kept = [i for i in np.argsort(-found.scores, kind="stable") if found.scores[i] > 0]
-    return Detections(found.scores[kept], found.masks[kept], found.classes[kept])
+    order = [i for i in np.argsort(-found.scores, kind="stable") if found.scores[i] > 0]
+    return Detections(found.scores[order], found.masks[order], found.classes[order])
 
 
 def _write_instances(path: Path, images: Images, index: int, found: Detections) -> None:
@@ -382,7 +385,7 @@ def _write_instances(path: Path, images: Images, index: int, found: Detections) 
     number = re.fullmatch(r"(?:COCO_[a-z]+\d+_)?(\d{12})", Path(name).name)
     categories = {label: category for category, label in COCO_CATEGORIES.items()}
     results = []
-    # 255 is no number of an instance in a mask file
+    # 255 means "ignore" in a mask file, so it cannot number an instance
     drawn = np.zeros(found.masks.shape[1:], np.uint8)
     for position, (score, mask, label) in enumerate(zip(*found, strict=True)):
         if position < IGNORE - 1:
@@ -405,22 +408,22 @@ def _write_instances(path: Path, images: Images, index: int, found: Detections) 
 
 @dataclasses.dataclass(frozen=True)
 class IRNetSettings:
-    """Maps to pseudo masks by IRNet."""
+    """Pseudo masks with IRNet."""
 
     kind: Literal["irnet"] = "irnet"
-    """IRNet: a random walk along boundaries that a network learns from the maps"""
+    """IRNet: a random walk that stops at object boundaries; the boundary network is trained on labels from the maps"""
     labels: MaskSettings = MaskSettings(by="crf", threshold=0.30, lower=0.05)
-    """confident labels of the maps; below, CLIMS has 0.10 on VOC, and 0.35 and 0.10 on COCO"""
+    """confident labels made from the maps; CLIMS has `lower` 0.10 on VOC, and 0.35 and 0.10 on COCO"""
     network: IRNetTraining = IRNetTraining()
-    """the network that learns from them"""
+    """the network trained on the labels"""
     weights: str = maybe_file("none")
-    """a network to walk with, such as res50_irn.pth; `none` trains one"""
+    """a trained network, such as res50_irn.pth; `none` trains one"""
     walk: IRNetWalk = IRNetWalk()
-    """the walk of the maps"""
+    """the random walk of the maps"""
     instances: Instances = Instances()
-    """instances, where they are asked for"""
+    """instances, if they are requested"""
     masks: MaskSettings = MaskSettings(by="threshold", threshold=0.25)
-    """walked maps to pseudo masks; CLIMS has 0.20 on VOC; without a threshold the best one is taken where there are true masks"""
+    """pseudo masks from the walked maps; CLIMS has a threshold of 0.20 on VOC; null: the best threshold, if there are true masks"""
 
     def check(self, classifier: Path | Backbone | None) -> None:
         """See `wsss.refiners.task.Refiner`."""
@@ -430,22 +433,22 @@ class IRNetSettings:
             load(Path(self.weights))
 
     def refined(self, task: RefinementTask) -> Path:
-        """The folder of the pseudo masks; labels, network and walked maps lie next to it."""
+        """Make the pseudo masks, and return their folder; labels, network and walked maps are next to it."""
         weights = self._trained(task)
         after = walk(self.walk, task.images, cams=task.cams, weights=weights, out=task.folder("irnet-walk"))
-        found = None
+        best = None
         if task.scored is not None:
-            scored = evaluate_cams(
+            scores = evaluate_cams(
                 task.scores.of_constants(), task.scored, cams=after, out=task.folder("irnet-walk-scores")
             )
-            found = best_threshold(scored)
-        return refine(self.masks.at(found), task.images, cams=after, out=task.folder("masks"))
+            best = best_threshold(scores)
+        return refine(self.masks.at(best), task.images, cams=after, out=task.folder("masks"))
 
     def instances_of(self, task: RefinementTask) -> Path:
-        """The folder of the instances, `out/instances`; labels and networks lie next to it."""
+        """Find the instances, and return their folder, `out/instances`; labels and networks are next to it."""
         weights = self._trained(task)
         network = load(weights)
-        # published weights bring their mean displacement
+        # published weights include their mean displacement
         if network.displacement and not network.mean_shift.running_mean.any():
             crop, batch = self.instances.crop, self.instances.batch
             weights = centre(task.images, weights=weights, crop=crop, batch=batch, out=task.folder("irnet-centred"))
@@ -455,8 +458,8 @@ class IRNetSettings:
     def _trained(self, task: RefinementTask) -> Path:
         if self.weights != "none":
             return Path(self.weights)
-        if task.learned is not None:
-            return task.learned / "irnet"
+        if task.trained is not None:
+            return task.trained / "irnet"
         network = started_from(self.network, "refiner.network.init", task.classifier)
         labels = refine(self.labels, task.images, cams=task.cams, out=task.folder("irnet-labels"))
         return train(network, task.images, labels=labels, out=task.folder("irnet"))

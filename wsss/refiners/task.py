@@ -1,4 +1,4 @@
-"""What a refiner is given, and what one is."""
+"""The interface of refiners."""
 
 import dataclasses
 from pathlib import Path
@@ -11,18 +11,18 @@ from wsss.stages.evaluate import ScoreSettings
 
 @dataclasses.dataclass(frozen=True)
 class RefinementTask:
-    """Activation maps that are to become pseudo masks.
+    """Activation maps to be turned into pseudo masks.
 
     Attributes:
         images: the pictures.
         cams: folder of their activation maps.
-        out: folder of the run; the masks go to `out/masks`, and whatever is made on the way lies next to them.
-        classifier: folder, or file of the weights, of the network that gave the maps, for `init: classifier`.
-        scored: those of the pictures that have true masks, to score maps on that are made on the way.
-        scores: how they are scored.
-        found: the best threshold or exponent for these maps on the pictures with true masks; None where there are none.
-        learned: a run whose learned network is used; None to learn it here.
-        suffix: of the folders' names.
+        out: folder of the run; the masks are written to `out/masks`, and intermediate results next to them.
+        classifier: folder or weights file of the network that produced the maps, for `init: classifier`.
+        scored: pictures with true masks, to score intermediate maps on; None if there are none.
+        scores: how maps are scored.
+        best: the best threshold or exponent for these maps on the pictures with true masks; None if there are none.
+        trained: folder of a run whose trained network is reused; None to train one here.
+        suffix: appended to the names of all folders.
     """
 
     images: Images
@@ -31,12 +31,12 @@ class RefinementTask:
     classifier: Path | None = None
     scored: Images | None = None
     scores: ScoreSettings = ScoreSettings()
-    found: float | None = None
-    learned: Path | None = None
+    best: float | None = None
+    trained: Path | None = None
     suffix: str = ""
 
     def folder(self, name: str) -> Path:
-        """Where a stage of that name writes."""
+        """The folder of the stage with this name."""
         return self.out / f"{name}{self.suffix}"
 
 
@@ -49,8 +49,8 @@ class Refiner(Protocol):
         """Raise BadInput for settings that cannot work, before any stage runs.
 
         Args:
-            classifier: what gives the maps, for `init: classifier`; see `wsss.loading.check_initial`.
+            classifier: the network that produces the maps, for `init: classifier`; see `wsss.loading.check_initial`.
         """
 
     def refined(self, task: RefinementTask) -> Path:
-        """The folder of the pseudo masks."""
+        """Make the pseudo masks, and return their folder."""

@@ -1,4 +1,4 @@
-"""The segmenters that learn from pseudo masks: one module each, registered by the line with its settings."""
+"""The segmenters, which are trained on pseudo masks: one module each. A segmenter is registered by adding its settings class here."""
 
 from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.segmenters.deeplab_v1 import DeepLabV1Settings

@@ -1,4 +1,4 @@
-"""DeepLab v2 (Chen et al., TPAMI 2018): its training on pseudo masks and its test, as deeplab-pytorch and CLIMS have them."""
+"""DeepLab v2 (Chen et al., TPAMI 2018): training on pseudo masks and testing as in deeplab-pytorch and CLIMS."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from wsss.networks.deeplab import (
 )
 from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
-from wsss.segmenters.trained import known_classes, rescaled, settings_of
+from wsss.segmenters.trained import default_classes, rescaled, settings_of
 from wsss.stages.train import Training
 
 
@@ -45,38 +45,39 @@ class DeepLabSettings:
     network: DeepLabLayers = DeepLabLayers()
     """layers"""
     init: str = maybe_file("imagenet")
-    """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (that gave the maps), or `none`"""
+    """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (the network that produced
+    the maps), or `none`"""
     loss: Literal["plain", "balanced"] = "plain"
-    """cross-entropy over all pixels, or half of it over background and half over foreground"""
+    """plain: cross-entropy over all pixels; balanced: half over background and half over foreground"""
     head_lr: tuple[float, float] = (10.0, 20.0)
-    """learning rates of the head's weights and of its biases, times that of the body"""
+    """learning rates of the head's weights and of its biases, as multiples of the backbone's"""
     augment: SegmenterAugment = SegmenterAugment()
-    """what training pictures and masks go through"""
+    """augmentation of training pictures and masks"""
     # deeplab-pytorch's VOC 2012 settings
     training: Training = Training(
         batch=5, accumulate=2, epochs=None, steps=20_000, lr=2.5e-4, weight_decay=5e-4, momentum=0.9, poly_every=10
     )
     """how the network is trained"""
-    sign: ClassVar[str] = "base.aspp.c0.bias"
+    signature: ClassVar[str] = "base.aspp.c0.bias"
 
     def __post_init__(self) -> None:
         check_range("segmenter.head_lr", self.head_lr, 0)
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        """Raise BadInput for settings that cannot work, before any stage runs."""
         if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
             raise BadInput(
                 "segmenter.init",
-                "`imagenet`, which no library offers for this body",
+                "`imagenet`, which no library offers for this backbone",
                 "a file: deeplabv1_resnet101-coco.pth (deeplab-pytorch) or deeplabv1_resnet101-imagenet.pth (AdvCAM)",
-                "Fetch one of them from its authors, choose another segmenter.network.backbone, or start anew with `none`.",
+                "Download one of them from its authors, choose another segmenter.network.backbone, or train from scratch with `none`.",
             )
-        with torch.device("meta"):  # an unknown backbone or a stride that it cannot have
+        with torch.device("meta"):  # raises BadInput for an unknown backbone or stride
             network = create_deeplab(2, self.network)
         if self.network.backbone == PUBLISHED_BODY and self.init == "classifier":
             raise BadInput(
                 "segmenter.init",
-                "`classifier` for a body that no classifier here has",
+                "`classifier`, but no classifier has this backbone",
                 "the backbone of the classifier as segmenter.network.backbone",
                 "Set it, or give a file such as deeplabv1_resnet101-coco.pth.",
             )
@@ -97,39 +98,39 @@ class DeepLabSettings:
             load_backbone(cast(Body, network.get_submodule("base.backbone")), self.network.backbone, self.init)
         colours = self.network.colours
         metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network), "colours": colours}
-        of_outputs, view = partial(losses, loss=self.loss), partial(self.augment, colours=colours)
+        terms, augment = partial(losses, loss=self.loss), partial(self.augment, colours=colours)
         groups = partial(network.param_groups, head_lr=self.head_lr)
-        return SegmenterObjective(network, of_outputs, images, masks, view, metadata, groups)
+        return SegmenterObjective(network, terms, images, masks, augment, metadata, groups)
 
     @staticmethod
     def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedDeepLab":
-        """A trained network, from what a file holds."""
+        """A trained network, from the content of a file."""
         return TrainedDeepLab(state, metadata, path)
 
 
 def losses(network: MSC, image: Tensor, label: Tensor, loss: Literal["plain", "balanced"]) -> dict[str, Tensor]:
-    """Cross-entropy on each output of the multi-scale network, labels resized to each; the sum is minimised."""
+    """The sum of the cross-entropies of all outputs of the multi-scale network, with labels resized to each."""
     each = {"plain": cross_entropy, "balanced": balanced_cross_entropy}[loss]
     of_outputs = output_losses(network(image), label, partial(each, over_processes=launch.mean_over_processes))
     return {"segmentation": torch.stack(of_outputs).sum()}
 
 
 class TrainedDeepLab:
-    """A trained DeepLab v2; see `wsss.segmenters.trained`. Its test has the network's own pyramid alone."""
+    """A trained DeepLab v2; see `wsss.segmenters.trained`. Its test uses only the scale pyramid of the network itself."""
 
     scales, flip = (1.0,), False
     averaged: Literal["probabilities", "logits"] = "probabilities"
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
-        # a checkpoint of deeplab-pytorch says nothing itself
-        known = metadata or {
-            "classes": known_classes(len(state[DeepLabSettings.sign])),
+        # a checkpoint of deeplab-pytorch has no metadata
+        metadata = metadata or {
+            "classes": default_classes(len(state[DeepLabSettings.signature])),
             "colours": "caffe",
             "network": {},
         }
-        self.classes: tuple[str, ...] = tuple(known["classes"])
-        self.colours = known["colours"]
-        network = create_deeplab(len(self.classes) + 1, settings_of(DeepLabLayers, known["network"]))
+        self.classes: tuple[str, ...] = tuple(metadata["classes"])
+        self.colours = metadata["colours"]
+        network = create_deeplab(len(self.classes) + 1, settings_of(DeepLabLayers, metadata["network"]))
         load_deeplab(network, state, path)
         self.network = network.eval()
 
@@ -139,5 +140,5 @@ class TrainedDeepLab:
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
         return resize_logits(self.network(view), size_hw)
 
-    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image

@@ -1,6 +1,6 @@
-"""DeepLab v1 on ResNet-38: its training on pseudo masks and its test, as in the final stage of ICAM (Jonnarth and Felsberg, ICASSP 2022).
+"""DeepLab v1 on ResNet-38: training on pseudo masks and testing as in the final stage of ICAM (Jonnarth and Felsberg, ICASSP 2022).
 
-SEAM's segmenter and that of the binomial follow-up (HFPL) are the same without the feature similarity loss.
+The segmenters of SEAM and of the binomial follow-up (HFPL) are the same without the feature similarity loss.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
-from wsss.segmenters.trained import known_classes, settings_of
+from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -42,17 +42,17 @@ class DeepLabV1Settings:
     network: DeepLabV1Layers = DeepLabV1Layers()
     """layers"""
     init: str = maybe_file("imagenet")
-    """initial weights of the backbone: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones than
-    resnet38, `classifier` (that gave the maps), or `none`"""
+    """initial weights of the backbone: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for backbones other than
+    resnet38, `classifier` (the network that produced the maps), or `none`"""
     similarity: float = 0.5
-    """weight of the feature similarity loss; SEAM's and HFPL's final stages have 0"""
+    """weight of the feature similarity loss; 0 in the final stages of SEAM and HFPL"""
     mu: float = 2.5
-    """where the gate of the feature similarity loss changes its sign: at a colour distance of 1 / (1 + e^mu)"""
+    """the gate of the feature similarity loss changes its sign at a colour distance of 1 / (1 + e^mu)"""
     sigma: float | None = 5.0
     """width of the neighbourhood of the feature similarity loss, in cells; null: the whole map"""
     augment: DeepLabV1Augment = DeepLabV1Augment()
-    """what training pictures and masks go through"""
-    # VOC 2012; COCO has 200,000 updates. Update i has the rate (1 - i / (I + 1))^0.9
+    """augmentation of training pictures and masks"""
+    # VOC 2012; 200,000 updates for COCO. Update i has the learning rate lr (1 - i / (I + 1))^0.9
     training: Training = Training(
         batch=10,
         epochs=None,
@@ -64,14 +64,14 @@ class DeepLabV1Settings:
         seed=1,
     )
     """how the network is trained"""
-    sign: ClassVar[str] = "conv_fov.weight"
+    signature: ClassVar[str] = "conv_fov.weight"
 
     def __post_init__(self) -> None:
         check_range("segmenter.similarity", self.similarity, 0)
         check_sigma("segmenter.sigma", self.sigma)
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = DeepLabV1(2, self.network)
         check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
@@ -90,7 +90,7 @@ class DeepLabV1Settings:
 
     @staticmethod
     def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedDeepLabV1":
-        """A trained network, from what a file holds."""
+        """A trained network, from the content of a file."""
         return TrainedDeepLabV1(state, metadata, path)
 
 
@@ -112,18 +112,18 @@ def losses(
 class TrainedDeepLabV1:
     """A trained DeepLab v1; see `wsss.segmenters.trained`.
 
-    Its test averages the logits of six sizes and their mirror images. The picture of its dense CRF is the normalised one taken back,
-    which loses a level here and there.
+    Its test averages the logits of six scales and their mirror images. Its dense CRF uses the normalised picture converted back to 8 bits,
+    which changes some values by one level.
     """
 
     scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
     averaged: Literal["probabilities", "logits"] = "logits"
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
-        # a published checkpoint says nothing itself
-        known = metadata or {"classes": known_classes(len(state["cls_conv.bias"])), "network": {}}
-        self.classes: tuple[str, ...] = tuple(known["classes"])
-        network = DeepLabV1(len(self.classes) + 1, settings_of(DeepLabV1Layers, known["network"]))
+        # a published checkpoint has no metadata
+        metadata = metadata or {"classes": default_classes(len(state["cls_conv.bias"])), "network": {}}
+        self.classes: tuple[str, ...] = tuple(metadata["classes"])
+        network = DeepLabV1(len(self.classes) + 1, settings_of(DeepLabV1Layers, metadata["network"]))
         load_into(network, state, path)
         self.network = network.eval()
 
@@ -136,11 +136,11 @@ class TrainedDeepLabV1:
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
         return enlarged(self.network(view), size_hw)
 
-    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return denormalised(_normalised(image).transpose(2, 0, 1))
 
 
 def _normalised(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-    # in single precision throughout, as published: rounding decides which levels the way back loses
+    # in single precision throughout, as published: rounding decides which levels change when converted back
     mean, std = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (image.astype(np.float32) / np.float32(255) - mean) / std

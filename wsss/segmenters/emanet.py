@@ -1,4 +1,4 @@
-"""EMANet (Li et al., ICCV 2019): its training on pseudo masks and its test, as its authors' code has them."""
+"""EMANet (Li et al., ICCV 2019): training on pseudo masks and testing as in its authors' code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretend
 from wsss.networks.emanet import EMANet, EMANetLayers
 from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
-from wsss.segmenters.trained import known_classes, rescaled, settings_of
+from wsss.segmenters.trained import default_classes, rescaled, settings_of
 from wsss.stages.train import Training
 
 LOSSES = {
@@ -43,12 +43,13 @@ class EMANetSettings:
     network: EMANetLayers = EMANetLayers()
     """layers"""
     init: str = maybe_file("imagenet")
-    """initial weights of the backbone: `imagenet`, a file such as resnet101-2a57e44d.pth, `classifier` (that gave the maps), or `none`"""
+    """initial weights of the backbone: `imagenet`, a file such as resnet101-2a57e44d.pth, `classifier` (the network that produced the maps),
+    or `none`"""
     loss: Literal["all", "plain", "balanced"] = "all"
-    """cross-entropy summed over the labelled pixels and divided by the number of all, labelled or not, as published; over the labelled
-    ones alone (plain); or half of it over background and half over foreground"""
+    """all: cross-entropy summed over the labelled pixels and divided by the number of all pixels, as published; plain: its mean over the
+    labelled pixels; balanced: half over background and half over foreground"""
     augment: EMANetAugment = EMANetAugment()
-    """what training pictures and masks go through"""
+    """augmentation of training pictures and masks"""
     # settings.py and train.py, which counts updates from 1
     training: Training = Training(
         batch=16,
@@ -62,10 +63,10 @@ class EMANetSettings:
         seed=66,
     )
     """how the network is trained"""
-    sign: ClassVar[str] = "emau.mu"
+    signature: ClassVar[str] = "emau.mu"
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = EMANet(2, self.network)
         check_initial("segmenter.init", network.extractor, self.network.backbone, self.init, classifier)
@@ -83,12 +84,12 @@ class EMANetSettings:
 
     @staticmethod
     def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedEMANet":
-        """A trained network, from what a file holds."""
+        """A trained network, from the content of a file."""
         return TrainedEMANet(state, metadata, path)
 
 
 def losses(network: EMANet, image: Tensor, label: Tensor, loss: str) -> dict[str, Float[Tensor, ""]]:
-    """The loss of the logits at the picture's size; the forward pass has moved the bases."""
+    """The loss of the logits at the picture's size; the forward pass also updates the bases."""
     return {"segmentation": LOSSES[loss](network(image), label)}
 
 
@@ -99,9 +100,9 @@ class TrainedEMANet:
     averaged: Literal["probabilities", "logits"] = "probabilities"
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
-        known = metadata or _published(state)
-        self.classes: tuple[str, ...] = tuple(known["classes"])
-        settings = settings_of(EMANetLayers, known["network"])
+        metadata = metadata or _published(state)
+        self.classes: tuple[str, ...] = tuple(metadata["classes"])
+        settings = settings_of(EMANetLayers, metadata["network"])
         self.stride = settings.output_stride
         network = EMANet(len(self.classes) + 1, settings)
         load_into(network, state, path)
@@ -115,22 +116,22 @@ class TrainedEMANet:
         logits = self.network(padded(view, self.stride))[..., :height, :width]
         return resize_logits(logits, size_hw) if size_hw != (height, width) else logits
 
-    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image
 
 
 def padded(image: Float[Tensor, "b 3 h w"], stride: int) -> Float[Tensor, "b 3 hp wp"]:
-    """An image of the mean colour at the right and bottom, up to sides of 1 modulo `stride`, where corners meet cells."""
+    """Pad a picture with the mean colour at the right and bottom, to sides of 1 modulo `stride`, so that corners align with cells."""
     height, width = ((stride + 1 - side % stride) % stride for side in image.shape[-2:])
     return F.pad(image, (0, width, 0, height))
 
 
 def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint of EMANet is: it says nothing itself, and nothing in it tells its stride, which is 8 in the repository."""
+    """Metadata of a published checkpoint of EMANet. Its stride cannot be derived from the tensors; it is 8 in the repository."""
     blocks = {name.split(".")[2] for name in state if name.startswith("extractor.6.")}
     depth = {6: 50, 23: 101, 36: 152}.get(len(blocks), 101)
-    _, channels, bases = state[EMANetSettings.sign].shape
+    _, channels, bases = state[EMANetSettings.signature].shape
     return {
-        "classes": known_classes(len(state["fc2.bias"])),
+        "classes": default_classes(len(state["fc2.bias"])),
         "network": {"backbone": f"resnet{depth}s", "channels": channels, "bases": bases},
     }

@@ -1,4 +1,4 @@
-"""What all segmenters have in common: an objective on pseudo masks."""
+"""The training objective of all segmenters: losses on pseudo masks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +17,13 @@ from wsss.objective import Groups, Objective
 N = TypeVar("N", bound=nn.Module)
 
 
-class View(Protocol):
-    """What a training picture goes through, with its mask."""
+class Augment(Protocol):
+    """Augmentation of a training picture and its mask."""
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
-        """A random view of both; all its chance comes from `rng`."""
+        """A random view of both; `rng` is the only source of randomness."""
 
 
 class SegmenterObjective(Objective):
@@ -31,14 +31,15 @@ class SegmenterObjective(Objective):
 
     Args:
         network: the segmenter.
-        losses: named terms of the network, a batch of its images, and their labels; their sum is minimised.
-        images: the pictures, whose masks of the same names lie in the folder `masks`.
-        view: of the pictures.
+        losses: computes named loss terms from the network, a batch of pictures, and their labels; their sum is minimised.
+        images: the training pictures.
+        masks: folder of their masks, which have the same names.
+        augment: augmentation of pictures and masks.
         metadata: what is needed to use the network later, besides its classes; `kind` is the name of the segmenter.
-        groups: of parameters.
+        groups: makes the parameter groups.
 
     Raises:
-        BadInput: no mask holds any class.
+        BadInput: no mask contains any class.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class SegmenterObjective(Objective):
         losses: Callable[[N, Tensor, Tensor], dict[str, Float[Tensor, ""]]],
         images: Images,
         masks: Path,
-        view: View,
+        augment: Augment,
         metadata: dict[str, Any],
         groups: Groups,
     ) -> None:
         _check_target(images, masks)
-        examples = partial(_example, images, masks, view)
+        examples = partial(_example, images, masks, augment)
         super().__init__(network, examples, {**metadata, "classes": list(images.class_names)}, groups)
         self.losses = partial(losses, network)
 
@@ -62,21 +63,21 @@ class SegmenterObjective(Objective):
 
 
 def _check_target(images: Images, masks: Path) -> None:
-    """Raise BadInput where there is nothing to learn; mostly the first mask shows that there is."""
-    held: set[int] = set()
+    """Raise BadInput if no mask contains a class; usually the first mask does."""
+    values: set[int] = set()
     for index in range(len(images)):
-        held.update(np.unique(images.read_with(masks, index)[1]).tolist())
-        if held - {0, IGNORE}:
+        values.update(np.unique(images.read_with(masks, index)[1]).tolist())
+        if values - {0, IGNORE}:
             return
-    values = {frozenset({0}): "background alone", frozenset({IGNORE}): "255 alone, which is ignored"}
+    found = {frozenset({0}): "only background", frozenset({IGNORE}): "only 255, which is ignored"}
     raise BadInput(
         masks,
-        f"masks that hold {values.get(frozenset(held), 'background and 255 alone')}, in all of {len(images)} pictures",
-        f"masks with classes ({', '.join(images.class_names[:5])}{', ...' if len(images.class_names) > 5 else ''}) to learn from",
+        f"masks with {found.get(frozenset(values), 'only background and 255')}, in all of {len(images)} pictures",
+        f"masks with classes ({', '.join(images.class_names[:5])}{', ...' if len(images.class_names) > 5 else ''}) to train on",
         "Look at the maps (report.html): lower the threshold of refine, or train the classifier for longer.",
     )
 
 
-def _example(images: Images, masks: Path, view: View, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    seen, label = view(*images.read_with(masks, index), rng)
-    return {"image": torch.from_numpy(seen), "label": torch.from_numpy(label.astype(np.int64))}
+def _example(images: Images, masks: Path, augment: Augment, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    view, label = augment(*images.read_with(masks, index), rng)
+    return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}

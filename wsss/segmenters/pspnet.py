@@ -1,7 +1,7 @@
-"""PSPNet on Res2Net-101 or ResNet-38: the extended training of PMM (Li et al., ICCV 2021), which ICAM's `ET` rows rest on."""
+"""PSPNet on Res2Net-101 or ResNet-38: the extended training of PMM (Li et al., ICCV 2021), used for the `ET` rows of ICAM."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +22,7 @@ from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
 from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
-from wsss.segmenters.trained import known_classes, settings_of
+from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -37,34 +37,34 @@ class PSPNetSettings:
     network: PSPNetLayers = PSPNetLayers()
     """layers"""
     init: str = maybe_file("imagenet")
-    """initial weights of the backbone: `imagenet`, a file such as res2net101_v1b_26w_4s-0812c246.pth (resnet38 wants a file),
-    `classifier` (that gave the maps), or `none`"""
+    """initial weights of the backbone: `imagenet`, a file such as res2net101_v1b_26w_4s-0812c246.pth (required for resnet38),
+    `classifier` (the network that produced the maps), or `none`"""
     underfitting: Literal["clamp", "pow", "ignore", "off"] = "clamp"
-    """what becomes of the loss of hard pixels as soon as the mean is low; PMM trains a second time with `off`"""
+    """pretended underfitting: how the loss of hard pixels is limited once the mean loss is low; PMM trains a second time with `off`"""
     beta: float = 0.5
-    """the mean below which that happens; 0.8 on COCO 2014"""
+    """the mean loss below which it is limited; 0.8 on COCO 2014"""
     k: float = 0.5
-    """the greatest loss of a pixel then (clamp, ignore), or its exponent (pow); 0.8 on COCO 2014"""
+    """the maximum loss of a pixel (clamp, ignore), or an exponent (pow); 0.8 on COCO 2014"""
     auxiliary: float = 0.4
     """weight of the auxiliary head's loss"""
     augment: PSPNetAugment = PSPNetAugment()
-    """what training pictures and masks go through"""
-    # VOC 2012, 8 GPUs with 2 pictures; COCO 2014: batch 32, 40,000 updates, lr 0.01, min_lr 5e-5
+    """augmentation of training pictures and masks"""
+    # VOC 2012, 8 GPUs with 2 pictures each; COCO 2014: batch 32, 40,000 updates, lr 0.01, min_lr 5e-5
     training: Training = Training(
         batch=16, epochs=None, steps=20_000, lr=5e-3, weight_decay=5e-4, momentum=0.9, min_lr=1e-4
     )
     """how the network is trained"""
-    sign: ClassVar[str] = "decode_head.conv_seg.bias"
+    signature: ClassVar[str] = "decode_head.conv_seg.bias"
 
     def __post_init__(self) -> None:
         for name in ("beta", "k", "auxiliary"):
             check_range(f"segmenter.{name}", getattr(self, name), 0)
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
-        """Raise BadInput for settings that cannot work, before hours are spent on what comes first."""
+        """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = PSPNet(2, self.network)
-        # the average over the whole picture is one cell a picture, whose batch norm needs two
+        # the global average is a single cell per picture, so its batch norm needs at least two pictures
         check_range("segmenter.training.batch", self.training.batch, 2)
         check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
 
@@ -86,12 +86,12 @@ class PSPNetSettings:
 
     @staticmethod
     def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedPSPNet":
-        """A trained network, from what a file holds."""
+        """A trained network, from the content of a file."""
         return TrainedPSPNet(state, metadata, path)
 
 
 def losses(network: PSPNet, image: Tensor, label: Tensor, settings: PSPNetSettings) -> dict[str, Float[Tensor, ""]]:
-    """The loss of the network and that of its auxiliary head, each with the pretended underfitting."""
+    """The losses of the main and the auxiliary head, each with pretended underfitting."""
     logits, auxiliary = (
         pretended_underfitting(
             each,
@@ -109,17 +109,17 @@ def losses(network: PSPNet, image: Tensor, label: Tensor, settings: PSPNetSettin
 class TrainedPSPNet:
     """A trained PSPNet; see `wsss.segmenters.trained`.
 
-    Its test averages the probabilities of six sizes and their mirror images, each seen through windows that overlap.
+    Its test averages the probabilities of six scales and their mirror images, each computed in overlapping windows.
     """
 
     scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
     averaged: Literal["probabilities", "logits"] = "probabilities"
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
-        known = metadata or _published(state)
-        self.classes: tuple[str, ...] = tuple(known["classes"])
-        self.fit, self.window = known["fit"], known["window"]
-        network = PSPNet(len(self.classes) + 1, settings_of(PSPNetLayers, known["network"]))
+        metadata = metadata or _published(state)
+        self.classes: tuple[str, ...] = tuple(metadata["classes"])
+        self.fit, self.window = metadata["fit"], metadata["window"]
+        network = PSPNet(len(self.classes) + 1, settings_of(PSPNetLayers, metadata["network"]))
         load_into(network, state, path)
         self.network = network.eval()
 
@@ -128,40 +128,42 @@ class TrainedPSPNet:
         return torch.from_numpy(normalise(fitted(image, size_hw)))[None]
 
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        # 480 pixels where windows have 512, as published
+        # 480 pixels for windows of 512, as published
         step = max(1, self.window * 15 // 16)
-        return resize_logits(through_windows(self.network, view, self.window, step), size_hw)
+        return resize_logits(sliding_windows(self.network, view, self.window, step), size_hw)
 
-    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image
 
 
-def through_windows(network: Any, view: Float[Tensor, "1 3 h w"], window: int, step: int) -> Float[Tensor, "1 l h w"]:
-    """Logits of a picture from those of windows of `window` pixels, `step` apart, the mean where they overlap."""
+def sliding_windows(
+    network: Callable[[Tensor], Tensor], view: Float[Tensor, "1 3 h w"], window: int, step: int
+) -> Float[Tensor, "1 l h w"]:
+    """Logits of a picture, computed in windows of `window` pixels with a step of `step`, and averaged where windows overlap."""
     height, width = view.shape[-2:]
     total, count = torch.zeros((), device=view.device), view.new_zeros(height, width)
     for top in starts(height, window, step):
         for left in starts(width, window, step):
-            place = (..., slice(top, top + window), slice(left, left + window))
-            logits = network(view[place])
+            region = (..., slice(top, top + window), slice(left, left + window))
+            logits = network(view[region])
             if total.ndim == 0:
                 total = logits.new_zeros(1, logits.shape[1], height, width)
-            total[place] += logits
-            count[place] += 1
+            total[region] += logits
+            count[region] += 1
     return total / count
 
 
 def starts(side: int, window: int, step: int) -> list[int]:
-    """Where the windows along a side start; the last one ends where the picture does."""
+    """Start positions of the windows along a side; the last window ends at the border of the picture."""
     n = max(side - window + step - 1, 0) // step + 1
     return [max(min(i * step, side - window), 0) for i in range(n)]
 
 
 def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint of WSSS_MMSeg is; it says nothing itself."""
+    """Metadata of a published checkpoint of WSSS_MMSeg."""
     augment = PSPNetAugment()
     return {
-        "classes": known_classes(len(state[PSPNetSettings.sign])),
+        "classes": default_classes(len(state[PSPNetSettings.signature])),
         "network": {"backbone": "resnet38" if "backbone.conv1a.weight" in state else "res2net101d"},
         "fit": augment.fit,
         "window": augment.crop,

@@ -1,4 +1,4 @@
-"""What `wsss predict` needs of a trained segmenter."""
+"""The interface of trained segmenters, as used by `wsss predict`."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from wsss.data.voc import VOC_CLASSES
 
 
-class Trained(Protocol):
-    """A trained segmenter, made from a state dict, from what was saved beside it, and from the file of both.
+class TrainedSegmenter(Protocol):
+    """A trained segmenter, made from a state dict, its metadata, and the path of the file.
 
-    Without anything beside it the file is a published checkpoint, which has the tensor `SIGN`.
+    Without metadata, the file is a published checkpoint, which is recognised by its tensor `signature`.
 
     Attributes:
-        network: on the CPU, in evaluation mode; whoever uses it moves it to a device.
+        network: on the CPU, in evaluation mode; the caller moves it to a device.
         classes: the class names.
-        scales, flip: sizes at which the published test sees a picture, and whether it sees its mirror image too.
+        scales, flip: scales of the published test, and whether it includes mirror images.
         averaged: what is averaged over all views.
     """
 
@@ -30,27 +30,27 @@ class Trained(Protocol):
     averaged: Literal["probabilities", "logits"]
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
-        """An RGB picture as the network takes it, on the CPU."""
+        """An RGB picture, rescaled and normalised as input of the network, on the CPU."""
 
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        """Logits at the picture's own size, background first."""
+        """Logits at the original size of the picture, background first."""
 
-    def seen(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture that a dense CRF is given."""
+    def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The RGB picture that a dense CRF uses."""
 
 
-def known_classes(n_labels: int) -> tuple[str, ...]:
-    """Names for the classes of a checkpoint that does not say them: VOC's where their number is the same."""
+def default_classes(n_labels: int) -> tuple[str, ...]:
+    """Class names for a checkpoint that does not store any: those of VOC if their number matches, otherwise `class 1`, ..."""
     return VOC_CLASSES if n_labels == len(VOC_CLASSES) + 1 else tuple(f"class {i}" for i in range(1, n_labels))
 
 
 def settings_of(kind: type, values: Mapping[str, Any]) -> Any:
-    """Settings from a file's metadata, whose lists are their tuples."""
+    """Settings from a file's metadata, in which tuples are lists."""
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def rescaled(planes: Float[Tensor, "1 3 h w"], scale: float, align_corners: bool) -> Float[Tensor, "1 3 hs ws"]:
-    """A normalised picture at another size, bilinear."""
+    """A normalised picture at another scale, bilinear."""
     if scale == 1:
         return planes
     shape = [max(1, round(side * scale)) for side in planes.shape[-2:]]

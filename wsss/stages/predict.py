@@ -22,7 +22,7 @@ from wsss.errors import BadInput, check_range
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.run import stage
 from wsss.segmenters import SegmenterSettings
-from wsss.segmenters.trained import Trained
+from wsss.segmenters.trained import TrainedSegmenter
 from wsss.stages.each import for_each_picture
 from wsss.weights import reading_of
 
@@ -83,17 +83,17 @@ class Segmenter:
         kind = (
             metadata["kind"]
             if metadata
-            else next((name for name, one in SEGMENTERS.items() if one.sign in state), None)
+            else next((name for name, one in SEGMENTERS.items() if one.signature in state), None)
         )
         if kind is None:
             raise BadInput(
                 path,
                 f"no segmenter (first tensors: {', '.join(list(state)[:3])})",
-                f"one of {', '.join(f'{name} ({one.sign}, ..)' for name, one in SEGMENTERS.items())}",
+                f"one of {', '.join(f'{name} ({one.signature}, ..)' for name, one in SEGMENTERS.items())}",
                 "Give a trained segmenter.",
             )
         self.settings, self.kind, self.device = settings, kind, device or launch.device()
-        self.trained: Trained = SEGMENTERS[kind].load(state, metadata, path)
+        self.trained: TrainedSegmenter = SEGMENTERS[kind].load(state, metadata, path)
         self.trained.network.to(self.device)
         self.classes = self.trained.classes
         self.reading = reading_of(path)
@@ -126,7 +126,7 @@ class Segmenter:
         if crf is None:
             return probabilities
         kernels = PRESETS[crf] if isinstance(crf, str) else crf
-        return dense_crf(self.trained.seen(image), unary_from_scores(probabilities), kernels, threads=1)
+        return dense_crf(self.trained.crf_image(image), unary_from_scores(probabilities), kernels, threads=1)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Labels of one RGB picture: 0 background, class + 1."""
