@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,14 +34,15 @@ class Objective(nn.Module, abc.ABC):
         network: nn.Module,
         examples: Examples,
         metadata: dict[str, Any],
-        groups: Groups,
+        groups: Groups | None = None,
         *,
         keep_statistics: bool = False,
         stop_epochs: int | None = None,
     ) -> None:
         super().__init__()
         self.network, self.examples, self.metadata = network, examples, metadata
-        self.groups, self.keep_statistics, self.stop_epochs = groups, keep_statistics, stop_epochs
+        self.groups: Groups = groups or partial(one_group, network)
+        self.keep_statistics, self.stop_epochs = keep_statistics, stop_epochs
 
     @abc.abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:

@@ -35,7 +35,7 @@ class SegmenterObjective(Objective):
         images: the pictures, whose masks of the same names lie in the folder `masks`.
         view: of the pictures.
         metadata: what is needed to use the network later, besides its classes; `kind` is the name of the segmenter.
-        groups: of parameters.
+        groups: of parameters; by default one, of all trainable weights.
 
     Raises:
         BadInput: no mask holds any class.
@@ -49,7 +49,7 @@ class SegmenterObjective(Objective):
         masks: Path,
         view: View,
         metadata: dict[str, Any],
-        groups: Groups,
+        groups: Groups | None = None,
     ) -> None:
         _check_target(images, masks)
         examples = partial(_example, images, masks, view)
