@@ -106,8 +106,8 @@ def test_the_page_has_an_example_of_each_kind_of_under_40_lines():
 
 def test_help_pages_know_them(overlay):
     code = "import sys; from wsss.cli import main; main(['run', 'lse', '--refiner', 'share', '--help-all'])"
-    page = run_in(overlay, "-c", code)
-    for words in ("--classifier.sharpness", "--refiner.share", "fcn", "the highest share of each map"):
+    page = " ".join(run_in(overlay, "-c", code).split())
+    for words in ("--classifier.sharpness", "--refiner.share", ",fcn,", "share of the pixels that a class gets"):
         assert words in page
 
 
