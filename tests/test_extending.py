@@ -132,7 +132,8 @@ def test_they_run_together(tmp_path, overlay):
     assert read_weights(run / "segmenter" / WEIGHTS)[1]["kind"] == "fcn"
     masks = {path.stem: read_mask(path) for path in (run / "masks").rglob("*.png")}
     assert len(masks) == 8
-    assert all(0.1 < (mask > 0).mean() < 0.7 for mask in masks.values())
+    shares = [(mask > 0).mean() for mask in masks.values()]
+    assert 0.1 < max(shares) < 0.65  # 0.3 for each of one or two classes; classes without a positive cell get nothing
     assert len(list((run / "predictions").rglob("*.png"))) == 4
     page = (run / "report.html").read_text()
     assert "share of each map" in page

@@ -64,6 +64,12 @@ class Objective(nn.Module, abc.ABC):
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
 
+def one_group(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """All trainable parameters in one group."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [{"params": parameters, "lr": lr, "weight_decay": weight_decay}]
+
+
 class BackboneAndHead(Protocol):
     """A network that consists of a backbone, `body`, and a head."""
 
