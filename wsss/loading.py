@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -229,31 +229,24 @@ def check_batch_norm(setting: str, batch_norm: str, init: str) -> None:
         )
 
 
-class Startable(Protocol):
-    """Settings of a training, with initial weights."""
-
-    @property
-    def init(self) -> str:
-        """A word or a file."""
-
-
-S = TypeVar("S", bound=Startable)
+S = TypeVar("S")
 
 
 def started_from(settings: S, setting: str, classifier: Path | None) -> S:
     """Settings with the file of the classifier's weights in the place of the word `classifier`.
 
     Args:
-        settings: frozen dataclass.
+        settings: a frozen dataclass; without a field `init`, it always starts from new weights.
         setting: the name of its initial weights, for an error.
         classifier: the stage's folder of the trained classifier, or a file of its weights; None where there is none.
 
     Raises:
         BadInput: it is wanted and not there.
     """
-    if settings.init != "classifier":
+    initial: Any = settings
+    if "init" not in {field.name for field in dataclasses.fields(initial)} or initial.init != "classifier":
         return settings
-    return dataclasses.replace(settings, init=str(_given(setting, classifier)))  # type: ignore[type-var]
+    return dataclasses.replace(initial, init=str(_given(setting, classifier)))
 
 
 def _given(setting: str, classifier: Path | None) -> Path:

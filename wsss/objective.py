@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,14 +34,15 @@ class Objective(nn.Module, abc.ABC):
         network: nn.Module,
         examples: Examples,
         metadata: dict[str, Any],
-        groups: Groups,
+        groups: Groups | None = None,
         *,
         keep_statistics: bool = False,
         stop_epochs: int | None = None,
     ) -> None:
         super().__init__()
         self.network, self.examples, self.metadata = network, examples, metadata
-        self.groups, self.keep_statistics, self.stop_epochs = groups, keep_statistics, stop_epochs
+        self.groups: Groups = groups or partial(one_group, network)
+        self.keep_statistics, self.stop_epochs = keep_statistics, stop_epochs
 
     @abc.abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -60,6 +62,12 @@ class Objective(nn.Module, abc.ABC):
     def write(self, out: Path) -> None:
         """Write the network and its metadata to the folder `out`."""
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+
+
+def one_group(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """All trainable parameters in one group."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [{"params": parameters, "lr": lr, "weight_decay": weight_decay}]
 
 
 class BackboneAndHead(Protocol):

@@ -49,7 +49,7 @@ from wsss.methods.cam import CAMSettings, baseline
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.networks.resnet import DEPTHS, ResNet
-from wsss.objective import Groups, Objective, body_and_head
+from wsss.objective import Groups, Objective, body_and_head, one_group
 from wsss.pretrained import Activation, load_any_clip
 from wsss.recipe import Method
 from wsss.refiners.crf import MaskSettings
@@ -279,7 +279,8 @@ class CLIMSObjective(Objective):
         if isinstance(network, CAMNetwork):
             groups: Groups = partial(body_and_head, network, settings.classifier_lr)
         else:
-            groups = partial(_one_group, network)
+            # meant to be four groups with four learning rates; every convolution of the camera-ready version falls into the first
+            groups = partial(one_group, network)
         super().__init__(network, examples, metadata, groups)
         self.network: CAMNetwork | CameraReadyNetwork = network
         self.settings = settings
@@ -349,12 +350,6 @@ class CLIMSObjective(Objective):
         size = (self.size, self.size)
         pictures = F.interpolate(image, size, mode="bilinear", align_corners=True) * self.scale + self.shift
         return in_chunks(self.encode, self.settings.regions // 2, scores, pictures[rows])
-
-
-def _one_group(network: CameraReadyNetwork, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """The code intends four groups with four learning rates, but every convolution of the camera-ready version falls into the first."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [{"params": parameters, "lr": lr, "weight_decay": weight_decay}]
 
 
 @dataclasses.dataclass(frozen=True)

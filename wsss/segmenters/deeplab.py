@@ -6,14 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
 from wsss.checkpoints import read_checkpoint
-from wsss.data.augment import SegmenterAugment, normalise
+from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
 from wsss.loading import check_batch_norm, check_initial, load_backbone, load_deeplab
@@ -26,11 +24,10 @@ from wsss.networks.deeplab import (
     create_deeplab,
     cross_entropy,
     output_losses,
-    resize_logits,
 )
 from wsss.run import maybe_file
 from wsss.segmenters.learning import SegmenterObjective
-from wsss.segmenters.trained import default_classes, rescaled, settings_of
+from wsss.segmenters.trained import TrainedNetwork, default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -103,9 +100,18 @@ class DeepLabSettings:
         return SegmenterObjective(network, terms, images, masks, augment, metadata, groups)
 
     @staticmethod
-    def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedDeepLab":
-        """A trained network, from the content of a file."""
-        return TrainedDeepLab(state, metadata, path)
+    def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> TrainedNetwork:
+        """A trained network, from the content of a file. Its test uses only the scale pyramid of the network itself."""
+        # a checkpoint of deeplab-pytorch has no metadata
+        known = metadata or {
+            "classes": default_classes(len(state[DeepLabSettings.signature])),
+            "colours": "caffe",
+            "network": {},
+        }
+        classes = tuple(known["classes"])
+        network = create_deeplab(len(classes) + 1, settings_of(DeepLabLayers, known["network"]))
+        load_deeplab(network, state, path)
+        return TrainedNetwork(network.eval(), classes, network, known["colours"])
 
 
 def losses(network: MSC, image: Tensor, label: Tensor, loss: Literal["plain", "balanced"]) -> dict[str, Tensor]:
@@ -113,32 +119,3 @@ def losses(network: MSC, image: Tensor, label: Tensor, loss: Literal["plain", "b
     each = {"plain": cross_entropy, "balanced": balanced_cross_entropy}[loss]
     of_outputs = output_losses(network(image), label, partial(each, over_processes=launch.mean_over_processes))
     return {"segmentation": torch.stack(of_outputs).sum()}
-
-
-class TrainedDeepLab:
-    """A trained DeepLab v2; see `wsss.segmenters.trained`. Its test uses only the scale pyramid of the network itself."""
-
-    scales, flip = (1.0,), False
-    averaged: Literal["probabilities", "logits"] = "probabilities"
-
-    def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
-        # a checkpoint of deeplab-pytorch has no metadata
-        metadata = metadata or {
-            "classes": default_classes(len(state[DeepLabSettings.signature])),
-            "colours": "caffe",
-            "network": {},
-        }
-        self.classes: tuple[str, ...] = tuple(metadata["classes"])
-        self.colours = metadata["colours"]
-        network = create_deeplab(len(self.classes) + 1, settings_of(DeepLabLayers, metadata["network"]))
-        load_deeplab(network, state, path)
-        self.network = network.eval()
-
-    def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
-        return rescaled(torch.from_numpy(normalise(image, self.colours))[None], scale, align_corners=False)
-
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        return resize_logits(self.network(view), size_hw)
-
-    def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        return image

@@ -36,7 +36,7 @@ class SegmenterObjective(Objective):
         masks: folder of their masks, which have the same names.
         augment: augmentation of pictures and masks.
         metadata: what is needed to use the network later, besides its classes; `kind` is the name of the segmenter.
-        groups: makes the parameter groups.
+        groups: of parameters; by default one, of all trainable weights.
 
     Raises:
         BadInput: no mask contains any class.
@@ -50,7 +50,7 @@ class SegmenterObjective(Objective):
         masks: Path,
         augment: Augment,
         metadata: dict[str, Any],
-        groups: Groups,
+        groups: Groups | None = None,
     ) -> None:
         _check_target(images, masks)
         examples = partial(_example, images, masks, augment)

@@ -1,14 +1,18 @@
 """The interface of trained segmenters, as used by `wsss predict`."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from wsss.data.augment import ColourRule, normalise
 from wsss.data.voc import VOC_CLASSES
+from wsss.networks.deeplab import resize_logits
 
 
 class TrainedSegmenter(Protocol):
@@ -39,8 +43,37 @@ class TrainedSegmenter(Protocol):
         """The RGB picture that a dense CRF uses."""
 
 
+@dataclasses.dataclass
+class TrainedNetwork:
+    """A trained segmenter that is tested as it is: at one scale, without mirror images; see `Trained`.
+
+    Attributes:
+        network: in evaluation mode.
+        classes: the class names.
+        forward: gives logits of a batch of pictures, at any size.
+        colours: how pictures are normalised.
+    """
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    forward: Callable[[Tensor], Tensor]
+    colours: ColourRule = "imagenet"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    averaged: Literal["probabilities", "logits"] = "probabilities"
+
+    def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
+        return rescaled(torch.from_numpy(normalise(image, self.colours))[None], scale, align_corners=False)
+
+    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
+        return resize_logits(self.forward(view), size_hw)
+
+    def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        return image
+
+
 def default_classes(n_labels: int) -> tuple[str, ...]:
-    """Class names for a checkpoint that does not store any: those of VOC if their number matches, otherwise `class 1`, ..."""
+    """Names for the classes of a checkpoint that does not say them: VOC's where their number is the same."""
     return VOC_CLASSES if n_labels == len(VOC_CLASSES) + 1 else tuple(f"class {i}" for i in range(1, n_labels))
 
 
