@@ -394,6 +394,6 @@ def test_a_hub_id_without_a_network(monkeypatch, tmp_path, name):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asks the network"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="There is no such folder or file here, and none that can be fetched") as caught:
+    with pytest.raises(BadInput, match="There is no such folder or file, and it cannot be downloaded") as caught:
         load_clip(name)
     assert caught.value.where == f"CLIP {name}"
