@@ -69,7 +69,7 @@ def main() -> None:
         return {}
 
     def look(out: Path) -> None:
-        if outputs.changes(out, run.record(out)):
+        if outputs.changes(out, run.read_record(out)):
             raise RuntimeError(f"{out} was changed")
 
     with tempfile.TemporaryDirectory(dir=chosen.folder) as temporary:

@@ -288,7 +288,7 @@ def _begun(stage: Path, earlier: int | None, log: Path) -> bool:
     if now is not None and now != earlier:
         return True
     text = log.read_text(errors="replace")
-    return f"{stage}: going on where it stopped" in text or f"{stage}: done already" in text
+    return f"{stage}: continuing where it stopped" in text or f"{stage}: finished already" in text
 
 
 def _disturb(started: Started, row: Row, rng: random.Random) -> None:
@@ -316,8 +316,8 @@ def _judge(started: Started, row: Row, log: Path, finished: bool) -> None:
         row.wrong.append("a traceback")
     if row.signal == signal.SIGKILL:
         # one that had done its part is not missed
-        if row.processes > 1 and {*statuses} != {0, -signal.SIGKILL} and text.count("ended without a word") != 1:
-            row.wrong.append(f"the reason is there {text.count('ended without a word')} times")
+        if row.processes > 1 and {*statuses} != {0, -signal.SIGKILL} and text.count("ended unexpectedly") != 1:
+            row.wrong.append(f"the reason is there {text.count('ended unexpectedly')} times")
     elif row.launcher != "torchrun":
         # a command that has done everything no longer hears a signal: its interpreter, on its way out, ends by it
         heard = {*statuses} - ({0, -row.signal} if finished else {0})

@@ -39,14 +39,14 @@ def deaf():
 
 
 def pictures():
-    with stopping.held():
+    with stopping.deferring_signals():
         for done in range(1000):
             time.sleep(0.05)
             stopping.check(f"work: at least {done} of 1000 are done")
 
 
 def careless():
-    with stopping.held():
+    with stopping.deferring_signals():
         time.sleep(30)
         time.sleep(30)
 

@@ -74,7 +74,7 @@ def test_contents_of_pictures_and_masks(images):
 def test_classes_and_options(images):
     other = dataclasses.replace(images, class_names=("red", "green"), upright=False)
     said = changes(images.table(), other)
-    assert said[:2] == ["the classes were red, blue and are red, green now", "upright was True and is False now"]
+    assert said[:2] == ["the classes were red, blue and are now red, green", "upright was True and is now False"]
     assert said[2].startswith("tags of ")
 
 

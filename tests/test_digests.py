@@ -83,13 +83,13 @@ def test_digests_are_kept_for_later_commands(tmp_path, reads, an_hour_later, mon
     paths = [old_file(tmp_path / "data" / name) for name in "ab"]
     inside = old_file(tmp_path / "run" / "weights")
     found = digests.content_digests([*paths, inside])
-    digests.keep(tmp_path / "run" / "cache", below=tmp_path / "data")
+    digests.save_cache(tmp_path / "run" / "cache", below=tmp_path / "data")
     before = (tmp_path / "run" / "cache").stat().st_mtime_ns
-    digests.keep(tmp_path / "run" / "cache", below=tmp_path / "data")
+    digests.save_cache(tmp_path / "run" / "cache", below=tmp_path / "data")
     assert (tmp_path / "run" / "cache").stat().st_mtime_ns == before
     monkeypatch.setattr(digests, "_known", {})
     reads.clear()
-    digests.remember(tmp_path / "run" / "cache")
+    digests.load_cache(tmp_path / "run" / "cache")
     assert digests.content_digests([*paths, inside]) == found
     assert reads == [str(inside)], "what the run made is looked at itself"
 
@@ -100,8 +100,8 @@ def test_digests_are_kept_for_later_commands(tmp_path, reads, an_hour_later, mon
 def test_a_broken_cache_is_of_no_harm(tmp_path, content):
     path = tmp_path / "cache"
     path.write_bytes(content) if isinstance(content, bytes) else write_packed(path, content)
-    digests.remember(path)
-    digests.remember(tmp_path / "missing")
+    digests.load_cache(path)
+    digests.load_cache(tmp_path / "missing")
     assert digests.content_digest(old_file(tmp_path / "a")) == hashlib.sha256(b"content").hexdigest()[:16]
 
 

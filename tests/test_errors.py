@@ -79,7 +79,7 @@ def test_files_that_are_not_there(tmp_path):
     for path, found in (
         (tmp_path / "absent", "no such file"),
         (tmp_path / "folder", "a folder"),
-        (tmp_path / "file" / "x", "a file where a folder has to be"),
+        (tmp_path / "file" / "x", "a file in place of a folder"),
         (tmp_path / "circle", "links that lead in a circle"),
         (tmp_path / ("x" * 300), "a name that is too long for a file"),
         (Path("zero\0byte"), "something that cannot be read (embedded null byte)"),

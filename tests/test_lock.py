@@ -45,7 +45,7 @@ def write(folder, who, age=0.0):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(lock, "SETTLING", 0.02)
+    monkeypatch.setattr(lock, "SETTLE_TIME", 0.02)
 
 
 def test_a_folder_is_held_and_the_lock_vanishes(tmp_path):
@@ -70,7 +70,7 @@ def test_the_second_command_is_refused_by_name(tmp_path, other):
 
 def test_a_stage_folder_in_a_run_that_another_works_on(tmp_path, other):
     write(tmp_path / "run", owner(other))
-    with pytest.raises(BadInput, match="another command at work here") as error:
+    with pytest.raises(BadInput, match="another command running here") as error:
         lock.held(tmp_path / "run" / "classifier").__enter__()
     assert error.value.where == str(tmp_path / "run")
     assert not (tmp_path / "run" / "classifier").exists()
@@ -79,7 +79,7 @@ def test_a_stage_folder_in_a_run_that_another_works_on(tmp_path, other):
 def test_a_run_with_a_stage_that_another_works_on(tmp_path, other):
     write(tmp_path / "run" / "classifier", owner(other))
     with lock.held(tmp_path / "run"):
-        with pytest.raises(BadInput, match="another command at work here"):
+        with pytest.raises(BadInput, match="another command running here"):
             lock.held(tmp_path / "run" / "classifier").__enter__()
         with lock.held(tmp_path / "run" / "cams"):
             pass
@@ -108,7 +108,7 @@ def test_a_killed_owner_on_this_machine_is_followed_at_once(tmp_path, other, cap
 @pytest.mark.parametrize("where", [{"host": "elsewhere"}, {"machine": "another container"}], ids=str)
 def test_an_owner_elsewhere_is_known_by_its_signs_of_life(tmp_path, other, where):
     path = write(tmp_path, owner(other, **where), age=100)
-    with pytest.raises(BadInput, match=r"a sign of life 100 s ago.*start again in 5 minutes, or remove .*wsss\.lock"):
+    with pytest.raises(BadInput, match=r"renewed its lock 100 s ago.*start again in 5 minutes, or remove .*wsss\.lock"):
         lock.held(tmp_path).__enter__()
     os.utime(path, (0, time.time() - 301))
     with lock.held(tmp_path):
@@ -118,7 +118,7 @@ def test_an_owner_elsewhere_is_known_by_its_signs_of_life(tmp_path, other, where
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"[" * 100_000, b'{"host": 1}', b"\xff", b"1" * 5000])
 def test_a_broken_lock_is_one_of_a_command_that_does_not_say_which(tmp_path, content):
     (tmp_path / LOCK).write_bytes(content)
-    with pytest.raises(BadInput, match="one that does not say which"):
+    with pytest.raises(BadInput, match="an unknown one"):
         lock.held(tmp_path).__enter__()
     os.utime(tmp_path / LOCK, (0, 0))
     with lock.held(tmp_path):
@@ -143,7 +143,7 @@ def test_other_threads_are_other_commands(tmp_path):
 @pytest.mark.parametrize("abandoned", [False, True])
 @pytest.mark.parametrize("links", [True, False])
 def test_of_many_that_come_at_once_one_wins(tmp_path, other, monkeypatch, abandoned, links):
-    monkeypatch.setattr(lock, "SETTLING", 0.6)
+    monkeypatch.setattr(lock, "SETTLE_TIME", 0.6)
     if not links:
         monkeypatch.setattr(lock.os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
     if abandoned:
@@ -188,7 +188,7 @@ def test_a_lock_that_was_taken_over_is_noticed(tmp_path, other):
 
 
 def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "RENEWED_EVERY", 0.01)
+    monkeypatch.setattr(lock, "RENEW_EVERY", 0.01)
     with lock.held(tmp_path):
         os.utime(tmp_path / LOCK, (0, 0))
         until = time.monotonic() + 20
@@ -205,5 +205,5 @@ def test_a_read_only_folder_needs_no_lock(tmp_path, monkeypatch):
 
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(BadInput, match="a file where a folder has to be"):
+    with pytest.raises(BadInput, match="a file in place of a folder"):
         lock.held(tmp_path / "out").__enter__()

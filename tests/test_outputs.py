@@ -50,7 +50,7 @@ def made(tmp_path):
 
 
 def found(out):
-    return changes(out, run.record(out))
+    return changes(out, run.read_record(out))
 
 
 def correct(path):
@@ -79,13 +79,13 @@ def test_a_corrected_mask_is_taken_and_recorded(made, tmp_path, caplog):
     with pytest.raises(BadInput, match=r"in masks, 1 file \(a\.png\) was edited after `masks` wrote it") as error:
         later(made, out=tmp_path / "run" / "segmenter")
     assert error.value.do.startswith(
-        f"To make it from what is there now, remove {tmp_path}/run/segmenter, {tmp_path}/run/predictions and start"
+        f"To make it from the current inputs, remove {tmp_path}/run/segmenter, {tmp_path}/run/predictions and run"
     )
-    assert "masks: 1 file (a.png) was edited after `masks` wrote it. They are used as they are now" in caplog.text
+    assert "masks: 1 file (a.png) was edited after `masks` wrote it. The edited files are used" in caplog.text
     for stage in ("segmenter", "predictions"):
         shutil.rmtree(tmp_path / "run" / stage)
     later(made, out=tmp_path / "run" / "segmenter")
-    record = run.record(tmp_path / "run" / "segmenter")
+    record = run.read_record(tmp_path / "run" / "segmenter")
     assert record["inputs"]["before"]["edited"] == ["a.png"]
     assert later(made, out=tmp_path / "run" / "segmenter")
     write_mask(made / "a.png", np.full((5, 6), 1, np.uint8))  # as it was
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_no_correction(tmp_path, make, damage):
     path = next(path for path in sorted(out.iterdir()) if path.suffix in (".png", ".npz") and path.stem == "b")
     damage(path)
     with pytest.raises(
-        BadInput, match=r"a whole file, as one that was edited after `(masks|maps)` wrote it is"
+        BadInput, match=r"a readable file, even after it was edited \(`(masks|maps)` wrote it\)"
     ) as error:
         later(out, out=tmp_path / "later")
     assert error.value.where == str(path)
@@ -148,7 +148,7 @@ def test_missing_files_are_named(made, tmp_path):
     (made / "b.png").rename(tmp_path / "b.png")
     for use in (lambda: masks(1, out=made), lambda: later(made, out=tmp_path / "later")):
         with pytest.raises(
-            BadInput, match=r"a finished `masks` stage, of which 2 files \(a\.png, b\.png\) were removed"
+            BadInput, match=r"a finished `masks` stage, from which 2 files \(a\.png, b\.png\) were removed"
         ):
             use()
     shutil.rmtree(made)
@@ -203,7 +203,7 @@ def test_broken_records_are_named(tmp_path, made, name, damage):
         (made / run.DONE).rename(made / run.STARTED)
     content = damage((made / name).read_bytes())
     (made / name).write_bytes(gzip.compress(content) if name == FILES else content)
-    use = (lambda: run.seconds(made)) if name == run.SECONDS else (lambda: masks(1, out=made))
+    use = (lambda: run.read_seconds(made)) if name == run.SECONDS else (lambda: masks(1, out=made))
     with pytest.raises(BadInput) as error:
         use()
     assert error.value.where == str(made / name)
@@ -214,16 +214,16 @@ def test_a_broken_table_of_inputs_is_named(made, tmp_path):
     correct(made / "a.png")
     path = tmp_path / "later" / INPUTS
     path.write_bytes(gzip.compress(json.dumps({"before": {"a.png": "other"}}).encode()))
-    with pytest.raises(BadInput, match="as the record beside it says") as error:
+    with pytest.raises(BadInput, match="as in the record") as error:
         later(made, out=tmp_path / "later")
     assert error.value.where == str(path)
     path.unlink()
-    with pytest.raises(BadInput, match=r"before was \.\./run/masks \(\w{16}\) and is \.\./run/masks \(\w{16}\) now"):
+    with pytest.raises(BadInput, match=r"before was \.\./run/masks \(\w{16}\) and is now \.\./run/masks \(\w{16}\)"):
         later(made, out=tmp_path / "later")
 
 
 def test_a_crafted_list_fills_no_memory(made, monkeypatch):
-    monkeypatch.setattr("wsss.storage._MOST_UNPACKED", 1000)
+    monkeypatch.setattr("wsss.storage._MAX_UNPACKED", 1000)
     (made / FILES).write_bytes(gzip.compress(b" " * 2000))
     with pytest.raises(BadInput, match="more than 512 MiB"):
         found(made)
@@ -233,16 +233,16 @@ def test_records_of_another_kind_are_refused_clearly(made, tmp_path):
     content = json.loads((made / run.DONE).read_text())
     del content["record"], content["files"]
     (made / run.DONE).write_text(json.dumps(content))
-    with pytest.raises(BadInput, match=r"a record of another kind, written by wsss 0\.1\.0; expected one of kind 3"):
+    with pytest.raises(BadInput, match=r"a record of another version, written by wsss 0\.1\.0; expected version 3"):
         later(made, out=tmp_path / "later")
-    with pytest.raises(BadInput, match="a record of another kind"):
+    with pytest.raises(BadInput, match="a record of another version"):
         masks(1, out=made)
 
 
 def test_a_twin_that_was_edited_is_not_shared(tmp_path):
     made = masks(1, out=tmp_path / "one" / "masks")
     correct(made / "a.png")
-    with run.sharing(tmp_path):
+    with run.sharing_stages(tmp_path):
         masks(1, out=tmp_path / "two" / "masks")
         third = masks(1, out=tmp_path / "three" / "masks")
     assert not found(tmp_path / "two" / "masks")

@@ -74,8 +74,8 @@ def test_a_killed_process_ends_all(start, victim, speaker, doing):
         (begun.folder / "over").touch()  # processes that they have started still run until now
     assert statuses == [-signal.SIGKILL if rank == victim else 1 for rank in range(3)]
     said = begun.said()
-    assert f"process {victim} of 3 ended without a word" in said[speaker]
-    assert sum("without a word" in one for one in said) == 1
+    assert f"process {victim} of 3 ended unexpectedly" in said[speaker]
+    assert sum("ended unexpectedly" in one for one in said) == 1
     assert "Traceback" not in "".join(said)
 
 
@@ -149,7 +149,7 @@ def test_a_signal_while_nothing_is_held_is_heard_at_once(start):
     begun = start("wait")
     begun.send(signal.SIGHUP, 0)
     assert begun.statuses() == [129]
-    assert begun.said() == ["wsss: stopped by SIGHUP. The same command goes on from here.\n"]
+    assert begun.said() == ["wsss: stopped by SIGHUP. Run the same command to continue.\n"]
 
 
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored(start):
@@ -164,12 +164,12 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored(start):
 def test_a_stranger_at_the_door_is_sent_away(tmp_path):
     store = Store(tmp_path)
     made = []
-    threading.Thread(target=lambda: made.append(peers._accepted(store, 2, "localhost")), daemon=True).start()
+    threading.Thread(target=lambda: made.append(peers._accept_all(store, 2, "localhost")), daemon=True).start()
     port = int(store.get("wsss/peers").split()[0])
     for words in (b"GET / HTTP/1.1\n", b"0123 1\n", b""):
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(words)
             stranger.shutdown(socket.SHUT_WR)
             assert stranger.recv(100) == b""
-    link = peers._connected(store, 1, "localhost")
+    link = peers._connect_to_first(store, 1, "localhost")
     link.close()

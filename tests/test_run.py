@@ -60,12 +60,12 @@ def test_a_done_stage_is_skipped(tmp_path):
     first(Settings(), out=tmp_path / "a")
     assert first(Settings(), out=tmp_path / "a") == tmp_path / "a"
     assert calls == ["first"]
-    record = run.record(tmp_path / "a")
+    record = run.read_record(tmp_path / "a")
     assert (record["kind"], record["makes"], record["title"]) == ("first", "labels", "first")
     assert record["result"] == {"count": 2}
     assert record["inputs"]["settings"] == {"count": 2, "inner": {"rate": 0.5}, "init": "none"}
     assert not (tmp_path / "a" / run.STARTED).exists()
-    assert run.seconds(tmp_path / "a") >= 0
+    assert run.read_seconds(tmp_path / "a") >= 0
 
 
 def test_unrecorded_settings_do_not_matter(tmp_path):
@@ -87,7 +87,7 @@ def test_a_stage_is_known_by_what_it_says_of_itself(tmp_path):
     def other(settings, *, out):
         raise AssertionError("it is another stage")
 
-    with pytest.raises(BadInput, match=r"something else: it is no `first` stage that makes masks"):
+    with pytest.raises(BadInput, match=r"something else: it is not a `first` stage that makes masks"):
         other(Settings(), out=tmp_path / "a")
 
 
@@ -108,10 +108,10 @@ def test_methods_with_equal_settings_are_told_apart(tmp_path):
         return {}
 
     learned(One(), out=tmp_path / "runs" / "one" / "a")
-    assert run.record(tmp_path / "runs" / "one" / "a")["title"] == "CAM"
-    with pytest.raises(BadInput, match="something else: it was CAM and is ReCAM now"):
+    assert run.read_record(tmp_path / "runs" / "one" / "a")["title"] == "CAM"
+    with pytest.raises(BadInput, match="something else: it was CAM and is now ReCAM"):
         learned(Other(), out=tmp_path / "runs" / "one" / "a")
-    with run.sharing(tmp_path / "runs"):
+    with run.sharing_stages(tmp_path / "runs"):
         made = learned(Other(), out=tmp_path / "runs" / "other" / "a")
     assert (made / "made.txt").read_text() == "ReCAM"
 
@@ -131,7 +131,7 @@ def test_settings_without_a_name_are_refused(tmp_path, title):
 
 def test_other_settings_are_refused_by_name(tmp_path):
     first(Settings(), out=tmp_path / "a")
-    with pytest.raises(BadInput, match=r"settings\.inner\.rate was 0\.5 and is 0\.7 now") as error:
+    with pytest.raises(BadInput, match=r"settings\.inner\.rate was 0\.5 and is now 0\.7") as error:
         first(Settings(inner=Inner(0.7)), out=tmp_path / "a")
     assert str(tmp_path / "a") in str(error.value)
     assert calls == ["first"]
@@ -142,23 +142,23 @@ def test_a_setting_that_a_record_lacks_is_named(tmp_path, value):
     first(Settings(), out=tmp_path / "a")
     limit = ("limit", object, dataclasses.field(default_factory=lambda: value))
     added = dataclasses.make_dataclass("Added", [limit], bases=(Settings,), frozen=True)
-    with pytest.raises(BadInput, match=rf"something else: settings\.limit was not there and is {value} now"):
+    with pytest.raises(BadInput, match=rf"something else: settings\.limit was absent and is now {value}"):
         first(added(), out=tmp_path / "a")
     first(added(), out=tmp_path / "b")
-    with pytest.raises(BadInput, match=rf"something else: settings\.limit was {value} and is not there now"):
+    with pytest.raises(BadInput, match=rf"something else: settings\.limit was {value} and is now absent"):
         first(Settings(), out=tmp_path / "b")
 
 
 def test_an_integer_is_told_from_a_float(tmp_path):
     first(Settings(inner=Inner(1)), out=tmp_path / "a")
-    with pytest.raises(BadInput, match=r"something else: settings\.inner\.rate was 1 and is 1\.0 now"):
+    with pytest.raises(BadInput, match=r"something else: settings\.inner\.rate was 1 and is now 1\.0"):
         first(Settings(inner=Inner(1.0)), out=tmp_path / "a")
 
 
 def test_half_done_goes_on_only_with_the_same_settings(tmp_path):
     with pytest.raises(RuntimeError):
         broken(Settings(), out=tmp_path / "a")
-    with pytest.raises(BadInput, match=r"settings\.count was 2 and is 3 now"):
+    with pytest.raises(BadInput, match=r"settings\.count was 2 and is now 3"):
         broken(Settings(count=3), out=tmp_path / "a")
     with pytest.raises(RuntimeError):
         broken(Settings(), out=tmp_path / "a")
@@ -178,7 +178,7 @@ def test_a_stage_that_made_nothing_leaves_nothing(tmp_path):
 def test_an_unfinished_input_is_refused(tmp_path):
     with pytest.raises(RuntimeError):
         broken(Settings(), out=tmp_path / "a")
-    with pytest.raises(BadInput, match="has not finished"):
+    with pytest.raises(BadInput, match="an unfinished stage"):
         second(Settings(), tmp_path / "a", out=tmp_path / "b")
     with pytest.raises(BadInput, match="no such folder"):
         second(Settings(), tmp_path / "missing", out=tmp_path / "b")
@@ -189,7 +189,7 @@ def test_a_stale_input_is_refused_by_name(tmp_path):
     for path in (tmp_path / "a").iterdir():
         path.unlink()
     first(Settings(count=5), out=tmp_path / "a")
-    with pytest.raises(BadInput, match=r"a was made again from other settings or inputs"):
+    with pytest.raises(BadInput, match=r"a was made again with other settings or inputs"):
         second(Settings(), tmp_path / "a", out=tmp_path / "b")
 
 
@@ -201,7 +201,7 @@ def test_files_are_known_by_their_content(tmp_path):
     moved.rename(tmp_path / "w.pth")
     first(Settings(init=str(weights)), out=tmp_path / "a")
     weights.write_bytes(b"two")
-    with pytest.raises(BadInput, match=r"settings\.init was w\.pth \(\w{16}\) and is w\.pth \(\w{16}\) now"):
+    with pytest.raises(BadInput, match=r"settings\.init was w\.pth \(\w{16}\) and is now w\.pth \(\w{16}\)"):
         first(Settings(init=str(weights)), out=tmp_path / "a")
 
 
@@ -250,7 +250,7 @@ def test_remade_weights_are_seen_downstream(tmp_path):
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("do not touch")
-    with pytest.raises(BadInput, match="files that no stage recorded"):
+    with pytest.raises(BadInput, match="files that were not made by a stage"):
         first(Settings(), out=tmp_path)
     assert calls == []
 
@@ -292,7 +292,7 @@ def test_a_stage_of_another_run_is_taken_while_runs_share(tmp_path):
     runs = tmp_path / "runs"
     second(Settings(), first(Settings(), out=runs / "one" / "a"), out=runs / "one" / "b")
     (runs / "two" / ".killed.part").mkdir(parents=True)
-    with run.sharing(runs):
+    with run.sharing_stages(runs):
         second(Settings(), first(Settings(), out=runs / "two" / "a"), out=runs / "two" / "b")
         first(Settings(count=3), out=runs / "three" / "a")
         with pytest.raises(RuntimeError):
@@ -312,19 +312,19 @@ def test_a_stage_of_another_run_is_taken_while_runs_share(tmp_path):
 def test_a_shared_stage_is_copied_where_there_are_no_links(tmp_path, monkeypatch):
     first(Settings(), out=tmp_path / "one" / "a")
     monkeypatch.setattr(run.os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links")))
-    with run.sharing(tmp_path):
+    with run.sharing_stages(tmp_path):
         first(Settings(), out=tmp_path / "two" / "a")
     assert calls == ["first"]
     assert (tmp_path / "two" / "a" / "made.txt").read_text() == "2"
-    assert run.seconds(tmp_path / "two" / "a") == run.seconds(tmp_path / "one" / "a")
+    assert run.read_seconds(tmp_path / "two" / "a") == run.read_seconds(tmp_path / "one" / "a")
 
 
 def test_a_taken_stage_names_the_stages_it_was_made_from_where_they_lie(tmp_path):
     second(Settings(), first(Settings(), out=tmp_path / "one" / "a"), out=tmp_path / "one" / "b")
-    with run.sharing(tmp_path):
+    with run.sharing_stages(tmp_path):
         second(Settings(), tmp_path / "one" / "a", out=tmp_path / "two" / "b")
     assert calls == ["first", "second"]
-    assert run.record(tmp_path / "two" / "b")["inputs"]["before"]["folder"] == "../../one/a"
+    assert run.read_record(tmp_path / "two" / "b")["inputs"]["before"]["folder"] == "../../one/a"
 
 
 def test_tries_that_were_killed_count(tmp_path, monkeypatch):
@@ -334,10 +334,10 @@ def test_tries_that_were_killed_count(tmp_path, monkeypatch):
     @run.stage(kind="slow", makes="labels", title="slow")
     def slow(settings, *, out):
         until = time.monotonic() + 20
-        while not (out / run.SECONDS).exists() or run.seconds(out) < 0.2:
+        while not (out / run.SECONDS).exists() or run.read_seconds(out) < 0.2:
             assert time.monotonic() < until
             time.sleep(0.01)
-        seen.append(run.seconds(out))
+        seen.append(run.read_seconds(out))
         (out / "made.txt").write_text("half")
         if len(seen) == 1:
             write_json(out / run.SECONDS, {"seconds": 1000.0})  # as if it had gone on for long before the kill
@@ -348,10 +348,10 @@ def test_tries_that_were_killed_count(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         slow(Settings(), out=tmp_path / "a")
     assert seen[0] >= 0.2
-    spent = run.seconds(tmp_path / "a")
+    spent = run.read_seconds(tmp_path / "a")
     slow(Settings(), out=tmp_path / "a")
     assert seen[1] >= spent
-    assert run.seconds(tmp_path / "a") >= spent
+    assert run.read_seconds(tmp_path / "a") >= spent
 
 
 def test_a_record_reaches_the_disk_after_what_it_is_about(tmp_path, monkeypatch):
@@ -405,7 +405,7 @@ def test_a_lock_lost_while_it_worked_keeps_a_stage_from_its_record(tmp_path):
 
 def test_a_lock_outlives_a_stage_that_is_taken(tmp_path):
     first(Settings(), out=tmp_path / "one" / "a")
-    with run.sharing(tmp_path), lock.held(tmp_path / "two" / "a"):
+    with run.sharing_stages(tmp_path), lock.held(tmp_path / "two" / "a"):
         mine = (tmp_path / "two" / "a" / LOCK).read_bytes()
         first(Settings(), out=tmp_path / "two" / "a")
         assert (tmp_path / "two" / "a" / LOCK).read_bytes() == mine

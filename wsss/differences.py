@@ -1,4 +1,4 @@
-"""What has changed since a stage was made, in words; and which other stages that concerns."""
+"""Descriptions of what has changed since a stage was made, and the other stages that are outdated by it."""
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from wsss.errors import BadInput
-from wsss.outputs import DONE, STARTED, counted
+from wsss.outputs import DONE, STARTED, count_phrase
 from wsss.storage import read_json
 
-# Settings and inputs that one message names
-_MOST = 5
+# Most settings and inputs that one message names
+_MAX_NAMED = 5
 
 Tables = Mapping[str, Any]
 
 
 def is_input(value: Any) -> bool:
-    """Whether a record's value stands for pictures, a folder or a file, not for a setting."""
+    """Whether a value in a record describes pictures, a folder or a file, as opposed to a setting."""
     return isinstance(value, Mapping) and ("fingerprint" in value or "identity" in value)
 
 
 def identity(described: Any) -> Any:
-    """What of a described input decides whether it is the same one: not where it lies, nor what it is called."""
+    """The part of an input's description that identifies it: its content, not its path or name."""
     if is_input(described):
         return described.get("fingerprint", described.get("identity"))
     if isinstance(described, Mapping):
@@ -29,21 +29,21 @@ def identity(described: Any) -> Any:
     return described
 
 
-def difference(found: Mapping[str, Any], asked: Mapping[str, Any], before: Tables, now: Tables) -> str:
-    """Why a stage that is there is not the one that is asked for.
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], before: Tables, now: Tables) -> str:
+    """Why an existing stage is not the wanted one.
 
     Args:
-        found, asked: their records.
-        before, now: what their inputs hold, by the names of the inputs: `Images.table()`, or digests of files by name.
+        found, wanted: their records.
+        before, now: content of their inputs, by input name: `Images.table()`, or digests of files by name.
     """
-    if (found["kind"], found["makes"]) != (asked["kind"], asked["makes"]):
-        return f"it is no `{asked['kind']}` stage that makes {asked['makes']}"
-    old, new = dict(_leaves(found["inputs"])), dict(_leaves(asked["inputs"]))
-    names = [key for key in sorted({*old, *new}) if _told_apart(old, key) != _told_apart(new, key)]
-    parts = [_changed(key, old, new, before.get(key), now.get(key)) for key in names[:_MOST]]
-    if found["title"] != asked["title"]:
-        parts.insert(0, f"it was {found['title']} and is {asked['title']} now")
-    return "; ".join(parts) + (f"; and {len(names) - _MOST} more" if len(names) > _MOST else "")
+    if (found["kind"], found["makes"]) != (wanted["kind"], wanted["makes"]):
+        return f"it is not a `{wanted['kind']}` stage that makes {wanted['makes']}"
+    old, new = dict(_leaves(found["inputs"])), dict(_leaves(wanted["inputs"]))
+    names = [key for key in sorted({*old, *new}) if _comparable(old, key) != _comparable(new, key)]
+    parts = [_change(key, old, new, before.get(key), now.get(key)) for key in names[:_MAX_NAMED]]
+    if found["title"] != wanted["title"]:
+        parts.insert(0, f"it was {found['title']} and is now {wanted['title']}")
+    return "; ".join(parts) + (f"; and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -55,12 +55,12 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.rstrip("."), value
 
 
-def _told_apart(leaves: Mapping[str, Any], key: str) -> str | None:
-    """A value as records tell it apart (1 is not 1.0)."""
+def _comparable(leaves: Mapping[str, Any], key: str) -> str | None:
+    """A value in a form that distinguishes all values that records distinguish (1 and 1.0, for example)."""
     return repr(identity(leaves[key])) if key in leaves else None
 
 
-def _changed(key: str, old: Mapping[str, Any], new: Mapping[str, Any], before: Any, now: Any) -> str:
+def _change(key: str, old: Mapping[str, Any], new: Mapping[str, Any], before: Any, now: Any) -> str:
     known = before is not None and now is not None
     if known and key in old and key in new:
         was, is_now = old[key], new[key]
@@ -68,8 +68,8 @@ def _changed(key: str, old: Mapping[str, Any], new: Mapping[str, Any], before: A
             return "; ".join(pictures_changed(before, now))
         if "folder" in was and "folder" in is_now:
             return "; ".join(_files(was, is_now, before, now))
-    texts = [_shown(leaves[key]) if key in leaves else "not there" for leaves in (old, new)]
-    return f"{key} was {texts[0]} and is {texts[1]} now"
+    texts = [_shown(leaves[key]) if key in leaves else "absent" for leaves in (old, new)]
+    return f"{key} was {texts[0]} and is now {texts[1]}"
 
 
 def _shown(value: Any) -> str:
@@ -80,35 +80,35 @@ def _shown(value: Any) -> str:
 
 
 def _files(was: Mapping[str, Any], is_now: Mapping[str, Any], before: Any, now: Any) -> Iterator[str]:
-    """What is different in a folder."""
+    """The differences between two states of a folder."""
     folder, stage = os.path.basename(is_now["folder"]), is_now.get("stage")
     if was.get("of") != is_now.get("of"):
-        yield f"{folder} was made again from other settings or inputs"
+        yield f"{folder} was made again with other settings or inputs"
         return
-    by_hand = {*is_now.get("edited", ()), *is_now.get("added", ())}
+    reported = {*is_now.get("edited", ()), *is_now.get("added", ())}
     changed = [name for name in now if name in before and before[name] != now[name]]
-    edited = [name for name in changed if name in by_hand]
+    edited = [name for name in changed if name in reported]
     if edited:
-        it = "it" if len(edited) == 1 else "them"
-        yield f"in {folder}, {counted(edited, 'file')} edited after `{stage}` wrote {it}"
+        pronoun = "it" if len(edited) == 1 else "them"
+        yield f"in {folder}, {count_phrase(edited, 'file')} edited after `{stage}` wrote {pronoun}"
     for kind, names in (
-        ("changed", [name for name in changed if name not in by_hand]),
+        ("changed", [name for name in changed if name not in reported]),
         ("added", [name for name in now if name not in before]),
         ("removed", [name for name in before if name not in now]),
     ):
         if names:
-            yield f"in {folder}, {counted(names, 'file')} {kind}"
+            yield f"in {folder}, {count_phrase(names, 'file')} {kind}"
 
 
 def pictures_changed(before: Any, now: Any) -> Iterator[str]:
-    """What is different in pictures, by their tables."""
+    """The differences between two lists of pictures, from their tables."""
     if before["class_names"] != now["class_names"]:
         lists = [", ".join(table["class_names"][:20]) for table in (before, now)]
-        yield f"the classes were {lists[0]} and are {lists[1]} now"
+        yield f"the classes were {lists[0]} and are now {lists[1]}"
     for name in sorted({*before["options"], *now["options"]}):
-        values = [table["options"].get(name, "not there") for table in (before, now)]
+        values = [table["options"].get(name, "absent") for table in (before, now)]
         if values[0] != values[1]:
-            yield f"{name} was {values[0]} and is {values[1]} now"
+            yield f"{name} was {values[0]} and is now {values[1]}"
     old, new = ({row[0]: row for row in table["pictures"]} for table in (before, now))
     both = [name for name in new if name in old]
     for kind, names in (
@@ -117,20 +117,20 @@ def pictures_changed(before: Any, now: Any) -> Iterator[str]:
     ):
         if names:
             are = "are" if len(names) > 1 else "is"
-            yield f"{_count(names, 'picture')} {are} {kind}: {_some(names)}"
+            yield f"{_count(names, 'picture')} {are} {kind}: {_first_names(names)}"
     content = [_file(new[name]) for name in both if old[name][1] != new[name][1]]
     if content:
-        yield f"the content of {_count(content, 'picture')} changed: {_some(content)}"
+        yield f"the content of {_count(content, 'picture')} changed: {_first_names(content)}"
     tags = [
         f"{_file(new[name])}: {_tags(old[name], before)} -> {_tags(new[name], now)}"
         for name in both
         if _tags(old[name], before) != _tags(new[name], now)
     ]
     if tags:
-        yield f"tags of {_count(tags, 'picture')} changed: {_some(tags)}"
+        yield f"tags of {_count(tags, 'picture')} changed: {_first_names(tags)}"
     masks = [_file(new[name]) for name in both if old[name][3] != new[name][3]]
     if masks:
-        yield f"the true masks of {_count(masks, 'picture')} changed: {_some(masks)}"
+        yield f"the true masks of {_count(masks, 'picture')} changed: {_first_names(masks)}"
     if both == list(new) and len(old) == len(new) and list(old) != list(new):
         yield "the order of the pictures changed"
 
@@ -148,51 +148,51 @@ def _count(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def not_the_same(found: Mapping[str, Any], asked: Mapping[str, Any]) -> set[Any]:
-    """Identities of the inputs of a stage that are others now."""
-    old, new = dict(_leaves(found["inputs"])), dict(_leaves(asked["inputs"]))
+def changed_inputs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[Any]:
+    """Old identities of the inputs of a stage that have changed."""
+    old, new = dict(_leaves(found["inputs"])), dict(_leaves(wanted["inputs"]))
     return {
         identity(value)
         for key, value in old.items()
-        if is_input(value) and _told_apart(old, key) != _told_apart(new, key)
+        if is_input(value) and _comparable(old, key) != _comparable(new, key)
     }
 
 
 def outdated(first: Sequence[Path], gone: Collection[Any], folders: Iterable[Path]) -> list[Path]:
-    """The stages that have to be made again.
+    """The stages that are outdated and have to be made again.
 
     Args:
-        first: some of them.
-        gone: identities of inputs that are not there any more; what was made from one has to be made again.
-        folders: of the stages that are looked at.
+        first: stages that are known to be outdated.
+        gone: identities of inputs that no longer exist; stages made from them are outdated.
+        folders: folders of the stages to check.
 
     Returns:
-        `first`, those made from what is gone, and all that were made from any of these.
+        `first`, the stages made from inputs that no longer exist, and all stages made from any of these.
     """
     made_from = {folder: _sources(folder) for folder in dict.fromkeys(folders)}
     stale = {folder.resolve(): folder for folder in first}
-    grown = True
-    while grown:
-        grown = False
+    changed = True
+    while changed:
+        changed = False
         for folder, sources in made_from.items():
-            old = any(what in gone or where in stale for what, where in sources)
-            if old and folder.resolve() not in stale:
+            is_stale = any(source in gone or path in stale for source, path in sources)
+            if is_stale and folder.resolve() not in stale:
                 stale[folder.resolve()] = folder
-                grown = True
+                changed = True
     return list(stale.values())
 
 
-def beside(out: Path) -> list[Path]:
+def stages_in_run(out: Path) -> list[Path]:
     """The folders of stages in the same run."""
     return sorted({path.parent for marker in (DONE, STARTED) for path in out.parent.glob(f"*/{marker}")})
 
 
 def _sources(folder: Path) -> list[tuple[Any, Path | None]]:
-    """Identity, and folder where there is one, of what a stage was made from."""
+    """Identity of each input of a stage, and its folder if it has one."""
     marker = folder / DONE if (folder / DONE).exists() else folder / STARTED
     try:
         leaves = _leaves(read_json(marker, "the record of a stage")["inputs"])
@@ -201,5 +201,5 @@ def _sources(folder: Path) -> list[tuple[Any, Path | None]]:
             for _, value in leaves
             if is_input(value)
         ]
-    except (BadInput, KeyError, TypeError):  # says so when its turn comes
+    except (BadInput, KeyError, TypeError):  # reported when that stage itself is read
         return []

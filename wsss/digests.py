@@ -1,4 +1,4 @@
-"""Digests of the contents of files: each file is read once, as long as nobody touches it."""
+"""Digests of file contents: a file is read only once, until it changes."""
 
 import errno
 import hashlib
@@ -13,12 +13,12 @@ from wsss.errors import BadInput
 from wsss.storage import digest, read_only, read_packed, write_packed
 from wsss.stream import in_threads
 
-# File systems keep times in steps of up to two seconds (FAT): a file as young as that may change without a trace
-_SETTLED_NS = 2_000_000_000
+# File systems store times in steps of up to two seconds (FAT): a file changed that recently may change again with the same time
+_TIME_STEP_NS = 2_000_000_000
 
 
 class _Stamp(NamedTuple):
-    """What is different after a file was written to or replaced."""
+    """Properties of which at least one differs after a file was written to or replaced."""
 
     size: int
     mtime_ns: int
@@ -26,12 +26,12 @@ class _Stamp(NamedTuple):
     inode: int
 
 
-# By absolute path. What a command knows, it need not read again
+# Known digests by absolute path, which save reading the files again
 _known: dict[str, tuple[_Stamp, str]] = {}
 
 
 def content_digest(path: Path) -> str:
-    """A short fingerprint of a file's content.
+    """A short digest of a file's content.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -46,7 +46,7 @@ def content_digest(path: Path) -> str:
         before = _stamp(os.fstat(stream.fileno()))
         content = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
         after = _stamp(os.fstat(stream.fileno()))
-    if before == after and time.time_ns() - max(after.mtime_ns, after.ctime_ns) > _SETTLED_NS:
+    if before == after and time.time_ns() - max(after.mtime_ns, after.ctime_ns) > _TIME_STEP_NS:
         _known[key] = after, content
     else:
         _known.pop(key, None)
@@ -54,11 +54,11 @@ def content_digest(path: Path) -> str:
 
 
 def content_digests(paths: Iterable[Path], advance: Callable[[], None] = lambda: None) -> list[str | None]:
-    """Fingerprints of many files, read in threads; None of those that cannot be read.
+    """Digests of many files, read in threads; None for files that cannot be read.
 
     Args:
         paths: the files.
-        advance: called after each.
+        advance: called after each file.
     """
     found = []
     for one in in_threads(_digest_or_none, paths):
@@ -75,7 +75,7 @@ def _digest_or_none(path: Path) -> str | None:
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """Fingerprints of all files below a folder but hidden ones, by relative name."""
+    """Digests of all files below a folder except hidden ones, by relative name."""
     found = []
     for place, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -89,12 +89,12 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 
 def path_digest(path: Path) -> str:
-    """A short fingerprint of the content of a file or a folder."""
+    """A short digest of the content of a file or folder."""
     return content_digest(path) if path.is_file() else digest(folder_digests(path))
 
 
-def remember(cache: Path) -> None:
-    """Take over the digests that an earlier command kept in a file; where that cannot be read, files are read instead."""
+def load_cache(cache: Path) -> None:
+    """Load the digests that an earlier command saved; if that file cannot be read, nothing is loaded."""
     try:
         entries = read_packed(cache, "digests of files")
         _known.update({path: (_Stamp(*map(int, stamp)), str(content)) for path, (stamp, content) in entries.items()})
@@ -102,8 +102,8 @@ def remember(cache: Path) -> None:
         return
 
 
-def keep(cache: Path, below: Path) -> None:
-    """Write what is known of the files below a folder for later commands; nothing is written to a read-only place."""
+def save_cache(cache: Path, below: Path) -> None:
+    """Save the known digests of the files below a folder for later commands; a read-only folder is left alone."""
     if not read_only(cache.parent):
         inside = os.path.join(os.path.abspath(below), "")
         write_packed(cache, {key: _known[key] for key in sorted(_known) if key.startswith(inside)})

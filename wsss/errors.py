@@ -99,9 +99,9 @@ def reading(
     except BadInput:
         raise
     except Exception as error:
-        if os.environ.get("WSSS_STRICT") and _is_slip(error):
+        if os.environ.get("WSSS_STRICT") and _is_programming_error(error):
             raise
-        raise BadInput(where, _found(error), expected, missing if _is_absent(error) else do) from error
+        raise BadInput(where, _found(error), expected, missing if _is_open_error(error) else do) from error
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
@@ -145,15 +145,15 @@ _FOUND: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[...,
     (MemoryError, lambda error: "something that asks for more memory than there is"),
     (json.JSONDecodeError, lambda error: f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"),
     (UnicodeDecodeError, lambda error: f"bytes that are not {error.encoding.upper()} (at byte {error.start})"),
-    (ElementTree.ParseError, lambda error: f"broken XML ({_said(error)})"),
-    (csv.Error, lambda error: f"a broken line ({_said(error)})"),
-    (KeyError, lambda error: f"no {_said(error)}"),
+    (ElementTree.ParseError, lambda error: f"broken XML ({_first_line(error)})"),
+    (csv.Error, lambda error: f"a broken line ({_first_line(error)})"),
+    (KeyError, lambda error: f"no {_first_line(error)}"),
     (UnidentifiedImageError, lambda error: "no picture"),
     (
         (EOFError, zlib.error, struct.error, zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError),
-        lambda error: f"a file that is cut off or damaged ({_said(error)})",
+        lambda error: f"a file that is cut off or damaged ({_first_line(error)})",
     ),
-    (OSError, lambda error: _ERRNOS.get(error.errno) or f"a file that cannot be read ({_said(error)})"),
+    (OSError, lambda error: _ERRNOS.get(error.errno) or f"a file that cannot be read ({_first_line(error)})"),
 )
 
 
@@ -161,20 +161,20 @@ def _found(error: Exception) -> str:
     for kinds, found in _FOUND:
         if isinstance(error, kinds):
             return found(error)
-    return f"something that cannot be read ({_said(error)})"
+    return f"something that cannot be read ({_first_line(error)})"
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of an error's own message, or its type."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (message.strip().splitlines() or [""])[0][:200] or type(error).__name__
 
 
-def _is_absent(error: Exception) -> bool:
+def _is_open_error(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in _ERRNOS
 
 
-def _is_slip(error: Exception) -> bool:
+def _is_programming_error(error: Exception) -> bool:
     """Whether an error is none that a file can cause: a check of types in the tests, or an odd kind that this package's own code raised."""
     if type(error).__module__.partition(".")[0] in ("jaxtyping", "beartype"):
         return True

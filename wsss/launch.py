@@ -1,7 +1,7 @@
-"""Processes and devices: the only file that knows how many there are.
+"""Processes and devices: only this module knows how many there are.
 
-`torchrun`, `accelerate launch` and `srun` start the same command on every process. Training averages gradients over
-them; per-image stages take every n-th image each.
+`torchrun`, `accelerate launch` and `srun` start the same command in every process. Training averages gradients over
+them; in per-picture stages each process takes every n-th picture.
 """
 
 import atexit
@@ -24,27 +24,27 @@ from wsss.errors import BadInput
 
 Item = TypeVar("Item")
 
-# What srun says, under the names that torchrun uses; MASTER_ADDR and MASTER_PORT are the user's to set
+# Variables of srun and their names in torchrun; the user has to set MASTER_ADDR and MASTER_PORT
 _SLURM = {"SLURM_PROCID": "RANK", "SLURM_NTASKS": "WORLD_SIZE", "SLURM_LOCALID": "LOCAL_RANK"}
 
-# One process may be hours ahead of another between two stages
+# Between two stages, one process may be hours ahead of another
 TIMEOUT = datetime.timedelta(hours=24)
 
 
 @functools.cache
 def _state() -> PartialState:
-    for theirs, ours in _SLURM.items():
-        if theirs in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            os.environ.setdefault(ours, os.environ[theirs])
+    for slurm, torchrun in _SLURM.items():
+        if slurm in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            os.environ.setdefault(torchrun, os.environ[slurm])
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    state = PartialState(cpu=_on_cpu(), timeout=TIMEOUT, **(_met() if several else {}))
-    # gloo's threads abort a process that ends before its group is taken apart
+    state = PartialState(cpu=_on_cpu(), timeout=TIMEOUT, **(_rendezvous() if several else {}))
+    # gloo's threads abort a process that ends before its process group is destroyed
     atexit.register(state.destroy_process_group)
     return state
 
 
-def _met() -> dict[str, Any]:
-    """What the group of processes is made from, once all of them are there and watch each other."""
+def _rendezvous() -> dict[str, Any]:
+    """Arguments of the process group, once all processes have joined and watch each other."""
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if lacking:
         raise BadInput(
@@ -53,33 +53,33 @@ def _met() -> dict[str, Any]:
             "all of WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT",
             "Set them, or start with torchrun or accelerate launch; unset WORLD_SIZE for one process.",
         )
-    here = torch.accelerator.device_count()
-    os.environ.setdefault("LOCAL_RANK", str(int(os.environ["RANK"]) % here if here else int(os.environ["RANK"])))
+    devices = torch.accelerator.device_count()
+    os.environ.setdefault("LOCAL_RANK", str(int(os.environ["RANK"]) % devices if devices else int(os.environ["RANK"])))
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=peers.JOIN)))
+        store, rank, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=peers.JOIN_TIMEOUT)))
         peers.connect(store, rank, count, os.environ["MASTER_ADDR"])
     except dist.DistError as error:
         raise BadInput(
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-            f"no meeting of the {os.environ['WORLD_SIZE']} processes ({str(error).splitlines()[0]})",
-            "a free port on the host of process 0, and all processes within some minutes",
-            "Change MASTER_ADDR or MASTER_PORT, or see why some processes did not start.",
+            f"no rendezvous of the {os.environ['WORLD_SIZE']} processes ({str(error).splitlines()[0]})",
+            "a free port on the host of process 0, and all processes started within a few minutes",
+            "Change MASTER_ADDR or MASTER_PORT, or find out why some processes did not start.",
         ) from error
     return {"store": store, "rank": rank, "world_size": count}
 
 
 def join() -> None:
-    """Meet the other processes of this command, where there are any, before anything can go wrong in one of them."""
+    """Join the other processes of this command, if there are any, before anything can fail in one of them."""
     _state()
 
 
 def _on_cpu() -> bool:
-    # accelerate starts several processes on CPUs only where it is told that they are to stay there
+    # accelerate runs several processes on CPUs only if cpu=True is set explicitly
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def device() -> torch.device:
-    """The device of this process: a GPU where there is one, unless ACCELERATE_USE_CPU is set."""
+    """The device of this process: a GPU if there is one, unless ACCELERATE_USE_CPU is set."""
     return _state().device
 
 
@@ -99,24 +99,24 @@ def is_first() -> bool:
 
 
 def threads() -> int:
-    """Threads that this process may use for its own work: the machine's cores, shared out over its processes."""
+    """Number of threads for this process: the cores of the machine divided by the processes on it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
-    return max(1, cores // here)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    return max(1, cores // local)
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this point."""
     _state().wait_for_everyone()
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """The items that are this process's: every n-th one."""
+    """This process's share of the items: every n-th one."""
     return items[rank() :: processes()]
 
 
 def decided_by_first(decide: Callable[[], Item]) -> Item:
-    """Run `decide` on process 0 alone and give its result, or raise its error, on all."""
+    """Run `decide` on process 0 only, and return its result, or raise its BadInput, on all processes."""
     if processes() == 1:
         return decide()
     outcome: list[Any] = [None, None]
@@ -141,7 +141,7 @@ def summed(counts: np.ndarray) -> np.ndarray:
 
 
 def gathered(items: Sequence[Item]) -> list[Item]:
-    """All processes' items in one list, in the order of the processes."""
+    """The items of all processes in one list, in the order of the processes."""
     if processes() == 1:
         return list(items)
     parts: list[Any] = [None] * processes()
@@ -150,7 +150,7 @@ def gathered(items: Sequence[Item]) -> list[Item]:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, without a gradient."""
+    """The mean of a tensor over all processes, without gradient."""
     if processes() == 1:
         return value.detach()
     total = value.detach().clone()
@@ -159,7 +159,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def joined(value: Tensor) -> Tensor:
-    """The rows of all processes, in the order in which they were dealt out, with a gradient for one's own."""
+    """The rows of all processes, in the order of the global batch, with a gradient for the rows of this process."""
     if processes() == 1:
         return value
     return _JoinOverProcesses.apply(value)
@@ -170,11 +170,11 @@ def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> 
 
     Args:
         precision: `no` (float32), `bf16` or `fp16`.
-        accumulate: batches that make one update.
-        tracker_folder: where TensorBoard's files go, None for none.
+        accumulate: batches whose gradients are accumulated for one update.
+        tracker_folder: folder for TensorBoard's files, None for no tracking.
     """
     _state()
-    # one command trains several networks, each with its own precision
+    # one command may train several networks with different precisions
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(
         cpu=_on_cpu(),
@@ -184,7 +184,7 @@ def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> 
         project_dir=tracker_folder,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
-            # some backbones of timm have layers that their last feature does not need
+            # some timm backbones have layers that do not contribute to the last feature map
             DistributedDataParallelKwargs(find_unused_parameters=True),
         ],
         step_scheduler_with_optimizer=False,
@@ -192,9 +192,9 @@ def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> 
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Let batch norms that use batch statistics take them over all processes.
+    """Make batch norms compute batch statistics over all processes.
 
-    torch's own SyncBatchNorm runs on GPUs only, and its converter drops the activations that timm's norms bring along.
+    torch's SyncBatchNorm runs only on GPUs, and its converter drops the activations inside timm's norm layers.
     """
     if processes() == 1:
         return
@@ -205,7 +205,7 @@ def synchronise_batch_norm(network: nn.Module) -> None:
 
 @functools.cache
 def _shared_batch_norm(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
-    """`kind` with statistics over all processes."""
+    """A subclass of `kind` with batch statistics over all processes."""
 
     class SharedBatchNorm(kind):  # type: ignore[valid-type, misc]
         def forward(self, x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def _shared_batch_norm(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes; a loss of any of them depends on the value of each."""
+    """The sum over all processes; the loss of every process depends on the value of each."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _JoinOverProcesses(torch.autograd.Function):
-    """All rows on every process; each of them computes the same loss, so the gradients of one's own rows add up."""
+    """All rows on every process; all compute the same loss, and the gradients of this process's rows are summed over the processes."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""One command at a time in a folder.
+"""Locks, so that only one command at a time writes to a folder.
 
-The lock is a file in the folder: host, process and its start, command, and a time of modification that the owner renews.
-It is made by a hard link, which is atomic on network file systems too, where locks of the system often are not.
+The lock is a file in the folder with host, process, start time and command; its owner renews the modification time.
+It is created with a hard link, which is atomic even on network file systems, where file locks are often unreliable.
 """
 
 import contextlib
@@ -26,36 +26,36 @@ from wsss.errors import BadInput
 from wsss.outputs import LOCK
 from wsss.storage import TEMPORARY_SUFFIX, read_json, read_only, writing
 
-# Seconds between renewals, and without one after which an owner on another host counts as gone
-RENEWED_EVERY, GONE_AFTER = 20.0, 300.0
-# Seconds in which others that took the same lock over at the same moment have done so
-SETTLING = 1.0
-# Clocks of a host may be set between two looks at a process's start, by this many seconds
+# Seconds between renewals, and seconds without a renewal after which an owner on another host is assumed dead
+RENEW_EVERY, EXPIRES_AFTER = 20.0, 300.0
+# Seconds to wait after taking over a lock, for other commands that take it over at the same moment
+SETTLE_TIME = 1.0
+# Seconds by which the start time of a process may seem to change when the clock is adjusted
 _START_TOLERANCE = 5.0
-_LONGEST_COMMAND = 200
-# Others may take a lock over at the same moment, and end before they are seen
+_MAX_COMMAND = 200
+# Attempts to take a lock: another command may take it over at the same moment and end at once
 _TRIES = 3
 
-_EXPECTED = "a folder in which no other command works"
+_EXPECTED = "a folder that no other command is using"
 
 log = logging.getLogger("wsss")
 
-# Folders that this command holds; other threads of the process do not see them
+# Locks that this command holds; other threads of the process do not see them
 _held: contextvars.ContextVar[tuple["_Lock", ...]] = contextvars.ContextVar("held", default=())
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who holds a folder.
+    """The owner of a lock.
 
     Attributes:
-        host: its name.
-        machine: different after each start of a machine, and for each group of processes that see each other (containers).
-        process: its number.
+        host: host name.
+        machine: identifies the boot of the machine and the process namespace (container).
+        process: process ID.
         started: when the process started, in seconds since 1970.
-        since: when it took the lock, as people read it.
-        command: what it does.
-        token: different for each lock.
+        since: when it took the lock, as readable text.
+        command: its command line.
+        token: unique for each lock.
     """
 
     host: str
@@ -70,13 +70,13 @@ class Owner:
         return f"`{self.command}` (process {self.process} on {self.host}, since {self.since})"
 
     @property
-    def is_here(self) -> bool:
-        """Whether it runs where this process could see it."""
+    def is_local(self) -> bool:
+        """Whether this process could see the owner's process."""
         return (self.host, self.machine) == (platform.node(), _machine())
 
     @property
-    def runs(self) -> bool:
-        """Whether its process is alive; only for one that is here."""
+    def is_alive(self) -> bool:
+        """Whether its process is running; only meaningful for a local owner."""
         try:
             process = psutil.Process(self.process)
             same = abs(process.create_time() - self.started) < _START_TOLERANCE
@@ -89,13 +89,13 @@ class Owner:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder against other commands while this lasts; the processes of one command hold it together.
+    """Lock a folder against other commands inside this block; the processes of one command share the lock.
 
-    What is held already, or lies in a folder that is, is not locked again. A read-only folder needs no lock. The lock, and a
-    folder that was made for it and stayed empty, are gone at the end.
+    A folder that is locked already, or lies in one that is, is not locked again. A read-only folder needs no lock. The lock, and a
+    folder that was created for it and stayed empty, are removed at the end.
 
     Raises:
-        BadInput: another command works in the folder or in one above it, or a lock cannot be written.
+        BadInput: another command is using the folder or one above it, or the lock cannot be written.
     """
     mine = _held.get()
     lock: _Lock | None = None
@@ -113,7 +113,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def check_held() -> None:
-    """Raise BadInput if another command has taken a folder of this one over, because this process was asleep for long."""
+    """Raise BadInput if another command has taken over a lock of this one, because this process was suspended for too long."""
     for lock in _held.get():
         lock.check()
 
@@ -122,9 +122,9 @@ def _needed(folder: Path, mine: tuple["_Lock", ...]) -> bool:
     resolved = folder.resolve()
     if any(lock.folder in (resolved, *resolved.parents) for lock in mine):
         check_held()
-        # another command may work in this one folder of a run
+        # another command may be using only this folder of the run
         if resolved not in [lock.folder for lock in mine]:
-            _refuse_owned(resolved, mine[-1].path.stat().st_mtime)
+            _refuse_locked(resolved, mine[-1].path.stat().st_mtime)
         return False
     return not read_only(folder)
 
@@ -155,7 +155,7 @@ class _Lock:
                 self._take()
                 now = self.path.stat().st_mtime  # by the clock of the file system
                 for above in self.folder.parents:
-                    _refuse_owned(above, now)
+                    _refuse_locked(above, now)
             except BaseException:
                 self.release()
                 raise
@@ -166,16 +166,16 @@ class _Lock:
             other = _owner(self.path)
             raise BadInput(
                 self.shown,
-                f"that {other} took it over" if other else "that its lock is gone",
+                f"that {other} took it over" if other else "that its lock was removed",
                 f"the lock of process {self.owner.process}",
-                "This process was asleep or cut off for too long, and stops before it writes a record. Start it again.",
+                "This process was suspended or disconnected for too long, and stops before it writes a record. Start it again.",
             )
 
     def release(self) -> None:
         self._ended.set()
         if self._renewing.is_alive():
             self._renewing.join()
-        with contextlib.suppress(OSError):  # gone with the folder, or with the disk
+        with contextlib.suppress(OSError):  # the folder or the disk may be gone
             if _token(self.path) == self.owner.token:
                 self.path.unlink()
             for folder in self._made:
@@ -204,12 +204,12 @@ class _Lock:
                     os.replace(temporary, self.path)
             finally:
                 temporary.unlink(missing_ok=True)
-            # who replaced the lock last has it
-            time.sleep(SETTLING)
+            # the last process to replace the lock owns it
+            time.sleep(SETTLE_TIME)
             if _token(self.path) == self.owner.token:
-                log.info("%s: taken over from %s, which is gone", self.shown, found or "a command")
+                log.info("%s: lock taken over from %s, which has ended", self.shown, found or "a command")
                 return
-        raise BadInput(self.shown, "other commands that come and go here", _EXPECTED, "Start again.")
+        raise BadInput(self.shown, "other commands that start and end here", _EXPECTED, "Start again.")
 
     def _linked(self, temporary: Path) -> bool:
         try:
@@ -217,7 +217,7 @@ class _Lock:
         except FileExistsError:
             return False
         except OSError:
-            # over NFS a link may be made and its answer lost; some file systems have none
+            # over NFS the link may exist although the reply was lost; some file systems have no links
             return temporary.stat().st_nlink == 2 or self._created(temporary)
         return True
 
@@ -230,42 +230,42 @@ class _Lock:
         return True
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEWED_EVERY):
+        while not self._ended.wait(RENEW_EVERY):
             with contextlib.suppress(OSError):
                 if _token(self.path) == self.owner.token:
                     os.utime(self.path)
 
 
-def _refuse_owned(folder: Path, now: float) -> None:
+def _refuse_locked(folder: Path, now: float) -> None:
     path = folder / LOCK
     if path.is_file():
         _refuse(folder, path, _owner(path), now)
 
 
 def _refuse(folder: Path, path: Path, owner: Owner | None, now: float) -> None:
-    """Raise BadInput if a lock has a living owner, as far as that can be told.
+    """Raise BadInput if the owner of a lock is alive, as far as can be determined.
 
     Args:
-        folder: as the user knows it.
-        path: of the lock.
-        owner: what stands in it, None if it cannot be read.
+        folder: the folder, for the message.
+        path: the lock.
+        owner: its content, None if it cannot be read.
         now: seconds since 1970.
     """
-    if owner and owner.is_here:
-        if owner.runs:
+    if owner and owner.is_local:
+        if owner.is_alive:
             do = "Wait until it ends, stop it, or choose another output folder."
-            raise BadInput(folder, f"another command at work here: {owner}", _EXPECTED, do)
+            raise BadInput(folder, f"another command running here: {owner}", _EXPECTED, do)
         return
     try:
         age = now - path.stat().st_mtime
-    except OSError:  # it ended just now
+    except OSError:  # it has just ended
         return
-    if age < GONE_AFTER:
+    if age < EXPIRES_AFTER:
         raise BadInput(
             folder,
-            f"another command at work here: {owner or 'one that does not say which'}; it gave a sign of life {max(age, 0):.0f} s ago",
+            f"another command running here: {owner or 'an unknown one'}; it renewed its lock {max(age, 0):.0f} s ago",
             _EXPECTED,
-            f"Wait until it ends, or choose another output folder. If it is gone, start again in {GONE_AFTER / 60:.0f} minutes, "
+            f"Wait until it ends, or choose another output folder. If it has died, start again in {EXPIRES_AFTER / 60:.0f} minutes, "
             f"or remove {path}.",
         )
 
@@ -298,4 +298,4 @@ def _machine() -> str:
 def _command() -> str:
     words = ["wsss" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name, *sys.argv[1:]]
     text = " ".join(words)
-    return text if len(text) <= _LONGEST_COMMAND else f"{text[:_LONGEST_COMMAND]}..."
+    return text if len(text) <= _MAX_COMMAND else f"{text[:_MAX_COMMAND]}..."

@@ -24,7 +24,7 @@ Background = Literal["constant", "power"]
 
 # Added to each union where a label that never occurs counts as 0: 1e-10 pixels in PSA's, SEAM's and camera-ready CLIMS's
 # scripts; ICAM's script adds it to counts in units of 100 000 pixels.
-_ADDED_TO_UNION = {"zero": 1e-10, "icam": 1e-5}
+_UNION_EPSILON = {"zero": 1e-10, "icam": 1e-5}
 
 
 class ConfusionMatrix:
@@ -316,11 +316,11 @@ def scores(counts: Int64[np.ndarray, "n n"], convention: Convention = "present")
     _check_convention(convention, "mIoU")
     right, truth, predicted = (x.astype(np.float64) for x in (counts.diagonal(), counts.sum(1), counts.sum(0)))
     union, in_truth = truth + predicted - right, truth > 0
-    never_empty = union[1:] + _ADDED_TO_UNION["zero"]
+    never_empty = union[1:] + _UNION_EPSILON["zero"]
     with np.errstate(divide="ignore", invalid="ignore"):
         iou, recall, total = right / union, right / truth, truth.sum()
         scored = {"present": in_truth, "nan": union > 0}.get(convention, np.ones_like(in_truth))
-        reported = right / (union + _ADDED_TO_UNION[convention]) if convention in _ADDED_TO_UNION else iou
+        reported = right / (union + _UNION_EPSILON[convention]) if convention in _UNION_EPSILON else iou
         irnet_fp, irnet_fn = 1 - truth / union, 1 - predicted / union
         return Scores(
             convention=convention,

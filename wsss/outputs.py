@@ -1,8 +1,8 @@
-"""The files of a finished stage: a list of what it wrote, and what has become of them since.
+"""The files of a finished stage: the list of what it wrote, and which files have changed since.
 
-`files.json.gz` holds size and digest of each. All of them get one time of modification, the record's too, which lies in the
-past: a file that still has it was not touched, one that has another is read and compared. So no times have to be kept
-beside the record, whose bytes depend on what was made alone, and links and copies with their times are known as well.
+`files.json.gz` lists size and digest of each. All of them, and the record, get the same modification time, which lies in the
+past: a file that still has it is unchanged, a file with another one is read and compared. So no times have to be stored
+next to the record, whose bytes depend only on the content, and links and copies that preserve times are recognised too.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ from wsss.stream import in_threads
 
 DONE, STARTED, SECONDS = "done.json", "started.json", "seconds.json"
 FILES, INPUTS, LOCK = "files.json.gz", "inputs.json.gz", "wsss.lock"
-# In a stage's folder, but not made by its function
+# Files in a stage's folder that its function did not write
 RECORDS = (DONE, STARTED, SECONDS, FILES, INPUTS, LOCK)
-# Curves with a time in their names, for people who watch a training
-WATCHED = "tensorboard"
+# Folder of TensorBoard's files, which have a time in their names
+TENSORBOARD = "tensorboard"
 
-# What stages make that nobody corrects by hand: it is measured or learned
+# Results that are measured or trained, so that an edit can only be a mistake
 _NEVER_EDITED = ("weights", "scores")
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """What is different in a finished stage's folder.
+    """Changes in a finished stage's folder.
 
     Attributes:
-        files: digests of its files as they are now, by relative name.
-        edited: names of those that are not as the stage wrote them.
-        added: names of those that it did not write, though it wrote such files.
+        files: current digests of its files, by relative name.
+        edited: names of files that were changed.
+        added: names of files with the same suffixes that the stage did not write.
     """
 
     files: Mapping[str, str]
@@ -49,43 +49,43 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.edited or self.added)
 
-    def told(self, folder: str, stage: str) -> str:
+    def describe(self, folder: str, stage: str) -> str:
         """The changes as a clause."""
         parts = []
         if self.edited:
-            parts.append(f"{counted(self.edited, 'file')} edited after `{stage}` wrote {_them(self.edited)}")
+            parts.append(f"{count_phrase(self.edited, 'file')} edited after `{stage}` wrote {_pronoun(self.edited)}")
         if self.added:
-            parts.append(f"{counted(self.added, 'file')} added that `{stage}` did not write")
+            parts.append(f"{count_phrase(self.added, 'file')} added that `{stage}` did not write")
         return f"{folder}: {'; '.join(parts)}"
 
 
-def counted(names: Sequence[str], what: str) -> str:
-    """`3 files (a, b, c) were`, the first few of them named."""
+def count_phrase(names: Sequence[str], what: str) -> str:
+    """For example `3 files (a, b, c) were`; at most three are named."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{len(names)} {what}{'s' if len(names) > 1 else ''} ({shown}) {'were' if len(names) > 1 else 'was'}"
 
 
-def _them(names: Sequence[str]) -> str:
+def _pronoun(names: Sequence[str]) -> str:
     return "them" if len(names) > 1 else "it"
 
 
-def past() -> int:
-    """A time that no file gets by being written to after now, in ns: file systems keep steps of up to two seconds."""
+def past_time() -> int:
+    """A time (ns) in the past that no later write can produce; file systems store times in steps of up to two seconds."""
     return (int(time.time()) // 2 * 2 - 2) * 1_000_000_000
 
 
 def set_time(path: Path, when: int) -> None:
-    """Give a file a time of modification (ns), where the file system lets us; files without it are read to be known."""
+    """Set the modification time (ns) of a file, if the file system allows it; otherwise the file is read again later."""
     with contextlib.suppress(OSError):
         os.utime(path, ns=(when, when))
 
 
 def write_list(out: Path, when: int) -> str:
-    """List what a stage wrote, and bring its names to the disk.
+    """List the files that a stage wrote, and flush their names to the disk.
 
     Args:
         out: the stage's folder.
-        when: the time (ns) that all of its files get, and the record has to get too.
+        when: modification time (ns) that all of its files get; the record has to get the same.
 
     Returns:
         The digest of the list.
@@ -103,15 +103,15 @@ def write_list(out: Path, when: int) -> str:
 
 
 def changes(out: Path, record: Mapping[str, Any]) -> Changes:
-    """What has become of the files of a finished stage.
+    """Changes in the files of a finished stage.
 
     Args:
         out: its folder.
-        record: what its `done.json` says.
+        record: content of its `done.json`.
 
     Raises:
-        BadInput: files are missing, cannot be read any more, or are others though nobody corrects such by hand (weights,
-            scores); or the list is broken, or not the one that the record names.
+        BadInput: files are missing or unreadable, or were changed although such files are never edited by hand (weights,
+            scores); or the list is damaged, or is not the one that the record names.
     """
     listed = _listed(out, record)
     when = (out / DONE).stat().st_mtime_ns
@@ -122,16 +122,16 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
         except OSError:
             missing.append(name)
             continue
-        # weights decide about all that follows, and there is one file of them
+        # weights are always read: all later stages depend on this one file
         if status.st_size != size or status.st_mtime_ns != when or name.endswith(".safetensors"):
             touched.append(name)
     stage = record["kind"]
     if missing:
         raise BadInput(
             out,
-            f"a finished `{stage}` stage, of which {counted(missing, 'file')} removed",
-            "all that it wrote",
-            f"Put {_them(missing)} back, or remove {out} and start the command that made it again.",
+            f"a finished `{stage}` stage, from which {count_phrase(missing, 'file')} removed",
+            "all files that it wrote",
+            f"Restore {_pronoun(missing)}, or remove {out} and run the command that made it again.",
         )
     now = {name: content for name, (_, content) in listed.items()}
     edited = []
@@ -155,11 +155,11 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
 
 
 def check_file(path: Path, record: Callable[[Path], Mapping[str, Any]]) -> None:
-    """Raise BadInput if a finished stage wrote a file, and it has become another one though nobody corrects such by hand.
+    """Raise BadInput if a file belongs to a finished stage, and was changed although such files are never edited by hand.
 
     Args:
         path: any file.
-        record: reads the record of a stage's folder.
+        record: function that reads the record of a stage's folder.
     """
     for folder in path.resolve().parents:
         if (folder / DONE).is_file():
@@ -175,51 +175,51 @@ def _check_same(path: Path, content: str | None, listed: str, stage: str, out: P
     if content != listed:
         raise BadInput(
             path,
-            f"a file of digest {content}, changed after `{stage}` wrote it",
-            f"digest {listed}, as the record says",
-            f"Put the file back, or remove {out} and make it again; a file of another origin has to lie elsewhere.",
+            f"a file with digest {content}, changed after `{stage}` wrote it",
+            f"digest {listed}, as in the record",
+            f"Restore the file, or remove {out} and make it again; keep files from elsewhere in another folder.",
         )
 
 
 def _walk(out: Path) -> Iterator[str]:
-    """Files below a stage's folder that its function may have written, by relative name."""
+    """Relative names of the files below a stage's folder that its function may have written."""
     for place, inner, names in os.walk(out):
         here = Path(place)
         if here != out and (DONE in names or STARTED in names):
-            inner.clear()  # another stage's
+            inner.clear()  # the folder of another stage
             continue
         if here == out:
-            inner[:] = [name for name in inner if name != WATCHED]
+            inner[:] = [name for name in inner if name != TENSORBOARD]
             names = [name for name in names if name not in RECORDS]
         yield from ((here / name).relative_to(out).as_posix() for name in names if not name.endswith(TEMPORARY_SUFFIX))
 
 
 def _listed(out: Path, record: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """Size and digest of each file that a stage wrote."""
-    content = read_known(out / FILES, record["files"], "the list of the files of a finished stage")
+    content = read_verified(out / FILES, record["files"], "the list of the files of a finished stage")
     return {name: (size, found) for name, (size, found) in content.items()}
 
 
-def read_known(path: Path, known: str, expected: str) -> Any:
-    """Read what `write_packed` wrote beside a record, which holds its digest; so it is what this package wrote.
+def read_verified(path: Path, known: str, expected: str) -> Any:
+    """Read a file that `write_packed` wrote next to a record, and compare it with the digest in the record.
 
     Raises:
-        BadInput: it is missing, damaged, or another one.
+        BadInput: it is missing, damaged, or does not have this digest.
     """
     content = read_packed(path, expected)
     if digest(content) != known:
-        do = f"It was changed after it was written: put it back, or remove {path.parent} and make it again."
-        raise BadInput(path, f"digest {digest(content)}", f"digest {known}, as the record beside it says", do)
+        do = f"It was changed after it was written: restore it, or remove {path.parent} and make it again."
+        raise BadInput(path, f"digest {digest(content)}", f"digest {known}, as in the record", do)
     return content
 
 
 def _check_readable(path: Path, stage: str) -> None:
-    """Raise BadInput for a file that was changed and is damaged: nobody meant that."""
-    do = "Put the file back, or remove the folder and start the command that made it again."
-    with reading(path, f"a whole file, as one that was edited after `{stage}` wrote it is", do):
+    """Raise BadInput if an edited file is damaged."""
+    do = "Restore the file, or remove the folder and run the command that made it again."
+    with reading(path, f"a readable file, even after it was edited (`{stage}` wrote it)", do):
         if path.suffix == ".png":
             with Image.open(path) as picture:
-                picture.verify()  # all checksums, to the end
+                picture.verify()  # checks all checksums
             with Image.open(path) as picture:
                 picture.load()
         elif path.suffix == ".npz":

@@ -18,7 +18,7 @@ from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range, suggestion
 from wsss.ops.crf import DenseCRF, Preset
-from wsss.stages.predict import PredictSettings, Segmenter, labelled
+from wsss.stages.predict import PredictSettings, Segmenter, most_probable
 from wsss.weights import WEIGHTS, read_metadata, reading_of
 
 # Folders of a run that hold trained networks, the one that a user wants first
@@ -90,7 +90,7 @@ class Predictor:
         rgb = as_rgb(picture, how=self._reading)
         plain = self._network.probabilities(self._network.prepare(rgb))
         probabilities = self._network.refined(rgb, plain).astype(np.float32, copy=False)
-        return Prediction(labelled(probabilities), probabilities, self.classes, rgb)
+        return Prediction(most_probable(probabilities), probabilities, self.classes, rgb)
 
     def cams(self, picture: AnyPicture, classes: Sequence[str]) -> Float32[np.ndarray, "k h w"]:
         """Activation maps of one picture, as `wsss localize cam` makes them.

@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, on the first process alone."""
+"""Progress bars with rate and time left, on process 0 only."""
 
 import contextlib
 import sys
@@ -13,28 +13,28 @@ from wsss import peers, stopping
 from wsss.errors import printable
 from wsss.terminal import show
 
-# How often a log that is no terminal gets a line, in seconds
+# Seconds between two lines where the output is not a terminal
 LINE_EVERY = 30.0
 
 
 class Progress:
-    """A bar on a terminal; a line now and then where the output is a file.
+    """A progress bar on a terminal; a line every 30 seconds elsewhere.
 
     Args:
-        title: what is going on.
+        title: name of the work.
         total: how many steps or pictures there are.
-        done: how many of them were done before.
-        kept: whether what is done stays where the work is stopped.
+        done: how many of them an earlier command has done.
+        resumable: whether finished steps are saved when the work is stopped.
 
-    Signals are held while it lasts; `advance` raises Stopped where one came.
+    Signals are deferred inside this block; `advance` raises Stopped if one has arrived.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, kept: bool = True) -> None:
-        self.title, self.total, self.done, self.kept = title, total, done, kept
+    def __init__(self, title: str, total: int, done: int = 0, resumable: bool = True) -> None:
+        self.title, self.total, self.done, self.resumable = title, total, done, resumable
         self._first = done
-        self._began = self._last_line = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._bars: Bars | None = None
-        self._held = contextlib.ExitStack()
+        self._signals = contextlib.ExitStack()
         self._quiet = peers.rank() > 0
         if not self._quiet and sys.stderr.isatty():
             self._bars = Bars(
@@ -49,7 +49,7 @@ class Progress:
             self._task = self._bars.add_task(printable(title), total=total, completed=done, rate="", note="")
 
     def __enter__(self) -> "Progress":
-        self._held.enter_context(stopping.held())
+        self._signals.enter_context(stopping.deferring_signals())
         if self._bars:
             self._bars.start()
         return self
@@ -61,21 +61,21 @@ class Progress:
             self._bars.stop()
         elif not self._quiet and error is None and self.done > self._first:
             self._line("")
-        self._held.close()
+        self._signals.close()
         if error is None:
-            stopping.check(self._kept())
+            stopping.check(self._saved())
         elif isinstance(error, stopping.Stopped) and not error.notes:
-            error.notes.append(self._kept())
+            error.notes.append(self._saved())
 
     def advance(self, note: str = "", stop: bool = True) -> None:
         """Count one more as done.
 
         Args:
-            note: shown beside the bar.
-            stop: end here where a signal asks for it; a training, which has to save first, looks for itself.
+            note: shown next to the bar.
+            stop: raise Stopped here after a signal; training passes False, since it saves a checkpoint first.
 
         Raises:
-            Stopped: a signal has asked for it.
+            Stopped: a signal has arrived.
         """
         self.done += 1
         if self._bars:
@@ -85,15 +85,15 @@ class Progress:
         if stop:
             stopping.check()
 
-    def _kept(self) -> str:
-        if not self.kept:
-            return f"{self.title} begins anew"
+    def _saved(self) -> str:
+        if not self.resumable:
+            return f"{self.title} starts over"
         share = " of process 0's share" if peers.count() > 1 else ""
-        # those in work at that moment may be whole too
+        # pictures in progress may be written as well
         return f"{self.title}: at least {self.done} of {self.total}{share} are done"
 
     def _rate(self) -> float:
-        return (self.done - self._first) / max(time.monotonic() - self._began, 1e-9)
+        return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
 
     def _line(self, note: str) -> None:
         self._last_line = time.monotonic()

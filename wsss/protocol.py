@@ -14,7 +14,7 @@ from wsss.data.documents import Keys, dotted, dump
 from wsss.data.names import name_problem
 from wsss.errors import BadInput, NoSuchName, nearest, suggestion
 from wsss.registry import SHARED
-from wsss.run import sharing
+from wsss.run import sharing_stages
 from wsss.settings import Field, Given, described, fields, section_of, values
 from wsss.stages.check import DATA
 from wsss.stages.runs import FAILED, RUNS
@@ -206,7 +206,7 @@ def run_all(
         log.info("[%d of %d] %s", number, len(order), one.name)
         launch.decided_by_first(partial(_begin, run, out, one))
         try:
-            with sharing(out):
+            with sharing_stages(out):
                 make(one, run)
         except Exception as error:  # whatever ends one run must not end the others
             if peers.caused_by_another(error):

@@ -1,8 +1,8 @@
-"""Stopping a command: signals are looked at where nothing is lost; without torch, so that the command line starts at once.
+"""Stopping a command: signals take effect where no work is lost. No torch here, so that the command line starts quickly.
 
-Outside of `held`, a signal raises `Stopped` at once. Inside, it is remembered, and the work there ends itself at a point
-of its own choice: a training after the update in progress, a stage of pictures after the picture in progress. A second
-signal ends the process where it is, which loses no more than a kill does.
+Outside `deferring_signals`, a signal raises `Stopped` at once. Inside, it is remembered, and the work stops at a safe
+point: training after the current update, a per-picture stage after the current picture. A second
+signal ends the process immediately, which loses no more than a kill does.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from types import FrameType
 from wsss.terminal import show
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# Launchers pass on a signal that the terminal, `timeout` or SLURM has sent to all processes already
+# Seconds. Launchers forward a signal that the terminal, `timeout` or SLURM has already sent to all processes
 SAME_SIGNAL = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 1.0
-# How long a process that has to end may take to leave its files in order, in seconds
+# Seconds that a process may take to leave its files in order before it is ended
 GRACE = 5.0
 
 
 class Stopped(BaseException):
-    """A signal ended the work.
+    """A signal stopped the work.
 
     Attributes:
         number: of the signal.
-        notes: what is kept of the work in progress.
+        notes: how much of the work in progress is saved.
     """
 
     def __init__(self, number: int, *notes: str) -> None:
@@ -41,11 +41,11 @@ class Stopped(BaseException):
 
     def __str__(self) -> str:
         by = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
-        return ". ".join([f"stopped by {by}", *self.notes, "The same command goes on from here"]) + "."
+        return ". ".join([f"stopped by {by}", *self.notes, "Run the same command to continue"]) + "."
 
 
 class Ended(BaseException):
-    """Another process of this command has ended, and this one with it; the reason is on the terminal already."""
+    """Another process of this command has ended, so this one ends too; the reason is already on the terminal."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -54,11 +54,11 @@ class Ended(BaseException):
 
 @dataclasses.dataclass
 class _State:
-    """What this process was asked for; `process` is None while no command runs."""
+    """Signals and state of this process; `process` is None while no command runs."""
 
     process: int | None = None
-    asked: int | None = None
-    held: int = 0
+    signal_number: int | None = None
+    deferring: int = 0
     ended: int | None = None
     leaving: bool = False
 
@@ -66,42 +66,42 @@ class _State:
 _state = _State()
 
 
-def asked() -> int | None:
-    """The number of the signal that asks this process to stop, None where there was none."""
-    return _state.asked
+def requested_signal() -> int | None:
+    """The number of the signal that asks this process to stop, None if there was none."""
+    return _state.signal_number
 
 
 def check(*notes: str) -> None:
-    """Raise Stopped where a signal has asked for it."""
-    if _state.asked is not None:
-        raise Stopped(_state.asked, *notes)
+    """Raise Stopped if a signal has asked this process to stop."""
+    if _state.signal_number is not None:
+        raise Stopped(_state.signal_number, *notes)
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """While this lasts, signals are remembered alone: the work has to look at `asked` or call `check`.
+def deferring_signals() -> Iterator[None]:
+    """Only remember signals inside this block: the work has to look at `requested_signal` or call `check`.
 
     Raises:
-        Stopped: at its beginning, where a signal has asked for it already.
+        Stopped: on entry, if a signal has already arrived.
     """
     check()
-    _state.held += 1
+    _state.deferring += 1
     try:
         yield
     finally:
-        _state.held -= 1
+        _state.deferring -= 1
 
 
-def ask(number: int) -> None:
-    """Ask this process to stop, as the signal does that another process of the command has got."""
-    if _state.asked is None:
+def request(number: int) -> None:
+    """Ask this process to stop: another process of the command has received this signal."""
+    if _state.signal_number is None:
         os.kill(os.getpid(), number)
 
 
 def end(status: int) -> None:
-    """End this process from a thread: by an error in its main thread, and without it where that is not heard in time.
+    """End this process from a thread: raise an error in its main thread, or exit if that takes longer than `GRACE`.
 
-    The first status stays: the others that end for the same reason may look like more that went wrong.
+    The first status wins: later ones have the same cause.
     """
     if _state.leaving or _state.ended is not None:
         return
@@ -112,7 +112,7 @@ def end(status: int) -> None:
 
 
 def end_at_once(status: int) -> None:
-    """End this process and its loader processes; nothing is waited for."""
+    """End this process and its loader processes without waiting for anything."""
     for child in multiprocessing.active_children():
         child.kill()
     for stream in (sys.stdout, sys.stderr):
@@ -123,30 +123,30 @@ def end_at_once(status: int) -> None:
     os._exit(status)
 
 
-def running() -> bool:
+def is_running() -> bool:
     """Whether signals are handled as this module describes."""
     return _state.process is not None
 
 
-def leaving() -> None:
-    """From here on this process is on its way out, and nothing interrupts it but a second signal."""
+def start_leaving() -> None:
+    """Declare that this process is about to end; from here on only a second signal interrupts it."""
     _state.leaving = True
 
 
-def say(text: str) -> None:
-    """Print to the error stream, which a closed terminal has taken along."""
+def print_error(text: str) -> None:
+    """Print to the error stream; does nothing if the terminal has been closed."""
     with contextlib.suppress(OSError, ValueError):
         show(text, stream=sys.stderr)
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
-    """While this lasts, signals stop the command as this module describes.
+def handling_signals() -> Iterator[None]:
+    """Let signals stop the command, as this module describes, inside this block.
 
-    Signals that the process was started to ignore (`nohup`, a script's background jobs) stay ignored, and outside of the main
-    thread nothing is changed.
+    Signals that were ignored when the process started (`nohup`, a script's background jobs) stay ignored. Outside the main
+    thread, nothing is changed.
     """
-    if running() or threading.current_thread() is not threading.main_thread():
+    if is_running() or threading.current_thread() is not threading.main_thread():
         yield
         return
     global _state
@@ -159,7 +159,7 @@ def handled() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
-    counting = threading.Thread(target=_end_at_the_second, args=(receiver,), name="signals", daemon=True)
+    counting = threading.Thread(target=_end_on_second_signal, args=(receiver,), name="signals", daemon=True)
     counting.start()
     try:
         yield
@@ -179,13 +179,13 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         return
     if _state.ended is not None:
         raise Ended(_state.ended)
-    first, _state.asked = _state.asked is None, _state.asked or number
-    if first and not _state.held:
+    first, _state.signal_number = _state.signal_number is None, _state.signal_number or number
+    if first and not _state.deferring:
         raise Stopped(number)
 
 
-def _end_at_the_second(receiver: socket.socket) -> None:
-    """Read the numbers of signals as they come, whatever the main thread is doing."""
+def _end_on_second_signal(receiver: socket.socket) -> None:
+    """Read signal numbers as they arrive, whatever the main thread is doing."""
     first = None
     while number := receiver.recv(1):
         if number[0] not in SIGNALS or _state.ended is not None:
@@ -203,7 +203,7 @@ def _at_fork() -> None:
 
 
 def _in_child() -> None:
-    """A loader process is ended by its parent alone, which has yet to finish an update with its help."""
+    """Let only the parent end a loader process: it still needs the loader to finish an update."""
     if _state.process is None:
         return
     _state.process = None

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, on the disk before they get their name."""
+"""Atomic writing of files: written to a temporary file, flushed to the disk, then renamed."""
 
 import contextlib
 import errno
@@ -14,33 +14,33 @@ from typing import Any, Literal
 from wsss.errors import BadInput, reading
 
 TEMPORARY_SUFFIX = ".part"
-# The umask can only be read by setting it, which is no business of writer threads
+# The umask can only be read by setting it, which writer threads must not do
 os.umask(_UMASK := os.umask(0))
 
-# What has to reach the disk before `whole_file` ends
+# What has to be flushed to the disk before `whole_file` ends
 Sync = Literal["file and name", "file", "nothing"]
 
-# Lists of the files of a stage are far smaller; a crafted one must not fill the memory
-_MOST_UNPACKED = 512 << 20
+# Real lists of files are far smaller; a crafted one must not fill the memory
+_MAX_UNPACKED = 512 << 20
 
 _REASONS = {
     errno.ENOSPC: ("a full disk", "free some space, or choose another output folder"),
-    errno.EDQUOT: ("a used-up disk quota", "free some space, or choose another output folder"),
+    errno.EDQUOT: ("an exhausted disk quota", "free some space, or choose another output folder"),
     errno.EROFS: ("a read-only file system", "choose an output folder that can be written"),
     errno.EACCES: ("no permission to write here", "change the permissions, or choose another output folder"),
     errno.EPERM: ("no permission to write here", "change the permissions, or choose another output folder"),
-    errno.ENOTDIR: ("a file where a folder has to be", "remove it, or choose another output folder"),
-    errno.EEXIST: ("a file where a folder has to be", "remove it, or choose another output folder"),
-    errno.EISDIR: ("a folder where a file has to be", "remove it, or choose another output folder"),
+    errno.ENOTDIR: ("a file in place of a folder", "remove it, or choose another output folder"),
+    errno.EEXIST: ("a file in place of a folder", "remove it, or choose another output folder"),
+    errno.EISDIR: ("a folder in place of a file", "remove it, or choose another output folder"),
 }
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what keeps `path` from being written into one error.
+    """Turn errors of writing `path` that the user can resolve into BadInput.
 
     Raises:
-        BadInput: the disk is full or read-only, the folder may not be written, or its path is taken.
+        BadInput: the disk is full or read-only, permission is missing, or a path is occupied.
     """
     try:
         yield
@@ -48,19 +48,19 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in _REASONS:
             raise
         found, do = _REASONS[error.errno]
-        raise BadInput(path, found, "room and permission to write this file", f"To go on: {do}.") from error
+        raise BadInput(path, found, "room and permission to write this file", f"To continue: {do}.") from error
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, sync: Sync = "file and name") -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; rename it to `path` when the block ends without an error.
+    """Yield a temporary path in the folder of `path`, and rename it to `path` if the block ends without an error.
 
-    The folder is made if it is missing. Whatever goes wrong, neither a partial `path` nor the temporary file stays.
+    The folder is created if it is missing. After an error, neither a partial `path` nor the temporary file remains.
 
     Args:
         path: the file.
-        sync: what has to be on the disk at the end. `file` leaves the name to a later `sync_folder`, for files that come by the
-            thousand: after a power failure such a file is whole or missing. `nothing` is for what can be made again at once.
+        sync: what has to be on the disk at the end. `file` leaves the name to a later `sync_folder`, for stages that write thousands
+            of files: after a power failure such a file is complete or missing. `nothing` is for files that are easily made again.
 
     Raises:
         BadInput: as in `writing`.
@@ -87,10 +87,10 @@ def whole_file(path: Path, sync: Sync = "file and name") -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names of the files in a folder to the disk, where the file system can do that."""
+    """Flush the names of the files in a folder to the disk, if the file system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(handle)
@@ -102,17 +102,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_only(folder: Path) -> bool:
-    """Whether a folder is there, but nothing can be written in it."""
+    """Whether a folder exists but is not writable."""
     return folder.is_dir() and not os.access(folder, os.W_OK)
 
 
 def encoded(text: str) -> bytes:
-    """A text as UTF-8. File names may hold bytes that are not, which Python keeps as lone surrogates; they are written as such."""
+    """A text as UTF-8. File names that are not UTF-8 contain lone surrogates in Python, which are encoded as they are."""
     return text.encode("utf-8", errors="surrogatepass")
 
 
 def write_text(path: Path, text: str, sync: Sync = "file and name") -> None:
-    """Write a text as `encoded`; a file that holds it already is left alone."""
+    """Write a text as `encoded`; a file that already has this content is left alone."""
     _write(path, encoded(text), sync)
 
 
@@ -124,51 +124,51 @@ def _write(path: Path, content: bytes, sync: Sync) -> None:
 
 
 def write_json(path: Path, value: Any, sync: Sync = "file and name") -> None:
-    """Write `value` as indented JSON, non-ASCII letters as they are."""
+    """Write `value` as indented JSON, with non-ASCII characters unescaped."""
     write_text(path, json_text(value), sync)
 
 
 def json_text(value: Any) -> str:
-    """What `write_json` writes."""
+    """The text that `write_json` writes."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """Read a JSON file; `expected` says in words what it should hold, for the error.
+    """Read a JSON file; `expected` describes its content in errors.
 
     Raises:
-        BadInput: the file is missing, is not UTF-8 or is not JSON (cut off, for example).
+        BadInput: the file is missing, or is not JSON in UTF-8 (truncated, for example).
     """
-    with reading(path, expected, "The file may be cut off: fetch or write it again."):
+    with reading(path, expected, "The file may be truncated: download or write it again."):
         return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
 
 
 def write_packed(path: Path, value: Any) -> None:
-    """Write a JSON-able value compressed; equal values give equal bytes, and a file that holds them already is left alone."""
-    # without the time in gzip's header
+    """Write a JSON-serialisable value compressed; equal values give equal bytes, and a file with that content is left alone."""
+    # mtime=0 leaves the time out of gzip's header
     _write(path, gzip.compress(json.dumps(value, separators=(",", ":")).encode(), mtime=0), "file and name")
 
 
 def read_packed(path: Path, expected: str) -> Any:
-    """Read what `write_packed` wrote.
+    """Read a file that `write_packed` wrote.
 
     Raises:
-        BadInput: the file is missing, cut off, damaged, or holds more than 512 MiB.
+        BadInput: the file is missing, truncated, damaged, or unpacks to more than 512 MiB.
     """
-    do = "It was changed after it was written: put it back, or make the stage again in another folder."
+    do = "It was changed after it was written: restore it, or make the stage again in another folder."
     with reading(path, expected, do, missing=do), gzip.open(path, "rb") as stream:
-        content = stream.read(_MOST_UNPACKED + 1)
-        if len(content) > _MOST_UNPACKED:
+        content = stream.read(_MAX_UNPACKED + 1)
+        if len(content) > _MAX_UNPACKED:
             raise BadInput(path, "more than 512 MiB", expected, do)
         return json.loads(content)
 
 
 def digest(value: Any) -> str:
-    """A short, stable fingerprint of a JSON-able value."""
+    """A short, stable digest of a JSON-serialisable value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: WSSS_CACHE, or wsss in the user's cache folder."""
+    """The cache folder: the environment variable WSSS_CACHE, or `wsss` in the user's cache folder."""
     user = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return Path(os.environ.get("WSSS_CACHE", user / "wsss"))

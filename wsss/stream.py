@@ -1,4 +1,4 @@
-"""One thing after another with reading, computing and writing side by side, in threads; without torch, so that it starts at once."""
+"""Ordered, concurrent processing in threads. No torch here, so that the command line starts quickly."""
 
 import itertools
 import os
@@ -19,16 +19,16 @@ def in_threads(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Generator[Result, None, None]:
-    """`function` of each item, in order; the first error ends it and drops what has not begun.
+    """Yield `function(item)` for each item, in order; the first error ends it and cancels calls that have not started.
 
-    At most two results a thread wait to be taken, so memory stays bounded.
+    At most two results per thread wait to be consumed, so memory stays bounded.
 
     Args:
-        function: must let go of the interpreter lock for threads to help, as decoding, NumPy and numba do.
-        items: what to work on.
-        total: how many there are.
+        function: threads help only if it releases the interpreter lock, as decoding, NumPy and numba do.
+        items: the inputs.
+        total: number of items, for `progress`.
         progress: called with the number of items done and `total`.
-        threads: None takes the machine's cores.
+        threads: number of threads; None for one per core.
     """
     threads = threads or os.cpu_count() or 1
     source = iter(items)

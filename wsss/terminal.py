@@ -1,4 +1,4 @@
-"""The one way of text to the terminal. Names of files and classes reach people there, and none of them may steer it."""
+"""All text for the terminal passes through here. File and class names are printed, and none may control the terminal."""
 
 import logging
 import sys
@@ -8,18 +8,18 @@ from wsss.errors import printable
 
 
 def show(text: object, *, end: str = "\n", stream: TextIO | None = None) -> None:
-    """Print a text at once, with what would steer a terminal escaped (see `printable`).
+    """Print a text and flush, with terminal control characters escaped (see `printable`).
 
     Args:
-        text: anything that can be written as a text.
-        end: what follows it.
+        text: anything that `str` accepts.
+        end: printed after it.
         stream: standard output by default.
     """
     print(printable(str(text)), end=end, file=stream or sys.stdout, flush=True)
 
 
 class Formatter(logging.Formatter):
-    """Messages of a log, escaped in the same way."""
+    """A log formatter that escapes messages in the same way."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

@@ -261,14 +261,14 @@ def test_an_output_folder_with_other_files(pictures, tmp_path, tiny, refused):
     (tmp_path / "run" / "classifier").mkdir(parents=True)
     (tmp_path / "run" / "classifier" / "thesis.tex").write_text("precious")
     error = refused("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
-    assert "files that no stage recorded" in error
+    assert "files that were not made by a stage" in error
     assert (tmp_path / "run" / "classifier" / "thesis.tex").read_text() == "precious"
 
 
 def test_an_output_folder_that_is_a_file(pictures, tmp_path, tiny, refused):
     (tmp_path / "run").write_text("a file")
     error = refused("run", "cam", "--data", pictures, "--config", tiny, "--out", tmp_path / "run")
-    assert "a file where a folder has to be" in error
+    assert "a file in place of a folder" in error
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, pictures, tiny, refused):

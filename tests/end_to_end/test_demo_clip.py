@@ -9,7 +9,7 @@ from wsss.data.open import open_dataset
 from wsss.data.shapes import GROUNDS, SHAPES, make_shapes
 from wsss.methods.clip_es import CLIPESInference
 from wsss.refiners.crf import MaskSettings, refine
-from wsss.stages.evaluate import best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.evaluate import ScoreSettings, best_threshold, evaluate_cams, evaluate_masks
 from wsss.stages.localize import localize
 from wsss.storage import read_json
 

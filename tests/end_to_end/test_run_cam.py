@@ -63,7 +63,7 @@ def test_the_same_command_does_nothing_twice(finished, shapes, tiny):
 def test_other_settings_are_refused(finished, shapes, tiny):
     done = wsss("run", "cam", "--data", shapes, "--config", tiny, "--out", finished, "--classifier.training.lr", "0.5")
     assert done.returncode == 2
-    assert "settings.training.lr was 0.003 and is 0.5 now" in done.stderr
+    assert "settings.training.lr was 0.003 and is now 0.5" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -10,7 +10,7 @@ import yaml
 from tests.end_to_end.conftest import kill_at, ok, wsss
 from tests.end_to_end.test_run_cam import prefixed
 from wsss.data.files import read_cams, read_mask
-from wsss.run import record
+from wsss.run import read_record
 from wsss.weights import read_weights
 
 pytestmark = pytest.mark.slow
@@ -87,9 +87,9 @@ def test_every_stage_is_there(whole, shapes):
 
 def test_published_settings_are_the_defaults_of_the_rest(whole):
     """A YAML file that sets some of them leaves the others as ICAM has them."""
-    labels = record(whole / "affinitynet-labels")["inputs"]["settings"]
+    labels = read_record(whole / "affinitynet-labels")["inputs"]["settings"]
     assert (labels["low"], labels["high"]) == (2, 4)
-    walk = record(whole / "masks")["inputs"]["settings"]
+    walk = read_record(whole / "masks")["inputs"]["settings"]
     assert (walk["alpha"], walk["beta"], walk["doublings"], walk["shrink"], walk["radius"]) == (6, 8, 6, True, 3)
     assert json.loads((whole / "cams-scores" / "scores.json").read_text())["protocol"]["threshold"] == 0.5
 

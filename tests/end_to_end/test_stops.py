@@ -71,7 +71,7 @@ def test_a_stopped_stage_of_pictures_says_how_many_are_done(tmp_path, squares, m
     said = capsys.readouterr().err.splitlines()[-1]
     start, end = (
         "wsss: stopped by Ctrl-C. refine masks: at least ",
-        " of 12 are done. The same command goes on from here.",
+        " of 12 are done. Run the same command to continue.",
     )
     assert said.startswith(start)
     assert said.endswith(end)

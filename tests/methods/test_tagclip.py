@@ -14,7 +14,7 @@ from wsss import launch
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.errors import BadInput
 from wsss.methods import tagclip
-from wsss.run import record
+from wsss.run import read_record
 from wsss.tag_metrics import average_precision, precision_recall, top_k
 
 FEW = ("a photo of a {}.", "itap of the {}.")
@@ -141,7 +141,7 @@ def test_tags_are_read_back(tagged, pictures):
     labels, without = labels_of(pictures.names, read, 2)
     assert without == []
     np.testing.assert_array_equal(labels, tagclip.select(scores["scores"], 0.5))
-    result = record(tagged)["result"]
+    result = read_record(tagged)["result"]
     assert result["tags"] == labels.sum() > 0
     hits = (labels & pictures.labels).sum()
     assert result["precision"] == pytest.approx(hits / labels.sum())
@@ -170,7 +170,7 @@ def test_a_small_picture_is_named(tmp_path, settings):
 
 def test_pictures_without_labels_have_no_quality(tmp_path, settings, pictures):
     nobody = dataclasses.replace(pictures.subset([0]), labels=np.zeros((1, 2), bool))
-    assert set(record(tagclip.tag(settings, nobody, out=tmp_path / "tags"))["result"]) == {"images", "tags"}
+    assert set(read_record(tagclip.tag(settings, nobody, out=tmp_path / "tags"))["result"]) == {"images", "tags"}
 
 
 def test_a_killed_stage_goes_on_where_it_stopped(tmp_path, settings, pictures, tagged, monkeypatch):
@@ -241,6 +241,6 @@ def test_precision_and_recall_by_hand():
 def test_the_record_of_wrong_tags_is_json(tmp_path, settings, pictures, tagged):
     tags = tagclip.select(np.load(tagged / "scores.npz")["scores"], settings.ratio)
     wrong = dataclasses.replace(pictures, labels=~tags)
-    result = record(tagclip.tag(settings, wrong, out=tmp_path / "tags"))["result"]
+    result = read_record(tagclip.tag(settings, wrong, out=tmp_path / "tags"))["result"]
     assert (result["precision"], result["recall"], result["f1"]) == (0, 0, None)
     json.dumps(result, allow_nan=False)

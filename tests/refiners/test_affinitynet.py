@@ -34,7 +34,7 @@ from wsss.refiners.affinitynet import (
     with_background,
 )
 from wsss.refiners.task import RefinementTask
-from wsss.run import record
+from wsss.run import read_record
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
@@ -150,10 +150,12 @@ def test_masks_are_better_than_the_maps(tmp_path):
     settings = dataclasses.replace(SMALL, radius=4, augment=PosteriorAugment(crop=64), training=training)
     spread = AffinityNetWalk(radius=4, alpha=8, doublings=5)
     masks = AffinityNetSettings(network=settings, walk=spread).refined(RefinementTask(images, cams, tmp_path / "run"))
-    before = record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
+    before = read_record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
 
     def scored(masks):
-        return record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / f"of {masks.name}"))["result"]
+        return read_record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / f"of {masks.name}"))[
+            "result"
+        ]
 
     after = scored(masks)["miou"]
     inputs = {"cams": cams, "weights": tmp_path / "run" / "affinitynet"}

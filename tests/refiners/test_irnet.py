@@ -19,7 +19,7 @@ from wsss.refiners import irnet
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetTraining, IRNetWalk, centre, enlarged, load, walk, walked
 from wsss.refiners.task import RefinementTask
-from wsss.run import record
+from wsss.run import read_record
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
@@ -94,11 +94,13 @@ def test_masks_are_better_than_the_maps(tmp_path, backbone):
     settings = settings_of(backbone, augment=AffinityAugment((0.8, 1.2), crop=64), training=training)
     spread = IRNetWalk(radius=3, doublings=6, pad_to=0)
     masks = IRNetSettings(network=settings, walk=spread).refined(RefinementTask(images, cams, tmp_path / "run"))
-    before = record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
-    after = record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "after"))["result"]["miou"]
+    before = read_record(evaluate_cams(ScoreSettings(), images, cams=cams, out=tmp_path / "before"))["result"]["miou"]
+    after = read_record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "after"))["result"]["miou"]
     unlearned = settings_of(backbone, training=dataclasses.replace(training, steps=1, lr=0.0))
     masks = IRNetSettings(network=unlearned, walk=spread).refined(RefinementTask(images, cams, tmp_path / "unlearned"))
-    chance = record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "chance"))["result"]["miou"]
+    chance = read_record(evaluate_masks(ScoreSettings(), images, masks=masks, out=tmp_path / "chance"))["result"][
+        "miou"
+    ]
     # measured: maps 0.709 at the best of all thresholds, masks 0.826, those of an untrained network 0.416
     assert after > before + 0.05
     assert chance < before
@@ -112,7 +114,7 @@ def test_the_best_threshold_of_the_walked_maps(tmp_path, squares, cams, trained)
     curve = json.loads((tmp_path / "run" / "irnet-walk-scores" / "scores.json").read_text())["curve"]
     best = curve["thresholds"][int(np.argmax(curve["miou"]))]
     assert len(curve["thresholds"]) == len(ScoreSettings.thresholds)
-    assert record(tmp_path / "run" / "masks")["inputs"]["settings"]["threshold"] == best
+    assert read_record(tmp_path / "run" / "masks")["inputs"]["settings"]["threshold"] == best
 
 
 def test_a_walk_that_was_stopped_ends_in_the_same_bytes(tmp_path, squares, cams, trained, monkeypatch):

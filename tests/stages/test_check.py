@@ -10,7 +10,7 @@ from PIL import Image
 from wsss import digests, run
 from wsss.errors import BadInput
 from wsss.stages import check
-from wsss.stages.check import CONTENTS, DATA, open_checked, reopened
+from wsss.stages.check import CONTENTS, DATA, open_checked, reopen
 
 
 @run.stage(kind="look", makes="labels", title="look")
@@ -56,7 +56,7 @@ def test_a_picture_replaced_by_another_of_the_same_length(data, made):
     shutil.copy(data / "train/dog/4.bmp", data / "train/dog/3.bmp")
     with pytest.raises(BadInput, match=r"train: the content of 1 picture changed: train/dog/3\.bmp") as error:
         opened(data, made)
-    assert f"remove {made}/classifier, {made}/cams and start the same command again" in error.value.do
+    assert f"remove {made}/classifier, {made}/cams and run the same command again" in error.value.do
     assert (made / DATA).read_bytes() == before, "notes on what the run was made from"
     for stage in ("classifier", "cams"):
         shutil.rmtree(made / stage)
@@ -80,17 +80,17 @@ def test_another_data_set_leaves_the_notes_alone(data, made, tmp_path):
         other = tmp_path / "other" / path.relative_to(data)
         other.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), "red").save(other)
-    with pytest.raises(BadInput, match="a run made from what the data set held before"):
+    with pytest.raises(BadInput, match="a run made from an earlier content of the dataset"):
         opened(tmp_path / "other", made)
     assert (made / DATA).read_bytes() == before
-    assert reopened(made).root == data.resolve()
+    assert reopen(made).root == data.resolve()
 
 
 def test_the_same_data_set_elsewhere(data, made, tmp_path):
     data.rename(tmp_path / "moved")
     opened(tmp_path / "moved", made)
     assert json.loads((made / DATA).read_text())["opened"]["path"] == str(tmp_path / "moved")
-    assert reopened(made).root == tmp_path / "moved"
+    assert reopen(made).root == tmp_path / "moved"
 
 
 def test_nothing_is_looked_at_twice(data, made, monkeypatch):

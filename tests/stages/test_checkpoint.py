@@ -17,7 +17,7 @@ from torch import nn
 
 from wsss.errors import BadInput
 from wsss.run import STARTED
-from wsss.stages.checkpoint import BEFORE, CHECKPOINT, Checkpoints
+from wsss.stages.checkpoint import CHECKPOINT, PREVIOUS, Checkpoints
 
 HISTORY = [{"step": step, "lr": 0.1, "toy": 1.0 / (step + 1)} for step in range(9)]
 
@@ -37,7 +37,7 @@ class Kept:
             self.states[step] = copy.deepcopy((module.state_dict(), optimizer.state_dict()))
             if step > 1:
                 checkpoints.save(step, HISTORY[:step])
-        self.files = {name: (folder / name).read_bytes() for name in (CHECKPOINT, BEFORE)}
+        self.files = {name: (folder / name).read_bytes() for name in (CHECKPOINT, PREVIOUS)}
 
     def make(self, width=3):
         torch.manual_seed(0)
@@ -47,7 +47,7 @@ class Kept:
 
     def check(self, files, step):
         """With these files a training goes on after so many updates, 0 for its start."""
-        for name in (CHECKPOINT, BEFORE):
+        for name in (CHECKPOINT, PREVIOUS):
             (self.folder / name).unlink(missing_ok=True)
             if name in files:
                 (self.folder / name).write_bytes(files[name])
@@ -73,7 +73,7 @@ def written(content, identity=b"a training\n"):
 
 def test_the_last_one_and_without_it_the_one_before(kept):
     kept.check(kept.files, 3)
-    kept.check({BEFORE: kept.files[BEFORE]}, 2)
+    kept.check({PREVIOUS: kept.files[PREVIOUS]}, 2)
     kept.check({}, 0)
 
 
@@ -134,10 +134,10 @@ def test_what_is_no_checkpoint_of_this_training(kept, content, caplog, capsys):
     with caplog.at_level(logging.INFO):
         kept.check({**kept.files, CHECKPOINT: content}, 2)
     assert f"{CHECKPOINT}: cannot be used (" in caplog.text
-    assert "goes on from update 2" in caplog.text
+    assert "continues from update 2" in caplog.text
     with caplog.at_level(logging.INFO):
-        kept.check({CHECKPOINT: content, BEFORE: content}, 0)
-    assert "goes on from its start" in caplog.text
+        kept.check({CHECKPOINT: content, PREVIOUS: content}, 0)
+    assert "continues from its start" in caplog.text
     assert not (kept.folder / CHECKPOINT).exists()
     assert "it ran" not in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ from wsss.data.images import Dataset
 from wsss.data.shapes import make_shapes
 from wsss.errors import BadInput
 from wsss.stages import evaluate
-from wsss.stages.check import open_checked, reopened
+from wsss.stages.check import open_checked, reopen
 from wsss.stages.compare import compare, table
 from wsss.stages.report import report
 from wsss.storage import read_json, write_json
@@ -175,13 +175,13 @@ def test_tags_are_no_other_pictures(runs: tuple[Path, Dataset], tmp_path: Path) 
         SCORES, others, masks=tmp_path / "tagged" / "masks", out=tmp_path / "tagged" / "masks-scores"
     )
     comparison = compare([folder / "whole", tmp_path / "tagged"], tmp_path / "out", data)
-    assert comparison.odd == {}
+    assert comparison.not_comparable == {}
     smaller = dataclasses.replace(SCORES, convention="icam", contour_tolerance=0.02)
     shutil.copytree(folder / "whole" / "masks", tmp_path / "icam" / "masks")
     evaluate.evaluate_masks(smaller, seeds, masks=tmp_path / "icam" / "masks", out=tmp_path / "icam" / "masks-scores")
     comparison = compare([folder / "whole", tmp_path / "tagged", tmp_path / "icam"], tmp_path / "out", data)
     why = "mean `icam` instead of `present`; contour tolerance 0.02 instead of 0.008"
-    assert comparison.odd == {("icam", "pseudo masks"): why}
+    assert comparison.not_comparable == {("icam", "pseudo masks"): why}
 
 
 def test_a_run_that_scored_more_is_compared_on_the_pictures_of_the_others(
@@ -192,9 +192,9 @@ def test_a_run_that_scored_more_is_compared_on_the_pictures_of_the_others(
     few = data.split("seed").subset(range(5), "drawn/five")
     evaluate.evaluate_masks(SCORES, few, masks=tmp_path / "both" / "masks", out=tmp_path / "both" / "zz-scores")
     comparison = compare([tmp_path / "both", folder / "whole"], tmp_path / "out", data)
-    assert comparison.odd == {}
+    assert comparison.not_comparable == {}
     assert [run.scores["pseudo masks"].images for run in comparison.runs] == [20, 20]
-    assert [score.images for score in comparison.runs[0].besides] == [5]
+    assert [score.images for score in comparison.runs[0].other_scores] == [5]
     assert "drawn/five" in Page((tmp_path / "out" / "compare.html").read_text(encoding="utf-8")).section("scores")
 
 
@@ -222,13 +222,13 @@ def test_the_data_set_is_opened_as_it_was_for_the_run(tmp_path: Path) -> None:
     (tmp_path / "shapes" / "JPEGImages" / "val_00001.jpg").write_bytes(b"")
     options = {"tags": tmp_path / "tags.csv", "train": "val", "val": "train"}
     data = open_checked(tmp_path / "shapes", skip_bad=True, remember=tmp_path / "run", **options)
-    again = reopened(tmp_path / "run")
+    again = reopen(tmp_path / "run")
     assert again is not None
     assert {name: images.fingerprint() for name, images in again.splits.items()} == {
         name: images.fingerprint() for name, images in data.splits.items()
     }
     assert (again.train, again.val, len(again.split("val"))) == ("val", "train", 2)
-    assert reopened(tmp_path) is None
+    assert reopen(tmp_path) is None
 
 
 def test_runs_on_other_classes_are_marked_even_alone_in_a_column(runs: tuple[Path, Dataset], tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_runs_on_other_classes_are_marked_even_alone_in_a_column(runs: tuple[Pat
     spread = localize(Method(lr=0.2), few.split("seed"), weights=cams, out=tmp_path / "run" / "spread")
     evaluate.evaluate_cams(SCORES, few.split("seed"), cams=spread, out=tmp_path / "run" / "scores")
     comparison = compare([tmp_path / "run", runs[0] / "whole", runs[0] / "broken"], tmp_path / "out")
-    assert comparison.odd == {("run", "refined maps"): "other classes (bird, cat) in drawn/seed"}
+    assert comparison.not_comparable == {("run", "refined maps"): "other classes (bird, cat) in drawn/seed"}
 
 
 def test_runs_of_one_name_are_told_apart(runs: tuple[Path, Dataset], tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_after_a_signal_what_was_computed_is_written(tmp_path, squares):
         time.sleep(0.02)
         write(path, text)
 
-    with stopping.handled(), pytest.raises(stopping.Stopped, match="test: at least 7 of 12 are done"):
+    with stopping.handling_signals(), pytest.raises(stopping.Stopped, match="test: at least 7 of 12 are done"):
         for_each_picture(squares, tmp_path, ".txt", str, compute, slowly, title="test")
     assert made(tmp_path) == sorted(computed) == sorted(squares.names[:7])
 
@@ -136,6 +136,6 @@ def test_a_sum_that_is_stopped_begins_anew(squares):
         if index == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with stopping.handled(), pytest.raises(stopping.Stopped, match="test begins anew"):
+    with stopping.handling_signals(), pytest.raises(stopping.Stopped, match="test starts over"):
         sum_over_pictures(squares, str, add, title="test")
     assert seen == [0, 1, 2]

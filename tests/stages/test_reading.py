@@ -115,7 +115,7 @@ def test_maps_want_the_range_of_the_training(both, tmp_path):
     train(settings, deep, out=tmp_path / "cam")
     other = dataclasses.replace(deep, reading=PictureReading((0, 65535), ("integer",)))
     for images in (plain, other):
-        with pytest.raises(BadInput, match=r"expected values 0 to 4095, like those .*Give --value-range=0,4095"):
+        with pytest.raises(BadInput, match=r"expected values 0 to 4095, as for .*Give --value-range=0,4095"):
             localize(cam.CAMInference(), images, weights=tmp_path / "cam", out=tmp_path / "maps")
     localize(cam.CAMInference(scales=(1.0,)), deep.subset([0]), weights=tmp_path / "cam", out=tmp_path / "same")
 

@@ -397,7 +397,7 @@ def test_confusion(whole: tuple[Path, Dataset], page: Page) -> None:
     truth, other = np.unravel_index(wrong.argmax(), wrong.shape)
     labels = ["background", *CLASSES]
     top = [inner for _, inner in page.all("table", "top-list")][-1]
-    assert top.replace(" ", "").startswith(f"truetakenfor%oftruepixels{labels[truth]}{labels[other]}".replace(" ", ""))
+    assert top.replace(" ", "").startswith(f"truepredicted%oftruepixels{labels[truth]}{labels[other]}".replace(" ", ""))
 
 
 def test_picture_in_both_splits_has_one_row(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_no_true_masks(tmp_path: Path) -> None:
     captions = {inner for _, inner in page.all("figcaption")}
     assert "pseudo masks" in captions
     assert "true mask" not in captions
-    assert table(run) == f"{run}: no scores, since there were no true masks to score against"
+    assert table(run) == f"{run}: no scores, since there are no true masks to score against"
 
 
 def test_two_of_a_kind_are_told_apart_and_unfinished_stages_named(tmp_path: Path) -> None:
@@ -513,7 +513,8 @@ def test_pictures_that_are_gone_from_the_data_set_are_said_so(whole: tuple[Path,
     page = Page(report(run, less).read_text(encoding="utf-8"))
     stages = page.section("stages")
     assert (
-        "without pictures here: cams , cams-scores , masks , masks-scores , predictions , predictions-scores" in stages
+        "this page does not show them: cams , cams-scores , masks , masks-scores , predictions , predictions-scores"
+        in stages
     )
     assert page.all("div", "row") == []
 
@@ -552,7 +553,7 @@ def test_a_page_elsewhere_and_one_that_cannot_be_written(
     monkeypatch.setattr("wsss.storage.os.access", lambda path, mode: mode != os.W_OK)
     caplog.set_level("INFO", "wsss")
     assert report(run, data) == run / "report.html"
-    assert "stays as it is" in caplog.text
+    assert "is left unchanged" in caplog.text
     assert (run / "report.html").read_bytes() == before
 
 

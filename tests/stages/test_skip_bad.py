@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.conftest import box, write_picture, write_text
 from wsss.errors import BadInput
-from wsss.stages.check import open_checked, reopened
+from wsss.stages.check import open_checked, reopen
 
 
 def two_splits(root):
@@ -33,7 +33,7 @@ def test_a_bad_picture_does_not_take_one_of_its_name_along(tmp_path):
     with pytest.raises(BadInput, match="1 bad files"):
         open_checked(root, skip_bad=False)
     run = tmp_path / "run"
-    for data in (open_checked(root, skip_bad=True, remember=run), reopened(run)):
+    for data in (open_checked(root, skip_bad=True, remember=run), reopen(run)):
         assert data.split("train").names == ("1", "3")
         assert data.split("val").names == ("1", "2", "3")
     assert list(json.loads((run / "data.json").read_text())["bad"]) == ["train/2.png"]

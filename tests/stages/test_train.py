@@ -19,7 +19,7 @@ from wsss import peers
 from wsss.errors import BadInput
 from wsss.run import DONE
 from wsss.stages import train as train_module
-from wsss.stages.checkpoint import BEFORE, CHECKPOINT
+from wsss.stages.checkpoint import CHECKPOINT, PREVIOUS
 from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -129,7 +129,7 @@ def test_a_signal_saves_a_checkpoint_first(tmp_path, squares, monkeypatch, capsy
         assert peers.guarded(lambda: train(settings, squares, out=out)) == 128 + number
     assert counted.made == update
     by = "Ctrl-C" if number == signal.SIGINT else number.name
-    said = f"wsss: stopped by {by}. train stopped: {update} of 6 updates are saved. The same command goes on from here."
+    said = f"wsss: stopped by {by}. train stopped: {update} of 6 updates are saved. Run the same command to continue."
     assert capsys.readouterr().err.splitlines()[-1] == said
     assert not multiprocessing.active_children()
     counted = Counted(0, None)
@@ -151,7 +151,7 @@ def test_a_checkpoint_comes_after_so_many_minutes_too(tmp_path, squares, monkeyp
         with pytest.raises(KeyboardInterrupt):
             train(settings, squares, out=tmp_path / "run")
     assert (tmp_path / "run" / CHECKPOINT).exists()
-    assert (tmp_path / "run" / BEFORE).exists()
+    assert (tmp_path / "run" / PREVIOUS).exists()
     counted = Counted(0, None)
     counted.patch(monkeypatch)
     train(settings, squares, out=tmp_path / "run")
@@ -165,7 +165,7 @@ def test_damaged_checkpoints_cost_updates_and_nothing_else(tmp_path, squares, mo
     with monkeypatch.context() as patch:
         Counted(5, lambda: os.kill(os.getpid(), signal.SIGTERM)).patch(patch)
         peers.guarded(lambda: train(settings, squares, out=tmp_path / "run"))
-    for damaged, left in (((CHECKPOINT,), 4), ((CHECKPOINT, BEFORE), 0)):
+    for damaged, left in (((CHECKPOINT,), 4), ((CHECKPOINT, PREVIOUS), 0)):
         out = tmp_path / str(left)
         shutil.copytree(tmp_path / "run", out)
         for name in damaged:
@@ -177,7 +177,7 @@ def test_damaged_checkpoints_cost_updates_and_nothing_else(tmp_path, squares, mo
             counted.patch(patch)
             train(settings, squares, out=out)
         assert counted.made == 6 - left
-        assert f"{out / CHECKPOINT}: cannot be used (it is cut off or its bytes have changed)" in caplog.text
+        assert f"{out / CHECKPOINT}: cannot be used (it is truncated or its bytes have changed)" in caplog.text
         assert tree(out) == tree(whole)
 
 
@@ -233,7 +233,7 @@ def test_no_pictures(tmp_path, squares):
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path, squares):
-    with pytest.raises(BadInput, match=r"update \d+: found a loss that is no number"):
+    with pytest.raises(BadInput, match=r"update \d+: found a loss that is not finite"):
         train(Toy(Training(batch=4, epochs=50, lr=1e30, workers=0)), squares, out=tmp_path / "run")
 
 

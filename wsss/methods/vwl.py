@@ -450,7 +450,7 @@ def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, o
     network = network.to(launch.device()).eval()
     drawn = np.random.default_rng(0).permutation(len(images))[: settings.pictures]
     fired = []
-    with Progress(f"words {out.name}", len(drawn), kept=False) as progress:
+    with Progress(f"words {out.name}", len(drawn), resumable=False) as progress:
         for index in sorted(drawn.tolist()):
             image = images.read(index)
             fired.append(Fired(image, images.labels[index], *fire(network, image)))

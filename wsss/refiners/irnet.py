@@ -269,7 +269,7 @@ def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -
         return picture_in(top_left(image.shape[:2], crop), image)
 
     def views() -> Any:
-        with Progress(f"centre {out.name}", len(starts), kept=False) as progress:
+        with Progress(f"centre {out.name}", len(starts), resumable=False) as progress:
             for start in starts:
                 crops = in_threads(read, range(start, start + size), threads=launch.threads())
                 yield torch.from_numpy(np.stack(list(crops))).to(launch.device())

@@ -1,4 +1,4 @@
-"""Open a data set for work: say what it holds, look for bad files, leave them out if the user says so."""
+"""Open a dataset for a command: print an overview, find bad files, and leave them out if the user asks for it."""
 
 import dataclasses
 import logging
@@ -14,11 +14,11 @@ from wsss.data.info import bad_pictures, check_pictures, mask_doubts, notes_on_o
 from wsss.data.open import open_dataset
 from wsss.differences import outdated, pictures_changed
 from wsss.errors import BadInput, is_regular
-from wsss.outputs import DONE, INPUTS, STARTED, read_known
+from wsss.outputs import DONE, INPUTS, STARTED, read_verified
 from wsss.progress import Progress
 from wsss.storage import digest, read_json, read_only, write_json, write_packed
 
-# What a run was made from: what was found in it, and the digests of its files, which are read again when they were touched
+# In a run folder: the result of checking the dataset, and digests of its files, which are read again only after a change
 DATA, CONTENTS = "data.json", "contents.json.gz"
 
 log = logging.getLogger("wsss")
@@ -27,38 +27,38 @@ log = logging.getLogger("wsss")
 def open_checked(
     path: Path, *, skip_bad: bool, split: str | None = None, remember: Path | None = None, **options: Any
 ) -> Dataset:
-    """Open a data set, print an overview, decode every picture and mask once, and compare true masks with tags.
+    """Open a dataset, print an overview, decode every picture and mask once, and compare true masks with tags.
 
     Args:
-        path: of the data set.
-        skip_bad: leave bad pictures out, instead of stopping at them.
-        split: the one split that is worked on; None for those that a recipe uses.
-        remember: folder of a run; what was found is written to its `data.json`, with how the data set was opened, and not
-            looked for again.
+        path: path of the dataset.
+        skip_bad: leave bad pictures out instead of raising an error.
+        split: the only split in use; None for the splits that `wsss run` uses.
+        remember: run folder; the result of the checks, and how the dataset was opened, are written to its `data.json`,
+            and the next command reuses them.
         options: see `open_dataset`.
 
     Returns:
-        The data set, with what is doubtful about it among its notes.
+        The dataset; doubts about it are added to its notes.
 
     Raises:
-        BadInput: there are bad files and `skip_bad` is off; the first few are named. Or the true masks cannot be what is meant.
+        BadInput: there are bad files and `skip_bad` is off (the first few are named), or the true masks contradict the dataset.
     """
     data = open_dataset(path, skip_missing=skip_bad, **options)
     used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.scored_split, data.val) if name))
-    # lists of classes and of pictures may be words or files
+    # lists of classes and of pictures may be given as words or as files
     opened = {"path": str(path.resolve())} | {
         name: str(Path(value).resolve()) if isinstance(value, str | Path) and is_regular(value) else value
         for name, value in options.items()
     }
-    found = launch.decided_by_first(lambda: _found(data, used, remember, opened))
+    found = launch.decided_by_first(lambda: _inspected(data, used, remember, opened))
     bad = found["bad"]
     if bad and not skip_bad:
         shown = "\n".join(f"  {message}" for message in list(bad.values())[:5])
         raise BadInput(
             path,
-            f"{len(bad)} bad files, the first of them:\n{shown}\n",
-            "whole pictures and fitting masks",
-            "Mend or remove them, or leave them out with --skip-bad.",
+            f"{len(bad)} bad files, for example:\n{shown}\n",
+            "readable pictures, and masks that match them",
+            "Repair or remove them, or leave them out with --skip-bad.",
         )
     if found["stops"]:
         raise BadInput(*found["stops"][0])
@@ -66,43 +66,43 @@ def open_checked(
     if not bad:
         return data
     log.info("%d bad pictures are left out", len(bad))
-    return _without(data, bad)
+    return _without_bad(data, bad)
 
 
-def reopened(run: Path) -> Dataset | None:
-    """The data set that a run was made from, bad pictures left out; None where the run does not say which one it was.
+def reopen(run: Path) -> Dataset | None:
+    """The dataset that a run was made from, without its bad pictures; None if the run does not name one.
 
     Raises:
-        BadInput: it is not there any more.
+        BadInput: the dataset no longer exists.
     """
-    known = noted(run)
+    known = read_notes(run)
     if "opened" not in known:
         return None
     data = open_dataset(**known["opened"], skip_missing=True)
-    return _without(dataclasses.replace(data, notes=(*data.notes, *known["doubts"])), known["bad"])
+    return _without_bad(dataclasses.replace(data, notes=(*data.notes, *known["doubts"])), known["bad"])
 
 
-def _without(data: Dataset, bad: Collection[str]) -> Dataset:
+def _without_bad(data: Dataset, bad: Collection[str]) -> Dataset:
     splits = {
-        split: images.subset(i for i, path in enumerate(images.paths) if _file(data, path) not in bad)
+        split: images.subset(i for i, path in enumerate(images.paths) if _relative_file(data, path) not in bad)
         for split, images in data.splits.items()
     }
     return dataclasses.replace(data, splits=splits)
 
 
-def _file(data: Dataset, path: Path) -> str:
-    """A picture's file below the data set: pictures of two splits may have one name."""
+def _relative_file(data: Dataset, path: Path) -> str:
+    """A picture's path relative to the dataset: pictures of two splits may have the same name."""
     return os.path.relpath(path, data.root)
 
 
-def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
-    """What `_looked_through` finds. For a run it is noted in its folder, or held against what stands there."""
+def _inspected(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
+    """The result of `_inspect`. For a run, it is stored in the run folder, or read from there if the dataset has not changed."""
     if remember is None:
-        return _looked_through(data, used, overview(data), opened)
-    digests.remember(remember / CONTENTS)
-    known = noted(remember)
-    for images in () if known else _different(data, used):
-        # all files have to be read once, which may take minutes
+        return _inspect(data, used, overview(data), opened)
+    digests.load_cache(remember / CONTENTS)
+    known = read_notes(remember)
+    for images in () if known else _distinct(data, used):
+        # every file has to be read once, which may take minutes
         with Progress(f"digests of {images.title}", len(images)) as progress:
             digests.content_digests(images.paths, progress.advance)
     tables = {name: data.split(name).table() for name in used}
@@ -112,30 +112,28 @@ def _found(data: Dataset, used: list[str], remember: Path | None, opened: dict[s
             _refuse_stale(remember, known, tables, fingerprints)
         overviewed = overview(data)
         known = {"fingerprints": fingerprints, "tables": digest(tables), "overview": overviewed}
-        known |= _looked_through(data, used, overviewed, opened)
-        known["made_of"] = {name: _without(data, known["bad"]).split(name).fingerprint() for name in used}
+        known |= _inspect(data, used, overviewed, opened)
+        known["made_of"] = {name: _without_bad(data, known["bad"]).split(name).fingerprint() for name in used}
         write_packed(remember / INPUTS, tables)
-    # the same data set may lie elsewhere by now
+    # the dataset may have been moved
     if known.get("opened") != opened and not read_only(remember):
         write_json(remember / DATA, {**known, "opened": opened})
-    digests.keep(remember / CONTENTS, below=data.root)
+    digests.save_cache(remember / CONTENTS, below=data.root)
     return known
 
 
-def _looked_through(
-    data: Dataset, used: list[str], overviewed: dict[str, Any], opened: dict[str, Any]
-) -> dict[str, Any]:
-    """Messages about bad pictures by file (`bad`), doubts about true masks (`doubts`), and errors that end the work (`stops`)."""
+def _inspect(data: Dataset, used: list[str], overviewed: dict[str, Any], opened: dict[str, Any]) -> dict[str, Any]:
+    """Messages about bad pictures by file (`bad`), doubts about true masks (`doubts`), and errors that end the command (`stops`)."""
     log.info("%s", render(overviewed))
     bad: dict[str, str] = {}
     notes = notes_on_missing_classes(data) + notes_on_overlap(data)
     doubts = [likely_typos(data, opened.get("classes"))]
-    for images in _different(data, used):
-        with Progress(f"look through {images.title}", len(images)) as progress:
-            looks = check_pictures(images, progress=lambda done, total: progress.advance())
+    for images in _distinct(data, used):
+        with Progress(f"check {images.title}", len(images)) as progress:
+            inspected = check_pictures(images, progress=lambda done, total: progress.advance())
         paths = dict(zip(images.names, images.paths, strict=True))
-        bad |= {_file(data, paths[name]): message for name, message in bad_pictures(images, looks).items()}
-        doubtful = mask_doubts(images, looks)
+        bad |= {_relative_file(data, paths[name]): message for name, message in bad_pictures(images, inspected).items()}
+        doubtful = mask_doubts(images, inspected)
         notes += doubtful.notes
         doubts += doubtful.stops
     for note in notes:
@@ -144,13 +142,13 @@ def _looked_through(
     return {"bad": bad, "doubts": notes, "stops": stops}
 
 
-def noted(run: Path) -> dict[str, Any]:
-    """What is noted in a run's folder about its data set; nothing where there are no notes.
+def read_notes(run: Path) -> dict[str, Any]:
+    """What a run folder says about its dataset; empty if it has no `data.json`.
 
     Raises:
-        BadInput: the notes are broken.
+        BadInput: the file is damaged.
     """
-    path, expected = run / DATA, "notes on the data set of a run"
+    path, expected = run / DATA, "notes on the dataset of a run"
     if not path.exists():
         return {}
     content = read_json(path, expected)
@@ -162,7 +160,7 @@ def noted(run: Path) -> dict[str, Any]:
 def _refuse_stale(
     run: Path, known: Mapping[str, Any], tables: Mapping[str, Any], fingerprints: Mapping[str, str]
 ) -> None:
-    """Raise BadInput if stages of a run were made from what its data set held before."""
+    """Raise BadInput if stages of a run were made from an earlier content of its dataset."""
     before = known.get("fingerprints", {})
     changed = [name for name in before if before[name] != fingerprints.get(name)]
     stages = [
@@ -175,25 +173,25 @@ def _refuse_stale(
     stale = outdated([], gone, stages)
     if not stale:
         return
-    old = read_known(run / INPUTS, known["tables"], "what a run was made from") if (run / INPUTS).exists() else {}
-    told = [
+    old = read_verified(run / INPUTS, known["tables"], "the inputs of a run") if (run / INPUTS).exists() else {}
+    changes = [
         f"{name}: {'; '.join(pictures_changed(old[name], tables[name]))}"
         if name in tables
-        else f"{name} is not there now"
+        else f"{name} no longer exists"
         for name in changed
         if name in old
     ]
     raise BadInput(
         run,
-        f"a run made from what the data set held before ({'. '.join(told) or 'other pictures'})",
-        "the data set as it was, or stages made from it as it is now",
-        f"To make them from what is there now, remove {', '.join(map(str, stale))} and start the same command again; to keep "
+        f"a run made from an earlier content of the dataset ({'. '.join(changes) or 'other pictures'})",
+        "the unchanged dataset, or stages made from its current content",
+        f"To make them from the current content, remove {', '.join(map(str, stale))} and run the same command again; to keep "
         "them, undo the change or choose another output folder.",
     )
 
 
-def _different(data: Dataset, used: list[str]) -> list[Images]:
-    """The splits in use, each picture once."""
+def _distinct(data: Dataset, used: list[str]) -> list[Images]:
+    """The splits in use, without repeated pictures."""
     seen: set[Path] = set()
     splits = []
     for name in used:

@@ -1,7 +1,7 @@
-"""Checkpoints: what a training that was stopped or killed goes on from, and how a damaged one is told from a whole one.
+"""Checkpoints, from which a stopped or killed training continues, and how a damaged one is recognised.
 
-A file is a line with what it is, the digest of all that follows, and a line with the identity of the stage, before what torch
-writes. The last two are kept, so that whatever befalls the newer one, or a process while it is written, there is another.
+A file consists of a line with the format, a line with the digest of all that follows, a line with the identity of the stage,
+and the data that torch writes. The last two checkpoints are kept, in case the newer one is damaged or only partly written.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from wsss.errors import BadInput
 from wsss.run import STARTED
 from wsss.storage import read_json, whole_file
 
-CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-before.pt"
 KIND = b"wsss checkpoint 1\n"
 
 log = logging.getLogger("wsss")
@@ -30,7 +30,7 @@ History = list[dict[str, float]]
 
 
 class Unusable(Exception):
-    """Why a checkpoint cannot be gone on from."""
+    """The reason why a training cannot continue from a checkpoint."""
 
 
 class Checkpoints:
@@ -38,18 +38,18 @@ class Checkpoints:
 
     Args:
         out: the stage's folder, with its `started.json`.
-        trainable: the module whose state is kept.
+        trainable: the module whose state is saved.
         optimizer: its optimiser, which `restore` fills.
-        scaler: of half precision, None where there is none.
+        scaler: gradient scaler of half precision, None if there is none.
     """
 
     def __init__(self, out: Path, trainable: Any, optimizer: Any, scaler: Any) -> None:
         self.out, self.trainable, self.optimizer, self.scaler = out, trainable, optimizer, scaler
-        started = read_json(out / STARTED, "the record of a stage that has begun")
+        started = read_json(out / STARTED, "the record of an unfinished stage")
         self._identity = f"{started['identity']}\n".encode()
 
     def save(self, step: int, history: Sequence[dict[str, float]]) -> None:
-        """Write what is known after `step` updates, on process 0; the one before stays."""
+        """Write a checkpoint after `step` updates, on process 0, and keep the previous one."""
         if not launch.is_first():
             return
         content = {
@@ -59,7 +59,7 @@ class Checkpoints:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
-        # torch's own writer reports a full disk as an error of its archive
+        # torch's writer would report a full disk as an error of its archive format
         buffer = io.BytesIO()
         torch.save(content, buffer)
         digest = hashlib.sha256(self._identity)
@@ -70,28 +70,28 @@ class Checkpoints:
                 stream.write(KIND + digest.hexdigest().encode() + b"\n" + self._identity)
                 stream.write(buffer.getbuffer())
             if path.exists():
-                os.replace(path, self.out / BEFORE)
+                os.replace(path, self.out / PREVIOUS)
 
     def restore(self, last: int) -> tuple[int, History]:
-        """Load the last whole checkpoint into module and optimiser, on every process.
+        """Load the last intact checkpoint into module and optimiser, on every process.
 
-        What cannot be used is said and removed.
+        Unusable checkpoints are reported and removed.
 
         Args:
-            last: updates that the training has in all.
+            last: total number of updates of the training.
 
         Returns:
-            Updates that are done, and their losses; 0 and none where the training begins at its start.
+            The number of updates done, and their losses; 0 and none if there is no checkpoint.
 
         Raises:
-            BadInput: the processes do not see the same files.
+            BadInput: processes see different files.
         """
         content: dict[str, Any] | None = None
 
         def choose() -> str | None:
             nonlocal content
             unusable = []
-            for name in (CHECKPOINT, BEFORE):
+            for name in (CHECKPOINT, PREVIOUS):
                 if (self.out / name).exists():
                     try:
                         content = self._read(self.out / name, last)
@@ -102,8 +102,8 @@ class Checkpoints:
                         break
             if unusable:
                 how = f"update {content['step']}" if content else "its start"
-                log.warning("%s: the training goes on from %s", self.out, how)
-            for name in unusable:  # it must not take the place of a whole one
+                log.warning("%s: the training continues from %s", self.out, how)
+            for name in unusable:  # it must not become the previous checkpoint of the next save
                 (self.out / name).unlink()
             return name if content else None
 
@@ -118,27 +118,27 @@ class Checkpoints:
                     self.out / name,
                     f"a checkpoint that process 0 can use and process {launch.rank()} cannot ({reason})",
                     "the same files on all hosts",
-                    "Choose an output folder that all of them share.",
+                    "Choose an output folder that all hosts share.",
                 ) from reason
         self.trainable.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(content["scaler"])
-        log.info("%s: going on at update %d", self.out, content["step"])
+        log.info("%s: continuing at update %d", self.out, content["step"])
         return content["step"], content["history"]
 
     def _read(self, path: Path, last: int) -> dict[str, Any]:
-        """What a checkpoint holds.
+        """The content of a checkpoint.
 
         Raises:
-            Unusable: it is damaged, of another training, or does not fit this one.
+            Unusable: it is damaged, belongs to another training, or does not match this one.
         """
-        whole = path.read_bytes()
-        head, digest, rest = whole[: len(KIND)], whole[len(KIND) :][:64], whole[len(KIND) + 65 :]
+        data = path.read_bytes()
+        head, digest, rest = data[: len(KIND)], data[len(KIND) :][:64], data[len(KIND) + 65 :]
         if head != KIND:
-            raise Unusable("it is empty, cut off or no checkpoint of this program")
-        if hashlib.sha256(rest).hexdigest().encode() != digest or whole[len(KIND) + 64] != ord("\n"):
-            raise Unusable("it is cut off or its bytes have changed")
+            raise Unusable("it is empty, truncated or not a checkpoint of this program")
+        if hashlib.sha256(rest).hexdigest().encode() != digest or data[len(KIND) + 64] != ord("\n"):
+            raise Unusable("it is truncated or its bytes have changed")
         if not rest.startswith(self._identity):
             raise Unusable("it belongs to another training")
         try:
@@ -149,53 +149,53 @@ class Checkpoints:
         return content
 
     def _check(self, content: Any, last: int) -> None:
-        """Raise Unusable unless all of it can be loaded: what is loaded in part is neither the one nor the other training."""
+        """Raise Unusable unless all of it can be loaded: a state that is loaded in part would mix two trainings."""
         if not isinstance(content, dict) or {*content} != {"step", "history", "network", "optimizer", "scaler"}:
-            raise Unusable("it holds something else")
+            raise Unusable("it has other content")
         step, history = content["step"], content["history"]
         if type(step) is not int or not 0 < step <= last:
             raise Unusable(f"it is of update {step!r} of {last}")
-        if not isinstance(history, list) or len(history) != step or not all(map(_is_row, history)):
-            raise Unusable("its losses are not those of its updates")
+        if not isinstance(history, list) or len(history) != step or not all(map(_is_history_entry, history)):
+            raise Unusable("its losses do not match its updates")
         if _shapes(content["network"]) != _shapes(self.trainable.state_dict()):
             raise Unusable("its network has other layers")
         if not self._fits(content["optimizer"]):
             raise Unusable("its optimiser's state does not fit the network")
         if (content["scaler"] is None) != (self.scaler is None):
-            raise Unusable("it is of another precision")
+            raise Unusable("it has another precision")
 
     def _fits(self, state: Any) -> bool:
-        """Whether the optimiser can go on from a state: its groups, and a tensor of its parameter's shape, or a number, for each."""
-        own = self.optimizer.state_dict()["param_groups"]
+        """Whether a state matches the optimiser: the same groups, and for each parameter tensors of its shape, or numbers."""
+        expected = self.optimizer.state_dict()["param_groups"]
         if not isinstance(state, dict) or {*state} != {"param_groups", "state"} or not isinstance(state["state"], dict):
             return False
         groups = state["param_groups"]
         if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
             return False
-        if [(group.get("params"), {*group}) for group in groups] != [(group["params"], {*group}) for group in own]:
+        if [(group.get("params"), {*group}) for group in groups] != [(group["params"], {*group}) for group in expected]:
             return False
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         shapes = dict(
-            zip((index for group in own for index in group["params"]), (p.shape for p in parameters), strict=True)
+            zip((index for group in expected for index in group["params"]), (p.shape for p in parameters), strict=True)
         )
         return all(
             index in shapes
-            and isinstance(kept, dict)
+            and isinstance(entries, dict)
             and all(
                 not isinstance(value, torch.Tensor) or value.shape in (shapes[index], torch.Size([]))
-                for value in kept.values()
+                for value in entries.values()
             )
-            for index, kept in state["state"].items()
+            for index, entries in state["state"].items()
         )
 
 
 def discard(out: Path) -> None:
-    """Remove the checkpoints of a training that is done."""
-    for name in (CHECKPOINT, BEFORE):
+    """Remove the checkpoints of a finished training."""
+    for name in (CHECKPOINT, PREVIOUS):
         (out / name).unlink(missing_ok=True)
 
 
-def _is_row(row: Any) -> bool:
+def _is_history_entry(row: Any) -> bool:
     return (
         isinstance(row, Mapping)
         and {"step", "lr"} <= {*row}

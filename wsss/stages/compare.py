@@ -1,4 +1,4 @@
-"""Put runs side by side: scores, what they were made with, what they cannot be compared in, and the same pictures of each."""
+"""Compare runs: scores, protocols, reasons why scores are not comparable, and the same pictures of each run."""
 
 import dataclasses
 from collections import Counter
@@ -13,7 +13,7 @@ from wsss import __version__, launch
 from wsss.data.files import read_mask
 from wsss.data.images import Dataset, Images
 from wsss.data.tables import table_text
-from wsss.stages.check import reopened
+from wsss.stages.check import reopen
 from wsss.stages.evaluate import truth_fingerprint
 from wsss.stages.pages import (
     PICTURE_BYTES,
@@ -21,12 +21,12 @@ from wsss.stages.pages import (
     SIDE,
     aligned,
     class_bars,
+    coloured_mask,
+    data_uri,
     duration,
-    mask_picture,
     percent,
-    small,
-    some,
-    uri,
+    random_names,
+    shrunk,
     write_page,
 )
 from wsss.stages.records import KINDS, MASKS, PREDICTIONS, Score
@@ -34,17 +34,17 @@ from wsss.stages.runs import Run, open_runs, same_pictures
 from wsss.storage import whole_file, write_json
 
 COMPARISON = "compare"
-# Pictures that runs differ in most, and others
-DIFFERENT, RANDOM = 8, 6
+# Pictures in a gallery: where runs differ most, and random ones
+MOST_DIFFERENT, RANDOM = 8, 6
 
 
 def _labels(run: Run) -> tuple[str, ...]:
-    """Background and classes of what was scored."""
+    """Names of the labels that were scored, background first."""
     return tuple(next(iter(run.scores.values())).content["labels"])
 
 
-def _why_not(score: Score, reference: Score) -> str:
-    """Why two scores must not be compared; nothing if they may be."""
+def _reason_not_comparable(score: Score, reference: Score) -> str:
+    """Why two scores are not comparable; empty if they are."""
     reasons = []
     if not same_pictures(score, reference):
         here, there = (f"{one.split}, {one.images} pictures" for one in (score, reference))
@@ -64,7 +64,7 @@ def _why_not(score: Score, reference: Score) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs, and which of their scores may be compared.
+    """Runs, and which of their scores are comparable.
 
     Attributes:
         runs: at least one.
@@ -73,51 +73,53 @@ class Comparison:
     runs: Sequence[Run]
 
     @cached_property
-    def odd(self) -> dict[tuple[str, str], str]:
-        """Scores that are not comparable with most others of their kind, and why: by name of the run and kind."""
+    def not_comparable(self) -> dict[tuple[str, str], str]:
+        """Why scores are not comparable with most others of their kind, by name of the run and kind."""
         found: dict[tuple[str, str], str] = {}
         labels = Counter(_labels(run) for run in self.runs if run.scores).most_common(1)
         for kind in KINDS:
             here = [run for run in self.runs if kind in run.scores]
             scores = [run.scores[kind] for run in here if _labels(run) == labels[0][0]]
-            # the one with the most like it
-            reference = max(scores, key=lambda one: sum(not _why_not(other, one) for other in scores), default=None)
+            # the score that most others are comparable with
+            reference = max(
+                scores, key=lambda one: sum(not _reason_not_comparable(other, one) for other in scores), default=None
+            )
             for run in here:
                 if _labels(run) != labels[0][0]:
                     found[run.name, kind] = (
                         f"other classes ({', '.join(_labels(run)[1:6])}) in {run.scores[kind].split}"
                     )
-                elif reference and (why := _why_not(run.scores[kind], reference)):
+                elif reference and (why := _reason_not_comparable(run.scores[kind], reference)):
                     found[run.name, kind] = why
         return found
 
     @property
     def remarks(self) -> list[str]:
-        """What is to be known before scores are compared, one sentence each."""
+        """Remarks to read before the scores, one sentence each."""
         covered: dict[tuple[str, str], list[str]] = {}
         for run in self.runs:
             for kind, score in run.scores.items():
                 if score.coverage:
                     covered.setdefault((kind, score.coverage), []).append(run.name)
         lines = [f"{', '.join(names)}: {kind}: {text}" for (kind, text), names in covered.items()]
-        lines += [f"{name}: {kind} not comparable: {why}" for (name, kind), why in self.odd.items()]
+        lines += [f"{name}: {kind} not comparable: {why}" for (name, kind), why in self.not_comparable.items()]
         lines += [f"{run.name}: failed: {run.failed}" for run in self.runs if run.failed is not None]
         return lines + [f"{run.name}: {run.status}" for run in self.runs if run.status.startswith("unfinished")]
 
     @cached_property
     def protocols(self) -> list[tuple[str, list[str]]]:
-        """What each run was made with, name by name, in the order of the runs; `-` where a run has nothing of it."""
+        """Lines of the protocol: a name, and its value for each run; `-` where it does not apply."""
         lines = [(name, [run.protocol[name] or "-" for run in self.runs]) for name in self.runs[0].protocol]
         return [(name, texts) for name, texts in lines if set(texts) != {"-"}]
 
     @property
     def same(self) -> list[tuple[str, str]]:
-        """What no two runs that have it differ in."""
+        """Lines of the protocol that agree in all runs to which they apply."""
         return [(name, max(texts)) for name, texts in self.protocols if not _differ(texts)]
 
     @property
     def different(self) -> list[tuple[str, list[str]]]:
-        """What runs differ in: their making, and settings that runs of one method differ in."""
+        """Lines of the protocol that differ, and settings that differ between runs of one method."""
         lines = [(name, texts) for name, texts in self.protocols if _differ(texts)]
         methods = [run.method.partition(" ")[0] for run in self.runs]
         for name in dict.fromkeys(name for run in self.runs for name in run.settings):
@@ -127,18 +129,18 @@ class Comparison:
         return lines
 
     def best(self, kind: str, figure: str) -> float | None:
-        """The best `miou` or `contour_f` among comparable scores, None where none is better than another."""
+        """The best `miou` or `contour_f` among comparable scores, None if all are equal."""
         values = [
             value
             for run in self.runs
-            if kind in run.scores and (run.name, kind) not in self.odd
+            if kind in run.scores and (run.name, kind) not in self.not_comparable
             if (value := figures(run.scores[kind])[figure]) is not None
         ]
         return max(values) if len(set(values)) > 1 else None
 
 
 def figures(score: Score) -> dict[str, float | None]:
-    """`miou` and `contour_f`, as shares."""
+    """`miou` and `contour_f` as shares in [0, 1]."""
     return {"miou": score.scores["miou"], "contour_f": score.contour["mean_f"] if score.contour else None}
 
 
@@ -146,12 +148,12 @@ def compare(folders: Sequence[Path], out: Path, data: Dataset | None = None) -> 
     """Write `compare.html`, `compare.csv` and `compare.json` of runs.
 
     Args:
-        folders: of the runs, or of `wsss run all`; a stage that a run lacks is left empty.
+        folders: run folders, or output folders of `wsss run all`; the cells of a stage that a run lacks stay empty.
         out: folder for the files.
-        data: what the runs were made from, for the pictures; by default what the runs say of it.
+        data: the dataset of the runs, for the pictures; by default the one that the runs name.
 
     Raises:
-        BadInput: a folder is no run, or the data set of the runs is not there any more.
+        BadInput: a folder is not a run folder, or the dataset of the runs no longer exists.
     """
     comparison = Comparison(open_runs(folders))
     if launch.is_first():
@@ -163,7 +165,7 @@ def compare(folders: Sequence[Path], out: Path, data: Dataset | None = None) -> 
 
 
 def table(comparison: Comparison) -> str:
-    """The comparison as text: scores in per cent, what differs in the making, remarks."""
+    """The comparison as text: scores in per cent, differences in the protocol, remarks."""
     kinds = [kind for kind in KINDS if any(kind in run.scores for run in comparison.runs)]
     header = ["run", "method", *(f"{kind}: {figure}" for kind in kinds for figure in ("mIoU", "F")), "time"]
     rows = [header]
@@ -171,7 +173,7 @@ def table(comparison: Comparison) -> str:
         cells = []
         for kind in kinds:
             shown = [percent(value) for value in figures(run.scores[kind]).values()] if kind in run.scores else ["", ""]
-            cells += [f"{text}*" if (run.name, kind) in comparison.odd else text for text in shown]
+            cells += [f"{text}*" if (run.name, kind) in comparison.not_comparable else text for text in shown]
         rows.append([run.name, run.method, *cells, duration(run.seconds) if run.stages else ""])
     parts = [aligned(rows, texts=2)]
     different = [[name, *texts] for name, texts in comparison.different if name != "method"]
@@ -179,17 +181,17 @@ def table(comparison: Comparison) -> str:
         names = ["what differs", *(run.name for run in comparison.runs)]
         parts.append(aligned([names, *different], texts=len(names)))
     if comparison.remarks:
-        marks = " (marked *)" if comparison.odd else ""
+        marks = " (marked *)" if comparison.not_comparable else ""
         parts.append("\n".join([f"remarks{marks}:", *(f"  {remark}" for remark in comparison.remarks)]))
     return "\n\n".join(parts)
 
 
 def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """A row for each run and kind, empty where there is no score."""
+    """A row for each run and kind; its values are None if there is no score."""
     for run in comparison.runs:
         for kind in KINDS:
             score = run.scores.get(kind)
-            why = comparison.odd.get((run.name, kind), "")
+            why = comparison.not_comparable.get((run.name, kind), "")
             scored = (
                 {
                     "folder": (score.source or score.stage).name,
@@ -238,7 +240,7 @@ def _json(comparison: Comparison) -> dict[str, Any]:
                 },
                 "scored besides": [
                     {"what": score.title, "split": score.split, "pictures": score.images, **figures(score)}
-                    for score in run.besides
+                    for score in run.other_scores
                 ],
             }
             for run in comparison.runs
@@ -248,7 +250,7 @@ def _json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _content(comparison: Comparison, data: Dataset | None) -> dict[str, Any]:
-    data = data or next((found for run in comparison.runs if (found := reopened(run.folder))), None)
+    data = data or next((found for run in comparison.runs if (found := reopen(run.folder))), None)
     kinds = [kind for kind in KINDS if any(kind in run.scores for run in comparison.runs)]
     bars = []
     for kind in kinds:
@@ -267,7 +269,7 @@ def _content(comparison: Comparison, data: Dataset | None) -> dict[str, Any]:
 
 
 def _comparable(comparison: Comparison, kind: str) -> list[Run]:
-    return [run for run in comparison.runs if kind in run.scores and (run.name, kind) not in comparison.odd]
+    return [run for run in comparison.runs if kind in run.scores and (run.name, kind) not in comparison.not_comparable]
 
 
 def _differ(texts: Sequence[str]) -> bool:
@@ -275,7 +277,7 @@ def _differ(texts: Sequence[str]) -> bool:
 
 
 def _marked(texts: Sequence[str]) -> list[tuple[str, bool]]:
-    """Texts, and whether each is another than the one that most runs have."""
+    """Texts, and whether each differs from the one that most runs have."""
     (most, count), *others = Counter(text for text in texts if text != "-").most_common()
     common = most if others[0][1] < count else None
     return [(text, text not in ("-", common)) for text in texts]
@@ -285,9 +287,9 @@ def _galleries(comparison: Comparison, data: Dataset) -> list[dict[str, Any]]:
     chosen = []
     for kind in (PREDICTIONS, MASKS):
         runs = [run for run in _comparable(comparison, kind) if run.scores[kind].source]
-        images = _images(runs[0].scores[kind], data) if runs else None
+        images = _scored_images(runs[0].scores[kind], data) if runs else None
         if images is not None:
-            chosen.append((kind, runs, images, _picked([run.scores[kind] for run in runs])))
+            chosen.append((kind, runs, images, _select_pictures([run.scores[kind] for run in runs])))
     count = sum(len(names) * (2 + len(runs)) for _, runs, _, groups in chosen for _, names in groups)
     limit = min(PICTURE_BYTES, PICTURES_BYTES // max(count, 1))
     return [
@@ -304,7 +306,7 @@ def _galleries(comparison: Comparison, data: Dataset) -> list[dict[str, Any]]:
     ]
 
 
-def _images(score: Score, data: Dataset) -> Images | None:
+def _scored_images(score: Score, data: Dataset) -> Images | None:
     """The split that was scored."""
     for images in data.splits.values():
         if score.content["truth"] == truth_fingerprint(images):
@@ -312,28 +314,30 @@ def _images(score: Score, data: Dataset) -> Images | None:
     return None
 
 
-def _picked(scores: Sequence[Score]) -> list[tuple[str, list[str]]]:
-    """Names of pictures: those whose IoU differs most between the runs, and some others."""
+def _select_pictures(scores: Sequence[Score]) -> list[tuple[str, list[str]]]:
+    """Names of the pictures whose IoU differs most between the runs, and of random others."""
     names = sorted(set.intersection(*(set(score.per_image) for score in scores)))
     spread: dict[str, float] = {}
     for name in names:
         reached = [iou for score in scores if (iou := score.per_image[name]) is not None]
         spread[name] = max(reached) - min(reached) if reached else 0.0
-    different = sorted((name for name in names if spread[name] > 0), key=lambda name: (-spread[name], name))[:DIFFERENT]
+    different = sorted((name for name in names if spread[name] > 0), key=lambda name: (-spread[name], name))[
+        :MOST_DIFFERENT
+    ]
     groups = [
         ("Where the runs differ most", different),
-        ("Random", some([n for n in names if n not in different], RANDOM)),
+        ("Random", random_names([n for n in names if n not in different], RANDOM)),
     ]
     return [(title, picked) for title, picked in groups if picked]
 
 
 def _row(kind: str, runs: Sequence[Run], images: Images, name: str, limit: int) -> dict[str, Any]:
     position = images.names.index(name)
-    picture = small(Image.fromarray(images.read(position)), SIDE)
+    picture = shrunk(Image.fromarray(images.read(position)), SIDE)
     truth = images.read_mask(position)
     shown = [
-        {"caption": "picture", "reached": "", "kind": "picture", "uri": uri(picture, limit)},
-        {"caption": "true mask", "reached": "", "kind": "mask", "uri": uri(mask_picture(truth), limit)},
+        {"caption": "picture", "reached": "", "kind": "picture", "uri": data_uri(picture, limit)},
+        {"caption": "true mask", "reached": "", "kind": "mask", "uri": data_uri(coloured_mask(truth), limit)},
     ]
     for run in runs:
         score = run.scores[kind]
@@ -341,6 +345,8 @@ def _row(kind: str, runs: Sequence[Run], images: Images, name: str, limit: int) 
         iou, f = score.per_image[name], score.per_image_contour.get(name)
         reached = f"{percent(iou)}" + ("" if f is None else f" · F {percent(f)}")
         mask = read_mask(score.source.folder / f"{name}.png")
-        shown.append({"caption": run.name, "reached": reached, "kind": "mask", "uri": uri(mask_picture(mask), limit)})
+        shown.append(
+            {"caption": run.name, "reached": reached, "kind": "mask", "uri": data_uri(coloured_mask(mask), limit)}
+        )
     tags = [(label + 1, images.class_names[label]) for label in images.classes(position)]
     return {"name": name, "tags": tags, "figures": shown}

@@ -1,4 +1,4 @@
-"""The loop over pictures: load ahead, compute, write, each side by side with the others; shared out over the processes."""
+"""The loop over pictures: loading, computing and writing run concurrently, and the processes share the pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -26,34 +26,34 @@ def for_each_picture(
     title: str,
     chosen: Sequence[int] | None = None,
 ) -> None:
-    """Make a file of each picture; files that are there are left alone, so a killed stage goes on.
+    """Write a file for each picture; existing files are skipped, so a killed stage continues where it stopped.
 
-    `load` and `write` run in threads, `compute` in this one. At most four pictures a thread are under way, so memory stays
-    bounded. Whatever ends the loop, what was computed is written first.
+    `load` and `write` run in worker threads, `compute` in the calling thread. At most four pictures per thread are in
+    flight, so memory stays bounded. Computed results are written before the loop ends, also after a signal or an error.
 
     Args:
         images: the pictures.
-        out: folder of the files.
-        suffix: of the files, `NAME` + suffix.
-        load: reads and prepares the picture of an index.
-        compute: makes the content of the file from the index and what was loaded; `as_loaded` where `load` does all of it.
-        write: writes the content to a path, whole or not at all.
-        title: what is going on, for the progress bar.
-        chosen: indices of the pictures that get a file; None for all.
+        out: output folder.
+        suffix: suffix of the files, which are called `NAME` + suffix.
+        load: reads and prepares the picture with this index.
+        compute: makes the content of the file from the index and the loaded picture; `as_loaded` if `load` does all the work.
+        write: writes the content to a path, completely or not at all.
+        title: title of the progress bar.
+        chosen: indices of the pictures to process; None for all.
 
     Raises:
-        Stopped: a signal has asked for it.
+        Stopped: a signal has arrived.
     """
-    mine = launch.share(range(len(images)) if chosen is None else chosen)
-    paths = {index: out / f"{images.names[index]}{suffix}" for index in mine}
-    todo = [index for index in mine if not paths[index].exists()]
+    share = launch.share(range(len(images)) if chosen is None else chosen)
+    paths = {index: out / f"{images.names[index]}{suffix}" for index in share}
+    todo = [index for index in share if not paths[index].exists()]
     threads = launch.threads()
 
     ended: list[BaseException] = []
 
     def computed(loaded: Iterator[Loaded]) -> Iterator[tuple[Path, Made]]:
         ahead = zip(todo, loaded, strict=True)
-        while stopping.asked() is None:
+        while stopping.requested_signal() is None:
             try:
                 index, item = next(ahead)
                 made = compute(index, item)
@@ -65,7 +65,7 @@ def for_each_picture(
             yield paths[index], made
 
     with (
-        Progress(title, len(mine), done=len(mine) - len(todo)) as progress,
+        Progress(title, len(share), done=len(share) - len(todo)) as progress,
         closing(in_threads(load, todo, threads=threads)) as loaded,
         closing(in_threads(lambda made: write(*made), computed(loaded), threads=threads)) as written,
     ):
@@ -76,36 +76,36 @@ def for_each_picture(
 
 
 def as_loaded(_: int, loaded: Loaded) -> Loaded:
-    """The `compute` of a stage that runs no network: all its work is done by the threads that load."""
+    """The `compute` function of a stage that runs no network: the loading threads do all the work."""
     return loaded
 
 
 def sum_over_pictures(
     images: Images, load: Callable[[int], Loaded], add: Callable[[int, Loaded], None], *, title: str
 ) -> None:
-    """Load this process's share of the pictures in threads, and add each to a sum in this one; nothing is kept of it after a kill.
+    """Load this process's share of the pictures in threads, and add each to a sum in the calling thread; a killed sum starts over.
 
     Args:
         images: the pictures.
-        load: reads the picture of an index.
-        add: takes the index and what was loaded.
-        title: what is going on, for the progress bar.
+        load: reads the picture with this index.
+        add: called with the index and the loaded picture.
+        title: title of the progress bar.
 
     Raises:
-        Stopped: a signal has asked for it.
+        Stopped: a signal has arrived.
     """
-    mine = launch.share(range(len(images)))
+    share = launch.share(range(len(images)))
     with (
-        Progress(title, len(mine), kept=False) as progress,
-        closing(in_threads(load, mine, threads=launch.threads())) as loaded,
+        Progress(title, len(share), resumable=False) as progress,
+        closing(in_threads(load, share, threads=launch.threads())) as loaded,
     ):
-        for index, item in zip(mine, loaded, strict=True):
+        for index, item in zip(share, loaded, strict=True):
             add(index, item)
             progress.advance()
 
 
 def read_prepared(prepare: Callable[[Any], Loaded], images: Images, index: int) -> tuple[Loaded, tuple[int, int]]:
-    """What `prepare` makes of a picture, and the picture's height and width; its errors name the picture's file."""
+    """The result of `prepare` for a picture, and the picture's height and width; errors of `prepare` name the file."""
     image = images.read(index)
     try:
         return prepare(image), image.shape[:2]

@@ -36,19 +36,19 @@ class ScoreSettings:
     """How maps and masks are scored."""
 
     thresholds: tuple[float, ...] = tuple(round(0.01 * step, 2) for step in range(61))
-    """background scores (or exponents) that maps are scored at, in one pass"""
+    """background thresholds (or exponents) at which maps are scored, in one pass"""
     background: Background = "constant"
-    """background score: a constant t, or (1 - highest map)^t as in CLIP-ES (power)"""
+    """background score: a constant threshold t, or (1 - highest map)^t as in CLIP-ES (power)"""
     convention: Convention = "present"
-    """what classes that do not occur do to the means, of the contour F-score too: present, nan, zero, icam or devkit"""
+    """how classes that do not occur count in the means, also of the contour F-score: present, nan, zero, icam or devkit"""
     contour: bool = True
-    """measure the contour F-score too"""
+    """also measure the contour F-score"""
     contour_tolerance: float = 0.008
-    """how far contours may be apart: a share of the picture's diagonal, or from 1 on a whole number of pixels"""
+    """distance up to which contours match: below 1 a share of the picture's diagonal, otherwise a whole number of pixels"""
 
     def __post_init__(self) -> None:
         check_range("scores.thresholds", self.thresholds, 0, 1 if self.background == "constant" else 1000)
-        tolerance_radius((1, 1), self.contour_tolerance)  # refuses what is neither
+        tolerance_radius((1, 1), self.contour_tolerance)  # raises if it is neither
 
     def of_constants(self) -> "ScoreSettings":
         """These settings for maps whose background score is a constant."""
@@ -71,13 +71,13 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
     """
     _check_masks(images)
     sweep = ThresholdSweep(settings.thresholds, len(images.class_names), settings.background)
-    # the power is taken in the type that maps are stored in, as published
-    kind = np.float16 if settings.background == "power" else np.float32
+    # the power is computed in the dtype of stored maps, as published
+    dtype = np.float16 if settings.background == "power" else np.float32
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         truth = images.read_mask(index)
         classes, maps = read_matching_cams(images, cams, index, truth.shape)
-        return truth, maps.astype(kind), classes
+        return truth, maps.astype(dtype), classes
 
     def add(index: int, loaded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         sweep.add(*loaded, str(cams / f"{images.names[index]}.npz"))
@@ -89,7 +89,7 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
     def thresholded(index: int) -> UInt8[np.ndarray, "h w"]:
         classes, maps = read_matching_cams(images, cams, index, images.size_hw(index))
         if settings.background == "power":
-            maps = maps.astype(kind)
+            maps = maps.astype(dtype)
             background = (1 - maps.max(0, keepdims=True, initial=0)) ** best
         else:
             background = np.full((1, *maps.shape[1:]), best, maps.dtype)
@@ -113,13 +113,13 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
 
 @stage(kind="score", makes="scores", title="masks")
 def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
-    """Score pseudo masks or predictions; pixels that they leave unsure (255) count as background, as in IRNet.
+    """Score pseudo masks or predictions; their unsure pixels (255) count as background, as in IRNet.
 
     Writes `scores.json`, `per_image.json` and `per_image_contour.json`.
 
     Args:
         settings: conventions.
-        images: pictures with true masks; a subset of those that have masks will do.
+        images: pictures with true masks; it may be a subset of the pictures with pseudo masks.
         masks: folder of the masks.
         out: the stage's folder.
     """
@@ -133,12 +133,12 @@ def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out:
 
 
 def best_threshold(scored: Path) -> float:
-    """The best threshold that `evaluate_cams` found."""
+    """The best threshold that `evaluate_cams` found in a stage folder."""
     return float(read_json(scored / SCORES, "scores of activation maps")["protocol"]["threshold"])
 
 
 def truth_fingerprint(images: Images) -> str:
-    """Of pictures and true masks alone: it is the same whatever tags the pictures have."""
+    """A fingerprint of pictures and true masks only, regardless of tags."""
     return dataclasses.replace(images, labels=np.zeros_like(images.labels)).fingerprint()
 
 
@@ -150,12 +150,12 @@ def _check_masks(images: Images) -> None:
             images.title,
             f"{lacking} of {len(images)} pictures without a true mask",
             "true masks to score against",
-            "Choose a split with masks, or leave this stage out.",
+            "Choose a split with masks, or skip this stage.",
         )
 
 
-class _Counted(NamedTuple):
-    """What is counted over the pictures of all processes, and the scores of each."""
+class _Counts(NamedTuple):
+    """Counts over the pictures of all processes, and scores of single pictures."""
 
     labels: np.ndarray
     contours: np.ndarray
@@ -163,9 +163,9 @@ class _Counted(NamedTuple):
     per_image_contour: dict[str, float | None]
 
 
-def _counted(
+def _count(
     settings: ScoreSettings, images: Images, read: Callable[[int], UInt8[np.ndarray, "h w"]], title: str
-) -> _Counted:
+) -> _Counts:
     matrix = ConfusionMatrix(images.n_labels)
     contours = ContourCounts(len(images.class_names), settings.contour_tolerance)
     per_image: list[tuple[str, float | None]] = []
@@ -177,10 +177,10 @@ def _counted(
 
     def add(index: int, loaded: tuple[np.ndarray, np.ndarray]) -> None:
         (truth, mask), name = loaded, images.names[index]
-        alone = ConfusionMatrix(images.n_labels)
-        alone.add(truth, mask, name)
-        matrix.merge(alone.counts)
-        per_image.append((name, scores(alone.counts, "present").miou))
+        single = ConfusionMatrix(images.n_labels)
+        single.add(truth, mask, name)
+        matrix.merge(single.counts)
+        per_image.append((name, scores(single.counts, "present").miou))
         if settings.contour:
             outlines = ContourCounts(len(images.class_names), settings.contour_tolerance)
             outlines.add(truth, mask, name)
@@ -189,7 +189,7 @@ def _counted(
 
     sum_over_pictures(images, load, add, title=f"evaluate {title}")
     singles = [dict(sorted(launch.gathered(pairs))) for pairs in (per_image, per_image_contour)]
-    return _Counted(launch.summed(matrix.counts), launch.summed(contours.counts), *singles)
+    return _Counts(launch.summed(matrix.counts), launch.summed(contours.counts), *singles)
 
 
 def _score(
@@ -200,7 +200,7 @@ def _score(
     protocol: dict[str, Any],
     curve: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    counted = _counted(settings, images, read, out.name)
+    counted = _count(settings, images, read, out.name)
     score = scores(counted.labels, settings.convention)
     contour = contour_scores(counted.contours, settings.convention) if settings.contour else None
     if launch.is_first():

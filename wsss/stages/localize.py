@@ -1,4 +1,4 @@
-"""Make activation maps: one file a picture, of the classes that it is tagged with."""
+"""Write class activation maps: one file per picture, with a map for each class in its tags."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +18,12 @@ from wsss.weights import reading_of
 
 
 class Cams(NamedTuple):
-    """Activation maps of one picture, in [0, 1], float32.
+    """Class activation maps of one picture, float32 in [0, 1].
 
     Attributes:
-        classes: 0-based classes of the maps, ascending.
-        maps: at the picture's size.
-        maps_stride4: at a quarter of it, None where a method has no such maps.
+        classes: 0-based classes of the maps, in ascending order.
+        maps: at the size of the picture.
+        maps_stride4: at a quarter of that size, None if a method has no such maps.
     """
 
     classes: Int[np.ndarray, " k"]
@@ -32,29 +32,29 @@ class Cams(NamedTuple):
 
 
 class Localizer(Protocol):
-    """A method that gives maps; `prepare` runs ahead in threads, `cams` where the network is."""
+    """A method that makes maps; `prepare` runs ahead in threads, `cams` on the device of the network."""
 
     def prepare(self, image: Any) -> Any:
-        """What of the work needs no network, for one picture (uint8 RGB)."""
+        """The part of the work that needs no network, for one picture (uint8 RGB)."""
 
     def cams(self, prepared: Any, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """The maps of the classes in `label`."""
 
 
 class LocalizerSettings(Protocol):
-    """Settings that know how to make their localizer."""
+    """Settings that can build their localizer."""
 
     @property
     def title(self) -> str:
-        """The name of the method, in reports and records."""
+        """Name of the method, for reports and records."""
 
     @property
     def localizer(self) -> Callable[..., Localizer]:
-        """Loads the method on the device, from pictures and named inputs."""
+        """Builds the localizer on the device, from pictures and named inputs."""
 
 
 def _check_reading(images: Images, weights: Path) -> None:
-    """Raise BadInput if weights were trained on pictures of more than 8 bits whose values or bands were read in another way."""
+    """Raise BadInput if the weights were trained on pictures with more than 8 bits that were read with another value range or other bands."""
     trained = reading_of(weights)
     if trained is None or trained == DEFAULT_READING:
         return
@@ -62,20 +62,20 @@ def _check_reading(images: Images, weights: Path) -> None:
         raise BadInput(
             images.title,
             f"pictures read with {images.reading}",
-            f"{trained}, like those that {weights} was trained on",
+            f"{trained}, as for the training of {weights}",
             f"Give {trained.flags()} if these pictures are of the same kind, or train on pictures of this kind.",
         )
 
 
 @stage(kind="localize", makes="maps", title=None)
 def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
-    """Write the activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
+    """Write the class activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
 
-    Pictures whose file is there are left alone, so a killed stage goes on.
+    Pictures whose file exists are skipped, so a killed stage continues where it stopped.
 
     Args:
-        settings: of the method.
-        images: the pictures and their labels.
+        settings: settings of the method.
+        images: the pictures and their tags.
         out: the stage's folder.
         inputs: earlier stages or files that the method needs, by name (`weights`, ...).
     """

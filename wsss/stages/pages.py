@@ -1,4 +1,4 @@
-"""What all pages share: their looks, how figures are written in them, and pictures that travel inside them."""
+"""Shared parts of the HTML pages: templates, number formats, and embedded pictures."""
 
 import base64
 import io
@@ -21,16 +21,16 @@ from wsss.ops.contour import BoundaryMatches, boundary_matches
 from wsss.stages.records import Score
 from wsss.storage import whole_file
 
-# What the pictures of a page weigh together at most, before base64 adds a third
+# Most bytes of all pictures of a page together, and of one, before base64 adds a third
 PICTURES_BYTES = 6_500_000
 PICTURE_BYTES = 60_000
-# Longest side of pictures, and of those with contours
+# Longest side of pictures, and of pictures with contours
 SIDE, CONTOUR_SIDE = 320, 480
 
-# Runs and scores that a chart tells apart
+# Number of colours for the runs and scores of a chart
 SERIES_COLOURS = 10
 
-# Told apart with any of the three kinds of colour blindness, also from the greys that lie below them
+# Distinguishable with all three kinds of colour blindness, from each other and from the greys below them
 CONTOUR_COLOURS = {
     "true contour, found": (30, 120, 255),
     "predicted contour, right": (160, 225, 255),
@@ -41,12 +41,12 @@ _DARKEST_GREY, _BRIGHTEST_GREY = 25, 90
 
 
 def write_page(out: Path, template: str, content: Callable[[], Mapping[str, Any]]) -> Path:
-    """Write a page, on process 0 alone.
+    """Write a page, on process 0 only.
 
     Args:
         out: the file.
-        template: beside this module.
-        content: makes what the template shows.
+        template: file name, in the folder of this module.
+        content: makes the variables of the template.
     """
 
     def write() -> None:
@@ -54,7 +54,7 @@ def write_page(out: Path, template: str, content: Callable[[], Mapping[str, Any]
             loader=jinja2.PackageLoader("wsss", "stages"),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
-            # names may hold what no page can, or what turns the letters behind it around
+            # names may contain characters that HTML does not allow, or that reverse the text after them
             finalize=lambda value: printable(value) if type(value) is str else value,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -70,7 +70,7 @@ def write_page(out: Path, template: str, content: Callable[[], Mapping[str, Any]
 
 
 def percent(share: float | None) -> str:
-    """A share as a number of per cent."""
+    """A share in [0, 1] as a percentage, without the sign."""
     return "-" if share is None else f"{100 * share:.1f}"
 
 
@@ -84,7 +84,7 @@ def duration(spent: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Rows of cells as lines; the first `texts` columns are flush left, the others right."""
+    """Rows of cells as aligned lines of text; the first `texts` columns are flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -96,11 +96,11 @@ def aligned(rows: Sequence[Sequence[str]], texts: int) -> str:
     return "\n".join(lines)
 
 
-def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested values as (dotted name, text)."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from flat(inner, f"{prefix}{key}.")
+            yield from flattened(inner, f"{prefix}{key}.")
     elif isinstance(value, list) and not any(isinstance(item, Mapping | list) for item in value):
         yield prefix.rstrip("."), ", ".join(map(_text, value))
     else:
@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, Any]]:
-    """IoU and contour F of each class, for scores of the same classes and what to call them."""
+    """Bar charts of IoU and contour F for each class, from names and scores over the same classes."""
     iou = [(number, name, (score.scores["miou"], *score.scores["iou"])) for number, (name, score) in enumerate(named)]
     contour = [
         (number, name, (score.contour["mean_f"], *score.contour["f"]))
@@ -128,7 +128,7 @@ def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, Any]]:
         ("IoU", "A class that occurs in neither truth nor prediction has no bar.", 0, iou),
         (
             "Contour F",
-            "A class whose outline occurs nowhere has no bar, or 100 where the mean is over all.",
+            "A class without any outline has no bar, or 100 where the mean is over all classes.",
             1,
             contour,
         ),
@@ -145,14 +145,14 @@ def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, Any]]:
     return charts
 
 
-def some(names: Sequence[str], count: int) -> list[str]:
-    """A few names, always the same ones."""
+def random_names(names: Sequence[str], count: int) -> list[str]:
+    """At most `count` names, chosen at random with a fixed seed, in their order."""
     picked = np.random.default_rng(0).permutation(len(names))[:count]
     return [names[position] for position in sorted(picked.tolist())]
 
 
-def small(picture: Image.Image, side: int) -> Image.Image:
-    """At most `side` pixels wide and high; labels are not mixed."""
+def shrunk(picture: Image.Image, side: int) -> Image.Image:
+    """The picture at most `side` pixels wide and high; palette images keep their labels (nearest neighbour)."""
     scale = side / max(picture.size)
     if scale >= 1:
         return picture
@@ -160,28 +160,28 @@ def small(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if picture.mode == "P" else Image.Resampling.BOX)
 
 
-def mask_picture(mask: UInt8[np.ndarray, "h w"]) -> Image.Image:
+def coloured_mask(mask: UInt8[np.ndarray, "h w"]) -> Image.Image:
     """A mask in VOC's colours."""
     picture = Image.fromarray(mask)
     picture.putpalette(voc_palette().ravel().tolist())
-    return small(picture, SIDE)
+    return shrunk(picture, SIDE)
 
 
-def heated(picture: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
-    """A map laid over its picture."""
+def heatmap(picture: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
+    """A map in [0, 1] as a heat map over its picture."""
     resized = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR))
     colours = matplotlib.colormaps["turbo"](resized.clip(0, 1), bytes=True)[:, :, :3]
     weights = 0.25 + 0.45 * resized.clip(0, 1)[:, :, None]
     return Image.fromarray((np.asarray(picture) * (1 - weights) + colours * weights).astype(np.uint8))
 
 
-def uri(picture: Image.Image, limit: int) -> str:
-    """A picture as a data URI of at most `limit` bytes before base64: labels as PNG, all else as JPEG; made smaller if need be."""
+def data_uri(picture: Image.Image, limit: int) -> str:
+    """A picture as a data URI of at most `limit` bytes before base64, shrunk if necessary: labels as PNG, all else as JPEG."""
     options = {"format": "png"} if picture.mode == "P" else {"format": "jpeg", "quality": 82}
-    return _uri(partial(small, picture), max(picture.size), limit, **options)
+    return _data_uri(partial(shrunk, picture), max(picture.size), limit, **options)
 
 
-def _uri(draw: Callable[[int], Image.Image], side: int, limit: int, **options: Any) -> str:
+def _data_uri(draw: Callable[[int], Image.Image], side: int, limit: int, **options: Any) -> str:
     while True:
         stream = io.BytesIO()
         draw(side).save(stream, **options)
@@ -193,15 +193,15 @@ def _uri(draw: Callable[[int], Image.Image], side: int, limit: int, **options: A
 def contours(
     truth: UInt8[np.ndarray, "h w"], mask: UInt8[np.ndarray, "h w"], tolerance: float
 ) -> dict[str, Bool[np.ndarray, "h w"]]:
-    """Which outline pixels of a true mask and of another one have a partner within the tolerance, class by class.
+    """Outline pixels of a true mask and of another mask, matched class by class within a tolerance.
 
     Args:
-        truth: 255, where it is ignored, is background for contours.
-        mask: 255, where it is unsure, is background too.
+        truth: labels; 255 (ignored) counts as background.
+        mask: labels; 255 (unsure) counts as background.
         tolerance: as in `wsss.ops.contour.tolerance_radius`.
 
     Returns:
-        Pixels under the names of `CONTOUR_COLOURS`, in the order to draw them in: what is wrong lies on top.
+        Pixels by the names of `CONTOUR_COLOURS`, in drawing order: errors are drawn last, on top.
     """
     labels = [label for label in np.union1d(truth, mask).tolist() if label not in (0, 255)]
     nothing = BoundaryMatches(*[np.zeros(truth.shape, bool)] * 4)
@@ -216,13 +216,13 @@ def contours(
 
 
 def contour_uri(picture: Image.Image, outlines: Mapping[str, Bool[np.ndarray, "h w"]], limit: int) -> str:
-    """Outlines on the darkened picture, as a data URI; each of their pixels is drawn, however small the picture becomes."""
+    """Outlines on the darkened picture, as a data URI; every outline pixel is drawn, however small the picture becomes."""
     grey = picture.convert("L").point(lambda value: _DARKEST_GREY + value * (_BRIGHTEST_GREY - _DARKEST_GREY) / 255)
 
     def draw(side: int) -> Image.Image:
-        # small pictures are enlarged so that single pixels can be told apart
+        # small pictures are enlarged so that single pixels are visible
         factor = max(1, side // max(grey.size))
-        canvas = np.array(small(grey, side).convert("RGB")).repeat(factor, 0).repeat(factor, 1)
+        canvas = np.array(shrunk(grey, side).convert("RGB")).repeat(factor, 0).repeat(factor, 1)
         scale = np.array(canvas.shape[:2]) / (grey.height, grey.width)
         dot = max(2, factor)
         for name, pixels in outlines.items():
@@ -230,5 +230,5 @@ def contour_uri(picture: Image.Image, outlines: Mapping[str, Bool[np.ndarray, "h
                 canvas[top : top + dot, left : left + dot] = CONTOUR_COLOURS[name]
         return Image.fromarray(canvas)
 
-    # without subsampling, since thin lines lose their colours by it
-    return _uri(draw, CONTOUR_SIDE, limit, format="jpeg", quality=82, subsampling=0)
+    # chroma subsampling would take the colour from thin lines
+    return _data_uri(draw, CONTOUR_SIDE, limit, format="jpeg", quality=82, subsampling=0)

@@ -31,15 +31,15 @@ SEGMENTERS = {kind.kind: kind for kind in get_args(SegmenterSettings)}
 
 @dataclasses.dataclass(frozen=True)
 class PredictSettings:
-    """How a segmenter is tested."""
+    """How a segmenter predicts."""
 
     scales: tuple[float, ...] | None = None
-    """sizes of the picture whose scores are averaged; none: those of the segmenter's published test, which are
-    1 alone for DeepLab v2 and EMANet, 0.5, 0.75 .. 1.75 for DeepLab v1 and PSPNet"""
+    """scales of the picture over which scores are averaged; none: those of the published test of the segmenter, which are
+    only 1 for DeepLab v2 and EMANet, 0.5, 0.75 .. 1.75 for DeepLab v1 and PSPNet"""
     flip: bool | None = None
-    """average with the mirror image too; none: as in the published test, with DeepLab v1 and PSPNet"""
+    """also average over the mirrored picture; none: as in the published test, which is yes for DeepLab v1 and PSPNet"""
     crf: Preset | DenseCRF | None = None
-    """dense CRF on the probabilities: the name of a published set (`deeplab` is DeepLab v2's, `icam-final` DeepLab v1's), or one's own"""
+    """dense CRF on the probabilities: the name of a published preset (`deeplab` for DeepLab v2, `icam-final` for DeepLab v1), or CRF settings"""
 
     def __post_init__(self) -> None:
         if self.scales is not None:
@@ -47,11 +47,11 @@ class PredictSettings:
 
 
 class Prepared(NamedTuple):
-    """A picture as a network takes it, on the CPU.
+    """A picture prepared for the network, on the CPU.
 
     Attributes:
-        views: at each scale, (1, 3, hs, ws).
-        size_hw: of the picture.
+        views: the normalised picture at each scale, (1, 3, hs, ws).
+        size_hw: size of the picture.
     """
 
     views: list[Tensor]
@@ -67,15 +67,15 @@ class Segmenter:
     """A trained segmenter, read from a stage folder or a weights file.
 
     Args:
-        weights: folder or file; what `wsss segment` writes knows its own kind, classes and layers. Published checkpoints are
-            told by their tensors.
-        settings: scales, mirror images, CRF.
-        device: where the network runs; by default the device of this process.
+        weights: folder or file; files that `wsss segment` wrote name the kind, classes and layers. Published checkpoints are
+            recognised by the names of their tensors.
+        settings: scales, mirroring, CRF.
+        device: device of the network; by default the device of this process.
 
     Attributes:
-        kind: of the segmenter, `deeplab` for example.
+        kind: kind of the segmenter, for example `deeplab`.
         classes: the class names.
-        reading: how the pictures were read that it was trained on; None for published checkpoints.
+        reading: how its training pictures were read; None for published checkpoints.
     """
 
     def __init__(self, weights: Path, settings: PredictSettings, device: torch.device | None = None) -> None:
@@ -101,13 +101,13 @@ class Segmenter:
         self.mirrored = (False, True) if (self.trained.flip if settings.flip is None else settings.flip) else (False,)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
-        """The picture as the network takes it."""
+        """The picture prepared for the network."""
         height, width = image.shape[:2]
         return Prepared([self.trained.view(image, scale) for scale in self.scales], (height, width))
 
     @torch.inference_mode()
     def probabilities(self, prepared: Prepared) -> Float[np.ndarray, "l h w"]:
-        """Class probabilities at the picture's size, background first, before any CRF."""
+        """Class probabilities at the size of the picture, background first, before any CRF."""
         total = torch.zeros((), device=self.device)
         for view in prepared.views:
             view = view.to(self.device)
@@ -121,7 +121,7 @@ class Segmenter:
     def refined(
         self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]
     ) -> Float[np.ndarray, "l h w"]:
-        """The probabilities after the CRF, where the settings have one."""
+        """The probabilities after the CRF, if the settings have one."""
         crf = self.settings.crf
         if crf is None:
             return probabilities
@@ -129,53 +129,53 @@ class Segmenter:
         return dense_crf(self.trained.seen(image), unary_from_scores(probabilities), kernels, threads=1)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-        """Labels of one RGB picture: 0 background, class + 1."""
-        return labelled(self.refined(image, self.probabilities(self.prepare(image))))
+        """Labels of one RGB picture: 0 for background, otherwise class + 1."""
+        return most_probable(self.refined(image, self.probabilities(self.prepare(image))))
 
 
-def labelled(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
+def most_probable(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
     """The most probable label of each pixel."""
     return probabilities.argmax(0).astype(np.uint8)
 
 
 def pictures(path: Path, *, weights: Path, asked: ReadingRequest = DEFAULT_REQUEST) -> tuple[Images, list[str]]:
-    """A picture, or all pictures of a folder, read as those were that a segmenter was trained on, with notes for the user.
+    """A picture, or all pictures of a folder, read like the training pictures of a segmenter, with notes for the user.
 
-    Published checkpoints do not say how; then it is decided for these pictures, as for a data set.
+    Published checkpoints do not say how those were read; then it is decided from these pictures, as for a dataset.
 
     Args:
         path: the picture or the folder.
-        weights: folder of a trained segmenter, or its file.
-        asked: what the user says instead. A range of values takes pictures of any kind.
+        weights: folder of a trained segmenter, or its weights file.
+        asked: the user's choice instead. With a value range, pictures of any kind are accepted.
 
     Raises:
-        BadInput: there are no pictures, or they are not of the kind that the segmenter was trained on.
+        BadInput: there are no pictures, or they are not of the same kind as the training pictures.
     """
     images = open_pictures(path)
     reading, notes = choose_reading(images.paths, path, asked, reading_of(weights))
-    others = notes_on_unreadable(path) if path.is_dir() else []
-    return dataclasses.replace(images, reading=reading), notes + others
+    ignored = notes_on_unreadable(path) if path.is_dir() else []
+    return dataclasses.replace(images, reading=reading), notes + ignored
 
 
 @stage(kind="predict", makes="predictions", title="segmenter")
 def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
-    """Write a predicted mask `NAME.png` for every picture; pictures whose mask is there are left alone.
+    """Write a predicted mask `NAME.png` for every picture; pictures whose mask exists are skipped.
 
     Args:
-        settings: scales, mirror images, CRF.
-        images: any pictures, read as those of the training (see `pictures`); their tags are not looked at.
-        weights: folder of a trained segmenter, or its file.
+        settings: scales, mirroring, CRF.
+        images: any pictures, read like the training pictures (see `pictures`); their tags are not used.
+        weights: folder of a trained segmenter, or its weights file.
         out: the stage's folder.
 
     Raises:
-        BadInput: the segmenter was trained on pictures of more than 8 bits, and these were opened as 8-bit ones.
+        BadInput: the segmenter was trained on pictures with more than 8 bits, and these were opened as 8-bit pictures.
     """
     segmenter = Segmenter(weights, settings)
     if images.reading == DEFAULT_READING and segmenter.reading not in (None, DEFAULT_READING):
         raise BadInput(
             images.title,
             f"pictures opened with {images.reading}",
-            f"{segmenter.reading}, like those that {weights} was trained on",
+            f"{segmenter.reading}, as for the training of {weights}",
             "Open them with `wsss.stages.predict.pictures`.",
         )
 
@@ -188,7 +188,7 @@ def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Pa
         return _Scored(image, segmenter.probabilities(prepared))
 
     def write(path: Path, scored: _Scored) -> None:
-        write_mask(path, labelled(segmenter.refined(scored.image, scored.probabilities)))
+        write_mask(path, most_probable(segmenter.refined(scored.image, scored.probabilities)))
 
     for_each_picture(images, out, ".png", load, compute, write, title=f"predict {out.name}")
     return {"images": len(images), "classes": list(segmenter.classes)}

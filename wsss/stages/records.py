@@ -1,4 +1,4 @@
-"""What runs left behind, as the report and the comparison read it: finished stages, and what was scored."""
+"""Finished stages and their scores, as the report and the comparison read them from run folders."""
 
 import dataclasses
 import graphlib
@@ -12,11 +12,11 @@ import numpy as np
 
 from wsss.errors import BadInput
 from wsss.outputs import Changes, changes
-from wsss.run import DONE, STARTED, record, seconds
+from wsss.run import DONE, STARTED, read_record, read_seconds
 from wsss.stages.evaluate import PER_IMAGE, PER_IMAGE_CONTOUR, SCORES
 from wsss.storage import TEMPORARY_SUFFIX, read_json
 
-# What is scored, shown and compared, in words
+# The kinds of results that are scored, shown and compared
 MAPS, REFINED, MASKS, PREDICTIONS = KINDS = ("maps", "refined maps", "pseudo masks", "predictions")
 
 
@@ -25,11 +25,11 @@ class Stage:
     """A finished stage.
 
     Attributes:
-        name: its folder, as seen from the run's.
-        folder: where it lies.
-        record: what `done.json` says.
+        name: its folder, relative to the run folder.
+        folder: its absolute path.
+        record: content of `done.json`.
         seconds: how long it took.
-        changes: what has become of its files since.
+        changes: files edited or added since it finished.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Stage:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """Settings, pictures, stages and files that it was made from; those of a function's `**inputs` stand nested."""
+        """Settings, pictures, stages and files that it was made from; the record nests those passed as `**inputs`."""
         inputs: Mapping[str, Any] = self.record["inputs"]
         named = inputs.get("inputs", {})
         return {key: value for key, value in inputs.items() if key != "inputs"} | dict(named)
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the pictures that it was made from."""
+        """Fingerprint of the pictures that it was made from."""
         return next((value["fingerprint"] for value in self.inputs.values() if holds(value, "fingerprint")), None)
 
     @cached_property
@@ -73,23 +73,23 @@ class Stage:
 
 
 def holds(value: Any, key: str) -> bool:
-    """Whether a record's value is what `wsss.run` writes of pictures (`fingerprint`), stages (`folder`) or files (`file`)."""
+    """Whether a value in a record describes pictures (key `fingerprint`), a stage (`folder`) or a file (`file`), as `wsss.run` writes them."""
     return isinstance(value, Mapping) and key in value
 
 
-def stages_of(run: Path) -> list[Stage]:
-    """Finished stages below a folder, or the folder itself; each after those that it was made from.
+def read_stages(run: Path) -> list[Stage]:
+    """The finished stages below a folder, or the folder itself; each after its inputs.
 
     Raises:
-        BadInput: there is none, or files of one are missing or damaged.
+        BadInput: there is no finished stage, or files of one are missing or damaged.
     """
     if not run.is_dir():
-        raise BadInput(run, "no such folder", "the folder of a run", "Check the path.")
+        raise BadInput(run, "no such folder", "a run folder", "Check the path.")
     top = run.resolve()
     folders = list(folders_with(top, DONE))
     if not folders:
-        raise BadInput(run, "no finished stage in it", "the folder of a run", "Check the path, or make the run first.")
-    stages = {folder: _read(folder, stage_name(folder, top)) for folder in folders}
+        raise BadInput(run, "no finished stage in it", "a run folder", "Check the path, or start the run first.")
+    stages = {folder: _read_stage(folder, relative_name(folder, top)) for folder in folders}
     order = graphlib.TopologicalSorter(
         {folder: [source for source in stage.folders.values() if source in stages] for folder, stage in stages.items()}
     )
@@ -102,15 +102,15 @@ def stages_of(run: Path) -> list[Stage]:
     return ordered
 
 
-def _read(folder: Path, name: str) -> Stage:
-    done = record(folder)
-    return Stage(name, folder, done, seconds(folder), changes(folder, done))
+def _read_stage(folder: Path, name: str) -> Stage:
+    done = read_record(folder)
+    return Stage(name, folder, done, read_seconds(folder), changes(folder, done))
 
 
-def made_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """All that a stage was made from, directly or not, roots first: stages of a run, and those elsewhere that are still there.
+def ancestors(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
+    """All stages that a stage was made from, directly or not, roots first; stages of other runs too, if they still exist.
 
-    Weights that settings name by their content belong to the stage that made them.
+    Weights that settings identify by content are traced to the stage that made them.
     """
     known = {other.folder: other for other in stages}
     makers = {identity: other for other in stages for identity in other.changes.files.values()}
@@ -118,7 +118,7 @@ def made_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
 
     def visit(one: Stage) -> None:
         sources = [
-            known.get(folder) or _read(folder, folder.name)
+            known.get(folder) or _read_stage(folder, folder.name)
             for folder in one.folders.values()
             if folder in known or (folder / DONE).exists()
         ]
@@ -132,15 +132,15 @@ def made_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
     return list(found.values())
 
 
-def in_words(stage: Stage, stages: Sequence[Stage]) -> str:
-    """What a stage makes, in words: maps that were made from others are refined ones."""
+def result_kind(stage: Stage, stages: Sequence[Stage]) -> str:
+    """What a stage makes, one of `KINDS` where that applies: maps made from other maps are refined maps."""
     if stage.makes == "maps":
-        return REFINED if any(before.makes == "maps" for before in made_from(stage, stages)) else MAPS
+        return REFINED if any(before.makes == "maps" for before in ancestors(stage, stages)) else MAPS
     return MASKS if stage.makes == "masks" else stage.makes
 
 
 def _identities(value: Any) -> Iterator[str]:
-    """Of all files in settings."""
+    """Identities of all files in settings."""
     if holds(value, "identity"):
         yield value["identity"]
     elif isinstance(value, Mapping):
@@ -149,7 +149,7 @@ def _identities(value: Any) -> Iterator[str]:
 
 
 def folders_with(folder: Path, marker: str) -> Iterator[Path]:
-    """Folders with this marker; what lies below a stage's folder belongs to its pictures."""
+    """Folders that contain a marker file; folders below a stage's folder hold its pictures and are not searched."""
     for place, inner, files in os.walk(folder):
         inner[:] = [name for name in inner if not name.endswith(TEMPORARY_SUFFIX)]
         if marker in files:
@@ -158,22 +158,22 @@ def folders_with(folder: Path, marker: str) -> Iterator[Path]:
             inner.clear()
 
 
-def stage_name(folder: Path, top: Path) -> str:
-    """What a stage is called in a run."""
+def relative_name(folder: Path, top: Path) -> str:
+    """A stage's folder relative to the run folder, which is the stage's name in it."""
     return top.name if folder == top else folder.relative_to(top).as_posix()
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What `wsss.stages.evaluate` wrote about maps or masks.
+    """Scores of maps or masks, as `wsss.stages.evaluate` wrote them.
 
     Attributes:
         kind: what was scored: one of `KINDS`.
-        title: the same with what tells it from others of its kind.
+        title: the kind, with the folder if there are several of a kind, and the threshold.
         short: the title without the threshold, for legends.
-        stage: the one that scored.
-        source: the one that made what was scored, None if it is gone.
-        content: of `scores.json`.
+        stage: the stage that scored.
+        source: the stage that was scored, None if it no longer exists.
+        content: content of `scores.json`.
     """
 
     kind: str
@@ -201,7 +201,7 @@ class Score:
 
     @property
     def coverage(self) -> str | None:
-        """What the mean IoU leaves out or makes up, in words."""
+        """A remark on labels that do not occur in the truth, None if all do; see `wsss.metrics.coverage`."""
         return self.content["coverage"]
 
     @property
@@ -218,19 +218,19 @@ class Score:
 
     @cached_property
     def per_image_contour(self) -> dict[str, float | None]:
-        """Contour F-scores of single pictures; empty where none were measured."""
+        """Contour F-scores of single pictures; empty if none were measured."""
         path = self.stage.folder / PER_IMAGE_CONTOUR
         return read_json(path, "contour scores of single pictures") if path.exists() else {}
 
 
-def scores_of(stages: Sequence[Stage]) -> list[Score]:
-    """What was scored, in the order of the stages."""
+def read_scores(stages: Sequence[Stage]) -> list[Score]:
+    """All scores, in the order of the stages."""
     read = []
     for stage in stages:
         if (stage.folder / SCORES).exists():
-            source = _source(stage, stages)
+            source = _scored_stage(stage, stages)
             read.append((stage, source, read_json(stage.folder / SCORES, "scores")))
-    shown = [in_words(source, stages) if source else stage.name for stage, source, _ in read]
+    shown = [result_kind(source, stages) if source else stage.name for stage, source, _ in read]
     found = []
     for (stage, source, content), what in zip(read, shown, strict=True):
         protocol = content["protocol"]
@@ -248,12 +248,12 @@ def _threshold(protocol: Mapping[str, Any]) -> str:
     return f" at the best {what} ({threshold:g})" if threshold is not None else ""
 
 
-def _source(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
-    """What a stage scored; when its folder alone is looked at, that lies elsewhere."""
+def _scored_stage(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
+    """The stage that a stage scored; outside of `stages` if only the folder of scores is read."""
     for folder in stage.folders.values():
         for other in stages:
             if other.folder == folder:
                 return other
         if (folder / DONE).exists():
-            return _read(folder, folder.name)
+            return _read_stage(folder, folder.name)
     return None

@@ -1,4 +1,4 @@
-"""Write what a run made as one page that needs no network, and its scores as a table of text."""
+"""Write the report of a run as one self-contained HTML page, and its scores as a text table."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from wsss.data.images import Dataset, Images
 from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput
 from wsss.run import STARTED
-from wsss.stages.check import noted
+from wsss.stages.check import read_notes
 from wsss.stages.pages import (
     CONTOUR_COLOURS,
     PICTURE_BYTES,
@@ -26,18 +26,18 @@ from wsss.stages.pages import (
     SIDE,
     aligned,
     class_bars,
+    coloured_mask,
     contour_uri,
     contours,
-    flat,
-    heated,
-    mask_picture,
+    data_uri,
+    flattened,
+    heatmap,
     percent,
-    small,
-    some,
-    uri,
+    random_names,
+    shrunk,
     write_page,
 )
-from wsss.stages.records import Score, Stage, folders_with, holds, in_words, scores_of, stage_name, stages_of
+from wsss.stages.records import Score, Stage, folders_with, holds, read_scores, read_stages, relative_name, result_kind
 from wsss.stages.train import HISTORY
 from wsss.storage import read_json, read_only
 
@@ -45,49 +45,49 @@ REPORT = "report.html"
 
 log = logging.getLogger("wsss")
 
-# Pictures of each kind in a gallery, and classes whose maps are shown
+# Pictures of each group in a gallery, and maps shown for a picture
 WORST, BEST, RANDOM, MAPS = 6, 6, 4, 3
 CURVE_POINTS = 500
-# What stages make that a gallery shows, and its files
-_SHOWN = {"maps": ".npz", "masks": ".png", "predictions": ".png", "instances": ".png"}
-# Confusion matrices of more labels are shown by their greatest confusions
-WHOLE_MATRIX = 25
+# Suffixes of the results that a gallery shows
+_SUFFIXES = {"maps": ".npz", "masks": ".png", "predictions": ".png", "instances": ".png"}
+# Larger confusion matrices are cut to the most confused labels
+MAX_MATRIX_LABELS = 25
 
-# Between the ticks of an axis, times a power of ten
+# Distances between the ticks of an axis, times a power of ten
 _STEPS = [1, 2, 2.5, 5, 10]
-# What a stage found, drawn for people
+# A figure that a stage may draw of its result
 FIGURE = "figure.jpg"
 FIGURE_BYTES = 600_000
 
 
 def report(run: Path, data: Dataset, out: Path | None = None) -> Path:
-    """Write `report.html` of a run anew: scores, curves, pictures, settings.
+    """Write `report.html` of a run: scores, curves, pictures, settings.
 
-    Stages are found by their records. Pictures come from the splits of `data` that the stages were made from. A page in a
-    read-only folder is left as it is.
+    Stages are found by their records. Pictures come from the splits of `data` that the stages were made from. A report in
+    a read-only folder is left unchanged.
 
     Args:
-        run: folder that holds the stages' folders, and `data.json` with bad pictures where some were left out.
-        data: the data set that the run was made from.
-        out: folder for the page, None for the run's own.
+        run: run folder, with the folders of the stages and `data.json`.
+        data: the dataset that the run was made from.
+        out: folder for the report, None for the run folder.
 
     Raises:
-        BadInput: there is no finished stage, one is not whole, or `data` is not what the stages were made from.
+        BadInput: there is no finished stage, files of a stage are missing, or `data` is not the dataset of the stages.
     """
     page = (out or run) / REPORT
     if read_only(page.parent) and page.exists():
-        log.info("%s stays as it is, since nothing can be written there; --out takes another folder", page)
+        log.info("%s is left unchanged, since the folder is read-only; choose another one with --out", page)
         return page
     return write_page(page, REPORT, lambda: _content(run, data))
 
 
 def table(run: Path) -> str:
-    """The scores of a run, or of one folder of scores, as aligned text: a row for everything that was scored.
+    """The scores of a run, or of a single stage, as aligned text with a row for each score.
 
     Raises:
         BadInput: there is no finished stage.
     """
-    scored = scores_of(stages_of(run))
+    scored = read_scores(read_stages(run))
     rows = [
         (
             score.title,
@@ -101,36 +101,36 @@ def table(run: Path) -> str:
         for score in scored
     ]
     if not rows:
-        return f"{run}: no scores, since there were no true masks to score against"
+        return f"{run}: no scores, since there are no true masks to score against"
     header = ("what", "split", "images", "mIoU %", "contour F %", "pixel accuracy %", "seconds")
     remarks = [f"{score.title}, {score.split}: {score.coverage}" for score in scored if score.coverage]
     return "\n".join([aligned((header, *rows), texts=2), *remarks])
 
 
 def _content(run: Path, data: Dataset) -> dict[str, Any]:
-    stages = stages_of(run)
-    scored = scores_of(stages)
+    stages = read_stages(run)
+    scored = read_scores(stages)
     splits = _splits(stages, data, run)
-    found = noted(run)
+    found = read_notes(run)
     return {
         "method": _method(stages) or run.resolve().name,
         "run": str(run),
         "data": data,
         "scored": scored,
-        "stages": [_described(stage) for stage in stages],
-        "strange": [stage.name for stage in stages if stage.fingerprint and stage.fingerprint not in splits],
-        "edited": [stage.changes.told(stage.name, stage.kind) for stage in stages if stage.changes],
-        "unfinished": [stage_name(folder, run.resolve()) for folder in sorted(folders_with(run.resolve(), STARTED))],
+        "stages": [_stage_row(stage) for stage in stages],
+        "without_pictures": [stage.name for stage in stages if stage.fingerprint and stage.fingerprint not in splits],
+        "edited": [stage.changes.describe(stage.name, stage.kind) for stage in stages if stage.changes],
+        "unfinished": [relative_name(folder, run.resolve()) for folder in sorted(folders_with(run.resolve(), STARTED))],
         "total_seconds": sum(stage.seconds for stage in stages),
         "bars": class_bars([(f"{score.short} on {score.split}", score) for score in scored]),
         "thresholds": _threshold_chart(scored),
         "trainings": [_training(stage) for stage in stages if (stage.folder / HISTORY).exists()],
         "confusions": [_confusion(score) for score in scored],
-        "looks": [_look(stage) for stage in stages if (stage.folder / FIGURE).exists()],
+        "figures": [_figure(stage) for stage in stages if (stage.folder / FIGURE).exists()],
         "galleries": _galleries(stages, scored, splits),
         "contour_colours": {name: f"rgb{colour}" for name, colour in CONTOUR_COLOURS.items()},
         "notes": list(data.notes),
-        "overview": list(flat(found.get("overview", {}))),
+        "overview": list(flattened(found.get("overview", {}))),
         "bad": found.get("bad", {}),
         "version": __version__,
         "versions": {
@@ -142,12 +142,12 @@ def _content(run: Path, data: Dataset) -> dict[str, Any]:
 
 
 def _method(stages: Sequence[Stage]) -> str | None:
-    """The method that the last maps were made with."""
+    """The method that made the last maps."""
     return next((stage.title for stage in reversed(stages) if stage.kind == "localize"), None)
 
 
-def _described(stage: Stage) -> dict[str, Any]:
-    """A stage for the page: what it was made from, and all that its record holds."""
+def _stage_row(stage: Stage) -> dict[str, Any]:
+    """A stage as a row of the report: its inputs, settings and result."""
     sources: list[str] = []
     settings: list[tuple[str, str]] = []
     for key, value in stage.inputs.items():
@@ -155,12 +155,12 @@ def _described(stage: Stage) -> dict[str, Any]:
             sources.append(f"{value['count']} pictures of {value['images']}")
         elif holds(value, "folder"):
             source = f"{key}: {os.path.normpath(os.path.join(stage.name, value['folder']))}"
-            by_hand = [f"{len(value[kind])} files {kind} by hand" for kind in ("edited", "added") if value.get(kind)]
-            sources.append(f"{source} ({', '.join(by_hand)})" if by_hand else source)
+            edits = [f"{len(value[kind])} files {kind} by hand" for kind in ("edited", "added") if value.get(kind)]
+            sources.append(f"{source} ({', '.join(edits)})" if edits else source)
         elif holds(value, "file"):
             sources.append(f"{key}: {value['file']}")
         else:
-            settings += flat(value, "" if key == "settings" else f"{key}.")
+            settings += flattened(value, "" if key == "settings" else f"{key}.")
     return {
         "name": stage.name,
         "title": stage.title,
@@ -169,15 +169,15 @@ def _described(stage: Stage) -> dict[str, Any]:
         "version": stage.record.get("version", "-"),
         "sources": sources,
         "settings": settings,
-        "result": list(flat(stage.record.get("result", {}))),
+        "result": list(flattened(stage.record.get("result", {}))),
     }
 
 
-def _look(stage: Stage) -> dict[str, Any]:
-    """A stage's figure, and what its record says of it."""
+def _figure(stage: Stage) -> dict[str, Any]:
+    """A stage's figure with the result in its record."""
     with Image.open(stage.folder / FIGURE) as figure:
-        drawn = uri(figure.convert("RGB"), FIGURE_BYTES)
-    return {"name": stage.name, "uri": drawn, "result": list(flat(stage.record["result"]))}
+        drawn = data_uri(figure.convert("RGB"), FIGURE_BYTES)
+    return {"name": stage.name, "uri": drawn, "result": list(flattened(stage.record["result"]))}
 
 
 class _Line(NamedTuple):
@@ -191,7 +191,7 @@ class _Line(NamedTuple):
 def _chart(
     lines: Sequence[_Line], x_name: str, y_name: str, marks: Sequence[tuple[float, float]] = ()
 ) -> dict[str, Any]:
-    """Where a chart's curves, ticks and marks are drawn, in the units of its view box."""
+    """Coordinates of a chart's curves, ticks and marks, in the units of its view box."""
     width, height, left, right, top, bottom = 640, 260, 78, 14, 12, 40
     low_x, high_x = _range([x for line in lines for x in line.x])
     slack = 1e-9 * (high_x - low_x)
@@ -251,7 +251,7 @@ def _threshold_chart(scored: Sequence[Score]) -> dict[str, Any] | None:
 
 
 def _training(stage: Stage) -> dict[str, Any]:
-    """Losses and learning rate of a trained network; neighbouring updates are averaged where there are many."""
+    """Losses and learning rate of a training; neighbouring updates are averaged if there are many."""
     history: list[dict[str, float]] = read_json(stage.folder / HISTORY, "the losses of a training")
     if not history:
         return {"name": stage.name, "steps": 0, "every": 1, "charts": []}
@@ -259,8 +259,8 @@ def _training(stage: Stage) -> dict[str, Any]:
     parts = [history[start : start + every] for start in range(0, len(history), every)]
 
     def line(name: str) -> _Line:
-        there = [[entry for entry in part if name in entry] for part in parts]
-        means = [[float(np.mean([entry[key] for entry in part])) for part in there if part] for key in ("step", name)]
+        known = [[entry for entry in part if name in entry] for part in parts]
+        means = [[float(np.mean([entry[key] for entry in part])) for part in known if part] for key in ("step", name)]
         return _Line(name, *means)
 
     terms = [name for name in dict.fromkeys(key for entry in history for key in entry) if name not in ("step", "lr")]
@@ -269,7 +269,7 @@ def _training(stage: Stage) -> dict[str, Any]:
 
 
 def _confusion(score: Score) -> dict[str, Any]:
-    """The confusion matrix in shares of the true pixels, cut to the most confused labels where there are many."""
+    """The confusion matrix as shares of the true pixels, cut to the most confused labels if there are many."""
     labels, counts = score.content["labels"], score.confusion
     truth = counts.sum(1)
     shares = counts / np.maximum(truth, 1)[:, None]
@@ -277,10 +277,10 @@ def _confusion(score: Score) -> dict[str, Any]:
     order = np.argsort(wrong, axis=None, kind="stable")[::-1][:20]
     top = [divmod(int(position), len(labels)) for position in order if wrong.flat[position]]
     shown = list(range(len(labels)))
-    if len(labels) > WHOLE_MATRIX:
+    if len(labels) > MAX_MATRIX_LABELS:
         confused = wrong.sum(0) + wrong.sum(1)
         shown = sorted(
-            label for label in np.argsort(confused, kind="stable")[::-1][:WHOLE_MATRIX].tolist() if confused[label]
+            label for label in np.argsort(confused, kind="stable")[::-1][:MAX_MATRIX_LABELS].tolist() if confused[label]
         )
     return {
         "score": score,
@@ -293,8 +293,8 @@ def _confusion(score: Score) -> dict[str, Any]:
     }
 
 
-class _Made(NamedTuple):
-    """A stage that made a file of each picture of a split."""
+class _Output(NamedTuple):
+    """A stage that made a file for each picture of a split."""
 
     title: str
     stage: Stage
@@ -306,14 +306,14 @@ class _Made(NamedTuple):
         return self.stage.makes == "maps"
 
     def file(self, name: str) -> Path:
-        return self.stage.folder / f"{name}{_SHOWN[self.stage.makes]}"
+        return self.stage.folder / f"{name}{_SUFFIXES[self.stage.makes]}"
 
     def has(self, name: str, picture: str) -> bool:
-        """Whether it was made from this very picture: another split may have one of the same name."""
+        """Whether it was made from this picture file: another split may have a picture of the same name."""
         return name in self.positions and self.images.where(self.positions[name]) == picture
 
 
-class _Chosen(NamedTuple):
+class _Selection(NamedTuple):
     """Pictures of a split to show."""
 
     images: Images
@@ -322,7 +322,7 @@ class _Chosen(NamedTuple):
 
 
 def _splits(stages: Sequence[Stage], data: Dataset, run: Path) -> dict[str, Images]:
-    """The splits that stages were made from, by their fingerprints."""
+    """The splits that the stages were made from, by fingerprint."""
     wanted = {stage.fingerprint for stage in stages} - {None}
     found: dict[str, Images] = {}
     for name in dict.fromkeys([data.train, data.scored_split, data.val, *data.splits]):
@@ -334,23 +334,23 @@ def _splits(stages: Sequence[Stage], data: Dataset, run: Path) -> dict[str, Imag
             run,
             "stages made from other pictures",
             f"stages made from {', '.join(images.title for images in data.splits.values())}",
-            "Give the data set that the run was made from, with the same options.",
+            "Give the dataset that the run was made from, with the same options.",
         )
     return found
 
 
 def _galleries(stages: Sequence[Stage], scored: Sequence[Score], splits: Mapping[str, Images]) -> list[dict[str, Any]]:
-    made = _made(stages, splits)
+    made = _outputs(stages, splits)
     chosen = []
     for fingerprint, images in splits.items():
         judges = [score for score in scored if score.stage.fingerprint == fingerprint]
         if judges:
-            chosen.append(_ranked(images, judges, made))
+            chosen.append(_select_ranked(images, judges, made))
     for one in made:
         shown = {(name, images.where(i)) for images, *_ in chosen for i, name in enumerate(images.names)}
         if shown.isdisjoint((name, one.images.where(i)) for i, name in enumerate(one.images.names)):
-            names = some(one.images.names, WORST + BEST)
-            chosen.append(_Chosen(one.images, None, [("Random", names)]))
+            names = random_names(one.images.names, WORST + BEST)
+            chosen.append(_Selection(one.images, None, [("Random", names)]))
     pictures = sum(
         len(names) * (2 + sum(MAPS if one.holds_maps else 2 for one in made))
         for part in chosen
@@ -360,31 +360,31 @@ def _galleries(stages: Sequence[Stage], scored: Sequence[Score], splits: Mapping
     return [_gallery(part, made, scored, limit) for part in chosen]
 
 
-def _made(stages: Sequence[Stage], splits: Mapping[str, Images]) -> list[_Made]:
+def _outputs(stages: Sequence[Stage], splits: Mapping[str, Images]) -> list[_Output]:
     made = []
     for stage in stages:
         images = splits.get(stage.fingerprint or "")
-        if images and stage.makes in _SHOWN:
+        if images and stage.makes in _SUFFIXES:
             positions = {name: position for position, name in enumerate(images.names)}
-            made.append(_Made(in_words(stage, stages), stage, images, positions))
+            made.append(_Output(result_kind(stage, stages), stage, images, positions))
     titles = [one.title for one in made]
     return [
         one._replace(title=f"{one.title} ({one.stage.name})") if titles.count(one.title) > 1 else one for one in made
     ]
 
 
-def _ranked(images: Images, judges: Sequence[Score], made: Sequence[_Made]) -> _Chosen:
-    """Worst, best and random pictures by what was scored last on a split."""
+def _select_ranked(images: Images, judges: Sequence[Score], made: Sequence[_Output]) -> _Selection:
+    """Worst, best and random pictures by the last score on a split."""
     judge = judges[-1]
     known = {name: iou for name, iou in judge.per_image.items() if iou is not None}
     ranking = sorted(known, key=lambda name: (known[name], name))
     tails = min(WORST, BEST, len(ranking) // 2)
     worst, best = ranking[:tails], ranking[len(ranking) - tails :][::-1]
-    groups = [("Worst", worst), ("Best", best), ("Random", some(ranking[tails : len(ranking) - tails], RANDOM))]
-    return _Chosen(images, judge, [(title, names) for title, names in groups if names])
+    groups = [("Worst", worst), ("Best", best), ("Random", random_names(ranking[tails : len(ranking) - tails], RANDOM))]
+    return _Selection(images, judge, [(title, names) for title, names in groups if names])
 
 
-def _gallery(chosen: _Chosen, made: Sequence[_Made], scored: Sequence[Score], limit: int) -> dict[str, Any]:
+def _gallery(chosen: _Selection, made: Sequence[_Output], scored: Sequence[Score], limit: int) -> dict[str, Any]:
     index = {name: position for position, name in enumerate(chosen.images.names)}
     groups: list[dict[str, Any]] = []
     for title, names in chosen.groups:
@@ -398,15 +398,15 @@ def _gallery(chosen: _Chosen, made: Sequence[_Made], scored: Sequence[Score], li
     }
 
 
-def _row(images: Images, position: int, made: Sequence[_Made], scored: Sequence[Score], limit: int) -> dict[str, Any]:
-    """One picture with its true mask and everything that stages made of it."""
+def _row(images: Images, position: int, made: Sequence[_Output], scored: Sequence[Score], limit: int) -> dict[str, Any]:
+    """One picture with its true mask and the results of all stages."""
     name, picture_of = images.names[position], images.where(position)
     whole = Image.fromarray(images.read(position))
-    picture = small(whole, SIDE)
-    figures = [{"caption": "picture", "kind": "picture", "uri": uri(picture, limit)}]
+    picture = shrunk(whole, SIDE)
+    figures = [{"caption": "picture", "kind": "picture", "uri": data_uri(picture, limit)}]
     truth = images.read_mask(position) if images.masks[position] is not None else None
     if truth is not None:
-        figures.append({"caption": "true mask", "kind": "mask", "uri": uri(mask_picture(truth), limit)})
+        figures.append({"caption": "true mask", "kind": "mask", "uri": data_uri(coloured_mask(truth), limit)})
     reached = []
     for one in made:
         if not one.has(name, picture_of):
@@ -416,10 +416,10 @@ def _row(images: Images, position: int, made: Sequence[_Made], scored: Sequence[
             classes, maps = read_matching_cams(images, one.stage.folder, position, whole.size[::-1])
             for k in np.argsort(-maps.mean((1, 2)), kind="stable")[:MAPS]:
                 caption = f"{one.title}: {images.class_names[classes[k]]}"
-                figures.append({"caption": caption, "kind": "map", "uri": uri(heated(picture, maps[k]), limit)})
+                figures.append({"caption": caption, "kind": "map", "uri": data_uri(heatmap(picture, maps[k]), limit)})
         else:
             mask = read_mask(one.file(name))
-            figures.append({"caption": one.title, "kind": "mask", "uri": uri(mask_picture(mask), limit)})
+            figures.append({"caption": one.title, "kind": "mask", "uri": data_uri(coloured_mask(mask), limit)})
             tolerance = next((score.protocol["contour tolerance"] for score in judges if score.contour), None)
             if truth is not None and tolerance is not None:
                 outlines = contour_uri(whole, contours(truth, mask, tolerance), limit)

@@ -1,4 +1,4 @@
-"""Run folders as a comparison reads them: what was scored, what it was made with, what is missing."""
+"""Run folders as the comparison reads them: scores, protocol, and what is missing."""
 
 import dataclasses
 import os
@@ -8,45 +8,45 @@ from pathlib import Path
 from typing import Any
 
 from wsss.run import DONE, STARTED
-from wsss.stages.check import DATA, noted
+from wsss.stages.check import DATA, read_notes
 from wsss.stages.records import (
     KINDS,
     MAPS,
     REFINED,
     Score,
     Stage,
+    ancestors,
     folders_with,
     holds,
-    made_from,
-    scores_of,
-    stage_name,
-    stages_of,
+    read_scores,
+    read_stages,
+    relative_name,
 )
 from wsss.stages.report import REPORT
 from wsss.storage import read_json
 from wsss.weights import WEIGHTS, read_metadata
 
-# What `wsss run all` leaves: in its folder the names of its runs, in the folder of one that failed the reason
+# Written by `wsss run all`: names of the runs, in its output folder; the reason of a failure, in the folder of the run
 RUNS, FAILED = "runs.json", "failed.json"
 
-# letters of a setting that are shown
-_LONGEST = 60
+# characters of a setting that are shown
+_MAX_SHOWN = 60
 
-# settings that the protocol has lines of its own for
+# settings that have a line in the protocol
 _IN_PROTOCOL = ("variant", "backbone", "init", "clip", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder, as it is compared.
+    """A run folder, as the comparison shows it.
 
     Attributes:
-        name: different for each run.
-        folder: where it lies.
-        stages: those that are finished.
-        unfinished: folders of stages that are not.
-        planned: its method, as `wsss run all` says, and nothing where another command made the run.
-        scores: what is compared, by its kind.
+        name: unique among the runs.
+        folder: absolute path.
+        stages: the finished stages.
+        unfinished: folders of unfinished stages.
+        planned: the method according to `wsss run all`; empty if another command made the run.
+        scores: the compared scores, by kind.
     """
 
     name: str
@@ -58,24 +58,24 @@ class Run:
 
     @cached_property
     def all_scores(self) -> list[Score]:
-        """Everything that was scored."""
-        return scores_of(self.stages)
+        """All scores of the run."""
+        return read_scores(self.stages)
 
     @property
-    def besides(self) -> list[Score]:
-        """What was scored, but is not compared: on other pictures, or on the way."""
+    def other_scores(self) -> list[Score]:
+        """Scores that are not compared: on other pictures, or of intermediate results."""
         compared = [score.stage.folder for score in self.scores.values()]
         return [score for score in self.all_scores if score.stage.folder not in compared]
 
     @cached_property
     def failed(self) -> str | None:
-        """Why `wsss run all` gave it up."""
+        """Why the run failed, if `wsss run all` says so."""
         path = self.folder / FAILED
         return read_json(path, "why a run failed")["error"] if path.exists() else None
 
     @property
     def status(self) -> str:
-        """`finished`, or what it lacks."""
+        """`finished`, `failed`, or `unfinished` with the names of the stages."""
         if self.failed is not None:
             return "failed"
         if self.unfinished:
@@ -85,19 +85,19 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of all its stages."""
+        """Duration of all its stages together."""
         return sum(stage.seconds for stage in self.stages)
 
     @cached_property
     def protocol(self) -> dict[str, str]:
-        """What it was made with, as far as its stages say; the same names for each run."""
+        """The protocol of the run, as far as its stages tell; every run has the same names."""
         return dict(self._protocol())
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """Settings of the stages that its maps were made by, but for those that the protocol names, under `stage.name.of.setting`."""
+        """Settings of the stages that made its maps, as `stage.name.of.setting`, without those in the protocol."""
         maps = self._last_maps
-        stages = [*made_from(maps, self.stages), maps] if maps else []
+        stages = [*ancestors(maps, self.stages), maps] if maps else []
         found: dict[str, str] = {}
         for stage in stages:
             if stage.kind in ("train", "localize"):
@@ -107,7 +107,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method of its maps."""
+        """The method that made its maps."""
         return self.protocol["method"] or self.planned
 
     def _protocol(self) -> Iterator[tuple[str, str]]:
@@ -121,7 +121,7 @@ class Run:
 
     def _about_maps(self) -> Iterator[tuple[str, str]]:
         maps = self._last_maps
-        before = [*made_from(maps, self.stages), maps] if maps else []
+        before = [*ancestors(maps, self.stages), maps] if maps else []
         networks = [stage for stage in before if stage.kind == "train"]
         variant = next((text for stage in networks[::-1] for text in _values(stage, "variant")), "")
         method = maps.title if maps else ""
@@ -139,7 +139,7 @@ class Run:
         refiners = [
             stage.title
             for one in masks
-            for stage in (*made_from(one, self.stages), one)
+            for stage in (*ancestors(one, self.stages), one)
             if stage.kind == "walk" or stage.folder == one.folder
         ]
         yield "refiner", ", then ".join(refiners)
@@ -147,7 +147,7 @@ class Run:
 
     def _about_the_segmenter(self) -> Iterator[tuple[str, str]]:
         tests = [stage for stage in self.stages if stage.makes == "predictions"][-1:]
-        segmenters = [stage for one in tests for stage in made_from(one, self.stages) if stage.kind == "train"][-1:]
+        segmenters = [stage for one in tests for stage in ancestors(one, self.stages) if stage.kind == "train"][-1:]
         parts = [
             text
             for stage in segmenters
@@ -171,21 +171,21 @@ class Run:
 
     @property
     def _last_maps(self) -> Stage | None:
-        """What gave the maps that all else was made from, in this run or in another."""
-        every = [stage for one in self.stages for stage in (*made_from(one, self.stages), one)]
+        """The stage that made the maps on which the rest of the run is built, in this run or in another."""
+        every = [stage for one in self.stages for stage in (*ancestors(one, self.stages), one)]
         scored = self.scores[MAPS].source if MAPS in self.scores else None
         return scored or next((stage for stage in every[::-1] if stage.kind == "localize"), None)
 
     def _tags(self, maps: Stage | None) -> str:
-        # tags are part of a fingerprint: those of the pictures as they came, and those that the maps were made from
+        # tags are part of a fingerprint, so maps made from predicted tags have another one than the dataset
         taggers = [stage for stage in self.stages if stage.makes == "tags"]
         if maps and (found := [stage.title for stage in taggers if stage.fingerprint != maps.fingerprint]):
             return found[0]
-        opened = noted(self.folder).get("opened", {})
+        opened = read_notes(self.folder).get("opened", {})
         return Path(opened["tags"]).name if opened.get("tags") else "data set"
 
     def _named(self, stage: Stage, key: str) -> list[str]:
-        """A setting that holds a word or a file; files that a stage of this run made go by its name."""
+        """A setting that holds a word or a file; a file made by a stage of this run is shown as the stage's name."""
         made = {identity: other.name for other in self.stages for identity in other.changes.files.values()}
         return [
             made.get(value["identity"], value["file"]) if holds(value, "file") else str(value)
@@ -208,7 +208,7 @@ class Run:
 
 
 def _raw(stage: Stage, *keys: str) -> list[Any]:
-    """A setting, where the stage has it."""
+    """The value of a setting; empty if the stage does not have it."""
     value = stage.inputs.get("settings")
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -220,20 +220,20 @@ def _values(stage: Stage, *keys: str) -> list[str]:
 
 
 def _backbone(stage: Stage) -> list[str]:
-    """Of a network's file, which knows what `auto` became, or of its settings."""
+    """The backbone named in a network's file, which has what `auto` resolved to, or in its settings."""
     metadata = _metadata(stage)
     holders = (metadata, metadata.get("network"), stage.inputs["settings"])
     return [str(holder["backbone"]) for holder in holders if holder and "backbone" in holder][:1]
 
 
 def _flat(settings: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Settings in settings by their full names; a file is one setting."""
+    """Nested settings by dotted names; a file is one setting."""
     if isinstance(settings, dict) and not holds(settings, "file"):
         for key, value in settings.items():
             yield from _flat(value, f"{name}.{key}")
     else:
         text = settings["file"] if isinstance(settings, dict) else "null" if settings is None else _short(settings)
-        yield name, text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        yield name, text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _metadata(stage: Stage) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _short(value: Any) -> str:
         return "+".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "of its own" if isinstance(value, dict) else str(value)
+    return "custom" if isinstance(value, dict) else str(value)
 
 
 def _is_swept(score: Score) -> bool:
@@ -265,10 +265,10 @@ def _threshold(score: Score) -> str:
 
 
 def open_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders; one that `wsss run all` wrote stands for all of its runs.
+    """Read run folders; an output folder of `wsss run all` stands for all of its runs.
 
     Raises:
-        BadInput: a folder is no run.
+        BadInput: a folder is not a run folder.
     """
     methods: dict[Path, str] = {}
     for folder in folders:
@@ -286,7 +286,7 @@ def open_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _reference(runs: Sequence[Run], kind: str) -> Score | None:
-    """A score on the pictures that most runs have scores of this kind on."""
+    """A score of this kind on the pictures that most runs were scored on."""
     every = [[score for score in run.all_scores if score.kind == kind] for run in runs]
 
     def runs_like(one: Score) -> int:
@@ -296,7 +296,7 @@ def _reference(runs: Sequence[Run], kind: str) -> Score | None:
 
 
 def _chosen(run: Run, references: Mapping[str, Score | None]) -> dict[str, Score]:
-    """Of each kind what was scored last on the pictures of the others, or last at all."""
+    """The last score of each kind on the same pictures as the reference, or else the last score."""
     chosen: dict[str, Score] = {}
     for kind, reference in references.items():
         scores = [score for score in run.all_scores if score.kind == kind]
@@ -307,12 +307,12 @@ def _chosen(run: Run, references: Mapping[str, Score | None]) -> dict[str, Score
 
 
 def _open_run(folder: Path, name: str, method: str) -> Run:
-    started = sorted(stage_name(path, folder) for path in folders_with(folder, STARTED))
+    started = sorted(relative_name(path, folder) for path in folders_with(folder, STARTED))
     begun = started or (folder / FAILED).exists() or (folder / DATA).exists()
     nothing = begun and next(folders_with(folder, DONE), None) is None
-    return Run(name, folder, [] if nothing else stages_of(folder), started, method)
+    return Run(name, folder, [] if nothing else read_stages(folder), started, method)
 
 
 def same_pictures(one: Score, other: Score) -> bool:
-    """Whether two scores are about the same pictures and true masks, whatever the tags."""
+    """Whether two scores were measured on the same pictures and true masks, regardless of tags."""
     return bool(one.content["truth"] == other.content["truth"])

@@ -1,4 +1,4 @@
-"""Train a network: the one loop that every trained method, affinity network and segmenter goes through."""
+"""Train a network: one loop for all methods, affinity networks and segmenters."""
 
 import contextlib
 import ctypes
@@ -37,51 +37,51 @@ class Training:
     """How a network is trained."""
 
     batch: int = 16
-    """pictures a batch, over all processes together"""
+    """pictures in a batch, over all processes together"""
     accumulate: int = 1
-    """batches that make one update"""
+    """batches whose gradients are accumulated for one update"""
     epochs: int | None = 5
-    """passes over the pictures; not used where `steps` is set"""
+    """passes over the pictures; ignored if `steps` is set"""
     steps: int | None = None
-    """updates in all"""
+    """total number of updates"""
     stop_epochs: int | None = None
-    """training ends after so many passes, while the schedule goes on as if all were made; none: after all, or as published"""
+    """stop training after this many epochs, with the schedule of the full length; none: train to the end, or stop as published"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """the optimiser"""
     lr: float = 0.1
-    """learning rate of the body; the method's groups multiply it"""
+    """learning rate of the backbone; parameter groups of the method multiply it"""
     weight_decay: float = 1e-4
-    """weight decay of the groups that have one"""
+    """weight decay, for parameter groups that have one"""
     momentum: float = 1e-4
     """momentum of SGD"""
     nesterov: bool = False
-    """Nesterov's momentum"""
+    """use Nesterov momentum"""
     poly_power: float = 0.9
-    """exponent of the polynomial schedule; 0 keeps the learning rate"""
+    """exponent of the polynomial schedule; 0 keeps the learning rate constant"""
     poly_every: int = 1
-    """the schedule moves once in so many updates"""
+    """updates between two changes of the learning rate"""
     poly_first: int = 0
-    """the number that the schedule gives the first update"""
+    """number of the first update in the schedule"""
     poly_beyond: int = 0
-    """the schedule would end so many updates after the last one"""
+    """updates by which the schedule is longer than the training"""
     min_lr: float = 0.0
-    """what the schedule falls to"""
+    """final learning rate of the schedule"""
     warmup: int = 0
-    """updates over which the learning rate rises from nothing"""
+    """updates of linear warm-up of the learning rate"""
     clip: float | None = None
-    """longest gradient; longer ones are shortened to it"""
+    """maximum norm of the gradient; larger gradients are clipped"""
     seed: int = 0
-    """of initial weights, order, augmentation and dropout"""
+    """random seed of initial weights, order, augmentation and dropout"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision; `no` is float32"""
     workers: int = unrecorded(-1)
-    """loader processes; -1 takes as many as there are cores to spare"""
+    """number of loader processes; -1: one less than the number of cores, at most 8"""
     checkpoint_steps: int = unrecorded(200)
-    """updates between two checkpoints that a killed training goes on from"""
+    """updates between two checkpoints, from which a killed training continues"""
     checkpoint_minutes: float = unrecorded(5.0)
-    """minutes between two checkpoints, where so many updates take longer"""
+    """longest time between two checkpoints, in minutes"""
     tensorboard: bool = unrecorded(False)
-    """write losses and learning rates for TensorBoard as well"""
+    """also write losses and learning rates for TensorBoard"""
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "poly_every", "checkpoint_steps"):
@@ -108,18 +108,18 @@ class Training:
 
 @runtime_checkable
 class Examples(Protocol):
-    """What the loader's processes run: one training example from one picture."""
+    """Makes one training example from one picture, in a loader process."""
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Tensors of the example; all its chance comes from `rng`."""
+        """Tensors of the example; all randomness comes from `rng`."""
 
 
 class Trainable(Protocol):
-    """A module that the loop trains: a network, its losses, its examples."""
+    """A module that can be trained: a network, its losses and its examples."""
 
     @property
     def network(self) -> nn.Module:
-        """The network that is trained, under the published names."""
+        """The network, with parameters under the published names."""
 
     @property
     def examples(self) -> Examples:
@@ -127,11 +127,11 @@ class Trainable(Protocol):
 
     @property
     def stop_epochs(self) -> int | None:
-        """The epoch whose weights were published, where that is not the last: training ends there unless it is told otherwise."""
+        """The epoch whose weights were published, if not the last; training stops there unless the settings say otherwise."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What is written with the weights; `train` adds how the pictures were read, where that is not the usual way."""
+        """Metadata of the weights file; `train` adds how the pictures were read, if not as 8-bit pictures."""
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms; their sum is minimised."""
@@ -140,15 +140,15 @@ class Trainable(Protocol):
         """Parameter groups with their learning rates and weight decays."""
 
     def write(self, out: Path) -> None:
-        """Write what was learned into the stage's folder, so that it can be used without any settings."""
+        """Write the trained weights into the stage's folder, with all that is needed to load them."""
 
 
 class TrainableSettings(Protocol):
-    """Settings that know how to make what they set."""
+    """Settings that can build their trainable module."""
 
     @property
     def title(self) -> str:
-        """The name of what is trained, in reports and records."""
+        """Name of the method or network, for reports and records."""
 
     @property
     def training(self) -> Training:
@@ -156,33 +156,33 @@ class TrainableSettings(Protocol):
 
     @property
     def trainable(self) -> Callable[..., Trainable]:
-        """Makes the network with its losses and examples, on the CPU, with initial weights, from pictures and named inputs."""
+        """Builds the network with its losses and examples, on the CPU, with initial weights, from pictures and named inputs."""
 
 
 @stage(kind="train", makes="weights", title=None)
 def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
-    """Train what the settings describe on pictures.
+    """Train the network that the settings describe.
 
-    Writes what was learned (`weights.safetensors`, mostly) and `history.json` (losses and learning rate). Batches are
-    formed over all processes and then dealt out, and chance depends on (seed, epoch, picture) alone: 1 and n processes
-    train the same network, and a killed training goes on from its last whole checkpoint, on a CPU with the same threads
-    to the same bytes. A training that a signal stops saves one first. Dropout alone draws by process.
+    Writes the trained weights (usually `weights.safetensors`) and `history.json` (losses and learning rate). Batches are
+    formed globally and then divided among the processes, and randomness depends only on (seed, epoch, picture): 1 and n processes
+    train the same network, and a killed training continues from its last intact checkpoint; on a CPU with the same number of threads it
+    ends in the same bytes. After a signal, a checkpoint is saved first. Only dropout depends on the process.
 
     Args:
-        settings: of the method.
+        settings: settings of the method or network.
         images: the pictures.
         out: the stage's folder.
         inputs: earlier stages or files that the method needs, by name (`init`, `masks`, ...).
 
     Raises:
-        BadInput: no picture, a batch that the processes cannot share evenly, fewer pictures than a batch holds, a loss that
-            is no number.
-        Stopped: a signal has asked for it; the updates until then are saved.
+        BadInput: no pictures, a batch size that the number of processes does not divide, fewer pictures than a batch, or a loss
+            that is not finite.
+        Stopped: a signal has arrived; the updates up to then are saved.
     """
     training = settings.training
     epoch_steps = _epoch_steps(training, images)
-    if launch.decided_by_first((out / HISTORY).exists):  # killed after its last write, before its record
-        return _result(images, read_json(out / HISTORY, "losses of a training"), out)
+    if launch.decided_by_first((out / HISTORY).exists):  # killed between its last file and its record
+        return _result(images, read_json(out / HISTORY, "the losses of a training"), out)
     torch.manual_seed(training.seed)
     trainable = settings.trainable(images, **inputs)
     assert isinstance(trainable, nn.Module)
@@ -192,12 +192,12 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     loop = _Loop(training, trainable, _length(training, epoch_steps, trainable.stop_epochs), out)
     if training.tensorboard:
         loop.accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
-    batches = _Batches(training, len(images), epoch_steps, loop.start, loop.length.made)
+    batches = _Batches(training, len(images), epoch_steps, loop.start, loop.length.run)
     loader = _loader(trainable.examples, training, batches)
     with (
-        _loader_processes(),
-        Progress(f"train {out.name}", loop.length.made, done=loop.start) as progress,
-        contextlib.closing(_loaded(loader)) as loaded,
+        _naming_loader_failures(),
+        Progress(f"train {out.name}", loop.length.run, done=loop.start) as progress,
+        contextlib.closing(_load_batches(loader)) as loaded,
     ):
         loop.run(loaded, progress)
         launch.wait()
@@ -210,10 +210,10 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
 
 
 class _Length(NamedTuple):
-    """How many updates the schedule of the learning rate has, and how many of them are made."""
+    """Number of updates in the learning rate schedule, and number of updates that are run."""
 
     scheduled: int
-    made: int
+    run: int
 
 
 def _length(training: Training, epoch_steps: int, published_stop: int | None) -> _Length:
@@ -223,17 +223,17 @@ def _length(training: Training, epoch_steps: int, published_stop: int | None) ->
 
 
 class _Loop:
-    """A training under way, from its last checkpoint on.
+    """A training, from its last checkpoint on.
 
     Args:
         training: how the network is trained.
         trainable: a module, on the CPU.
-        length: how many updates there are.
+        length: number of updates.
         out: the stage's folder.
 
     Attributes:
-        start: updates that were made before.
-        history: what each update reports.
+        start: number of updates done before.
+        history: losses and learning rate of each update.
     """
 
     def __init__(self, training: Training, trainable: Trainable, length: _Length, out: Path) -> None:
@@ -244,33 +244,33 @@ class _Loop:
         self.base_lrs = [group["lr"] for group in groups]
         self.model, self.optimizer = self.accelerator.prepare(trainable, make_optimizer(training, groups))
         self.checkpoints = Checkpoints(out, trainable, self.optimizer, self.accelerator.scaler)
-        self.start, self.history = self.checkpoints.restore(length.made)
+        self.start, self.history = self.checkpoints.restore(length.run)
         self.saved_at = time.monotonic()
 
     def run(self, loaded: Iterator[dict[str, Tensor]], progress: Progress) -> None:
-        """Make all updates that are left.
+        """Run the remaining updates.
 
         Raises:
-            Stopped: a signal has asked for it; a checkpoint is saved.
-            BadInput: a loss that is no number, or a bad picture.
+            Stopped: a signal has arrived; a checkpoint is saved.
+            BadInput: a loss that is not finite, or a bad picture.
         """
         self.model.train()
         self.saved_at = time.monotonic()
-        for step in range(self.start, self.length.made):
+        for step in range(self.start, self.length.run):
             update = self._update(step, loaded)
             self.history.append({"step": step, "lr": self.optimizer.param_groups[0]["lr"], **update.terms})
             progress.advance(" ".join(f"{name} {value:.4f}" for name, value in update.terms.items()), stop=False)
             if self.training.tensorboard:
                 self.accelerator.log({**update.terms, "lr": self.history[-1]["lr"]}, step=step)
             due = update.overdue or (step + 1) % self.training.checkpoint_steps == 0
-            if update.stop or (due and step + 1 < self.length.made):
+            if update.stop or (due and step + 1 < self.length.run):
                 self.checkpoints.save(step + 1, self.history)
                 self.saved_at = time.monotonic()
             if update.stop:
                 launch.wait()  # no process ends before process 0 has saved
-                number = stopping.asked() or signal.SIGTERM
+                number = stopping.requested_signal() or signal.SIGTERM
                 raise stopping.Stopped(
-                    number, f"train {self.out.name}: {step + 1} of {self.length.made} updates are saved"
+                    number, f"train {self.out.name}: {step + 1} of {self.length.run} updates are saved"
                 )
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -283,18 +283,20 @@ class _Loop:
         overdue = stop = False
         for part in range(self.training.accumulate):
             losses = self._backward(next(loaded), step, part)
-            # process 0 has the clock, and a signal may come to one process alone
+            # only the clock of process 0 counts, and a signal may reach only one process
             waited = time.monotonic() - self.saved_at
             overdue = launch.is_first() and waited >= 60 * self.training.checkpoint_minutes
-            means, overdue, stop = _over_processes(losses, overdue, stopping.asked() is not None, self.accelerator)
+            means, overdue, stop = _mean_losses(
+                losses, overdue, stopping.requested_signal() is not None, self.accelerator
+            )
             for name, value in means.items():
                 terms[name] = terms.get(name, 0.0) + value / self.training.accumulate
         _check_finite(terms, step)
         return _Update(terms, overdue, stop)
 
     def _backward(self, batch: dict[str, Tensor], step: int, part: int) -> dict[str, Tensor]:
-        """The losses of a batch; their gradients are added up, and after the last part of an update the weights move."""
-        # dropout differs between pictures, not between a training and its continuation
+        """The losses of a batch; gradients accumulate, and the last batch of an update changes the weights."""
+        # the same dropout in a continued training as in an uninterrupted one
         torch.manual_seed(_seed(self.training.seed, step, part, launch.rank()))
         accelerator = self.accelerator
         with accelerator.accumulate(self.model):
@@ -308,7 +310,7 @@ class _Loop:
 
 
 class _Update(NamedTuple):
-    """Losses over all processes, and whether one of them finds a checkpoint overdue or has to stop."""
+    """Mean losses over all processes, and whether any process has a checkpoint overdue or has to stop."""
 
     terms: dict[str, float]
     overdue: bool
@@ -322,11 +324,11 @@ def _result(images: Images, history: list[dict[str, float]], out: Path) -> dict[
 
 
 def poly_factor(training: Training, step: int, n_steps: int) -> float:
-    """What the learning rate is multiplied by in update number `step`: (1 - step / n_steps) ** power, after a linear rise."""
-    rise = min(1.0, (step + 1) / (training.warmup + 1))
+    """Factor of the learning rate in update number `step`: (1 - step / n_steps) ** power, after a linear warm-up."""
+    warmup = min(1.0, (step + 1) / (training.warmup + 1))
     counted = min(step, n_steps - 1) + training.poly_first
     stepped = counted // training.poly_every * training.poly_every
-    return rise * (1 - stepped / max(n_steps + training.poly_beyond, 1)) ** training.poly_power
+    return warmup * (1 - stepped / max(n_steps + training.poly_beyond, 1)) ** training.poly_power
 
 
 def _seed(*numbers: int) -> int:
@@ -339,8 +341,8 @@ def _epoch_steps(training: Training, images: Images) -> int:
     if training.batch % launch.processes():
         raise BadInput(
             "training.batch",
-            f"{training.batch} pictures for {launch.processes()} processes",
-            "a batch that the processes can share evenly",
+            f"a batch of {training.batch} for {launch.processes()} processes",
+            "a batch size that the number of processes divides",
             "Change the batch size or the number of processes.",
         )
     if len(images) < training.batch:
@@ -355,7 +357,7 @@ def _epoch_steps(training: Training, images: Images) -> int:
 
 
 def make_optimizer(training: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of a training on parameter groups with their own `lr` and `weight_decay`."""
+    """The optimiser of a training, for parameter groups that may set `lr` and `weight_decay`."""
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
     return torch.optim.SGD(
@@ -368,7 +370,7 @@ def make_optimizer(training: Training, groups: list[dict[str, Any]]) -> torch.op
 
 
 class _Batches:
-    """Batches of (epoch, picture) that belong to this process, from update `start` on."""
+    """This process's part of the batches, as lists of (epoch, picture), from update `start` on."""
 
     def __init__(self, training: Training, n_images: int, epoch_steps: int, start: int, n_steps: int) -> None:
         self.training, self.n_images, self.epoch_steps = training, n_images, epoch_steps
@@ -388,7 +390,7 @@ class _Batches:
 
 
 class _Seeded(TorchDataset[dict[str, Any] | BadInput]):
-    """Examples by (epoch, picture); a bad picture gives its error, since torch would wrap one that a process raises."""
+    """Examples by (epoch, picture); for a bad picture its error is returned, since torch would wrap one raised in a loader process."""
 
     def __init__(self, examples: Examples, seed: int) -> None:
         self.examples, self.seed = examples, seed
@@ -413,42 +415,45 @@ def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLo
         collate_fn=_collated,
         num_workers=workers,
         pin_memory=launch.device().type == "cuda",
-        worker_init_fn=_in_loader,
+        worker_init_fn=_start_loader_process,
         prefetch_factor=4 if workers else None,
     )
 
 
-def _in_loader(worker: int) -> None:
+def _start_loader_process(worker: int) -> None:
     torch.set_num_threads(1)
-    for (
-        number
-    ) in stopping.SIGNALS:  # sent to all processes of a terminal or job, but the update in progress needs its examples
+    # signals reach all processes of a terminal or job, but the current update still needs its examples
+    for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # ends with its parent, however that ends
+    if sys.platform == "linux":  # the process dies with its parent, however that ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager
-def _loader_processes() -> Iterator[None]:
-    """Name what torch raises, wherever the training is just then, when a loader process is killed."""
+def _naming_loader_failures() -> Iterator[None]:
+    """Turn the errors that torch raises after a loader process was killed into BadInput."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two where it was handing over an example
+    except (
+        RuntimeError,
+        ConnectionError,
+        EOFError,
+    ) as error:  # the latter two if it was killed while sending an example
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        if not isinstance(error, RuntimeError):  # torch's own word comes with the signal of the process's end, later
+        if not isinstance(error, RuntimeError):  # torch's own error follows when the process has ended
             with contextlib.suppress(RuntimeError):
                 time.sleep(1.0)
         raise BadInput(
             "training.workers",
             f"a loader process that was killed ({error})",
-            "processes that live until the training ends",
-            "If memory ran out, set fewer of them; the same command goes on from the last checkpoint.",
+            "loader processes that run until the training ends",
+            "If memory ran out, set fewer of them. Run the same command to continue from the last checkpoint.",
         ) from error
 
 
-def _loaded(loader: DataLoader[dict[str, Any] | BadInput]) -> Generator[dict[str, Tensor], None, None]:
-    """The batches; closed, it ends the loader's processes.
+def _load_batches(loader: DataLoader[dict[str, Any] | BadInput]) -> Generator[dict[str, Tensor], None, None]:
+    """The batches; closing the generator ends the loader processes.
 
     Raises:
         BadInput: a picture is bad.
@@ -459,13 +464,13 @@ def _loaded(loader: DataLoader[dict[str, Any] | BadInput]) -> Generator[dict[str
         yield batch
 
 
-def _over_processes(
+def _mean_losses(
     losses: dict[str, Tensor], overdue: bool, stop: bool, accelerator: Accelerator
 ) -> tuple[dict[str, float], bool, bool]:
-    """Means of the losses over all processes, and whether one of them finds a checkpoint overdue or has to stop."""
+    """Means of the losses over all processes, and whether any process has a checkpoint overdue or has to stop."""
     values = torch.stack([value.detach().float() for value in losses.values()])
-    said = values.new_tensor([overdue, stop])
-    means = accelerator.reduce(torch.cat([values, said]), reduction="mean").tolist()
+    flags = values.new_tensor([overdue, stop])
+    means = accelerator.reduce(torch.cat([values, flags]), reduction="mean").tolist()
     return dict(zip(losses, means, strict=False)), means[-2] > 0, means[-1] > 0
 
 
@@ -474,7 +479,7 @@ def _check_finite(terms: dict[str, float], step: int) -> None:
     if broken:
         raise BadInput(
             f"training, update {step}",
-            f"a loss that is no number ({', '.join(broken)})",
+            f"a loss that is not finite ({', '.join(broken)})",
             "finite losses",
             "Lower training.lr, set training.clip, or train without mixed precision.",
         )
