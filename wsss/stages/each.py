@@ -28,8 +28,8 @@ def for_each_picture(
 ) -> None:
     """Write a file for each picture; existing files are skipped, so a killed stage continues where it stopped.
 
-    `load` and `write` run in threads, `compute` in this one. At most four pictures a thread are under way, so memory stays
-    bounded. Whatever ends the loop, what was computed is written first.
+    `load` and `write` run in worker threads, `compute` in the calling thread. At most four pictures per thread are in
+    flight, so memory stays bounded. Computed results are written before the loop ends, also after a signal or an error.
 
     Args:
         images: the pictures.

@@ -139,7 +139,7 @@ def most_probable(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray
 
 
 def pictures(path: Path, *, weights: Path, asked: ReadingRequest = DEFAULT_REQUEST) -> tuple[Images, list[str]]:
-    """A picture, or all pictures of a folder, read as those were that a segmenter was trained on, with notes for the user.
+    """A picture, or all pictures of a folder, read like the training pictures of a segmenter, with notes for the user.
 
     Published checkpoints do not say how those were read; then it is decided from these pictures, as for a dataset.
 
