@@ -17,7 +17,7 @@ from wsss.data.shapes import make_shapes
 from wsss.weights import WEIGHTS, read_weights
 
 ROOT, PACKAGE = Path(__file__).parents[1], Path(wsss.__file__).parent
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(?:python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NEW_FILE = re.compile(r"`wsss/(\w+/\w+\.py)`")
 EXAMPLES = ("methods/lse.py", "refiners/share.py", "segmenters/fcn.py", "data/filelist.py", "exports/areas.py")
 # where a member's line goes: before this one
