@@ -116,10 +116,10 @@ def test_tensors_of_another_network_are_not_dropped_in_silence():
         ("hiera_tiny_224", 16, "does not take a picture", "Choose one that does"),
         ("test_vit", 32, "stride 16, which cannot become 32", "Set the output stride to 16"),
         ("resnet10t", 12, "stride 32, which cannot become 12", "Set the output stride to 32"),
-        ("resnett10", 16, "no network of that name", r"Did you mean resnet10t or"),
-        ("vit_tiny_patch16", 16, "no network of that name", r"Did you mean vit_tiny_patch16_"),
-        ("hf-hub:timm/resnet50", 16, "no network of that name", "."),
-        ("", 16, "no network of that name", "."),
+        ("resnett10", 16, "no network with this name", r"Did you mean resnet10t or"),
+        ("vit_tiny_patch16", 16, "no network with this name", r"Did you mean vit_tiny_patch16_"),
+        ("hf-hub:timm/resnet50", 16, "no network with this name", "."),
+        ("", 16, "no network with this name", "."),
     ],
 )
 def test_what_cannot_be_a_backbone_is_refused_by_name(name, stride, found, do):
