@@ -251,7 +251,7 @@ def started_from(settings: S, setting: str, classifier: Path | None) -> S:
     initial: Any = settings
     if "init" not in {field.name for field in dataclasses.fields(initial)} or initial.init != "classifier":
         return settings
-    return dataclasses.replace(initial, init=str(_given(setting, classifier)))
+    return dataclasses.replace(initial, init=str(_weights_of(setting, classifier)))
 
 
 def _weights_of(setting: str, classifier: Path | None) -> Path:
