@@ -72,7 +72,7 @@ def test_given_weights_of_another_backbone(tmp_path, shapes, capsys):
 @pytest.mark.parametrize(
     ("backbone", "stride", "found"),
     [
-        ("mixer_s32_224", 32, "does not take a picture of"),
+        ("mixer_s32_224", 32, "does not accept a picture of"),
         ("test_vit", 32, "Set the output stride to 16"),
         ("resnet5", 16, "Did you mean resnet50"),
     ],

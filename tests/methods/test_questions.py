@@ -244,7 +244,7 @@ def test_a_vocabulary_must_belong_to_the_network(tmp_path, folder):
 
 @pytest.mark.parametrize("size", [7, 33])
 def test_pictures_are_made_of_whole_patches(folder, size):
-    with pytest.raises(BadInput, match=f"size: found {size}; expected a multiple of the patches' 8"):
+    with pytest.raises(BadInput, match=f"size: found {size}; expected a multiple of the patch size, 8"):
         load_blip(str(folder), "unused", size)
 
 
@@ -263,7 +263,7 @@ def test_sources_that_are_no_blip(tmp_path, folder, monkeypatch):
     state = torch.load(path, weights_only=True)["model"]
     captions = {name: value for name, value in state.items() if not name.startswith("text_encoder.")}
     torch.save({"model": captions}, path)
-    with pytest.raises(BadInput, match=r"no whole BLIP that answers questions"):
+    with pytest.raises(BadInput, match=r"no complete BLIP for question answering"):
         load_blip(str(path), "unused", 32)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -72,7 +72,7 @@ def test_transformers_come_through_the_same_door(tmp_path, squares):
         (lambda state: state | {"more": torch.zeros(2)}, "Unexpected key"),
         (lambda state: state | {"text_projection": torch.zeros(64, 9)}, "size mismatch"),
         (lambda state: {name: v for name, v in state.items() if name != "ln_final.weight"}, "ln_final.weight"),
-        (lambda state: state | {"visual.attnpool.positional_embedding": torch.zeros(0, 256)}, "no whole CLIP"),
+        (lambda state: state | {"visual.attnpool.positional_embedding": torch.zeros(0, 256)}, "no complete CLIP"),
     ],
 )
 def test_parts_and_strangers_are_refused(reference, written, change, found):

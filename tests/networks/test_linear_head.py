@@ -96,10 +96,10 @@ def test_channels_may_come_last():
         (timm_model("test_vit", global_pool="avg"), "a list of tokens"),
         (
             torchvision_model("squeezenet1_1"),
-            r"no feature map of several cells whose mean its last layer \(Conv2d of 512",
+            r"no feature map of several cells whose mean is the input of its last layer \(Conv2d with 512",
         ),
         # between pooling and linear layer lies something that is not linear
-        (timm_model("mobilenetv3_small_050"), "no feature map of several cells whose mean its last layer"),
+        (timm_model("mobilenetv3_small_050"), "no feature map of several cells whose mean is the input of its last layer"),
         (timm_model("test_convnext"), "no feature map of several cells"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.AdaptiveMaxPool2d(1), nn.Flatten()),

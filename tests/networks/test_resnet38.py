@@ -80,7 +80,7 @@ def test_as_a_backbone():
     [
         ("resnet38", 16, "output stride of resnet38: found 16"),
         ("resnet50", 4, "output stride of resnet50: found 4; expected 8, 16 or 32"),
-        ("resnet10t", 4, "backbone resnet10t: found a deepest feature at stride 32, which cannot become 4"),
+        ("resnet10t", 4, "backbone resnet10t: found a deepest feature at stride 32, which cannot be changed to 4"),
         ("resnet38-narrow3", 8, "a width divided by 3"),
         ("resnet38-narrow0", 8, "a width divided by 0"),
         ("resnet38-narrow128", 8, "a width divided by 128"),

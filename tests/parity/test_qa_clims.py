@@ -108,7 +108,7 @@ def test_blip_layer_by_layer():
     pictures = network.embed(pixels)
     near(pictures, wanted["image_embeds"], 3e-6)
     for picture, ids, states in zip(pictures, single, wanted["question_states"], strict=True):
-        near(network.states(network.looked(picture[None]), ids)[0], states[: ids.shape[1]], 3e-6)
+        near(network.states(network.cross_attention(picture[None]), ids)[0], states[: ids.shape[1]], 3e-6)
     near(padded_states(network), wanted["question_states"], 3e-6)
     states = torch.from_numpy(wanted["question_states"])
     logits = network.model.text_decoder(
@@ -138,7 +138,7 @@ def test_answers_of_a_padded_batch(seed):
 def test_answers_one_by_one(seed):
     wanted, network, (pixels, single, _) = fixture("vqa_blip"), answering(seed), asked()
     for row, ids in enumerate(single):
-        looked = network.looked(network.embed(pixels[row : row + 1]))
+        looked = network.cross_attention(network.embed(pixels[row : row + 1]))
         # twice in a batch of its own length
         for found in network.generate(network.states(looked, ids.repeat(2, 1))).tolist():
             assert until_end(found) == until_end(wanted[f"{seed}.one_by_one"][row].tolist())

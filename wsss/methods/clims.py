@@ -279,7 +279,7 @@ class CLIMSObjective(Objective):
         if isinstance(network, CAMNetwork):
             groups: Groups = partial(body_and_head, network, settings.classifier_lr)
         else:
-            # the code intends four groups with four learning rates, but every convolution of the camera-ready version falls into the first
+            # the code intends four groups with four learning rates, but every convolution falls into the first
             groups = partial(one_group, network)
         super().__init__(network, examples, metadata, groups)
         self.network: CAMNetwork | CameraReadyNetwork = network

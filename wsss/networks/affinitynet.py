@@ -1,7 +1,7 @@
 """AffinityNet (Ahn and Kwak, Learning pixel-level semantic affinity with image-level supervision, CVPR 2018).
 
-Known as PSA. A feature x of a picture whose distances say which neighbouring cells belong together,
-a_ij = exp(-mean_c |x_i(c) - x_j(c)|), what it is trained with, and the classifier whose maps it refines. SEAM and ICAM use
+Known as PSA. The network computes features x of a picture; the affinity of neighbouring cells is
+a_ij = exp(-mean_c |x_i(c) - x_j(c)|). This module also has its losses, and the classifier whose maps it refines. SEAM and ICAM use
 the same network.
 """
 
@@ -24,16 +24,16 @@ _EPSILON = 1e-5
 
 
 class VGG16(Backbone):
-    """VGG-16 (Simonyan and Zisserman, ICLR 2015) at stride 8, as PSA has it, for BGR pictures in 0..255 less the mean.
+    """VGG-16 (Simonyan and Zisserman, ICLR 2015) at stride 8 as in PSA, for BGR pictures in 0..255 minus the mean.
 
-    Pools of 3x3, the fourth with stride 1, no fifth; fc6 is a 3x3 convolution. Names are those of Caffe's layers.
+    Pooling is 3x3, the fourth with stride 1, and there is no fifth; fc6 is a 3x3 convolution. Names are those of Caffe's layers.
 
     Args:
         fc6_dilation: 1 in the classifier, 4 in the affinity network.
     """
 
     IMAGENET = None
-    INITIAL = "a state dict of Caffe's VGG-16 under the names of its layers (conv1_1 .. fc7)"
+    INITIAL = "a state dict of Caffe's VGG-16 with the names of its layers (conv1_1 .. fc7)"
     LEFT_OUT = PSA_HEADS
 
     def __init__(self, fc6_dilation: int) -> None:
@@ -82,10 +82,10 @@ class VGG16(Backbone):
 
 
 class TrunkWithHeads(nn.Module):
-    """A backbone with further layers beside it, as PSA, SEAM and ICAM build and train their networks.
+    """A backbone with additional layers, as PSA, SEAM and ICAM build and train their networks.
 
     The layers of ResNet-38 and of PSA's VGG-16 have no prefix in the state dict, as in the published checkpoints; those
-    of other backbones have `backbone.`. Networks add their own layers and `forward`.
+    of other backbones have the prefix `backbone.`. Subclasses add their own layers and `forward`.
     """
 
     def __init__(self, body: Backbone) -> None:
@@ -95,8 +95,8 @@ class TrunkWithHeads(nn.Module):
                 self.add_module(name, layer)
         else:
             self.backbone = body
-        self._body = (body,)  # in a tuple, where nn.Module does not take it for a part with names of its own
-        self._fixed = False
+        self._body = (body,)  # in a tuple, so that nn.Module does not register it as a submodule
+        self._frozen = False
 
     @property
     def body(self) -> Backbone:
@@ -105,16 +105,16 @@ class TrunkWithHeads(nn.Module):
 
     @property
     def colours(self) -> Literal["imagenet", "caffe"]:
-        """What pictures have to look like; see `wsss.data.augment.normalise`."""
+        """The normalisation of pictures; see `wsss.data.augment.normalise`."""
         return "caffe" if isinstance(self.body, VGG16) else "imagenet"
 
     def freeze(self) -> "TrunkWithHeads":
-        """Fix what PSA fixes, for pretrained weights: the layers before the first feature, and every batch norm.
+        """Freeze what PSA freezes for pretrained weights: the layers before the first feature, and every batch norm.
 
-        In ResNet-38 that is conv1a, b2, b2_1 and b2_2, in VGG-16 conv1_* and conv2_*. Batch norms use their running
+        In ResNet-38 these are conv1a, b2, b2_1 and b2_2, in VGG-16 conv1_* and conv2_*. Batch norms use their running
         statistics from now on, and keep their scale and shift.
         """
-        self._fixed = True
+        self._frozen = True
         norms = [m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for parameter in [*self.body.parameters_until(0), *(p for norm in norms for p in norm.parameters())]:
             parameter.requires_grad_(False)
@@ -122,16 +122,16 @@ class TrunkWithHeads(nn.Module):
 
     def train(self, mode: bool = True) -> "TrunkWithHeads":
         super().train(mode)
-        if self._fixed:
+        if self._frozen:
             freeze_batch_norm(self)
         return self
 
     def param_groups(self, lr: float, weight_decay: float = 5e-4, heads: float = 10) -> list[dict[str, Any]]:
-        """The published groups: weights and biases of the backbone at `lr` and 2 `lr`, new ones at 10 (`heads`) and 20 times `lr`.
+        """The published groups: weights and biases of the backbone with `lr` and 2 `lr`, those of new layers with 10 (`heads`) and 20 `lr`.
 
-        Biases have no decay. Group norms count as the backbone's. PSA makes its groups before it freezes layers, so the
-        convolutions that are fixed are in the first, where they never get a gradient and never decay. Fixed batch norms are
-        in none; live ones, and the other vectors that a backbone may have, make a fifth group at `lr` without decay.
+        Biases have no decay. Group norms belong to the backbone's groups. PSA makes its groups before it freezes layers, so frozen
+        convolutions are in the first group, where they never get a gradient and never decay. Frozen batch norms are in no group;
+        trained ones, and the other vectors that a backbone may have, make a fifth group with `lr` and without decay.
         """
         in_body = {id(layer) for layer in self.body.modules()}
         groups: list[list[nn.Parameter]] = [[], [], [], [], []]
@@ -151,14 +151,14 @@ class TrunkWithHeads(nn.Module):
 
 
 class AffinityNet(TrunkWithHeads):
-    """The feature x of 448 channels, one cell for 8 x 8 pixels.
+    """Computes the feature x with 448 channels, one cell per 8 x 8 pixels.
 
     f8_3, f8_4 and f8_5 reduce the backbone's last three features (conv4, conv5, conv6 of ResNet-38; conv4, conv5, conv5fc
-    of VGG-16) to 64, 128 and 256 channels; f9 mixes them. Each is a 1x1 convolution without bias and an ELU.
+    of VGG-16) to 64, 128 and 256 channels; f9 mixes them. Each is a 1x1 convolution without bias, followed by an ELU.
 
     Args:
-        backbone: `resnet38`, `psa-vgg16` (with group norms before the ELUs of f8, and BGR pictures less the mean), or any
-            that `create_backbone` makes at stride 8.
+        backbone: `resnet38`, `psa-vgg16` (with group norms before the ELUs of f8, for BGR pictures minus the mean), or any other
+            backbone that `create_backbone` makes at stride 8.
 
     Raises:
         BadInput: there is no such backbone, or its last features are not all at stride 8.
@@ -174,10 +174,10 @@ class AffinityNet(TrunkWithHeads):
                 "Choose resnet38, resnet50 or another dilated network.",
             )
         super().__init__(body)
-        tapped = body.channels[-3:]
-        self.f8_3 = nn.Conv2d(tapped[0], 64, 1, bias=False)
-        self.f8_4 = nn.Conv2d(tapped[1], 128, 1, bias=False)
-        self.f8_5 = nn.Conv2d(tapped[2], 256, 1, bias=False)
+        channels = body.channels[-3:]
+        self.f8_3 = nn.Conv2d(channels[0], 64, 1, bias=False)
+        self.f8_4 = nn.Conv2d(channels[1], 128, 1, bias=False)
+        self.f8_5 = nn.Conv2d(channels[2], 256, 1, bias=False)
         grouped = backbone == VGG_BODY
         self.gn8_3 = nn.GroupNorm(8, 64) if grouped else nn.Identity()
         self.gn8_4 = nn.GroupNorm(16, 128) if grouped else nn.Identity()
@@ -198,7 +198,7 @@ class AffinityNet(TrunkWithHeads):
 
 
 class Classifier(TrunkWithHeads):
-    """PSA's classifier: dropout of channels, global average pooling, and fc8, a 1x1 convolution without bias.
+    """PSA's classifier: channel dropout, global average pooling, and fc8, a 1x1 convolution without bias.
 
     Args:
         backbone: see `AffinityNet`.
@@ -230,16 +230,16 @@ def affinity_losses(
     *,
     over_processes: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The cross entropy of three kinds of pairs, each by its own number: their sum is minimised.
+    """The cross-entropy of three kinds of pairs, each divided by their number; the sum of the three is minimised.
 
     With N the number of pairs of a kind and ε = 1e-5: ¼ Σ -ln(a + ε) / (N + ε) over pairs within the background, the same
     over pairs within a class, and ½ Σ -ln(1 + ε - a) / (N + ε) over pairs of different labels.
 
     Args:
-        affinities: in 0..1, of d directions from s cells.
-        background, foreground, different: 1 (or True) for the pairs of each kind, else 0; pairs of label 255 are in none.
-        over_processes: takes a tensor to its mean over all processes; the mean of the losses and gradients over the
-            processes is then that of all pairs together.
+        affinities: in 0..1, in d directions from s cells.
+        background, foreground, different: 1 (or True) for the pairs of each kind, else 0; pairs with label 255 are in none.
+        over_processes: averages a tensor over all processes; the mean of the losses and gradients over the processes is then
+            that over all pairs.
     """
     a = affinities if affinities.dtype == torch.float64 else affinities.float()
     attracted, repelled = -(a + _EPSILON).log(), -(1 + _EPSILON - a).log()

@@ -1,6 +1,6 @@
-"""Backbones by name: those that were published with methods, under their published names, and the models of timm.
+"""Create backbones by name: those published with the methods, with their published tensor names, and the models of timm.
 
-An architecture is a file with a `Backbone` that knows its published names, and a line in `ARCHITECTURES`.
+To add an architecture, write a module with a `Backbone` that knows its published tensor names, and add a line to `ARCHITECTURES`.
 """
 
 import re
@@ -13,7 +13,7 @@ from wsss.errors import BadInput
 from wsss.networks import resnet, resnet38, timm_backbone
 from wsss.networks.body import Backbone
 
-# the first pattern that a name matches decides
+# the first matching pattern is used
 ARCHITECTURES: tuple[tuple[str, Callable[[str, int], Backbone]], ...] = (
     (resnet38.NAMES, resnet38.create),
     (resnet.NAMES, resnet.create),
@@ -25,20 +25,20 @@ def create_backbone(name: str, output_stride: int = 16) -> Backbone:
     """A backbone with new weights.
 
     Args:
-        name: `resnet18` .. `resnet152` give torchvision's layers and state-dict names, `resnet38` gives PSA's (with an n-th
-            of the channels as `resnet38-narrow<n>`); every other name is timm's.
-        output_stride: of the deepest feature. A ResNet at 16 has no dilation at all, as in IRNet and CLIMS; at 8 its
-            layer3 and layer4 have dilation 2, as in CLIMS' unused variant. ResNet-38 has 8; a ViT has the side of its patches.
+        name: `resnet18` .. `resnet152` have torchvision's layers and state-dict names, `resnet38` has PSA's (`resnet38-narrow<n>`
+            has 1/n of its channels); all other names are timm's.
+        output_stride: of the deepest feature. A ResNet at 16 has no dilation, as in IRNet and CLIMS; at 8 its
+            layer3 and layer4 have dilation 2, as in an unused variant of CLIMS. ResNet-38 has 8; a ViT has the side of its patches.
 
     Raises:
-        BadInput: there is no such backbone, it does not give that stride, or it takes pictures of a single size only.
+        BadInput: there is no such backbone, it does not support this stride, or it only accepts pictures of a single size.
     """
     create = next((create for names, create in ARCHITECTURES if re.fullmatch(names, name)), None)
     ours = [f"resnet{depth}" for depth in resnet.DEPTHS] + ["resnet38"]
     if create is None or (create is timm_backbone.TimmBackbone and not timm.is_model(name)):
         raise BadInput(
             f"backbone {name}",
-            "no network of that name",
+            "no network with this name",
             f"{', '.join(ours)}, or the name of a timm model",
             timm_backbone.near(name, ours),
         )
@@ -46,7 +46,7 @@ def create_backbone(name: str, output_stride: int = 16) -> Backbone:
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Let every batch norm use its running statistics; call it after each `train()`."""
+    """Make every batch norm use its running statistics; call it after each `train()`."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

@@ -1,9 +1,9 @@
-"""Bootstrapping language-image pre-training, question answering (BLIP; Li et al., ICML 2022): layers of transformers, our way through them.
+"""Bootstrapping language-image pre-training (BLIP; Li et al., ICML 2022), question answering: layers of transformers, our forward pass.
 
-A picture's tokens, and the keys and values that every question looks up in them, are computed once for all questions.
-Questions are answered in groups of equal length: padding would change answers, since the decoder looks at it too.
+The tokens of a picture, and the keys and values of the cross-attention to them, are computed once for all questions.
+Questions are answered in groups of equal length: padding would change the answers, since the decoder attends to it too.
 
-Symbols: L tokens of a picture (the class token first), D the widths, t tokens of a question.
+Symbols: L tokens of a picture (the class token first), D the width, t tokens of a question.
 """
 
 import math
@@ -19,13 +19,13 @@ from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering
 
 from wsss.errors import BadInput
 
-# vision transformer and BERT: published with heads of 64 channels
+# channels of an attention head of the published vision transformer and BERT
 _HEAD = 64
-# most tokens of a question, those of an answer with its start, and the width of the search, as in blip_vqa.py
+# maximum tokens of a question, of an answer including its start, and the beam width, as in blip_vqa.py
 QUESTION_TOKENS, ANSWER_TOKENS, BEAMS = 35, 10, 3
-# timm's, which BLIP was trained with; configurations of transformers say 1e-5
+# that of timm, with which BLIP was trained; the configurations of transformers have 1e-5
 VISION_EPSILON = 1e-6
-# BLIP's names and those of transformers; all others are the same in both
+# BLIP's tensor names and those of transformers; all others are equal
 _NAMES = (
     (r"visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
     (r"visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
@@ -42,16 +42,16 @@ _TIED = {
     "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
 }
 
-# keys and values of one layer, head by head
-Looked = list[tuple[Float[Tensor, "1 a l e"], Float[Tensor, "1 a l e"]]]
+# keys and values of the cross-attention of each layer, head by head
+CrossAttention = list[tuple[Float[Tensor, "1 a l e"], Float[Tensor, "1 a l e"]]]
 
 
 class BLIP(nn.Module):
     """A BLIP that answers questions about pictures.
 
     Args:
-        model: the layers; its last two words are the start of an answer and the start of a question.
-        tokenizer: BERT's, which lacks these two.
+        model: the layers; the last two entries of its vocabulary are the start of an answer and the start of a question.
+        tokenizer: BERT's, which lacks these two entries.
     """
 
     def __init__(self, model: BlipForQuestionAnswering, tokenizer: BertTokenizer) -> None:
@@ -64,11 +64,11 @@ class BLIP(nn.Module):
 
     @property
     def size(self) -> int:
-        """Side of the pictures that it takes, in pixels."""
+        """Side of the input pictures, in pixels."""
         return int(self.model.config.vision_config.image_size)
 
     def tokens(self, question: str) -> list[int]:
-        """The ids of a question, cut to 35, the first of them the start of a question."""
+        """The token ids of a question, truncated to 35; the first is the start of a question."""
         ids = self.tokenizer(question, max_length=QUESTION_TOKENS, truncation=True)["input_ids"]
         return [self.question_start, *ids[1:]]
 
@@ -76,28 +76,28 @@ class BLIP(nn.Module):
         """The tokens of pictures."""
         return self.model.vision_model(pixel_values=pixels)[0]
 
-    def looked(self, picture: Float[Tensor, "1 l d"]) -> Looked:
-        """What questions look up in a picture's tokens."""
+    def cross_attention(self, picture: Float[Tensor, "1 l d"]) -> CrossAttention:
+        """The keys and values of a picture's tokens for the cross-attention of questions."""
         return [_keys_values(layer.crossattention.self, picture) for layer in self._layers]
 
     @property
     def _layers(self) -> Any:
         return self.model.text_encoder.encoder.layer
 
-    def states(self, looked: Looked, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t w"]:
-        """Questions of equal length, having looked at a picture."""
+    def states(self, picture: CrossAttention, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t w"]:
+        """The encoder's hidden states of questions of equal length about a picture."""
         x = self.model.text_encoder.embeddings(input_ids=tokens)
-        for layer, (keys, values) in zip(self._layers, looked, strict=True):
-            own = layer.attention
-            x = own.output(_attended(own.self, x, *_keys_values(own.self, x)), x)
-            own = layer.crossattention
+        for layer, (keys, values) in zip(self._layers, picture, strict=True):
+            attention = layer.attention
+            x = attention.output(_attended(attention.self, x, *_keys_values(attention.self, x)), x)
+            attention = layer.crossattention
             shape = (len(x), -1, -1, -1)
-            x = own.output(_attended(own.self, x, keys.expand(shape), values.expand(shape)), x)
+            x = attention.output(_attended(attention.self, x, keys.expand(shape), values.expand(shape)), x)
             x = layer.feed_forward_chunk(x)
         return x
 
     def generate(self, states: Float[Tensor, "n t w"]) -> Int[Tensor, "n m"]:
-        """The ids of an answer to each question, by beam search, the start first; what follows the end token is not meant."""
+        """The token ids of an answer to each question, by beam search, with the start token first; ids after the end token are padding."""
         return self.model.text_decoder.generate(
             input_ids=torch.full((len(states), 1), self.answer_start, device=states.device),
             encoder_hidden_states=states,
@@ -112,7 +112,7 @@ class BLIP(nn.Module):
         )
 
     def text(self, ids: Sequence[int]) -> str:
-        """An answer's ids up to the end token as lower-case words."""
+        """The token ids of an answer, up to the end token, as lower-case text."""
         ids = list(ids)
         end = self.tokenizer.sep_token_id
         ids = ids[: ids.index(end)] if end in ids else ids
@@ -124,49 +124,50 @@ class BLIP(nn.Module):
         """Answers to questions about one picture, which is encoded once.
 
         Args:
-            pixels: with CLIP's mean and deviation.
+            pixels: normalised with CLIP's mean and standard deviation.
             questions: in any order and of any length.
-            batch: most questions answered at a time.
+            batch: maximum number of questions answered in one batch.
         """
         tokens = [self.tokens(question) for question in questions]
         groups: dict[int, list[int]] = {}
         for position, ids in enumerate(tokens):
             groups.setdefault(len(ids), []).append(position)
-        looked = self.looked(self.embed(pixels))
+        picture = self.cross_attention(self.embed(pixels))
         texts = [""] * len(questions)
         for positions in groups.values():
             for start in range(0, len(positions), batch):
                 part = positions[start : start + batch]
-                asked = torch.tensor([tokens[position] for position in part], device=pixels.device)
-                for position, answer in zip(part, self.generate(self.states(looked, asked)).tolist(), strict=True):
+                ids_of_part = torch.tensor([tokens[position] for position in part], device=pixels.device)
+                generated = self.generate(self.states(picture, ids_of_part)).tolist()
+                for position, answer in zip(part, generated, strict=True):
                     texts[position] = self.text(answer)
         return texts
 
 
-def _keys_values(own: Any, y: Float[Tensor, "n l d"]) -> tuple[Float[Tensor, "n a l e"], Float[Tensor, "n a l e"]]:
-    keys, values = (projection(y).unflatten(2, (own.num_attention_heads, -1)) for projection in (own.key, own.value))
+def _keys_values(layer: Any, y: Float[Tensor, "n l d"]) -> tuple[Float[Tensor, "n a l e"], Float[Tensor, "n a l e"]]:
+    keys, values = (proj(y).unflatten(2, (layer.num_attention_heads, -1)) for proj in (layer.key, layer.value))
     return keys.transpose(1, 2), values.transpose(1, 2)
 
 
 def _attended(
-    own: Any, x: Float[Tensor, "n t w"], keys: Float[Tensor, "n a l e"], values: Float[Tensor, "n a l e"]
+    layer: Any, x: Float[Tensor, "n t w"], keys: Float[Tensor, "n a l e"], values: Float[Tensor, "n a l e"]
 ) -> Float[Tensor, "n t w"]:
-    queries = own.query(x).unflatten(2, (own.num_attention_heads, -1)).transpose(1, 2)
+    queries = layer.query(x).unflatten(2, (layer.num_attention_heads, -1)).transpose(1, 2)
     return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
 
 
 def resized_positions(positions: Float[Tensor, "1 l d"], side: int) -> Float[Tensor, "1 m d"]:
     """Positional embeddings of the class token and of a square grid, the grid resized bicubically (align_corners False)."""
-    own = math.isqrt(positions.shape[1] - 1)
-    if own == side:
+    old_side = math.isqrt(positions.shape[1] - 1)
+    if old_side == side:
         return positions
-    grid = positions[:, 1:].mT.unflatten(2, (own, own))
+    grid = positions[:, 1:].mT.unflatten(2, (old_side, old_side))
     resized = F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], resized.flatten(2).mT], 1)
 
 
 def resized(model: BlipForQuestionAnswering, size: int) -> BlipForQuestionAnswering:
-    """The model, for pictures of `size` pixels a side."""
+    """Adapt a model to pictures with sides of `size` pixels."""
     vision: Any = model.config.vision_config
     check_size(size, vision.patch_size)
     embeddings: Any = model.vision_model.embeddings
@@ -177,28 +178,28 @@ def resized(model: BlipForQuestionAnswering, size: int) -> BlipForQuestionAnswer
 
 
 def check_size(size: int, patch: int) -> None:
-    """Raise BadInput unless pictures of `size` pixels a side are made of whole patches."""
+    """Raise BadInput unless `size` is a multiple of the patch size."""
     if size < patch or size % patch:
-        raise BadInput("size", str(size), f"a multiple of the patches' {patch} pixels", "Change it.")
+        raise BadInput("size", str(size), f"a multiple of the patch size, {patch} pixels", "Change it.")
 
 
 def is_published(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict has BLIP's own names."""
+    """Whether a state dict has the tensor names of BLIP's authors."""
     return "visual_encoder.cls_token" in state
 
 
 def from_published(
     state: dict[str, Tensor], where: str, heads: tuple[int, int] | None = None
 ) -> BlipForQuestionAnswering:
-    """The model of a state dict under BLIP's own names (`model_base_vqa_capfilt_large.pth`).
+    """The model of a state dict with the tensor names of BLIP's authors (`model_base_vqa_capfilt_large.pth`).
 
     Args:
-        state: of a BLIP that answers questions.
-        where: the place to name in an error.
-        heads: attention heads of the vision and of the text towers; None: as many as there are 64 channels.
+        state: of a BLIP for question answering.
+        where: the source to name in an error.
+        heads: attention heads of the vision and of the text encoders; None: the width divided by 64.
 
     Raises:
-        BadInput: tensors are missing, unknown or of shapes that do not belong together.
+        BadInput: tensors are missing or unknown, or their shapes are inconsistent.
     """
     named = {}
     for name, value in state.items():
@@ -210,26 +211,26 @@ def from_published(
     try:
         with torch.device("meta"):
             model = BlipForQuestionAnswering(_config(named, heads))
-        own = model.state_dict()
+        target = model.state_dict()
         faults = [
             f"{len(wrong)} tensors {what} ({', '.join(wrong[:3])})"
             for what, wrong in (
-                ("missing", [name for name in own if name not in named]),
-                ("that it does not have", [name for name in named if name not in own]),
-                ("of other shapes", [n for n in named if n in own and named[n].shape != own[n].shape]),
+                ("missing", [name for name in target if name not in named]),
+                ("that it does not have", [name for name in named if name not in target]),
+                ("of other shapes", [n for n in named if n in target and named[n].shape != target[n].shape]),
             )
             if wrong
         ]
         if faults:
             raise ValueError(", ".join(faults))
     except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        found = f"no whole BLIP that answers questions ({(str(error).splitlines() or [''])[-1].strip()[:200]})"
-        do = "Give the file of BLIP's VQA model; those for captions and retrieval cannot answer."
-        raise BadInput(where, found, "its whole state dict, as model_base_vqa_capfilt_large.pth has", do) from error
+        found = f"no complete BLIP for question answering ({(str(error).splitlines() or [''])[-1].strip()[:200]})"
+        do = "Give the file of BLIP's VQA model; those for captions and retrieval cannot answer questions."
+        raise BadInput(where, found, "a complete state dict such as model_base_vqa_capfilt_large.pth", do) from error
     model.load_state_dict(named, strict=True, assign=True)
-    towers: Any = (model.text_encoder, model.text_decoder.bert)
-    for embeddings in (tower.embeddings for tower in towers):
-        # in no state dict
+    encoders: Any = (model.text_encoder, model.text_decoder.bert)
+    for embeddings in (encoder.embeddings for encoder in encoders):
+        # not part of the state dict
         embeddings.position_ids = torch.arange(embeddings.position_ids.shape[1])[None]
     return model
 
@@ -266,5 +267,5 @@ def _config(state: dict[str, Tensor], heads: tuple[int, int] | None) -> BlipConf
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
-    """How many numbered parts stand below a name."""
+    """The number of numbered children of a prefix."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})

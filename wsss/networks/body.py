@@ -1,4 +1,4 @@
-"""What every body of a network offers besides being a module; each architecture knows the names it was published under."""
+"""The interface of backbones; each architecture knows its published tensor names."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class Body(nn.Module, ABC):
-    """A network without its head, which gives features for RGB pictures normalised with ImageNet's mean and deviation.
+    """A network without its head. It computes feature maps of RGB pictures normalised with ImageNet's mean and standard deviation.
 
     Attributes:
         channels: of each feature, the shallowest first.
         strides: of each feature, in pixels; a side of n pixels has ceil(n / stride) cells.
         IMAGENET: the library that offers its ImageNet weights; None if no library does.
-        INITIAL: where no library does, the file to start from.
-        LEFT_OUT: patterns of the published names that are not part of the body.
+        INITIAL: if no library does, the file to start from.
+        LEFT_OUT: patterns of published tensor names that are not part of the body.
     """
 
     channels: list[int]
@@ -27,9 +27,9 @@ class Body(nn.Module, ABC):
 
     @abstractmethod
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict under the names of its authors, or under those used here, under those used here.
+        """Rename a published state dict to the names used here; a state dict with these names is returned unchanged.
 
-        Names that it does not know stay, so that whoever loads them can refuse them.
+        Unknown names are kept, so that the caller can refuse them.
         """
 
     @abstractmethod
@@ -42,4 +42,4 @@ class Backbone(Body):
 
     @abstractmethod
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
-        """The parameters of everything that feature number `feature` is made with."""
+        """The parameters of all layers that compute feature number `feature`."""

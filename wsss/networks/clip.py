@@ -1,8 +1,8 @@
 """Learning transferable visual models from natural language supervision (CLIP; Radford et al., ICML 2021).
 
-Layers and parameter names are those of Hugging Face transformers. The way through the layers is ours, because the
-methods need more than features: positional embeddings for grids that are not square, attention matrices of some
-blocks (all others run fused), additive attention masks, and gradients at the last block alone.
+Layers and parameter names are those of Hugging Face transformers. The forward pass is ours, because the
+methods need more than features: positional embeddings for non-square grids, the attention matrices of some
+blocks (all others run fused), additive attention masks, and gradients only at the last block.
 
 Symbols: b pictures, N = g_h g_w patches, L = 1 + N tokens (the class token first), D the width, d the joint size.
 """
@@ -22,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from wsss.errors import BadInput
 
-# OpenAI's names and those of transformers: outside of the blocks, and in each block
+# OpenAI's tensor names and those of transformers: outside the blocks, and in each block
 _NAMES = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -48,23 +48,23 @@ _BLOCK_NAMES = {
     "mlp.c_proj.": ("mlp.fc2.",),
 }
 _TRANSPOSED = ("visual.proj", "text_projection")
-# what OpenAI's archives and old open_clip files hold beside the weights
+# entries of OpenAI's archives and old open_clip files that are not weights
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-# OpenAI's heads have 64 channels in both towers; open_clip's large vision towers (its model_configs), by their width, have more
+# OpenAI's heads have 64 channels in both encoders; those of open_clip's large vision encoders (its model_configs) have more, by width
 _HEAD, _LARGE_HEADS = 64, {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
-# of x sigmoid(1.702 x), OpenAI's quick GELU
+# factor of OpenAI's quick GELU, x sigmoid(1.702 x)
 _QUICK = 1.702
 
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\..+")
 
 
 class Vocabulary:
-    """Texts to token ids, cleaned as OpenAI cleans them: mended Unicode, HTML entities, white space, lower case.
+    """Converts texts to token ids, after cleaning them as OpenAI does: Unicode errors, HTML entities, white space, lower case.
 
     Args:
         tokenizer: byte-pair encoding with a start and an end token.
-        context: most tokens of a text, start and end included.
+        context: maximum number of tokens of a text, including start and end.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, context: int) -> None:
@@ -72,15 +72,15 @@ class Vocabulary:
         self.start, self.end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
 
     def words(self, text: str) -> list[int]:
-        """The ids of a text without start and end; none for a text without a visible character."""
+        """The token ids of a text without start and end; empty for a text without a visible character."""
         clean = " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
         return list(self.tokenizer(clean, add_special_tokens=False)["input_ids"]) if clean else []
 
     def __call__(self, texts: Sequence[str], truncate: bool = False) -> Int[Tensor, "n t"]:
-        """The ids of texts, cut to the longest of them and filled up with 0 behind the end token.
+        """The token ids of texts, padded with 0 after the end token to the length of the longest.
 
         Raises:
-            BadInput: a text is longer than the network takes, and `truncate` is off.
+            BadInput: a text is longer than the context, and `truncate` is off.
         """
         rows = [[self.start, *self.words(text), self.end] for text in texts]
         for text, row in zip(texts, rows, strict=True):
@@ -88,7 +88,7 @@ class Vocabulary:
                 raise BadInput(
                     f"the text {text[:60]!r}",
                     f"{len(row)} tokens",
-                    f"at most {self.context}, start and end included",
+                    f"at most {self.context}, including start and end",
                     "Use a shorter class name or template.",
                 )
         rows = [row if len(row) <= self.context else [*row[: self.context - 1], self.end] for row in rows]
@@ -107,7 +107,7 @@ class CLIP(nn.Module):
 
     Attributes:
         patch: side of a patch in pixels.
-        n_blocks: of the vision tower.
+        n_blocks: number of blocks of the vision encoder.
     """
 
     def __init__(self, model: CLIPModel, vocabulary: Vocabulary) -> None:
@@ -122,35 +122,36 @@ class CLIP(nn.Module):
 
     @property
     def text_activation(self) -> str:
-        """Name of the activation in the text tower."""
+        """Name of the activation in the text encoder."""
         config: Any = self.model.config
         return str(config.text_config.hidden_act)
 
     def last_block(self) -> Any:
-        """The last block of the vision tower, with `layer_norm1`, `self_attn`, `layer_norm2` and `mlp`."""
+        """The last block of the vision encoder, with `layer_norm1`, `self_attn`, `layer_norm2` and `mlp`."""
         return self._vision.encoder.layers[-1]
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
-        """What cosines are multiplied by: exp(logit_scale)."""
+        """The factor of cosine similarities: exp(logit_scale)."""
         return self.model.logit_scale.exp()
 
     def positions(self, grid: tuple[int, int], rounded: bool = True) -> Float[Tensor, "l d"]:
         """Positional embeddings of the class token and of a (g_h, g_w) grid, resized bilinearly without antialiasing.
 
         Args:
-            rounded: to float16, as CLIP-ES and TagCLIP do even where the network runs in float32.
+            grid: rows and columns.
+            rounded: round to float16, as CLIP-ES and TagCLIP do even when the network runs in float32.
         """
-        own = self._vision.embeddings.position_embedding.weight
-        side = math.isqrt(len(own) - 1)
-        square = own[1:].T.reshape(1, -1, side, side)
+        native = self._vision.embeddings.position_embedding.weight
+        side = math.isqrt(len(native) - 1)
+        square = native[1:].T.reshape(1, -1, side, side)
         resized = F.interpolate(square, grid, mode="bilinear", align_corners=False)
-        joined = torch.cat([own[:1], resized[0].flatten(1).T])
-        return joined.half().to(own.dtype) if rounded else joined
+        joined = torch.cat([native[:1], resized[0].flatten(1).T])
+        return joined.half().to(native.dtype) if rounded else joined
 
     @property
     def native_grid(self) -> int:
-        """Patches along a side of the pictures that it was trained on."""
+        """Number of patches along a side of the pictures that the network was trained on."""
         return math.isqrt(len(self._vision.embeddings.position_embedding.weight) - 1)
 
     def embed(self, image: Float[Tensor, "b 3 h w"], positions: Float[Tensor, "l d"]) -> Float[Tensor, "b l d"]:
@@ -166,13 +167,13 @@ class CLIP(nn.Module):
         bias: Float[Tensor, "..."] | None = None,
         average: bool = False,
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l l"] | None]:
-        """One block of the vision tower.
+        """Apply one block of the vision encoder.
 
         Args:
             index: of the block, from 0.
-            x: its tokens.
-            bias: added to the attention's logits: (l, l), or (b, 1, l, l) for one a picture.
-            average: give the attention too, averaged over the heads, as it is without the bias.
+            x: its input tokens.
+            bias: added to the attention logits: (l, l), or (b, 1, l, l) for one per picture.
+            average: also return the attention without the bias, averaged over the heads.
         """
         layer = self._vision.encoder.layers[index]
         attended, attention = attend(layer.self_attn, layer.layer_norm1(x), bias, average)
@@ -180,13 +181,13 @@ class CLIP(nn.Module):
         return x + _mlp(layer, layer.layer_norm2(x)), attention
 
     def project(self, x: Float[Tensor, "*s width"]) -> Float[Tensor, "*s d"]:
-        """Tokens after the last block to the joint space, not normalised."""
+        """Project tokens after the last block into the joint space, not normalised."""
         return self.model.visual_projection(self._vision.post_layernorm(x))
 
     def encode_text(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
-        """Texts to the joint space, not normalised.
+        """Text features in the joint space, not normalised.
 
-        Causal attention makes it exact that texts are cut behind the longest one's end token.
+        Since attention is causal, the padding after the end token does not change the result.
         """
         text = self.model.text_model
         x = text.embeddings.token_embedding(tokens) + text.embeddings.position_embedding.weight[: tokens.shape[1]]
@@ -200,12 +201,12 @@ class CLIP(nn.Module):
 
 
 def _mlp(layer: Any, y: Float[Tensor, "b l width"]) -> Float[Tensor, "b l width"]:
-    """The block's perceptron; where no gradient is needed, with x sigmoid(1.702 x) as silu(1.702 x) / 1.702 in place."""
-    own = layer.mlp
-    if torch.is_grad_enabled() or own.fc2.bias is None or type(own.activation_fn).__name__ != "QuickGELUActivation":
-        return own(y)
-    hidden = F.silu(own.fc1(y).mul_(_QUICK), inplace=True)
-    return F.linear(hidden, own.fc2.weight).div_(_QUICK).add_(own.fc2.bias)
+    """The MLP of a block; if no gradient is needed, x sigmoid(1.702 x) is computed in place as silu(1.702 x) / 1.702."""
+    mlp = layer.mlp
+    if torch.is_grad_enabled() or mlp.fc2.bias is None or type(mlp.activation_fn).__name__ != "QuickGELUActivation":
+        return mlp(y)
+    hidden = F.silu(mlp.fc1(y).mul_(_QUICK), inplace=True)
+    return F.linear(hidden, mlp.fc2.weight).div_(_QUICK).add_(mlp.fc2.bias)
 
 
 def _heads(attention: Any, y: Float[Tensor, "b l d"]) -> list[Float[Tensor, "b a l e"]]:
@@ -226,7 +227,7 @@ def attend(
         return attention.out_proj(out.transpose(1, 2).flatten(2)), None
     logits = (q * attention.scale) @ k.mT
     biased = None if bias is None else (logits + bias).softmax(-1)
-    # in place where no gradient needs the logits: new memory of this size costs as much as the softmax
+    # in place if no gradient needs the logits: allocating memory of this size takes as long as the softmax
     weights = logits.softmax(-1) if logits.requires_grad else torch.softmax(logits, -1, out=logits)
     out = (weights if biased is None else biased) @ v
     return attention.out_proj(out.transpose(1, 2).flatten(2)), weights.mean(1)
@@ -238,21 +239,21 @@ def is_openai(state: dict[str, Tensor]) -> bool:
 
 
 def from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_gelu") -> CLIPModel:
-    """A CLIP of a state dict under OpenAI's or open_clip's names; every size is read off the tensors.
+    """A CLIP from a state dict with the tensor names of OpenAI or open_clip; all sizes are derived from the tensors.
 
     Args:
         state: of a vision transformer.
-        where: the place to name in an error.
-        activation: `quick_gelu` (OpenAI), or `gelu` (most of open_clip's own).
+        where: the source to name in an error.
+        activation: `quick_gelu` (OpenAI), or `gelu` (most networks of open_clip).
 
     Raises:
-        BadInput: it is a ResNet, or tensors are missing, unknown or of shapes that do not belong together.
+        BadInput: it is a ResNet, tensors are missing or unknown, or their shapes are inconsistent.
     """
     state = {name: value for name, value in state.items() if name not in _NO_WEIGHTS}
-    expected = "the whole state dict of a CLIP with a vision transformer, as ViT-B-16.pt has, and no other parts"
+    expected = "the complete state dict of a CLIP with a vision transformer, such as ViT-B-16.pt, and no other entries"
     if any(name.startswith("visual.layer1.") for name in state):
         raise BadInput(
-            where, "a CLIP with a ResNet", expected, "Give a ViT: the methods work on its attention between patches."
+            where, "a CLIP with a ResNet", expected, "Give a ViT: this method uses its attention between patches."
         )
     depths = [len({m[2] for n in state if (m := _BLOCK.fullmatch(n)) and m[1] == tower}) for tower in ("visual.", None)]
     names = _both_names(*depths)
@@ -265,32 +266,32 @@ def from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_g
         if wrong
     ]
     if faults:
-        raise BadInput(where, ", ".join(faults), expected, "Give a file as OpenAI or open_clip publish it.")
+        raise BadInput(where, ", ".join(faults), expected, "Give a file published by OpenAI or open_clip.")
     converted: dict[str, Tensor] = {}
     try:
         for name, theirs in names.items():
             value = state[name].t() if name in _TRANSPOSED else state[name]
             converted |= zip(theirs, value.chunk(len(theirs)) if len(theirs) > 1 else [value], strict=True)
-        # without memory, since shapes that do not belong together may ask for any amount
+        # on the meta device, since inconsistent shapes may require any amount of memory
         with torch.device("meta"):
             model = CLIPModel(_config(state, depths, activation))
-        own = model.state_dict()
-        wrong = [name for name, theirs in names.items() if any(converted[n].shape != own[n].shape for n in theirs)]
+        target = model.state_dict()
+        wrong = [name for name, theirs in names.items() if any(converted[n].shape != target[n].shape for n in theirs)]
         if wrong:
             raise ValueError(", ".join(f"{name} of {tuple(state[name].shape)}" for name in wrong[:3]))
     except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        found = f"shapes that do not belong together ({(str(error).splitlines() or [''])[-1].strip()[:200]})"
-        raise BadInput(where, found, expected, "Fetch it again.") from error
+        found = f"inconsistent shapes ({(str(error).splitlines() or [''])[-1].strip()[:200]})"
+        raise BadInput(where, found, expected, "Download it again.") from error
     parameters = {name: value.to(torch.float32, copy=True).contiguous() for name, value in converted.items()}
     model.load_state_dict(parameters, strict=True, assign=True)
     for embeddings in (model.vision_model.embeddings, model.text_model.embeddings):
-        # in no state dict
+        # not part of the state dict
         embeddings.position_ids = torch.arange(embeddings.position_ids.shape[1])[None]
     return model
 
 
 def _both_names(vision_depth: int, text_depth: int) -> dict[str, tuple[str, ...]]:
-    """OpenAI's name of each tensor, and its name, or those of its parts, in transformers."""
+    """OpenAI's name of each tensor, and in transformers its name, or the names of its parts."""
     names: dict[str, tuple[str, ...]] = {name: (theirs,) for name, theirs in _NAMES.items()}
     for ours, theirs, depth in (("visual.", "vision_model", vision_depth), ("", "text_model", text_depth)):
         for i in range(depth):
@@ -337,12 +338,13 @@ def _config(state: dict[str, Tensor], depths: list[int], activation: str) -> CLI
 def unit_text_features(
     clip: CLIP, names: Sequence[str], templates: Sequence[str], batch: int = 512
 ) -> Float[Tensor, "k d"]:
-    """One unit vector a name: features of all templates normalised, averaged, normalised again.
+    """One unit vector per name: the features of all templates are normalised, averaged, and normalised again.
 
     Args:
-        names: what stands in the templates.
+        clip: the network.
+        names: inserted into the templates.
         templates: with one `{}` each.
-        batch: texts encoded at a time.
+        batch: number of texts encoded in one batch.
     """
     prompts = [template.replace("{}", name) for name in names for template in templates]
     device = clip.model.logit_scale.device

@@ -1,6 +1,6 @@
-"""A CLIP with a ResNet and attention pooling (Radford et al., ICML 2021), such as RN50x4: layers of open_clip, names of OpenAI.
+"""A CLIP with a ResNet and attention pooling (Radford et al., ICML 2021), such as RN50x4: layers of open_clip, tensor names of OpenAI.
 
-Methods that need pooled features alone can use it; those that look at attention between patches need `networks.clip`.
+It can be used by methods that only need pooled features; those that use the attention between patches need `networks.clip`.
 """
 
 import math
@@ -16,19 +16,19 @@ from wsss.networks.clip import Vocabulary
 
 # channels of an attention head; stride of the deepest feature
 _HEAD, _STRIDE = 64, 32
-# what OpenAI's archives hold beside the weights
+# entries of OpenAI's archives that are not weights
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 class ResNetCLIP(nn.Module):
-    """A CLIP whose vision tower is a ResNet.
+    """A CLIP whose vision encoder is a ResNet.
 
     Args:
         model: open_clip's.
         vocabulary: of its texts.
 
     Attributes:
-        input_size: side of the pictures that it takes, in pixels.
+        input_size: side of the input pictures, in pixels.
     """
 
     def __init__(self, model: nn.Module, vocabulary: Vocabulary) -> None:
@@ -39,31 +39,31 @@ class ResNetCLIP(nn.Module):
         self.input_size = int(self.model.visual.image_size)
 
     def encode_image(self, image: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        """Pictures of `input_size` to the joint space, not normalised."""
+        """Image features of pictures of `input_size`, in the joint space, not normalised."""
         return self.model.encode_image(image)
 
     def encode_text(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
-        """Texts to the joint space, not normalised."""
+        """Text features in the joint space, not normalised."""
         return self.model.encode_text(F.pad(tokens, (0, self.vocabulary.context - tokens.shape[1])))
 
 
 def is_resnet(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict under OpenAI's names is of a CLIP with a ResNet."""
+    """Whether a state dict with OpenAI's names belongs to a CLIP with a ResNet."""
     return "visual.layer1.0.conv1.weight" in state
 
 
 def resnet_from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_gelu") -> nn.Module:
-    """open_clip's model of a state dict under OpenAI's names; every size is read off the tensors.
+    """open_clip's model from a state dict with OpenAI's names; all sizes are derived from the tensors.
 
     Args:
         state: of a CLIP with a ResNet.
-        where: the place to name in an error.
-        activation: of the text tower: `quick_gelu` (OpenAI), or `gelu` (some of open_clip's own).
+        where: the source to name in an error.
+        activation: of the text encoder: `quick_gelu` (OpenAI), or `gelu` (some networks of open_clip).
 
     Raises:
-        BadInput: tensors are missing, unknown or of shapes that do not belong together.
+        BadInput: tensors are missing or unknown, or their shapes are inconsistent.
     """
-    # here, since it takes seconds and few ask for it
+    # imported here, since it takes seconds and is rarely needed
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -86,7 +86,7 @@ def resnet_from_openai(state: dict[str, Tensor], where: str, activation: str = "
             heads=text_width // _HEAD,
             layers=_count(state, "transformer.resblocks."),
         )
-        # without memory, since shapes that do not belong together may ask for any amount
+        # on the meta device, since inconsistent shapes may require any amount of memory
         with torch.device("meta"):
             model = CLIP(joint, vision, text, quick_gelu=activation == "quick_gelu")
         model.load_state_dict(state, assign=True)
@@ -94,15 +94,15 @@ def resnet_from_openai(state: dict[str, Tensor], where: str, activation: str = "
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise BadInput(
             where,
-            f"no whole CLIP with a ResNet ({(lines or [''])[-1][:200]})",
-            "its whole state dict, as RN50.pt has, and no other parts",
-            "Fetch it again.",
+            f"no complete CLIP with a ResNet ({(lines or [''])[-1][:200]})",
+            "a complete state dict such as RN50.pt, and no other entries",
+            "Download it again.",
         ) from error
-    # in no state dict
+    # not part of the state dict
     model.attn_mask = torch.full((model.context_length, model.context_length), -torch.inf).triu_(1)
     return model
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
-    """How many numbered parts stand below a name."""
+    """The number of numbered children of a prefix."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})

@@ -1,7 +1,7 @@
 """DeepLab v2 (Chen et al., DeepLab: Semantic Image Segmentation with Deep Convolutional Nets ..., TPAMI 2018).
 
-The network, its multi-scale wrapper and the losses that segmenters are trained with on pseudo masks. Layers and
-state-dict names are those of the deeplab-pytorch repository, whose weights load as they are.
+The network, its multi-scale wrapper, and the losses of segmenters on pseudo masks. Layers and
+state-dict names are those of the deeplab-pytorch repository, so its weights can be loaded unchanged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from wsss.networks.backbone import create_backbone, freeze_batch_norm
 
 IGNORE = 255
 
-# what the deeplab-pytorch of VWL's first author calls the layers of deeplab-pytorch
+# layer names in the deeplab-pytorch of VWL's first author, and those of deeplab-pytorch
 _VWL_LAYERS = {
     "batch_norm": "bn",
     "conv7x7": "conv1",
@@ -33,29 +33,29 @@ PUBLISHED_BODY = "deeplab-resnet101"
 
 @dataclass(frozen=True)
 class DeepLabLayers:
-    """What a DeepLab v2 is made of."""
+    """The architecture of a DeepLab v2."""
 
     backbone: str = PUBLISHED_BODY
-    """`deeplab-resnet101` (the published body), or the name of any other backbone for a smaller network"""
+    """`deeplab-resnet101` (the published backbone), or any other backbone"""
     output_stride: int = 8
-    """pixels per cell of the deepest feature; the published body has 8"""
+    """pixels per cell of the deepest feature; the published backbone has 8"""
     atrous_rates: tuple[int, ...] = (6, 12, 18, 24)
     """dilations of the parallel 3x3 convolutions of the head (ASPP)"""
     pyramid_scales: tuple[float, ...] = (0.5, 0.75)
-    """sizes at which the network sees the image besides the full one; empty for a single scale"""
+    """additional scales of the input image; empty for a single scale"""
     interpolation: Literal["current", "recompute"] = "current"
-    """how images are shrunk: `recompute` as PyTorch did before 1.6, when the published weights were trained"""
+    """how images are downscaled: `recompute` as in PyTorch before 1.6, with which the published weights were trained"""
     batch_norm: Literal["frozen", "live"] = "frozen"
-    """`frozen`: statistics, scale and shift never change, as published; `live`: all are trained, to start from nothing"""
+    """`frozen`: statistics, scale and shift never change, as published; `live`: all are trained, for training from scratch"""
 
     @property
     def colours(self) -> Literal["caffe", "imagenet"]:
-        """How the network takes its images: BGR less the mean, or RGB normalised; see `wsss.data.augment`."""
+        """The normalisation of its images: BGR minus the mean, or RGB normalised; see `wsss.data.augment`."""
         return "caffe" if self.backbone == PUBLISHED_BODY else "imagenet"
 
 
 class ConvBatchNorm(nn.Module):
-    """Convolution without bias, batch norm and, if asked for, ReLU; shape (b, c, h, w) in and out."""
+    """Convolution without bias, batch norm, and optionally ReLU; shape (b, c, h, w) in and out."""
 
     def __init__(
         self, channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1, *, relu: bool = True
@@ -63,7 +63,7 @@ class ConvBatchNorm(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(channels, out_channels, kernel, stride, padding, dilation, bias=False)
-        # deeplab-pytorch: decay 0.999 of the running statistics, PyTorch's momentum is its complement
+        # deeplab-pytorch has a decay of 0.999 of the running statistics; PyTorch's momentum is its complement
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-5, momentum=1e-3)
         self.relu = relu
 
@@ -110,13 +110,13 @@ class ASPP(nn.Module):
 class DeepLabV2(nn.Module):
     """DeepLab v2 at one scale: ResNet-101 at stride 8, then ASPP.
 
-    Images are BGR, 0..255 less the mean (see `wsss.data.augment`). An image of height h has logits of height
+    Images are BGR, 0..255 minus the mean (see `wsss.data.augment`). An image of height h has logits of height
     ceil((h' // 2 + 1) / 2) with h' = ceil(h / 2); likewise the width.
 
     Args:
-        n_classes: with the background.
+        n_classes: including the background.
         rates: dilations of the ASPP.
-        n_blocks: of layer2..layer5.
+        n_blocks: number of blocks of layer2..layer5.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ def _stage(n_blocks: int, channels: int, out_channels: int, stride: int, dilatio
 class BackboneASPP(nn.Module):
     """DeepLab v2's head on the deepest feature of any backbone.
 
-    Images are whatever the backbone takes: RGB normalised with ImageNet's mean and deviation for those of timm and
+    Images are normalised as the backbone requires: RGB with ImageNet's mean and standard deviation for those of timm and
     torchvision.
     """
 
@@ -172,15 +172,15 @@ class BackboneASPP(nn.Module):
 
 
 class MSC(nn.Module):
-    """Multi-scale wrapper: the network sees the image at several sizes, and each cell takes its maximum over them.
+    """Multi-scale wrapper: the network is applied to the image at several scales, and the maximum over them is taken.
 
-    In training it returns the logits at full size, those at each of `scales` (at their own sizes) and the maximum;
-    in evaluation the maximum alone. The maximum has the size of the full-size logits.
+    In training it returns the logits at full scale, those at each of `scales` (at their own sizes), and the maximum;
+    in evaluation only the maximum. The maximum has the size of the full-scale logits.
 
     Args:
-        base: network with its head in `aspp`.
-        scales: of the image besides 1.
-        interpolation, batch_norm: see `DeepLabSettings`.
+        base: network whose head is `aspp`.
+        scales: of the image, in addition to 1.
+        interpolation, batch_norm: see `DeepLabLayers`.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class MSC(nn.Module):
             freeze_batch_norm(self)
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of deeplab-pytorch, or of VWL's version of it, under the names here; initial weights lack the prefix `base.`."""
+        """Rename a state dict of deeplab-pytorch, or of VWL's version of it; initial weights lack the prefix `base.`."""
         if any(".conv7x7." in f".{name}" for name in state):
             state = {
                 ".".join(_VWL_LAYERS.get(part, part) for part in name.split(".")): value
@@ -223,7 +223,7 @@ class MSC(nn.Module):
         self, image: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b n_classes hs ws"] | list[Float[Tensor, "b n_classes _ _"]]:
         full = self.base(image)
-        pyramid = [self.base(self._shrunk(image, scale)) for scale in self.scales]
+        pyramid = [self.base(self._downscaled(image, scale)) for scale in self.scales]
         maximum = full
         for logits in pyramid:
             maximum = torch.maximum(maximum, resize_logits(logits, full.shape[-2:]))
@@ -231,22 +231,22 @@ class MSC(nn.Module):
             return maximum
         return [full, *pyramid, maximum] if pyramid else [full]
 
-    def _shrunk(self, image: Tensor, scale: float) -> Tensor:
+    def _downscaled(self, image: Tensor, scale: float) -> Tensor:
         height, width = (int(side * scale) for side in image.shape[-2:])
         if self.interpolation == "current" and height > 0 and width > 0:
             return F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
-        # before PyTorch 1.6 positions came from the ratio of the sizes, not from the scale; a side keeps a pixel
+        # before PyTorch 1.6, positions were computed from the ratio of the sizes, not from the scale; sides have at least one pixel
         return F.interpolate(image, (max(height, 1), max(width, 1)), mode="bilinear", align_corners=False)
 
     def param_groups(
         self, lr: float, weight_decay: float = 5e-4, head_lr: tuple[float, float] = (10.0, 20.0)
     ) -> list[dict[str, Any]]:
-        """The published groups: body at `lr`, ASPP weights at 10 `lr`, ASPP biases at 20 `lr` without decay.
+        """The published groups: backbone with `lr`, ASPP weights with 10 `lr`, ASPP biases with 20 `lr` and without decay.
 
         `head_lr` are these two factors.
 
-        Frozen batch norm is in none of them. Live batch norm, and the other vectors that a backbone may have (biases,
-        layer norms), make a fourth group at `lr` without decay.
+        Frozen batch norms are in no group. Trained batch norms, and the other vectors that a backbone may have (biases,
+        layer norms), make a fourth group with `lr` and without decay.
         """
         head = list(self.base.aspp.named_parameters())  # type: ignore[union-attr]
         in_head = {id(parameter) for _, parameter in head}
@@ -270,10 +270,11 @@ def create_deeplab(n_classes: int, settings: DeepLabLayers) -> MSC:
     """A DeepLab v2 in its multi-scale wrapper, with new weights.
 
     Args:
-        n_classes: with the background.
+        n_classes: including the background.
+        settings: the architecture.
 
     Raises:
-        BadInput: there is no such backbone, or it does not give that stride.
+        BadInput: there is no such backbone, or it does not support this stride.
     """
     base: nn.Module
     if settings.backbone == PUBLISHED_BODY:
@@ -293,13 +294,13 @@ def create_deeplab(n_classes: int, settings: DeepLabLayers) -> MSC:
 def resize_logits(
     logits: Float[Tensor, "b c h w"], size_hw: tuple[int, int] | torch.Size
 ) -> Float[Tensor, "b c hs ws"]:
-    """Bilinear, half-pixel centres: logits at the size of the image, whose argmax is the prediction."""
+    """Logits resized bilinearly with half-pixel centres; at the size of the image, their argmax is the prediction."""
     return F.interpolate(logits, size=tuple(size_hw), mode="bilinear", align_corners=False)
 
 
 @lru_cache(maxsize=1024)
 def _pillow_nearest(length: int, new_length: int, device: torch.device) -> Tensor:
-    # Pillow's affine transform adds the step cell by cell, in double precision; its rounding errors decide the ties
+    # Pillow's affine transform adds the step cell by cell, in double precision; its rounding errors decide ties
     step = length / new_length
     position = np.cumsum(np.concatenate([[step / 2], np.full(new_length - 1, step)]))
     return torch.from_numpy(np.minimum(position.astype(np.int64), length - 1)).to(device)
@@ -308,7 +309,7 @@ def _pillow_nearest(length: int, new_length: int, device: torch.device) -> Tenso
 def resize_labels(
     labels: Integer[Tensor, "*b h w"], size_hw: tuple[int, int] | torch.Size
 ) -> Integer[Tensor, "*b hs ws"]:
-    """Label maps at another size by Pillow's nearest-neighbour rule, on whatever device they are."""
+    """Label maps resized with Pillow's nearest-neighbour rule, on the device of the labels."""
     rows = _pillow_nearest(labels.shape[-2], size_hw[0], labels.device)
     columns = _pillow_nearest(labels.shape[-1], size_hw[1], labels.device)
     return labels.index_select(-2, rows).index_select(-1, columns)
@@ -318,12 +319,12 @@ Loss = Callable[[Float[Tensor, "b c h w"], Integer[Tensor, "b h w"]], Float[Tens
 Averaged = Callable[[Tensor], Tensor]
 
 
-def _alone(value: Tensor) -> Tensor:
+def _single_process(value: Tensor) -> Tensor:
     return value
 
 
 def _pixel_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    # half precision would not do; float64 stays
+    # half precision is not accurate enough; float64 is kept
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
 
@@ -333,14 +334,16 @@ def cross_entropy(
     labels: Integer[Tensor, "b h w"],
     *,
     nan_guard: bool = True,
-    over_processes: Averaged = _alone,
+    over_processes: Averaged = _single_process,
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy over the cells that are not 255.
 
     Args:
-        nan_guard: 0 instead of NaN, which is the published value, where every cell is 255.
-        over_processes: takes a tensor to its mean over all processes; the mean of the losses and gradients over the
-            processes is then that of all cells together.
+        logits: of background and classes.
+        labels: 255 is ignored.
+        nan_guard: return 0 if every cell is 255; otherwise NaN, as published.
+        over_processes: averages a tensor over all processes; the mean of the losses and gradients over the processes is then
+            that over all cells.
     """
     cells = _pixel_losses(logits, labels)
     return _mean_over(cells, labels != IGNORE, nan_guard, over_processes)
@@ -351,14 +354,16 @@ def balanced_cross_entropy(
     labels: Integer[Tensor, "b h w"],
     *,
     nan_guard: bool = True,
-    over_processes: Averaged = _alone,
+    over_processes: Averaged = _single_process,
 ) -> Float[Tensor, ""]:
-    """Half of the mean over background cells and half of that over foreground cells; 255 is in neither.
+    """Half the mean over background cells plus half the mean over foreground cells; 255 is in neither.
 
-    It is the loss of the networks that start from ImageNet weights (AdvCAM, CLIMS).
+    This is the loss of the networks that start from ImageNet weights (AdvCAM, CLIMS).
 
     Args:
-        nan_guard: a part without cells counts 0, the other one keeps its half. Off: NaN, as published.
+        logits: of background and classes.
+        labels: 255 is ignored.
+        nan_guard: a half without cells counts as 0; otherwise NaN, as published.
         over_processes: see `cross_entropy`.
     """
     cells = _pixel_losses(logits, labels)
@@ -381,36 +386,41 @@ def pretended_underfitting(
     *,
     beta: float = 0.5,
     k: float = 0.5,
-    over_processes: Averaged = _alone,
+    over_processes: Averaged = _single_process,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy that distrusts the hard pixels (Li et al., PMM: Pseudo-mask Matters in WSSS, ICCV 2021).
+    """Cross-entropy that limits the loss of hard pixels (Li et al., PMM: Pseudo-mask Matters in WSSS, ICCV 2021).
 
-    With l the cross-entropy of a pixel, 0 where the label is 255: as soon as the mean of l over all pixels is below
-    `beta`, l becomes min(l, k) (clamp), (l + 1e-9)^k (pow) or 0 where l > k (ignore). Returns the mean over all
-    pixels; as published, those of label 255 count in both means.
+    With l the cross-entropy of a pixel, 0 where the label is 255: while the mean of l over all pixels is below
+    `beta`, l is replaced by min(l, k) (clamp), (l + 1e-9)^k (pow), or 0 where l > k (ignore). Returns the mean over all
+    pixels; as published, pixels with label 255 count in both means.
 
     Args:
+        logits: of background and classes.
+        labels: 255 is ignored.
+        rule: how the loss is limited; `off`: not at all.
         beta, k: 0.5 on VOC 2012, 0.8 on COCO 2014.
         over_processes: see `cross_entropy`.
     """
     pixels = _pixel_losses(logits, labels)
     if rule == "off":
         return pixels.mean()
-    doubted = {
+    limited = {
         "clamp": lambda: pixels.clamp(max=k),
         "pow": lambda: (pixels + 1e-9) ** k,
         "ignore": lambda: pixels * (pixels <= k),
     }[rule]()
     underfits = over_processes(pixels.detach().mean()) >= beta
-    return torch.where(underfits, pixels, doubted).mean()
+    return torch.where(underfits, pixels, limited).mean()
 
 
 def output_losses(
     outputs: list[Float[Tensor, "b c _ _"]], labels: Integer[Tensor, "b h w"], loss: Loss = cross_entropy
 ) -> list[Float[Tensor, ""]]:
-    """The loss of each training output of `MSC`, with the labels at its size; their sum is minimised.
+    """The loss of each training output of `MSC`, with the labels resized to it; their sum is minimised.
 
     Args:
-        labels: at the size of the image; 0 background, 255 ignore.
+        outputs: of `MSC` in training.
+        labels: at the size of the image; 0 background, 255 ignored.
+        loss: of one output.
     """
     return [loss(logits, resize_labels(labels, logits.shape[-2:])) for logits in outputs]

@@ -1,4 +1,4 @@
-"""DeepLab v1 with a large field of view (Chen et al., ICLR 2015) on ResNet-38, as SEAM, ICAM and HFPL train it.
+"""DeepLab v1 with a large field of view (Chen et al., ICLR 2015) on ResNet-38, as used by SEAM, ICAM and HFPL.
 
 Layers and state-dict names are those of ICAM's final stage.
 """
@@ -17,20 +17,20 @@ from wsss.networks.backbone import create_backbone, freeze_batch_norm
 
 @dataclass(frozen=True)
 class DeepLabV1Layers:
-    """What a DeepLab v1 is made of."""
+    """The architecture of a DeepLab v1."""
 
     backbone: str = "resnet38"
-    """resnet38 (the published body), or any other backbone"""
+    """resnet38 (the published backbone), or any other backbone"""
     output_stride: int = 8
     """pixels per cell of the deepest feature; resnet38 has 8"""
     dilation: int = 12
-    """of the 3x3 convolution of the head"""
-    # ICAM's script never calls `train()`, which is where its backbone would be frozen
+    """dilation of the 3x3 convolution of the head"""
+    # ICAM's script never calls `train()`, where its backbone would be frozen
     batch_norm: Literal["live", "frozen"] = "live"
-    """`live`: batch statistics, and every layer is trained, as published; `frozen`: the backbone keeps its statistics and the layers
-    before its first feature, as its code intends; either way scales and shifts never change"""
+    """`live`: batch statistics, and every layer is trained, as published; `frozen`: the statistics of the backbone and the layers
+    before its first feature are frozen, as the published code intends; in both cases scales and shifts never change"""
     norm_momentum: float = 3e-4
-    """share of a batch in the running statistics of batch norms; trainings of few updates from new weights want 0.1"""
+    """momentum of the running statistics of batch norms; use 0.1 for short trainings from new weights"""
 
     def __post_init__(self) -> None:
         check_range("deeplab_v1.network.dilation", self.dilation, 1)
@@ -38,13 +38,14 @@ class DeepLabV1Layers:
 
 
 class DeepLabV1(nn.Module):
-    """The whole network; images are RGB, normalised with ImageNet's mean and deviation.
+    """The complete network; images are RGB, normalised with ImageNet's mean and standard deviation.
 
     Args:
-        n_classes: with the background.
+        n_classes: including the background.
+        settings: the architecture.
 
     Raises:
-        BadInput: there is no such backbone, or it does not give that stride.
+        BadInput: there is no such backbone, or it does not support this stride.
     """
 
     def __init__(self, n_classes: int, settings: DeepLabV1Layers = DeepLabV1Layers()) -> None:
@@ -63,7 +64,7 @@ class DeepLabV1(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = settings.norm_momentum
-                # they are in none of the published groups
+                # they are in none of the published parameter groups
                 module.requires_grad_(False)
         if self.frozen:
             for parameter in self.backbone.parameters_until(0):
@@ -77,17 +78,19 @@ class DeepLabV1(nn.Module):
         return self
 
     def low(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l hs ws"]:
-        """Logits, one cell for `output_stride` x `output_stride` pixels."""
+        """Logits, one cell per `output_stride` x `output_stride` pixels."""
         x = F.relu(self.bn_fov(self.conv_fov(self.backbone(image)[-1])))
         x = F.relu(self.bn_fov2(self.conv_fov2(x)))
         return self.cls_conv(self.dropout(x))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l h w"]:
-        """Logits at the image's size."""
+        """Logits at the size of the image."""
         return enlarged(self.low(image), image.shape[-2:])
 
     def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
-        """The published groups: weights and biases of the backbone at `lr` and 2 `lr`, new ones at 10 and 20 `lr`; biases do not decay."""
+        """The published groups: weights and biases of the backbone with `lr` and 2 `lr`, of the head with 10 and 20 `lr`; biases do not
+        decay.
+        """
         groups: list[list[nn.Parameter]] = [[], [], [], []]
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -100,5 +103,5 @@ class DeepLabV1(nn.Module):
 
 
 def enlarged(logits: Float[Tensor, "b l hs ws"], size_hw: tuple[int, int] | torch.Size) -> Float[Tensor, "b l h w"]:
-    """Logits at another size, bilinear, corners on corners."""
+    """Logits resized bilinearly with aligned corners."""
     return F.interpolate(logits, tuple(size_hw), mode="bilinear", align_corners=True)

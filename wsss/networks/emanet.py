@@ -1,7 +1,7 @@
 """EMANet (Li et al., Expectation-maximization attention networks for semantic segmentation, ICCV 2019).
 
-A ResNet with a deep stem and multi-grid dilation, and the EMA unit, which describes each cell by a few bases mu that it
-finds in the picture by expectation maximisation. Layers and state-dict names are those of the authors' repository.
+A ResNet with a deep stem and multi-grid dilation, and the EMA unit, which reconstructs each cell from a few bases mu that are
+estimated for each picture by expectation maximisation. Layers and state-dict names are those of the authors' repository.
 """
 
 import re
@@ -23,26 +23,26 @@ from wsss.networks.deeplab import ConvBatchNorm
 from wsss.networks.resnet import dilate, set_stride
 
 _EPSILON = 1e-6
-# EM_MOM of EMANet's settings.py: so much of the old bases stays
-_KEPT = 0.9
+# EM_MOM of EMANet's settings.py
+_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
 class EMANetLayers:
-    """What an EMANet is made of."""
+    """The architecture of an EMANet."""
 
     backbone: str = "resnet101s"
-    """resnet50s, resnet101s or resnet152s (the published bodies), or any other backbone, without multi-grid"""
+    """resnet50s, resnet101s or resnet152s (the published backbones), or any other backbone, without multi-grid"""
     output_stride: int = 8
-    """pixels per cell of the deepest feature: 8, or 16"""
+    """pixels per cell of the deepest feature: 8 or 16"""
     channels: int = 512
-    """of the EMA unit: 512, or 256 for the paper's smaller network"""
+    """channels of the EMA unit: 512, or 256 for the paper's smaller network"""
     bases: int = 64
-    """K, how many bases a picture has"""
+    """K, number of bases of a picture"""
     stages: int = 3
-    """T, how often expectation and maximisation are repeated"""
+    """T, number of iterations of expectation and maximisation"""
     norm_momentum: float = 3e-4
-    """share of a batch in the running statistics of batch norms; trainings of few updates from new weights want 0.1"""
+    """momentum of the running statistics of batch norms; use 0.1 for short trainings from new weights"""
 
     def __post_init__(self) -> None:
         for name in ("channels", "bases", "stages"):
@@ -51,16 +51,16 @@ class EMANetLayers:
 
 
 class Trunk(Body):
-    """A ResNet whose stem has three 3x3 convolutions, and whose last stage is dilated by a multi-grid of 1, 2, 4.
+    """A ResNet whose stem has three 3x3 convolutions, and whose last stage is dilated with a multi-grid of 1, 2, 4.
 
-    Images are RGB, normalised with ImageNet's mean and deviation. An image of height h has ceil(h / stride) rows of cells.
+    Images are RGB, normalised with ImageNet's mean and standard deviation. An image of height h has ceil(h / stride) rows of cells.
 
     Args:
-        name: `resnet50s`, `resnet101s` or `resnet152s`, as timm calls them.
+        name: timm's name, `resnet50s`, `resnet101s` or `resnet152s`.
         output_stride: 8 or 16.
 
     Raises:
-        BadInput: another output stride.
+        BadInput: the output stride is not 8 or 16.
     """
 
     NAMES = r"resnet(50|101|152)s"
@@ -75,7 +75,7 @@ class Trunk(Body):
         self.parts = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
         for position, part in enumerate(self.parts):
             self.add_module(str(position), getattr(body, part))
-        # a stage's first block has half of its dilation, whatever the grid says there
+        # the first block of a stage has half the dilation, regardless of the grid
         nominal = 4 if output_stride == 8 else 2
         set_stride(body.layer4[0], 1)
         for block, dilation in zip(body.layer4, (nominal // 2, 2 * nominal, 4 * nominal), strict=True):
@@ -88,11 +88,11 @@ class Trunk(Body):
         self.strides = [4, 4, 8, output_stride, output_stride]
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the whole ResNet, as timm and its authors (PyTorch-Encoding) have it, under the names here."""
-        place = {part: str(position) for position, part in enumerate(self.parts)}
-        # a classifier on timm's features has them in `body`
-        parted = {name: name.removeprefix("body.").partition(".") for name in state}
-        return {f"{place.get(part, part)}.{rest}": state[name] for name, (part, _, rest) in parted.items()}
+        """Rename a state dict of the full ResNet with the names of timm or of its authors (PyTorch-Encoding)."""
+        positions = {part: str(position) for position, part in enumerate(self.parts)}
+        # in a classifier on timm's features, they have the prefix `body`
+        split = {name: name.removeprefix("body.").partition(".") for name in state}
+        return {f"{positions.get(part, part)}.{rest}": state[name] for name, (part, _, rest) in split.items()}
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
         """The features of the stem and of the four stages."""
@@ -105,16 +105,17 @@ class Trunk(Body):
 
 
 class EMAUnit(nn.Module):
-    """Expectation-maximisation attention: what the bases of a picture say of its cells, added to them.
+    """Expectation-maximisation attention: the cells are reconstructed from the bases of the picture, and added to the input.
 
-    No gradient passes through the estimation, as published: conv1 keeps its initial weights for ever, and what lies below
-    learns through the sum alone. In training each forward pass moves the bases mu that the next one starts from:
-    mu <- 0.9 mu + 0.1 (mean of the batch's). They are not normalised again.
+    As published, no gradient passes through the estimation: conv1 keeps its initial weights, and the layers before it are only
+    trained through the residual connection. In training, each forward pass updates the bases mu that the next one starts from:
+    mu <- 0.9 mu + 0.1 (mean over the batch). They are not normalised again.
 
     Args:
+        channels: of the input.
         bases: K.
         stages: T.
-        over_processes: takes a tensor to its mean over all processes, so that all have the same bases.
+        over_processes: averages a tensor over all processes, so that all have the same bases.
     """
 
     def __init__(
@@ -135,22 +136,22 @@ class EMAUnit(nn.Module):
             nn.init.normal_(conv.weight, std=sqrt(2 / channels))  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c k"]]:
-        """The cells, and each picture's bases mu, of length 1 (or less by 1e-6)."""
-        # the softmax is over raw products, which half precision would drown
+        """The output cells, and the bases mu of each picture, which have norm 1 (up to 1e-6)."""
+        # the softmax is over unnormalised products, for which half precision is not accurate enough
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            said, mu = self._estimated(x.to(torch.promote_types(x.dtype, torch.float32)))
+            reconstructed, mu = self._estimate(x.to(torch.promote_types(x.dtype, torch.float32)))
             if self.training:
-                self.mu.mul_(_KEPT).add_((1 - _KEPT) * self.over_processes(mu.mean(0, keepdim=True)))
-        return F.relu(self.conv2(F.relu(said)) + x), mu
+                self.mu.mul_(_MOMENTUM).add_((1 - _MOMENTUM) * self.over_processes(mu.mean(0, keepdim=True)))
+        return F.relu(self.conv2(F.relu(reconstructed)) + x), mu
 
-    def _estimated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _estimate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.conv1(x).flatten(2)
         mu = self.mu.expand(len(x), -1, -1)
         z = mu.new_empty(0)
         for _ in range(self.stages):
             z = (y.mT @ mu).softmax(2)
             mu = _unit(y @ (z / (_EPSILON + z.sum(1, keepdim=True))))
-        # the cells' shares z belong to the bases before the last step, as published
+        # as published, the responsibilities z are those of the bases before the last step
         return (mu @ z.mT).view_as(x), mu
 
 
@@ -159,14 +160,15 @@ def _unit(mu: Tensor) -> Tensor:
 
 
 class EMANet(nn.Module):
-    """The whole network; images are RGB, normalised with ImageNet's mean and deviation.
+    """The complete network; images are RGB, normalised with ImageNet's mean and standard deviation.
 
     Args:
-        n_classes: with the background.
+        n_classes: including the background.
+        settings: the architecture.
         over_processes: see `EMAUnit`.
 
     Raises:
-        BadInput: there is no such backbone, or it does not give that stride.
+        BadInput: there is no such backbone, or it does not support this stride.
     """
 
     def __init__(
@@ -187,16 +189,16 @@ class EMANet(nn.Module):
                 module.momentum = settings.norm_momentum
 
     def low(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l hs ws"]:
-        """Logits, one cell for `output_stride` x `output_stride` pixels."""
+        """Logits, one cell per `output_stride` x `output_stride` pixels."""
         cells, _ = self.emau(self.fc0(self.extractor(image)[-1]))
         return self.fc2(self.fc1(cells))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l h w"]:
-        """Logits at the image's size; the corners of the map of cells lie on those of the image."""
+        """Logits at the size of the image, resized with aligned corners."""
         return F.interpolate(self.low(image), image.shape[-2:], mode="bilinear", align_corners=True)
 
     def param_groups(self, lr: float, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
-        """The published groups: weights at `lr`, of convolutions with decay and of norms without, and biases at 2 `lr`."""
+        """The published groups: weights with `lr`, those of convolutions with decay and those of norms without, and biases with 2 `lr`."""
         groups: list[list[nn.Parameter]] = [[], [], []]
         for name, parameter in self.named_parameters():
             groups[2 if name.endswith("bias") else int(parameter.ndim <= 1)].append(parameter)

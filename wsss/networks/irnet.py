@@ -1,9 +1,9 @@
 """IRNet (Ahn et al., Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations, CVPR 2019).
 
 Two branches on a frozen backbone: the probability that a cell lies on the edge between two labels, and the displacement
-field D that leads each cell to the centre of its instance. Without the second branch it is the "AffinityNet" on
-ResNet-50 that CLIMS (Xie et al., CVPR 2022) was published with. Layers and state-dict names are those of the irn
-repository, each tensor under one name.
+field D that points from each cell to the centre of its instance. Without the second branch this is the "AffinityNet" on
+ResNet-50 published with CLIMS (Xie et al., CVPR 2022). Layers and state-dict names are those of the irn
+repository, with a single name for each tensor.
 """
 
 import re
@@ -23,8 +23,8 @@ from wsss.ops.affinity import Cells, at_destinations, at_sources, directions, pa
 
 EPSILON = 1e-5
 
-# IRNet and CLIMS save every tensor under several names, and IRNet its index buffers; resnet50.*, classifier.weight,
-# fc_edge*, fc_dp* and mean_shift.running_mean are the names to load
+# IRNet and CLIMS save every tensor under several names, and IRNet also its index buffers; the names to load are resnet50.*,
+# classifier.weight, fc_edge*, fc_dp* and mean_shift.running_mean
 IRNET_ALIASES = (
     "stage[1-5].*",
     "backbone.*",
@@ -36,24 +36,24 @@ IRNET_ALIASES = (
     "disp_target",
 )
 
-# The losses take so many directions at a time and make their pairs again for the gradient: the memory they need is a
-# small part of what all 152 directions of radius 10 would hold
-_AT_A_TIME = 8
+# directions per chunk of the losses, which are recomputed for the gradient: this needs a small part of the memory of all 152
+# directions of radius 10
+_CHUNK = 8
 
 Averaged = Callable[[Tensor], Tensor]
 
 
 class Branches(NamedTuple):
-    """What IRNet says of a batch, a cell for each `stride` pixels."""
+    """The output of IRNet for a batch, one cell per `stride` pixels."""
 
     edge: Float[Tensor, "b 1 h w"]
     """logits of the edge map"""
     displacement: Float[Tensor, "b 2 h w"] | None
-    """dy and dx in cells; None without that branch"""
+    """dy and dx in cells; None without the displacement branch"""
 
 
 class MeanShift(nn.Module):
-    """Subtracts the mean displacement of a data set, in evaluation alone."""
+    """Subtracts the mean displacement of a dataset, only in evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,18 +65,19 @@ class MeanShift(nn.Module):
 
 
 class IRNet(nn.Module):
-    """Edge and displacement branches on the five features of a backbone, which never learns.
+    """Edge and displacement branches on the five features of a frozen backbone.
 
-    Entries of the state dict: `resnet50.*` (or the other ResNet's name; `backbone.*` for timm's models), `fc_edge*`,
+    Entries of the state dict: `resnet50.*` (or the name of the ResNet used; `backbone.*` for timm models), `fc_edge*`,
     `fc_dp*` and `mean_shift.running_mean`.
 
     Args:
         backbone: resnet18 .. resnet152, or a timm model with five features. The first two of resnet50 have stride 4;
-            whatever the strides, the branches have that of the second feature.
+            in all cases the branches have the stride of the second feature.
+        output_stride: of the deepest feature.
         displacement: whether there is a displacement branch.
 
     Raises:
-        BadInput: there is no such backbone, it does not give that stride, or not five features.
+        BadInput: there is no such backbone, it does not support this stride, or it does not have five features.
     """
 
     def __init__(self, backbone: str = "resnet50", *, output_stride: int = 16, displacement: bool = True) -> None:
@@ -86,7 +87,7 @@ class IRNet(nn.Module):
             raise BadInput(
                 f"backbone {backbone}",
                 f"{len(body.channels)} features",
-                "five, those of a stem and of four stages",
+                "five, those of a stem and four stages",
                 "Choose a backbone with a stem, such as resnet50 or mobilenetv3_small_050.",
             )
         self.body_name = backbone if backbone.startswith("resnet") and hasattr(body, "layer4") else "backbone"
@@ -117,7 +118,7 @@ class IRNet(nn.Module):
         return cast(Backbone, self.get_submodule(self.body_name))
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A published state dict, of `res50_irn.pth` or of the affinity network of CLIMS' camera-ready version, under the names here.
+        """Rename a published state dict, of `res50_irn.pth` or of the affinity network of the camera-ready CLIMS.
 
         Both have each tensor under several names (`IRNET_ALIASES`); the second calls its backbone `model`.
         """
@@ -137,12 +138,13 @@ class IRNet(nn.Module):
     def mean_displacement(
         self, batches: Iterable[Float[Tensor, "_ 3 _ _"]], *, over_processes: Averaged = Tensor.detach
     ) -> Float[Tensor, "2"]:
-        """The mean over batches of the mean displacement of each, without the mean shift.
+        """The mean displacement of each batch, averaged over the batches, without the mean shift.
 
-        IRNet sets `mean_shift.running_mean` to it after training, from batches of 32 crops of 512 without augmentation.
+        After training, IRNet stores it in `mean_shift.running_mean`, from batches of 32 crops of 512 without augmentation.
 
         Args:
-            over_processes: takes a tensor to its mean over all processes, each of which has batches of its own.
+            batches: of pictures.
+            over_processes: averages a tensor over all processes, each of which has its own batches.
 
         Raises:
             BadInput: no process has any batch.
@@ -153,7 +155,7 @@ class IRNet(nn.Module):
             total += F.pad(mean, (0, 1), value=1.0)
         total = over_processes(total)
         if total[2] == 0:
-            raise BadInput("mean displacement", "no batch of pictures", "one or more", "Take smaller batches.")
+            raise BadInput("mean displacement", "no batch of pictures", "one or more", "Use smaller batches.")
         return total[:2] / total[2]
 
     @torch.no_grad()
@@ -172,7 +174,7 @@ class IRNet(nn.Module):
         return self.fc_dp7(_joined([dp1, dp2, upper], dp2))
 
     def param_groups(self, lr: float, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
-        """The published groups: edge layers at `lr`, displacement layers at 10 `lr`."""
+        """The published groups: edge layers with `lr`, displacement layers with 10 `lr`."""
         rates = {"fc_edge": lr, "fc_dp": 10 * lr} if self.displacement else {"fc_edge": lr}
         named = list(self.named_parameters())
         return [
@@ -182,11 +184,11 @@ class IRNet(nn.Module):
 
 
 def _layer(channels: int, out_channels: int, groups: int, stride: int, to_stride: int) -> nn.Sequential:
-    """1x1 convolution and group norm, then resampled from one stride to another, then ReLU."""
+    """1x1 convolution, group norm, resampling from one stride to another, and ReLU."""
     layers: list[nn.Module] = [nn.Conv2d(channels, out_channels, 1, bias=False), nn.GroupNorm(groups, out_channels)]
     if stride > to_stride:
         layers.append(nn.Upsample(scale_factor=stride // to_stride, mode="bilinear", align_corners=False))
-    elif stride < to_stride:  # the stem of timm's ResNets, say, has twice the size of its next stage
+    elif stride < to_stride:  # for example, the stem of timm's ResNets is twice as large as the next stage
         layers.append(nn.AvgPool2d(to_stride // stride, ceil_mode=True))
     return nn.Sequential(*layers, nn.ReLU())
 
@@ -204,9 +206,9 @@ def irnet_losses(
     *,
     over_processes: Averaged = Tensor.detach,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The losses of IRNet on confident labels, as the published code weighs them; their sum is minimised.
+    """The losses of IRNet on confident labels, weighted as in the published code; their sum is minimised.
 
-    With a the affinity of a pair, e = 1e-5, sums over all pairs of the batch of one kind and |M| their number:
+    With a the affinity of a pair, e = 1e-5, sums over all pairs of one kind in the batch, and |M| their number:
 
         background_pairs, foreground_pairs    1/4 · Σ -ln(a + e) / (|M| + e)
         different_pairs                       1/2 · Σ -ln(1 + e - a) / (|M| + e)
@@ -216,26 +218,27 @@ def irnet_losses(
     This is half of the paper's sum. Without a displacement branch the last two are left out (camera-ready CLIMS).
 
     Args:
-        labels: of the size of the maps; 0 background, `n_labels` and above unknown.
-        n_labels: with the background.
+        branches: the output of the network.
+        labels: at the size of the maps; 0 background, `n_labels` and above unknown.
+        n_labels: including the background.
         radius: of the pairs, in cells.
-        over_processes: takes a tensor to its mean over all processes; the mean of the losses and gradients over the
-            processes is then that of all pairs together.
+        over_processes: averages a tensor over all processes; the mean of the losses and gradients over the processes is then
+            that over all pairs.
 
     Raises:
-        BadInput: labels of another size, or maps too small for the radius.
+        BadInput: the labels have another size, or the maps are too small for the radius.
     """
     if labels.shape[-2:] != branches.edge.shape[-2:]:
         raise BadInput(
             "labels of a batch",
             f"{labels.shape[-2]} x {labels.shape[-1]} cells",
             f"{branches.edge.shape[-2]} x {branches.edge.shape[-1]}, like the edge map",
-            "Reduce the labels to the stride of the network.",
+            "Downscale the labels to the stride of the network.",
         )
     edge = _at_least_float32(branches.edge)[:, 0].sigmoid()
     displacement = None if branches.displacement is None else _at_least_float32(branches.displacement)
     everywhere = directions(radius)
-    parts = [everywhere[start : start + _AT_A_TIME] for start in range(0, len(everywhere), _AT_A_TIME)]
+    parts = [everywhere[start : start + _CHUNK] for start in range(0, len(everywhere), _CHUNK)]
     sums = torch.stack(
         [
             checkpoint(
@@ -257,7 +260,7 @@ def irnet_losses(
 
 
 def _sums(edge: Tensor, displacement: Tensor | None, labels: Tensor, n_labels: int, radius: int, part: Cells) -> Tensor:
-    """The numbers of pairs (background, foreground, different), then the sums of the losses in their order."""
+    """The numbers of pairs (background, foreground, different), then the sums of the losses in the same order."""
     kinds = [kind.to(edge.dtype) for kind in pair_labels(labels, radius, part, n_labels)]
     bg, fg, neg = kinds
     affinity = path_affinity(edge, radius, part)
@@ -275,7 +278,7 @@ def _at_least_float32(value: Tensor) -> Tensor:
 
 
 class Boundaries(NamedTuple):
-    """What random walks and instances are made of, for one picture."""
+    """The input of random walks and instances, for one picture."""
 
     edge: Float[Tensor, "h w"]
     """in [0, 1]"""
@@ -285,20 +288,20 @@ class Boundaries(NamedTuple):
 
 @torch.no_grad()
 def boundaries(network: IRNet, image: Float[Tensor, "3 h w"], pad_to: int = 512) -> Boundaries:
-    """Edge map and displacement of a picture; the edge map is the sigmoid of the mean logits with its mirror image.
+    """Edge map and displacement of a picture; the edge map is the sigmoid of the logits averaged with those of the mirror image.
 
     Args:
-        network: in evaluation.
-        image: RGB, normalised with ImageNet's mean and deviation.
-        pad_to: shorter sides are filled up with zeros to so many pixels, at the right and at the bottom: 512 in IRNet,
-            0 (not at all) in CLIMS and QA-CLIMS. The statistics of group norm see the padding, so the maps differ.
+        network: in evaluation mode.
+        image: RGB, normalised with ImageNet's mean and standard deviation.
+        pad_to: shorter sides are padded with zeros to this number of pixels, at the right and at the bottom: 512 in IRNet,
+            0 (no padding) in CLIMS and QA-CLIMS. Padding changes the statistics of group norms, so the maps differ.
 
     Returns:
-        Maps of one cell for each `network.stride` pixels, rounded up.
+        Maps with one cell per `network.stride` pixels, rounded up.
     """
     height, width = image.shape[-2:]
     pair = torch.stack([image, image.flip(-1)])
-    # IRNet's padding goes negative, and crops, where a side is longer than 512
+    # IRNet's padding becomes negative, and crops, if a side is longer than 512
     edge, displacement = network(F.pad(pair, (0, max(pad_to - width, 0), 0, max(pad_to - height, 0))))
     rows, columns = -(-height // network.stride), -(-width // network.stride)
     edge = edge[:, 0, :rows, :columns]

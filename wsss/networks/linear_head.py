@@ -1,12 +1,12 @@
 """Class activation maps of any classifier with a linear head (Zhou et al., CVPR 2016).
 
-A classifier that pools its last feature map f and ends in a linear layer has the logits y_c = w_c · mean f + b_c. The mean
-is linear too, so that M_c(x, y) = w_c · f(x, y) says how much each place adds to y_c. Which layer is w, and which tensor is
-f, is found out by running the network once, and believed only if y follows from them.
+A classifier that averages its last feature map f and ends in a linear layer has the logits y_c = w_c · mean f + b_c. The mean
+is linear too, so M_c(x, y) = w_c · f(x, y) is the contribution of each position to y_c. The layer w and the feature map f are
+found by running the network once, and accepted only if they reproduce y.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from wsss.errors import BadInput
 
-# How far logits may be from what the map gives, as a share of the largest: rounding in float16
+# maximum difference between the logits and those computed from the map, relative to the largest: rounding in float16
 _TOLERANCE = 1e-2
 
-_EXPECTED = "a classifier whose logits are a linear layer of the mean of its last feature map, as ResNets are"
+_EXPECTED = "a classifier whose logits are a linear layer applied to the mean of its last feature map, such as a ResNet"
 _DO = "Use a network that ends in global average pooling and one linear layer, or train one with wsss.methods.cam."
 
 
 class _Output(NamedTuple):
-    """A tensor that a module gave: the n-th time that it was called in one pass."""
+    """A tensor returned by the n-th call of a module in one forward pass."""
 
     module: nn.Module
     call: int
@@ -31,17 +31,17 @@ class _Output(NamedTuple):
 
 
 class LinearHead(nn.Module):
-    """A classifier as the localizer of class activation maps sees it.
+    """Adapts a classifier to the localizer of class activation maps.
 
     Args:
-        network: in evaluation mode, gives logits (b, c).
-        example: a picture as the network takes it; the larger, the better.
+        network: in evaluation mode, returns logits (b, c).
+        example: an input picture; the larger, the better.
 
     Attributes:
         n_classes: c.
 
     Raises:
-        BadInput: there is no such layer or map, or the network does not take the picture.
+        BadInput: there is no such layer or feature map, or the network does not accept the picture.
     """
 
     def __init__(self, network: nn.Module, example: Float[Tensor, "1 3 h w"]) -> None:
@@ -49,10 +49,10 @@ class LinearHead(nn.Module):
         if next(network.parameters(), None) is None:
             raise BadInput(type(network).__name__, "no weights", _EXPECTED, _DO)
         self.network = network
-        logits, outputs = self._passed(example)
+        logits, outputs = self._run(example)
         self.n_classes = logits.shape[1]
-        self.head = self._head(outputs)
-        self.feature, self.rectified, self.last = self._found(logits, outputs)
+        self.head = self._find_head(outputs)
+        self.feature, self.rectified, self.channels_last = self._find_feature(logits, outputs)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         return self.network.parameters(recurse)
@@ -60,42 +60,43 @@ class LinearHead(nn.Module):
     @torch.inference_mode()
     def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
         """Raw class activation maps M, before ReLU."""
-        _, outputs = self._passed(image, self.feature.module)
-        chosen = next(output.value for output in outputs if output.call == self.feature.call)
+        _, outputs = self._run(image, self.feature.module)
+        value = next(output.value for output in outputs if output.call == self.feature.call)
         layer = _linear(self.head)
         assert layer is not None
-        return F.conv2d(_channels_first(chosen, self.rectified, self.last), layer[0][:, :, None, None]).float()
+        feature = _channels_first(value, self.rectified, self.channels_last)
+        return F.conv2d(feature, layer[0][:, :, None, None]).float()
 
     @torch.inference_mode()
-    def _passed(self, image: Tensor, of: nn.Module | None = None) -> tuple[Tensor, list[_Output]]:
-        """The logits, and what a module gave on the way, or all of them, in the order in which they ended."""
+    def _run(self, image: Tensor, of: nn.Module | None = None) -> tuple[Tensor, list[_Output]]:
+        """The logits, and the outputs of one module, or of all, in the order in which they returned."""
         outputs: list[_Output] = []
         counts: dict[nn.Module, int] = {}
 
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        def record(module: nn.Module, inputs: object, output: object) -> None:
             call = counts[module] = counts.get(module, -1) + 1
             if isinstance(output, Tensor):
                 outputs.append(_Output(module, call, output))
 
         watched = self.network.modules() if of is None else [of]
-        handles = [module.register_forward_hook(note) for module in watched]
+        handles = [module.register_forward_hook(record) for module in watched]
         kind, size = type(self.network).__name__, f"{image.shape[2]}x{image.shape[3]}"
         try:
             logits = self.network(image.to(next(self.network.parameters()).dtype))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            said = (str(error).splitlines() or [""])[0][:200]
-            expected = f"a network that takes pictures of {size} (height x width), with {image.shape[1]} channels"
-            do = "Where it takes one size alone, resize the picture to it and give scales=(1.0,)."
-            raise BadInput(kind, f"{type(error).__name__} ({said})", expected, do) from error
+            message = (str(error).splitlines() or [""])[0][:200]
+            expected = f"a network for pictures of {size} (height x width) with {image.shape[1]} channels"
+            do = "If it accepts only one size, resize the picture to it and give scales=(1.0,)."
+            raise BadInput(kind, f"{type(error).__name__} ({message})", expected, do) from error
         finally:
             for handle in handles:
                 handle.remove()
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             found = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise BadInput(kind, f"{found} as output", "logits (pictures, classes)", "Wrap it so that it gives these.")
+            raise BadInput(kind, f"{found} as output", "logits (pictures, classes)", "Wrap it to return only these.")
         return logits, outputs
 
-    def _head(self, outputs: list[_Output]) -> nn.Module:
+    def _find_head(self, outputs: list[_Output]) -> nn.Module:
         for output in reversed(outputs):
             if (layer := _linear(output.module)) and len(layer[0]) == self.n_classes:
                 return output.module
@@ -107,8 +108,8 @@ class LinearHead(nn.Module):
             _DO,
         )
 
-    def _found(self, logits: Tensor, outputs: list[_Output]) -> tuple[_Output, bool, bool]:
-        """The feature map that the logits follow from, whether they do after a ReLU, and whether its channels come last."""
+    def _find_feature(self, logits: Tensor, outputs: list[_Output]) -> tuple[_Output, bool, bool]:
+        """The feature map that reproduces the logits, whether it needs a ReLU, and whether its channels come last."""
         layer = _linear(self.head)
         assert layer is not None
         weight, bias = layer
@@ -122,7 +123,7 @@ class LinearHead(nn.Module):
                     if not _close(F.linear(feature.mean((2, 3)), weight, bias), logits):
                         continue
                     if feature.shape[2] * feature.shape[3] > 1:
-                        # tensors themselves are not kept
+                        # do not keep the tensor itself
                         return output._replace(value=logits[:0]), rectified, last
                     tiny = True
         kind, name = type(self.network).__name__, type(self.head).__name__
@@ -130,8 +131,8 @@ class LinearHead(nn.Module):
         if tokens is not None:
             found = f"a list of tokens {tuple(tokens.shape)} before the head, as in a vision transformer, and no feature map"
         else:
-            found = f"no feature map of several cells whose mean its last layer ({name} of {channels} channels) takes"
-        do = f"{_DO} Where it is such a network, the picture is too small: enlarge it." if tiny else _DO
+            found = f"no feature map of several cells whose mean is the input of its last layer ({name} with {channels} channels)"
+        do = f"{_DO} If it is such a network, the picture is too small: enlarge it." if tiny else _DO
         raise BadInput(kind, found, _EXPECTED, do)
 
 
@@ -154,6 +155,6 @@ def _channels_first(feature: Tensor, rectified: bool, last: bool) -> Tensor:
     return feature.relu() if rectified else feature
 
 
-def _close(found: Tensor, logits: Tensor) -> bool:
+def _close(computed: Tensor, logits: Tensor) -> bool:
     scale = float(logits.abs().max())
-    return bool((found - logits).abs().max() <= _TOLERANCE * scale) and scale > 0
+    return bool((computed - logits).abs().max() <= _TOLERANCE * scale) and scale > 0

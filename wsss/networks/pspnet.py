@@ -1,6 +1,6 @@
 """PSPNet (Zhao et al., Pyramid scene parsing network, CVPR 2017) on Res2Net-101 or ResNet-38.
 
-The segmenter of the extended training of PMM (Li et al., Pseudo-mask matters in WSSS, ICCV 2021), which ICAM takes over.
+The segmenter of the extended training of PMM (Li et al., Pseudo-mask matters in WSSS, ICCV 2021), which ICAM adopts.
 Layers and state-dict names are those of MMSegmentation 0.8.
 """
 
@@ -24,21 +24,21 @@ _POOLS = (1, 2, 3, 6)
 
 @dataclass(frozen=True)
 class PSPNetLayers:
-    """What a PSPNet is made of."""
+    """The architecture of a PSPNet."""
 
     backbone: str = "res2net101d"
-    """res2net101d (Res2Net-101 v1b) or resnet38, the published bodies, or any other backbone"""
+    """res2net101d (Res2Net-101 v1b) or resnet38, the published backbones, or any other backbone"""
     output_stride: int = 8
-    """pixels per cell of the deepest feature; the published bodies have 8"""
+    """pixels per cell of the deepest feature; the published backbones have 8"""
 
 
 class Res2Net(Body):
     """Res2Net (Gao et al., Res2Net: a new multi-scale backbone architecture, TPAMI 2021), version v1b, at stride 8.
 
-    Images are RGB, normalised with ImageNet's mean and deviation. Dilations are 1, 1, 2 and 4, in a stage's first block too.
+    Images are RGB, normalised with ImageNet's mean and standard deviation. Dilations are 1, 1, 2 and 4, also in the first block of a stage.
 
     Args:
-        name: `res2net50d` or `res2net101d`, as timm calls them: 26 channels in each of 4 groups.
+        name: timm's name, `res2net50d` or `res2net101d`: 26 channels in each of 4 groups.
     """
 
     NAMES = r"res2net(50|101)d"
@@ -60,7 +60,7 @@ class Res2Net(Body):
         self.strides = [4, 4, 8, 8, 8]
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the whole network, or of a classifier on timm's features, under the names here."""
+        """Rename a state dict of the full network, or of a classifier on timm's features."""
         return {name.removeprefix("body."): value for name, value in state.items()}
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
@@ -72,7 +72,7 @@ class Res2Net(Body):
 
 
 class PyramidHead(nn.Module):
-    """Averages of the feature over 1, 4, 9 and 36 parts of the picture beside the feature itself, mixed by a 3x3 convolution."""
+    """Concatenates the feature with its averages over 1, 4, 9 and 36 parts of the picture, and mixes them with a 3x3 convolution."""
 
     def __init__(self, channels: int, n_classes: int, width: int = 512) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PyramidHead(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Logits of an earlier feature, which help the training."""
+    """Logits from an earlier feature, for an auxiliary loss."""
 
     def __init__(self, channels: int, n_classes: int, width: int = 256) -> None:
         super().__init__()
@@ -109,13 +109,14 @@ def _classifier(channels: int, n_classes: int) -> nn.Conv2d:
 
 
 class PSPNet(nn.Module):
-    """The whole network; images are RGB, normalised with ImageNet's mean and deviation. Every layer is trained, all at one rate.
+    """The complete network; images are RGB, normalised with ImageNet's mean and standard deviation. All layers are trained with one rate.
 
     Args:
-        n_classes: with the background.
+        n_classes: including the background.
+        settings: the architecture.
 
     Raises:
-        BadInput: there is no such backbone, or it does not give that stride.
+        BadInput: there is no such backbone, or it does not support this stride.
     """
 
     def __init__(self, n_classes: int, settings: PSPNetLayers = PSPNetLayers()) -> None:
@@ -133,7 +134,7 @@ class PSPNet(nn.Module):
                     layer.bn.momentum = 0.1
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l h w"] | list[Float[Tensor, "b l h w"]]:
-        """Logits at the image's size; in training those of the auxiliary head as well."""
+        """Logits at the size of the image; in training also those of the auxiliary head."""
         features = self.backbone(image)
         heads = [self.decode_head(features[-1])]
         if self.training:
@@ -142,5 +143,5 @@ class PSPNet(nn.Module):
         return logits if self.training else logits[0]
 
     def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
-        """One group: batch norms and biases decay as well, as published."""
+        """A single group: batch norms and biases also decay, as published."""
         return [{"params": list(self.parameters()), "lr": lr, "weight_decay": weight_decay}]

@@ -1,4 +1,4 @@
-"""ResNet bodies (He et al., Deep residual learning for image recognition, CVPR 2016) under torchvision's names."""
+"""ResNet backbones (He et al., Deep residual learning for image recognition, CVPR 2016) with torchvision's tensor names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,10 +25,10 @@ def create(name: str, output_stride: int) -> "ResNet":
 
 
 class ResNet(Backbone):
-    """A torchvision ResNet without its classifier, with strides and dilations set by hand.
+    """A torchvision ResNet without its classifier, with configurable strides and dilations.
 
     The published weakly supervised networks (IRNet, CLIMS, QA-CLIMS) use ResNet-50 with strides (1, 2, 2, 1) and no
-    dilation, which gives an output stride of 16. In a dilated stage the first block keeps dilation 1.
+    dilation, for an output stride of 16. In a dilated stage the first block keeps dilation 1.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -61,12 +61,12 @@ class ResNet(Backbone):
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """torchvision's names are those used here."""
+        """The state dict unchanged: torchvision's names are those used here."""
         return dict(state)
 
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
-        made_with = [self.conv1, self.bn1, *self.stages()[:feature]]
-        return [parameter for module in made_with for parameter in module.parameters()]
+        modules = [self.conv1, self.bn1, *self.stages()[:feature]]
+        return [parameter for module in modules for parameter in module.parameters()]
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
         """Features of the stem (stride 4) and of layer1..layer4."""
@@ -77,19 +77,19 @@ class ResNet(Backbone):
 
 
 def _strided_conv(block: Any) -> nn.Conv2d:
-    # torchvision strides the 3x3 convolution of a bottleneck, and the first convolution of a basic block
+    # in torchvision, the stride is in the 3x3 convolution of a bottleneck, and in the first convolution of a basic block
     return block.conv2 if hasattr(block, "conv3") else block.conv1
 
 
 def set_stride(block: Any, stride: int) -> None:
-    """Give a block of torchvision's or timm's ResNets another stride."""
+    """Set the stride of a block of a torchvision or timm ResNet."""
     _strided_conv(block).stride = (stride, stride)
     if block.downsample is not None:
         block.downsample[0].stride = (stride, stride)
 
 
 def dilate(block: Any, dilation: int) -> None:
-    """Give the 3x3 convolutions of a block of torchvision's or timm's ResNets another dilation."""
+    """Set the dilation of the 3x3 convolutions in a block of a torchvision or timm ResNet."""
     convs = [block.conv2] if hasattr(block, "conv3") else [block.conv1, block.conv2]
     for conv in convs:
         conv.dilation = conv.padding = (dilation, dilation)

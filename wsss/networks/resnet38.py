@@ -1,6 +1,6 @@
 """ResNet-38 (Wu et al., Wider or deeper: revisiting the ResNet model for visual recognition, Pattern Recognition 2019).
 
-The wide trunk, their model A1 at stride 8, of the CAM and affinity networks of PSA, SEAM and ICAM, under their names.
+Model A1 of the paper at stride 8: the wide trunk of the CAM and affinity networks of PSA, SEAM and ICAM, with their tensor names.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from wsss.networks.body import Backbone
 
 NAMES = r"resnet38(-narrow\d+)?"
 
-# what PSA, SEAM and ICAM save beside their trunks, and the classifiers of ImageNet
+# the heads that PSA, SEAM and ICAM save with their trunks, and the ImageNet classifier
 PSA_HEADS = ("fc8*", "f8_*", "gn8_*", "f9.*", "linear1000*")
 
-# the layers whose input, normalised and rectified, is a feature: conv2 .. conv6
-_TAPPED = ("b3", "b4", "b5", "b6", "bn7")
+# the layers whose input, after batch norm and ReLU, is a feature: conv2 .. conv6
+_FEATURE_LAYERS = ("b3", "b4", "b5", "b6", "bn7")
 
 
 class Basic(nn.Module):
-    """Pre-activation block of two 3x3 convolutions: a = ReLU(bn(x)) goes into the branch, and into a projected shortcut.
+    """Pre-activation block of two 3x3 convolutions: a = ReLU(bn(x)) is the input of the branch and of a projected shortcut.
 
-    Gives the block's result, and a.
+    Returns the block's output, and a.
 
     Args:
         dilations: of the two convolutions.
@@ -49,7 +49,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Pre-activation block of a dilated 3x3 convolution between two 1x1, with dropout of whole channels; see `Basic`."""
+    """Pre-activation block of a dilated 3x3 convolution between two 1x1 convolutions, with channel dropout; see `Basic`."""
 
     def __init__(self, channels: int, out: int, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
 
 
 def create(name: str, output_stride: int) -> "ResNet38":
-    """`resnet38`, or `resnet38-narrow<n>` with an n-th of its channels; at stride 8."""
+    """`resnet38`, or `resnet38-narrow<n>` with 1/n of its channels; at stride 8."""
     _, _, narrow = name.partition("-narrow")
     divisor = int(narrow or 1)
     if divisor < 1 or 64 % divisor:
@@ -85,13 +85,13 @@ def create(name: str, output_stride: int) -> "ResNet38":
 
 
 class ResNet38(Backbone):
-    """The trunk, for RGB pictures normalised with ImageNet's mean and deviation; a side of n pixels has ceil(n / 8) cells.
+    """The trunk, for RGB pictures normalised with ImageNet's mean and standard deviation; a side of n pixels has ceil(n / 8) cells.
 
-    Its features are conv2 .. conv6, the activations that enter b3, b4, b5 and b6, and that which leaves bn7. Its batch
-    norms are ordinary ones: networks that keep them fixed say so themselves.
+    Its features are conv2 .. conv6: the activations that enter b3, b4, b5 and b6, and the output of bn7. Its batch
+    norms are not frozen; networks that freeze them do so themselves.
 
     Args:
-        width_divisor: what all numbers of channels are divided by, for small experiments; 1, 2, 4 .. 64.
+        width_divisor: divides all numbers of channels, for small experiments; 1, 2, 4 .. 64.
     """
 
     IMAGENET = None
@@ -109,7 +109,7 @@ class ResNet38(Backbone):
             (4, 6, 8 * base, 8 * base, 2, 1),
             (5, 3, 8 * base, 16 * base, 1, 2),
         ):
-            # the convolution that a stage begins with is not dilated
+            # the first convolution of a stage is not dilated
             self.add_module(f"b{stage}", Basic(channels, mid, out, stride, (1, dilation)))
             for block in range(1, blocks):
                 self.add_module(f"b{stage}_{block}", Basic(out, mid, out, 1, (dilation, dilation)))
@@ -121,16 +121,16 @@ class ResNet38(Backbone):
         self.strides = [2, 4, 8, 8, 8]
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The names of PSA, SEAM and ICAM are those used here."""
+        """The state dict unchanged: the names of PSA, SEAM and ICAM are those used here."""
         return dict(state)
 
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
         parameters: list[nn.Parameter] = []
         for name, layer in self.named_children():
-            if name == _TAPPED[feature]:
+            if name == _FEATURE_LAYERS[feature]:
                 return parameters + list(getattr(layer, "bn_branch2a", layer).parameters())
             parameters += layer.parameters()
-        raise AssertionError(f"no layer {_TAPPED[feature]}")
+        raise AssertionError(f"no layer {_FEATURE_LAYERS[feature]}")
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
         """The features conv2 (stride 2), conv3 (4), conv4, conv5 and conv6 (8)."""
@@ -139,6 +139,6 @@ class ResNet38(Backbone):
         for name, block in self.named_children():
             if isinstance(block, Basic | Bottleneck):
                 x, a = block(x)
-                if name in _TAPPED:
+                if name in _FEATURE_LAYERS:
                     features.append(a)
         return [*features, F.relu(self.bn7(x))]

@@ -1,8 +1,8 @@
 """SEAM's network (Wang et al., Self-supervised equivariant attention mechanism for weakly supervised segmentation, CVPR 2020).
 
-A classifier with the background among its channels, and the pixel correlation module (PCM), which revises maps L by the likeness of
-their cells: with g_i the feature of cell i, of length 1, A_ij = ReLU(g_i · g_j) and L'_j = sum_i L_i A_ij / sum_i A_ij. ICAM and the
-binomial follow-up have the same layers, under the same names.
+A classifier with a background channel, and the pixel correlation module (PCM), which revises maps L with the similarity of
+their cells: with g_i the unit feature of cell i, A_ij = ReLU(g_i · g_j) and L'_j = sum_i L_i A_ij / sum_i A_ij. ICAM and the
+binomial follow-up have the same layers, with the same names.
 """
 
 import math
@@ -19,16 +19,16 @@ from wsss.networks.affinitynet import TrunkWithHeads
 from wsss.networks.backbone import create_backbone
 
 _EPSILON = 1e-5
-# affinities that are held at a time
+# number of affinities in memory at a time
 _AFFINITIES = 1 << 21
 
 
 class SEAMOutput(NamedTuple):
-    """What the layers give for a picture.
+    """The output of the network for a batch of pictures.
 
     Attributes:
         logits: L of background and classes.
-        features: g, before it is brought to length 1.
+        features: g, before normalisation.
     """
 
     logits: Float[Tensor, "n l h w"]
@@ -40,13 +40,13 @@ class SEAMNetwork(TrunkWithHeads):
 
     Args:
         n_classes: without the background.
-        backbone: see `create_backbone`. Of its last three features, the first two are resized to the third's cells where
-            they have others; in ResNet-38 all have stride 8.
+        backbone: see `create_backbone`. The first two of its last three features are resized to the cells of the third, if necessary;
+            in ResNet-38 all have stride 8.
         output_stride: of the deepest feature.
-        dropout: share of the deepest feature's channels that training leaves out.
+        dropout: dropout rate of the channels of the deepest feature.
 
     Raises:
-        BadInput: there is no such backbone, it does not give that stride, or it has fewer than three features.
+        BadInput: there is no such backbone, it does not support this stride, or it has fewer than three features.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SEAMNetwork(TrunkWithHeads):
             raise BadInput(
                 f"backbone {backbone}",
                 f"{len(body.channels)} features",
-                "three at least",
+                "at least three",
                 "Choose resnet38, resnet50 or another network with stages.",
             )
         super().__init__(body)
@@ -75,20 +75,20 @@ class SEAMNetwork(TrunkWithHeads):
     def forward(self, image: Float[Tensor, "n 3 h w"]) -> SEAMOutput:
         third, fourth, fifth = self.body(image)[-3:]
         cells = fifth.shape[2:]
-        # the correlations teach their own layers alone
-        near = [
+        # the correlations only train their own layers
+        inputs = [
             resized(image, cells).to(fifth.dtype),
             resized(F.relu(self.f8_3(third.detach())), cells),
             resized(F.relu(self.f8_4(fourth.detach())), cells),
         ]
         logits = self.fc8(self.dropout7(fifth))
-        # half precision ends here: sums over all cells follow
+        # no half precision from here on: sums over all cells follow
         kind = torch.promote_types(logits.dtype, torch.float32)
-        return SEAMOutput(logits.to(kind), self.f9(torch.cat(near, 1)).to(kind))
+        return SEAMOutput(logits.to(kind), self.f9(torch.cat(inputs, 1)).to(kind))
 
 
 def resized(maps: Float[Tensor, "n c h w"], size_hw: tuple[int, int] | torch.Size) -> Float[Tensor, "n c h2 w2"]:
-    """Bilinear, corners on corners."""
+    """Resize bilinearly with aligned corners."""
     if maps.shape[2:] == tuple(size_hw):
         return maps
     return F.interpolate(maps, size_hw, mode="bilinear", align_corners=True)
@@ -97,20 +97,19 @@ def resized(maps: Float[Tensor, "n c h w"], size_hw: tuple[int, int] | torch.Siz
 def correlated(
     maps: Float[Tensor, "n l h w"], features: Float[Tensor, "n d h w"], *, affinities: int = _AFFINITIES
 ) -> Float[Tensor, "n l h w"]:
-    """The pixel correlation module: maps L' that are means of L over like cells.
+    """The pixel correlation module: maps L', the means of L over similar cells.
 
-    The columns of A are made block by block, in the gradient as well, so that memory grows with the number of cells, not with its
-    square.
+    The columns of A are computed block by block, also for the gradient, so that memory grows linearly with the number of cells.
 
     Args:
         maps: L.
-        features: g of any length.
-        affinities: how many entries of A are held at a time.
+        features: g, not normalised.
+        affinities: number of entries of A in memory at a time.
     """
     with torch.autocast(maps.device.type, enabled=False):
         flat = features.flatten(2)
         g = flat / (flat.norm(dim=1, keepdim=True) + _EPSILON)
-        # a row of ones beside L adds the affinities up
+        # an additional row of ones sums the affinities
         values = torch.cat([maps.flatten(2), torch.ones_like(maps[:, :1]).flatten(2)], 1)
         sums = _Correlation.apply(values, g, affinities)
         return (sums[:, :-1] / (sums[:, -1:] + _EPSILON)).view_as(maps)
@@ -140,7 +139,7 @@ class _Correlation(torch.autograd.Function):
             gradient = gradients[0][..., block]
             if context.needs_input_grad[0]:
                 into_values += gradient @ affinity.mT
-            # ReLU lets the gradient through where it let the affinity
+            # the gradient passes the ReLU where the affinity is positive
             pairs = (values.mT @ gradient).mul_(affinity > 0)
             into_g += g[..., block] @ pairs.mT
             into_g[..., block] += g @ pairs

@@ -1,4 +1,4 @@
-"""Any timm model (Wightman, PyTorch image models, 2019) that gives features of pictures of any size."""
+"""Any timm model (Wightman, PyTorch image models, 2019) that returns feature maps of pictures of any size."""
 
 import difflib
 import functools
@@ -19,7 +19,7 @@ from wsss.networks.body import Backbone
 NAMES = r".+"
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# whatever a model that cannot be built, or cannot take a picture, raises
+# errors of models that cannot be built, or do not accept a picture
 _FAILURES = (
     RuntimeError,
     TypeError,
@@ -30,42 +30,42 @@ _FAILURES = (
     KeyError,
     IndexError,
 )
-# how timm's families are told to take pictures of other sizes than the one of their weights; the first that a model knows is taken
+# options of timm's families for pictures of other sizes than that of their weights; the first that a model accepts is used
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-# pictures that every backbone has to take: a wide one whose sides no stride divides, and a tall one
+# picture sizes that every backbone must accept: a wide one whose sides are no multiples of any stride, and a tall one
 _SIZES_HW = ((97, 131), (144, 96))
-_INSTEAD = (
+_ALTERNATIVES = (
     "Choose one that does, for example resnet50, convnext_atto, vit_small_patch16_224 or swin_tiny_patch4_window7_224."
 )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a model is built, and how it takes pictures of any size."""
+    """How to build a model, and how to apply it to pictures of any size."""
 
     options: dict[str, Any]
     """of `timm.create_model`"""
     depth: int
-    """number of blocks of a plain transformer, whose features are taken at four depths, after its last norm; 0: timm's own choice"""
+    """number of blocks of a plain transformer, whose features are taken at four depths, after its last norm; 0: timm's choice"""
     multiple: int
-    """pictures are padded to multiples of so many pixels, and the cells beyond the picture are cut off"""
+    """pictures are padded to multiples of this number of pixels, and the cells of the padding are cut off"""
     channels_last: bool
-    """whether the features come as (b, h, w, c)"""
+    """whether features have the layout (b, h, w, c)"""
 
 
 class TimmBackbone(Backbone):
-    """A timm model that can give its features.
+    """The feature maps of a timm model.
 
     Transformers work at any size: timm resamples their position embeddings, and pictures are padded (at the right and at the bottom,
-    with the mean colour) to whole patches. The deepest stride of a plain one (ViT, DeiT, DINOv2) is the side of its patches; its
-    features are those after a quarter, a half, three quarters, and all of its blocks.
+    with the mean colour) to multiples of the patch. The deepest stride of a plain transformer (ViT, DeiT, DINOv2) is the side of its
+    patches; its features are those after a quarter, a half, three quarters, and all of its blocks.
 
     Args:
         name: timm's name of the model.
-        output_stride: stride of the deepest feature. Most convolutional networks offer 8, 16 and 32, others the stride they have.
+        output_stride: stride of the deepest feature. Most convolutional networks support 8, 16 and 32, others only one stride.
 
     Raises:
-        BadInput: there is no such model, it takes pictures of a single size only, or it does not give that stride.
+        BadInput: there is no such model, it only accepts pictures of a single size, or it does not support this stride.
     """
 
     IMAGENET = "timm"
@@ -78,7 +78,7 @@ class TimmBackbone(Backbone):
         self.features = _info(self.body)
         self.channels = list(self.features.channels())
         self.strides = list(self.features.reduction())
-        # images come with ImageNet's mean and deviation; a third of timm's pretrained models want others
+        # images are normalised with ImageNet's mean and standard deviation; a third of timm's pretrained models need others
         config = timm.models.get_pretrained_cfg(name)
         mean, std = (
             torch.tensor(values)[:, None, None] for values in ((config.mean, config.std) if config else _IMAGENET)
@@ -90,28 +90,31 @@ class TimmBackbone(Backbone):
         self.register_buffer("shift", (ours[0] - mean) / std, persistent=False)
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the whole model under the names of its features: containers may be flattened, the classifier is left out."""
-        own, whole = self.state_dict().keys(), _whole_names(self.name)
+        """Rename a state dict of the full model to the names of its features; the classifier is left out.
+
+        timm flattens some containers in feature networks.
+        """
+        names, full_names = self.state_dict().keys(), _full_names(self.name)
         named = {}
         for name, value in state.items():
             forms = (name, f"body.{name}", f"body.{name.replace('.', '_', 1)}", f"body.model.{name}")
-            place = next((form for form in forms if form in own), None)
-            if place or name not in whole:
-                named[place or f"body.{name}"] = value
+            new_name = next((form for form in forms if form in names), None)
+            if new_name or name not in full_names:
+                named[new_name or f"body.{name}"] = value
         return named
 
     def parameters_until(self, feature: int) -> list[nn.Parameter]:
         modules = self.features.module_name()
         if end := self._positions(modules[feature]):
             return list(self.body.parameters())[: end[-1] + 1]
-        # an activation gives this feature: everything before the next one's module
+        # the feature is the output of an activation: take all parameters before the module of the next feature
         if feature + 1 < len(modules) and (following := self._positions(modules[feature + 1])):
             return list(self.body.parameters())[: following[0]]
         raise BadInput(
             f"backbone {self.name}",
             f"no parameters below {modules[feature]}",
-            "a backbone whose first stages can be told apart, since they are to be frozen",
-            "Train all of it (frozen: nothing), or choose another backbone.",
+            "a backbone whose first stages can be identified, since they should be frozen",
+            "Train all layers (frozen: nothing), or choose another backbone.",
         )
 
     def _positions(self, module: str) -> list[int]:
@@ -125,7 +128,7 @@ class TimmBackbone(Backbone):
 
 
 def near(name: str, ours: Iterable[str]) -> str:
-    """What an unknown name may have been meant to be, in words."""
+    """A suggestion for an unknown name."""
     known = list(dict.fromkeys([*ours, *timm.list_models()]))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6) or timm.list_models(f"*{name.split('_')[0]}*")[:3]
     return f"Did you mean {' or '.join(close)}?" if close else "Choose resnet50, or a name of timm.list_models()."
@@ -143,26 +146,26 @@ def _built(name: str, options: Mapping[str, Any], depth: int) -> nn.Module:
     if not depth:
         return timm.create_model(name, features_only=True, pretrained=False, **options)
     quarters = tuple(sorted({-(-depth * part // 4) - 1 for part in (1, 2, 3, 4)}))
-    # timm leaves the last norm out of the features, which its own classifiers are trained on
+    # timm's features lack the last norm, which its own classifiers use
     return FeatureGetterNet(timm.create_model(name, pretrained=False, **options), out_indices=quarters, norm=True)
 
 
 @functools.cache
-def _whole_names(name: str) -> frozenset[str]:
+def _full_names(name: str) -> frozenset[str]:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return frozenset(timm.create_model(name, pretrained=False).state_dict())
 
 
 @functools.cache
 def _plan(name: str, output_stride: int) -> _Plan:
-    """How to build the model; it is tried on pictures of several sizes, without any numbers."""
-    # a draw here, in the first call alone, would move all that follow
+    """How to build the model; it is tried with pictures of several sizes, on the meta device."""
+    # random numbers drawn here, only in the first call, would shift all later ones
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         try:
             options, body = _first(name, {})
         except _FAILURES as error:
             found = f"a timm model without features ({_line(error)})"
-            raise BadInput(f"backbone {name}", found, "one that offers features_only", _INSTEAD) from error
+            raise BadInput(f"backbone {name}", found, "one that supports features_only", _ALTERNATIVES) from error
         found = _info(body).reduction()[-1]
         if found == output_stride:
             return _tried(name, options, body)
@@ -172,18 +175,18 @@ def _plan(name: str, output_stride: int) -> _Plan:
                 return _tried(name, dilated, body_dilated)
         except _FAILURES:
             pass
-        # what cannot be used at all is refused for that
+        # a model that cannot be used at all is refused for that reason
         _tried(name, options, body)
     raise BadInput(
         f"backbone {name}",
-        f"a deepest feature at stride {found}, which cannot become {output_stride}",
+        f"a deepest feature at stride {found}, which cannot be changed to {output_stride}",
         f"one at stride {output_stride}",
         f"Set the output stride to {found}, or choose another backbone.",
     )
 
 
 def _first(name: str, more: Mapping[str, Any]) -> tuple[dict[str, Any], nn.Module]:
-    """The first options for pictures of any size that the model knows, and the model."""
+    """The first options for pictures of any size that the model accepts, and the model."""
     failures: list[Exception] = []
     for any_size in _ANY_SIZE:
         options = {**any_size, **more}
@@ -195,13 +198,13 @@ def _first(name: str, more: Mapping[str, Any]) -> tuple[dict[str, Any], nn.Modul
 
 
 def _tried(name: str, options: dict[str, Any], body: nn.Module) -> _Plan:
-    """How the model takes pictures of any size; BadInput if it does not."""
+    """How to apply the model to pictures of any size; BadInput if that is not possible."""
     depth = 0
     if isinstance(body, FeatureGetterNet) and hasattr(body.model, "norm"):
         # a plain transformer has one stride throughout
-        whole = cast(list[dict[str, Any]], body.model.feature_info)
-        if len({block["reduction"] for block in whole}) == 1:
-            depth = len(whole)
+        blocks = cast(list[dict[str, Any]], body.model.feature_info)
+        if len({block["reduction"] for block in blocks}) == 1:
+            depth = len(blocks)
             body = _built(name, options, depth)
     info = _info(body)
     channels, strides = info.channels(), info.reduction()
@@ -211,12 +214,12 @@ def _tried(name: str, options: dict[str, Any], body: nn.Module) -> _Plan:
         if fault is None:
             return _Plan(options, depth, multiple, channels_last)
         faults.append(fault)
-    expected = "one that takes pictures of any size, since maps are made at several scales"
-    raise BadInput(f"backbone {name}", f"a timm model that {faults[-1]}", expected, _INSTEAD)
+    expected = "one that accepts pictures of any size, since maps are computed at several scales"
+    raise BadInput(f"backbone {name}", f"a timm model that {faults[-1]}", expected, _ALTERNATIVES)
 
 
 def _fault(body: nn.Module, multiple: int, channels: Sequence[int], strides: Sequence[int]) -> tuple[str | None, bool]:
-    """What is wrong with the features of padded pictures, if anything is, and whether their channels come last."""
+    """The fault of the features of padded pictures, None if there is none, and whether their channels come last."""
     last = False
     for height, width in _SIZES_HW:
         padded = [side + -side % multiple for side in (height, width)]
@@ -224,14 +227,14 @@ def _fault(body: nn.Module, multiple: int, channels: Sequence[int], strides: Seq
         try:
             shapes = [tuple(feature.shape) for feature in body(torch.empty(1, 3, *padded))]
         except _FAILURES as error:
-            return f"does not take {picture} ({_line(error)})", last
+            return f"does not accept {picture} ({_line(error)})", last
         grids = [tuple(-(-side // stride) for side in padded) for stride in strides]
         last = shapes[-1][1:] == (*grids[-1], channels[-1])
         for shape, grid, width_c, stride in zip(shapes, grids, channels, strides, strict=True):
             cells = shape[1:3] if last else shape[2:]
             if shape != ((1, *grid, width_c) if last else (1, width_c, *grid)):
                 found = " x ".join(map(str, cells))
-                return f"gives {found} cells of {picture}, where stride {stride} makes {grid[0]} x {grid[1]}", last
+                return f"returns {found} cells for {picture}, but stride {stride} requires {grid[0]} x {grid[1]}", last
     return None, last
 
 

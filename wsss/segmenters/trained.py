@@ -45,12 +45,12 @@ class TrainedSegmenter(Protocol):
 
 @dataclasses.dataclass
 class TrainedNetwork:
-    """A trained segmenter that is tested as it is: at one scale, without mirror images; see `Trained`.
+    """A trained segmenter that is tested at one scale, without mirror images; see `TrainedSegmenter`.
 
     Attributes:
         network: in evaluation mode.
         classes: the class names.
-        forward: gives logits of a batch of pictures, at any size.
+        forward: computes the logits of a batch of pictures, at any size.
         colours: how pictures are normalised.
     """
 
@@ -73,7 +73,7 @@ class TrainedNetwork:
 
 
 def default_classes(n_labels: int) -> tuple[str, ...]:
-    """Names for the classes of a checkpoint that does not say them: VOC's where their number is the same."""
+    """Class names for a checkpoint that does not store any: those of VOC if their number matches, otherwise `class 1`, ..."""
     return VOC_CLASSES if n_labels == len(VOC_CLASSES) + 1 else tuple(f"class {i}" for i in range(1, n_labels))
 
 
