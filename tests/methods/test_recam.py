@@ -168,7 +168,7 @@ def test_with_a_second_classifier_of_ones_maps_are_those_of_the_baseline(tmp_pat
 
 
 def test_a_training_alone_asks_for_a_baseline(squares):
-    with pytest.raises(BadInput, match="`baseline`, which a run trains"):
+    with pytest.raises(BadInput, match="`baseline`, which only `wsss run` trains"):
         recam.ReCAMSettings().trainable(squares)
 
 
@@ -180,7 +180,7 @@ def test_other_weights_are_refused(tmp_path, settings, squares):
     write_weights(tmp_path / "lost" / WEIGHTS, state, {**metadata, "kind": "recam"})
     with pytest.raises(BadInput, match=r"1 missing \(predictor.weight\)"):
         recam.ReCAMInference().localizer(squares, tmp_path / "lost")
-    with pytest.raises(BadInput, match="Set `colours` alike"):
+    with pytest.raises(BadInput, match="Set `colours` to the same value"):
         dataclasses.replace(settings, colours="clip").trainable(squares)
 
 
