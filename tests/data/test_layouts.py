@@ -203,7 +203,7 @@ def test_categories_that_mean_nothing_or_are_ignored(tmp_path):
 def test_two_layouts_in_one_folder(tmp_path):
     LAYOUTS["yolo"][0](tmp_path)
     LAYOUTS["label_studio"][0](tmp_path)
-    with pytest.raises(BadInput, match="found what YOLO's tools and Label Studio write"):
+    with pytest.raises(BadInput, match="found files of YOLO's tools and Label Studio"):
         open_dataset(tmp_path)
 
 

@@ -110,7 +110,7 @@ def read_pairs(root: Path, pairs: list[Pair], options: LayoutOptions) -> LayoutC
     """
     notes: list[str] = []
     own = root / "classes.txt"
-    names = options.classes or (only_classes(read_classes(own), options.negatives) if is_regular(own) else None)
+    names = options.class_names or (only_classes(read_classes(own), options.negatives) if is_regular(own) else None)
     found = [entry for pair in pairs for entry in _files(root, pair, notes)]
     if not found:
         raise BadInput(
