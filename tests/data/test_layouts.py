@@ -104,7 +104,7 @@ def test_masks_of_no_picture(tmp_path):
 
 
 def test_objects_of_vocs_names_and_of_others(tmp_path):
-    with pytest.raises(BadInput, match=r"an object 'kitten', which is no class; .*Give the class list"):
+    with pytest.raises(BadInput, match=r"an object 'kitten', which is no class; .*Give the list of classes"):
         open_dataset(voc_main(tmp_path))
     assert tags(open_dataset(tmp_path, classes="kitten, dog").split("train")) == {"0": ["kitten"], "1": ["dog"]}
 

@@ -80,7 +80,7 @@ def test_a_data_set_further_down(tmp_path):
 def test_bad_tag_files(folders, tmp_path):
     with pytest.raises(BadInput, match=r"none\.csv: found no such file; expected a file of tags"):
         open_dataset(folders, tags=tmp_path / "none.csv")
-    with pytest.raises(BadInput, match=r"found a file of kind '\.xlsx'"):
+    with pytest.raises(BadInput, match=r"found a file of type '\.xlsx'"):
         open_dataset(folders, tags=write_text(tmp_path / "a.xlsx", ""))
 
 

@@ -313,7 +313,7 @@ def _notes_on_unused(
     listed = {name for names in lists.values() for name in names}
     unlisted, unmatched = sorted(pictures.keys() - listed), sorted(masks.keys() - pictures.keys())
     notes = [f"{len(unlisted)} pictures are in no list and not used ({unlisted[0]} first)"] if unlisted else []
-    return notes + ([f"{len(unmatched)} masks fit no picture ({masks[unmatched[0]]} first)"] if unmatched else [])
+    return notes + ([f"{len(unmatched)} masks belong to no picture ({masks[unmatched[0]]} first)"] if unmatched else [])
 
 
 def _has_annotations(root: Path) -> bool:
