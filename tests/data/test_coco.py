@@ -21,6 +21,7 @@ from tests.data.conftest import (
     write_text,
 )
 from wsss.data.coco import COCO_CATEGORIES, InstanceMask, draw_mask, find_coco, open_coco, read_instances
+from wsss.data.entries import LayoutOptions
 from wsss.errors import BadInput
 
 
@@ -59,7 +60,7 @@ def test_pictures_of_2017(tmp_path):
 
 @pytest.mark.parametrize("pictures", ["Images", "train2017"])
 def test_one_folder_of_pictures_with_twelve_digits(tmp_path, pictures):
-    data = open_coco(write_coco(tmp_path, pictures=pictures, twelve=True), tag_rule="icam")
+    data = open_coco(write_coco(tmp_path, pictures=pictures, twelve=True), LayoutOptions(tag_rule="icam"))
     images = data.split("train2014")
     assert images.names == tuple(f"{image:012d}" for image in COCO_OBJECTS["train"])  # in the order of the file
     assert all(path.parent.name == pictures for path in images.paths)
@@ -67,13 +68,15 @@ def test_one_folder_of_pictures_with_twelve_digits(tmp_path, pictures):
 
 def test_tags_by_rule(coco):
     crowd = jpeg("train", 25)
-    assert tags(open_coco(coco, tag_rule="clims").split("train2014"))[crowd] == ["person", "bus", "dog"]
+    assert tags(open_coco(coco, LayoutOptions(tag_rule="clims")).split("train2014"))[crowd] == ["person", "bus", "dog"]
     # the bus hides the person; the crowd of dogs is drawn
-    visible = open_coco(coco, tag_rule="icam")
+    visible = open_coco(coco, LayoutOptions(tag_rule="icam"))
     assert tags(visible.split("train2014"))[crowd] == ["bus", "dog"]
     assert visible.split("train2014").masks[0].rule == "icam"
-    assert open_coco(coco, tag_rule="icam", mask_rule="clims").split("train2014").masks[0].rule == "clims"
-    listed = open_coco(coco, tag_rule="clip-es")
+    assert (
+        open_coco(coco, LayoutOptions(tag_rule="icam", mask_rule="clims")).split("train2014").masks[0].rule == "clims"
+    )
+    listed = open_coco(coco, LayoutOptions(tag_rule="clip-es"))
     assert list(tags(listed.split("train2014"))) == [jpeg("train", image) for image in (9, 25, 391895)]
     assert "train2014: 1 pictures without a tag left out" in listed.notes
 
@@ -81,19 +84,20 @@ def test_tags_by_rule(coco):
 def test_icam_draws_2014_from_2017(tmp_path):
     root = write_coco(tmp_path)
     assert any(
-        "ICAM took those of 2017, which are not there" in note for note in open_coco(root, tag_rule="icam").notes
+        "ICAM took those of 2017, which do not exist here" in note
+        for note in open_coco(root, LayoutOptions(tag_rule="icam")).notes
     )
     everything = COCO_OBJECTS["train"] | COCO_OBJECTS["val"] | {9: [(3, box(2, 2, 9, 9), 0)]}
     write_instances(root / "annotations/instances_train2017.json", everything, "{:012d}.jpg")
     write_instances(root / "annotations/instances_val2017.json", {1: []}, "{:012d}.jpg")
-    data = open_coco(root, tag_rule="icam")
+    data = open_coco(root, LayoutOptions(tag_rule="icam"))
     assert data.train == "train2014"
     assert tags(data.split("train2014"))[jpeg("train", 9)] == ["car"]
     assert any("from the annotations of 2017" in note for note in data.notes)
     assert tags(open_coco(root).split("train2014"))[jpeg("train", 9)] == ["toothbrush"]
     write_instances(root / "annotations/instances_train2017.json", {2: []}, "{:012d}.jpg")
     with pytest.raises(BadInput, match="4 images of 2014 without an entry in 2017"):
-        open_coco(root, tag_rule="icam")
+        open_coco(root, LayoutOptions(tag_rule="icam"))
 
 
 def test_more_splits_can_be_chosen(tmp_path):
@@ -101,11 +105,11 @@ def test_more_splits_can_be_chosen(tmp_path):
     data = open_coco(root)
     assert sorted(data.splits) == ["train2014", "val2014"]
     assert any(note.endswith("train2017, val2017") for note in data.notes)
-    other = open_coco(root, train="train2017")
+    other = open_coco(root, LayoutOptions(train="train2017"))
     assert (other.train, other.val) == ("train2017", "val2017")
     assert other.split("train2017").names[0] == "000000000009"
     with pytest.raises(BadInput, match="no split or list file 'test2014'"):
-        open_coco(root, val="test2014")
+        open_coco(root, LayoutOptions(val="test2014"))
 
 
 @pytest.mark.parametrize(
@@ -115,13 +119,13 @@ def test_list_files(coco, tmp_path, lines):
     ids = {25: "train", 42: "val", 9: "train"}
     text = "".join(lines.format(id=image, jpeg=jpeg(split, image)) for image, split in ids.items())
     listed = str(write_text(tmp_path / "lists" / "train2014.txt", text))
-    data = open_coco(coco, train=listed)
+    data = open_coco(coco, LayoutOptions(train=listed))
     assert data.train == data.scored_split == listed
     assert data.split(listed).names == tuple(jpeg(split, image) for image, split in ids.items())
     assert data.split(listed).read_mask(1, SIZE)[5, 5] == 17
     write_text(tmp_path / "lists" / "train2014.txt", text + "7\n")
-    with pytest.raises(BadInput, match=r"train2014\.txt: found 1 of 4 names that no annotation file has .'7' first"):
-        open_coco(coco, train=listed)
+    with pytest.raises(BadInput, match=r"train2014\.txt: found 1 of 4 names that are in no annotation file .'7' first"):
+        open_coco(coco, LayoutOptions(train=listed))
 
 
 def test_the_layout_of_clip_es(tmp_path):
@@ -130,7 +134,7 @@ def test_the_layout_of_clip_es(tmp_path):
         write_labels(tmp_path / f"SegmentationClass/{split}2014/{jpeg(split, image)}.png", [0, 80])
     listed = write_text(tmp_path / "coco14/train.txt", f"{jpeg('train', 25)} 79 0\n{jpeg('train', 9)} 79\n")
     assert find_coco(tmp_path) == tmp_path
-    data = open_coco(tmp_path, tags=listed)
+    data = open_coco(tmp_path, LayoutOptions(tags=listed))
     assert tags(data.split("train2014")) == {
         jpeg("train", 9): ["toothbrush"],
         jpeg("train", 25): ["person", "toothbrush"],
@@ -146,7 +150,9 @@ def test_the_layout_of_clip_es(tmp_path):
 def test_masks_with_plain_numbers(tmp_path):
     write_picture(tmp_path / f"train2014/{jpeg('train', 9)}.jpg")
     write_labels(tmp_path / "mask/train2014/9.png", [80])
-    images = open_coco(tmp_path, tags=write_text(tmp_path / "t.txt", f"{jpeg('train', 9)} 79\n")).split("train2014")
+    images = open_coco(tmp_path, LayoutOptions(tags=write_text(tmp_path / "t.txt", f"{jpeg('train', 9)} 79\n"))).split(
+        "train2014"
+    )
     assert np.unique(images.read_mask(0)).tolist() == [0, 80]
 
 
@@ -154,21 +160,21 @@ def test_tags_of_clims_in_a_matrix(coco, tmp_path):
     matrix = np.zeros((4, 80))
     matrix[[0, 1, 2, 3], [5, 6, 7, 8]] = 1
     np.save(tmp_path / "train_labels.npy", matrix)
-    images = open_coco(coco, tags=tmp_path / "train_labels.npy").split("train2014")
+    images = open_coco(coco, LayoutOptions(tags=tmp_path / "train_labels.npy")).split("train2014")
     assert images.labels.tolist() == (matrix > 0).tolist()
     np.save(tmp_path / "train_labels.npy", matrix[:, :79])
     with pytest.raises(BadInput, match="rows of 79 labels; expected 80"):
-        open_coco(coco, tags=tmp_path / "train_labels.npy")
+        open_coco(coco, LayoutOptions(tags=tmp_path / "train_labels.npy"))
     np.save(tmp_path / "train_labels.npy", matrix[:3])
     with pytest.raises(BadInput, match="no tags for train2014"):
-        open_coco(coco, tags=tmp_path / "train_labels.npy")
+        open_coco(coco, LayoutOptions(tags=tmp_path / "train_labels.npy"))
 
 
 def test_other_class_names(coco):
     names = ["motorbike" if name == "motorcycle" else name for name in COCO_CATEGORIES.values()]
-    assert open_coco(coco, classes=names).class_names[3] == "motorbike"
+    assert open_coco(coco, LayoutOptions(classes=tuple(names))).class_names[3] == "motorbike"
     with pytest.raises(BadInput, match="80 categories; expected 2, one for each class given"):
-        open_coco(coco, classes=["cat", "dog"])
+        open_coco(coco, LayoutOptions(classes=("cat", "dog")))
 
 
 def test_own_data_in_the_format(tmp_path):
@@ -193,7 +199,7 @@ def test_missing_pictures(coco):
     next(iter((coco / "train2014").glob("*0025.jpg"))).unlink()
     with pytest.raises(BadInput, match=r"instances_train2014\.json: found 1 of 4 names without a picture"):
         open_coco(coco)
-    assert len(open_coco(coco, skip_missing=True).split("train2014")) == 3
+    assert len(open_coco(coco, LayoutOptions(skip_missing=True)).split("train2014")) == 3
 
 
 def test_every_cut_is_noticed(tmp_path):
@@ -403,9 +409,9 @@ def test_boxes_alone_are_tags_but_no_truth(tmp_path):
     assert tags(images) == {"0": ["cat"], "1": ["dog"], "2": ["cat"], "3": ["dog"]}
     assert [mask is not None for mask in images.masks] == [True, False, False, False]
     assert data.scored_split is None
-    assert any("3 objects have no outline (boxes alone); 3 of 4 pictures" in note for note in data.notes)
+    assert any("3 objects have no outline (only boxes); for this reason, 3 of 4 pictures" in note for note in data.notes)
     with pytest.raises(BadInput, match="3 pictures of train whose objects have no outlines"):
-        open_coco(tmp_path, tag_rule="icam")
+        open_coco(tmp_path, LayoutOptions(tag_rule="icam"))
 
 
 def test_where_all_are_boxes_no_picture_has_a_truth(tmp_path):
@@ -421,7 +427,7 @@ def test_short_polygons_beside_good_ones_are_left_out(tmp_path):
     data = open_coco(own(tmp_path, [(1, [*box(1, 1, 5, 5), [20, 20, 30, 20]], 0)]))
     mask = data.split("train").read_mask(0)
     np.testing.assert_array_equal(mask, draw_mask([(0, {"segmentation": box(1, 1, 5, 5)})], SIZE, "clims", "a"))
-    assert "train: polygons of less than three corners are left out of 1 objects" in data.notes
+    assert "train: polygons with fewer than three corners are left out of 1 objects" in data.notes
 
 
 def run_lengths(inside):
@@ -437,7 +443,7 @@ def test_crowds_are_objects_in_data_that_is_not_cocos_own(tmp_path):
     data = open_coco(root)
     np.testing.assert_array_equal(data.split("train").read_mask(0), 2 * inside)
     assert any("1 objects are marked as crowds" in note for note in data.notes)
-    assert not open_coco(root, mask_rule="clims").split("train").read_mask(0).any()
+    assert not open_coco(root, LayoutOptions(mask_rule="clims")).split("train").read_mask(0).any()
 
 
 def test_crowds_of_coco_stay_out(coco):
@@ -481,9 +487,9 @@ def test_orientation_of_own_pictures(tmp_path, orientation, size_hw, stated_hw, 
 
 def test_an_orientation_asked_for_against_the_sizes(tmp_path):
     root = oriented(tmp_path, 6, (30, 40), (40, 30))
-    assert open_coco(root, upright=True).split("train").upright
+    assert open_coco(root, LayoutOptions(upright=True)).split("train").upright
     with pytest.raises(BadInput, match=r"0\.jpg: found a mask of the picture's size after .*Set --upright true"):
-        open_coco(root, upright=False)
+        open_coco(root, LayoutOptions(upright=False))
 
 
 def test_a_size_that_the_picture_does_not_have(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import SIZE, write_labels, write_picture, write_text
+from wsss.data.entries import LayoutOptions
 from wsss.data.folder import find_table, open_folder, open_pictures
 from wsss.errors import BadInput
 
@@ -46,7 +47,7 @@ def test_a_class_called_train(tmp_path):
 def test_splits_beside_classes(tmp_path):
     for name in ("train/cat/1.jpg", "dog/1.jpg"):
         write_picture(tmp_path / name)
-    with pytest.raises(BadInput, match=r"found the split train beside dog; .*Put all pictures into splits, or none"):
+    with pytest.raises(BadInput, match=r"found the split train next to dog; .*Put all pictures into splits, or none"):
         open_folder(tmp_path)
 
 
@@ -57,7 +58,7 @@ def test_class_list(folders):
     assert tags(data.split("train"))["dog/1"] == ["dog"]
     assert data.notes == ("classes without a picture: bird",)
     with pytest.raises(BadInput, match=r"pets/dog: found the tag 'dog', which is no class; .*Did you mean 'dogs'\?"):
-        open_folder(folders, classes=["cat", "dogs"])
+        open_folder(folders, LayoutOptions(classes=("cat", "dogs")))
 
 
 def test_one_class_and_other_files(tmp_path):
@@ -71,7 +72,7 @@ def test_one_class_and_other_files(tmp_path):
 
 def test_loose_pictures(folders):
     write_picture(folders / "3.jpg")
-    with pytest.raises(BadInput, match=r"1 pictures outside of any class folder .3\.jpg first. and no table of tags"):
+    with pytest.raises(BadInput, match=r"1 pictures outside any class folder .3\.jpg first. and no table of tags"):
         open_folder(folders)
 
 
@@ -111,7 +112,7 @@ def test_masks_are_upright_like_their_pictures(folders):
     images = open_folder(folders).split("train")
     assert images.size_hw(2) == (40, 30)
     assert images.read_mask(2, images.read(2).shape[:2]).shape == (40, 30)
-    assert open_folder(folders, upright=False).split("train").size_hw(2) == (30, 40)
+    assert open_folder(folders, LayoutOptions(upright=False)).split("train").size_hw(2) == (30, 40)
 
 
 def test_a_table(table):
@@ -149,12 +150,12 @@ def test_a_table_that_names_a_missing_picture(table):
     message = r"tags\.csv, line 3: found 'dep/ü\.png', which is not in .* \(and 1 more\); .*Did you mean 'deep/ü'\?.*--skip-bad"
     with pytest.raises(BadInput, match=message):
         open_folder(table)
-    data = open_folder(table, skip_missing=True)
+    data = open_folder(table, LayoutOptions(skip_missing=True))
     assert data.split("train").names == ("a",)
     assert data.notes[0] == "2 lines of tags.csv left out, since their pictures are missing (dep/ü.png first)"
     write_text(table / "tags.csv", "image,tags\nnowhere,dog\n")
     with pytest.raises(BadInput, match="line 2: found 'nowhere'"):
-        open_folder(table, skip_missing=True)
+        open_folder(table, LayoutOptions(skip_missing=True))
 
 
 def test_pictures_that_the_table_does_not_name(table):
@@ -174,7 +175,7 @@ def test_a_tag_that_is_no_class(table):
     with pytest.raises(
         BadInput, match=r"tags\.csv, line 2: found the tag 'cat', which is no class; .*Did you mean 'cats'\?"
     ):
-        open_folder(table, classes=["cats", "dog"])
+        open_folder(table, LayoutOptions(classes=("cats", "dog")))
 
 
 def test_no_tags(table):
@@ -182,42 +183,42 @@ def test_no_tags(table):
     with pytest.raises(BadInput, match=r"tags\.csv: found no tag in any line"):
         open_folder(table)
     with pytest.raises(BadInput, match="no tag for any of the 1 pictures of train"):
-        open_folder(table, classes=["cat"])
+        open_folder(table, LayoutOptions(classes=("cat",)))
 
 
 def test_a_table_without_train(table):
     write_text(table / "tags.csv", "image,tags,split\na.jpg,cat,part one\nv,dog,val\n")
     with pytest.raises(BadInput, match="the splits part one, val; expected one called train"):
         open_folder(table)
-    assert open_folder(table, train="part one").train == "part one"
+    assert open_folder(table, LayoutOptions(train="part one")).train == "part one"
 
 
 def test_list_files(table, tmp_path):
     listed = str(write_text(tmp_path / "few.txt", "v.jpg\na\n"))
-    data = open_folder(table, train=listed)
+    data = open_folder(table, LayoutOptions(train=listed))
     assert tags(data.split(listed)) == {"v": ["dog"], "a": ["cat"]}
     write_text(tmp_path / "few.txt", "v.jpg\nb\n")
     with pytest.raises(BadInput, match=r"few\.txt: found 1 of 2 names without a picture .'b' first"):
-        open_folder(table, train=listed)
+        open_folder(table, LayoutOptions(train=listed))
 
 
 def test_two_tables(table):
     write_text(table / "tags.jsonl", "")
     with pytest.raises(BadInput, match=r"the tables tags\.csv and tags\.jsonl; expected one"):
         find_table(table)
-    assert len(open_folder(table, tags=table / "tags.csv").split("train")) == 3
+    assert len(open_folder(table, LayoutOptions(tags=table / "tags.csv")).split("train")) == 3
 
 
 def test_pickled_labels(folders):
     np.save(folders / "cls_labels.npy", {"cat/1": np.array([1.0, 0]), "dog/1": np.array([1.0, 1]), "else": np.zeros(2)})
-    with pytest.raises(BadInput, match=r"cls_labels\.npy: found numbers of classes; expected their names too"):
+    with pytest.raises(BadInput, match=r"cls_labels\.npy: found class numbers; expected the names of the classes too"):
         open_folder(folders)
-    data = open_folder(folders, classes=["dog", "cat"])
+    data = open_folder(folders, LayoutOptions(classes=("dog", "cat")))
     assert tags(data.split("train")) == {"cat/1": ["dog"], "dog/1": ["dog", "cat"]}
     assert data.notes == ("1 pictures left out, since cls_labels.npy does not name them (cat/more/2 first)",)
     np.save(folders / "cls_labels.npy", {"else": np.zeros(2)})
     with pytest.raises(BadInput, match="none of the 3 pictures"):
-        open_folder(folders, classes=["dog", "cat"])
+        open_folder(folders, LayoutOptions(classes=("dog", "cat")))
 
 
 def test_pictures_without_tags(folders):

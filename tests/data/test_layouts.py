@@ -104,7 +104,7 @@ def test_masks_of_no_picture(tmp_path):
 
 
 def test_objects_of_vocs_names_and_of_others(tmp_path):
-    with pytest.raises(BadInput, match=r"an object 'kitten', which is no class; .*Give the class list"):
+    with pytest.raises(BadInput, match=r"an object 'kitten', which is no class; .*Give the list of classes"):
         open_dataset(voc_main(tmp_path))
     assert tags(open_dataset(tmp_path, classes="kitten, dog").split("train")) == {"0": ["kitten"], "1": ["dog"]}
 
@@ -203,7 +203,7 @@ def test_categories_that_mean_nothing_or_are_ignored(tmp_path):
 def test_two_layouts_in_one_folder(tmp_path):
     LAYOUTS["yolo"][0](tmp_path)
     LAYOUTS["label_studio"][0](tmp_path)
-    with pytest.raises(BadInput, match="found what YOLO's tools and Label Studio write"):
+    with pytest.raises(BadInput, match="found files of YOLO's tools and Label Studio"):
         open_dataset(tmp_path)
 
 

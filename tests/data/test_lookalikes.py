@@ -7,6 +7,7 @@ import pytest
 
 from tests.data.conftest import SIZE, write_picture, write_text
 from tests.data.layouts import write_mask_picture
+from wsss.data.entries import LayoutOptions
 from wsss.data.folder import open_folder
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
@@ -30,7 +31,7 @@ def pictures(root, *names):
     ],
 )
 def test_splits_without_folders_of_classes(tmp_path, names):
-    with pytest.raises(BadInput, match=r"folders of splits \(.*no folders of classes.*tags\.csv|the split .* beside"):
+    with pytest.raises(BadInput, match=r"folders of splits \(.*no folders of classes.*tags\.csv|the split .* next to"):
         open_dataset(pictures(tmp_path, *names))
 
 
@@ -205,7 +206,7 @@ def test_names_made_of_words_of_the_trade(tmp_path, names):
     pictures(tmp_path, *(f"{name}/1.jpg" for name in names))
     with pytest.raises(BadInput, match=r"folders named like parts of a data set"):
         open_folder(tmp_path)
-    assert open_folder(tmp_path, classes=names).class_names == names
+    assert open_folder(tmp_path, LayoutOptions(classes=names)).class_names == names
 
 
 def test_words_of_the_trade_among_others_are_classes(tmp_path):
@@ -218,7 +219,7 @@ def test_folders_of_folders_of_classes(tmp_path):
     pictures(tmp_path, "animals/cat/1.jpg", "animals/dog/1.jpg", "vehicles/bus/1.jpg", "vehicles/car/1.jpg")
     with pytest.raises(BadInput, match=r"hold other folders alone .*say --classes 'animals, vehicles'"):
         open_folder(tmp_path)
-    assert open_folder(tmp_path, classes=["animals", "vehicles"]).class_names == ("animals", "vehicles")
+    assert open_folder(tmp_path, LayoutOptions(classes=("animals", "vehicles"))).class_names == ("animals", "vehicles")
 
 
 def test_days_below_classes_are_no_classes(tmp_path):
@@ -234,7 +235,7 @@ def test_days_below_classes_are_no_classes(tmp_path):
             ("train/pets/cat/1.jpg", "train/pets/dog/1.jpg", "val/pets/cat/2.jpg"),
             r"Move cat, dog up into train and val",
         ),
-        (("train/good/1.png", "test/bad/1.png", "ground_truth/bad/1_mask.png"), r"a folder of masks beside the splits"),
+        (("train/good/1.png", "test/bad/1.png", "ground_truth/bad/1_mask.png"), r"a folder of masks next to the splits"),
     ],
 )
 def test_remedies_for_folders_too_deep(tmp_path, names, remedy):
@@ -247,7 +248,7 @@ def test_a_list_that_is_given_is_no_stranger(tmp_path):
     listed = write_text(tmp_path / "mine.txt", "cat/a.jpg\ndog/b.jpg\n")
     with pytest.raises(BadInput, match=r"mine\.txt: found a list of pictures"):
         open_folder(tmp_path)
-    assert open_folder(tmp_path, train=str(listed)).split(str(listed)).names == ("cat/a", "dog/b")
+    assert open_folder(tmp_path, LayoutOptions(train=str(listed))).split(str(listed)).names == ("cat/a", "dog/b")
 
 
 @pytest.mark.parametrize(

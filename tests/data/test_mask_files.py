@@ -87,7 +87,7 @@ def test_pictures_in_images_beside_other_folders(tagged):
     assert data.split("train").names == ("images/a", "images/b", "images/c")
     assert [mask is not None for mask in data.split("train").masks] == [True, False, False]
     assert data.notes == (
-        "1 files in labels are not used: true masks lie in a folder `masks`, or tags.csv names them in a column mask",
+        "1 files in labels are not used: put true masks in a folder `masks`, or name them in a column mask of tags.csv",
     )
 
 

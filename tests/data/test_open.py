@@ -70,7 +70,7 @@ def test_two_layouts_at_once(tmp_path):
 
 def test_a_data_set_further_down(tmp_path):
     write_voc(tmp_path / "sets" / "VOC2007")
-    with pytest.raises(BadInput, match=r"found a data set further down .*sets/VOC2007/JPEGImages.*Give its own folder"):
+    with pytest.raises(BadInput, match=r"found a data set further down .*sets/VOC2007/JPEGImages.*Give the folder of the data set itself"):
         open_dataset(tmp_path)
     write_coco(tmp_path / "coco")
     with pytest.raises(BadInput, match="further down"):
@@ -80,13 +80,13 @@ def test_a_data_set_further_down(tmp_path):
 def test_bad_tag_files(folders, tmp_path):
     with pytest.raises(BadInput, match=r"none\.csv: found no such file; expected a file of tags"):
         open_dataset(folders, tags=tmp_path / "none.csv")
-    with pytest.raises(BadInput, match=r"found a file of kind '\.xlsx'"):
+    with pytest.raises(BadInput, match=r"found a file of type '\.xlsx'"):
         open_dataset(folders, tags=write_text(tmp_path / "a.xlsx", ""))
 
 
 def test_loose_pictures_without_tags(tmp_path):
     write_picture(tmp_path / "a.jpg")
-    with pytest.raises(BadInput, match=r"1 pictures outside of any class folder .* and no table of tags"):
+    with pytest.raises(BadInput, match=r"1 pictures outside any class folder .* and no table of tags"):
         open_dataset(tmp_path)
 
 

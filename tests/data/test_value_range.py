@@ -313,7 +313,7 @@ def test_pictures_that_are_not_read_are_named(tmp_path):
     assert "1 .jxl file is not read: convert them to JPEG or PNG first" in notes
     for path in tmp_path.glob("*/1.jpg"):
         path.unlink()
-    with pytest.raises(BadInput, match=r"found no picture that is read; 2 \.heic files are not read: convert"):
+    with pytest.raises(BadInput, match=r"found no picture in a supported format; 2 \.heic files are not read: convert"):
         open_dataset(tmp_path)
 
 

@@ -10,6 +10,7 @@ from scipy.io import savemat
 
 from tests.data.conftest import VOC_OBJECTS, annotation, write_labels, write_picture, write_text, write_voc
 from wsss.data import voc as voc_module
+from wsss.data.entries import LayoutOptions
 from wsss.data.files import read_mask
 from wsss.data.voc import VOC_CLASSES, find_voc, make_segmentation_class_aug, open_voc, read_annotation, read_sbd_mask
 from wsss.errors import BadInput
@@ -76,12 +77,12 @@ def test_train_aug_from_the_folder_of_masks(voc):
 
 def test_choosing_splits_and_lists(voc, tmp_path):
     listed = str(write_text(tmp_path / "mine.txt", "2008_000008\n2007_000033.jpg\n"))
-    data = open_voc(voc, train=listed, val="train")
+    data = open_voc(voc, LayoutOptions(train=listed, val="train"))
     assert (data.train, data.val, data.scored_split) == (listed, "train", None)
     assert data.split(listed).names == ("2008_000008", "2007_000033")
     assert data.split(listed).title == "voc/mine"
     with pytest.raises(BadInput, match=r"no split or list file 'tarin'; expected one of its splits .train, val."):
-        open_voc(voc, train="tarin")
+        open_voc(voc, LayoutOptions(train="tarin"))
 
 
 def test_rules_for_tags(tmp_path):
@@ -138,16 +139,16 @@ def test_own_classes(tmp_path):
     assert data.class_names == ("kite", "drone")
     assert tags(data.split("train")) == {"a b": ["kite"], "deep/ü": []}
     assert tags(data.split("val")) == {"v": ["kite", "drone"]}
-    assert open_voc(root, classes=["drone", "kite"]).class_names == ("drone", "kite")
+    assert open_voc(root, LayoutOptions(classes=("drone", "kite"))).class_names == ("drone", "kite")
     with pytest.raises(BadInput, match=r"a b\.xml: found an object 'kite', .*--classes"):
-        open_voc(root, classes=["drone", "plane"])
+        open_voc(root, LayoutOptions(classes=("drone", "plane")))
 
 
 def test_tags_from_a_pickled_file(voc):
     labels = {int(name.replace("_", "")): np.eye(20, dtype=np.float32)[i] for i, name in enumerate(VOC_OBJECTS)}
     np.save(voc / "cls_labels.npy", labels)
     expected = {"2007_000032": ["aeroplane"], "2007_000039": ["bicycle"]}
-    assert tags(open_voc(voc, tags=voc / "cls_labels.npy").split("train")) == expected
+    assert tags(open_voc(voc, LayoutOptions(tags=voc / "cls_labels.npy")).split("train")) == expected
     assert tags(open_voc(voc).split("train")) != expected
     shutil.rmtree(voc / "Annotations")
     data = open_voc(voc)
@@ -159,10 +160,10 @@ def test_tags_from_a_table(voc):
     table = write_text(
         voc.parent / "t.csv", "image,tags\n2007_000032.jpg,cat\n2007_000039.jpg,dog\n2007_000033.jpg,dog;cat\n"
     )
-    assert tags(open_voc(voc, tags=table).split("val")) == {"2007_000033": ["cat", "dog"]}
+    assert tags(open_voc(voc, LayoutOptions(tags=table)).split("val")) == {"2007_000033": ["cat", "dog"]}
     write_text(table, "image,tags\n2007_000032.jpg,cat\n")
     with pytest.raises(BadInput, match=r"t\.csv: found no tags for 1 of the 2 pictures of train .'2007_000039' first"):
-        open_voc(voc, tags=table)
+        open_voc(voc, LayoutOptions(tags=table))
 
 
 def test_tags_from_the_masks(voc):
@@ -199,7 +200,7 @@ def test_missing_pictures(voc):
         BadInput, match=r"train\.txt: found 1 of 2 names without a picture .'2007_000039' first.*--skip-bad"
     ):
         open_voc(voc)
-    data = open_voc(voc, skip_missing=True)
+    data = open_voc(voc, LayoutOptions(skip_missing=True))
     assert data.split("train").names == ("2007_000032",)
     assert any(note.startswith("train: 1 of 2 names left out") for note in data.notes)
 
@@ -226,18 +227,18 @@ def test_tags_are_compared_with_the_published_ones(voc, monkeypatch):
     whole = dataclasses.replace(
         train, names=tuple(names), paths=train.paths[:1] * 1464, labels=labels, masks=train.masks[:1] * 1464
     )
-    assert voc_module._compared_with_published({"train": whole}) == [
+    assert voc_module._compare_with_published({"train": whole}) == [
         "train: tags per class agree with the published ones"
     ]
     labels[0, 7] = False
-    assert voc_module._compared_with_published({"train": whole}) == [
+    assert voc_module._compare_with_published({"train": whole}) == [
         "train: tags differ from the published ones in cat"
     ]
-    assert voc_module._compared_with_published({"train": train}) == []
+    assert voc_module._compare_with_published({"train": train}) == []
     text = "".join(f"{name}\n" for name in names)
     monkeypatch.setattr(voc_module, "_TRAIN_AUG_SHA1", hashlib.sha1(text.encode()).hexdigest())
     monkeypatch.setattr(voc_module, "_IMAGES", {"train_aug": 1464})
-    assert voc_module._compared_with_published({"train_aug": whole})[1] == "train_aug: the published list"
+    assert voc_module._compare_with_published({"train_aug": whole})[1] == "train_aug: the published list"
 
 
 def write_sbd(root, names):

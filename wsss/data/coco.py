@@ -1,13 +1,13 @@
 """COCO (Lin et al., ECCV 2014): tags and masks from the instance annotations, by the rules that published methods used.
 
-A mask is drawn when it is asked for, from the objects of its picture alone.
+A mask is drawn when it is read, from the objects of its picture only.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -15,9 +15,9 @@ from jaxtyping import Bool, UInt8
 from wsss.data.coco_files import PictureFiles, annotation_files, split_folders
 from wsss.data.coco_index import Instances, read_instances
 from wsss.data.coco_shapes import MaskRule, draw_mask
-from wsss.data.entries import only_split
+from wsss.data.entries import DEFAULT_OPTIONS, LayoutOptions, only_split
 from wsss.data.images import IGNORE, MOST_CLASSES, Dataset, Images, MaskFile, TrueMask
-from wsss.data.lists import choose_split, existing_pictures, pictures_below, read_classes, read_names, without_suffix
+from wsss.data.lists import choose_split, existing_pictures, pictures_below, read_names, without_suffix
 from wsss.data.names import relative_name
 from wsss.data.orientation import choose_orientation, header_size_hw
 from wsss.data.pictures import picture_size_hw
@@ -25,7 +25,7 @@ from wsss.data.roles import IGNORED, means_no_class
 from wsss.data.tables import labels_by_name, labels_of, spellings
 from wsss.errors import BadInput, is_regular
 from wsss.foreign.npy import read_legacy_labels
-from wsss.stream import Progress, in_threads
+from wsss.stream import in_threads
 
 # Category ids 1..90 leave out 12, 26, 29, 30, 45, 66, 68, 69, 71, 83
 COCO_CATEGORIES = {
@@ -53,11 +53,11 @@ class InstanceMask:
     position: int
     rule: MaskRule
     picture: Path | None = None
-    """the file that the annotations are of; no mask is drawn at another size"""
+    """the annotated file; the mask must have its size"""
     upright: bool = False
-    """whether that is turned as its EXIF orientation says"""
+    """whether the picture is rotated by its EXIF orientation"""
     crowds: bool = False
-    """whether crowds are drawn by the rule `clims` too"""
+    """whether the rule `clims` draws crowds too"""
 
     @property
     def where(self) -> str:
@@ -65,7 +65,7 @@ class InstanceMask:
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
         height, width = self.size_hw
-        # a size that a file claims is only believed where its picture has it
+        # the size in the annotations is used only if the picture has it
         found = (height, width) if self.picture is None else picture_size_hw(self.picture, upright=self.upright)
         if self.picture is not None and found != (height, width):
             otherwise = picture_size_hw(self.picture, upright=not self.upright)
@@ -81,7 +81,7 @@ class InstanceMask:
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Height and width as the annotations say."""
+        """Height and width according to the annotations."""
         height, width = self.instances.sizes_hw[self.position].tolist()
         return height, width
 
@@ -93,7 +93,7 @@ class InstanceMask:
 
 
 def find_coco(path: Path) -> Path | None:
-    """The root of COCO's layout at a path: it has annotations (see `wsss.data.coco_files`), or folders of pictures like `train2014`."""
+    """The root of COCO's layout: the path, if it has annotations (see `wsss.data.coco_files`) or folders such as `train2014`."""
     if annotation_files(path) or split_folders(path):
         return path
     return None
@@ -101,118 +101,95 @@ def find_coco(path: Path) -> Path | None:
 
 @dataclasses.dataclass
 class _Layout:
-    """A folder in one of COCO's layouts as it is read."""
+    """A folder in one of COCO's layouts while it is read."""
 
     root: Path
+    options: LayoutOptions
     files: dict[str, Path]
     folders: dict[str, Path]
-    tags: Path | None
-    tag_rule: TagRule
-    mask_rule: MaskRule | None
-    upright: bool | None
-    skip_missing: bool
-    progress: Progress | None
-    notes: list[str]
-    negatives: frozenset[str]
     pictures: PictureFiles
     class_names: tuple[str, ...] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
     _read: dict[str, Instances] = dataclasses.field(default_factory=dict)
 
+    @property
+    def tag_rule(self) -> TagRule:
+        return cast(TagRule, self.options.tag_rule or "clims")  # open_dataset has checked the rule
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        return cast(MaskRule, self.options.mask_rule or ("icam" if self.tag_rule == "icam" else "clims"))
+
     def instances(self, split: str) -> Instances:
-        """The annotations of a split, read once."""
+        """The annotations of a split, which are read once."""
         if split not in self._read:
             self._read[split] = read_instances(self.files[split])
         return self._read[split]
 
     def replace(self, split: str, instances: Instances) -> None:
-        """Take these annotations of a split from now on."""
+        """Use other annotations for a split from now on."""
         self._read[split] = instances
 
 
-def open_coco(
-    root: Path,
-    *,
-    train: str | None = None,
-    val: str | None = None,
-    classes: Path | Sequence[str] | None = None,
-    tags: Path | None = None,
-    tag_rule: TagRule = "clims",
-    mask_rule: MaskRule | None = None,
-    upright: bool | None = None,
-    skip_missing: bool = False,
-    progress: Progress | None = None,
-    negatives: frozenset[str] = frozenset(),
-    allow_outside: bool = False,
-) -> Dataset:
-    """Open COCO 2014 or 2017, or other data with annotations in COCO's form.
+def open_coco(root: Path, options: LayoutOptions = DEFAULT_OPTIONS) -> Dataset:
+    """Open COCO 2014 or 2017, or other data with annotations in COCO's format.
 
-    Annotations and pictures lie in one of the layouts of `wsss.data.coco_files`. Only the annotations of the two splits in use
-    are read. Without annotations, tags come from `tags` and true masks from `SegmentationClass` or `mask`, as CLIP-ES keeps them.
+    Annotations and pictures are in one of the layouts of `wsss.data.coco_files`. Only the annotations of the two splits in use
+    are read. Without annotations, tags come from `tags` and true masks from `SegmentationClass` or `mask`, where CLIP-ES keeps them.
 
     Args:
         root: the folder with `annotations`.
-        train: split to train on, or a list file; train2014 where there is one, else train2017, else `train`.
-        val: split to score segmenters on, or a list file; the one of the same year.
-        classes: other names of the classes, in the order of the category ids.
-        tags: a table of tags, `train_labels.npy` of CLIMS, or a list of CLIP-ES; pictures without an entry are left out.
-        tag_rule: `clims` takes the categories of all objects, crowds included, and orders pictures by id; `clip-es` leaves out pictures without
-            any; `icam` takes what can be seen in its masks, with pictures in the order of the file.
-        mask_rule: see `draw_mask`; by default `icam` with the tags of `icam`, else `clims`. ICAM draws the 2014 splits too from the
-            annotations of 2017 where they are there. By default crowds are objects like others in data that is not COCO's own, since tools
-            mark plain objects so.
-        upright: follow EXIF orientation. By default COCO's own pictures are not turned, as in the published loaders; for others see
-            `wsss.data.orientation`.
-        skip_missing: leave out pictures that are missing.
-        progress: called while masks are drawn for the tags of `icam`, with the number of masks drawn and of all.
-        negatives: names of categories that mean that nothing is there, beside `background` and `_background_`.
-        allow_outside: pictures may have absolute names, or names that lead upwards.
+        options: by default, `train` is the first of train2014, train2017 and `train` that exists, and `val` the split of the same year.
+            `classes` renames the classes, in the order of the category ids. With `tags`, a table, `train_labels.npy` of CLIMS or a list of
+            CLIP-ES, pictures without an entry are left out.
+            `tag_rule` is `clims` by default: the categories of all objects, including crowds, with pictures ordered by id; `clip-es` leaves out
+            pictures without any; `icam` takes the classes that are visible in its masks, with pictures in the order of the file.
+            `mask_rule`, see `draw_mask`, is `icam` by default if the tags follow `icam`, else `clims`. ICAM draws the 2014 splits from the
+            annotations of 2017 too if they exist. By default, crowds are treated as objects in data that is not COCO's own, since tools
+            mark ordinary objects as crowds.
+            `upright` None leaves COCO's own pictures as they are, as the published loaders do; see `wsss.data.orientation` for others.
+            `progress` is called while masks are drawn for the tags of `icam`, with the number of masks drawn and of all.
 
     Raises:
         BadInput: annotations, pictures or lists do not fit together.
     """
     files, folders = annotation_files(root), split_folders(root)
-    layout = _Layout(
-        root,
-        files,
-        folders,
-        tags,
-        tag_rule,
-        mask_rule,
-        upright,
-        skip_missing,
-        progress,
-        notes=[],
-        negatives=negatives,
-        pictures=PictureFiles(root, files, folders, allow_outside),
-    )
-    there = list(layout.files or layout.folders)
-    lists = [asked for asked in (train, val) if asked is not None and asked not in there and is_regular(asked)]
-    chosen = choose_split(train, [*there, *lists], ("train2014", "train2017", "train", *only_split(there)), root)
-    if chosen is None:
+    layout = _Layout(root, options, files, folders, PictureFiles(root, files, folders, options.allow_outside))
+    available = list(files or folders)
+    lists = [
+        name for name in (options.train, options.val) if name is not None and name not in available and is_regular(name)
+    ]
+    usual = ("train2014", "train2017", "train", *only_split(available))
+    train = choose_split(options.train, [*available, *lists], usual, root)
+    if train is None:
         raise BadInput(
             root / "annotations" / "instances_train2014.json",
-            f"no such file (splits found: {', '.join(there)})",
+            f"no such file (splits found: {', '.join(available)})",
             "the annotations of a training split",
             "Fetch them, or choose a split with --train.",
         )
-    scored = choose_split(val, [*there, *lists], (chosen.replace("train", "val"),) if "train" in chosen else (), root)
-    layout.class_names = _class_names(layout, classes, [split for split in (chosen, scored) if split in layout.files])
-    used = dict.fromkeys(split for split in (chosen, scored) if split)
+    same_year = (train.replace("train", "val"),) if "train" in train else ()
+    val = choose_split(options.val, [*available, *lists], same_year, root)
+    used = list(dict.fromkeys(split for split in (train, val) if split))
+    layout.class_names = _class_names(layout, [split for split in used if split in files])
     splits = {
         split: _listed_images(layout, split) if split in lists else _split_images(layout, split) for split in used
     }
-    if left := [split for split in there if split not in used]:
-        layout.notes.append(f"there are more splits, which --train and --val can choose: {', '.join(left)}")
-    if not splits[chosen].labels.any():
+    if unused := [split for split in available if split not in used]:
+        layout.notes.append(f"there are more splits, which --train and --val can choose: {', '.join(unused)}")
+    if not splits[train].labels.any():
         raise BadInput(
-            tags or root, f"no tags for {chosen}", "tags of its pictures", "Give a table or a list with --tags."
+            options.tags or root,
+            f"no tags for {train}",
+            "tags of its pictures",
+            "Give a table or a list with --tags.",
         )
-    seed = chosen if splits[chosen].has_masks else None
-    return Dataset("coco", root, splits, chosen, scored_split=seed, val=scored, notes=tuple(layout.notes))
+    scored = train if splits[train].has_masks else None
+    return Dataset("coco", root, splits, train, scored_split=scored, val=val, notes=tuple(layout.notes))
 
 
-def _class_names(layout: _Layout, classes: Path | Sequence[str] | None, splits: Sequence[str]) -> tuple[str, ...]:
-    _leave_out_no_classes(layout, splits)
+def _class_names(layout: _Layout, splits: Sequence[str]) -> tuple[str, ...]:
+    _remove_non_classes(layout, splits)
     categories = [(layout.files[split], layout.instances(split).categories) for split in splits] or [
         (layout.root, COCO_CATEGORIES)
     ]
@@ -222,22 +199,22 @@ def _class_names(layout: _Layout, classes: Path | Sequence[str] | None, splits: 
             raise BadInput(
                 other, f"{len(names)} other categories", f"those of {where}", "Use annotations that belong together."
             )
-    if classes is None:
+    given = layout.options.classes
+    if given is None:
         return tuple(first.values())
-    given = read_classes(classes)
     if len(given) != len(first):
         raise BadInput(
-            where, f"{len(first)} categories", f"{len(given)}, one for each class given", "Correct the class list."
+            where, f"{len(first)} categories", f"{len(given)}, one for each class given", "Correct the list of classes."
         )
     return given
 
 
-def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
-    """Take categories that are no classes out of the annotations read: the background, what is ignored, Roboflow's supercategory."""
+def _remove_non_classes(layout: _Layout, splits: Sequence[str]) -> None:
+    """Remove categories that are no classes from the annotations: the background, ignored regions, Roboflow's supercategory."""
     read = [layout.instances(split) for split in splits]
     for number, name in {number: name for instances in read for number, name in instances.categories.items()}.items():
-        label = 0 if means_no_class(name, layout.negatives) else IGNORE if name == IGNORED else None
-        above = {
+        label = 0 if means_no_class(name, layout.options.negatives) else IGNORE if name == IGNORED else None
+        supercategories = {
             instances.supercategories.get(other)
             for instances in read
             for other in instances.categories
@@ -248,8 +225,10 @@ def _leave_out_no_classes(layout: _Layout, splits: Sequence[str]) -> None:
             for instances in read
             if number in instances.categories
         )
-        if label is None and number == 0 and not used and name in above:
-            layout.notes.append(f"the category {name!r} (id 0), which others are below and no object has, is no class")
+        if label is None and number == 0 and not used and name in supercategories:
+            layout.notes.append(
+                f"the category {name!r} (id 0) is no class: it is the supercategory of others, and no object has it"
+            )
             label = 0
         if label is not None:
             for split in splits:
@@ -267,7 +246,7 @@ def _split_images(layout: _Layout, split: str) -> Images:
 
 
 def _listed_images(layout: _Layout, split: str) -> Images:
-    """The pictures of a list file, looked up in one annotation file after another."""
+    """The pictures of a list file, found in one annotation file after another."""
     names = list(read_names(Path(split), {}))
     found: dict[str, tuple[str, Path | None, tuple[Instances, int] | None]] = {}
     for candidate in sorted(
@@ -288,9 +267,9 @@ def _listed_images(layout: _Layout, split: str) -> Images:
     if unknown:
         raise BadInput(
             split,
-            f"{len(unknown)} of {len(names)} names that no annotation file has ({unknown[0]!r} first)",
+            f"{len(unknown)} of {len(names)} names that are in no annotation file ({unknown[0]!r} first)",
             "names of pictures or twelve-digit ids",
-            "Correct the list, or fetch the annotations it belongs to.",
+            "Correct the list, or fetch the annotations that it belongs to.",
         )
     return _images(layout, split, [found[name] for name in names], Path(split))
 
@@ -316,20 +295,22 @@ def _images(
         where,
         split,
         needed=True,
-        skip_missing=layout.skip_missing,
+        skip_missing=layout.options.skip_missing,
         notes=layout.notes,
     )
     published = _is_published(names, [places[name] for name in names])
     masks = _masks(layout, split, [(name, pictures[name], places[name]) for name in names], published)
-    upright = bool(layout.upright)
+    upright = bool(layout.options.upright)
     if not published:
         sizes = [_mask_size_hw(mask) for mask in masks]
-        upright = choose_orientation([pictures[name] for name in names], sizes, layout.upright, split, layout.notes)
+        upright = choose_orientation(
+            [pictures[name] for name in names], sizes, layout.options.upright, split, layout.notes
+        )
     masks = [dataclasses.replace(mask, upright=upright) if isinstance(mask, InstanceMask) else mask for mask in masks]
-    labels, without = _labels(layout, split, names, places, masks)
-    keep = [index for index, name in enumerate(names) if name not in without]
-    if without:
-        layout.notes.append(f"{split}: {len(without)} pictures without a tag left out")
+    labels, untagged = _labels(layout, split, names, places, masks)
+    keep = [index for index, name in enumerate(names) if name not in untagged]
+    if untagged:
+        layout.notes.append(f"{split}: {len(untagged)} pictures without a tag left out")
     return Images(
         title=f"coco/{Path(split).stem}",
         names=tuple(names),
@@ -348,10 +329,10 @@ def _labels(
     places: Mapping[str, tuple[Instances, int] | None],
     masks: Sequence[TrueMask | None],
 ) -> tuple[Bool[np.ndarray, "n c"], set[str]]:
-    """Labels, and the names of pictures to be left out for want of them."""
+    """Labels, and the names of the pictures that are left out because they have none."""
     n_classes = len(layout.class_names)
-    if layout.tags is not None:
-        found, missing = labels_of(names, _tag_file(layout, split, layout.tags), n_classes)
+    if layout.options.tags is not None:
+        found, missing = labels_of(names, _tag_file(layout, split, layout.options.tags), n_classes)
         return found, set(missing) if len(missing) < len(names) else set()
     known = [place for place in (places[name] for name in names) if place]
     if len(known) < len(names):
@@ -360,17 +341,16 @@ def _labels(
     if layout.tag_rule == "icam":
         drawn = [mask for mask in masks if mask]
         if len(drawn) < len(names):
-            lacking = f"{len(names) - len(drawn)} pictures of {split} whose objects have no outlines"
-            raise BadInput(
-                "tag_rule", lacking, "outlines of all, since `icam` takes what can be seen", "Choose another rule."
-            )
-        seen = in_threads(
+            found_without = f"{len(names) - len(drawn)} pictures of {split} whose objects have no outlines"
+            expected = "outlines of all objects, since `icam` takes the classes visible in masks"
+            raise BadInput("tag_rule", found_without, expected, "Choose another rule.")
+        visible = in_threads(
             lambda mask: np.bincount(mask.read().ravel(), minlength=256)[1 : n_classes + 1] > 0,
             drawn,
             len(drawn),
-            layout.progress,
+            layout.options.progress,
         )
-        return np.array(list(seen)), set()
+        return np.array(list(visible)), set()
     labels = np.array([instances.labels(position) for instances, position in known])
     if layout.tag_rule == "clip-es":
         return labels, {name for name, row in zip(names, labels, strict=True) if not row.any()}
@@ -384,7 +364,7 @@ def _tag_file(layout: _Layout, split: str, path: Path) -> dict[str, Bool[np.ndar
             ids = np.sort(layout.instances(split).ids).tolist()
             if rows.shape[1] != len(layout.class_names):
                 raise BadInput(
-                    path, f"rows of {rows.shape[1]} labels", f"{len(layout.class_names)}", "Take another file."
+                    path, f"rows of {rows.shape[1]} labels", f"{len(layout.class_names)}", "Give another file."
                 )
             return (
                 {str(image_id): row for image_id, row in zip(ids, rows, strict=True)} if len(rows) == len(ids) else {}
@@ -393,7 +373,7 @@ def _tag_file(layout: _Layout, split: str, path: Path) -> dict[str, Bool[np.ndar
 
 
 def _is_published(names: Sequence[str], places: Sequence[tuple[Instances, int] | None]) -> bool:
-    """Whether pictures are COCO's own: they have its ids for names, and its categories."""
+    """Whether the pictures are COCO's own: they are named by its ids, and have its categories."""
     for name, place in zip(names, places, strict=True):
         number = re.fullmatch(r"(?:.*/)?(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})", name)
         if number is None or (place is not None and place[0].ids[place[1]] != int(number[1])):
@@ -427,7 +407,7 @@ def _masks(
     if len(layout.class_names) > MOST_CLASSES:
         layout.notes.append(f"{split}: no true masks, since {len(layout.class_names)} classes are too many for 8 bits")
         return [None] * len(entries)
-    rule = layout.mask_rule or ("icam" if layout.tag_rule == "icam" else "clims")
+    rule = layout.mask_rule
     places = [place for _, _, place in entries if place]
     if rule == "icam" and any(instances.path.stem.endswith("2014") for instances, _ in places):
         if {"train2017", "val2017"} <= layout.files.keys():
@@ -435,48 +415,48 @@ def _masks(
             places = _of_2017(layout, places)
         else:
             layout.notes.append(
-                f"{split}: masks are drawn from the annotations of 2014; ICAM took those of 2017, which are not there"
+                f"{split}: masks are drawn from the annotations of 2014; ICAM took those of 2017, which do not exist here"
             )
-    crowds = rule == "clims" and layout.mask_rule is None and not published
-    if rule == "clims":
-        layout.notes += _about_crowds(split, places, crowds)
-    outlined, notes = _about_outlines(split, places)
+    crowds = rule == "clims" and layout.options.mask_rule is None and not published
+    if crowds:
+        layout.notes += _notes_on_crowds(split, places)
+    outlined, notes = _outlined(split, places)
     layout.notes += notes
     return [
-        InstanceMask(instances, position, rule, path, crowds=crowds) if whole else None
-        for (_, path, _), (instances, position), whole in zip(entries, places, outlined, strict=True)
+        InstanceMask(instances, position, rule, path, crowds=crowds) if complete else None
+        for (_, path, _), (instances, position), complete in zip(entries, places, outlined, strict=True)
     ]
 
 
-def _about_crowds(split: str, places: Sequence[tuple[Instances, int]], drawn: bool) -> list[str]:
+def _notes_on_crowds(split: str, places: Sequence[tuple[Instances, int]]) -> list[str]:
     marked = sum(int(instances.crowds[instances.among(position)].sum()) for instances, position in places)
-    if not marked or not drawn:
+    if not marked:
         return []
     return [
-        f"{split}: {marked} objects are marked as crowds (`iscrowd`) and taken as objects like others, since some tools mark plain "
-        "masks so; --mask_rule clims leaves them out of the true masks"
+        f"{split}: {marked} objects are marked as crowds (`iscrowd`) and treated as ordinary objects, since some tools mark ordinary "
+        "masks so; --mask-rule clims leaves them out of the true masks"
     ]
 
 
-def _about_outlines(split: str, places: Sequence[tuple[Instances, int]]) -> tuple[list[bool], list[str]]:
-    """For each picture whether its objects all have outlines, so that there is a true mask; and what to say about the others.
+def _outlined(split: str, places: Sequence[tuple[Instances, int]]) -> tuple[list[bool], list[str]]:
+    """Whether all objects of each picture have outlines, so that it has a true mask; and notes on the others.
 
-    Where no object has one, pictures without objects have no true mask either.
+    If no object of the split has an outline, pictures without objects have no true mask either.
     """
     found = [instances.outlined[instances.among(position)] for instances, position in places]
     boxes = sum(int((outlined == 0).sum()) for outlined in found)
     cut = sum(int((outlined == 2).sum()) for outlined in found)
     any_outline = boxes == 0 or any((outlined > 0).any() for outlined in found)
-    whole = [any_outline and bool((outlined > 0).all()) for outlined in found]
+    complete = [any_outline and bool((outlined > 0).all()) for outlined in found]
     notes = []
     if boxes:
         notes.append(
-            f"{split}: {boxes} objects have no outline (boxes alone); {len(whole) - sum(whole)} of {len(whole)} pictures have tags but "
-            "no true mask for that reason"
+            f"{split}: {boxes} objects have no outline (only boxes); for this reason, {len(complete) - sum(complete)} of {len(complete)} "
+            "pictures have tags but no true mask"
         )
     if cut:
-        notes.append(f"{split}: polygons of less than three corners are left out of {cut} objects")
-    return whole, notes
+        notes.append(f"{split}: polygons with fewer than three corners are left out of {cut} objects")
+    return complete, notes
 
 
 def _of_2017(layout: _Layout, places: Sequence[tuple[Instances, int]]) -> list[tuple[Instances, int]]:
@@ -490,7 +470,7 @@ def _of_2017(layout: _Layout, places: Sequence[tuple[Instances, int]]) -> list[t
         raise BadInput(
             layout.root / "annotations",
             f"{len(missing)} images of 2014 without an entry in 2017 ({missing[0]} first)",
-            "all of them, as in the published files",
+            "an entry for each, as in the published files",
             "Complete the files of 2017, or remove them.",
         )
     return [newer[image_id] for image_id in wanted]

@@ -1,12 +1,12 @@
-"""Pictures in folders: a folder a class, or a folder and a table of tags.
+"""Pictures in folders: one folder per class, or a folder and a table of tags.
 
-    ROOT/cat/1.jpg                              a folder a class; every picture in it, sub-folders included, has that tag
+    ROOT/cat/1.jpg                              one folder per class; all pictures in it and in its sub-folders have that tag
     ROOT/train/cat/1.jpg  ROOT/val/cat/2.jpg    the same in splits (train, val, test)
     ROOT/any/where/1.jpg  ROOT/tags.csv         a table (see `wsss.data.tables`) with the columns image, tags, split, mask
-    ROOT/classes.txt                            the classes in the order of their labels; else they are sorted by name
+    ROOT/classes.txt                            the classes in the order of their labels; otherwise they are sorted by name
 
-Pictures may also lie in `ROOT/images`. True masks are 8-bit PNGs of labels, 255 ignored (TIFF, BMP and GIF are read too): `ROOT/masks/` and
-the picture's own path with `.png`, or `NAME_mask.png` beside the picture, or what the table's column `mask` names.
+Pictures may also be in `ROOT/images`. True masks are 8-bit PNGs of labels, 255 ignored (TIFF, BMP and GIF are read too): `ROOT/masks/` and
+the picture's path with `.png`, or `NAME_mask.png` next to the picture, or the files in the table's column `mask`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from wsss.data.entries import split_of
+from wsss.data.entries import DEFAULT_OPTIONS, LayoutOptions, split_of
 from wsss.data.images import Dataset, Images, MaskFile, TrueMask
 from wsss.data.lists import (
     choose_split,
@@ -46,69 +46,54 @@ from wsss.errors import BadInput, is_regular
 CLASSES = "classes.txt"
 
 
-def open_folder(
-    root: Path,
-    *,
-    train: str | None = None,
-    val: str | None = None,
-    classes: Path | Sequence[str] | None = None,
-    tags: Path | None = None,
-    upright: bool = True,
-    skip_missing: bool = False,
-    negatives: frozenset[str] = frozenset(),
-    allow_outside: bool = False,
-) -> Dataset:
-    """Open a folder of pictures whose tags are folder names or stand in a table.
+def open_folder(root: Path, options: LayoutOptions = DEFAULT_OPTIONS) -> Dataset:
+    """Open a folder of pictures whose tags are folder names or come from a table.
 
     Args:
         root: the folder.
-        train: split to train on, or a list file; `train` where there are splits.
-        val: split to score segmenters on, or a list file; `val` if there is one.
-        classes: class names or the file of them, instead of `classes.txt`.
-        tags: the table, `cls_labels.npy`, or a list with class numbers, instead of `tags.csv`, `tags.tsv` or `tags.jsonl`.
-        upright: turn pictures as their EXIF orientation says; true masks must be turned likewise.
-        skip_missing: leave out pictures that the table names and that are missing.
-        negatives: folders or tags that mean that no class is there, beside `background` and `_background_`; such pictures have no tags.
-        allow_outside: the table may name files by absolute paths, or ones that lead upwards.
+        options: by default, `train` is `train` and `val` is `val` if there is one. `classes` replaces `classes.txt`. `tags`, a table,
+            `cls_labels.npy` or a list with class numbers, replaces `tags.csv`, `tags.tsv` or `tags.jsonl`. `upright` is True by default; true
+            masks must have the same orientation. Pictures in a folder of `negatives`, or with such a tag, have no tags. With
+            `allow_outside`, a table may name files by absolute paths or paths that lead upwards.
 
     Raises:
-        BadInput: there are no pictures or no tags, they do not fit together, or the folders look like no folders of classes.
+        BadInput: there are no pictures or no tags, they do not fit together, or the folders do not look like class folders.
     """
-    layout = _Layout(root, upright, skip_missing, negatives, allow_outside)
-    table = tags if tags is not None else find_table(root)
-    own = root / CLASSES
-    names = read_classes(classes) if classes is not None else read_classes(own) if own.is_file() else None
-    names = names and only_classes(names, negatives)
+    layout = _Layout(root, options)
+    table = options.tags if options.tags is not None else find_table(root)
+    class_names = options.class_names
+    if class_names is None and (root / CLASSES).is_file():
+        class_names = only_classes(read_classes(root / CLASSES), options.negatives)
     if table is None:
-        splits = _by_folder(layout, names, (train, val))
+        splits = _by_folder(layout, class_names)
     elif table.suffix.lower() in TABLE_SUFFIXES:
-        splits = _by_table(layout, table, names)
+        splits = _by_table(layout, table, class_names)
     else:
-        splits = _by_vectors(layout, table, names)
-    everything = _joined(layout, splits)
-    for asked in (train, val):
-        if asked is not None and asked not in splits and is_regular(asked):
-            splits[asked] = _listed(layout, Path(asked), everything)
-    chosen = choose_split(train, splits, ("train",), root)
-    if chosen is None:
+        splits = _by_vectors(layout, table, class_names)
+    everything = _concatenated(layout, splits)
+    for requested in (options.train, options.val):
+        if requested is not None and requested not in splits and is_regular(requested):
+            splits[requested] = _listed(layout, Path(requested), everything)
+    train = choose_split(options.train, splits, ("train",), root)
+    if train is None:
         raise BadInput(root, f"the splits {', '.join(splits)}", "one called train", "Choose one with --train.")
-    if not splits[chosen].labels.any():
+    if not splits[train].labels.any():
         raise BadInput(
-            table or root, f"no tag for any of the {len(splits[chosen])} pictures of {chosen}", "tags", "Add them."
+            table or root, f"no tag for any of the {len(splits[train])} pictures of {train}", "tags", "Add them."
         )
-    if names is None:
-        check_ambiguous(splits[chosen].class_names, table or root)
-    seed = chosen if splits[chosen].has_masks else None
-    scored = choose_split(val, splits, ("val",), root)
+    if class_names is None:
+        check_ambiguous(splits[train].class_names, table or root)
+    scored = train if splits[train].has_masks else None
+    val = choose_split(options.val, splits, ("val",), root)
     kind = "folders" if table is None else "tags"
-    return Dataset(kind, root, splits, chosen, scored_split=seed, val=scored, notes=tuple(layout.notes))
+    return Dataset(kind, root, splits, train, scored_split=scored, val=val, notes=tuple(layout.notes))
 
 
 def open_pictures(path: Path, *, upright: bool = True) -> Images:
     """A picture, or all pictures of a folder and its sub-folders, without tags.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there are none.
     """
     if not os.path.exists(path):
         raise BadInput(path, "no such file or folder", "a picture or a folder of pictures", "Check the path.")
@@ -136,14 +121,14 @@ def find_table(root: Path) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class BackgroundMask:
-    """The true mask of a picture in which no class is: background alone."""
+    """The true mask of a picture without any class: background only."""
 
     picture: Path
     upright: bool
 
     @property
     def where(self) -> str:
-        return f"{self.picture} (no class is there)"
+        return f"{self.picture} (no class present)"
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
         return np.zeros(picture_size_hw(self.picture, upright=self.upright), np.uint8)
@@ -157,10 +142,7 @@ class _Layout:
     """The pictures and masks of a folder."""
 
     root: Path
-    upright: bool
-    skip_missing: bool
-    negatives: frozenset[str]
-    allow_outside: bool
+    options: LayoutOptions
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -172,6 +154,7 @@ class _Layout:
             for name, path in pictures_below(self.base).items()
             if self.base == images or not name.startswith(f"{MASKS}/")
         }
+        self.upright = self.options.upright is not False
         self.pictures, self.masks = separate_masks(found)
         masks = pictures_below(self.root / MASKS)
         self.masks |= masks if self.base == images else {self._named(name): path for name, path in masks.items()}
@@ -179,7 +162,7 @@ class _Layout:
             raise BadInput(self.root, listing(self.root), "pictures", "Choose a folder with pictures in it.")
 
     def _named(self, name: str) -> str:
-        """The name of a picture, which may lie in `images` although other folders hold pictures too."""
+        """The name of a mask's picture, which may be in `images` even if other folders hold pictures too."""
         below_images = f"images/{name}"
         return below_images if name not in self.pictures and below_images in self.pictures else name
 
@@ -191,7 +174,7 @@ class _Layout:
         labels: Bool[np.ndarray, "n c"],
         masks: Mapping[str, TrueMask],
     ) -> Images:
-        """The named pictures of a split, with the masks given, or else those found."""
+        """The named pictures of a split, with the given masks, or else those found in the folder."""
         found: dict[str, TrueMask] = {name: MaskFile(path) for name, path in self.masks.items()}
         return Images(
             title=f"{self.root.name}/{split}",
@@ -208,37 +191,11 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
-def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequence[str | None]) -> dict[str, Images]:
-    """Splits and labels from the folders that pictures are in."""
-    check_other_files(layout.root, layout.pictures, lists)
-    loose = [name for name in layout.pictures if "/" not in name]
-    if loose:
-        raise BadInput(
-            layout.base,
-            f"{len(loose)} pictures outside of any class folder ({layout.pictures[loose[0]].name} first) and no table of tags",
-            "a folder a class (cat/1.jpg), or a table tags.csv with the columns image and tags",
-            "Move the pictures into folders named after their classes, or write the table.",
-        )
-    tops = {name.partition("/")[0] for name in layout.pictures}
-    split_tops = {top for top in tops if split_of(top)}
-    deep = {
-        top for top in split_tops if all(name.count("/") > 1 for name in layout.pictures if name.startswith(f"{top}/"))
-    }
-    if deep and deep != tops:
-        if beside := [top for top in sorted(tops - deep) if top.lower() in MASK_FOLDERS]:
-            raise BadInput(
-                layout.base / beside[0],
-                f"a folder of masks beside the splits {', '.join(sorted(deep))}",
-                f"masks in a folder `{MASKS}`, under the names of their pictures ({MASKS}/{sorted(deep)[0]}/cat/1.png)",
-                "Rename it and the masks in it, or move it elsewhere.",
-            )
-        raise BadInput(
-            layout.base,
-            f"the split {', '.join(sorted(deep))} beside {', '.join(sorted(tops - deep))}",
-            "folders of classes, or folders of splits with folders of classes in them",
-            "Put all pictures into splits, or none.",
-        )
-    depth = 1 if deep else 0
+def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str, Images]:
+    """Splits and labels from the folders of the pictures."""
+    check_other_files(layout.root, layout.pictures, (layout.options.train, layout.options.val))
+    split_folders = _split_folders(layout)
+    depth = 1 if split_folders else 0
     folders = {name: name.split("/")[depth] for name in layout.pictures}
     check_named_like_masks(layout.pictures, layout.masks)
     check_folders_of_classes(layout.base, layout.pictures, folders, class_names)
@@ -246,7 +203,7 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequ
     negative = {
         folder
         for folder in folders.values()
-        if means_no_class(folder, layout.negatives) and folder not in (class_names or ())
+        if means_no_class(folder, layout.options.negatives) and folder not in (class_names or ())
     }
     tags = {name: folder for name, folder in folders.items() if folder not in negative}
     if negative:
@@ -256,28 +213,13 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequ
     for name, tag in tags.items():
         if tag not in class_names:
             tags_to_labels([tag], class_names, str(layout.pictures[name].parent))
-    empty = sorted(set(class_names) - set(tags.values()))
-    layout.notes += [f"classes without a picture: {', '.join(empty)}"] if empty else []
-    if len(class_names) == 1 and not negative:
-        layout.notes.append(
-            "one class that all pictures have: a classifier learns nothing from this; add pictures of something else"
-        )
-    without = _without_pictures(layout, sorted(deep))
-    layout.notes += [f"folders without a picture: {', '.join(without)}"] if without else []
-    others = Counter(
-        path.suffix.lower() or path.name
-        for path in files_below(layout.base)
-        if not is_picture(path) and path.parent != layout.root
-    )
-    if others:
-        layout.notes.append(
-            f"files that are no pictures, ignored: {', '.join(f'{n} {suffix}' for suffix, n in sorted(others.items()))}"
-        )
+    layout.notes += _notes_on_classes(class_names, tags, has_negatives=bool(negative))
+    layout.notes += _notes_on_other_files(layout, sorted(split_folders))
     unmasked = folders.keys() - tags.keys() - layout.masks.keys() if layout.masks else ()
     masks = {name: BackgroundMask(layout.pictures[name], layout.upright) for name in unmasked}
     members: dict[str, list[str]] = defaultdict(list)
     for name in layout.pictures:
-        members[str(split_of(name.partition("/")[0])) if deep else "train"].append(name)
+        members[str(split_of(name.partition("/")[0])) if split_folders else "train"].append(name)
     return {
         split: layout.images(
             split,
@@ -292,8 +234,71 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None, lists: Sequ
     }
 
 
+def _split_folders(layout: _Layout) -> set[str]:
+    """The folders of splits above the class folders; none if the class folders are at the top.
+
+    Raises:
+        BadInput: there are pictures outside the class folders, or only some of them are in folders of splits.
+    """
+    loose = [name for name in layout.pictures if "/" not in name]
+    if loose:
+        raise BadInput(
+            layout.base,
+            f"{len(loose)} pictures outside any class folder ({layout.pictures[loose[0]].name} first) and no table of tags",
+            "one folder per class (cat/1.jpg), or a table tags.csv with the columns image and tags",
+            "Move the pictures into folders named after their classes, or write the table.",
+        )
+    tops = {name.partition("/")[0] for name in layout.pictures}
+    splits = {
+        top
+        for top in tops
+        if split_of(top) and all(name.count("/") > 1 for name in layout.pictures if name.startswith(f"{top}/"))
+    }
+    others = sorted(tops - splits)
+    if not splits or not others:
+        return splits
+    names = ", ".join(sorted(splits))
+    if masks := [top for top in others if top.lower() in MASK_FOLDERS]:
+        raise BadInput(
+            layout.base / masks[0],
+            f"a folder of masks next to the splits {names}",
+            f"masks in a folder `{MASKS}`, under the names of their pictures ({MASKS}/{min(splits)}/cat/1.png)",
+            "Rename it and the masks in it, or move it elsewhere.",
+        )
+    raise BadInput(
+        layout.base,
+        f"the split {names} next to {', '.join(others)}",
+        "folders of classes, or folders of splits with folders of classes in them",
+        "Put all pictures into splits, or none.",
+    )
+
+
+def _notes_on_classes(class_names: Sequence[str], tags: Mapping[str, str], *, has_negatives: bool) -> list[str]:
+    empty = sorted(set(class_names) - set(tags.values()))
+    notes = [f"classes without a picture: {', '.join(empty)}"] if empty else []
+    if len(class_names) == 1 and not has_negatives:
+        notes.append(
+            "one class that all pictures have: a classifier learns nothing from this; add pictures of something else"
+        )
+    return notes
+
+
+def _notes_on_other_files(layout: _Layout, splits: Sequence[str]) -> list[str]:
+    empty = _without_pictures(layout, splits)
+    notes = [f"folders without a picture: {', '.join(empty)}"] if empty else []
+    others = Counter(
+        path.suffix.lower() or path.name
+        for path in files_below(layout.base)
+        if not is_picture(path) and path.parent != layout.root
+    )
+    if others:
+        counts = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items()))
+        notes.append(f"files that are no pictures, ignored: {counts}")
+    return notes
+
+
 def _without_pictures(layout: _Layout, splits: Sequence[str]) -> list[str]:
-    """Folders in the place of classes that no picture is in."""
+    """Folders at the level of the class folders that hold no picture."""
     levels = [layout.base / split for split in splits] or [layout.base]
     folders = (path for level in levels for path in _folders(level) if path != layout.root / MASKS)
     names = (os.path.relpath(path, layout.base).replace(os.sep, "/") for path in folders)
@@ -304,8 +309,8 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
     """Splits and labels from a table of tags."""
     rows: dict[str, Row] = {}
     missing = []
-    for row in read_table(table, class_names, layout.negatives):
-        # a name may end in blanks; more often they were written around it
+    for row in read_table(table, class_names, layout.options.negatives):
+        # a name may end in blanks, but more often the blanks surround it
         stripped = dataclasses.replace(row, image=row.image.strip())
         name = _picture(layout, row) or _picture(layout, stripped)
         if name is None:
@@ -314,12 +319,12 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
             raise BadInput(
                 row.where,
                 f"the picture {row.image!r} again (first at {rows[name].where})",
-                "one line a picture",
+                "one line per picture",
                 "Remove one.",
             )
         else:
             rows[name] = _without_negatives(layout, row, class_names)
-    if missing and (not rows or not layout.skip_missing):
+    if missing and (not rows or not layout.options.skip_missing):
         raise BadInput(
             missing[0].where,
             f"{missing[0].image!r}, which is not in {layout.base}"
@@ -355,16 +360,16 @@ def _by_table(layout: _Layout, table: Path, class_names: tuple[str, ...] | None)
 
 
 def _nearest(layout: _Layout, image: str) -> str:
-    """A question whether another picture is meant: one of its name in another folder, or one of a similar name."""
+    """A question that suggests a picture of the same name in another folder, or one of a similar name."""
     name = without_suffix(image.replace("\\", "/"))
-    alike = [other for other in layout.pictures if other.rpartition("/")[2] == name.rpartition("/")[2]]
-    return f"Did you mean {alike[0]!r}? " if len(alike) == 1 else suggestion(name, layout.pictures)
+    same_name = [other for other in layout.pictures if other.rpartition("/")[2] == name.rpartition("/")[2]]
+    return f"Did you mean {same_name[0]!r}? " if len(same_name) == 1 else suggestion(name, layout.pictures)
 
 
 def _without_negatives(layout: _Layout, row: Row, class_names: tuple[str, ...] | None) -> Row:
-    """The row without tags that mean that nothing is there."""
-    kept = set(only_classes(row.tags, layout.negatives)) | set(class_names or ())
-    return dataclasses.replace(row, tags=tuple(tag for tag in row.tags if tag in kept))
+    """The row without tags that mean that no class is present."""
+    classes = set(only_classes(row.tags, layout.options.negatives)) | set(class_names or ())
+    return dataclasses.replace(row, tags=tuple(tag for tag in row.tags if tag in classes))
 
 
 def _picture(layout: _Layout, row: Row) -> str | None:
@@ -395,30 +400,34 @@ def _leads_out(path: str) -> bool:
 
 
 def _outside(layout: _Layout, path: str, where: str) -> Path | None:
-    """The file that an absolute path, or one that leads upwards, stands for.
+    """The file at an absolute path, or at one that leads upwards; None if it does not exist.
 
     Raises:
         BadInput: such paths are not allowed.
     """
-    if not layout.allow_outside:
+    if not layout.options.allow_outside:
         raise BadInput(
             where,
             f"{path!r}, a path that is absolute or leads upwards",
             f"paths below {layout.root}",
-            "Write the paths as seen from that folder, or allow the reading of files elsewhere with --allow-outside.",
+            "Write the paths relative to that folder, or allow files elsewhere to be read with --allow-outside.",
         )
     place = Path(os.path.normpath(layout.root / path))
     return place if is_regular(place) else None
 
 
 def _by_vectors(layout: _Layout, source: Path, class_names: tuple[str, ...] | None) -> dict[str, Images]:
-    """One split with the labels of `cls_labels.npy` or of a list with class numbers."""
+    """A single split with the labels of `cls_labels.npy` or of a list with class numbers."""
     if class_names is None:
         raise BadInput(
-            source, "numbers of classes", "their names too", "Write classes.txt, or give the names with --classes."
+            source,
+            "class numbers",
+            "the names of the classes too",
+            "Write classes.txt, or give the names with --classes.",
         )
-    labels, without = labels_of(list(layout.pictures), labels_by_name(source, class_names), len(class_names))
-    named = dict.fromkeys(name for name in layout.pictures if name not in set(without))
+    labels, missing = labels_of(list(layout.pictures), labels_by_name(source, class_names), len(class_names))
+    untagged = set(missing)
+    named = dict.fromkeys(name for name in layout.pictures if name not in untagged)
     if not named:
         raise BadInput(
             source, f"none of the {len(layout.pictures)} pictures", "their names", "Choose the tags of these pictures."
@@ -435,7 +444,7 @@ def _note_unnamed(layout: _Layout, named: Collection[str], source: Path) -> None
     if masks:
         folder, unnamed = masks[0].partition("/")[0], [name for name in unnamed if name not in set(masks)]
         layout.notes.append(
-            f"{len(masks)} files in {folder} are not used: true masks lie in a folder `{MASKS}`, or {source.name} names them in a column mask"
+            f"{len(masks)} files in {folder} are not used: put true masks in a folder `{MASKS}`, or name them in a column mask of {source.name}"
         )
     if unnamed:
         layout.notes.append(
@@ -443,7 +452,7 @@ def _note_unnamed(layout: _Layout, named: Collection[str], source: Path) -> None
         )
 
 
-def _joined(layout: _Layout, splits: Mapping[str, Images]) -> Images:
+def _concatenated(layout: _Layout, splits: Mapping[str, Images]) -> Images:
     first = next(iter(splits.values()))
     return dataclasses.replace(
         first,
@@ -464,7 +473,7 @@ def _listed(layout: _Layout, source: Path, everything: Images) -> Images:
         source,
         source.stem,
         needed=True,
-        skip_missing=layout.skip_missing,
+        skip_missing=layout.options.skip_missing,
         notes=layout.notes,
     )
     return everything.subset((positions[name] for name in names), f"{layout.root.name}/{source.stem}")

@@ -74,12 +74,12 @@ def read_imagefolder(root: Path, tables: list[Path], options: LayoutOptions) -> 
                     mask=MaskFile(_path(table.parent, kept, where)) if kept else None,
                 )
             )
-    if any(entry.mask for entry in entries) and options.classes is None:
+    if any(entry.mask for entry in entries) and options.class_names is None:
         order = sorted({tag for entry in entries for tag in entry.tags})
         numbered = ", ".join(f"{label} {name}" for label, name in enumerate(order, 1))
         notes.append(f"labels in masks are taken for the sorted tags ({numbered}); --classes gives another order")
     notes += _unlisted(root, tables, entries)
-    return LayoutContents("imagefolder", entries, options.classes, notes, tags_by_picture=True)
+    return LayoutContents("imagefolder", entries, options.class_names, notes, tags_by_picture=True)
 
 
 def _tag_column(table: Path, columns: Iterable[str], asked: str | None) -> str:

@@ -116,7 +116,7 @@ def read_label_studio(root: Path, files: list[Path], options: LayoutOptions) -> 
         if left
         else []
     )
-    return LayoutContents("label_studio", entries, options.classes, notes, tags_by_picture=True)
+    return LayoutContents("label_studio", entries, options.class_names, notes, tags_by_picture=True)
 
 
 def _tasks(source: Path) -> list[tuple[str, Mapping[str, Any]]]:

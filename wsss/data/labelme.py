@@ -228,7 +228,7 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
     drawings = {path: read_labelme_file(path) for path in files}
     labels = {path: [label for label, *_ in drawing.shapes] for path, drawing in drawings.items()}
     occurring = sorted({name for path, drawing in drawings.items() for name in (*drawing.flags, *labels[path])})
-    class_names = options.classes or _listed(root, options) or only_classes(occurring, options.negatives)
+    class_names = options.class_names or _listed(root, options) or only_classes(occurring, options.negatives)
     roles = Roles(class_names, options.negatives)
     has_shapes = any(labels.values())
     entries, kinds, notes = [], Counter[str](), []

@@ -1,4 +1,4 @@
-"""Lists around the pictures: text files, class lists, folders of pictures, tags turned into labels."""
+"""Text files, class lists, lists of pictures, folders of pictures, and tags as labels."""
 
 import os
 import re
@@ -15,10 +15,10 @@ from wsss.errors import BadInput, reading, suggestion
 
 
 def read_text(path: Path, expected: str) -> str:
-    """The text of a UTF-8 file, without a byte order mark; `expected` says what it should hold, for the error.
+    """The text of a UTF-8 file, without a byte order mark; `expected` describes its content in errors.
 
     Raises:
-        BadInput: the file is missing, no regular file, or not UTF-8 (the line and the byte are named).
+        BadInput: the file is missing, not a regular file, or not UTF-8 (the message names the line and the byte).
     """
     with reading(path, expected):
         blob = path.read_bytes()
@@ -35,34 +35,34 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def _first_not_utf8(blob: bytes) -> int:
-    # what cannot be decoded becomes a letter that UTF-8 has no bytes for
+    # bytes that cannot be decoded become surrogates, which UTF-8 cannot encode
     text = blob.decode(errors="surrogateescape")
     broken = re.search("[\udc80-\udcff]", text)
     return len(text[: broken.start()].encode()) if broken else -1
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a text of whole letters, which can be written as UTF-8; JSON can hold halves of letters."""
+    """Whether a value is text that can be written as UTF-8; JSON can hold lone surrogates."""
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
-    """Line numbers (from 1) and stripped lines of a UTF-8 file, without the empty ones."""
-    # names may hold what str.splitlines takes for a line end too
+    """Line numbers (from 1) and stripped lines of a UTF-8 file, without empty lines."""
+    # names may contain other characters at which str.splitlines would split
     for number, line in enumerate(re.split("\r\n|\r|\n", read_text(path, expected)), 1):
         if line.strip():
             yield number, line.strip()
 
 
 def read_classes(source: Path | str | Sequence[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels, from a text file with one a line, or from a sequence of them.
+    """Class names in the order of their labels, from a sequence, or from a text file with one name per line.
 
-    `background` as the first one is left out: its label is 0 anyway.
+    A leading `background` is left out, since its label is always 0.
 
     Raises:
-        BadInput: there is none, or one comes twice.
+        BadInput: there are no names, or a name occurs twice.
     """
-    expected = "one class name a line, in the order of the labels 1, 2, ..."
+    expected = "one class name per line, in the order of the labels 1, 2, ..."
     if isinstance(source, str | Path):
         where, names = str(source), [line for _, line in read_lines(Path(source), expected)]
     else:
@@ -81,7 +81,7 @@ def tags_to_labels(tags: Iterable[str], class_names: Sequence[str], where: str) 
     """Image-level labels of one picture.
 
     Raises:
-        BadInput: a tag is no class; `where` says where it stands.
+        BadInput: a tag is no class; the message names `where`.
     """
     labels = np.zeros(len(class_names), bool)
     for tag in tags:
@@ -90,28 +90,28 @@ def tags_to_labels(tags: Iterable[str], class_names: Sequence[str], where: str) 
                 where,
                 f"the tag {tag!r}, which is no class",
                 f"one of the {len(class_names)} classes ({', '.join(class_names[:8])}{', ...' if len(class_names) > 8 else ''})",
-                f"{suggestion(tag, class_names)}Correct the tag, or add it to the class list.",
+                f"{suggestion(tag, class_names)}Correct the tag, or add it to the list of classes.",
             )
         labels[class_names.index(tag)] = True
     return labels
 
 
-# Links may lead to one folder in several places, but not without end
-_MOST_WAYS = 16
+# Links may lead to the same folder several times, but not without end
+_MOST_PATHS = 16
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and its sub-folders in the order of their paths; hidden ones and those of macOS archives left out.
+    """All files of a folder and its sub-folders, ordered by path, without hidden files and those of macOS archives.
 
-    Links are followed, but not back to a folder above; what they point to may be missing. Pipes, sockets and devices are no files.
+    Links are followed, but not back to a parent folder; their targets may be missing. Pipes, sockets and devices are left out.
 
     Raises:
-        BadInput: a folder cannot be read, or links lead to one folder again and again.
+        BadInput: a folder cannot be read, or links lead to the same folder too often.
     """
     yield from _files_below(folder, (), Counter())
 
 
-def _files_below(folder: Path, above: tuple[str, ...], ways: "Counter[str]") -> Iterator[Path]:
+def _files_below(folder: Path, parents: tuple[str, ...], paths: "Counter[str]") -> Iterator[Path]:
     with reading(str(folder), "a folder that can be read", "Change its permissions, or check its disk."):
         place = os.path.realpath(folder)
         entries = sorted(
@@ -119,26 +119,24 @@ def _files_below(folder: Path, above: tuple[str, ...], ways: "Counter[str]") -> 
         )
         folders = [entry for entry in entries if (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir())]
         files = [entry for entry in entries if (_is_linked(entry) if entry.is_symlink() else entry.is_file())]
-    if place in above:
+    if place in parents:
         return
-    ways[place] += 1
-    if ways[place] > _MOST_WAYS:
-        do = "Remove links until each folder can be reached in a few ways."
-        raise BadInput(
-            folder, f"one of more than {_MOST_WAYS} ways to {place}", "links that do not lead in circles", do
-        )
+    paths[place] += 1
+    if paths[place] > _MOST_PATHS:
+        do = "Remove links until each folder can be reached by only a few paths."
+        raise BadInput(folder, f"one of more than {_MOST_PATHS} paths to {place}", "links without cycles", do)
     yield from (folder / entry.name for entry in files)
     for entry in folders:
-        yield from _files_below(folder / entry.name, (*above, place), ways)
+        yield from _files_below(folder / entry.name, (*parents, place), paths)
 
 
 def _is_linked(entry: "os.DirEntry[str]") -> bool:
-    """Whether a link leads to a file, or to nothing."""
+    """Whether a link leads to a file, or is broken."""
     return os.path.isfile(entry) or not os.path.exists(entry)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is a system's own: `.cache`, `__MACOSX`."""
+    """Whether a file or folder belongs to the system: `.cache`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -148,7 +146,7 @@ def is_picture(path: Path) -> bool:
 
 
 def notes_on_unreadable(folder: Path) -> list[str]:
-    """Notes on the files below a folder that hold pictures of kinds that are not read, archives among them."""
+    """Notes on the files below a folder that are archives, or pictures in formats that are not supported."""
     files = (path for path in files_below(folder) if not is_picture(path) and not path.name.startswith("cls_labels"))
     found = Counter(path.suffix.lower() for path in files)
     return [
@@ -169,7 +167,7 @@ def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> 
     """The pictures of a folder and its sub-folders by name: the path below the folder, without the suffix.
 
     Raises:
-        BadInput: two pictures differ in their suffix alone.
+        BadInput: two pictures differ only in their suffix.
     """
     found: dict[str, Path] = {}
     for path in files_below(folder) if folder.is_dir() else ():
@@ -179,7 +177,7 @@ def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> 
                 raise BadInput(
                     path,
                     f"a second picture named {name!r} (the first is {found[name]})",
-                    "one picture a name, since outputs are named without the suffix",
+                    "one picture per name, since outputs are named without the suffix",
                     "Rename or remove one of the two.",
                 )
             found[name] = path
@@ -187,19 +185,19 @@ def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> 
 
 
 def read_names(path: Path, known: Mapping[str, Path]) -> dict[str, str]:
-    """The picture names that a list holds, each with the rest of its line.
+    """The picture names in a list, each with the rest of its line.
 
     A line is a name, a picture path below the data set (`/JPEGImages/NAME.jpg`), either of them followed by more
     (a mask path, or labels), or VOC's `2007_000032` as the integer 2007000032.
 
     Args:
         path: the list.
-        known: the pictures that there are. A name that is none of them is kept as it is.
+        known: the pictures that exist. Other names are returned as they are.
 
     Raises:
         BadInput: the list is missing, empty, or names a picture twice.
     """
-    expected = "a list with one picture name a line"
+    expected = "a list with one picture name per line"
     names: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, line in read_lines(path, expected):
@@ -246,10 +244,10 @@ def existing_pictures(
     skip_missing: bool,
     notes: list[str],
 ) -> list[str]:
-    """The names whose pictures there are; a note says how many are left out.
+    """The names whose pictures exist; a note gives the number of those left out.
 
     Raises:
-        BadInput: pictures are missing although the split is needed and `skip_missing` is not set, or all are missing.
+        BadInput: the split is needed, and all its pictures are missing, or some are and `skip_missing` is not set.
     """
     missing = [name for name in names if name not in pictures]
     if missing and needed and (len(missing) == len(names) or not skip_missing):
@@ -266,25 +264,25 @@ def existing_pictures(
     return [name for name in names if name in pictures]
 
 
-def choose_split(asked: str | None, there: Iterable[str], preferred: Sequence[str], root: Path) -> str | None:
-    """The split asked for, or else the first of the preferred ones that there is.
+def choose_split(requested: str | None, available: Iterable[str], preferred: Sequence[str], root: Path) -> str | None:
+    """The requested split, or else the first preferred one that exists.
 
     Raises:
-        BadInput: there is no split of the name asked for.
+        BadInput: the requested split does not exist.
     """
-    splits = list(there)
-    if asked is None:
+    splits = list(available)
+    if requested is None:
         return next((name for name in preferred if name in splits), None)
-    if asked not in splits:
+    if requested not in splits:
         found = ", ".join(splits) or "none"
         raise BadInput(
-            root, f"no split or list file {asked!r}", f"one of its splits ({found}) or a list file", "Choose one."
+            root, f"no split or list file {requested!r}", f"one of its splits ({found}) or a list file", "Choose one."
         )
-    return asked
+    return requested
 
 
 def listing(folder: Path, most: int = 6) -> str:
-    """What lies in a folder, in a few words for an error."""
+    """A short description of a folder's content for errors."""
     entries = sorted(
         entry.name + "/" * os.path.isdir(entry) for entry in os.scandir(folder) if not is_hidden(entry.name)
     )

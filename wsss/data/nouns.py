@@ -1,6 +1,6 @@
-"""Nouns to their singular by WordNet 3.0 (Miller, 1995), as NLTK's lemmatiser makes them, without NLTK.
+"""Singulars of nouns by WordNet 3.0 (Miller, 1995), as NLTK's lemmatiser finds them, without NLTK.
 
-`wordnet/nouns.xz` holds WordNet's licence (lines that begin with a blank), its nouns one a line, and irregular forms
+`wordnet/nouns.xz` holds WordNet's licence (lines that begin with a blank), its nouns, one per line, and irregular forms
 with their lemmas (lines with a blank inside).
 """
 
@@ -9,7 +9,7 @@ import lzma
 from pathlib import Path
 
 _FILE = Path(__file__).parent / "wordnet" / "nouns.xz"
-# endings of regular plurals, and what takes their place (morphy of WordNet, in its order)
+# endings of regular plurals, and their replacements (WordNet's morphy, in its order)
 _ENDINGS = (
     ("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
 )  # fmt: skip
@@ -23,13 +23,13 @@ def _nouns() -> tuple[frozenset[str], dict[str, list[str]]]:
 
 
 def lemma(text: str) -> str:
-    """The shortest of the text and its singulars that WordNet has as nouns; the text itself where it has none.
+    """The shortest noun of WordNet among the text and its singulars; the text itself if there is none.
 
-    Only whole lower-case texts are known: `trees` is a `tree`, `hot dogs` stay (WordNet writes blanks as `_`), and
-    short words lose letters (`boss` is a `bos`).
+    Only complete lower-case texts are looked up: `trees` becomes `tree`, `hot dogs` stays (WordNet writes blanks as `_`), and
+    short words lose letters (`boss` becomes `bos`).
     """
     nouns, irregular = _nouns()
     singulars = irregular.get(text)
     if singulars is None:
-        singulars = [text.removesuffix(end) + instead for end, instead in _ENDINGS if text.endswith(end)]
+        singulars = [text.removesuffix(end) + replacement for end, replacement in _ENDINGS if text.endswith(end)]
     return min((word for word in (text, *singulars) if word in nouns), key=len, default=text)

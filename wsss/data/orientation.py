@@ -1,4 +1,4 @@
-"""Whether pictures are to be turned as their EXIF orientation says, so that they lie on their masks."""
+"""Whether pictures are rotated by their EXIF orientation, so that they match their masks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,30 +8,30 @@ from wsss.data.pictures import picture_size_hw, read_header
 from wsss.errors import BadInput
 from wsss.stream import in_threads
 
-_DO = "Turn the pixels themselves and remove the orientation (exiftran, mogrify -auto-orient), or make the masks anew."
+_DO = "Rotate the pixels and remove the orientation (exiftran, mogrify -auto-orient), or make the masks again."
 
 
 def choose_orientation(
     pictures: Sequence[Path],
     sizes_hw: Sequence[tuple[int, int] | None],
-    asked: bool | None,
+    requested: bool | None,
     split: str,
     notes: list[str],
 ) -> bool:
-    """Whether the pictures of a split are turned; a note says so wherever it matters for their masks.
+    """Whether the pictures of a split are rotated by their EXIF orientation; a note says so if it affects masks.
 
-    Where nothing was asked for, the sizes of the masks decide: they are those of the turned or of the unturned pictures. Upside down
-    or square ones have the same size both ways; these are turned, as in the tools that annotate.
+    By default the sizes of the masks decide: they match either the rotated or the stored pictures. If these have the same size
+    (upside-down or square pictures), the pictures are rotated, as annotation tools do.
 
     Args:
-        pictures: the files; those that cannot be read are passed over.
-        sizes_hw: height and width of the mask of each; None where it has no mask.
-        asked: what the user said.
-        split: to name in notes.
-        notes: gets what was decided.
+        pictures: the files; unreadable ones are skipped.
+        sizes_hw: height and width of the mask of each; None without a mask.
+        requested: the choice of the user.
+        split: its name in notes.
+        notes: the list to which a note is added.
 
     Raises:
-        BadInput: sizes of both kinds, or those of the other kind than was asked for.
+        BadInput: some masks match the rotated and others the stored pictures, or they contradict the choice of the user.
     """
     with_masks = [(path, size) for path, size in zip(pictures, sizes_hw, strict=True) if size is not None]
     found = in_threads(lambda one: _fits(*one), with_masks)
@@ -40,52 +40,52 @@ def choose_orientation(
     if len(votes) == 2:
         raise BadInput(
             votes[False],
-            f"a mask of the size before its EXIF orientation is followed, and one of the size after it ({votes[True]})",
-            "masks of one kind",
+            f"a mask with the picture's size before its EXIF orientation is applied, and one with the size after it ({votes[True]})",
+            "one of the two for all masks",
             _DO,
         )
-    if asked is not None and votes and asked not in votes:
+    if requested is not None and votes and requested not in votes:
         ((fits, path),) = votes.items()
         when = "after" if fits else "before"
         do = f"Set --upright {str(fits).lower()}."
         raise BadInput(
             path,
-            f"a mask of the picture's size {when} its EXIF orientation is followed",
+            f"a mask with the picture's size {when} its EXIF orientation is applied",
             f"--upright {str(fits).lower()}",
             do,
         )
-    upright = next(iter(votes), True) if asked is None else asked
+    upright = next(iter(votes), True) if requested is None else requested
     if turned:
         notes.append(_note(split, [path for path, _ in turned], upright, certain=bool(votes)))
     return upright
 
 
 def notes_on_orientation(images: Images) -> list[str]:
-    """A note on pictures with masks whose EXIF orientation leaves the size as it is, so that masks fit turned or not."""
+    """A note on pictures with masks whose EXIF orientation does not change their size, so that masks fit either way."""
     with_masks = [path for path, mask in zip(images.paths, images.masks, strict=True) if mask is not None]
     found = [path for path, same in zip(with_masks, in_threads(_keeps_size, with_masks), strict=True) if same]
     return [_note(images.title, found, images.upright, certain=False)] if found else []
 
 
 def _note(split: str, pictures: Sequence[Path], upright: bool, *, certain: bool) -> str:
-    what = "are turned by it" if upright else "are not turned by it"
-    why = "; sizes cannot tell whether their masks are too: look at them in the report, or say --upright true or false"
+    what = "are rotated by it" if upright else "are not rotated by it"
+    why = "; sizes cannot tell whether their masks are too: check them in the report, or set --upright true or false"
     return f"{split}: {len(pictures)} pictures with masks have an EXIF orientation ({pictures[0].name} first) and {what}{'' if certain else why}"
 
 
 def _keeps_size(path: Path) -> bool:
     try:
         header = read_header(path)
-    except BadInput:  # found and named where all pictures are looked through
+    except BadInput:  # reported when all pictures are checked
         return False
     return header.orientation != 1 and header.turned_hw(True) == header.turned_hw(False)
 
 
 def _fits(path: Path, size_hw: tuple[int, int]) -> bool | str | None:
-    """Whether a mask has the size of the turned picture (True) or of the unturned one (False); None if there is nothing to turn."""
+    """Whether a mask has the size of the rotated picture (True), of the stored one (False) or of both; None without an orientation."""
     try:
         header = read_header(path)
-    except BadInput:  # found and named where all pictures are looked through
+    except BadInput:  # reported when all pictures are checked
         return None
     if header.orientation == 1:
         return None
@@ -94,8 +94,8 @@ def _fits(path: Path, size_hw: tuple[int, int]) -> bool | str | None:
 
 
 def header_size_hw(path: Path) -> tuple[int, int] | None:
-    """Height and width of a mask file, not turned; None where it cannot be read."""
+    """Height and width of a mask file as stored; None if it cannot be read."""
     try:
         return picture_size_hw(path, upright=False)
-    except BadInput:  # found and named where all masks are looked through
+    except BadInput:  # reported when all masks are checked
         return None

@@ -1,10 +1,10 @@
-"""Pairs of folders, one of pictures and one of masks, as OpenMMLab, Ultralytics and others keep them.
+"""Pairs of folders, one of pictures and one of masks, as used by OpenMMLab, Ultralytics and others.
 
     img_dir/train/1.jpg   ann_dir/train/1.png       also images/annotations, images/masks, image/label, and the like
-    train/images/1.jpg    train/masks/1.png         splits outside
-    images/1.jpg          masks/1_mask.png          no splits, and a suffix that all masks have
+    train/images/1.jpg    train/masks/1.png         folders of splits at the top
+    images/1.jpg          masks/1_mask.png          no splits, and a suffix of all masks
 
-Tags are the classes that the masks hold.
+Tags are the classes in the masks.
 """
 
 import dataclasses
@@ -40,13 +40,13 @@ MASK_FOLDERS = frozenset((
     "groundtruth", "ground_truth", "seg", "segs", "segmentation", "segmentations", "segmentationclass", "semantic", "labelids", "target",
     "targets",
 ))  # fmt: skip
-# What tools write behind a picture's name
+# Endings that tools add to the name of a picture
 ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_seg", "_gt", "_labelTrainIds", "_labelIds", "_segmentation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A folder of pictures and the folder of their masks; `split` where they lie in the folder of one."""
+    """A folder of pictures and the folder of their masks; `split` if they are in the folder of a split."""
 
     pictures: Path
     masks: Path
@@ -54,10 +54,10 @@ class Pair:
 
 
 def find_pairs(root: Path) -> list[Pair]:
-    """The pairs of folders in a folder, or in its folders that are named like splits; none where pictures lie in folders of classes.
+    """The pairs of folders in a folder or in its folders of splits; none if the pictures are in folders of classes.
 
     Raises:
-        BadInput: there are several folders of masks beside the pictures.
+        BadInput: there are several folders of pictures or of masks.
     """
     tops = _folders(root)
     splits = {split: path for path in tops if (split := split_of(path.name))}
@@ -90,7 +90,7 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _is_flat(pair: Pair) -> bool:
-    """Whether below the folder of pictures there are splits alone, and no folders of classes."""
+    """Whether the folder of pictures holds only pictures or folders of splits, and no folders of classes."""
     loose = any(is_picture(path) for path in pair.pictures.iterdir() if path.is_file())
     inside = [path for path in _folders(pair.pictures) if _has_pictures(path)]
     if pair.split is not None:
@@ -103,14 +103,14 @@ def _holds_loose(folder: Path) -> bool:
 
 
 def read_pairs(root: Path, pairs: list[Pair], options: LayoutOptions) -> LayoutContents:
-    """Pictures with the classes of their masks.
+    """Pictures with the classes in their masks as tags.
 
     Raises:
-        BadInput: no mask fits a picture, or the masks hold no class.
+        BadInput: no mask belongs to a picture, or the masks contain no class.
     """
     notes: list[str] = []
     own = root / "classes.txt"
-    names = options.classes or (only_classes(read_classes(own), options.negatives) if is_regular(own) else None)
+    names = options.class_names or (only_classes(read_classes(own), options.negatives) if is_regular(own) else None)
     found = [entry for pair in pairs for entry in _files(root, pair, notes)]
     if not found:
         raise BadInput(
@@ -127,9 +127,9 @@ def read_pairs(root: Path, pairs: list[Pair], options: LayoutOptions) -> LayoutC
         ignored = " and 255" if any(MaskFile(path, table).read().max() == 255 for _, _, path in found[:20]) else ""
         raise BadInput(
             pairs[0].masks,
-            f"masks that hold 0{ignored} alone",
+            f"masks that contain only 0{ignored}",
             "labels 1, 2, ... of classes",
-            "If 255 is the one class, say --mask-values 255=1." if ignored else "Choose the masks of these pictures.",
+            "If 255 is the only class, use --mask-values 255=1." if ignored else "Choose the masks of these pictures.",
         )
     if names is None:
         names = tuple(f"class {label}" for label in range(1, highest + 1))
@@ -143,7 +143,7 @@ def read_pairs(root: Path, pairs: list[Pair], options: LayoutOptions) -> LayoutC
             f"labels up to {len(names)} ({', '.join(names[:8])})",
             "Complete the list of classes.",
         )
-    notes.append(f"tags are the classes that the masks in {os.path.relpath(pairs[0].masks, root)} hold")
+    notes.append(f"tags are the classes in the masks of {os.path.relpath(pairs[0].masks, root)}")
     entries = [
         Entry(
             split, picture_name(picture, root), picture, tuple(names[label - 1] for label in labels), mask.where, mask
@@ -162,26 +162,26 @@ def _files(root: Path, pair: Pair, notes: list[str]) -> list[tuple[str, Path, Pa
             key = _key(path, pair.masks)
             if key in masks:
                 raise BadInput(
-                    path, f"a second mask {key!r} (the first is {masks[key]})", "one a picture", "Remove one."
+                    path, f"a second mask {key!r} (the first is {masks[key]})", "one per picture", "Remove one."
                 )
             masks[key] = path
     if not any(len(key.split("/")) > 1 for key in masks):
-        # splits of the pictures alone
+        # only the pictures are in splits
         pictures_of = {key: key.rpartition("/")[2] for key in pictures}
     else:
         pictures_of = {key: key for key in pictures}
     ending = max(ENDINGS, key=lambda end: sum(key + end in masks for key in pictures_of.values()))
-    fitting = {key: masks[name + ending] for key, name in pictures_of.items() if name + ending in masks}
-    without = [path for key, path in pictures.items() if key not in fitting]
-    if without and fitting:
+    matched = {key: masks[name + ending] for key, name in pictures_of.items() if name + ending in masks}
+    unmasked = [path for key, path in pictures.items() if key not in matched]
+    if unmasked and matched:
         notes.append(
-            f"{len(without)} pictures left out, since they have no mask ({os.path.relpath(without[0], root)} first)"
+            f"{len(unmasked)} pictures left out, since they have no mask ({os.path.relpath(unmasked[0], root)} first)"
         )
-    alone = masks.keys() - {name + ending for name in pictures_of.values()}
-    if alone:
-        notes.append(f"{len(alone)} masks fit no picture ({min(alone)} first)")
+    unmatched = masks.keys() - {name + ending for name in pictures_of.values()}
+    if unmatched:
+        notes.append(f"{len(unmatched)} masks belong to no picture ({min(unmatched)} first)")
     return [
-        (pair.split or split_of(key.partition("/")[0]) or "train", pictures[key], mask) for key, mask in fitting.items()
+        (pair.split or split_of(key.partition("/")[0]) or "train", pictures[key], mask) for key, mask in matched.items()
     ]
 
 

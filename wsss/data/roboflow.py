@@ -71,7 +71,7 @@ def _multi_label(
         path for table in tables for path in sorted(table.parent.iterdir()) if is_picture(path) and path not in named
     ]
     notes = [f"{len(left)} pictures left out, since {_TABLE} does not name them ({left[0]} first)"] if left else []
-    classes = options.classes or only_classes(columns, options.negatives)
+    classes = options.class_names or only_classes(columns, options.negatives)
     return LayoutContents("roboflow", entries, classes, notes, tags_by_picture=True)
 
 
@@ -91,7 +91,7 @@ def _semantic(
         if other != values:
             raise BadInput(table, "other classes", f"those of {first}", "Use one export for all splits.")
     own = only_classes(values.values(), options.negatives)
-    class_names = options.classes or own
+    class_names = options.class_names or own
     roles = Roles(class_names, options.negatives)
     label_of = {value: roles.label(name) for value, name in values.items()}
     for value, name in values.items():

@@ -1,4 +1,4 @@
-"""What a name means where labels are named: a class, nothing at all, or pixels that do not count."""
+"""Whether the name of a label means a class, no class, or ignored pixels."""
 
 import dataclasses
 import re
@@ -11,13 +11,13 @@ from wsss.errors import BadInput
 BACKGROUND = frozenset(("background", "_background_"))
 IGNORED = "__ignore__"
 
-# Words that may be a class, or say that none is there. Only the user knows
+# Words that may be a class, or may mean that no class is present; only the user knows
 _DOUBTFUL = frozenset((
     "absent", "bg", "clean", "defect_free", "defectfree", "empty", "good", "healthy", "intact", "negative", "negatives", "neg", "nil", "no",
     "nodefect", "nodefects", "none", "normal", "nothing", "notumor", "nontumor", "null", "ok", "okay", "unaffected", "uncracked", "undamaged",
     "uninfected", "unlabeled", "unlabelled",
 ))  # fmt: skip
-# ... also as a part of a longer name
+# The same as part of a longer name
 _DOUBTFUL_PARTS = frozenset(("background", "healthy", "negative", "normal"))
 _NO_SOMETHING = re.compile(r"(?:no|non|not|without)_.+|.+_(?:free|negative)")
 _DENIED = re.compile(r"(?:non?|not|un)_?(.+)")
@@ -29,14 +29,14 @@ class Roles:
 
     Attributes:
         class_names: the classes in the order of their labels 1, 2, ...
-        negatives: names that mean no tag, beside those of the background.
+        negatives: names that mean no class, in addition to those of the background.
     """
 
     class_names: tuple[str, ...]
     negatives: frozenset[str] = frozenset()
 
     def label(self, name: str) -> int | None:
-        """0 for what means nothing, 255 for what is ignored, 1..C for a class, None for any other name."""
+        """0 for a name that means no class, 255 for ignored pixels, 1..C for a class, None for any other name."""
         if name in self.class_names:
             return self.class_names.index(name) + 1
         if means_no_class(name, self.negatives):
@@ -50,20 +50,20 @@ class Roles:
 
 
 def means_no_class(name: str, negatives: Iterable[str] = ()) -> bool:
-    """Whether a name means that no class is there: the background, or one that the user declared so."""
+    """Whether a name means that no class is present: the background, or a name that the user declared so."""
     return name.lower() in BACKGROUND or name in negatives
 
 
 def only_classes(names: Iterable[str], negatives: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of classes among these, each once, in their order."""
+    """The names without those that mean no class or ignored pixels, each once, in their order."""
     return tuple(name for name in dict.fromkeys(names) if name != IGNORED and not means_no_class(name, negatives))
 
 
 def check_ambiguous(class_names: Sequence[str], where: str | Path) -> None:
-    """Raise BadInput where classes found among people's tags may mean that nothing is there: `no_defect`, `normal`, `none`.
+    """Raise BadInput if classes that come from tags may mean that no class is present: `no_defect`, `normal`, `none`.
 
     Raises:
-        BadInput: such names; the two things that they may mean are told.
+        BadInput: there are such names; the message says how to declare either meaning.
     """
     doubtful = [name for name in class_names if _is_doubtful(name, class_names)]
     if not doubtful:
@@ -73,15 +73,15 @@ def check_ambiguous(class_names: Sequence[str], where: str | Path) -> None:
     others = [name for name in class_names if name not in doubtful]
     raise BadInput(
         where,
-        f"{'the classes' if many else 'a class'} {shown}, which may mean that no class is there",
-        f"to be told what {'they mean' if many else 'it means'}",
-        f"If nothing is there, say --negative {_quoted(', '.join(doubtful))}: such pictures are trained on without any tag. If "
-        f"{'they are' if many else 'it is'} something to segment, list all classes: --classes {_quoted(', '.join([*others, *doubtful]))}.",
+        f"{'the classes' if many else 'a class'} {shown}, which may mean that no class is present",
+        f"a choice what {'they mean' if many else 'it means'}",
+        f"If no class is present, use --negative {_quoted(', '.join(doubtful))}: such pictures are trained on without any tag. If "
+        f"{'they are' if many else 'it is'} to be segmented, list all classes: --classes {_quoted(', '.join([*others, *doubtful]))}.",
     )
 
 
 def _is_doubtful(name: str, class_names: Sequence[str]) -> bool:
-    """Whether a name is a word for nothing, has one in it, or denies another class (`uncracked`, `NoCrack`)."""
+    """Whether a name is or contains a word for no class, or negates another class (`uncracked`, `NoCrack`)."""
     word = _plain(name)
     if word in _DOUBTFUL or _NO_SOMETHING.fullmatch(word):
         return True
@@ -95,7 +95,7 @@ def _is_doubtful(name: str, class_names: Sequence[str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name in small letters, its words separated by `_`; capitals within it begin a word."""
+    """A name in lower case, its words separated by `_`; a capital after a lower-case letter begins a word."""
     return re.sub(r"[\s_-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip())).lower()
 
 

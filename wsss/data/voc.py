@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 (Everingham et al., IJCV 2010), its extension SBD (Hariharan et al., ICCV 2011), and data in VOC's layout."""
+"""PASCAL VOC 2012 (Everingham et al., IJCV 2010), its extension SBD (Hariharan et al., ICCV 2011), and other data in VOC's layout."""
 
 import dataclasses
 import glob
@@ -7,12 +7,12 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from wsss.data.entries import only_split
+from wsss.data.entries import DEFAULT_OPTIONS, LayoutOptions, only_split
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Dataset, Images, MaskFile, check_labels
 from wsss.data.labelmap import read_labelmap
@@ -39,7 +39,7 @@ VOC_CLASSES = (
 
 TagRule = Literal["irn", "clims-camera-ready", "clip-es"]
 
-# Images per class of right labels, and of the lists as published: metrics of PSA, IRNet, CLIMS, VWL, ICAM and CLIP-ES rest on them
+# Images per class with the published labels and lists, which the results of PSA, IRNet, CLIMS, VWL, ICAM and CLIP-ES rest on
 _IMAGES_PER_CLASS = {
     "train": (88, 65, 105, 78, 87, 78, 128, 131, 148, 64, 82, 121, 68, 81, 442, 82, 63, 93, 83, 84),
     "train_aug": (
@@ -74,7 +74,7 @@ _AUG_MASKS = "SegmentationClassAug"
 
 
 def find_voc(path: Path) -> Path | None:
-    """The root of VOC's layout at a path: the folder itself, or `VOC2012` or `VOCdevkit/VOC2012` in it."""
+    """The root of VOC's layout: the folder itself, or `VOC2012` or `VOCdevkit/VOC2012` in it."""
     roots = (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012")
     return next((root for root in roots if (root / "JPEGImages").is_dir()), None)
 
@@ -85,18 +85,18 @@ def read_annotation(
     rule: TagRule = "irn",
     negatives: frozenset[str] = frozenset(),
 ) -> Bool[np.ndarray, " c"]:
-    """Image-level labels from an annotation file; objects marked difficult count as any other.
+    """Image-level labels from an annotation file, including objects marked difficult.
 
     Args:
         path: the XML file.
-        class_names: the classes. Other names outside `object/name`, those of body parts for example, are left out.
-        rule: `irn` takes each element `name` wherever it stands (PSA, SEAM, IRNet, CLIMS, QA-CLIMS, VWL, ICAM);
-            `clip-es` those of objects alone; `clims-camera-ready` too, but drops objects whose box has no width or no height
-            once it is clipped to the picture and cut to integers.
-        negatives: names of objects that are no class, beside `background`, `_background_` and `__ignore__`.
+        class_names: the classes. Other names outside `object/name`, such as those of body parts, are left out.
+        rule: `irn` takes every element `name` anywhere in the file (PSA, SEAM, IRNet, CLIMS, QA-CLIMS, VWL, ICAM);
+            `clip-es` only those of objects; `clims-camera-ready` likewise, but drops objects whose box has no width or no height
+            after it is clipped to the picture and truncated to integers.
+        negatives: names of objects that are no class, in addition to `background`, `_background_` and `__ignore__`.
 
     Raises:
-        BadInput: the file is missing or broken, or an object is of no class.
+        BadInput: the file is missing or broken, or an object has a name that is no class.
     """
     tree = _annotation(path)
     labels = np.zeros(len(class_names), bool)
@@ -110,7 +110,7 @@ def read_annotation(
                 path,
                 f"an object {name!r}, which is no class",
                 f"one of the {len(class_names)} classes ({', '.join(class_names[:8])}{', ...' if len(class_names) > 8 else ''})",
-                f"{suggestion(name, class_names)}Give the class list (classes.txt in the data set, or --classes).",
+                f"{suggestion(name, class_names)}Give the list of classes (classes.txt in the data set, or --classes).",
             )
         if rule != "clims-camera-ready" or _has_area(entry, tree, path):
             labels[class_names.index(name)] = True
@@ -140,43 +140,50 @@ def _has_area(entry: ElementTree.Element, tree: ElementTree.Element, path: Path)
 
 @dataclasses.dataclass
 class _Layout:
-    """A folder in VOC's layout as it is read."""
+    """A folder in VOC's layout while it is read."""
 
     root: Path
+    options: LayoutOptions
     class_names: tuple[str, ...]
     pictures: dict[str, Path]
     masks: dict[str, Path]
     notes: list[str]
     table: MaskTable | None
-    negatives: frozenset[str]
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is VOC 2012, which is recognised by its classes and by names such as 2007_000032."""
+        return self.class_names == VOC_CLASSES and all(re.fullmatch(r"\d{4}_\d{6}", name) for name in self.pictures)
 
     def mask(self, name: str) -> MaskFile | None:
         return MaskFile(self.masks[name], self.table) if name in self.masks else None
 
-    def labels(self, names: Sequence[str], tags: Path | None, rule: TagRule) -> dict[str, Bool[np.ndarray, " c"]]:
-        """Labels of all these pictures that have any source of labels."""
+    def labels(self, names: Sequence[str], tags: Path | None) -> dict[str, Bool[np.ndarray, " c"]]:
+        """Labels of the pictures that have any source of labels; `tags` replaces the annotations."""
         if tags is not None:
             found, missing = labels_of(names, labels_by_name(tags, self.class_names), len(self.class_names))
-            without = set(missing)
-            return {name: row for name, row in zip(names, found, strict=True) if name not in without}
+            untagged = set(missing)
+            return {name: row for name, row in zip(names, found, strict=True) if name not in untagged}
         if _has_annotations(self.root):
-            there = {name: self.root / "Annotations" / f"{name}.xml" for name in names}
+            annotations = {name: self.root / "Annotations" / f"{name}.xml" for name in names}
+            # open_dataset has checked the rule
+            rule = cast(TagRule, self.options.tag_rule or ("irn" if self.is_published else "clip-es"))
             return {
-                name: read_annotation(path, self.class_names, rule, self.negatives)
-                for name, path in there.items()
+                name: read_annotation(path, self.class_names, rule, self.options.negatives)
+                for name, path in annotations.items()
                 if path.is_file()
             }
-        if classified := self._classified():
-            self.notes.append("tags come from the lists of ImageSets/Main that have a class each")
-            return {name: row for name, row in classified.items() if name in set(names)}
+        if by_class := self._labels_from_class_lists():
+            self.notes.append("tags come from the lists of single classes in ImageSets/Main")
+            return {name: row for name, row in by_class.items() if name in set(names)}
         self.notes.append(
             "tags are the classes of the true masks, since there are neither Annotations nor a table of tags"
         )
         return {name: self._mask_labels(mask) for name in names if (mask := self.mask(name))}
 
-    def _classified(self) -> dict[str, Bool[np.ndarray, " c"]]:
-        """Labels from `ImageSets/Main/CLASS_SPLIT.txt`: a name and 1, 0 (difficult) or -1 (not there) a line."""
-        expected = "a name and 1, 0 or -1 a line"
+    def _labels_from_class_lists(self) -> dict[str, Bool[np.ndarray, " c"]]:
+        """Labels from `ImageSets/Main/CLASS_SPLIT.txt`, whose lines hold a name and 1, 0 (difficult) or -1 (absent)."""
+        expected = "a name and 1, 0 or -1 per line"
         labels: dict[str, Bool[np.ndarray, " c"]] = {}
         for position, class_ in enumerate(self.class_names):
             for path in sorted((self.root / _MAIN).glob(f"{glob.escape(class_)}_*.txt")):
@@ -195,176 +202,163 @@ class _Layout:
         return np.bincount(labels.ravel(), minlength=256)[1 : len(self.class_names) + 1] > 0
 
 
-def open_voc(
-    root: Path,
-    *,
-    train: str | None = None,
-    val: str | None = None,
-    classes: Path | Sequence[str] | None = None,
-    tags: Path | None = None,
-    tag_rule: TagRule | None = None,
-    upright: bool | None = None,
-    skip_missing: bool = False,
-    negatives: frozenset[str] = frozenset(),
-    mask_values: str | None = None,
-) -> Dataset:
+@dataclasses.dataclass
+class _Lists:
+    """The lists of splits: their files, and the names in them."""
+
+    files: dict[str, Path]
+    names: dict[str, list[str]]
+
+
+def open_voc(root: Path, options: LayoutOptions = DEFAULT_OPTIONS) -> Dataset:
     """Open VOC 2012, or other data in its layout.
 
-    The classes are those of `classes.txt` in the root (one name a line), of `labelmap.txt` (CVAT, Datumaro; see `wsss.data.labelmap`), of
-    `class_names.txt` (labelme2voc), or of the annotations; VOC's 20 only where the annotations use their names, or all pictures are named as
-    in VOC 2012. Splits are the lists of `ImageSets/Segmentation` and `ImageSets/SegmentationAug`, or else of `ImageSets/Main`;
-    without any list all pictures are trained on. Without a list `train_aug`, the pictures with masks in `SegmentationClassAug` that are not
-    in `val` are that split. A picture's true mask is the one of `SegmentationClass`, else of `SegmentationClassAug`. Tags come from
-    `Annotations`, else from the lists of `ImageSets/Main` that have a class each, else from the masks.
+    Classes come from `classes.txt` in the root (one name per line), `labelmap.txt` (CVAT, Datumaro; see `wsss.data.labelmap`),
+    `class_names.txt` (labelme2voc), or the annotations. They are VOC's 20 only if the annotations use their names, or if all pictures are
+    named as in VOC 2012. Splits are the lists of `ImageSets/Segmentation` and `ImageSets/SegmentationAug`, or else of `ImageSets/Main`;
+    without any list, all pictures are trained on. Without a list `train_aug`, this split consists of the pictures with masks in
+    `SegmentationClassAug` that are not in `val`. The true mask of a picture is that of `SegmentationClass`, or else of
+    `SegmentationClassAug`. Tags come from `Annotations`, or else from the lists of single classes in `ImageSets/Main`, or else from the masks.
 
     Args:
         root: the folder with `JPEGImages`.
-        train: split to train on, or a list file; `train_aug` if there is one, else `train`.
-        val: split to score segmenters on, or a list file.
-        classes: class names or the file of them.
-        tags: a table of tags or `cls_labels.npy`, instead of `Annotations`.
-        tag_rule: how tags come out of annotations, see `read_annotation`; `irn` for VOC's classes, else `clip-es`, objects alone.
-        upright: follow EXIF orientation; by default VOC's pictures are not turned, as in the published loaders; for others see
-            `wsss.data.orientation`.
-        skip_missing: leave out listed pictures that are missing.
-        negatives: names that mean that nothing is there, beside `background` and `_background_`.
-        mask_values: what values or colours of masks mean, where tags come from masks; see `wsss.data.labels.GRAMMAR`.
+        options: by default, `train` is `train_aug` if it exists, or else `train`; `val` is `val`. `tags` replaces `Annotations`; `tag_rule` is
+            one of `TagRule`, see `read_annotation`, and by default `irn` for VOC's classes and `clip-es` (names of objects only) for others.
+            `upright` None leaves VOC's own pictures as they are, as the published loaders do; see `wsss.data.orientation` for others.
+            `mask_values` matters if tags come from masks.
 
     Raises:
         BadInput: lists, pictures, annotations or classes do not fit together.
     """
     notes: list[str] = []
+    tags = options.tags
     if tags is None and not _has_annotations(root):
         tags = next(iter(sorted(root.glob("cls_labels*.npy"))), None)
         notes += [f"tags come from {tags.name}"] if tags else []
+    layout = _read_layout(root, options, notes)
+    lists = _read_lists(layout)
+    train = choose_split(options.train, lists.names, ("train_aug", "train", *only_split(lists.names)), root)
+    if train is None:
+        raise BadInput(
+            root / SEGMENTATION_LISTS / "train.txt",
+            f"no such file (lists found: {', '.join(lists.names) or 'none'})",
+            "a list with one picture name per line",
+            "Add it, or name a split or a list file with --train.",
+        )
+    val = choose_split(options.val, lists.names, ("val",), root)
+    names = {
+        split: existing_pictures(
+            listed,
+            layout.pictures,
+            lists.files[split],
+            split,
+            needed=split in (train, val),
+            skip_missing=options.skip_missing,
+            notes=notes,
+        )
+        for split, listed in lists.names.items()
+    }
+    names = {split: present for split, present in names.items() if present}
+    labels = layout.labels(sorted({name for present in names.values() for name in present}), tags)
+    splits: dict[str, Images] = {}
+    for split, present in names.items():
+        is_used = split in (train, val)
+        if is_used:
+            _check_tagged(split, present, labels, tags or root / "Annotations", all_needed=split == train)
+        splits[split] = _images(layout, split, present, labels, is_used=is_used)
+    if layout.is_published:
+        notes += _compare_with_published(splits)
+    else:
+        notes += _notes_on_unused(layout.pictures, layout.masks, lists.names)
+    return Dataset("voc", root, splits, train, scored_split=_scored_split(splits, train), val=val, notes=tuple(notes))
+
+
+def _read_layout(root: Path, options: LayoutOptions, notes: list[str]) -> _Layout:
+    """The pictures, masks and classes of a folder."""
     pictures = pictures_below(root / "JPEGImages")
     masks = {
         name: path
         for folder in (_AUG_MASKS, "SegmentationClassPNG", "SegmentationClass")
         for name, path in pictures_below(root / folder).items()
     }
-    class_names, table = _classes(root, classes, pictures, bool(masks), negatives, notes)
-    if mask_values is not None:
-        table = parse_mask_values(mask_values, class_names)
+    class_names, table = _classes(root, options, pictures, bool(masks), notes)
+    if options.mask_values is not None:
+        table = parse_mask_values(options.mask_values, class_names)
     elif table is not None:
         notes.append(f"masks are read by the colours of {table.source}")
-    layout = _Layout(root, class_names, pictures, masks, notes, table, negatives)
-    # VOC 2012 is known by its classes and by its names, such as 2007_000032
-    published = class_names == VOC_CLASSES and all(re.fullmatch(r"\d{4}_\d{6}", name) for name in pictures)
-    rule = tag_rule or ("irn" if published else "clip-es")
-    lists = _find_lists(root)
-    names = {split: list(read_names(path, pictures)) for split, path in lists.items()}
-    for asked in (train, val):
-        if asked is not None and asked not in names and is_regular(asked):
-            lists[asked], names[asked] = Path(asked), list(read_names(Path(asked), pictures))
+    return _Layout(root, options, class_names, pictures, masks, notes, table)
+
+
+def _read_lists(layout: _Layout) -> _Lists:
+    """The lists of the folder and of the user, and those that stand in for missing ones."""
+    root, options, pictures = layout.root, layout.options, layout.pictures
+    files = _find_lists(root)
+    names = {split: list(read_names(path, pictures)) for split, path in files.items()}
+    for requested in (options.train, options.val):
+        if requested is not None and requested not in names and is_regular(requested):
+            files[requested], names[requested] = Path(requested), list(read_names(Path(requested), pictures))
     if not names and not (root / "ImageSets").is_dir():
-        lists["train"], names["train"] = root / "JPEGImages", list(pictures)
-        notes.append("there are no lists of splits (ImageSets): all pictures are trained on")
+        files["train"], names["train"] = root / "JPEGImages", list(pictures)
+        layout.notes.append("there are no lists of splits (ImageSets): all pictures are trained on")
     if "train_aug" not in names and "val" in names and (derived := _derived_train_aug(root, names["val"])):
-        lists["train_aug"], names["train_aug"] = root / _AUG_MASKS, derived
-        notes.append(f"train_aug: the {len(derived)} pictures with masks in {_AUG_MASKS} that are not in val")
-    chosen = choose_split(train, names, ("train_aug", "train", *only_split(names)), root)
-    if chosen is None:
-        raise BadInput(
-            root / SEGMENTATION_LISTS / "train.txt",
-            f"no such file (lists found: {', '.join(names) or 'none'})",
-            "a list with one picture name a line",
-            "Add it, or name a split or a list file with --train.",
-        )
-    scored = choose_split(val, names, ("val",), root)
-    kept = {
-        split: existing_pictures(
-            listed,
-            layout.pictures,
-            lists[split],
-            split,
-            needed=split in (chosen, scored),
-            skip_missing=skip_missing,
-            notes=notes,
-        )
-        for split, listed in names.items()
-    }
-    kept = {split: listed for split, listed in kept.items() if listed}
-    labels = layout.labels(sorted({name for listed in kept.values() for name in listed}), tags, rule)
-    splits = {
-        split: _images(
-            layout,
-            split,
-            listed,
-            labels,
-            tags or root / "Annotations",
-            upright,
-            published,
-            split in (chosen, scored),
-            split == chosen,
-        )
-        for split, listed in kept.items()
-    }
-    notes += _compared_with_published(splits) if published else _unused(pictures, masks, names)
-    return Dataset(
-        "voc", root, splits, chosen, scored_split=_scored_split(splits, chosen), val=scored, notes=tuple(notes)
-    )
+        files["train_aug"], names["train_aug"] = root / _AUG_MASKS, derived
+        layout.notes.append(f"train_aug: the {len(derived)} pictures with masks in {_AUG_MASKS} that are not in val")
+    return _Lists(files, names)
 
 
-def _unused(pictures: Mapping[str, Path], masks: Mapping[str, Path], lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """Notes on files that no list leads to."""
+def _notes_on_unused(
+    pictures: Mapping[str, Path], masks: Mapping[str, Path], lists: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Notes on files that no list names."""
     listed = {name for names in lists.values() for name in names}
-    unlisted, alone = sorted(pictures.keys() - listed), sorted(masks.keys() - pictures.keys())
+    unlisted, unmatched = sorted(pictures.keys() - listed), sorted(masks.keys() - pictures.keys())
     notes = [f"{len(unlisted)} pictures are in no list and not used ({unlisted[0]} first)"] if unlisted else []
-    return notes + ([f"{len(alone)} masks fit no picture ({masks[alone[0]]} first)"] if alone else [])
+    return notes + ([f"{len(unmatched)} masks belong to no picture ({masks[unmatched[0]]} first)"] if unmatched else [])
 
 
 def _has_annotations(root: Path) -> bool:
-    """Whether there are annotations; Datumaro writes the folder alone."""
+    """Whether there are annotations; Datumaro writes an empty folder."""
     return next((root / "Annotations").glob("*.xml"), None) is not None
 
 
 def _classes(
-    root: Path,
-    given: Path | Sequence[str] | None,
-    pictures: Mapping[str, Path],
-    has_masks: bool,
-    negatives: frozenset[str],
-    notes: list[str],
+    root: Path, options: LayoutOptions, pictures: Mapping[str, Path], has_masks: bool, notes: list[str]
 ) -> tuple[tuple[str, ...], MaskTable | None]:
-    """The classes, and the table of the masks' colours where there is one."""
+    """The classes, and the table of the masks' colours if there is one."""
     labelmap = root / "labelmap.txt"
-    table = None
     if labelmap.is_file():
-        named, table = read_labelmap(labelmap, negatives)
-        if given is None:
-            return named, table
-        chosen = read_classes(given)
-        if chosen != named:
+        named, table = read_labelmap(labelmap, options.negatives)
+        if options.classes not in (None, named):
             raise BadInput(
                 labelmap,
                 f"the classes {', '.join(named)}",
-                ", ".join(chosen),
+                ", ".join(options.classes or ()),
                 "Leave --classes out, or change the file.",
             )
         return named, table
-    for source in (given, root / "classes.txt", root / "class_names.txt"):
-        if source is not None and (not isinstance(source, Path) or source == given or source.is_file()):
-            return only_classes(read_classes(source), negatives), None
+    if options.class_names is not None:
+        return options.class_names, None
+    for source in (root / "classes.txt", root / "class_names.txt"):
+        if source.is_file():
+            return only_classes(read_classes(source), options.negatives), None
     if annotated := _annotated_names(root):
-        strange = annotated - set(VOC_CLASSES)
-        if strange != annotated:
+        if annotated & set(VOC_CLASSES):
             if not _named_like_voc(pictures):
                 notes.append(
                     "the classes are VOC's 20, since the annotations use their names; --classes or classes.txt gives others"
                 )
             return VOC_CLASSES, None
         if not has_masks:
-            own = only_classes(sorted(annotated), negatives)
-            notes.append(f"the classes are the {len(own)} names in Annotations, sorted")
-            return own, None
+            names = only_classes(sorted(annotated), options.negatives)
+            notes.append(f"the classes are the {len(names)} names in Annotations, sorted")
+            return names, None
     elif _named_like_voc(pictures):
         return VOC_CLASSES, None
     raise BadInput(
         root / "classes.txt",
         "no such file, and no labelmap.txt or class_names.txt",
         "the names of the classes: they are not those of VOC 2012 here",
-        "Write classes.txt, one name a line in the order of the labels 1, 2, ... in the masks, or give the names with --classes.",
+        "Write classes.txt, one name per line in the order of the labels 1, 2, ... in the masks, or give the names with --classes.",
     )
 
 
@@ -396,46 +390,51 @@ def _derived_train_aug(root: Path, val: Sequence[str]) -> list[str]:
     return sorted(set(pictures_below(root / _AUG_MASKS, (".png",))) - set(val))
 
 
-def _images(
-    layout: _Layout,
+def _check_tagged(
     split: str,
     names: Sequence[str],
     labels: Mapping[str, Bool[np.ndarray, " c"]],
     source: Path,
-    upright: bool | None,
-    published: bool,
-    needed: bool,
-    trained: bool,
-) -> Images:
-    without = [name for name in names if name not in labels]
-    if without and needed and (len(without) < len(names) or trained):
+    *,
+    all_needed: bool,
+) -> None:
+    """Raise BadInput if only some pictures of a split have tags; if `all_needed`, also if none has."""
+    untagged = [name for name in names if name not in labels]
+    if untagged and (len(untagged) < len(names) or all_needed):
         raise BadInput(
             source,
-            f"no tags for {len(without)} of the {len(names)} pictures of {split} ({without[0]!r} first)",
+            f"no tags for {len(untagged)} of the {len(names)} pictures of {split} ({untagged[0]!r} first)",
             "tags for each picture",
-            "Add them, or take these pictures out of the list.",
+            "Add them, or remove these pictures from the list.",
         )
-    if without:
-        layout.notes.append(f"{split}: {len(without)} of {len(names)} pictures have no tags")
-    none = np.zeros(len(layout.class_names), bool)
+
+
+def _images(
+    layout: _Layout, split: str, names: Sequence[str], labels: Mapping[str, Bool[np.ndarray, " c"]], *, is_used: bool
+) -> Images:
+    untagged = [name for name in names if name not in labels]
+    if untagged:
+        layout.notes.append(f"{split}: {len(untagged)} of {len(names)} pictures have no tags")
+    no_labels = np.zeros(len(layout.class_names), bool)
     masks = tuple(layout.mask(name) for name in names)
-    turned = bool(upright)
-    if not published and needed:
+    upright = bool(layout.options.upright)
+    if not layout.is_published and is_used:
         sizes = [header_size_hw(mask.path) if mask else None for mask in masks]
-        turned = choose_orientation([layout.pictures[name] for name in names], sizes, upright, split, layout.notes)
+        paths = [layout.pictures[name] for name in names]
+        upright = choose_orientation(paths, sizes, layout.options.upright, split, layout.notes)
     return Images(
         title=f"voc/{Path(split).stem}",
         names=tuple(names),
         paths=tuple(layout.pictures[name] for name in names),
         class_names=layout.class_names,
-        labels=np.array([labels.get(name, none) for name in names]),
+        labels=np.array([labels.get(name, no_labels) for name in names]),
         masks=masks,
-        upright=turned,
+        upright=upright,
     )
 
 
 def _scored_split(splits: Mapping[str, Images], train: str) -> str | None:
-    """`train`, whose masks are VOC's own, if it is part of what is trained on; else all that is trained on."""
+    """`train`, whose masks are VOC's own, if the training split contains it; else the training split, if it has masks."""
     trained = set(splits[train].names)
     for split in ("train", train):
         if split in splits and splits[split].has_masks and trained.issuperset(splits[split].names):
@@ -443,7 +442,7 @@ def _scored_split(splits: Mapping[str, Images], train: str) -> str | None:
     return None
 
 
-def _compared_with_published(splits: Mapping[str, Images]) -> list[str]:
+def _compare_with_published(splits: Mapping[str, Images]) -> list[str]:
     notes = []
     for split, images in splits.items():
         if len(images) != _IMAGES.get(split):
@@ -467,15 +466,15 @@ def _sha1(names: Sequence[str]) -> str:
 
 
 def make_segmentation_class_aug(sbd_root: Path, voc_root: Path, *, progress: Progress | None = None) -> Path:
-    """Semantic Contours from Inverse Detectors (Hariharan et al., ICCV 2011): make `SegmentationClassAug` and the list train_aug.
+    """Make `SegmentationClassAug` and the list train_aug from Semantic Contours from Inverse Detectors (Hariharan et al., ICCV 2011).
 
     The masks of VOC's train and val are VOC's own, all others SBD's. The list holds VOC's train and all of SBD, without VOC's
-    val: 10,582 names for the whole sets. What is there already is kept, so the same command goes on after an interruption.
+    val: 10,582 names for the complete sets. Existing masks are kept, so after an interruption the same command continues.
 
     Args:
         sbd_root: the folder with `cls/*.mat`, or `dataset` or `benchmark_RELEASE/dataset` in it.
-        voc_root: VOC's root, which gets the files.
-        progress: called with the number of masks that are there and of all masks.
+        voc_root: VOC's root, where the files are written.
+        progress: called with the number of masks done and of all masks.
 
     Returns:
         The list, `ImageSets/Segmentation/train_aug.txt`.
@@ -484,16 +483,18 @@ def make_segmentation_class_aug(sbd_root: Path, voc_root: Path, *, progress: Pro
         BadInput: a folder or a file of SBD or VOC is missing or broken.
     """
     mats = _find_sbd(sbd_root)
-    known = pictures_below(voc_root / "JPEGImages")
-    train, val = (list(read_names(voc_root / SEGMENTATION_LISTS / f"{split}.txt", known)) for split in ("train", "val"))
+    pictures = pictures_below(voc_root / "JPEGImages")
+    train, val = (
+        list(read_names(voc_root / SEGMENTATION_LISTS / f"{split}.txt", pictures)) for split in ("train", "val")
+    )
     train_aug = sorted((mats.keys() | set(train)) - set(val))
-    missing = [name for name in train_aug if name not in known]
+    missing = [name for name in train_aug if name not in pictures]
     if missing:
         raise BadInput(
             voc_root / "JPEGImages",
             f"no picture for {len(missing)} of {len(train_aug)} names ({missing[0]} first)",
-            "VOC 2012's pictures, which SBD's are part of",
-            "Unpack the whole VOC 2012 train and val archive.",
+            "the pictures of VOC 2012, which contain those of SBD",
+            "Unpack the complete archive of VOC 2012 train and val.",
         )
     official = {*train, *val}
     names = sorted(official | set(train_aug))
@@ -527,7 +528,7 @@ def _find_sbd(root: Path) -> dict[str, Path]:
 
 
 def read_sbd_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """The class mask of an SBD file: 0 background, 1..20; SBD ignores no pixels.
+    """The class mask of an SBD file: 0 background, 1..20; SBD has no ignored pixels.
 
     Raises:
         BadInput: the file is broken or holds no `GTcls.Segmentation` of labels 0..20.

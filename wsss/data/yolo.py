@@ -167,7 +167,7 @@ def read_yolo(root: Path, source: Path, options: LayoutOptions) -> LayoutContent
             )
     else:
         numbered = tuple(line for _, line in read_lines(source, "a class a line"))
-    class_names = options.classes or only_classes(numbered, options.negatives)
+    class_names = options.class_names or only_classes(numbered, options.negatives)
     roles = Roles(class_names, options.negatives)
     labels = [roles.label(name) for name in numbered]
     if None in labels:
