@@ -137,7 +137,7 @@ def test_cut_off_anywhere(scratch, layout):
     content = whole(SMALL, layout)
     for length in range(len(content)):
         refused(scratch, content[:length])
-    refused(scratch, content + b"\0", "1 bytes behind the last name")
+    refused(scratch, content + b"\0", "1 bytes after the last name")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -301,7 +301,7 @@ def test_maps_of_psa(scratch):
         ({"keys": np.array([1])}, "a NoneType"),
         (
             {"keys": np.array([1, 2]), "high_res": np.ones((1, 3, 3))},
-            r"an array of float64 \(1, 3, 3\) beside 2 classes",
+            r"an array of float64 \(1, 3, 3\) for 2 classes",
         ),
         ({"keys": np.array([-1]), "high_res": np.ones((1, 3, 3))}, "classes -1..-1"),
         ({1: np.ones((3, 3)), 2: np.ones((3, 4))}, "a dict of 2 entries of different shapes"),
@@ -337,5 +337,5 @@ def test_types_of_elements_stand_for_themselves(scratch, protocol):
 
 def test_types_of_elements_cannot_be_called(scratch):
     calling = b"\x80\x02ctorch\nfloat32\n)R."
-    with pytest.raises(BadInput, match="str where _Global belongs"):
+    with pytest.raises(BadInput, match="str instead of _Global"):
         read_legacy(write(scratch, with_header(calling)))

@@ -10,7 +10,7 @@ from tests.conftest import tree
 from tests.methods.test_vwl import small
 from wsss.errors import BadInput
 from wsss.methods import vwl
-from wsss.ops.visual_words import GAP, LINE, NAMES, PATCH, Fired, Word, draw_words, telling_words
+from wsss.ops.visual_words import GAP, LINE, NAMES, PATCH, Word, WordAssignment, characteristic_words, draw_words
 from wsss.outputs import RECORDS
 from wsss.stages.train import train
 
@@ -18,16 +18,18 @@ NAMED = ("cat", "собака")
 RED, GREY = (250, 10, 10), (128, 128, 128)
 
 
-def fired(label: list[bool], words: list[list[int]], similarity: list[list[float]], red: tuple[int, int]) -> Fired:
+def fired(
+    label: list[bool], words: list[list[int]], similarity: list[list[float]], red: tuple[int, int]
+) -> WordAssignment:
     """A grey picture of 16 pixels a cell, with one red cell."""
     cells = np.array(words)
     image = np.full((*(16 * side for side in cells.shape), 3), GREY, np.uint8)
     row, column = (slice(16 * position, 16 * position + 16) for position in red)
     image[row, column] = RED
-    return Fired(image, np.array(label), cells, np.array(similarity, np.float32))
+    return WordAssignment(image, np.array(label), cells, np.array(similarity, np.float32))
 
 
-def pictures() -> list[Fired]:
+def pictures() -> list[WordAssignment]:
     """Word 3 goes with cats, 5 with dogs, 1 with neither."""
     sure = [[0.1, 0.2, 0.9], [0.3, 0.1, 0.1]]
     unsure = [[0.1, 0.2, 0.5], [0.3, 0.1, 0.1]]
@@ -39,12 +41,12 @@ def pictures() -> list[Fired]:
 
 
 def test_words_are_shown_with_the_class_in_whose_pictures_they_fire():
-    words = telling_words(pictures(), 3)
+    words = characteristic_words(pictures(), 3)
     # the first of each class, those with most cells more than chance, then the second ones
     assert [(word.number, word.label) for word in words] == [(5, 1), (3, 0), (1, 0)]
     np.testing.assert_allclose([word.share for word in words], [1, 1, 8 / 11])
     np.testing.assert_allclose([word.chance for word in words], [1 / 3, 2 / 3, 2 / 3])
-    assert telling_words(pictures(), 2) == words[:2]
+    assert characteristic_words(pictures(), 2) == words[:2]
 
 
 def test_what_is_drawn_where():

@@ -1,1 +1,1 @@
-"""Readers of files that other programs wrote; nothing that such a file says is imported or run."""
+"""Readers for file formats of other programs; nothing named in such a file is imported or run."""

@@ -1,8 +1,8 @@
-"""Arrays of MXNet's `.params` files without MXNet, and ResNet-38's ImageNet weights among them.
+"""Read MXNet's `.params` files without MXNet, in particular the ImageNet weights of ResNet-38.
 
-A file is a list of arrays and the list of their names, all little-endian. Arrays come in three layouts, by the age of the
-MXNet that wrote them. Nothing in a file is believed: each length is held against what is left of the file before
-anything is read or made.
+A file is a list of arrays and the list of their names, all little-endian. Arrays have one of three layouts, depending on the
+version of MXNet. Nothing in a file is trusted: each length is compared with the rest of the file before
+anything is read or allocated.
 """
 
 import math
@@ -23,21 +23,21 @@ _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")
 # MXNet's own limit
 _MOST_DIMENSIONS = 32
-# far beyond any network; an array of no numbers takes a hundred times its bytes in the file
+# far beyond any network; an empty array needs a hundred times its bytes in the file
 _MOST_ARRAYS, _LONGEST_NAME = 100_000, 1000
 _EXPECTED = "an MXNet .params file of dense arrays"
 
 
 class _Source:
-    """A file from front to back, with what is left of it."""
+    """A file read sequentially, with the number of bytes left."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.left = stream, os.fstat(stream.fileno()).st_size
 
     def claim(self, size: int, what: str) -> int:
-        """`size`, if the file still has so many bytes."""
+        """Reserve `size` bytes of the rest of the file, and return `size`."""
         if size > self.left:
-            raise Unreadable(f"{what} with more bytes than the {self.left} that are left of the file")
+            raise Unreadable(f"{what} with more bytes than the {self.left} left in the file")
         self.left -= size
         return size
 
@@ -59,26 +59,26 @@ class _Source:
         self.claim(count * dtype.itemsize, f"{what} of the shape {_few(shape)}")
         values = np.fromfile(self.stream, dtype, count)
         if len(values) != count:
-            raise Unreadable("a file that is cut off while it is read")
+            raise Unreadable("a file that was truncated while it was read")
         return torch.from_numpy(values.reshape(shape))
 
     def _read(self, size: int) -> bytes:
         content = self.stream.read(size)
         if len(content) != size:
-            raise Unreadable("a file that is cut off while it is read")
+            raise Unreadable("a file that was truncated while it was read")
         return content
 
 
 def read_params(path: Path) -> dict[str, Tensor]:
-    """The arrays of a `.params` file by their names (`arg:conv1a_weight`), on the CPU, in the file's types.
+    """The arrays of a `.params` file by name (`arg:conv1a_weight`), on the CPU, with the data types of the file.
 
-    An array without dimensions, which MXNet writes for none, comes as an empty tensor.
+    An array without dimensions, which MXNet writes for None, is returned as an empty tensor.
 
     Raises:
-        BadInput: the file is missing, damaged, cut off, of another kind, or has sparse arrays or arrays without names.
+        BadInput: the file is missing, damaged, truncated, has another format, or has sparse or unnamed arrays.
     """
     with (
-        reading(path, _EXPECTED, "If it is to be one, it is damaged or cut off: fetch it again."),
+        reading(path, _EXPECTED, "If it should be one, it is damaged or truncated: download it again."),
         path.open("rb") as stream,
     ):
         return _arrays(_Source(stream))
@@ -89,10 +89,10 @@ def _few(shape: tuple[int, ...]) -> str:
 
 
 def _arrays(source: _Source) -> dict[str, Tensor]:
-    magic = source.number("Q", "the mark at its beginning")
+    magic = source.number("Q", "the magic number")
     if magic != _LIST:
         raise Unreadable(f"a file that begins with {struct.pack('<Q', magic)!r}")
-    source.number("Q", "a reserved number")  # MXNet does not look at it
+    source.number("Q", "a reserved number")  # not used by MXNet
     count = source.number("Q", "the number of arrays")
     if not 0 < count <= _MOST_ARRAYS:
         raise Unreadable(f"{count or 'no'} arrays")
@@ -107,7 +107,7 @@ def _arrays(source: _Source) -> dict[str, Tensor]:
             raise Unreadable(f"two arrays named {name[:100]!r}")
         named[name] = array
     if source.left:
-        raise Unreadable(f"{source.left} bytes behind the last name")
+        raise Unreadable(f"{source.left} bytes after the last name")
     return named
 
 
@@ -126,7 +126,7 @@ def _array(source: _Source, what: str) -> Tensor:
     shape = source.numbers("q" if modern else "I", dimensions, f"the shape of {what}")
     if min(shape) < 1:
         raise Unreadable(f"{what} of the shape {_few(shape)}")
-    source.numbers("i", 2, f"the device of {what}")  # where it was, which does not matter here
+    source.numbers("i", 2, f"the device of {what}")  # not used here
     kind = source.number("i", f"the type of {what}")
     if not 0 <= kind < len(_DTYPES):
         raise Unreadable(f"{what} of element type {kind}")
@@ -145,13 +145,13 @@ _KINDS = {
 
 
 def resnet38_params(path: Path) -> dict[str, Tensor]:
-    """ResNet-38's ImageNet weights as ademxapp publishes them, under the names of `wsss.networks.resnet38`.
+    """ResNet-38's ImageNet weights as published by ademxapp, with the names of `wsss.networks.resnet38`.
 
-    That is `ilsvrc-cls_rna-a1_cls1000_ep-0001.params` (md5 ff21f45d6bf03284100dcbec571edfad) with 193 arrays, of which the
+    The file is `ilsvrc-cls_rna-a1_cls1000_ep-0001.params` (md5 ff21f45d6bf03284100dcbec571edfad) with 193 arrays; the
     two of the classifier `linear1000` are left out.
 
     Raises:
-        BadInput: see `read_params`; or the names are of another network.
+        BadInput: see `read_params`; or the names belong to another network.
     """
     state: dict[str, Tensor] = {}
     for name, array in read_params(path).items():
@@ -163,7 +163,7 @@ def resnet38_params(path: Path) -> dict[str, Tensor]:
                 path,
                 f"an array {name[:100]!r} of {array.dtype}{' again, under another name' if key in state else ''}",
                 "the float arrays of ResNet-38 (model A1 of ademxapp), each once",
-                "Give ilsvrc-cls_rna-a1_cls1000_ep-0001.params; other networks' .params files are not understood.",
+                "Give ilsvrc-cls_rna-a1_cls1000_ep-0001.params; .params files of other networks are not supported.",
             )
         state[key] = array
     return state
@@ -172,8 +172,8 @@ def resnet38_params(path: Path) -> dict[str, Tensor]:
 def _key(name: str) -> str | None:
     if match := _LAYER.fullmatch(name):
         layer, stage, block, branch, kind = match.groups()
-        place = f"b{stage}_{block}" if block else f"b{stage}"
-        prefix = f"{place}.{'conv' if layer == 'res' else 'bn'}_branch{branch}"
+        block_name = f"b{stage}_{block}" if block else f"b{stage}"
+        prefix = f"{block_name}.{'conv' if layer == 'res' else 'bn'}_branch{branch}"
     elif match := _TOP.fullmatch(name):
         prefix, kind = match.groups()
     else:

@@ -1,7 +1,7 @@
-"""Label and CAM files that other projects pickled into `.npy` files, read without running anything that stands in them.
+"""Read labels and maps that other projects pickled into `.npy` files, without running any code in them.
 
-Of all functions that a pickle can ask for, those that rebuild NumPy arrays and torch tensors are known, and replaced by ones of this file
-(`wsss.foreign.pickled` runs the rest).
+Only functions that rebuild NumPy arrays and torch tensors are allowed in a pickle, and they are replaced by functions of this module
+(`wsss.foreign.pickled` interprets the rest).
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ from wsss.data.lists import without_suffix
 from wsss.errors import BadInput, reading
 from wsss.foreign.pickled import INSTRUCTIONS, Forbidden, Unfinished, called, exactly, run
 
-_EXPECTED = "a .npy file with a dictionary of numbers, texts, NumPy arrays and torch tensors"
-_DO = "Take the file from its source again; if it needs other types, write its arrays with np.savez instead."
+_EXPECTED = "a .npy file with a dictionary of numbers, strings, NumPy arrays and torch tensors"
+_DO = "Download the file again; if it contains other types, write its arrays with np.savez instead."
 
 
 def read_legacy(path: Path) -> Any:
-    """The content of a `.npy` file: an array, or what was pickled into it, with tensors as NumPy arrays. Arrays are read-only.
+    """The content of a `.npy` file: an array or a pickled object, with tensors as NumPy arrays. Arrays are read-only.
 
     Raises:
-        BadInput: the file is missing, broken, or asks for anything but plain data; the forbidden function is named.
+        BadInput: the file is missing or broken, or contains more than plain data; the forbidden function is named.
     """
     with reading(path, _EXPECTED, _DO):
         stream = io.BytesIO(path.read_bytes())
@@ -35,20 +35,22 @@ def read_legacy(path: Path) -> Any:
             return _npy(stream)
         except Forbidden as error:
             raise BadInput(
-                path, str(error), f"{_EXPECTED} alone", "Do not open it with anything else either."
+                path, str(error), f"only {_EXPECTED}", "Do not open it with another program either."
             ) from error
 
 
 def read_legacy_labels(path: Path) -> dict[str, Bool[np.ndarray, " c"]] | Bool[np.ndarray, "n c"]:
     """Image-level labels of `cls_labels.npy` (PSA, IRNet, CLIMS, VWL: by name) or `train_labels.npy` (CLIMS on COCO: a matrix).
 
-    Integer names are given as texts: 2007000032 is `"2007000032"`; a picture's suffix is taken off.
+    Integer names are returned as strings: 2007000032 is `"2007000032"`; the suffix of a picture is removed.
 
     Raises:
-        BadInput: as `read_legacy`, or the content is no such thing, values other than 0 and 1 for example.
+        BadInput: as `read_legacy`, or the content is something else, for example values other than 0 and 1.
     """
     content = read_legacy(path)
-    expected = "a dictionary from names to equally long vectors of 0 and 1, or a matrix of these with a row a picture"
+    expected = (
+        "a dictionary from names to equally long vectors of 0 and 1, or a matrix of these with one row per picture"
+    )
     if isinstance(content, np.ndarray) and content.ndim == 2 and content.dtype.kind in "biuf":
         return _binary(path, content, "", expected)
     if not isinstance(content, dict) or not content:
@@ -70,7 +72,7 @@ def read_legacy_labels(path: Path) -> dict[str, Bool[np.ndarray, " c"]] | Bool[n
 def _binary(path: Path, values: np.ndarray, place: str, expected: str) -> np.ndarray:
     odd = values[(values != 0) & (values != 1)]
     if odd.size:
-        do = "Decide which classes are tags (scores above a threshold, for example), and write 1 for these and 0 for the others."
+        do = "Decide which classes are tags (for example scores above a threshold), and write 1 for these and 0 for the others."
         raise BadInput(path, f"the value {odd.flat[0]}{place}", expected, do)
     return values == 1
 
@@ -78,13 +80,13 @@ def _binary(path: Path, values: np.ndarray, place: str, expected: str) -> np.nda
 def read_legacy_cams(
     path: Path,
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"], Float[np.ndarray, "k hs ws"] | None]:
-    """Activation maps of one picture: 0-based classes (int16, ascending), maps and those at a quarter of the size (float32).
+    """Activation maps of one picture: 0-based classes (int16, ascending), maps, and maps at a quarter of the size (float32).
 
-    Understood are IRNet's dictionary (`keys`, `high_res`, `cam`; also of CLIMS, QA-CLIMS and VWL), CLIP-ES's (`keys`,
+    Supported are the dictionary of IRNet (`keys`, `high_res`, `cam`; also used by CLIMS, QA-CLIMS and VWL), that of CLIP-ES (`keys`,
     `attn_highres` or `highres`), and the dictionary from classes to maps of PSA, SEAM and ICAM.
 
     Raises:
-        BadInput: as `read_legacy`, or the content is no such thing.
+        BadInput: as `read_legacy`, or the content is something else.
     """
     content = read_legacy(path)
     expected = "a dictionary with `keys` and `high_res` or `attn_highres`, or one from classes to maps"
@@ -106,9 +108,9 @@ def read_legacy_cams(
             raise BadInput(path, _kind(array), expected, _DO)
     classes, *maps = arrays
     if any(len(array) != len(classes) for array in maps):
-        raise BadInput(path, f"{_kind(maps[0])} beside {len(classes)} classes", expected, _DO)
+        raise BadInput(path, f"{_kind(maps[0])} for {len(classes)} classes", expected, _DO)
     if classes.size and not 0 <= classes.min() <= classes.max() < 255:
-        raise BadInput(path, f"classes {classes.min()}..{classes.max()}", "classes from 0 on", _DO)
+        raise BadInput(path, f"classes {classes.min()}..{classes.max()}", "classes in 0..254", _DO)
     order = np.argsort(classes, kind="stable")
     full, maps_stride4 = ([array[order].astype(np.float32) for array in maps] + [None])[:2]
     return classes[order].astype(np.int16), full, maps_stride4
@@ -122,7 +124,7 @@ def _kind(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """The name of a function or class, as it stands in a pickle."""
+    """The name of a function or class in a pickle."""
 
     module: str
     name: str
@@ -139,12 +141,12 @@ class _Storage:
 
 
 class _Arrays:
-    """What a pickle of arrays may say.
+    """The content allowed in a pickle of arrays.
 
     Args:
-        n_bytes: of the whole file, which hands each of them to a function once or twice; one that hands the same ones over and over fills
-            the memory.
-        functions: whether it may rebuild arrays.
+        n_bytes: size of the file. A valid pickle passes each byte to a function once or twice; one that passes the same bytes over and
+            over would fill the memory.
+        functions: whether arrays may be rebuilt.
     """
 
     instructions = INSTRUCTIONS - {"NEWOBJ"}
@@ -154,12 +156,12 @@ class _Arrays:
         self.allowance, self.functions = 4 * n_bytes, functions
 
     def meaning(self, module: str, name: str) -> _Global | str:
-        asked = _Global(re.sub(r"^numpy\.core\b", "numpy._core", module), name)  # NumPy 2 renamed it
-        if str(asked) in _ELEMENTS:
-            return str(asked)
-        if str(asked) not in _STORAGES and not (self.functions and str(asked) in (*_FUNCTIONS, "numpy.ndarray")):
+        found = _Global(re.sub(r"^numpy\.core\b", "numpy._core", module), name)  # NumPy 2 renamed it
+        if str(found) in _ELEMENTS:
+            return str(found)
+        if str(found) not in _STORAGES and not (self.functions and str(found) in (*_FUNCTIONS, "numpy.ndarray")):
             raise Forbidden(f"the forbidden function or class {module}.{name}")
-        return asked
+        return found
 
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         self._spend(arguments)
@@ -179,12 +181,12 @@ class _Arrays:
 
 
 def _bytes(value: Any) -> bytes:
-    return value.encode("latin-1") if isinstance(value, str) else exactly(bytes, value)  # Python 2 wrote texts
+    return value.encode("latin-1") if isinstance(value, str) else exactly(bytes, value)  # Python 2 wrote strings
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     if any(type(size) is not int or size < 0 for size in exactly(tuple, value)):
-        raise ValueError("a shape that is no tuple of sizes")
+        raise ValueError("a shape that is not a tuple of sizes")
     return value
 
 
@@ -203,7 +205,7 @@ def _dtype(code: str, align: Any = False, copy: Any = False) -> Unfinished:
 
 def _filled_array(data: Any, dtype: Any, shape: Any, fortran: Any = False) -> Any:
     if not isinstance(dtype, np.dtype):
-        raise ValueError("an array without a type of elements")
+        raise ValueError("an array without a data type")
     if dtype.hasobject:
         if _sizes(shape) != () or len(exactly(list, data)) != 1:
             raise ValueError("an array of several objects")
@@ -239,7 +241,7 @@ def _storage_named(kind: Any, storage: Any, key: Any, place: Any, numel: Any, vi
 
 
 def _storage_from_bytes(blob: Any) -> np.ndarray:
-    """The numbers of a storage in the form that torch wrote before its zip files: five pickles, a length, the numbers."""
+    """The numbers of a storage in torch's format before zip files: five pickles, a length, the numbers."""
     stream = io.BytesIO(_bytes(blob))
     magic, protocol, system, storage, keys = (run(stream, _Arrays(len(blob), functions=False)) for _ in range(5))
     if magic != 0x1950A86A20F9469CFC6C or protocol != 1001 or not exactly(dict, system).get("little_endian"):
@@ -268,7 +270,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np
     if 0 in size:
         return np.zeros(size, storage.dtype)
     if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= len(storage):
-        raise ValueError("a tensor that reaches behind its numbers")
+        raise ValueError("a tensor that reaches beyond its numbers")
     if math.prod(size) > len(storage):
         raise ValueError("a tensor with more entries than numbers")
     strides = [step * storage.itemsize for step in stride]
@@ -282,7 +284,7 @@ def _npy(stream: io.BytesIO) -> Any:
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = header(stream)
-    except Exception as error:  # it evaluates a Python literal, and lets the tokenizer's errors out
+    except Exception as error:  # it evaluates a Python literal, and passes on errors of the tokenizer
         raise ValueError(f"no header: {error!r:.120}") from error
     if dtype.hasobject:
         if dtype != np.dtype(object) or shape != ():
@@ -299,7 +301,7 @@ _STORAGES = {
         "Float": "<f4", "Double": "<f8", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"
     }.items()
 }  # fmt: skip
-# types of elements, which stand for themselves: QA-CLIMS' text features say what they were made in
+# data types, read as their names: the text features of QA-CLIMS record the type they were computed with
 _ELEMENTS = ("torch.float16", "torch.float32", "torch.float64", "torch.bfloat16")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "numpy._core.multiarray._reconstruct": _reconstruct,

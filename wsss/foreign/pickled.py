@@ -1,9 +1,9 @@
-"""Pickles read as data. A pickle is a program for a stack machine; the machine here imports nothing and calls nothing of the file's choice.
+"""Read pickles as data. A pickle is a program for a stack machine; the machine here never imports or calls anything named in the file.
 
-It knows the instructions that build dictionaries, lists, tuples, numbers and texts. What a name in a pickle stands for, and what a call of
-it gives, its reader says: `wsss.foreign.npy` for `.npy` files of other projects, `wsss.foreign.torchscript` for TorchScript archives. The machine
-takes no more memory than the pickle has bytes, and no byte goes to `pickle` or `torch.load`. docs/log.md says why a `pickle.Unpickler` with
-a list of allowed names is not enough.
+It supports the instructions that build dictionaries, lists, tuples, numbers and strings. A reader defines what a name in a pickle means,
+and what a call returns: `wsss.foreign.npy` for `.npy` files of other projects, `wsss.foreign.torchscript` for TorchScript archives. The
+machine needs no more memory than the pickle has bytes, and never uses `pickle` or `torch.load`. docs/log.md explains why a
+`pickle.Unpickler` with a list of allowed names is not enough.
 """
 
 import dataclasses
@@ -15,43 +15,43 @@ from typing import Any, Protocol, cast
 
 
 class Forbidden(ValueError):
-    """The pickle asks for something that its reader has no meaning for."""
+    """The pickle names something that its reader does not allow."""
 
 
 @dataclasses.dataclass(eq=False)
 class Unfinished:
-    """A value that waits for its state, and the places in the memo that hold it."""
+    """A value whose state is still missing, and the positions in the memo that hold it."""
 
     finish: Callable[[Any], Any]
-    """takes the state and gives the value"""
-    places: list[int] = dataclasses.field(default_factory=list)
+    """makes the value from its state"""
+    positions: list[int] = dataclasses.field(default_factory=list)
 
 
 class Reader(Protocol):
-    """What a pickle may say.
+    """Defines the content allowed in a pickle.
 
     Attributes:
-        instructions: those of `INSTRUCTIONS` that it may have.
-        keys: types that the keys of its dictionaries may have; none whose hash can take long.
+        instructions: the allowed ones of `INSTRUCTIONS`.
+        keys: the allowed types of dictionary keys; only types whose hash is fast.
     """
 
     instructions: frozenset[str]
     keys: tuple[type, ...]
 
     def meaning(self, module: str, name: str) -> Any:
-        """What stands for a function or class of that name; raises Forbidden for all others."""
+        """The replacement of a function or class with this name; raises Forbidden if it is not allowed."""
 
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """What a function or class gives; `function` may be any value of the pickle."""
+        """The result of calling a function or class; `function` may be any value of the pickle."""
 
     def finish(self, unfinished: Unfinished, state: Any) -> Any:
-        """A value with its state."""
+        """The value after its state is set."""
 
     def storage(self, reference: Any) -> Any:
-        """The numbers, kept beside the pickle, that `reference` names."""
+        """The numbers that `reference` names, which are stored outside the pickle."""
 
 
-# Instructions that push their argument as it is
+# instructions that push their argument unchanged
 _PLAIN = frozenset(
     (
         "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -75,29 +75,29 @@ INSTRUCTIONS = _PLAIN | _CONSTANTS.keys() | {
 
 
 def run(stream: io.BytesIO, reader: Reader) -> Any:
-    """What one pickle builds; the stream is left behind it.
+    """Interpret one pickle and return its value; the stream is positioned after it.
 
     Raises:
-        Forbidden: it has an instruction, or asks for a name, that the reader does not know.
-        Exception: it makes no sense.
+        Forbidden: it has an instruction or a name that the reader does not allow.
+        Exception: the pickle is invalid.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
 
     def take(count: int | None = None) -> list[Any]:
-        """The last values, or those behind the mark."""
+        """Pop the last values, or all values after the mark."""
         at = marks.pop() if count is None else len(stack) - count
         if not 0 <= at <= len(stack):
-            raise ValueError("a pickle that takes more than it has put down")
+            raise ValueError("a pickle that pops more values than it has pushed")
         items = stack[at:]
         del stack[at:]
         return items
 
-    def put(place: int) -> None:
-        memo[place] = stack[-1]
+    def put(position: int) -> None:
+        memo[position] = stack[-1]
         if isinstance(stack[-1], Unfinished):
-            stack[-1].places.append(place)
+            stack[-1].positions.append(position)
 
     for opcode, operand, position in pickletools.genops(stream):
         name, argument = opcode.name, cast(Any, operand)
@@ -142,9 +142,9 @@ def run(stream: io.BytesIO, reader: Reader) -> Any:
             if not isinstance(unfinished, Unfinished):
                 raise ValueError(f"a state for a {type(unfinished).__name__}")
             stack.append(reader.finish(unfinished, state))
-            for place in unfinished.places:
+            for place in unfinished.positions:
                 memo[place] = stack[-1]
-            unfinished.places.clear()
+            unfinished.positions.clear()
         elif name == "BINPERSID":
             stack.append(reader.storage(*take(1)))
         elif name == "STOP":
@@ -153,18 +153,18 @@ def run(stream: io.BytesIO, reader: Reader) -> Any:
 
 
 def exactly(kind: type, value: Any) -> Any:
-    """The value, if it is of this type and no derived one.
+    """The value, if it has exactly this type, not a subclass.
 
     Raises:
-        ValueError: it is of another.
+        ValueError: it has another type.
     """
     if type(value) is not kind:
-        raise ValueError(f"{type(value).__name__} where {kind.__name__} belongs")
+        raise ValueError(f"{type(value).__name__} instead of {kind.__name__}")
     return value
 
 
 def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What a function gives, once it is sure that it takes so many arguments."""
+    """The result of a function, after checking that it accepts this number of arguments."""
     inspect.signature(function).bind(*arguments)
     return function(*arguments)
 
@@ -173,7 +173,7 @@ def _filled(dictionary: dict[Any, Any], items: list[Any], kinds: tuple[type, ...
     if len(items) % 2:
         raise ValueError("a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # the hash of nested tuples can take for ever
+        # computing the hash of nested tuples can take arbitrarily long
         if type(key) not in kinds or (type(key) is int and abs(key) >= 2**63):
             raise ValueError(f"a key of type {type(key).__name__}")
         dictionary[key] = value

@@ -1,7 +1,7 @@
-"""The tensors of a TorchScript archive, such as OpenAI's `ViT-B-16.pt`, read without running anything that stands in it.
+"""Read the tensors of a TorchScript archive, such as OpenAI's `ViT-B-16.pt`, without running any code in it.
 
-An archive is a zip of code, a pickle of modules and one file a storage. The code is not looked at. Of all functions that the pickle can ask
-for, the few that `torch.jit.save` writes are known, and replaced by ones of this file (`wsss.foreign.pickled` runs the rest).
+An archive is a zip file of code, a pickle of modules, and one file per storage. The code is not read. In the pickle, only the few functions
+that `torch.jit.save` writes are allowed, and they are replaced by functions of this module (`wsss.foreign.pickled` interprets the rest).
 """
 
 import io
@@ -30,18 +30,18 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# names may come again where modules are shared, but not without end
+# names are repeated if modules are shared, but not without limit
 _NAME_LETTERS_PER_BYTE = 100
 
 
 class _Module(Unfinished):
-    """Stands for any class of the archive's own code."""
+    """An instance of any class defined in the archive."""
 
     def __init__(self) -> None:
-        super().__init__(self._hold)
+        super().__init__(self._set_content)
         self.content: Any = None
 
-    def _hold(self, content: Any) -> "_Module":
+    def _set_content(self, content: Any) -> "_Module":
         self.content = content
         return self
 
@@ -54,7 +54,7 @@ def _rebuilt(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int
         raise ValueError("a tensor without numbers")
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    # a stride of 0 makes a huge tensor of one number
+    # with a stride of 0, a single number would become a huge tensor
     if numel > len(storage) or (numel and last >= len(storage)):
         raise ValueError(f"a tensor of {numel} numbers in a storage of {len(storage)}")
     return storage.as_strided(size, stride, offset)
@@ -77,7 +77,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Archive:
-    """The files of an archive, and what its pickle may say: what `torch.jit.save` writes."""
+    """The files of an archive, and the content allowed in its pickle: what `torch.jit.save` writes."""
 
     instructions = frozenset(
         (
@@ -94,7 +94,7 @@ class _Archive:
         self.folder = archive.namelist()[0].partition("/")[0]
         self.storages: dict[str, bytearray] = {}
         if sum(entry.compress_size for entry in archive.infolist()) > size:
-            raise ValueError("entries that lie on top of each other")
+            raise ValueError("overlapping entries")
 
     def read(self, name: str) -> bytes:
         entry = self.archive.getinfo(f"{self.folder}/{name}")
@@ -120,7 +120,7 @@ class _Archive:
     def storage(self, reference: Any) -> Tensor:
         kind, dtype, name, _, count = exactly(tuple, reference)
         if kind != "storage" or not isinstance(name, str) or type(count) is not int:
-            raise ValueError("a reference to something that is no storage")
+            raise ValueError("a reference to something other than a storage")
         if name not in self.storages:
             self.storages[name] = bytearray(self.read(f"data/{name}"))
         content = self.storages[name]
@@ -130,35 +130,35 @@ class _Archive:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, by the names of what is in it; not so where these cannot be read."""
+    """Whether a file is a TorchScript archive, judged by the names of its entries; False if these cannot be read."""
     if not is_regular(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
-    except Exception:  # no zip; a damaged one makes it raise almost anything, and whoever reads the file says so
+    except Exception:  # not a zip file; damaged ones raise almost any error, which the reader of the file reports
         return False
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The state dict of a TorchScript archive, on the CPU; what was shared there shares its memory here.
+    """The state dict of a TorchScript archive, on the CPU; shared tensors share their memory.
 
     Raises:
-        BadInput: the archive is damaged, or asks for a function that would run code; it is named.
+        BadInput: the archive is damaged, or would run code; the function is named.
     """
-    expected = "a TorchScript archive of modules and tensors, as torch.jit.save writes it"
-    with reading(path, expected, "Fetch it again."), zipfile.ZipFile(path) as file:
+    expected = "a TorchScript archive of modules and tensors, as written by torch.jit.save"
+    with reading(path, expected, "Download it again."), zipfile.ZipFile(path) as file:
         archive = _Archive(file, path.stat().st_size)
         program = archive.read("data.pkl")
         try:
             return _state(run(io.BytesIO(program), archive), len(program) * _NAME_LETTERS_PER_BYTE)
         except Forbidden as error:
             found = f"an archive that would run code (it asks for {error})"
-            raise BadInput(path, found, expected, "Do not open it with anything else.") from error
+            raise BadInput(path, found, expected, "Do not open it with another program either.") from error
 
 
 def _state(root: Any, most_letters: int) -> dict[str, Tensor]:
-    """All tensors of modules in modules under their full names."""
+    """All tensors of nested modules by their full names."""
     state: dict[str, Tensor] = {}
     letters = 0
 
@@ -169,7 +169,7 @@ def _state(root: Any, most_letters: int) -> dict[str, Tensor]:
                 full = prefix + exactly(str, name)
                 letters += 1 + len(full)
                 if letters > most_letters:
-                    raise ValueError("modules that contain the same ones over and over")
+                    raise ValueError("modules that contain the same modules over and over")
                 if isinstance(value, Tensor):
                     state[full] = value
                 else:

@@ -38,7 +38,7 @@ from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
 from wsss.networks.resnet import ResNet
 from wsss.objective import Objective, body_and_head
-from wsss.ops.visual_words import Fired, draw_words, telling_words
+from wsss.ops.visual_words import WordAssignment, characteristic_words, draw_words
 from wsss.progress import Progress
 from wsss.recipe import Extra, Method
 from wsss.refiners.irnet import IRNetSettings
@@ -457,9 +457,9 @@ def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, o
     with Progress(f"words {out.name}", len(drawn), resumable=False) as progress:
         for index in sorted(drawn.tolist()):
             image = images.read(index)
-            assignments.append(Fired(image, images.labels[index], *assign_words(network, image)))
+            assignments.append(WordAssignment(image, images.labels[index], *assign_words(network, image)))
             progress.advance()
-    words = telling_words(assignments, settings.words)
+    words = characteristic_words(assignments, settings.words)
     figure = draw_words(assignments, words, images.class_names, settings.patches, settings.examples)
     with whole_file(out / FIGURE) as temporary:
         Image.fromarray(figure).save(temporary, "jpeg", quality=85)

@@ -1,14 +1,14 @@
 """Pairs of neighbouring cells: their affinities and whether their labels agree (PSA, Ahn and Kwak, CVPR 2018; IRNet,
 Ahn et al., CVPR 2019).
 
-A direction (dy, dx) pairs every source cell (y, x) with (y + dy, x + dx). Two sets of sources occur:
+A direction (dy, dx) pairs every source cell (y, x) with (y + dy, x + dx). Two sets of sources are used:
 
-- training takes those whose partners in all directions lie on the map, f = radius - 1: rows below h - f, columns from f
-  to below w - f. Arrays are (b, d, s), s = (h - f) (w - 2 f) sources in row-major order;
-- random walks take planes (d, h, w): planes[k, y, x] is the affinity of (y, x) and its partner in direction k, and 0
-  where there is none.
+- training uses the sources whose partners in all directions lie on the map. With f = radius - 1 these are rows below h - f, columns
+  from f to below w - f. Arrays are (b, d, s), with s = (h - f) (w - 2 f) sources in row-major order;
+- random walks use planes (d, h, w): planes[k, y, x] is the affinity of (y, x) and its partner in direction k, and 0
+  if there is none.
 
-Everything is made of shifted slices: no index arrays, and nothing that holds all cells of all paths.
+All computations use shifted slices: there are no index arrays, and no array of all cells of all paths.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from wsss.errors import BadInput, check_range
 Cell = tuple[int, int]
 Cells = tuple[Cell, ...]
 
-# Paths are cut into pieces of four cells, since paths of similar slopes are made of the same few: the 2134 cells of
-# radius 10 are 572 pieces of 33 shapes
+# paths are cut into pieces of four cells, since paths with similar slopes share the same pieces: the 2134 cells of
+# radius 10 are 572 pieces with 33 shapes
 _PIECE = 4
 
 
 class PairLabels(NamedTuple):
-    """What is known of each pair; a pair with a label that is not valid is in none of the three."""
+    """The kind of each pair: both background, same class, or different labels; pairs with an invalid label are in none of the three."""
 
     bg_pos: Bool[Tensor, "b d s"]
     fg_pos: Bool[Tensor, "b d s"]
@@ -41,7 +41,7 @@ class PairLabels(NamedTuple):
 
 @cache
 def directions(radius: int) -> Cells:
-    """The (dy, dx) shorter than `radius` that reach each pair once: to the right, then row by row below.
+    """The (dy, dx) shorter than `radius` that cover each pair once: to the right, then row by row below.
 
     Raises:
         BadInput: `radius` is below 2.
@@ -52,7 +52,7 @@ def directions(radius: int) -> Cells:
 
 
 def paths(radius: int) -> tuple[Cells, ...]:
-    """The cells (y, x), relative to the source, that each direction passes: the destination first, the source last.
+    """The cells (y, x) on the path of each direction, relative to the source: the destination first, the source last.
 
     These are the cells between both ends whose centres are less than one cell away from the line.
     """
@@ -68,10 +68,10 @@ def _path(direction: Cell) -> Cells:
 
 
 def at_sources(maps: Shaped[Tensor, "*c h w"], radius: int) -> Shaped[Tensor, "*c s"]:
-    """What maps hold at the sources of training.
+    """The values of maps at the sources used in training.
 
     Raises:
-        BadInput: the map is too small to have any.
+        BadInput: the map is too small to have any sources.
     """
     return maps[..., *_sources(maps, radius)].flatten(-2)
 
@@ -79,21 +79,23 @@ def at_sources(maps: Shaped[Tensor, "*c h w"], radius: int) -> Shaped[Tensor, "*
 def at_destinations(
     maps: Shaped[Tensor, "*c h w"], radius: int, directions: Sequence[Cell]
 ) -> Shaped[Tensor, "*c d s"]:
-    """What maps hold at the partners of the sources of training, for each direction.
+    """The values of maps at the partners of these sources, for each direction.
 
     Raises:
-        BadInput: the map is too small to have any.
+        BadInput: the map is too small to have any sources.
     """
     corner, size = (0, radius - 1), _source_size(maps, radius)
     return torch.stack([_window(maps, _plus(corner, step), size).flatten(-2) for step in directions], -2)
 
 
 def pair_labels(labels: Integer[Tensor, "b h w"], radius: int, directions: Sequence[Cell], n_labels: int) -> PairLabels:
-    """Which pairs have one label and which have two, for the sources of training.
+    """Which pairs have equal and which have different labels, for the sources used in training.
 
     Args:
         labels: 0 background, 255 unknown.
-        n_labels: labels from here on are not valid: classes and background in IRNet, 255 in PSA.
+        radius: of the pairs.
+        directions: from the sources to their partners.
+        n_labels: this label and those above are invalid: the number of classes and background in IRNet, 255 in PSA.
 
     Raises:
         BadInput: the map is too small for the radius.
@@ -106,13 +108,14 @@ def pair_labels(labels: Integer[Tensor, "b h w"], radius: int, directions: Seque
 
 
 def path_affinity(edge: Float[Tensor, "b h w"], radius: int, directions: Sequence[Cell]) -> Float[Tensor, "b d s"]:
-    """IRNet's affinity of pairs, a = 1 - max of the edge map over the path, for the sources of training.
+    """IRNet's affinity of pairs, a = 1 - max of the edge map over the path, for the sources used in training.
 
-    The gradient of a goes to the first of the path's greatest cells, as published.
+    As published, the gradient of a goes to the first maximum on the path.
 
     Args:
         edge: in [0, 1].
-        directions: some or all of those of `radius`, in the order wanted.
+        radius: of the pairs.
+        directions: some or all of those of `radius`, in any order.
 
     Raises:
         BadInput: the map is too small for the radius.
@@ -127,15 +130,15 @@ def path_affinity_planes(edge: Float[Tensor, "h w"], radius: int) -> Float[Tenso
     Args:
         edge: in [0, 1].
     """
-    # an edge of 1 all around: a path that leaves the map has affinity 0, every other path stays inside
+    # edges of 1 around the map: paths that leave it have affinity 0, and all other paths stay inside
     padded = F.pad(edge, _surround(radius), value=1.0)
     return path_affinity(padded[None], radius, directions(radius))[0].unflatten(-1, edge.shape)
 
 
 def feature_affinity(features: Float[Tensor, "b c h w"], radius: int) -> Float[Tensor, "b d s"]:
-    """PSA's affinity of pairs, a_ij = exp(-mean over channels of |x_i - x_j|), for the sources of training.
+    """PSA's affinity of pairs, a_ij = exp(-mean over channels of |x_i - x_j|), for the sources used in training.
 
-    In the order of `directions`. Needs one array of the size of the features besides them, in its gradient as well.
+    In the order of `directions`. Needs one additional array of the size of the features, also for the gradient.
 
     Raises:
         BadInput: the map is too small for the radius.
@@ -150,14 +153,16 @@ def feature_affinity_planes(
     """PSA's affinity of the pairs of a map, in the order of `directions`.
 
     Args:
-        pad_border: all pairs of the map. Off, as published: those of the sources of training, so the cells along the
-            border are linked by few pairs and some in the corners by none.
+        features: of the cells.
+        radius: of the pairs.
+        pad_border: include all pairs of the map. Off, as published: only those of the sources used in training, so cells at the
+            border have few links, and some in the corners none.
 
     Raises:
-        BadInput: the map is too small for the radius, where the border is not padded.
+        BadInput: the map is too small for the radius, and the border is not padded.
     """
     if pad_border:
-        # infinitely far from every cell: affinity 0
+        # infinite distance to every cell: affinity 0
         padded = F.pad(features, _surround(radius), value=torch.inf)
         return feature_affinity(padded[None], radius)[0].unflatten(-1, features.shape[-2:])
     planes = features.new_zeros(len(directions(radius)), *features.shape[-2:])
@@ -167,7 +172,7 @@ def feature_affinity_planes(
 
 
 def _surround(radius: int) -> tuple[int, int, int, int]:
-    """Padding after which the sources of training are the whole map."""
+    """Padding after which the sources used in training cover the original map."""
     return radius - 1, radius - 1, 0, radius - 1
 
 
@@ -198,7 +203,7 @@ def _plus(a: Cell, b: Cell) -> Cell:
 
 
 def _boxed(cells: Cells) -> tuple[Cell, Cells]:
-    """The upper left corner of the cells' bounding box, and the cells as seen from there."""
+    """The upper left corner of the cells' bounding box, and the cells relative to it."""
     top, left = min(y for y, _ in cells), min(x for _, x in cells)
     return (top, left), tuple((y - top, x - left) for y, x in cells)
 
@@ -218,7 +223,7 @@ def _halves(shape: Cells) -> tuple[tuple[Cell, Cells], tuple[Cell, Cells]]:
 
 @cache
 def _shapes(directions: Cells) -> tuple[Cells, ...]:
-    """All shapes of the pieces and of their halves, each after the halves it is made of."""
+    """All shapes of the pieces and of their halves, each after its own halves."""
     found: set[Cells] = set()
     waiting = [shape for direction in directions for _, shape in _pieces(direction)]
     while waiting:
@@ -230,7 +235,7 @@ def _shapes(directions: Cells) -> tuple[Cells, ...]:
 
 
 def _maxima(edge: Tensor, directions: Cells) -> dict[Cells, Tensor]:
-    """For each shape its maximum, (b, rows, columns), wherever it fits into the map."""
+    """For each shape, the maximum over its cells, (b, rows, columns), at all positions where it fits into the map."""
     height, width = edge.shape[-2:]
     maxima: dict[Cells, Tensor] = {}
     for shape in _shapes(directions):
@@ -244,7 +249,7 @@ def _maxima(edge: Tensor, directions: Cells) -> dict[Cells, Tensor]:
 
 
 class _PathMaximum(torch.autograd.Function):
-    """The maximum over the path of each pair, (b, d, s); its gradient goes to the first of the greatest cells."""
+    """The maximum over the path of each pair, (b, d, s); its gradient goes to the first maximum."""
 
     @staticmethod
     def forward(context: Any, edge: Tensor, radius: int, directions: Cells) -> Tensor:
@@ -273,7 +278,7 @@ class _PathMaximum(torch.autograd.Function):
             rest = gradients[0][:, position].unflatten(-1, size).clone()
             *others, (at, shape) = _pieces(direction)
             for other, its_shape in others:
-                # in floating point: truth values would have to be converted, slowly on CPUs
+                # in floating point, since converting booleans is slow on CPUs
                 piece = _window(maxima[its_shape], _plus(corner, other), size)
                 torch.eq(piece, maximum[:, position], out=share).mul_(rest)
                 _window(into[its_shape], _plus(corner, other), size).add_(share)

@@ -6,14 +6,14 @@ from jaxtyping import Bool, Float
 
 
 def box_mask(scores: Float[np.ndarray, "h w"], threshold: float) -> Bool[np.ndarray, "h w"]:
-    """True inside of the bounding boxes of the regions above a threshold.
+    """True inside the bounding boxes of the regions above a threshold.
 
     Regions are 8-connected cells with trunc(255 m) > trunc(threshold * max trunc(255 m)). A box ends before
     min(x + width, w - 1), so the last row and the last column are never inside, as published.
 
     Args:
         scores: float32 m in [0, 1].
-        threshold: share of the highest value.
+        threshold: fraction of the maximum.
     """
     grey = (scores.astype(np.float32) * np.float32(255)).astype(np.uint8)
     height, width = grey.shape

@@ -1,8 +1,8 @@
 """Contour F-score: how well the outlines of two label maps agree within a tolerance ("F", Perazzi et al., CVPR 2016).
 
-The outline of a class is kept as its sorted pixel positions, not as a picture: a pixel of one outline is matched if
-the other outline has a pixel in the disk around it, which two ascending lists answer by one walk for each row of the
-disk. No map is dilated, and classes that occur in neither map cost nothing.
+The outline of a class is stored as sorted pixel positions, not as a mask. A pixel of one outline is matched if
+the other outline has a pixel in the disk around it; this is decided by one pass over both sorted lists for each row of the
+disk. No mask is dilated, and classes that occur in neither map take no time.
 """
 
 import math
@@ -16,7 +16,7 @@ from wsss.errors import BadInput
 
 
 class BoundaryMatches(NamedTuple):
-    """The outlines of one class in two label maps, split into what the other map confirms and what it does not."""
+    """The outlines of one class in two label maps, split into matched and missed pixels."""
 
     truth_matched: Bool[np.ndarray, "h w"]
     truth_missed: Bool[np.ndarray, "h w"]
@@ -25,16 +25,16 @@ class BoundaryMatches(NamedTuple):
 
 
 def tolerance_radius(size_hw: tuple[int, int], threshold: float = 0.008) -> int:
-    """The tolerance in pixels: a share of the picture's diagonal, rounded up, or `threshold` itself from 1 on.
+    """The tolerance in pixels: a fraction of the picture's diagonal, rounded up; a `threshold` of 1 or more is the number of pixels.
 
     Raises:
-        BadInput: `threshold` is negative, not finite, or a broken number of pixels.
+        BadInput: `threshold` is negative, not finite, or a fractional number of pixels.
     """
     if not 0 <= threshold < math.inf or (threshold >= 1 and threshold != int(threshold)):
         raise BadInput(
             "contour tolerance",
             f"{threshold}",
-            "a share of the diagonal in [0, 1), or a whole number of pixels",
+            "a fraction of the diagonal in [0, 1), or a whole number of pixels",
             "Use 0.008, the published value, or a number of pixels such as 3.",
         )
     return int(threshold) if threshold >= 1 else math.ceil(threshold * math.sqrt(size_hw[0] ** 2 + size_hw[1] ** 2))
@@ -49,16 +49,17 @@ def boundary_counts(
     """Outline pixels of each foreground class 1..n_classes, counted for the contour F-score.
 
     Args:
-        truth: label map; 255 is no class, so an ignored band is background here and the outline is its inner edge.
+        truth: label map; 255 is not a class, so an ignored band counts as background and the outline is its inner edge.
         prediction: uint8 label map of the same size.
-        threshold: see `tolerance_radius`; the size is this picture's.
+        n_classes: without the background.
+        threshold: see `tolerance_radius`.
 
     Returns:
-        A row for each class: truth's outline pixels with one of the prediction's within the radius, the prediction's
-        with one of truth's, all of truth's, all of the prediction's. A class that occurs in neither has zeros.
+        A row for each class: number of matched outline pixels of the truth, of matched outline pixels of the prediction, of all outline
+        pixels of the truth, and of all outline pixels of the prediction. Zeros for a class that occurs in neither.
 
     Raises:
-        BadInput: the two maps differ in size, or `threshold` is none.
+        BadInput: the two maps differ in size, or `threshold` is invalid.
     """
     return _counts(*_prepared(truth, prediction), n_classes, *_disk(truth, threshold))
 
@@ -69,19 +70,19 @@ def boundary_matches(
     label: int,
     threshold: float = 0.008,
 ) -> BoundaryMatches:
-    """Where the outlines of the class `label` agree and where not; arguments and errors as in `boundary_counts`.
+    """Where the outlines of the class `label` agree and where they differ; arguments and errors as in `boundary_counts`.
 
-    A pixel belongs to an outline, which is one pixel wide and half a pixel toward the origin, if its right, lower or lower-right
-    neighbour has another value; the frame of the picture is no outline, and its lower right corner never belongs to one.
-    The sums of the four maps give that function's row of the class: matched, matched, matched + missed of each.
+    A pixel belongs to an outline, which is one pixel wide and shifted half a pixel toward the origin, if its right, lower or lower-right
+    neighbour has another value. The border of the picture is not an outline, and its lower right corner never belongs to one.
+    The sums of the four maps are the class's row in `boundary_counts`: matched, matched, matched + missed of each.
     """
     one, other = ((labels == label).astype(np.uint8) for labels in _prepared(truth, prediction))
     stride, widths = _disk(truth, threshold)
     positions = [_outlines(mask, 1, stride)[0] for mask in (one, other)]
     maps = []
-    for mine, others in (positions, positions[::-1]):
-        matched = _matched(mine, others, stride, widths)
-        maps += [_painted(mine[flags], stride, truth.shape) for flags in (matched, ~matched)]
+    for outline, reference in (positions, positions[::-1]):
+        matched = _matched(outline, reference, stride, widths)
+        maps += [_as_mask(outline[flags], stride, truth.shape) for flags in (matched, ~matched)]
     return BoundaryMatches(*maps)
 
 
@@ -90,7 +91,7 @@ def _prepared(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
         raise BadInput(
             "contour of a prediction",
             f"{prediction.dtype} labels of shape {prediction.shape}",
-            f"uint8 labels of shape {truth.shape}, as the truth",
+            f"uint8 labels of shape {truth.shape}, like the true mask",
             "Predict at the size of the picture.",
         )
     return np.ascontiguousarray(truth), np.ascontiguousarray(prediction)
@@ -99,24 +100,24 @@ def _prepared(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
 def _disk(truth: np.ndarray, threshold: float) -> tuple[int, np.ndarray]:
     """Row stride of the positions, and half the width of the disk {dx² + dy² <= r²} in its rows |dy| = 0..r.
 
-    Rows are r pixels longer than the picture, so that a run which leaves it on one side meets no pixel on the other.
+    Rows are r pixels longer than the picture, so that a run that leaves the picture on one side does not reach pixels on the other.
     """
     radius = tolerance_radius(truth.shape, threshold)
     widths = [math.isqrt(radius**2 - dy**2) for dy in range(radius + 1)]
     return truth.shape[1] + radius, np.array(widths, np.int64)
 
 
-def _painted(positions: np.ndarray, stride: int, size_hw: tuple[int, ...]) -> np.ndarray:
-    painted = np.zeros(size_hw, bool)
-    painted[np.divmod(positions, stride)] = True
-    return painted
+def _as_mask(positions: np.ndarray, stride: int, size_hw: tuple[int, ...]) -> np.ndarray:
+    mask = np.zeros(size_hw, bool)
+    mask[np.divmod(positions, stride)] = True
+    return mask
 
 
 @njit(nogil=True, cache=True)
 def _outlines(labels: np.ndarray, n_classes: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions y * stride + x of the outlines of labels 1..n_classes, and where each class starts in them.
+    """Positions y * stride + x of the outlines of labels 1..n_classes, and the index of the first position of each class.
 
-    A pixel is on the outline of every class that occurs among it and its three neighbours, if they are not all alike.
+    A pixel is on the outline of every class that occurs in it and its three neighbours, if these are not all equal.
     """
     height, width = labels.shape
     mixed = np.empty(height * width, np.int64)
@@ -156,20 +157,20 @@ def _outlines(labels: np.ndarray, n_classes: int, stride: int) -> tuple[np.ndarr
 
 
 @njit(nogil=True, cache=True)
-def _matched(mine: np.ndarray, others: np.ndarray, stride: int, widths: np.ndarray) -> np.ndarray:
-    """Which of the ascending positions `mine` have one of the ascending `others` in the disk around them."""
-    matched = np.zeros(mine.size, np.bool_)
+def _matched(positions: np.ndarray, reference: np.ndarray, stride: int, widths: np.ndarray) -> np.ndarray:
+    """Which of the ascending positions have one of the ascending `reference` positions in the disk around them."""
+    matched = np.zeros(positions.size, np.bool_)
     for row in range(2 * widths.size - 1):
         dy = (row + 1) // 2 * (1 if row % 2 else -1)
         offset, reach, k = dy * stride, widths[abs(dy)], 0
-        for i in range(mine.size):
+        for i in range(positions.size):
             if matched[i]:
                 continue
-            while k < others.size and others[k] < mine[i] + offset - reach:
+            while k < reference.size and reference[k] < positions[i] + offset - reach:
                 k += 1
-            if k == others.size:
+            if k == reference.size:
                 break
-            matched[i] = others[k] <= mine[i] + offset + reach
+            matched[i] = reference[k] <= positions[i] + offset + reach
     return matched
 
 

@@ -1,4 +1,4 @@
-"""Instances from displacement fields (IRNet, Ahn et al., CVPR 2019): cells that are led to one place are one instance."""
+"""Instances from displacement fields (IRNet, Ahn et al., CVPR 2019): cells displaced to the same position form an instance."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float, Float32, Int32, Integer
 from scipy import ndimage
 
 _STEPS = 300
-# length in cells below which a displacement no longer leads anywhere
-_STILL = 2.5
+# length in cells below which a cell counts as not displaced
+_SHORT = 2.5
 
 
 class Detections(NamedTuple):
-    """The fragments of masks, with a score each."""
+    """The fragments of masks with their scores."""
 
     scores: Float32[np.ndarray, " n"]
     masks: Bool[np.ndarray, "n h w"]
@@ -21,9 +21,9 @@ class Detections(NamedTuple):
 
 
 def centroids(displacement: Float[np.ndarray, "2 h w"], steps: int = _STEPS) -> Int32[np.ndarray, "2 h w"]:
-    """Where the displacements lead from each cell, step after step.
+    """The position that each cell reaches by following the displacements step by step.
 
-    Between cells the field is bilinear; positions stay on the map and are rounded half to even at the end.
+    Between cells the field is interpolated bilinearly; positions are clipped to the map, and rounded half to even at the end.
 
     Args:
         displacement: dy and dx in cells.
@@ -50,20 +50,21 @@ def centroids(displacement: Float[np.ndarray, "2 h w"], steps: int = _STEPS) -> 
 def instance_map(displacement: Float[np.ndarray, "2 h w"], steps: int = _STEPS) -> Int32[np.ndarray, "h w"]:
     """Instance of each cell, 0 .. n - 1.
 
-    Cells that are displaced by less than 2.5 cells are seeds, and 4-connected seeds belong together, in row-major order
-    of their first cells; each cell is of the seeds that its centroid lies in. Those that end outside of all seeds share
-    an instance, the first.
+    Cells that are displaced by less than 2.5 cells are centres. 4-connected centres form an instance, numbered in row-major order
+    of their first cells. Each cell belongs to the instance that contains its centroid. Cells whose centroids are outside all centres
+    form one instance, the first.
 
     Args:
         displacement: dy and dx in cells.
+        steps: maximum number of steps.
     """
     row, column = centroids(displacement, steps)
-    seeds, _ = ndimage.label(np.sqrt((displacement**2).sum(0)) < _STILL)
-    return np.unique(seeds[row, column], return_inverse=True)[1].reshape(row.shape).astype(np.int32)
+    centres, _ = ndimage.label(np.sqrt((displacement**2).sum(0)) < _SHORT)
+    return np.unique(centres[row, column], return_inverse=True)[1].reshape(row.shape).astype(np.int32)
 
 
 def split_cams(cams: Float[np.ndarray, "k h w"], instances: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, "k n h w"]:
-    """Activation maps of each instance: those of the classes within it, 0 elsewhere."""
+    """Activation maps of each instance: those of the classes inside the instance, 0 elsewhere."""
     return cams[:, None] * (instances == np.arange(instances.max() + 1)[:, None, None])
 
 
@@ -73,14 +74,16 @@ def detections(
     classes: Integer[np.ndarray, " m"],
     smallest: float = 0,
 ) -> Detections:
-    """Every 4-connected fragment of a mask is a detection; its score is the highest in it.
+    """Split masks into detections: each 4-connected fragment is one; its score is the maximum inside it.
 
     Args:
         scores: 0 or more.
-        smallest: fragments of fewer pixels have score 0; 1 % of the picture in IRNet.
+        masks: one for each map of scores.
+        classes: 0-based class of each mask.
+        smallest: fragments with fewer pixels get score 0; 1 % of the picture in IRNet.
 
     Returns:
-        Mask by mask, fragments in row-major order of their first pixels.
+        Mask by mask, with fragments in row-major order of their first pixels.
     """
     found: list[tuple[float, np.ndarray, int]] = []
     for score, mask, label in zip(scores, masks, classes, strict=True):

@@ -1,4 +1,4 @@
-"""A look inside VWE and VWL: a picture of what the visual words fire on, for people."""
+"""A figure of the visual words of VWE and VWL: where in the pictures each word occurs."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,22 +10,22 @@ from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-# of the figure, in pixels
+# sizes in the figure, in pixels
 WIDTH, NAMES, PATCH, EXAMPLE, GAP, LINE = 960, 290, 84, 309, 8, 26
-# A patch shows so many cells around the one in its middle
+# side of a patch in cells
 PATCH_CELLS = 5
-# Cells of shown words are so strongly tinted, and all others so dark
+# strength of the tint of cells of shown words, and brightness of all others
 TINT, DARK = 0.55, 0.35
 
 
-class Fired(NamedTuple):
-    """Which visual word each cell of a picture goes to.
+class WordAssignment(NamedTuple):
+    """The visual word of each cell of a picture.
 
     Attributes:
         image: RGB.
-        label: the classes that the picture has.
+        label: which classes the picture has.
         words: a.
-        similarity: of the cell's feature and that word.
+        similarity: of the cell's feature and its word.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -35,13 +35,13 @@ class Fired(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A visual word, and the class that it goes with.
+    """A visual word, and the class that it is characteristic of.
 
     Attributes:
         number: 0 .. K - 1.
         label: 0-based class.
-        share: of its cells, those in pictures of the class.
-        chance: of all cells, likewise.
+        share: fraction of its cells that are in pictures of the class.
+        chance: fraction of all cells that are in pictures of the class.
     """
 
     number: int
@@ -50,22 +50,22 @@ class Word(NamedTuple):
     chance: float
 
 
-def telling_words(fired: Sequence[Fired], count: int) -> list[Word]:
-    """The words that go best with a class, at most `count`: first the best one of each class, then the second ones.
+def characteristic_words(assignments: Sequence[WordAssignment], count: int) -> list[Word]:
+    """The words most characteristic of a class, at most `count`: first the best word of each class, then the second ones.
 
-    A word goes with the class in whose pictures it has most cells more than chance would give it; the better, the more.
+    A word is assigned to the class in whose pictures it has the largest excess of cells over chance; words are ranked by this excess.
     """
-    n_words = 1 + max(int(one.words.max()) for one in fired)
-    cells = np.zeros((len(fired[0].label), n_words))
+    n_words = 1 + max(int(one.words.max()) for one in assignments)
+    cells = np.zeros((len(assignments[0].label), n_words))
     total = np.zeros(n_words)
-    for one in fired:
+    for one in assignments:
         counts = np.bincount(one.words.ravel(), minlength=n_words)
         cells += np.outer(one.label, counts)
         total += counts
     chance = cells.sum(1) / total.sum()
-    more = cells - chance[:, None] * total
-    labels = more.argmax(0)
-    order = sorted(np.flatnonzero(total).tolist(), key=lambda word: (-more[labels[word], word], word))
+    excess = cells - chance[:, None] * total
+    labels = excess.argmax(0)
+    order = sorted(np.flatnonzero(total).tolist(), key=lambda word: (-excess[labels[word], word], word))
     rank = {word: [other for other in order if labels[other] == labels[word]].index(word) for word in order}
     chosen = sorted(order, key=lambda word: rank[word])[:count]
     return [
@@ -75,29 +75,35 @@ def telling_words(fired: Sequence[Fired], count: int) -> list[Word]:
 
 
 def draw_words(
-    fired: Sequence[Fired], words: Sequence[Word], class_names: Sequence[str], patches: int, examples: int
+    assignments: Sequence[WordAssignment],
+    words: Sequence[Word],
+    class_names: Sequence[str],
+    patches: int,
+    examples: int,
 ) -> UInt8[np.ndarray, "hf wf 3"]:
-    """The figure (RGB): pictures whose cells are tinted by word, and for each word the places where it fires most surely.
+    """The figure (RGB): pictures with cells tinted by word, and for each word the patches with the highest similarity.
 
     Args:
-        fired: of some pictures.
+        assignments: of some pictures.
         words: those to show.
         class_names: of all classes.
-        patches: a word, each from another picture.
-        examples: whole pictures, those in which most of the words fire.
+        patches: number of patches per word, each from a different picture.
+        examples: number of complete pictures, those with most of the words.
     """
     parts = [
-        _row([_text("Cells that go to one of the words below, in its colour; its number where it fires most surely")])
+        _row([_text("Cells of the words below, in the colour of the word; its number marks the highest similarity")])
     ]
     colours = {word.number: _colour(position) for position, word in enumerate(words)}
-    wide = [_example(fired[index], colours) for index in _examples(fired, colours, examples)]
+    wide = [_example(assignments[index], colours) for index in _examples(assignments, colours, examples)]
     parts += [_row(wide[start : start + 3]) for start in range(0, len(wide), 3)]
     parts.append(
-        _row([_text("Words, each with its class, its cells in pictures of that class, and where it fires most surely")])
+        _row(
+            [_text("Words with their class, the share of their cells in its pictures, and their most similar patches")]
+        )
     )
     for word in words:
         named = _name(word, class_names[word.label], colours[word.number])
-        parts.append(_row([named, *_patches(fired, word.number, colours[word.number], patches)]))
+        parts.append(_row([named, *_patches(assignments, word.number, colours[word.number], patches)]))
     width = max(WIDTH, *(part.width for part in parts))
     figure = Image.new("RGB", (width, GAP + sum(part.height for part in parts)), "white")
     top = 0
@@ -107,13 +113,13 @@ def draw_words(
     return np.asarray(figure)
 
 
-def _examples(fired: Sequence[Fired], colours: dict[int, tuple[int, int, int]], count: int) -> list[int]:
-    """Pictures with most shown words, then with most of their cells."""
-    shown = [one.words[np.isin(one.words, list(colours))] for one in fired]
-    return sorted(range(len(fired)), key=lambda i: (-len(np.unique(shown[i])), -len(shown[i]), i))[:count]
+def _examples(assignments: Sequence[WordAssignment], colours: dict[int, tuple[int, int, int]], count: int) -> list[int]:
+    """The pictures with most of the shown words, then with most cells of them."""
+    shown = [one.words[np.isin(one.words, list(colours))] for one in assignments]
+    return sorted(range(len(assignments)), key=lambda i: (-len(np.unique(shown[i])), -len(shown[i]), i))[:count]
 
 
-def _example(one: Fired, colours: dict[int, tuple[int, int, int]]) -> Image.Image:
+def _example(one: WordAssignment, colours: dict[int, tuple[int, int, int]]) -> Image.Image:
     picture = Image.fromarray(one.image)
     size = (EXAMPLE, max(1, round(EXAMPLE * picture.height / picture.width)))
     grey = np.asarray(picture.convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC), np.float32)
@@ -131,27 +137,29 @@ def _example(one: Fired, colours: dict[int, tuple[int, int, int]]) -> Image.Imag
     return canvas
 
 
-def _surest(one: Fired, number: int) -> tuple[int, int]:
-    """Row and column of the cell where a word fires most surely."""
+def _most_similar(one: WordAssignment, number: int) -> tuple[int, int]:
+    """Row and column of the cell that is most similar to a word."""
     similarity = np.where(one.words == number, one.similarity, -np.inf)
     row, column = np.unravel_index(similarity.argmax(), similarity.shape)
     return int(row), int(column)
 
 
-def _centre(one: Fired, number: int, size: tuple[int, int]) -> tuple[float, float]:
-    """x and y of that cell's middle in a picture of this width and height."""
-    row, column = _surest(one, number)
+def _centre(one: WordAssignment, number: int, size: tuple[int, int]) -> tuple[float, float]:
+    """x and y of the centre of that cell in a picture with this width and height."""
+    row, column = _most_similar(one, number)
     return (column + 0.5) * size[0] / one.words.shape[1], (row + 0.5) * size[1] / one.words.shape[0]
 
 
-def _patches(fired: Sequence[Fired], number: int, colour: tuple[int, int, int], count: int) -> list[Image.Image]:
-    there = [one for one in fired if (one.words == number).any()]
-    there.sort(key=lambda one: -one.similarity[_surest(one, number)])
-    return [_patch(one, number, colour) for one in there[:count]]
+def _patches(
+    assignments: Sequence[WordAssignment], number: int, colour: tuple[int, int, int], count: int
+) -> list[Image.Image]:
+    having = [one for one in assignments if (one.words == number).any()]
+    having.sort(key=lambda one: -one.similarity[_most_similar(one, number)])
+    return [_patch(one, number, colour) for one in having[:count]]
 
 
-def _patch(one: Fired, number: int, colour: tuple[int, int, int]) -> Image.Image:
-    """The surroundings of the cell where a word fires most surely, with a frame around the cell."""
+def _patch(one: WordAssignment, number: int, colour: tuple[int, int, int]) -> Image.Image:
+    """The surroundings of the cell that is most similar to a word, with a frame around the cell."""
     height, width = one.image.shape[:2]
     cell = np.array([width / one.words.shape[1], height / one.words.shape[0]])
     middle = np.array(_centre(one, number, (width, height)))
@@ -182,7 +190,7 @@ def _text(line: str) -> Image.Image:
 
 
 def _row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side, with room around them."""
+    """Pictures side by side, with gaps between and around them."""
     width = GAP + sum(picture.width + GAP for picture in pictures)
     row = Image.new("RGB", (width, GAP + max(picture.height for picture in pictures)), "white")
     left = GAP
@@ -193,7 +201,7 @@ def _row(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def _colour(position: int) -> tuple[int, int, int]:
-    # the strong colours of the map come first
+    # the saturated colours of the colour map come first
     red, green, blue, _ = matplotlib.colormaps["tab20"]((2 * position) % 20 + position // 10 % 2, bytes=True)
     return int(red), int(green), int(blue)
 

@@ -4,16 +4,16 @@ With unary energies U and Gaussian kernels K_m of weight w_m, the mean field ite
 
     Q <- softmax_l(-U),   Q <- softmax_l(-U + sum_m w_m K_m Q)
 
-for a fixed number of steps. K_m is filtered on the permutohedral lattice and normalised symmetrically; a pixel's
-message to itself stays in. Every Q agrees with the published C++ library to 1e-4 (tests/parity/test_dense_crf.py).
+for a fixed number of iterations. K_m is filtered on the permutohedral lattice and normalised symmetrically; messages of a pixel to
+itself are included. Q agrees with the published C++ library to 1e-4 (tests/parity/test_dense_crf.py).
 
-Read `plain.py` first: about eighty lines of torch that compute all of it, on any device. The rest computes the same on CPUs, many times
-as fast, in code that numba compiles:
+Read `plain.py` first: about eighty lines of torch that compute everything, on any device. The other modules compute the same on CPUs, many
+times as fast, in code compiled by numba:
 
     presets.py    published settings
     unary.py      energies from scores or labels
-    features.py   what the kernels compare: positions and colours
-    keys.py       one number for each vertex of the lattice
+    features.py   features compared by the kernels: positions and colours
+    keys.py       a number for each vertex of the lattice
     simplices.py  the vertices around a point, and their weights
     lattice.py    all vertices of a picture, numbered and linked to their neighbours
     blur.py       splat, blur, slice

@@ -1,8 +1,9 @@
-"""How numba compiles this package, and keeps what it has compiled from one process to the next.
+"""How numba compiles this package, and caches compiled code between processes.
 
-`entry` compiles a function that Python calls, together with all that it calls, and keeps the result in a file; `inner` and `inlined` are for
-what it calls. Numba's files are tied to the text of the module that holds the entry alone. `Source` ties them to the text of all modules
-of this package: it is a value without content whose type is named by that text, and every entry takes one as a part of its team.
+`entry` compiles a function that Python calls, with all functions that it calls, and caches the result in a file; `inner` and `inlined` are
+for the called functions. Numba's cache only depends on the source of the module that defines the entry. `Source` makes it depend on the
+source of all modules of this package: it is an empty value whose type is named by a hash of that source, and every entry takes one as part
+of its `Team`.
 """
 
 import hashlib
@@ -24,26 +25,26 @@ inlined = njit(nogil=True, error_model="numpy", inline="always")
 R = TypeVar("R")
 Values = Sequence[ir.Value]
 Intrinsic = tuple[Signature, Callable[[BaseContext, ir.IRBuilder, Signature, Values], ir.Value]]
-"""The signature of a function of compiled code, and what writes its instructions"""
+"""the signature of a function in compiled code, and the function that generates its instructions"""
 
 
 def gives(kind: type[R]) -> Callable[[Callable[..., Intrinsic]], Callable[..., R]]:
-    """A function of compiled code that gives a value of this kind.
+    """Decorator for a function in compiled code that returns a value of this type.
 
-    What it decorates is called while numba compiles: with the types of the arguments, after the context of the compilation.
+    Numba calls the decorated function during compilation, with the typing context and the types of the arguments.
     """
-    return lambda written: cast(Callable[..., R], intrinsic(written))
+    return lambda function: cast(Callable[..., R], intrinsic(function))
 
 
 class Unboxing(Protocol):
-    """What numba hands to a function that turns a Python value into a compiled one."""
+    """The argument that numba passes to a function that unboxes a Python value."""
 
     context: BaseContext
     builder: ir.IRBuilder
 
 
 class Source:
-    """Passed to a compiled function, it names the text that the function was compiled from."""
+    """Identifies the source that a compiled function was compiled from."""
 
 
 class _SourceType(Type):

@@ -1,24 +1,24 @@
-"""What the kernels of the dense CRF compare: positions and colours of pixels, in units of standard deviations."""
+"""The features compared by the kernels of the dense CRF: positions and colours of pixels, in units of standard deviations."""
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wsss.ops.crf.presets import Picture
 
-BGR_MEAN = (104.008, 116.669, 122.675)  # what deeplab-pytorch and CLIP-ES subtract, for B, G, R
+BGR_MEAN = (104.008, 116.669, 122.675)  # subtracted by deeplab-pytorch and CLIP-ES, for B, G, R
 
 
 def channels_of(image: UInt8[np.ndarray, "h w 3"], picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
-    """The channels of an RGB image that the appearance kernel sees."""
+    """The channels of an RGB image that the appearance kernel uses."""
     if picture == "rgb":
         return image
     return image[..., ::-1] if picture == "bgr" else wrapped_bgr(image)
 
 
 def wrapped_bgr(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """BGR minus its mean, cast to uint8 as x86 does: cut toward zero, then modulo 256, so that dark pixels turn bright.
+    """BGR minus its mean, cast to uint8 as on x86: truncated toward zero, then modulo 256, so that dark pixels become bright.
 
-    The CRF of deeplab-pytorch (main.py), CLIMS and CLIP-ES gets this picture, and their published figures rest on it.
+    The CRF of deeplab-pytorch (main.py), CLIMS and CLIP-ES is given this picture, so their published results depend on it.
     """
     centred = image[..., ::-1].astype(np.float32) - np.array(BGR_MEAN, np.float32)
     return (centred.astype(np.int32) & 255).astype(np.uint8)
@@ -34,7 +34,7 @@ def position_features(size_hw: tuple[int, int], sxy: float | tuple[float, float]
 def bilateral_features(
     picture: UInt8[np.ndarray, "h w 3"], sxy: float | tuple[float, float], srgb: float | tuple[float, float, float]
 ) -> Float32[np.ndarray, "5 n"]:
-    """(x / sx, y / sy, c0 / s0, c1 / s1, c2 / s2) of each pixel, row by row, c the channels in the order given.
+    """(x / sx, y / sy, c0 / s0, c1 / s1, c2 / s2) of each pixel, row by row, with the channels c in the given order.
 
     The order matters: the lattice treats its axes differently, so RGB and BGR give different results.
     """

@@ -1,7 +1,7 @@
 """The mean field with two Potts kernels, compiled for CPUs; `plain.mean_field` is the same in torch.
 
-Rows hold the labels of a pixel side by side, those of each unary padded to a multiple of 4 or 8 lanes. A strip of the picture goes from slice
-to softmax to splat a block of pixels at a time, so that these rows stay in the first-level cache.
+A row contains the labels of a pixel; the labels of each unary are padded to a multiple of 4 or 8 lanes. Slice, softmax and splat process a
+strip of the picture in blocks of pixels, so that these rows stay in the first-level cache.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ from wsss.ops.crf.lattice import Lattice
 from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
 from wsss.ops.crf.unary import bad_energy
 
-PACKED = 256  # pixels that are transposed at once: their rows fit the first-level cache
-BLOCK = 64  # pixels whose logits, softmax and splat follow each other in the first-level cache
+PACKED = 256  # pixels transposed together, so that their rows fit into the first-level cache
+BLOCK = 64  # pixels whose logits, softmax and splat are computed together in the first-level cache
 
 
 class Kernel(NamedTuple):
@@ -42,26 +42,26 @@ class Kernel(NamedTuple):
 
     lattice: Lattice
     values: np.ndarray
-    """float32; rows of vertices and ghosts, for a step and the step before it"""
+    """float32; rows of vertices and ghosts, for an iteration and the previous one"""
     weight: np.float32
-    """of its messages"""
+    """weight of its messages"""
 
 
 class Layout(NamedTuple):
-    """How the labels of all unaries lie in a row."""
+    """How the labels of all unaries are arranged in a row."""
 
     zero: Vector
-    """of the width in which rows are filtered"""
+    """vector of the width in which rows are filtered"""
     channels: int
-    """lanes of a row"""
+    """number of lanes of a row"""
     starts: np.ndarray
-    """int64 [unaries + 1]; where the lanes of each unary begin. The last is where the padding of the row begins"""
+    """int64 [unaries + 1]; first lane of each unary. The last is the first lane of the row's padding"""
     narrow: bool
     """whether every unary has 4 lanes and not a multiple of 8"""
 
 
 class Field(NamedTuple):
-    """What stays the same from step to step."""
+    """The data that is constant during the iterations."""
 
     layout: Layout
     logits: np.ndarray
@@ -80,13 +80,13 @@ def potts_mean_field(
     """Q <- softmax(-U + w_1 K_1 Q + w_2 K_2 Q), iterated from softmax(-U), for unaries that share kernels but no labels.
 
     Args:
-        unaries: energies U, one row for each label.
-        kernels: two (K, w), K normalised symmetrically.
-        iterations: how often the softmax is taken again.
-        threads: how many share the work.
+        unaries: energies U, one row per label.
+        kernels: two (K, w), with K normalised symmetrically.
+        iterations: number of updates.
+        threads: number of threads.
 
     Raises:
-        BadInput: a point with NaN, -inf or no finite energy.
+        BadInput: a point has NaN, -inf or no finite energy.
     """
     layout, n = _layout([len(unary) for unary in unaries]), unaries[0].shape[1]
     channels, starts = layout.channels, layout.starts
@@ -124,7 +124,7 @@ def _layout(labels: Sequence[int]) -> Layout:
 def _pack(
     team: Team, unary: np.ndarray, logits: np.ndarray, channels: int, start: int, stop: int, faults: np.ndarray
 ) -> None:
-    """Write -U of each pixel to the lanes from `start` of its row on, and -inf to the lanes up to `stop`."""
+    """Write -U of each pixel to the lanes of its row that begin at `start`, and -inf to the remaining lanes up to `stop`."""
     labels, n = unary.shape
     chunks = (n + PACKED - 1) // PACKED
     lowest = np.empty(PACKED, np.float32)
@@ -197,14 +197,14 @@ def _normalise(four: Vector, eight: Vector, layout: Layout, rows: np.ndarray, n:
 
 @inner
 def _values(kernel: Kernel, iteration: int) -> np.ndarray:
-    """The rows of a step; those of the step after the next take their place."""
-    room = len(kernel.values) // 2
-    return kernel.values[(iteration % 2) * room : (iteration % 2 + 1) * room]
+    """The rows of an iteration; they are overwritten by the iteration after the next."""
+    half = len(kernel.values) // 2
+    return kernel.values[(iteration % 2) * half : (iteration % 2 + 1) * half]
 
 
 @inner
 def _logits(field: Field, iteration: int, begin: int, end: int, rows: np.ndarray) -> None:
-    """-U + both kernels' messages of the step before, for the pixels begin..end."""
+    """-U + the messages of both kernels from the previous iteration, for the pixels begin..end."""
     zero, channels = field.layout.zero, field.layout.channels
     a, a_weight, a_value = field.first.lattice, field.first.weight, _values(field.first, iteration - 1)
     b, b_weight, b_value = field.second.lattice, field.second.weight, _values(field.second, iteration - 1)
@@ -234,10 +234,10 @@ def _mix_chunk(field: Field, iteration: int, stage: int, chunk: int) -> None:
 
 @entry
 def _mean_field(team: Team, four: Vector, eight: Vector, field: Field, iterations: int, q: np.ndarray) -> None:
-    """q = Q after `iterations` steps: in each, softmax and splat strip by strip, then what lies between splat and slice."""
+    """q = Q after `iterations` updates: in each, softmax and splat strip by strip, then the stages between splat and slice."""
     a, b, channels = field.first.lattice, field.second.lattice, field.layout.channels
     strips = len(a.points) - 1
-    rows = np.zeros(BLOCK * channels + 8, np.float32)  # the softmax takes 8 lanes at a time
+    rows = np.zeros(BLOCK * channels + 8, np.float32)  # the softmax processes 8 lanes at a time
     stages = max(len(a.chained), len(b.chained)) + 2
     phase = 0
     for iteration in range(iterations + 1):

@@ -17,17 +17,17 @@ class PermutohedralFilter:
 
     Args:
         features: float32; the kernel is exp(-|f_p - f_q|^2 / 2).
-        symmetric: with n = filter(1), give filter(x / sqrt(n)) / sqrt(n) (Krähenbühl and Koltun, ICML 2013) and not filter(x).
-        threads: how many share the work.
+        symmetric: with n = filter(1), compute filter(x / sqrt(n)) / sqrt(n) (Krähenbühl and Koltun, ICML 2013) instead of filter(x).
+        threads: number of threads.
 
     Raises:
-        BadInput: the features reach beyond the lattice's 16-bit coordinates.
+        BadInput: the features exceed the lattice's 16-bit coordinates.
     """
 
     size: int
-    """Vertices of the lattice."""
+    """Number of vertices of the lattice."""
     alpha: np.float32
-    """What a slice is multiplied by, 1 / (1 + 2^-d)."""
+    """Factor of a slice, 1 / (1 + 2^-d)."""
     lattice: Lattice
 
     def __init__(self, features: Float[np.ndarray, "d n"], symmetric: bool = True, *, threads: int = 1) -> None:
@@ -47,7 +47,7 @@ class PermutohedralFilter:
         return np.ascontiguousarray(rows[:, : len(x)].T) * self.alpha
 
     def values(self, channels: int, steps: int = 1) -> Float32[np.ndarray, "_"]:
-        """Room for the rows of vertices and ghosts and a last row of zeros, for each of so many `steps`."""
+        """An array for the rows of vertices and ghosts and a last row of zeros, for each of `steps`."""
         last = self.size + len(self.lattice.ghosts)
         value = np.empty((steps, last + 1, channels), np.float32)
         value[:, last] = 0

@@ -21,8 +21,8 @@ from wsss.ops.crf.unary import bad_energy, check_labels
 
 Energy = TypeVar("Energy", np.ndarray, Tensor)
 
-RECENT = 4  # position-only lattices that are kept
-RECENT_PIXELS = 1 << 20  # a larger lattice is not kept
+RECENT = 4  # number of cached position-only lattices
+RECENT_PIXELS = 1 << 20  # larger lattices are not cached
 
 
 @overload
@@ -42,22 +42,22 @@ def dense_crf(
 ) -> np.ndarray | Tensor | Sequence[np.ndarray | Tensor]:
     """Q, the mean field of one or several unaries on one picture (Krähenbühl and Koltun, NeurIPS 2011, algorithm 1).
 
-    Several unaries share the lattices, and each step filters all of them at once. A NumPy array is computed by
-    compiled code on the CPU, a torch tensor by torch on the tensor's device.
+    Several unaries share the lattices, and each iteration filters all of them together. NumPy arrays are processed by
+    compiled code on the CPU, torch tensors by torch on their device.
 
     Args:
         image: uint8 RGB (height, width, 3).
-        unary: energies (labels, height, width), at least two labels; or a sequence of such, whose labels may differ
-            in number. +inf forbids a label.
+        unary: energies (labels, height, width) with at least two labels; or a sequence of such arrays, whose numbers of labels may
+            differ. +inf forbids a label.
         settings: see `PRESETS`.
-        threads: of the compiled code; None takes every CPU that the process may use. The result does not depend on it.
+        threads: of the compiled code; None uses all CPUs available to the process. The result does not depend on it.
 
     Returns:
-        float32 of the shape of `unary`, summing to 1 over the labels; a list of these for a sequence.
+        float32 with the shape of `unary`, summing to 1 over the labels; a list of these for a sequence.
 
     Raises:
-        BadInput: a picture or unary of another type or shape, fewer than two labels, a pixel with NaN, -inf or no
-            finite energy, or standard deviations too small for the lattice.
+        BadInput: the picture or a unary has another type or shape, there are fewer than two labels, a pixel has NaN, -inf or no
+            finite energy, or standard deviations are too small for the lattice.
     """
     unaries = [unary] if isinstance(unary, np.ndarray | Tensor) else list(unary)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or image.size == 0:
@@ -133,7 +133,7 @@ _recent_lock = threading.Lock()
 
 
 def _position_filter(size_hw: tuple[int, int], sxy: float | tuple[float, float], threads: int) -> PermutohedralFilter:
-    """The kernel that depends on the size alone, kept from one picture to the next."""
+    """The kernel that only depends on the picture's size, cached between pictures."""
     key = (*size_hw, *np.broadcast_to(sxy, 2).tolist())
     with _recent_lock:
         kernel = _recent.pop(key, None)

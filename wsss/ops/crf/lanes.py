@@ -1,7 +1,7 @@
-"""Vectors of float32 lanes for kernels that numba compiles.
+"""Vectors of float32 lanes for kernels compiled by numba.
 
-A kernel takes a `zero`, a `Vector(n)`, and is compiled for vectors of its width. Inside compiled code a Vector is n numbers; in Python it
-says how many.
+A kernel takes a `zero`, a `Vector(n)`, and is compiled for vectors of its width. In compiled code a Vector is n numbers; in Python it only
+stores their number.
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def _places(
 
 
 class Vector:
-    """`n` float32 lanes. A kernel that is called with one gets zeros, and is compiled for vectors of this width."""
+    """`n` float32 lanes. A kernel called with a Vector gets zeros, and is compiled for vectors of this width."""
 
     def __init__(self, n: int) -> None:
         self.lanes = Lanes(n)
@@ -152,7 +152,7 @@ def store(typing_context: Context, array: Array, index: Type, lanes: Lanes) -> I
 
 @gives(NoneType)
 def prefetch(typing_context: Context, zero: Lanes, array: Array, index: Type) -> Intrinsic:
-    """Ask for the cache lines of the lanes that start at `array[index]`."""
+    """Prefetch the cache lines of the lanes that start at `array[index]`."""
 
     def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
         bytes_at, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -178,7 +178,7 @@ def plus(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
 
 @gives(Vector)
 def plus_scaled(typing_context: Context, a: Lanes, scalar: Type, b: Lanes) -> Intrinsic:
-    """a + scalar * b, in one rounding where the processor can."""
+    """a + scalar * b, with a single rounding if the processor supports it."""
 
     def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
         factor = _spread(builder, a.vector, arguments[1])
@@ -230,7 +230,7 @@ def quotient(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
 
 @gives(Vector)
 def exp_under(typing_context: Context, a: Lanes, top: Lanes) -> Intrinsic:
-    """exp(a - top) for a <= top, and exp(-64) below it, which keeps slow denormal numbers away; at most 8 lanes."""
+    """exp(a - top) for a <= top, at least exp(-64), which avoids slow denormal numbers; at most 8 lanes."""
 
     def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
         def constant(value: float | np.floating) -> ir.Constant:
@@ -241,7 +241,7 @@ def exp_under(typing_context: Context, a: Lanes, top: Lanes) -> Intrinsic:
         x = _larger(builder, x, constant(-64))
         n = builder.fmul(x, constant(1 / np.log(2)))
         n = builder.fsub(builder.fadd(n, constant(ROUND)), constant(ROUND))
-        # ln 2 = 0.693359375 - 0.00021219..: the first has so few bits that n times it is exact
+        # ln 2 = 0.693359375 - 0.00021219..: the first term has so few bits that its product with n is exact
         r = _scaled_sum(builder, x, n, constant(-0.693359375))
         r = _scaled_sum(builder, r, n, constant(0.693359375 - np.log(2)))
         value = constant(_EXP[-1])

@@ -11,27 +11,27 @@ from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
 from wsss.ops.crf.vertices import Found, find, find_vertices, slot_of
 
 LAST = np.uint32(1 << 31)  # marks the last vertex of a chain
-AHEAD = 8  # vertices of a chain that are asked for before they are needed
+AHEAD = 8  # vertices of a chain that are prefetched
 VERTICES = 2048  # vertices in a chunk
-STRIP, STRIPS = 4096, 8  # pixels in a strip, at least, and strips of a picture, at most
+STRIP, STRIPS = 4096, 8  # minimum pixels of a strip, and maximum strips of a picture
 WEIGHTED = np.dtype([("index", np.uint32), ("weight", np.float32)])
 
 
 class Lattice(NamedTuple):
-    """What the compiled kernels know of a lattice.
+    """A lattice, as used by the compiled kernels.
 
-    Points come in strips. A strip adds its points' values to rows that are its own: the rows of the vertices that it
-    is the first to touch, and `ghost` rows for the others, which are added to those vertices' rows afterwards.
+    Points are divided into strips. Each strip adds the values of its points only to its own rows: the rows of the vertices that it
+    is the first to touch, and `ghost` rows for the others, which are added to the rows of these vertices afterwards.
     """
 
     corners: np.ndarray
     """(index, weight) [n, d + 1]; rows of each point's vertices and the weights to splat and slice with"""
     points: np.ndarray
-    """int64 [strips + 1]; where each strip of points begins"""
+    """int64 [strips + 1]; first point of each strip"""
     rows: np.ndarray
-    """int64 [strips + 1]; where the vertices begin that each strip is the first to touch. The last is their number"""
+    """int64 [strips + 1]; first of the vertices that each strip is the first to touch. The last is the number of vertices"""
     ghost_rows: np.ndarray
-    """int64 [strips + 1]; where each strip's ghosts begin. The last is a row of zeros, for neighbours that do not exist"""
+    """int64 [strips + 1]; first ghost of each strip. The last is a row of zeros, for missing neighbours"""
     ghosts: np.ndarray
     """uint32 [ghosts, 2]; (row of the vertex, row of its ghost), ascending"""
     chain: np.ndarray
@@ -41,7 +41,7 @@ class Lattice(NamedTuple):
 
 
 class _Vertices(NamedTuple):
-    """What is known of the vertices while they are numbered and linked."""
+    """The vertices while they are numbered and linked."""
 
     table: np.ndarray
     """uint32 [a power of 2]; hash table of numbers, counted from 1"""
@@ -58,7 +58,7 @@ class _Vertices(NamedTuple):
 
 
 def strips_of(n: int) -> int:
-    """How many strips n points are cut into; more threads than that find little to do."""
+    """The number of strips of n points; more threads than that have little to do."""
     return min(STRIPS, -(-n // STRIP))
 
 
@@ -76,10 +76,10 @@ def lattice_of(features: Float32[np.ndarray, "d n"], threads: int) -> Lattice:
     found = Found(np.empty(n * axes, np.int64), np.empty(strips, np.int64))
     run_together(find_vertices, 1, threads, features, basis, points, corners, found)
 
-    more = np.full(axes, found.known[0])  # a vertex that is there already
+    more = np.full(axes, found.known[0])  # an existing vertex
     if n % 4:
-        # the published code works on four points at a time and fills up with the feature vector 0, whose vertices hold
-        # no value, but pass on their neighbours'
+        # the published code processes four points at a time and pads with the feature vector 0, whose vertices have
+        # no value of their own, but pass on those of their neighbours
         zero, corner = np.zeros((d, 1), np.float32), np.empty((1, axes), WEIGHTED)
         run_together(find_vertices, 1, 1, zero, basis, np.array([0, 1]), corner, Found(more, np.empty(1, np.int64)))
     most = int(found.counts.sum()) + axes
@@ -215,7 +215,7 @@ def _find_next(
     table, vertex_key = vertices.table, vertices.key
     bits = _bits(table)
     for j in range(len(step)):
-        # memory answers these loads side by side, as no branch hangs on them
+        # these loads run in parallel, since no branch depends on them
         for v in range(start, stop):
             candidate[v - start] = table[slot_of(vertex_key[v] + step[j], bits)]
         for v in range(start, stop):

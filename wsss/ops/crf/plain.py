@@ -1,9 +1,9 @@
-"""The dense CRF in plain torch, on any device: the explanation of what the compiled code computes.
+"""The dense CRF in plain torch, on any device: a readable version of the compiled code.
 
-`LatticeFilter` comes near sum_q exp(-|f_p - f_q|^2 / 2) x_q for points p with d features f_p. A point lies in a simplex of d + 1 vertices of
-the permutohedral lattice. Its value is spread over them ("splat"), the vertices are blurred along the d + 1 lattice axes, and the
-point's new value is read from the same vertices ("slice"). Rounding, ties and the order of the axes are those of the code published
-with Krähenbühl and Koltun, NeurIPS 2011: they decide which vertices exist, and so the result.
+`LatticeFilter` approximates sum_q exp(-|f_p - f_q|^2 / 2) x_q for points p with d features f_p. A point lies in a simplex of d + 1 vertices
+of the permutohedral lattice. Its value is distributed to them ("splat"), the vertices are blurred along the d + 1 lattice axes, and the
+point's new value is interpolated from the same vertices ("slice"). Rounding, ties and the order of the axes are those of the code published
+with Krähenbühl and Koltun, NeurIPS 2011: they determine which vertices exist, and therefore the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,16 @@ from torch import Tensor
 from wsss.ops.crf.keys import Basis, basis_of
 
 Kernel = Callable[[Tensor], Tensor]
-"""K x of rows x, one for each label"""
+"""computes K x for rows x, one per label"""
 
 
 def mean_field(unaries: Sequence[Tensor], kernels: Sequence[tuple[Kernel, float]], iterations: int) -> list[Tensor]:
     """Q <- softmax(-U + sum_m w_m K_m Q), iterated from softmax(-U).
 
     Args:
-        unaries: energies U (labels, pixels) of fields that share the kernels, but no labels.
+        unaries: energies U (labels, pixels) of independent fields that share the kernels.
         kernels: pairs (K, w).
+        iterations: number of updates.
     """
     energy, labels = torch.cat(list(unaries)), [len(unary) for unary in unaries]
     logits = -energy
@@ -37,18 +38,19 @@ def mean_field(unaries: Sequence[Tensor], kernels: Sequence[tuple[Kernel, float]
 class LatticeFilter:
     """K x for a Gaussian kernel K over n points.
 
-    On CUDA the order of a scatter-add's sums varies, and with it the last bits, unless `torch.use_deterministic_algorithms(True)` is set.
+    On CUDA the order of the sums in a scatter-add varies, and therefore the last bits, unless `torch.use_deterministic_algorithms(True)` is
+    set.
 
     Args:
         features: float32; the kernel is exp(-|f_p - f_q|^2 / 2).
-        symmetric: with n = filter(1), give filter(x / sqrt(n)) / sqrt(n) (Krähenbühl and Koltun, ICML 2013) and not filter(x).
+        symmetric: with n = filter(1), compute filter(x / sqrt(n)) / sqrt(n) (Krähenbühl and Koltun, ICML 2013) instead of filter(x).
 
     Raises:
-        BadInput: the features reach beyond the lattice's 16-bit coordinates.
+        BadInput: the features exceed the lattice's 16-bit coordinates.
     """
 
     size: int
-    """Vertices of the lattice."""
+    """Number of vertices of the lattice."""
 
     def __init__(self, features: Float[Tensor, "d n"], symmetric: bool = True) -> None:
         d, n = features.shape
@@ -56,13 +58,13 @@ class LatticeFilter:
         key, self._weight = simplices(features, basis)
         every = key.reshape(-1)
         if n % 4:
-            # the published code works on four points at a time and fills up with the feature vector 0, whose vertices
-            # hold no value, but pass on their neighbours'
+            # the published code processes four points at a time and pads with the feature vector 0, whose vertices
+            # have no value of their own, but pass on those of their neighbours
             every = torch.cat([every, simplices(features.new_zeros(d, 1), basis)[0].reshape(-1)])
         known, number = torch.unique(every, return_inverse=True)
         self.size = len(known)
         self._vertex = number[: key.numel()].reshape(key.shape)
-        # neighbours that do not exist are the row after the last, which stays 0
+        # missing neighbours are the row after the last, which stays 0
         nowhere = known.new_full((1,), self.size)
         self._neighbours = []
         for step in basis.step.tolist():
@@ -92,14 +94,14 @@ def simplices(features: Float[Tensor, "d n"], basis: Basis) -> tuple[Int64[Tenso
     """Keys of the d + 1 vertices around each point, and its barycentric weights; rows are vertices."""
     d, n = features.shape
     step = torch.from_numpy(basis.step).to(features.device)
-    # to d + 1 coordinates that sum to 0
+    # embed in d + 1 coordinates that sum to 0
     c = features * torch.from_numpy(basis.scale).to(features.device)[:, None]
     total, coordinates = features.new_zeros(n), []
     for j in range(d, 0, -1):
         coordinates.append(total - j * c[j - 1])
         total = total + c[j - 1]
     elevated = torch.stack([total, *reversed(coordinates)])
-    # the nearest multiples of d + 1 are a vertex, if their sum is 0; the ranks of the distances say how to get there
+    # the nearest multiples of d + 1 are a vertex if their sum is 0; otherwise the ranks of the distances lead to one
     inverse = float(1 / torch.tensor(d + 1, dtype=torch.float32))
     nearest = torch.round(elevated * inverse)
     offset = elevated - nearest * (d + 1)
@@ -112,8 +114,8 @@ def simplices(features: Float[Tensor, "d n"], basis: Basis) -> tuple[Int64[Tenso
     wrap = (rank < 0).to(torch.int64) - (rank > d).to(torch.int64)
     rank += wrap * (d + 1)
     nearest += wrap
-    # the ranks also order the simplex: from that vertex a step back along the axis of the last rank leads to the next
-    # vertex, and so on; differences of neighbours in this order are the weights
+    # the ranks also order the simplex: from that vertex, a step back along the axis with the last rank leads to the next
+    # vertex, and so on; the weights are differences of neighbours in this order
     offset = (elevated - nearest * (d + 1)) * inverse
     by_rank = torch.empty_like(offset).scatter_(0, rank, offset)
     step_by_rank = torch.empty_like(rank).scatter_(0, rank, step[:, None].expand(-1, n).contiguous())

@@ -1,7 +1,7 @@
-"""Several threads that share the work of one compiled kernel.
+"""Run one compiled kernel in several threads.
 
-The work of a kernel falls into phases, and a phase into chunks. Chunks of a phase write places of their own, each in an order of its own, so
-that no result depends on the number of threads.
+The work of a kernel is divided into phases, and a phase into chunks. Each chunk of a phase writes to separate memory in a fixed order, so
+results do not depend on the number of threads.
 """
 
 import functools
@@ -19,14 +19,14 @@ from numba.core.typing import Context, Signature
 
 from wsss.ops.crf.compiling import Intrinsic, Source, Values, gives, inner
 
-APART = 16  # int64 from one counter to the next, so that no two share a cache line
+APART = 16  # distance between counters in int64, so that no two share a cache line
 
 
 class Team(NamedTuple):
-    """What a thread knows of the others."""
+    """The state that the threads share, and the number of this thread."""
 
     counters: np.ndarray
-    """int64; for each phase the chunks that were drawn of each thread's share, then those that are done"""
+    """int64; for each phase, the number of chunks drawn from each thread's share, then the number of finished chunks"""
     threads: int
     me: int
     """number of this thread"""
@@ -41,7 +41,7 @@ def _counter(
 
 @gives(int)
 def fetch_add(typing_context: Context, array: Array, index: Type, amount: Type) -> Intrinsic:
-    """Add to `array[index]` atomically and return what stood there."""
+    """Add to `array[index]` atomically and return the previous value."""
 
     def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
         place = _counter(context, builder, array, *arguments[:2])
@@ -52,7 +52,7 @@ def fetch_add(typing_context: Context, array: Array, index: Type, amount: Type) 
 
 @gives(int)
 def read(typing_context: Context, array: Array, index: Type) -> Intrinsic:
-    """`array[index]`, read atomically: what other threads wrote before they added to it is seen from here on."""
+    """`array[index]`, read atomically: writes of other threads before they added to it are visible after this."""
 
     def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
         place = _counter(context, builder, array, *arguments[:2])
@@ -82,13 +82,13 @@ def draw(team: Team, phase: int, chunks: int) -> int:
 
 @inner
 def finish(team: Team, phase: int) -> None:
-    """Tell that a chunk drawn from the phase is done."""
+    """Mark a chunk drawn from the phase as finished."""
     fetch_add(team.counters, APART * (phase * (team.threads + 1) + team.threads), 1)
 
 
 @inner
 def wait(team: Team, phase: int, chunks: int) -> None:
-    """Return once `chunks` chunks of the phase are done. A chunk is drawn by a running thread only, so this ends."""
+    """Wait until `chunks` chunks of the phase are finished. Only running threads draw chunks, so this terminates."""
     tries = 0
     while read(team.counters, APART * (phase * (team.threads + 1) + team.threads)) < chunks:
         tries += 1
@@ -98,7 +98,7 @@ def wait(team: Team, phase: int, chunks: int) -> None:
 
 @functools.cache
 def _helpers(process: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; they do not live on in a forked process, which so gets its own."""
+    """Idle threads; they do not survive in a forked process, which therefore gets its own."""
     return ThreadPoolExecutor(os.cpu_count(), "permutohedral")
 
 

@@ -5,15 +5,15 @@ from jaxtyping import Float, Float32, Shaped
 
 from wsss.errors import BadInput
 
-CLIP = 1e-5  # pydensecrf's unary_from_softmax; repositories pass raw scores, so it decides their zeros
+CLIP = 1e-5  # pydensecrf's unary_from_softmax; repositories pass raw scores, so this is the value of their zeros
 
 
 def unary_from_scores(scores: Float[np.ndarray, "l ..."], scale: float | None = None) -> Float32[np.ndarray, "l ..."]:
     """U = -ln P, for probabilities or any scores P clipped to [1e-5, 1]; they need not sum to 1.
 
     Args:
-        scores: P, one map for each label; NaN stays NaN.
-        scale: a confidence s in (0, 1]: P becomes s P + (1 - s) / l first.
+        scores: P, one map per label; NaN stays NaN.
+        scale: a confidence s in (0, 1]: P is first replaced by s P + (1 - s) / l.
 
     Raises:
         BadInput: `scale` is outside (0, 1].
@@ -21,9 +21,7 @@ def unary_from_scores(scores: Float[np.ndarray, "l ..."], scale: float | None = 
     scores = scores.astype(np.result_type(scores, np.float32), copy=False)
     if scale is not None:
         if not 0 < scale <= 1:
-            raise BadInput(
-                "unary scale", f"{scale}", "a number in (0, 1]", "Leave it out to use the scores as they are."
-            )
+            raise BadInput("unary scale", f"{scale}", "a number in (0, 1]", "Leave it out to use the scores unchanged.")
         scores = scale * scores + (1 - scale) / len(scores)
     return -np.log(np.clip(scores, CLIP, 1)).astype(np.float32)
 
@@ -31,12 +29,13 @@ def unary_from_scores(scores: Float[np.ndarray, "l ..."], scale: float | None = 
 def unary_from_labels(
     labels: Shaped[np.ndarray, "..."], n_labels: int, certainty: float, zero_unsure: bool = False
 ) -> Float32[np.ndarray, "{n_labels} ..."]:
-    """-ln(certainty) at a pixel's label, -ln((1 - certainty) / (n_labels - 1)) at every other.
+    """-ln(certainty) at a pixel's label, -ln((1 - certainty) / (n_labels - 1)) at all others.
 
     Args:
         labels: integers in 0..n_labels - 1, or in 0..n_labels with `zero_unsure`.
-        certainty: the probability in (0, 1) that a label is right.
-        zero_unsure: label 0 means unknown (-ln(1 / n_labels) everywhere) and label k stands for row k - 1.
+        n_labels: number of labels.
+        certainty: the probability in (0, 1) that a label is correct.
+        zero_unsure: label 0 means unknown (-ln(1 / n_labels) everywhere), and label k is row k - 1.
 
     Raises:
         BadInput: fewer than two labels, a certainty outside (0, 1), or labels out of range.
@@ -71,7 +70,7 @@ def check_labels(n_labels: int) -> None:
 
 
 def bad_energy() -> BadInput:
-    """The error for a unary that no mean field can start from."""
+    """The error for a unary that cannot initialise the mean field."""
     return BadInput(
         "dense CRF unary",
         "a pixel with NaN, -inf or no finite energy",
