@@ -156,7 +156,7 @@ def agree(mirror, real):
     for name, field in ours.items():
         other = theirs[name]
         assert field.path == other.path
-        assert settings.made(field.default) == other.default
+        assert settings.from_mirror(field.default) == other.default
         kinds, others = settings.members(field.kind), settings.members(other.kind)
         for kind, its in zip(kinds, others, strict=True):
             if declared.is_mirror(kind):
@@ -165,7 +165,7 @@ def agree(mirror, real):
                 assert kind == its, name
                 choices = get_args(its) if get_origin(its) is Literal else ()
                 assert field.default not in choices or field.default == choices[0], name
-    assert settings.made(mirror()) == real()
+    assert settings.from_mirror(mirror()) == real()
 
 
 def test_a_mirror_is_like_the_real_class(package):
@@ -220,9 +220,9 @@ def test_an_object_that_holds_settings_and_functions(package):
     ("line", "message"),
     [
         ("x: float", r"found ReCAM \(non-default argument .x. follows"),
-        ("x: float = elaborate(1)", r"found `elaborate\(...\)` for x; expected settings that are declared plainly"),
+        ("x: float = elaborate(1)", r"found `elaborate\(...\)` for x; expected settings declared by plain values"),
         ("x: float = torch.pi", "found `torch.pi` for x"),
-        ("x: tuple[float, ...] = (1.0, torch.pi)", "for x; expected settings that are declared plainly"),
+        ("x: tuple[float, ...] = (1.0, torch.pi)", "for x; expected settings declared by plain values"),
         ("x: torch.Tensor | None = None", "found x of the type `torch.Tensor`; expected int, float"),
         ("x: complex = 1j", "found x of the type `complex`"),
         ("x: nn.Module = Network()", "found x of the type"),
@@ -230,7 +230,7 @@ def test_an_object_that_holds_settings_and_functions(package):
         ("x: Walk = Walk(gamma=1)", r"found `Walk\(gamma=1\)`, which fails \(TypeError: .*gamma"),
         ("x: float = 1 / 0", r"found `1 / 0`, which fails \(ZeroDivisionError"),
         ("x: int = unknown", "found `unknown` for x"),
-        ("x: Walk | Common = Walk()", "found x of several dataclasses, not all with a `kind`"),
+        ("x: Walk | Common = Walk()", "found x, a union of dataclasses that do not all have a distinct `kind`"),
         ("x: list[int] = [1]", r"found ReCAM \(mutable default"),
         ("x: float = open('/etc/passwd')", r"found `open\(...\)` for x"),
     ],
@@ -247,13 +247,13 @@ def test_what_cannot_be_read_is_named_with_its_line(package, line, message):
 
 def test_settings_that_go_on_from_another_program_s(package):
     module = package(METHOD.replace("class ReCAM(Common)", "class ReCAM(Common, torch.Settings)"))
-    with pytest.raises(BadInput, match=r"found ReCAM, which goes on from torch\.Settings"):
+    with pytest.raises(BadInput, match=r"found ReCAM, which inherits from torch\.Settings"):
         settings.fields(declared.read(module, "ReCAM"))
 
 
 def test_a_declaration_in_a_circle_and_a_broken_file(package):
     module = package(METHOD.replace("LOW, HIGH = 0.25, 0.75", "LOW = HIGH\nHIGH = LOW"))
-    with pytest.raises(BadInput, match="declared by itself"):
+    with pytest.raises(BadInput, match="whose declaration refers to itself"):
         declared.read(module, "ReCAM")
     with pytest.raises(BadInput, match=r"method\.py: found .*invalid syntax"):
         declared.read(package("class :\n"), "x")
@@ -262,4 +262,4 @@ def test_a_declaration_in_a_circle_and_a_broken_file(package):
 def test_real_settings_refuse_values_by_the_name_they_were_given(package):
     mirror = declared.read(package(importable(METHOD)), "ReCAM")
     with pytest.raises(BadInput, match=r"^classifier.rate: found 2.0; expected a number from 0 to 1"):
-        settings.made(dataclasses.replace(mirror(), rate=2.0), ("classifier",))
+        settings.from_mirror(dataclasses.replace(mirror(), rate=2.0), ("classifier",))

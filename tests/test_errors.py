@@ -42,7 +42,7 @@ def test_what_a_parser_raises_becomes_bad_input(error):
 
 
 def test_a_long_or_many_lined_message_is_cut():
-    assert raised(RuntimeError("first\nsecond")).found == "something that cannot be read (first)"
+    assert raised(RuntimeError("first\nsecond")).found == "content that cannot be read (first)"
     assert len(raised(RuntimeError("x" * 10_000)).found) < 300
 
 
@@ -80,9 +80,9 @@ def test_files_that_are_not_there(tmp_path):
         (tmp_path / "absent", "no such file"),
         (tmp_path / "folder", "a folder"),
         (tmp_path / "file" / "x", "a file in place of a folder"),
-        (tmp_path / "circle", "links that lead in a circle"),
+        (tmp_path / "circle", "symbolic links in a circle"),
         (tmp_path / ("x" * 300), "a name that is too long for a file"),
-        (Path("zero\0byte"), "something that cannot be read (embedded null byte)"),
+        (Path("zero\0byte"), "content that cannot be read (embedded null byte)"),
     ):
         with pytest.raises(BadInput) as caught, reading(path, "a file"):
             path.read_bytes()

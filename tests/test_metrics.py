@@ -290,7 +290,7 @@ def test_best_takes_the_first_of_equals() -> None:
 
 
 def test_best_of_nothing_is_refused() -> None:
-    with pytest.raises(BadInput, match="no mIoU of convention devkit"):
+    with pytest.raises(BadInput, match="no defined mIoU with the convention devkit"):
         ThresholdSweep([0.1], 3).best("devkit")
 
 
@@ -387,7 +387,7 @@ BAD_MAPS: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, str]] = {
     "integers": (GOOD, MAPS.astype(np.int32), np.array([0]), "int32 maps"),
     "one map less": (GOOD, MAPS, np.array([0, 1]), r"classes of shape \(2,\); expected one integer for each of the 1"),
     "classes no integers": (GOOD, MAPS, np.array([0.0]), "float64 classes"),
-    "class above": (GOOD, MAPS, np.array([2]), r"classes \[2\]; expected different ones of 0..1"),
+    "class above": (GOOD, MAPS, np.array([2]), r"classes \[2\]; expected distinct classes in 0..1"),
     "class negative": (GOOD, MAPS, np.array([-1]), r"classes \[-1\]"),
     "class twice": (GOOD, MAPS.repeat(2, 0), np.array([1, 1]), r"classes \[1, 1\]"),
     "not a number": (GOOD, np.array([[[0, 1], [np.nan, 0]]], np.float32), np.array([0]), "nan; expected numbers"),

@@ -330,11 +330,11 @@ FAULTS = {
     ),
     "other shapes": (
         lambda path: edit(path / "config.json", {"vision_config": {"hidden_size": 128}}),
-        "(something that cannot be read|broken JSON|no JSON object)",
+        "(content that cannot be read|broken JSON|no JSON object)",
     ),
     "heads": (
         lambda path: edit(path / "config.json", {"vision_config": {"num_attention_heads": 7}}),
-        "(something that cannot be read|broken JSON|no JSON object)",
+        "(content that cannot be read|broken JSON|no JSON object)",
     ),
     "activation": (
         lambda path: edit(path / "config.json", {"text_config": {"hidden_act": "nonsense"}}),
@@ -343,14 +343,14 @@ FAULTS = {
     "no weights": (lambda path: (path / "model.safetensors").unlink(), "no file named model.safetensors"),
     "cut weights": (halve("model.safetensors"), "not fully covered"),
     "hostile weights": (hostile, "Weights only load failed"),
-    "cut tokenizer": (halve("tokenizer.json"), "(something that cannot be read|broken JSON|no JSON object)"),
+    "cut tokenizer": (halve("tokenizer.json"), "(content that cannot be read|broken JSON|no JSON object)"),
     "another file": (
         lambda path: (path / "tokenizer.json").write_text("[1, 2]"),
-        "(something that cannot be read|broken JSON|no JSON object)",
+        "(content that cannot be read|broken JSON|no JSON object)",
     ),
     "no start token": (
         lambda path: edit(path / "tokenizer_config.json", {"bos_token": None}),
-        "(something that cannot be read|broken JSON|no JSON object)",
+        "(content that cannot be read|broken JSON|no JSON object)",
     ),
 }
 

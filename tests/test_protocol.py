@@ -10,7 +10,7 @@ import yaml
 
 from wsss import launch, protocol
 from wsss.errors import BadInput
-from wsss.protocol import Planned, plan, run_all
+from wsss.protocol import PlannedRun, plan, run_all
 from wsss.settings import Field
 from wsss.storage import write_json
 
@@ -75,7 +75,7 @@ def planned(**given: Any) -> dict[str, Any]:
 
 
 def test_every_method_runs_with_its_own_settings_by_default() -> None:
-    assert plan(METHODS, {}, {}) == [Planned(name, name, {}) for name in METHODS]
+    assert plan(METHODS, {}, {}) == [PlannedRun(name, name, {}) for name in METHODS]
 
 
 def test_a_common_setting_goes_wherever_there_is_one_of_its_name() -> None:
@@ -169,21 +169,21 @@ def test_what_cannot_be_is_refused(common: Any, runs: Any, chosen: Any, message:
 
 
 def test_a_run_mentions_a_value_that_any_of_its_settings_has() -> None:
-    one = Planned("a", "cam", {"clims": {"clip": "own", "levels": [1]}})
+    one = PlannedRun("a", "cam", {"clims": {"clip": "own", "levels": [1]}})
     assert one.mentions("own")
     assert not one.mentions("other")
 
 
-def three(out: Path) -> list[Planned]:
+def three(out: Path) -> list[PlannedRun]:
     write_json(out / "data.json", {"bad": {}})
-    return [Planned(name, "cam", {"classifier": {"init": "none"}}) for name in ("a", "b", "c")]
+    return [PlannedRun(name, "cam", {"classifier": {"init": "none"}}) for name in ("a", "b", "c")]
 
 
 def test_one_failure_does_not_end_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = []
     errors = {"a": BadInput("clip", "no such file", "a CLIP", "Fetch it."), "b": RuntimeError("out of memory")}
 
-    def make(one: Planned, run: Path) -> None:
+    def make(one: PlannedRun, run: Path) -> None:
         assert yaml.safe_load((run / "settings.yaml").read_text()) == {"classifier": {"init": "none"}}
         assert json.loads((run / "data.json").read_text()) == {"bad": {}}
         assert not (run / "failed.json").exists()
@@ -206,7 +206,7 @@ def test_one_failure_does_not_end_the_others(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_an_interruption_ends_all(tmp_path: Path) -> None:
-    def make(one: Planned, run: Path) -> None:
+    def make(one: PlannedRun, run: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -221,7 +221,7 @@ def test_several_processes_end_with_the_first_failure_and_leave_it_for_the_end(
     monkeypatch.setattr(launch, "decided_by_first", lambda decide: decide())
     tried = []
 
-    def make(one: Planned, run: Path) -> None:
+    def make(one: PlannedRun, run: Path) -> None:
         tried.append(one.name)
         if one.name == "a":
             raise RuntimeError("no memory")
@@ -233,6 +233,6 @@ def test_several_processes_end_with_the_first_failure_and_leave_it_for_the_end(
 
 
 def test_earlier_runs_are_remembered(tmp_path: Path) -> None:
-    protocol.remember(tmp_path, [Planned("a", "cam", {}), Planned("b", "clims", {})])
-    protocol.remember(tmp_path, [Planned("b", "clims", {}), Planned("c", "clip_es", {})])
+    protocol.write_run_names(tmp_path, [PlannedRun("a", "cam", {}), PlannedRun("b", "clims", {})])
+    protocol.write_run_names(tmp_path, [PlannedRun("b", "clims", {}), PlannedRun("c", "clip_es", {})])
     assert json.loads((tmp_path / "runs.json").read_text()) == {"a": "cam", "b": "clims", "c": "clip_es"}

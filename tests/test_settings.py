@@ -14,7 +14,7 @@ from wsss.commands import commands
 from wsss.configs import CONFIGS
 from wsss.errors import BadInput, check_range
 from wsss.run import maybe_file
-from wsss.settings import Given, build, fields, kinds, sections, shown
+from wsss.settings import Layer, build, fields, kinds, sections, to_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def test_what_is_not_given_is_as_in_the_defaults_of_the_part():
         crf=None, where=Path("x/y"), init="caf\udce9"
     )
     assert build(Outer, {}) == Outer()
-    assert build(Outer, shown(Outer())) == Outer()
+    assert build(Outer, to_plain(Outer())) == Outer()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_does_not_fit(content, message):
 
 
 def test_later_values_are_put_over_earlier_ones_and_know_where_they_stand():
-    file, flags = Given(fields(Outer)), Given(fields(Outer))
+    file, flags = Layer(fields(Outer)), Layer(fields(Outer))
     file.add((), {"first": {"rate": 0.1, "steps": 1}, "crf": "psa"}, lambda keys: f"a.yaml: {'.'.join(keys)}")
     flags.add(("first",), {"steps": "x"}, lambda keys: f"--{'.'.join(keys)}")
     given = flags.over(file)
@@ -174,8 +174,8 @@ def test_a_choice_between_dataclasses():
     assert build(Run, {"refiner": "learned"}).refiner == usual
     nested = build(Run, {"deeper": {"refiner": {"walk": {"beta": 1}}}}).deeper.refiner
     assert nested == Learned(walk=Steps(1.0), threshold=0.9)
-    assert build(Run, shown(build(Run, {"refiner": "plain"}))) == Run(refiner=Plain())
-    assert shown(Run(refiner=Plain()))["refiner"] == {"kind": "plain", "threshold": 0.3}
+    assert build(Run, to_plain(build(Run, {"refiner": "plain"}))) == Run(refiner=Plain())
+    assert to_plain(Run(refiner=Plain()))["refiner"] == {"kind": "plain", "threshold": 0.3}
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_choices_that_do_not_fit(content, message):
 
 
 def layers(*contents):
-    below = Given(fields(Run))
+    below = Layer(fields(Run))
     for content in contents:
-        layer = Given(fields(Run))
+        layer = Layer(fields(Run))
         layer.add((), content, ".".join)
         below = layer.over(below)
     return build(Run, below.content).refiner
@@ -250,8 +250,8 @@ def test_the_flags_of_one_command_line_are_one_layer(tmp_path):
     words = ["a", "--out", "b"]
     options, chosen = own().parse([*words, "--refiner.walk.beta", "8", "--skip-bad", "--refiner", "learned"])
     assert options == Files(Path("a"), Path("b"), skip_bad=True)
-    assert chosen.made("refiner") == Learned(walk=Steps(8.0))
-    assert own().parse([*words, "--refiner", "plain", "--refiner.threshold", "0.5"])[1].made("refiner") == Plain(
+    assert chosen.build("refiner") == Learned(walk=Steps(8.0))
+    assert own().parse([*words, "--refiner", "plain", "--refiner.threshold", "0.5"])[1].build("refiner") == Plain(
         threshold=0.5
     )
     # neither order may lose one of them
@@ -264,13 +264,13 @@ def test_the_flags_of_one_command_line_are_one_layer(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("refiner: {kind: learned, walk: {beta: 3}}\n")
     for given in (["--config", str(file)], ["--refiner.walk.beta", "3"]):
-        assert own().parse([*words, *given])[1].made("refiner").walk == Steps(3.0)
-    assert own().parse([*words, "--config", str(file), "--refiner", "plain"])[1].made("refiner") == Plain()
+        assert own().parse([*words, *given])[1].build("refiner").walk == Steps(3.0)
+    assert own().parse([*words, "--config", str(file), "--refiner", "plain"])[1].build("refiner") == Plain()
     part = tmp_path / "part.yaml"
     part.write_text("{kind: plain, threshold: 0.1}\n")
-    assert own().parse([*words, "--refiner", str(part)])[1].made("refiner") == Plain(threshold=0.1)
+    assert own().parse([*words, "--refiner", str(part)])[1].build("refiner") == Plain(threshold=0.1)
     with pytest.raises(BadInput, match=r"^--refiner\.walk\.beta: found -1.0"):
-        own().parse([*words, "--refiner.walk.beta", "-1"])[1].made("refiner")
+        own().parse([*words, "--refiner.walk.beta", "-1"])[1].build("refiner")
     with pytest.raises(BadInput, match=r"^--refiner: found 'x'; expected plain or learned"):
         own().parse([*words, "--refiner", "x"])
 
@@ -317,9 +317,9 @@ def test_a_stage_takes_its_section_of_a_whole_run_s_file(tmp_path):
         return parser.parse(["a", "--out", "b", "--config", str(file)])
 
     options, chosen = parsed("refiner: {walk: {beta: 3}}\ndeeper: {anything: 1}\nbands: [3, 2]\n")
-    assert (options.bands, chosen.made()) == ((3, 2), Learned(walk=Steps(3.0)))
-    assert parsed("deeper: {}\n")[1].made() == Learned()
-    assert parsed("walk: {beta: 3}\n")[1].made() == Learned(walk=Steps(3.0))
+    assert (options.bands, chosen.build()) == ((3, 2), Learned(walk=Steps(3.0)))
+    assert parsed("deeper: {}\n")[1].build() == Learned()
+    assert parsed("walk: {beta: 3}\n")[1].build() == Learned(walk=Steps(3.0))
     for text, message in (
         ("refiner: {wakl: {}}\n", r"run.yaml: refiner.wakl: no such setting. Did you mean walk"),
         ("refiner: {}\nwakl: {}\n", "run.yaml: wakl: no such setting"),
@@ -336,7 +336,7 @@ def parser_of(name: str) -> Parser[Any]:
 def made(name: str, words: list[str]) -> dict[str, Any]:
     """The real settings that a command line asks for."""
     _, chosen = parser_of(name).parse(words)
-    return {section: chosen.made(section) for section in chosen.mirrors}
+    return {section: chosen.build(section) for section in chosen.mirrors}
 
 
 def leaves(kind: Any) -> list[Any]:
@@ -467,14 +467,14 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
         (("--dta", "none"), "^--dta: no such flag. Did you mean --data. `wsss run cam --help` lists them.$"),
         (("--epochs", "3"), "^--epochs: no such flag. Did you mean --classifier.training.epochs?"),
         (("--qqqqqqq", "3"), "^--qqqqqqq: no such flag. `wsss run cam --help` lists them.$"),
-        (("--classifier.qqqqqqq", "3"), "^--classifier.qqqqqqq: no such setting. `--help-all` lists what there is.$"),
+        (("--classifier.qqqqqqq", "3"), "^--classifier.qqqqqqq: no such setting. `--help-all` lists all settings.$"),
         (("--conf", "x"), "no such flag. Did you mean --config"),
         (("--print_conf",), "no such flag. Did you mean --print_config"),
         (("--refiner", "irnt"), "^--refiner: found 'irnt'; expected crf or irnet or affinitynet. Did you mean 'irnet'"),
         (("--refiner.kind", "irnt"), "^--refiner.kind: found 'irnt'; expected .* Did you mean 'irnet'"),
         (("--refiner.walk.beta", "3"), "^--refiner.walk.beta: found a setting of irnet and affinitynet, while kind is crf"),
         (("--segmenter.kind", "emanet", "--segmenter.head_lr", "[1, 1]"), "^--segmenter.head_lr: found a setting of deeplab, while kind is emanet"),
-        (("--print_config=skip_default",), "--print_config: found a value; expected the flag alone"),
+        (("--print_config=skip_default",), "--print_config: found a value; expected no value"),
         (("--classifier.init.x", "1"), "--classifier.init.x: no such setting. It has no settings below it"),
         (("--classifier.training.lr",), "--classifier.training.lr: found no value"),
         (("--classifier.training.lr", "--skip-bad"), "--classifier.training.lr: found no value"),
@@ -487,7 +487,7 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
         (("--classifier" + ".a" * 5000, "1"), "--classifier: found 5001 names in one flag"),
         (("--data", "\ud800"), "--data: found .*; expected a path"),
         (("--device", "gpu"), "--device: found 'gpu'; expected one of auto, cpu"),
-        (("word",), "'word': found a word too many"),
+        (("word",), "'word': found an extra argument"),
         (("-x",), "^-x: no such flag"),
         (("--config", ""), "--config: found no settings"),
         (("--config", "- 1\n- 2"), "--config: found a list of 2"),
@@ -510,7 +510,7 @@ def test_files_in_their_order_and_flags_over_them(tmp_path):
     words = ["--classifier.training.epochs", "4", "--config", str(one), f"--config={two}", "--out", "O", "--skip-bad"]
     options, chosen = parser_of("run cam").parse(words)
     assert (options.data, options.out, options.tag_rule, options.skip_bad) == (Path("X"), Path("O"), "icam", True)
-    classifier = chosen.made("classifier")
+    classifier = chosen.build("classifier")
     assert (classifier.backbone, classifier.init, classifier.training.lr) == ("a", "two", 1.0)
     assert (classifier.training.seed, classifier.training.epochs, classifier.training.batch) == (2, 4, 16)
     training = made("run cam", [*words, "--classifier.training", str(part), "--classifier.training.lr", "2"])[
@@ -549,4 +549,4 @@ def test_the_published_settings_are_settings(path):
         return
     usual = parser_of(f"run {method}").parse(["--data", "D", "--out", "O"])[1]
     assert dict(chosen.mirrors) != dict(usual.mirrors)
-    assert all(chosen.made(section) is not None for section in chosen.mirrors)
+    assert all(chosen.build(section) is not None for section in chosen.mirrors)

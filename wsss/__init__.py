@@ -1,7 +1,7 @@
 """Weakly supervised semantic segmentation: from image-level tags to masks and a trained segmenter.
 
-The names below are what a program needs; each is imported when it is first used, since torch takes seconds. `docs/python.md` shows
-them at work. Everything else is reached by its module, `wsss.methods.cam` for example.
+The names below are the public interface; each is imported when it is first used, since importing torch takes seconds.
+`docs/python.md` shows how to use them. Everything else is imported from its module, for example `wsss.methods.cam`.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""The words of a command line, and the YAML files that they name, as options and settings; help pages; settings printed as YAML.
+"""Parsing of command lines and YAML files into options and settings; help pages; printing settings as YAML.
 
-A command has options, such as `--data`, which are a dataclass of its own, and settings, which are dataclasses of the library.
-Nothing here imports the modules that declare settings: they are read from the source (`wsss.declared`).
+A command has options, such as `--data`, which are a dataclass of the command, and settings, which are dataclasses of the library.
+Nothing here imports the modules that declare settings: declarations are read from the source (`wsss.declared`).
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from typing import Any, Generic, TypeVar, get_origin
 from wsss import declared, settings
 from wsss.data.documents import DEEPEST, Keys, dotted, dump, in_file, parse, read_document
 from wsss.errors import BadInput, NoSuchName, is_regular, nearest
-from wsss.settings import KIND, Field, Given
+from wsss.settings import KIND, Field, Layer
 
 CONFIG, PRINT = "config", "print_config"
 _DOCUMENT = "YAML with settings (`name: value`)"
-# the page of a command fits a terminal
+# limits of the width of a help page, which follows the terminal
 _NARROWEST, _WIDEST = 60, 120
 Options = TypeVar("Options")
 
 
 def required(*, positional: bool = False) -> Any:
-    """A field of options that must be given, by a flag or by its place among the words without one."""
+    """A required option, given by a flag or as a positional argument."""
     return dataclasses.field(default=None, metadata={"required": True, "positional": positional})
 
 
 def switch() -> Any:
-    """A field of options whose flag stands alone and means true."""
+    """An option whose flag takes no value and means true."""
     return dataclasses.field(default=False, metadata={"switch": True})
 
 
@@ -41,11 +41,11 @@ class Argument:
     """One option of a command.
 
     Attributes:
-        flag: `--data`, or the name of a positional one.
+        flag: `--data` for example, or the name of a positional argument.
         field: its type, default and help.
-        required: whether it must be given, here or in a file.
-        switch: whether the flag stands alone and means true.
-        positional: whether no flag stands before it.
+        required: whether it must be given, on the command line or in a file.
+        switch: whether the flag takes no value and means true.
+        positional: whether it is given without a flag.
     """
 
     flag: str
@@ -57,13 +57,13 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of a command, as mirrors of the real ones.
+    """The settings of a command, as mirrors of the real dataclasses (see `wsss.declared`).
 
     Attributes:
-        below: by the name that their flags begin with.
-        top: an instance whose fields are flags themselves; None where there is none.
-        stage: the section of a whole run's YAML that is for this command; empty for a command of several stages.
-        others: gives the names of all sections of such files.
+        below: sections of settings, by the name with which their flags begin.
+        top: settings whose fields are flags without a prefix; None if there are none.
+        stage: the section of a run's YAML that applies to this command; empty for a command with several stages.
+        others: function that gives the names of all sections of such files.
     """
 
     below: Mapping[str, Field] = dataclasses.field(default_factory=dict)
@@ -73,39 +73,39 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
-    """The settings that a command line asks for.
+class ParsedSettings:
+    """The settings given on a command line and in its files.
 
     Attributes:
-        mirrors: by their names; `""` for those at the top.
-        where: the name under which a setting was given, from the keys that lead to it.
+        mirrors: mirrors of the settings by section; `""` for settings without a section.
+        where: maps the keys of a setting to the name under which it was given.
     """
 
     mirrors: Mapping[str, Any]
     where: Callable[[Keys], str] = dotted
 
-    def made(self, name: str = "") -> Any:
-        """The real settings of a name; their module is imported, and they check themselves.
+    def build(self, name: str = "") -> Any:
+        """The real settings of a section; imports their module, and their checks run.
 
         Raises:
-            BadInput: they refuse a value.
+            BadInput: a value fails their checks.
         """
-        return settings.made(self.mirrors[name], (name,) if name else (), self.where)
+        return settings.from_mirror(self.mirrors[name], (name,) if name else (), self.where)
 
 
 class Parser(Generic[Options]):
-    """The arguments of a command.
+    """The parser of a command's arguments.
 
-    Flags are the dotted names of settings; a flag's value is YAML, and a text stands for itself. `--config FILE` takes them
-    from a file; of several files the later ones count, and flags count over all files.
+    Flags are the dotted names of settings; the value of a flag is YAML, and plain text needs no quotes. `--config FILE` reads
+    settings from a file; later files override earlier ones, and flags override all files.
 
     Args:
-        command: its name.
-        about: one sentence.
-        options: a dataclass; the text below each field is its help.
+        command: name of the command.
+        about: one sentence for the help page.
+        options: dataclass of the options; the string below each field is its help text.
         chosen: the settings.
         often: options and dotted settings that the short help page lists.
-        has_config: whether settings may come from YAML files, and be printed.
+        has_config: whether `--config` and `--print_config` exist.
     """
 
     def __init__(
@@ -134,16 +134,18 @@ class Parser(Generic[Options]):
 
     @functools.cached_property
     def table(self) -> dict[str, Field]:
-        """All options and settings at the top by their keys."""
+        """All options, settings without a section, and sections, by key."""
         top = self.settings.top
-        own = {
+        unprefixed = {
             key: dataclasses.replace(field, default=getattr(top, key))
             for key, field in (settings.fields(type(top)).items() if top is not None else ())
         }
-        return {key: argument.field for key, argument in self.arguments.items()} | own | dict(self.settings.below)
+        return (
+            {key: argument.field for key, argument in self.arguments.items()} | unprefixed | dict(self.settings.below)
+        )
 
-    def parse(self, words: Sequence[str]) -> tuple[Options, Chosen]:
-        """The values of all options, and the settings.
+    def parse(self, words: Sequence[str]) -> tuple[Options, ParsedSettings]:
+        """The options and the settings of a command line.
 
         `--help`, `--help-all` and `--print_config` print and exit.
 
@@ -166,16 +168,18 @@ class Parser(Generic[Options]):
         everything = {key: field.default for key, field in self.table.items()} | typed
         if printed:
             absent = {_key(argument.flag) for argument in missing}
-            print(dump(settings.shown({key: value for key, value in everything.items() if key not in absent})), end="")
+            print(
+                dump(settings.to_plain({key: value for key, value in everything.items() if key not in absent})), end=""
+            )
             sys.exit(0)
         mirrors = {name: everything[name] for name in self.settings.below}
         if self.settings.top is not None:
             top = {key: everything[key] for key in settings.fields(type(self.settings.top))}
             mirrors[""] = dataclasses.replace(self.settings.top, **top)
-        return self.options(**{key: everything[key] for key in self.arguments}), Chosen(mirrors, given.where)
+        return self.options(**{key: everything[key] for key in self.arguments}), ParsedSettings(mirrors, given.where)
 
-    def _given(self, words: Sequence[str]) -> tuple[Given, bool]:
-        """What files and flags hold, and whether it is to be printed only."""
+    def _given(self, words: Sequence[str]) -> tuple[Layer, bool]:
+        """The values given in files and flags, and whether they are only to be printed."""
         flags: list[tuple[Keys, str, str | None]] = []
         positional: list[str] = []
         files: list[str] = []
@@ -192,7 +196,7 @@ class Parser(Generic[Options]):
             flag, equals, text = word.partition("=")
             if self.has_config and flag == f"--{PRINT}":
                 if equals:
-                    raise BadInput(flag, "a value", "the flag alone", "Remove the value.")
+                    raise BadInput(flag, "a value", "no value", "Remove the value.")
                 printed = True
                 continue
             keys = self._keys(flag)
@@ -201,26 +205,28 @@ class Parser(Generic[Options]):
                 continue
             if not equals:
                 if not rest or rest[0].startswith("--"):
-                    raise BadInput(flag, "no value", "one after it", "Give it, as in --name VALUE or --name=VALUE.")
+                    raise BadInput(
+                        flag, "no value", "a value after it", "Give one, as in --name VALUE or --name=VALUE."
+                    )
                 text = rest.pop(0)
             if keys == (CONFIG,):
                 files.append(text)
             else:
                 flags.append((keys, flag, text))
-        given = Given(self.table)
+        given = Layer(self.table)
         for file in files:
             given = self._in_document(file).over(given)
-        last = Given(self.table)
+        last = Layer(self.table)
         for keys, flag, value in flags:
             self._add_flag(last, keys, flag, value)
         self._add_positional(positional, last)
         return last.over(given), printed
 
-    def _in_document(self, file: str) -> Given:
-        """What a file says; of a whole run's file, the section of this stage and what is no section of another one."""
-        place, content = _document(file)
-        given, stage = Given(self.table), self.settings.stage
-        own = content.get(stage, {})
+    def _in_document(self, file: str) -> Layer:
+        """The values in a file; from the file of a whole run, the section of this stage and keys that are not sections of others."""
+        place, content = _read_config(file)
+        given, stage = Layer(self.table), self.settings.stage
+        section = content.get(stage, {})
         others = self.settings.others()
         if stage not in content and not any(key in others and key not in self.table for key in content):
             given.add((), content, partial(in_file, place))
@@ -228,11 +234,11 @@ class Parser(Generic[Options]):
         rest = {key: value for key, value in content.items() if key not in others}
         given.add((), rest, partial(in_file, place))
         if stage in self.table:
-            given.add((stage,), own, partial(in_file, place))
-        elif isinstance(own, Mapping):
-            given.add((), own, lambda keys: in_file(place, (stage, *keys)))
+            given.add((stage,), section, partial(in_file, place))
+        elif isinstance(section, Mapping):
+            given.add((), section, lambda keys: in_file(place, (stage, *keys)))
         else:
-            raise BadInput(in_file(place, (stage,)), settings.described(own), "settings", "Correct it.")
+            raise BadInput(in_file(place, (stage,)), settings.describe(section), "settings", "Correct it.")
         return given
 
     def _keys(self, flag: str) -> Keys:
@@ -251,7 +257,7 @@ class Parser(Generic[Options]):
             return keys
         argument = self.arguments.get(keys[0])
         if not flag.startswith("--") or keys[0] not in self.table or (argument is not None and argument.positional):
-            raise NoSuchName(flag, "flag", self._meant(keys[0], f"--{first}"))
+            raise NoSuchName(flag, "flag", self._suggestion(keys[0], f"--{first}"))
         for n, key in enumerate(keys[1:], start=1):
             kinds = self._kinds(keys[:n])
             if dict in kinds:
@@ -260,7 +266,7 @@ class Parser(Generic[Options]):
             settings.check_known(key, known, f"--{dotted((first, *keys[1 : n + 1]))}")
         return keys
 
-    def _meant(self, key: str, flag: str) -> str:
+    def _suggestion(self, key: str, flag: str) -> str:
         flags = [argument.flag for argument in self.arguments.values() if not argument.positional]
         flags += [f"--{name}" for name in self.table if name not in self.arguments]
         flags += [f"--{CONFIG}", f"--{PRINT}"] if self.has_config else []
@@ -274,7 +280,7 @@ class Parser(Generic[Options]):
         return key in self.arguments and self.arguments[key].switch
 
     def _kinds(self, keys: Keys) -> tuple[Any, ...]:
-        """The types that a setting may have; object inside plain values."""
+        """The types that a setting may have; `object` inside plain values."""
         kinds = settings.members(self.table[keys[0]].kind)
         for key in keys[1:]:
             known = settings.sections_among(kinds)
@@ -285,7 +291,7 @@ class Parser(Generic[Options]):
             kinds = tuple(dict.fromkeys(found))
         return kinds
 
-    def _add_flag(self, given: Given, keys: Keys, flag: str, text: str | None) -> None:
+    def _add_flag(self, given: Layer, keys: Keys, flag: str, text: str | None) -> None:
         named = partial(_in_flag, flag, len(keys))
         kinds = self._kinds(keys)
         if text is None:
@@ -295,14 +301,14 @@ class Parser(Generic[Options]):
         else:
             expected = settings.expected(*kinds)
             value = parse(text, expected, partial(_in_flag, flag, 0))
-            # a part's settings may stand in a file of their own
+            # the settings of a section may be given as a file
             is_word = text in settings.words_among(kinds)
             if settings.sections_among(kinds) and value == text and not is_word and is_regular(text):
                 value = read_document(Path(text), expected)
                 named = partial(_in_part, text, len(keys))
             given.add(keys, value, named)
 
-    def _add_positional(self, words: list[str], given: Given) -> None:
+    def _add_positional(self, words: list[str], given: Layer) -> None:
         for key, argument in self.arguments.items():
             if argument.positional and words:
                 many = get_origin(argument.field.kind) is list
@@ -310,47 +316,49 @@ class Parser(Generic[Options]):
                 del words[: None if many else 1]
                 given.add((key,), taken, partial(_in_flag, argument.flag, 1))
         if words:
-            raise BadInput(repr(words[0]), "a word too many", f"what `wsss {self.command} --help` shows", "Remove it.")
+            raise BadInput(
+                repr(words[0]), "an extra argument", f"the arguments in `wsss {self.command} --help`", "Remove it."
+            )
 
     def _leaves(self, content: Mapping[str, Any]) -> Iterator[tuple[Keys, Field]]:
-        """All settings that hold a value, those of the chosen kinds, by the keys that lead to them."""
-        chosen = settings.values(self.table, None, _kinds_alone(content), (), dotted)
+        """All single settings, for the chosen kinds, with the keys that lead to them."""
+        chosen = settings.values(self.table, None, _only_kinds(content), (), dotted)
         for key, field in self.table.items():
             if key not in self.arguments:
-                yield from _below((key,), dataclasses.replace(field, default=chosen.get(key, field.default)))
+                yield from _expand((key,), dataclasses.replace(field, default=chosen.get(key, field.default)))
 
     def help(self) -> str:
-        """The short help page: the options, and the settings that people set most."""
+        """The short help page: the options, and the most common settings."""
         leaves = {dotted(keys): field for keys, field in self._leaves({})}
         shown = [argument for key, argument in self.arguments.items() if argument.required or key in self.often]
         common = [(name, leaves[name]) for name in self.often if name in leaves]
         page = self._head(shown)
         if common:
-            page += ["", "settings that are often changed:"]
+            page += ["", "common settings:"]
             brief = [(name, dataclasses.replace(field, help=field.help.partition(";")[0])) for name, field in common]
-            page += [line for name, field in brief for line in _explained(f"--{name}", field)]
+            page += [line for name, field in brief for line in _help_entry(f"--{name}", field)]
         if rest := len(leaves) - len(common) + len(self.arguments) - len(shown):
             choices = [name for name, field in self.settings.below.items() if len(settings.kinds(field.kind)) > 1]
-            after = f"; after --{choices[0]} KIND, those of that kind" if choices else ""
-            page += ["", *_wrapped(f"`wsss {self.command} --help-all` lists {rest} more{after}.")]
+            after = f"; with --{choices[0]} KIND, those of that kind" if choices else ""
+            page += ["", *_wrap(f"`wsss {self.command} --help-all` lists {rest} more{after}.")]
         return "\n".join(page) + "\n"
 
     def help_all(self, content: Mapping[str, Any]) -> str:
         """The long help page.
 
         Args:
-            content: what is given; settings of the kinds that it names are listed.
+            content: values given so far; the settings of the kinds that they choose are listed.
         """
         page, before = self._head(list(self.arguments.values())), None
         for keys, field in self._leaves(content):
             if keys[:-1] != before:
                 before = keys[:-1]
                 page += ["", f"{dotted(before) or 'settings'}:"]
-            page += _explained(f"--{dotted(keys)}", field)
+            page += _help_entry(f"--{dotted(keys)}", field)
         return "\n".join(page) + "\n"
 
     def _head(self, arguments: Sequence[Argument]) -> list[str]:
-        """Usage, and the options."""
+        """The usage line, and the options."""
         needed = []
         for argument in self.arguments.values():
             if argument.positional:
@@ -360,19 +368,19 @@ class Parser(Generic[Options]):
         usage = " ".join(
             ["usage: wsss", self.command, *needed, *(["[--SETTING VALUE ...]"] if self.has_config else [])]
         )
-        page = [*_wrapped(usage, after="    "), "", *_wrapped(self.about), ""]
+        page = [*_wrap(usage, after="    "), "", *_wrap(self.about), ""]
         for argument in sorted(arguments, key=lambda one: (not one.positional, not one.required)):
             if argument.positional or argument.switch:
                 page += _entry(argument.flag, argument.field.help)
             else:
-                page += _explained(argument.flag, argument.field, argument.required)
+                page += _help_entry(argument.flag, argument.field, argument.required)
         if self.has_config:
-            page += _entry(f"--{CONFIG} FILE", "a YAML file with settings; flags count over it")
-            page += _entry(f"--{PRINT}", "write all settings as YAML, and do nothing else")
+            page += _entry(f"--{CONFIG} FILE", "a YAML file with settings; flags override it")
+            page += _entry(f"--{PRINT}", "print all settings as YAML and exit")
         return page
 
 
-def _below(keys: Keys, field: Field) -> Iterator[tuple[Keys, Field]]:
+def _expand(keys: Keys, field: Field) -> Iterator[tuple[Keys, Field]]:
     default = field.default
     known = settings.sections(field.kind)
     choices = settings.kinds(field.kind)
@@ -393,40 +401,40 @@ def _below(keys: Keys, field: Field) -> Iterator[tuple[Keys, Field]]:
             else:
                 yield one
         for part in parts:
-            yield from _below(*part)
+            yield from _expand(*part)
 
 
-def _kinds_alone(content: Any) -> Any:
-    """What nested values say about kinds, and nothing else."""
+def _only_kinds(content: Any) -> Any:
+    """Nested values, reduced to the kinds that they choose."""
     if not isinstance(content, Mapping):
         return content
-    found = {key: _kinds_alone(value) for key, value in content.items() if isinstance(value, Mapping) or key == KIND}
+    found = {key: _only_kinds(value) for key, value in content.items() if isinstance(value, Mapping) or key == KIND}
     return {key: value for key, value in found.items() if value}
 
 
-def _explained(flag: str, field: Field, required: bool = False) -> list[str]:
-    """What a flag with a value means, and its type and default."""
+def _help_entry(flag: str, field: Field, required: bool = False) -> list[str]:
+    """The help of a flag with a value: its meaning, type and default."""
     kinds = [kind for kind in settings.members(field.kind) if kind is not type(None) or field.default is not None]
     words = settings.words_among(kinds) if len(settings.words_among(kinds)) >= len(kinds) else ()
     notes = ["required"] if required else []
-    # a value that is not null shows its type
+    # a default that is not null shows the type already
     if not words and (len(kinds) > 1 or (kinds[0] not in (Path, str) and (required or field.default is None))):
         notes.append(settings.expected(*kinds))
     if not required and (field.default is not None or len(kinds) > 1):
-        notes.append(f"default: {_written(settings.shown(field.default)) if _is_short(field) else '...'}")
+        notes.append(f"default: {_written(settings.to_plain(field.default)) if _is_short(field) else '...'}")
     metavar = "{" + ",".join(words) + "}" if words else _metavar(flag)
     return _entry(f"{flag} {metavar}", f"{field.help} ({'; '.join(notes)})" if notes else field.help)
 
 
 def _entry(flag: str, about: str, column: int = 20) -> list[str]:
-    """A flag and what it means, on one line where there is room for both."""
-    lines = _wrapped(about, " " * column, " " * column)
+    """A flag and its help, on one line if there is room for both."""
+    lines = _wrap(about, " " * column, " " * column)
     if len(flag) + 4 > column or not lines:
         return [f"  {flag}", *lines]
     return [f"  {flag:<{column - 2}}{lines[0].lstrip()}", *lines[1:]]
 
 
-def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:
+def _wrap(text: str, first: str = "", after: str = "") -> list[str]:
     width = min(_WIDEST, max(_NARROWEST, shutil.get_terminal_size().columns))
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=after, break_long_words=False, break_on_hyphens=False
@@ -438,7 +446,7 @@ def _is_short(field: Field) -> bool:
 
 
 def _written(value: Any) -> str:
-    """A plain value in one line of YAML."""
+    """A plain value as one line of YAML."""
     return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else dump([value])[2:].strip()
 
 
@@ -458,8 +466,8 @@ def _in_part(path: str, depth: int, keys: Keys) -> str:
     return in_file(path, keys[depth:])
 
 
-def _document(given: str) -> tuple[str, Mapping[str, Any]]:
-    """A file's name and what it holds; a text with settings may stand in the place of a file."""
+def _read_config(given: str) -> tuple[str, Mapping[str, Any]]:
+    """The name and content of a config file; YAML text may be given in place of a file."""
     inline = "\n" in given or ": " in given or given.startswith("{")
     place = f"--{CONFIG}" if inline or not given else given
     if inline:
@@ -467,6 +475,6 @@ def _document(given: str) -> tuple[str, Mapping[str, Any]]:
     else:
         content = read_document(Path(given), _DOCUMENT) if given else None
     if not isinstance(content, dict):
-        found = "no settings" if content is None else settings.described(content)
-        raise BadInput(place, found, _DOCUMENT, "Write the settings into it, or leave --config out.")
+        found = "no settings" if content is None else settings.describe(content)
+        raise BadInput(place, found, _DOCUMENT, "Write settings into it, or omit --config.")
     return place, content

@@ -1,4 +1,4 @@
-"""The command line: finds the command, reads its words, runs it."""
+"""The command line: find the command, parse its arguments, run it."""
 
 import contextlib
 import logging
@@ -23,13 +23,13 @@ Weakly supervised semantic segmentation: from image-level tags to masks and a tr
 Methods:
 {methods}
 
-`wsss COMMAND --help` lists what is often set for a command, --help-all everything. Settings can stand in a YAML file too
-(--config FILE), and --print_config writes one. Several processes: torchrun --nproc-per-node N -m wsss COMMAND ...
+`wsss COMMAND --help` lists the common options of a command, --help-all lists all. Settings can also be given in a YAML file
+(--config FILE); --print_config prints one. Several processes: torchrun --nproc-per-node N -m wsss COMMAND ...
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; gives the exit status: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run a command line and return the exit status: 0, 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
         print(f"wsss {__version__}")
@@ -58,7 +58,7 @@ def _run(words: Sequence[str]) -> None:
         from wsss import launch
 
         launch.join()
-    with _held(options):
+    with _locked(options):
         chosen.run(options, settings)
 
 
@@ -72,16 +72,16 @@ def _help() -> str:
     return HELP.format(commands=_listed(verbs | single), methods=_listed(methods))
 
 
-def _overview(some: Mapping[str, Command[Any]]) -> str:
-    return _listed({name: one.help for name, one in some.items()})
+def _overview(listed: Mapping[str, Command[Any]]) -> str:
+    return _listed({name: one.help for name, one in listed.items()})
 
 
 def _listed(lines: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:<17} {about}" for name, about in lines.items())
 
 
-def _held(options: object) -> contextlib.AbstractContextManager[None]:
-    """The folder that a command fills is its own while it runs; those that only write a page need none for themselves."""
+def _locked(options: object) -> contextlib.AbstractContextManager[None]:
+    """Lock the output folder while a command runs; commands that only write a page need no lock."""
     if not isinstance(options, OutOptions):
         return contextlib.nullcontext()
     from wsss import lock

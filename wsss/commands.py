@@ -1,6 +1,6 @@
-"""The commands: what each does with its options and settings.
+"""The commands: each is a function of its options and settings.
 
-Modules that import torch are imported by the functions that run a command, so that help and errors come at once.
+Modules that import torch are imported inside the functions that run a command, so that help and errors appear quickly.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wsss import registry, settings
-from wsss.arguments import Chosen, Parser, Settings
+from wsss.arguments import ParsedSettings, Parser, Settings
 from wsss.data.documents import Keys
 from wsss.errors import BadInput, NoSuchName, nearest
 from wsss.exports import EXPORTS
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from wsss.recipe import RunSettings
 
 Options = TypeVar("Options")
-# what the short help pages list, where a command has it: options, and the settings of runs and of single stages
-_OFTEN_OPTIONS = (
+# shown on the short help pages of commands that have them: options, and settings of runs and of single stages
+_COMMON_OPTIONS = (
     "data", "tags", "classes", "split", "out", "skip_bad", "cams", "competition", "weights", "masks", "pictures", "instances", "methods",
     "common", "runs", "clip",
 )  # fmt: skip
-_OFTEN = {
+_COMMON_SETTINGS = {
     "": (
         "classifier.variant", "classifier.backbone", "classifier.init", "classifier.clip", "classifier.training.epochs",
         "classifier.training.batch", "classifier.training.lr", "classifier.training.seed", "inference.clip", "inference.scales",
@@ -70,40 +70,40 @@ class Command(Generic[Options]):
     """A command.
 
     Attributes:
-        help: what it does, as a part of a sentence.
-        options: its dataclass of options.
-        run: does it.
-        settings: reads the settings that it has besides.
-        has_config: whether it takes YAML files.
+        help: what it does, as a phrase.
+        options: dataclass of its options.
+        run: function that runs it.
+        settings: function that gives its settings.
+        has_config: whether it accepts `--config` and `--print_config`.
     """
 
     help: str
     options: type[Options]
-    run: Callable[[Options, Chosen], None]
+    run: Callable[[Options, ParsedSettings], None]
     settings: Callable[[], Settings] = Settings
     has_config: bool = True
 
     def parser(self, name: str) -> Parser[Options]:
-        """Reads the command's words."""
+        """The parser of the command's arguments."""
         chosen = self.settings()
-        often = _OFTEN[chosen.stage]
+        often = _COMMON_SETTINGS[chosen.stage]
         if chosen.top is None and chosen.stage:
             often = (chosen.stage, *(f"{chosen.stage}.{name}" for name in often))
         about = f"{self.help[0].upper()}{self.help[1:]}."
-        return Parser(name, about, self.options, chosen, (*_OFTEN_OPTIONS, *often), self.has_config)
+        return Parser(name, about, self.options, chosen, (*_COMMON_OPTIONS, *often), self.has_config)
 
 
 def commands() -> dict[str, Command[Any]]:
-    """All commands by their names."""
-    methods = {f"{verb} {name}": _of_method(verb, name) for verb in registry.VERBS for name in _with(verb)}
-    return methods | _COMMANDS | {f"export {name}": _of_export(name) for name in EXPORTS}
+    """All commands by name."""
+    methods = {f"{verb} {name}": _method_command(verb, name) for verb in registry.VERBS for name in _methods_with(verb)}
+    return methods | _COMMANDS | {f"export {name}": _export_command(name) for name in EXPORTS}
 
 
 def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
-    """The command that words begin with, and its name.
+    """The command at the beginning of the arguments, and its name.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is no such command.
     """
     two = " ".join(words[:2])
     for name in (two, words[0]):
@@ -111,45 +111,56 @@ def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
             return name, _COMMANDS[name]
     verb, _, name = two.partition(" ")
     if verb == "export" and name in EXPORTS:
-        return two, _of_export(name)
+        return two, _export_command(name)
     if verb in registry.VERBS and name in METHODS and verb in registry.verbs(name):
-        return two, _of_method(verb, name)
+        return two, _method_command(verb, name)
     names = list(commands())
     near = nearest(two, names) or nearest(verb, names)
     known = [other for other in names if other.startswith(f"{verb} ")]
     do = (
-        f"Did you mean {near}?" if near else f"There are: {', '.join(known)}." if known else "`wsss --help` lists them."
+        f"Did you mean {near}?"
+        if near
+        else f"Choose one of {', '.join(known)}."
+        if known
+        else "`wsss --help` lists them."
     )
     raise NoSuchName(two if known or " " in near else verb, "command", do)
 
 
-def _with(verb: str) -> list[str]:
-    """The methods that have a command."""
+def _methods_with(verb: str) -> list[str]:
+    """The methods that have this command."""
     return [name for name in METHODS if verb in registry.verbs(name)]
 
 
-def _of_method(verb: str, name: str) -> Command[Any]:
+def _method_command(verb: str, name: str) -> Command[Any]:
     about = registry.declared_method(name).paper
     if verb == "train":
-        of_training = partial(registry.of_stage, name, "classifier")
+        of_training = partial(registry.stage_settings, name, "classifier")
         return Command(f"train {about}", SplitOptions, _train, of_training)
     if verb == "localize":
         options = LocalizeOptions if "train" in registry.verbs(name) else SplitOptions
-        return Command(f"activation maps of {about}", options, _localize, partial(registry.of_stage, name, "inference"))
-    return Command(f"tags to a segmenter by {about}", RunOptions, partial(_run, name), partial(registry.of_run, name))
+        return Command(
+            f"activation maps of {about}", options, _localize, partial(registry.stage_settings, name, "inference")
+        )
+    return Command(
+        f"tags to a segmenter by {about}", RunOptions, partial(_run, name), partial(registry.run_settings, name)
+    )
 
 
-def _of_export(name: str) -> Command[Any]:
+def _export_command(name: str) -> Command[Any]:
     export = EXPORTS[name]
     return Command(export.about, export.options, lambda options, _: show(export.write(options)))
 
 
-def _settings_of_run(name: str, mirrors: Mapping[str, Any], where: Callable[[Keys], str]) -> "RunSettings":
+def _build_run_settings(name: str, mirrors: Mapping[str, Any], where: Callable[[Keys], str]) -> "RunSettings":
     from wsss.recipe import settings_of
 
     kind = settings_of(method(name))
     made: RunSettings = kind(
-        **{field.name: settings.made(mirrors[field.name], (field.name,), where) for field in dataclasses.fields(kind)}
+        **{
+            field.name: settings.from_mirror(mirrors[field.name], (field.name,), where)
+            for field in dataclasses.fields(kind)
+        }
     )
     return made
 
@@ -161,43 +172,43 @@ def _run_method(name: str, chosen: "RunSettings", data: "Dataset", out: Path, ta
     run(method(name), chosen, tagclip.tagged(tagger, data, out=out / "tags") if tagger else data, out)
 
 
-def _run(name: str, options: RunOptions, chosen: Chosen) -> None:
-    tagger = chosen.made("tagger") if options.by_tagclip else None
-    made = _settings_of_run(name, chosen.mirrors, chosen.where)
+def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
+    tagger = chosen.build("tagger") if options.by_tagclip else None
+    made = _build_run_settings(name, chosen.mirrors, chosen.where)
     _run_method(name, made, options.open(), options.out, tagger)
     _print_table(options.out)
 
 
-def _settings_of_all() -> Settings:
+def _all_settings() -> Settings:
     clip = registry.sections(registry.declared_method("clip"))["classifier"]
     about = "train a CLIP for all methods, as `wsss train clip` does"
     optional = dataclasses.replace(clip, kind=clip.kind | None, default=None, help=about)
-    return Settings({"clip": optional, "tagger": registry.single("tagger")})
+    return Settings({"clip": optional, "tagger": registry.shared_section("tagger")})
 
 
-def _run_all(options: AllOptions, chosen: Chosen) -> None:
+def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
     from wsss import launch, protocol
     from wsss.stages.compare import Comparison, compare, table
     from wsss.stages.runs import open_runs
     from wsss.stages.train import train
     from wsss.storage import read_only
 
-    clip, tagger = chosen.made("clip"), chosen.made("tagger") if options.by_tagclip else None
+    clip, tagger = chosen.build("clip"), chosen.build("tagger") if options.by_tagclip else None
     common = protocol.with_clip(options.common or {}, options.out, options.by_tagclip) if clip else options.common or {}
-    tables = {name: registry.sections(registry.declared_method(name)) for name in _with("run")}
+    tables = {name: registry.sections(registry.declared_method(name)) for name in _methods_with("run")}
     planned = protocol.plan(tables, common, options.runs or {}, options.chosen, chosen.where)
-    made = {one.name: _settings_of_run(one.method, one.settings(tables), one.where) for one in planned}
+    made = {one.name: _build_run_settings(one.method, one.settings(tables), one.where) for one in planned}
     data = options.open()
 
-    def make(one: protocol.Planned, run: Path) -> None:
+    def make(one: protocol.PlannedRun, run: Path) -> None:
         if clip and one.mentions(common["clip"]):
             train(clip, data.split(data.train), out=options.out / protocol.CLIP)
         _run_method(one.method, made[one.name], data, run, tagger)
 
-    launch.decided_by_first(lambda: protocol.remember(options.out, planned))
+    launch.decided_by_first(lambda: protocol.write_run_names(options.out, planned))
     failed = protocol.run_all(options.out, planned, make)
-    whole = read_only(options.out)  # nothing is left to be written there
-    comparison = Comparison(open_runs([options.out])) if whole else compare([options.out], options.out, data)
+    finished = read_only(options.out)  # nothing can be written there any more
+    comparison = Comparison(open_runs([options.out])) if finished else compare([options.out], options.out, data)
     if launch.is_first():
         show(table(comparison))
     if failed:
@@ -205,66 +216,64 @@ def _run_all(options: AllOptions, chosen: Chosen) -> None:
         sys.exit(1)
 
 
-def _compare(options: CompareOptions, chosen: Chosen) -> None:
+def _compare(options: CompareOptions, chosen: ParsedSettings) -> None:
     from wsss import launch
     from wsss.stages.compare import compare, table
 
-    data = options.opened(options.data) if options.data else None
+    data = options.open_path(options.data) if options.data else None
     comparison = compare(options.folders, options.out, data)
     if launch.is_first():
         show(table(comparison))
         show(options.out / "compare.html")
 
 
-def _tag(options: SplitOptions, chosen: Chosen) -> None:
+def _tag(options: SplitOptions, chosen: ParsedSettings) -> None:
     from wsss.methods import tagclip
 
     images = dataclasses.replace(options, tags=options.tags or Path(TAGCLIP)).images()
-    show(tagclip.tag(chosen.made(), images, out=options.out) / tagclip.TAGS)
+    show(tagclip.tag(chosen.build(), images, out=options.out) / tagclip.TAGS)
 
 
-def _ask(options: SplitOptions, chosen: Chosen) -> None:
+def _ask(options: SplitOptions, chosen: ParsedSettings) -> None:
     from wsss.methods import questions
 
-    show(questions.ask(chosen.made(), options.images(), out=options.out) / questions.ANSWERS)
+    show(questions.ask(chosen.build(), options.images(), out=options.out) / questions.ANSWERS)
 
 
-def _train(options: SplitOptions, chosen: Chosen) -> None:
+def _train(options: SplitOptions, chosen: ParsedSettings) -> None:
     from wsss.stages.train import train
 
-    train(chosen.made(), options.images(), out=options.out)
+    train(chosen.build(), options.images(), out=options.out)
 
 
-def _localize(options: SplitOptions, chosen: Chosen) -> None:
+def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
     from wsss.stages.localize import localize
 
     inputs = {"weights": options.weights} if isinstance(options, LocalizeOptions) else {}
-    localize(chosen.made(), options.images(), out=options.out, **inputs)
+    localize(chosen.build(), options.images(), out=options.out, **inputs)
 
 
-def _refine(options: RefineOptions, chosen: Chosen) -> None:
+def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
     from wsss.refiners.task import RefinementTask
 
-    refiner = chosen.made("refiner")
+    refiner = chosen.build("refiner")
     if options.instances and refiner.kind != "irnet":
-        raise BadInput(
-            "--instances", f"--refiner {refiner.kind}", "--refiner irnet", "IRNet alone tells instances apart."
-        )
+        raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "Only IRNet separates instances.")
     refiner.check(options.classifier)
     task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
     show((refiner.instances_of if options.instances else refiner.refined)(task))
 
 
-def _segment(options: SegmentOptions, chosen: Chosen) -> None:
+def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
     from wsss.loading import started_from
     from wsss.stages.train import train
 
-    segmenter = chosen.made("segmenter")
+    segmenter = chosen.build("segmenter")
     segmenter.check()
     train(started_from(segmenter, "segmenter.init", None), options.images(), masks=options.masks, out=options.out)
 
 
-def _predict(options: PredictOptions, chosen: Chosen) -> None:
+def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
     from wsss.data.info import bad_pictures, check_pictures
     from wsss.data.value_range import ReadingRequest
     from wsss.stages import predict
@@ -276,15 +285,15 @@ def _predict(options: PredictOptions, chosen: Chosen) -> None:
         bad = bad_pictures(images, check_pictures(images))
         images = images.without(bad)
         show("".join(f"left out: {message}\n" for message in bad.values()), end="", stream=sys.stderr)
-    predict.predict(chosen.made(), images, weights=options.weights, out=options.out)
+    predict.predict(chosen.build(), images, weights=options.weights, out=options.out)
 
 
-def _evaluate(options: EvaluateOptions, chosen: Chosen) -> None:
+def _evaluate(options: EvaluateOptions, chosen: ParsedSettings) -> None:
     from wsss.stages import evaluate
 
     if (options.cams is None) == (options.masks is None):
-        raise BadInput("--cams and --masks", "both or none", "one of them", "Say what is to be scored.")
-    settings, images = chosen.made(), options.images(scored=True)
+        raise BadInput("--cams and --masks", "both or none", "exactly one of them", "Give the folder to score.")
+    settings, images = chosen.build(), options.images(scored=True)
     if options.cams is not None:
         evaluate.evaluate_cams(settings, images, cams=options.cams, out=options.out)
     elif options.masks is not None:
@@ -292,13 +301,13 @@ def _evaluate(options: EvaluateOptions, chosen: Chosen) -> None:
     _print_table(options.out)
 
 
-def _report(options: ReportOptions, chosen: Chosen) -> None:
+def _report(options: ReportOptions, chosen: ParsedSettings) -> None:
     from wsss.stages.report import report
 
-    show(report(options.run, options.opened(options.data), options.out))
+    show(report(options.run, options.open_path(options.data), options.out))
 
 
-def _info(options: InfoOptions, chosen: Chosen) -> None:
+def _info(options: InfoOptions, chosen: ParsedSettings) -> None:
     from wsss.data.info import overview, render
     from wsss.data.open import open_dataset
     from wsss.progress import Progress
@@ -306,37 +315,37 @@ def _info(options: InfoOptions, chosen: Chosen) -> None:
     stop = None
     try:
         data = open_dataset(options.data, skip_missing=options.skip_bad, **options.reading())
-    except BadInput as error:  # what a run stops at may be missing pictures alone
+    except BadInput as error:  # perhaps only missing pictures, which skip_missing tolerates
         stop, data = error, open_dataset(options.data, skip_missing=True, **options.reading())
     if options.split:
         one = {options.split: data.split(options.split)}
         data = dataclasses.replace(data, splits=one, train=options.split, scored_split=None, val=None)
-    with Progress(f"look through {data.root.name}", sum(map(len, data.splits.values()))) as progress:
+    with Progress(f"check {data.root.name}", sum(map(len, data.splits.values()))) as progress:
         found = overview(data, decode=True, classes=options.classes, progress=lambda done, total: progress.advance())
     bad = sum(len(split["bad"]) for split in found["splits"].values())
     if stop is not None:
         found["stops"].append(str(stop))
     if bad and not options.skip_bad:
-        found["stops"].append(f"{bad} bad files, which are named with their splits; --skip-bad leaves them out")
+        found["stops"].append(f"{bad} bad files, listed with their splits; --skip-bad leaves them out")
     if options.skip_bad:
         found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")
     show(render(found), end="")
 
 
-def _sbd(options: SBDOptions, chosen: Chosen) -> None:
+def _sbd(options: SBDOptions, chosen: ParsedSettings) -> None:
     from wsss.data.voc import make_segmentation_class_aug
 
     show(make_segmentation_class_aug(options.sbd, options.voc))
 
 
-def _shapes(options: ShapesOptions, chosen: Chosen) -> None:
+def _shapes(options: ShapesOptions, chosen: ParsedSettings) -> None:
     from wsss.data.shapes import make_shapes
 
     make_shapes(options.out, train=options.train, val=options.val, size=options.size, seed=options.seed)
-    show(f"{options.train} pictures to train on and {options.val} to score on in {options.out}")
+    show(f"{options.train} training and {options.val} validation pictures in {options.out}")
 
 
-def _demo(options: DemoOptions, chosen: Chosen) -> None:
+def _demo(options: DemoOptions, chosen: ParsedSettings) -> None:
     from wsss import demo
     from wsss.cli import main
 
@@ -355,17 +364,17 @@ def _print_table(run: Path) -> None:
 
 
 _COMMANDS: dict[str, Command[Any]] = {
-    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print what came out", DemoOptions, _demo, has_config=False),
-    "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _settings_of_all),
-    "compare": Command("put runs side by side: a table, a page, CSV and JSON", CompareOptions, _compare),
-    "tag": Command("tags by TagCLIP (Lin et al., AAAI 2024) for pictures", SplitOptions, _tag, partial(registry.of_shared_stage, "tagger")),
-    "ask": Command("answers about pictures and their tags by BLIP, for QA-CLIMS", SplitOptions, _ask, partial(registry.of_shared_stage, "questions")),
-    "refine": Command("activation maps to pseudo masks", RefineOptions, _refine, partial(registry.of_shared_stage, "refiner")),
-    "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, partial(registry.of_shared_stage, "segmenter")),
-    "predict": Command("masks of any pictures by a trained segmenter", PredictOptions, _predict, partial(registry.of_shared_stage, "test")),
-    "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.of_shared_stage, "scores")),
-    "report": Command("write the page of a run anew", ReportOptions, _report),
-    "data info": Command("say what a path holds and which files are bad", InfoOptions, _info, has_config=False),
+    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print the scores", DemoOptions, _demo, has_config=False),
+    "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _all_settings),
+    "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare),
+    "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.shared_stage_settings, "tagger")),
+    "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, partial(registry.shared_stage_settings, "questions")),
+    "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, partial(registry.shared_stage_settings, "refiner")),
+    "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, partial(registry.shared_stage_settings, "segmenter")),
+    "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, partial(registry.shared_stage_settings, "test")),
+    "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
+    "report": Command("write the report of a run again", ReportOptions, _report),
+    "data info": Command("describe a dataset and list its bad files", InfoOptions, _info, has_config=False),
     "data sbd": Command("make VOC's train_aug masks and list from SBD", SBDOptions, _sbd, has_config=False),
-    "data shapes": Command("generate a small data set with true masks", ShapesOptions, _shapes, has_config=False),
+    "data shapes": Command("generate a small dataset with true masks", ShapesOptions, _shapes, has_config=False),
 }  # fmt: skip

@@ -1,11 +1,11 @@
-"""Settings as their source declares them, without importing the modules that hold them.
+"""Settings read from source code, without importing the modules that declare them.
 
 A module that declares settings may import torch, which takes seconds. The command line needs only the names, types, defaults
-and help texts, so it reads them from the source. Each settings dataclass has a mirror here: a dataclass of the same name,
-fields and defaults, without methods. `wsss.settings.made` turns its instances into real ones, which check themselves.
+and help texts, so it reads them from the source. Each settings dataclass gets a mirror: a dataclass with the same name,
+fields and defaults, but without methods. `wsss.settings.from_mirror` turns instances of mirrors into real settings, whose checks then run.
 
-Expressions of declarations are evaluated, with the names in them looked up in the source in the same way. A function counts if
-its body is one `return`. Whatever else is found is `Opaque`: it stands for itself, and is an error where a setting needs it.
+Expressions in declarations are evaluated; the names in them are looked up in the source in the same way. Functions are supported if
+their body is a single `return`. Everything else becomes `Opaque`, which is an error only where a setting needs its value.
 """
 
 import ast
@@ -22,8 +22,8 @@ from typing import Any, ClassVar, get_origin
 
 from wsss.errors import BadInput, reading
 
-EXPECTED = "settings that are declared plainly: values, tuples, other settings, and names of these"
-# what declarations may use of Python itself
+EXPECTED = "settings declared by plain values, tuples, other settings, and names of these"
+# names of Python that declarations may use
 _BUILTINS = (
     "None", "True", "False", "int", "float", "bool", "str", "dict", "tuple", "list", "range", "round", "min", "max", "sum", "len", "sorted",
 )  # fmt: skip
@@ -31,15 +31,15 @@ _LIBRARY = ("dataclasses", "typing", "pathlib", "math", "types")
 _DATACLASS = ("dataclass", "dataclasses.dataclass")
 # metadata of a mirror's fields
 HELP, PLACE = "help", "place"
-# an attribute of mirrors: where and what of the declaration cannot be read
+# attribute of mirrors: place and description of what cannot be read in the declaration, or None
 UNREAD = "__unread__"
 
 
 class Opaque:
-    """Something that only running the module would tell.
+    """A value that is only known when the module runs.
 
     Args:
-        name: how it is written.
+        name: its source text.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,7 +50,7 @@ class Opaque:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it comes from another program than this one and Python."""
+        """Whether it comes from a third-party package."""
         first, dot, _ = self.name.partition(".")
         return bool(dot) and first not in sys.stdlib_module_names
 
@@ -72,11 +72,11 @@ class Opaque:
 
 
 class Source:
-    """A module, known by its source alone; its names are attributes.
+    """A module known only by its source; its top-level names are attributes.
 
     Args:
-        name: dotted.
-        path: of its file.
+        name: dotted name of the module.
+        path: its file.
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -85,8 +85,8 @@ class Source:
             tree = ast.parse(path.read_bytes(), path)
         self._about = ast.get_docstring(tree) or ""
         self._statements: dict[str, tuple[ast.stmt, str]] = {}
-        for statement in _flat(tree.body):
-            for bound, original in _bound(statement):
+        for statement in _flatten(tree.body):
+            for bound, original in _bound_names(statement):
                 self._statements[bound] = statement, original
         self._values: dict[str, Any] = {}
         self._pending: set[str] = set()
@@ -96,7 +96,7 @@ class Source:
             raise AttributeError(name)
         if name not in self._values:
             if name in self._pending:
-                raise BadInput(str(self._path), f"{name}, which is declared by itself", EXPECTED, "Correct it.")
+                raise BadInput(str(self._path), f"{name}, whose declaration refers to itself", EXPECTED, "Correct it.")
             self._pending.add(name)
             try:
                 self._values[name] = self._read(name)
@@ -135,12 +135,12 @@ class Source:
         return module if isinstance(module, Opaque) else getattr(module, original, Opaque(f"{base}.{original}"))
 
     def _imported(self, name: str) -> Any:
-        """A module that a declaration uses: of Python's library, or the source of one that belongs to this program."""
+        """A module that a declaration uses: from the standard library, or the source of one of this program."""
         first = name.partition(".")[0]
         if first in _LIBRARY:
             return importlib.import_module(name)
-        own = ("wsss", self._name.partition(".")[0])
-        return (_find(name) if first in own else None) or Opaque(name)
+        packages = ("wsss", self._name.partition(".")[0])
+        return (_find(name) if first in packages else None) or Opaque(name)
 
     def _function(self, statement: ast.FunctionDef) -> Any:
         body = statement.body[1:] if ast.get_docstring(statement) else statement.body
@@ -155,7 +155,7 @@ class Source:
         """The value of an expression.
 
         Raises:
-            BadInput: it fails.
+            BadInput: its evaluation fails.
         """
         inside = list(ast.walk(expression))
         bound = {node.id for node in inside if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
@@ -167,7 +167,7 @@ class Source:
             return eval(code, {"__builtins__": {}, **known})
         except BadInput:
             raise
-        except Exception as error:  # whatever the expression of an author can raise
+        except Exception as error:  # an expression can raise anything
             found = f"`{ast.unparse(expression):.80}`, which fails ({type(error).__name__}: {error})"
             raise BadInput(self._place(expression), found, EXPECTED, "Correct it.") from error
 
@@ -179,13 +179,13 @@ class Source:
     def _class(self, statement: ast.ClassDef) -> Any:
         bases = [self._evaluated(base) for base in statement.bases]
         mirrors = tuple(base for base in bases if is_mirror(base))
-        decorators = [decorator for decorator in statement.decorator_list if _called(decorator) in _DATACLASS]
+        decorators = [decorator for decorator in statement.decorator_list if _decorator_name(decorator) in _DATACLASS]
         if not decorators and not mirrors:
             return Opaque(statement.name)
         foreign = [base.name for base in bases if isinstance(base, Opaque) and base.is_foreign]
         unread = next((getattr(base, UNREAD) for base in mirrors if getattr(base, UNREAD)), None)
         if foreign:
-            unread = self._place(statement), f"{statement.name}, which goes on from {foreign[0]}"
+            unread = self._place(statement), f"{statement.name}, which inherits from {foreign[0]}"
         namespace: dict[str, Any] = {
             "__module__": self._name,
             "__qualname__": statement.name,
@@ -239,14 +239,14 @@ def about(module: str) -> str:
 
 
 def read(module: str, name: str) -> Any:
-    """What a module means by a name, as far as its source tells.
+    """The value of a module-level name, as far as the source tells.
 
     Returns:
-        A mirror for a settings class, its instance for settings, a plain value for a constant, a type for an alias of types;
-        `Opaque` for everything else.
+        A mirror for a settings class, an instance of a mirror for settings, a plain value for a constant, a type for a type
+        alias; `Opaque` for everything else.
 
     Raises:
-        BadInput: there is no such module or name, or a declaration is wrong.
+        BadInput: there is no such module or name, or a declaration cannot be evaluated.
     """
     source = _source(module)
     if name not in source._statements:
@@ -259,17 +259,17 @@ def is_mirror(kind: Any) -> bool:
     return isinstance(kind, type) and hasattr(kind, UNREAD)
 
 
-def is_read(value: Any) -> bool:
-    """Whether a value holds nothing that only running its module would tell."""
+def is_readable(value: Any) -> bool:
+    """Whether a value is fully known from the source."""
     if isinstance(value, tuple | list):
-        return all(map(is_read, value))
+        return all(map(is_readable, value))
     if is_mirror(type(value)):
-        return all(is_read(getattr(value, field.name)) for field in dataclasses.fields(value))
+        return all(is_readable(getattr(value, field.name)) for field in dataclasses.fields(value))
     return not isinstance(value, Opaque) and not callable(value)
 
 
 def real(mirror: type) -> type:
-    """The settings class that a mirror was read from; imports its module."""
+    """The settings class of a mirror; imports its module."""
     return getattr(importlib.import_module(mirror.__module__), mirror.__qualname__)
 
 
@@ -283,7 +283,7 @@ def _source(name: str) -> Source:
 
 @functools.cache
 def _find(name: str) -> Source | None:
-    """The source of a module; its packages are not imported."""
+    """The source of a module, found without importing its packages; None if there is none."""
     *packages, _ = name.split(".")
     places: Sequence[str] | None = None
     for n in range(len(packages)):
@@ -299,16 +299,16 @@ def _find(name: str) -> Source | None:
     return Source(name, Path(spec.origin))
 
 
-def _flat(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements at the top of a module, those under `if` and `try` too."""
+def _flatten(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The top-level statements of a module, including those inside `if` and `try`."""
     for statement in statements:
         yield statement
         for part in ("body", "orelse", "handlers") if isinstance(statement, ast.If | ast.Try) else ():
-            yield from _flat([inner for inner in getattr(statement, part, ()) if isinstance(inner, ast.stmt)])
+            yield from _flatten([inner for inner in getattr(statement, part, ()) if isinstance(inner, ast.stmt)])
 
 
-def _bound(statement: ast.stmt) -> Iterator[tuple[str, str]]:
-    """Names that a statement gives a meaning, each with the name that it has where it comes from."""
+def _bound_names(statement: ast.stmt) -> Iterator[tuple[str, str]]:
+    """The names that a statement binds, each with its original name in an import."""
     match statement:
         case ast.Import(names=names):
             for alias in names:
@@ -327,7 +327,7 @@ def _bound(statement: ast.stmt) -> Iterator[tuple[str, str]]:
             yield name, name
 
 
-def _called(decorator: ast.expr) -> str:
+def _decorator_name(decorator: ast.expr) -> str:
     return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
 
 

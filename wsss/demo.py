@@ -1,4 +1,4 @@
-"""The command lines of `wsss demo`: generated pictures, then CAM and CLIP-ES on them, each through to a scored segmenter."""
+"""The command lines of `wsss demo`: generate pictures, then run CAM and CLIP-ES on them up to a scored segmenter."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +9,12 @@ CLIP = CONFIGS / "demo_clip"
 
 
 def commands(out: Path, quick: bool = False) -> Iterator[list[str]]:
-    """The words of each command line (without `wsss`), in the order in which they run.
+    """The arguments of each command line (without `wsss`), in order.
 
     Args:
-        out: folder for the pictures and the two runs.
-        quick: a tenth of the pictures and a few epochs. This shows that everything works, in under a minute on two
-            cores; the scores of so short a training mean nothing.
+        out: output folder for the pictures and the two runs.
+        quick: fewer pictures and epochs. This checks that everything works, in under a minute on two cores; the scores
+            of such a short training mean nothing.
     """
     data = str(out / "shapes")
     train, val, size = ("40", "16", "96") if quick else ("600", "100", "112")

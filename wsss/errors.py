@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause, and the door through which all files come in."""
+"""The error that bad input raises, and the context in which every file is read."""
 
 import contextlib
 import csv
@@ -23,9 +23,9 @@ from PIL import UnidentifiedImageError
 
 
 class BadInput(ValueError):
-    """Something that the user gave cannot be used.
+    """User input that cannot be used.
 
-    The message names the place (a file, a folder, a setting), what was found there, what was expected and what
+    The message names the place (a file, a folder, a setting), what was found there, what was expected, and what
     to do about it. The command line prints it without a traceback and ends with status 2.
     """
 
@@ -38,16 +38,16 @@ class BadInput(ValueError):
 
 
 class NoSuchName(BadInput):
-    """A name of something that does not exist, such as a misspelt flag; one short line says so.
+    """A name that does not exist, such as a misspelt flag; reported in one short line.
 
     Args:
-        where: the name, as it was given.
-        what: a flag, a setting, a command.
-        do: what may have been meant, or what there is.
+        where: the name as given.
+        what: what the name stands for: a flag, a setting, a command.
+        do: a suggestion, or the existing names.
     """
 
     def __init__(self, where: str, what: str, do: str) -> None:
-        super().__init__(where, f"no such {what}", f"a {what} that there is", do)
+        super().__init__(where, f"no such {what}", f"an existing {what}", do)
         self.what, self.args = what, (printable(f"{where}: {self.found}. {do}"),)
 
     def __reduce__(self) -> tuple[type["NoSuchName"], tuple[str, ...]]:  # type: ignore[override]
@@ -55,42 +55,42 @@ class NoSuchName(BadInput):
 
 
 class Unreadable(ValueError):
-    """What a reader found in a file where something else should be; `reading` makes BadInput of it, with the name of the file."""
+    """Unexpected content that a reader found; `reading` turns it into BadInput with the name of the file."""
 
 
 def printable(text: str) -> str:
-    r"""The text with everything escaped that would steer a terminal: controls but line ends and tabs, bidirectional marks, lone surrogates.
+    r"""The text with terminal controls escaped: control characters except newlines and tabs, bidirectional marks, lone surrogates.
 
-    `\x1b` takes the place of an escape character, for example. What joins letters in some scripts stays.
+    For example, an escape character becomes `\x1b`. Joiners, which some scripts need, are left as they are.
     """
-    return "".join(letter if _harmless(letter) else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(char if _is_harmless(char) else char.encode("unicode_escape").decode() for char in text)
 
 
-def _harmless(letter: str) -> bool:
-    return letter in "\n\t\u200c\u200d" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+def _is_harmless(char: str) -> bool:
+    return char in "\n\t\u200c\u200d" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 @contextlib.contextmanager
 def reading(
     where: str | os.PathLike[str],
     expected: str,
-    do: str = "Fetch or write the file again.",
+    do: str = "Download or write the file again.",
     *,
     missing: str = "Check the path.",
 ) -> Iterator[None]:
-    """Turn whatever a parser raises in this block into BadInput. Every reader opens and parses its file in such a block.
+    """Turn any error that a parser raises in this block into BadInput. Every reader opens and parses its file in such a block.
 
-    Checks of the content that raise BadInput themselves pass through unchanged. While WSSS_STRICT is set, as in the tests, what only a
-    slip of this package can raise passes through too, instead of hiding behind the file.
+    A BadInput raised in the block passes through unchanged. If WSSS_STRICT is set, as in the tests, so do errors that only a bug
+    in this package can raise, instead of being blamed on the file.
 
     Args:
-        where: the file; a Path must lead to a regular one, since to open a pipe waits for ever. A text is only named: `a.csv, line 3`.
-        expected: what the file should hold.
-        do: what to do about a damaged file.
-        missing: what to do about a missing one.
+        where: the file; a Path must be a regular file, since opening a pipe would block. A str is only used in messages: `a.csv, line 3`.
+        expected: what the file should contain.
+        do: what the user can do about a damaged file.
+        missing: what the user can do about a missing file.
 
     Raises:
-        BadInput: where is no regular file, or the block raised any error.
+        BadInput: `where` is not a regular file, or the block raised an error.
     """
     try:
         if isinstance(where, Path):
@@ -105,10 +105,10 @@ def reading(
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
-    """Whether a path leads to a regular file: no folder, pipe, socket or device. False too for texts that can be no path."""
+    """Whether a path is a regular file, not a folder, pipe, socket or device. False for texts that cannot be paths."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+    except (OSError, ValueError):  # a name that is too long or contains a zero byte
         return False
 
 
@@ -127,22 +127,22 @@ def _check_regular(path: Path, expected: str) -> None:
         raise BadInput(path, _KINDS.get(kind, "no regular file"), expected, "Give a file.")
 
 
-# What the system says about a file that cannot be opened
+# Reasons why a file cannot be opened
 _ERRNOS = {
     errno.ENOENT: "no such file",
-    errno.ENOTDIR: "a file where a folder has to be",
+    errno.ENOTDIR: "a file in place of a folder",
     errno.EISDIR: "a folder",
-    errno.EACCES: "a file that may not be read",
-    errno.EPERM: "a file that may not be read",
+    errno.EACCES: "a file without read permission",
+    errno.EPERM: "a file without read permission",
     errno.ENAMETOOLONG: "a name that is too long for a file",
-    errno.ELOOP: "links that lead in a circle",
+    errno.ELOOP: "symbolic links in a circle",
 }
 
-# What parsers raise, the first that fits
+# Descriptions of what parsers raise; the first match is used
 _FOUND: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[..., str]], ...] = (
     (Unreadable, str),
-    (RecursionError, lambda error: "something nested too deeply"),
-    (MemoryError, lambda error: "something that asks for more memory than there is"),
+    (RecursionError, lambda error: "content nested too deeply"),
+    (MemoryError, lambda error: "content that needs more memory than there is"),
     (json.JSONDecodeError, lambda error: f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"),
     (UnicodeDecodeError, lambda error: f"bytes that are not {error.encoding.upper()} (at byte {error.start})"),
     (ElementTree.ParseError, lambda error: f"broken XML ({_first_line(error)})"),
@@ -161,7 +161,7 @@ def _found(error: Exception) -> str:
     for kinds, found in _FOUND:
         if isinstance(error, kinds):
             return found(error)
-    return f"something that cannot be read ({_first_line(error)})"
+    return f"content that cannot be read ({_first_line(error)})"
 
 
 def _first_line(error: Exception) -> str:
@@ -175,7 +175,7 @@ def _is_open_error(error: Exception) -> bool:
 
 
 def _is_programming_error(error: Exception) -> bool:
-    """Whether an error is none that a file can cause: a check of types in the tests, or an odd kind that this package's own code raised."""
+    """Whether an error is a bug and not caused by a file: a type check of the tests, or a programming error raised in this package."""
     if type(error).__module__.partition(".")[0] in ("jaxtyping", "beartype"):
         return True
     return isinstance(error, AssertionError | AttributeError | NameError | TypeError) and _raised_here(
@@ -195,7 +195,7 @@ def check_range(where: str, values: float | Sequence[float], low: float, high: f
     Args:
         where: name of the setting.
         values: one number or several.
-        low, high: both allowed.
+        low, high: the range, ends included.
     """
     numbers = [values] if isinstance(values, int | float) else list(values)
     span = f"from {low:g} to {high:g}" if high < math.inf else f"of {low:g} or more"
@@ -207,17 +207,17 @@ def check_pair(where: str, pair: tuple[float, float], low: float) -> None:
     """Raise BadInput unless both numbers are at least `low` and the first is not above the second."""
     check_range(where, pair, low)
     if pair[0] > pair[1]:
-        raise BadInput(where, str(pair), "the smaller number first", "Exchange them.")
+        raise BadInput(where, str(pair), "the smaller number first", "Swap them.")
 
 
 def suggestion(word: str, among: Iterable[str]) -> str:
-    """`Did you mean ...? ` if one of the words is much like this one, else nothing."""
+    """`Did you mean ...? ` if one of the words is similar to this one, otherwise an empty text."""
     near = nearest(word, among)
     return f"Did you mean {near!r}? " if near else ""
 
 
 def nearest(word: str, among: Iterable[str]) -> str:
-    """The one of the words that is much like this one, or nothing."""
+    """The most similar of the words, or an empty text if none is similar enough."""
     lower = {other.lower(): other for other in among}
     near = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
     return lower[near[0]] if near else ""

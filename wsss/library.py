@@ -1,7 +1,7 @@
-"""What `import wsss` offers for single pictures: arrays in, arrays out, computed by the code that the stages run.
+"""The functions of `import wsss` for single pictures: arrays in, arrays out, with the same code as the stages.
 
-A picture is a path, a picture of Pillow, a uint8 array (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, or a uint8 tensor with
-the channels first; see `wsss.data.pictures.as_rgb`. Maps are float arrays or tensors (k, h, w) in [0, 1], one for each class.
+A picture is a path, a Pillow image, a uint8 array (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, or a channels-first uint8
+tensor; see `wsss.data.pictures.as_rgb`. Maps are float arrays or tensors (k, h, w) in [0, 1], one for each class.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from wsss.refiners import crf
 from wsss.refiners.crf import DEFAULT_THRESHOLD, MaskSettings
 from wsss.refiners.irnet import IRNetWalk, walked
 
-# Text features that a CLIP has encoded, by classes, backgrounds and templates
+# Encoded text features of each CLIP, by classes, backgrounds and templates
 _texts: weakref.WeakKeyDictionary[CLIP, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
 
@@ -55,26 +55,26 @@ def cams(
     """Class activation maps of a classifier with a linear head after global average pooling (Zhou et al., CVPR 2016).
 
     The last linear layer w and the feature map f before the pooling are found by running the network once; the maps of one view
-    are M_c = ReLU(w_c · f). As in IRNet (Ahn et al., CVPR 2019), those of all scales and mirror images are added up, and divided
-    by their maximum, class by class. ResNets of torchvision, most convolutional networks of timm, Swin transformers and the
-    networks that `wsss train cam` makes have such a head.
+    are M_c = ReLU(w_c · f). As in IRNet (Ahn et al., CVPR 2019), the maps of all scales and mirrored views are summed, and each
+    class is divided by its maximum. ResNets of torchvision, most convolutional networks of timm, Swin transformers and the
+    networks that `wsss train cam` trains have such a head.
 
     Args:
-        network: gives logits (b, c) of pictures (b, 3, h, w). It runs in evaluation mode, and is left in the mode it was in.
+        network: maps pictures (b, 3, h, w) to logits (b, c). It runs in evaluation mode; its training mode is restored afterwards.
         image: the picture; see `wsss.data.pictures.as_rgb`.
-        classes: 0-based classes whose maps are wanted.
-        scales: sizes of the picture, of which the maps are added up.
-        flip: add the maps of the mirror image.
-        mean, std: of the RGB values in [0, 1] that the network was trained with; by default what a model of timm says of itself,
-            and ImageNet's for others.
-        device: where the network runs, and is moved to; by default where it is.
+        classes: 0-based classes of the maps to compute.
+        scales: scales of the picture over which the maps are summed.
+        flip: also add the maps of the mirrored picture.
+        mean, std: normalisation of RGB values in [0, 1] with which the network was trained; by default that in the configuration of
+            a timm model, and that of ImageNet for others.
+        device: device to which the network is moved; by default it stays where it is.
 
     Returns:
-        Maps in [0, 1] at the picture's size, in the order of `classes`.
+        Maps in [0, 1] at the size of the picture, in the order of `classes`.
 
     Raises:
-        BadInput: the network has no linear head, no feature map before it (a vision transformer has tokens instead), or does not
-            take a picture of some scale; a class that it does not have; another kind of picture.
+        BadInput: the network has no linear head, has no feature map before it (a vision transformer has tokens instead), or does not
+            accept the picture at some scale; a class does not exist; the picture has another type.
 
     Example:
         >>> import timm, numpy as np
@@ -105,9 +105,9 @@ def cams(
     try:
         views = [view * factor + shift for view in at_scales(rgb, settings.scales)]
         largest = max(views, key=lambda view: view.numel())
-        there = next(network.parameters(), largest).device
-        head = LinearHead(network, largest.to(there))
-        label = _present(classes, head.n_classes)
+        network_device = next(network.parameters(), largest).device
+        head = LinearHead(network, largest.to(network_device))
+        label = _class_mask(classes, head.n_classes)
         found = CAMLocalizer(head, settings).cams(views, rgb.shape[:2], label)
     finally:
         for module, training in modes.items():
@@ -127,29 +127,29 @@ def clip_es(
     attention_blocks: int = 8,
     device: str | torch.device | None = None,
 ) -> Float32[np.ndarray, "k h w"]:
-    """Maps of a frozen CLIP for the classes that a picture has, without any training (CLIP-ES; Lin et al., CVPR 2023).
+    """Class activation maps of a frozen CLIP, without any training (CLIP-ES; Lin et al., CVPR 2023).
 
-    Grad-CAM of a softmax over the texts of the classes and of the backgrounds, spread by the attention between patches. The texts
-    of a CLIP are encoded once, and the last CLIP that was loaded from a path stays in memory.
+    Grad-CAM of a softmax over the texts of the classes and backgrounds, refined with the attention between patches. Texts are
+    encoded once per CLIP, and the last CLIP that was loaded from a path stays in memory.
 
     Args:
         image: the picture; see `wsss.data.pictures.as_rgb`.
-        classes: the classes that the picture has, as CLIP is to read them.
-        clip: a hub id, a folder of Hugging Face transformers, a file of OpenAI or open_clip, or what
-            `wsss.pretrained.load_clip` gave.
-        backgrounds: what else may be in pictures, other classes included; by default the list of CLIP-ES without `classes`.
-        templates: sentences with `{}` in them, whose features are averaged.
-        refined: spread the maps by attention; the first maps alone otherwise.
-        box_threshold: of the boxes that the spread starts from, in [0, 1]; the published values are 0.4 on VOC and 0.7 on COCO.
-        attention_blocks: last blocks whose attention is averaged.
-        device: where CLIP runs, and is moved to; by default a GPU where there is one, or where a given network is.
+        classes: names of the classes in the picture, as texts for CLIP.
+        clip: a hub id, a folder of Hugging Face transformers, a file of OpenAI or open_clip, or the result of
+            `wsss.pretrained.load_clip`.
+        backgrounds: texts of other things that pictures may show, other classes included; by default the list of CLIP-ES without `classes`.
+        templates: sentences that contain `{}`, over which text features are averaged.
+        refined: refine the maps with attention; otherwise return the Grad-CAM maps.
+        box_threshold: threshold in [0, 1] of the boxes that limit the refinement; the published values are 0.4 on VOC and 0.7 on COCO.
+        attention_blocks: number of last blocks whose attention is averaged.
+        device: device to which CLIP is moved; by default a GPU if there is one, while a given network stays where it is.
 
     Returns:
-        Maps in [0, 1] at the picture's size, in the order of `classes`.
+        Maps in [0, 1] at the size of the picture, in the order of `classes`.
 
     Raises:
-        BadInput: no class, or two that read the same; a picture of another kind, or smaller than a patch; a CLIP that cannot be
-            had, or has no vision transformer; settings out of range.
+        BadInput: no class, or two with the same text; a picture of another type, or smaller than a patch; a CLIP that cannot be
+            loaded, or has no vision transformer; settings out of range.
 
     Example:
         >>> import numpy as np
@@ -163,27 +163,27 @@ def clip_es(
     """
     rgb, names = as_rgb(image), tuple(classes)
     words = read_words("auto", names)
-    behind = words.background if backgrounds is None else tuple(backgrounds)
-    if clashes := set(names) & set(behind) or ({name for name in behind if behind.count(name) > 1}):
-        do = "Leave them out, since CLIP cannot tell equal texts apart."
-        raise BadInput("backgrounds", f"{', '.join(sorted(clashes))} twice", "texts that are no classes", do)
-    network = clip if isinstance(clip, CLIP) else _loaded(str(clip))
+    others = words.background if backgrounds is None else tuple(backgrounds)
+    if clashes := set(names) & set(others) or ({name for name in others if others.count(name) > 1}):
+        do = "Remove them, since CLIP cannot distinguish equal texts."
+        raise BadInput("backgrounds", f"{', '.join(sorted(clashes))} twice", "distinct texts that are not classes", do)
+    network = clip if isinstance(clip, CLIP) else _load_clip(str(clip))
     if device is not None or not isinstance(clip, CLIP):
         network.to(launch.device() if device is None else torch.device(device))
-    check_names(network, (*names, *behind))
+    check_names(network, (*names, *others))
     settings = CLIPESInference(
         templates=tuple(templates), refined=refined, box_threshold=box_threshold, attention_blocks=attention_blocks
     )
-    known, key = _texts.setdefault(network, {}), (names, behind, settings.templates)
+    known, key = _texts.setdefault(network, {}), (names, others, settings.templates)
     if key not in known:
-        known[key] = text_features(network, names, behind, settings.templates, cache=False)
+        known[key] = text_features(network, names, others, settings.templates, cache=False)
     of_classes, of_backgrounds = (features.to(next(network.parameters()).device) for features in known[key])
     localizer = CLIPESLocalizer(network, of_classes, of_backgrounds, settings, box_threshold)
     return localizer.cams(localizer.prepare(rgb), rgb.shape[:2], np.ones(len(names), bool)).maps
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(source: str) -> CLIP:
+def _load_clip(source: str) -> CLIP:
     return load_clip(source)
 
 
@@ -199,17 +199,17 @@ def dense_crf(
 
     Args:
         picture: RGB; see `wsss.data.pictures.as_rgb`.
-        scores: probabilities, floats (l, h, w) in [0, 1] that need not sum to 1; or labels, integers (h, w), 255 where unknown.
-            A tensor of probabilities is computed by torch on its device, all else by compiled code on the CPU.
-        preset: kernels and iterations: the name of a published set (`wsss.ops.crf.PRESETS`), or a `DenseCRF`.
-        n_labels: how many labels there are, background included; by default the largest of `scores` and those below it.
+        scores: probabilities, floats (l, h, w) in [0, 1] that need not sum to 1; or labels, integers (h, w), 255 for unknown.
+            A tensor of probabilities is processed by torch on its device, all else by compiled code on the CPU.
+        preset: kernels and iterations: the name of a published preset (`wsss.ops.crf.PRESETS`), or a `DenseCRF`.
+        n_labels: number of labels, background included; by default the largest label in `scores`, plus 1.
         certainty: the probability in (0, 1) that a given label is right.
 
     Returns:
-        float32 (l, h, w), summing to 1 over the labels; an array, or a tensor where `scores` is one of probabilities.
+        float32 (l, h, w), summing to 1 over the labels; an array, or a tensor if `scores` is a tensor of probabilities.
 
     Raises:
-        BadInput: sizes that differ; another type or shape; values out of range or NaN; fewer than two labels; an unknown preset.
+        BadInput: different sizes; wrong type or shape; values out of range or NaN; fewer than two labels; an unknown preset.
 
     Example:
         >>> import numpy as np
@@ -243,7 +243,7 @@ def _unary_from_labels(labels: np.ndarray, n_labels: int | None, certainty: floa
     if labels.ndim != 2 or (known.size and known.min() < 0):
         raise BadInput("scores", f"{labels.dtype} {labels.shape}", "labels (h, w) from 0 on", "Check the labels.")
     count = int(known.max(initial=0)) + 1 if n_labels is None else n_labels
-    # row 0 of the numbers stands for what is unknown
+    # 0 stands for unknown
     return unary_from_labels(
         np.where(labels == IGNORE, 0, labels.astype(np.int64) + 1), count, certainty, zero_unsure=True
     )
@@ -269,24 +269,24 @@ def pseudo_mask(
 ) -> UInt8[np.ndarray, "h w"]:
     """The pseudo mask of a picture's activation maps (`cam_to_ir_label` of IRNet; Ahn et al., CVPR 2019).
 
-    A pixel has the class of its highest map where that is above `threshold`. Where a picture is given, a dense CRF moves the
-    borders to its edges.
+    A pixel gets the class of its highest map if that is above `threshold`. If a picture is given, a dense CRF aligns the
+    borders with its edges.
 
     Args:
         maps: floats (k, h, w) in [0, 1].
         classes: the 0-based class of each map; class `c` has the label `c + 1`.
-        threshold: background score in [0, 1]; the default is IRNet's on VOC.
-        lower: a second, lower background score: pixels that are object at it, but not at `threshold`, become 255.
-        picture: RGB, of the size of the maps.
+        threshold: background score in [0, 1]; the default is that of IRNet on VOC.
+        lower: a second, lower background score: pixels that are foreground at `lower` but not at `threshold` become 255.
+        picture: RGB, with the size of the maps.
         preset: kernels and iterations of the CRF.
-        certainty: the probability that the CRF gives to the thresholded label.
+        certainty: the probability of the thresholded label in the unary term of the CRF.
 
     Returns:
-        0 background, class + 1, 255 where it is not certain.
+        Labels: 0 for background, class + 1, 255 for uncertain.
 
     Raises:
-        BadInput: maps of another type, shape or range; classes that are not as many, occur twice, or are none of 0..253; a
-            picture of another size; settings out of range.
+        BadInput: maps of another type, shape or range; a different number of classes, a class that occurs twice or is not in
+            0..253; a picture of another size; settings out of range.
 
     Example:
         >>> import numpy as np
@@ -332,24 +332,24 @@ def random_walk(
 ) -> Any:
     """Maps after a random walk of 2^doublings steps between neighbouring cells (AffinityNet; Ahn and Kwak, CVPR 2018).
 
-    A step from a cell to another one is the likelier the higher their affinity^beta is. With `edges` this is the walk of IRNet
-    (Ahn et al., CVPR 2019): the affinity of two cells is 1 - the highest edge on the line between them, and the maps leave out
-    the edges themselves. With `affinities` it is AffinityNet's, with any affinities.
+    The probability of a step from one cell to another is proportional to affinity^beta. With `edges`, this is the walk of IRNet
+    (Ahn et al., CVPR 2019): the affinity of two cells is 1 - the highest edge on the line between them, and the maps exclude
+    the edges themselves. With `affinities`, it is the walk of AffinityNet with these affinities.
 
     Args:
-        maps: floats (k, h, w), usually at a quarter of the picture's size.
-        edges: how likely each cell lies on an edge, (h, w) in [0, 1].
-        affinities: (d, h, w) in [0, 1]: of each cell and its partner in each direction (dy, dx) of
-            `wsss.ops.affinity.directions(radius)`, 0 where there is none.
-        radius: steps lead to cells closer than that, at least 2.
+        maps: floats (k, h, w), usually at a quarter of the size of the picture.
+        edges: edge probability of each cell, (h, w) in [0, 1].
+        affinities: (d, h, w) in [0, 1]: affinity of each cell and its neighbour in each direction (dy, dx) of
+            `wsss.ops.affinity.directions(radius)`, 0 if there is no neighbour.
+        radius: steps are shorter than this; at least 2.
         beta: exponent of the affinities; by default 10 with edges, and 8 with affinities, as published.
-        doublings: 2 to the power of it is the number of steps.
+        doublings: the number of steps is 2^doublings.
 
     Returns:
-        Maps like `maps`, an array or a tensor; neither clipped nor divided by their maximum.
+        Maps in the form of `maps`, an array or a tensor; neither clipped nor divided by their maximum.
 
     Raises:
-        BadInput: neither edges nor affinities, or both; shapes or types that do not fit; values out of range or NaN.
+        BadInput: neither edges nor affinities, or both; wrong shapes or types; values out of range or NaN.
 
     Example:
         >>> import numpy as np
@@ -381,19 +381,19 @@ def random_walk(
 
 
 def export(format: str, masks: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
-    """Masks in the format of another program, as `wsss export` writes them.
+    """Write masks in the format of another program, like `wsss export`.
 
     Args:
-        format: a name in `wsss.exports.EXPORTS`.
+        format: name of a format in `wsss.exports.EXPORTS`.
         masks: folder of masks, as `wsss predict` and `wsss refine` write them.
-        out: folder that the file is written to.
-        options: what the format needs besides, as `wsss export FORMAT --help` lists it; paths may be texts.
+        out: output folder.
+        options: further options of the format, as listed by `wsss export FORMAT --help`; paths may be strings.
 
     Returns:
         The file.
 
     Raises:
-        BadInput: an unknown format or option, an option that is missing, or masks that the format cannot hold; nothing is left then.
+        BadInput: an unknown format or option, a missing option, or masks that the format does not support. Then nothing is written.
 
     Example:
         >>> import wsss
@@ -434,20 +434,20 @@ def _check_maps(maps: Any, name: str, least: int = 0) -> None:
     if not floating or maps.ndim != 3 or len(maps) < least or 0 in maps.shape[1:]:
         found = f"{getattr(maps, 'dtype', type(maps).__name__)} of shape {tuple(getattr(maps, 'shape', ()))}"
         raise BadInput(name, found, f"floats (k, h, w){', k at least 2' if least else ''}", "Convert them.")
-    # NaN is in no range
+    # also false for NaN
     if not bool(((maps >= 0) & (maps <= 1)).all()):
         found = f"values from {float(maps.min()):g} to {float(maps.max()):g}"
         raise BadInput(name, found, "values in [0, 1]", "Take their softmax, or divide them by their maximum.")
 
 
 def _check_classes(classes: Sequence[int], n_classes: int) -> None:
-    whole = all(isinstance(c, int | np.integer) and not isinstance(c, bool) and 0 <= c < n_classes for c in classes)
-    if not whole or len(set(classes)) < len(classes):
-        expected = f"different whole numbers of 0..{n_classes - 1}"
-        raise BadInput("classes", f"{list(classes)}", expected, "Count the classes from 0, without background.")
+    valid = all(isinstance(c, int | np.integer) and not isinstance(c, bool) and 0 <= c < n_classes for c in classes)
+    if not valid or len(set(classes)) < len(classes):
+        expected = f"distinct whole numbers in 0..{n_classes - 1}"
+        raise BadInput("classes", f"{list(classes)}", expected, "Count classes from 0, without background.")
 
 
-def _present(classes: Sequence[int], n_classes: int) -> np.ndarray:
+def _class_mask(classes: Sequence[int], n_classes: int) -> np.ndarray:
     _check_classes(classes, n_classes)
     label = np.zeros(n_classes, bool)
     label[list(classes)] = True

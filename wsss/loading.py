@@ -202,7 +202,7 @@ def check_continues(setting: str, body: Body, name: str, classifier: Path | Back
         if isinstance(classifier, Backbone):
             load_into(body, body.named(classifier.state_dict()), "the classifier", ignore=body.LEFT_OUT)
         else:
-            load_backbone(body, name, str(_given(setting, classifier)))
+            load_backbone(body, name, str(_weights_of(setting, classifier)))
     except NotFitting as error:
         raise BadInput(
             setting,
@@ -249,7 +249,7 @@ def started_from(settings: S, setting: str, classifier: Path | None) -> S:
     return dataclasses.replace(initial, init=str(_weights_of(setting, classifier)))
 
 
-def _given(setting: str, classifier: Path | None) -> Path:
+def _weights_of(setting: str, classifier: Path | None) -> Path:
     if classifier is None:
         raise BadInput(
             setting,

@@ -1,8 +1,8 @@
-"""Scores of label maps: one confusion matrix, its threshold sweep, and the contour F-score.
+"""Scores of label maps: confusion matrix, threshold sweep, and contour F-score.
 
-Label maps are uint8 (H, W): 0 background, 1..C foreground classes, 255 ignored where it is truth. What is counted over
-a data set is one int64 array `counts` of constant size; `merge` adds that of another part of it, so that parts may be
-counted by different processes. The scores then follow from the counts alone.
+Label maps are uint8 (H, W): 0 background, 1..C foreground classes, 255 ignored in the truth. The counts over a dataset are
+one int64 array `counts` of constant size; `merge` adds the counts of another part of the dataset, so that several processes
+can count. The scores are computed from the counts only.
 """
 
 import math
@@ -22,7 +22,7 @@ from wsss.ops.contour import boundary_counts
 Convention = Literal["present", "nan", "zero", "icam", "devkit"]
 Background = Literal["constant", "power"]
 
-# Added to each union where a label that never occurs counts as 0: 1e-10 pixels in PSA's, SEAM's and camera-ready CLIMS's
+# Added to each union in conventions where a label that never occurs counts as 0: 1e-10 pixels in PSA's, SEAM's and camera-ready CLIMS's
 # scripts; ICAM's script adds it to counts in units of 100 000 pixels.
 _UNION_EPSILON = {"zero": 1e-10, "icam": 1e-5}
 
@@ -51,12 +51,12 @@ class ConfusionMatrix:
         Args:
             truth: uint8 (h, w), 255 ignored.
             prediction: uint8 (h, w).
-            where: what an error names, for example the prediction's file.
-            unknown_as: the label that a predicted 255 stands for (IRNet scores its pseudo masks with 0); without it a
-                255 is an error.
+            where: name for error messages, for example the file of the prediction.
+            unknown_as: label for a predicted 255 (IRNet scores its pseudo masks with 0); if it is None, a 255 is an
+                error.
 
         Raises:
-            BadInput: a map is not uint8 (h, w), the sizes differ, or a label is out of range. Nothing is counted then.
+            BadInput: a map is not uint8 (h, w), the sizes differ, or a label is out of range. Then nothing is counted.
         """
         prediction = _checked_masks(truth, prediction, self.n_labels, where, unknown_as)
         pairs = truth.astype(np.uint16) * np.uint16(self.n_labels) + prediction
@@ -65,23 +65,23 @@ class ConfusionMatrix:
         self.counts += counted.reshape(self.counts.shape)
 
     def merge(self, counts: Shaped[np.ndarray, "..."]) -> None:
-        """Add the `counts` of another part of the data set.
+        """Add the `counts` of another part of the dataset.
 
         Raises:
-            BadInput: they are of another number of labels, or no int64.
+            BadInput: they are not int64, or belong to another number of labels.
         """
         self.counts += _checked_counts(counts, self.counts, "confusion matrix")
 
 
 class ThresholdSweep:
-    """Confusion matrices of class maps against many background scores, from one look at each picture.
+    """Confusion matrices of class maps at many background scores, in one pass over the pictures.
 
-    The prediction at a background score is the argmax over [background, maps], the first of equals: background iff the
-    best map is not above it, else the class of the first best map. So the best map's rank among the background scores
-    is enough, and what is counted are pixels by truth, class of the best map, and rank. This equals scoring every
-    background score on its own, in the floating type of the maps.
+    The prediction at a background score is the argmax over [background, maps], where ties go to the first: background iff
+    the highest map is not above it, otherwise the class of the first highest map. So the rank of the highest map among the
+    background scores is sufficient, and pixels are counted by truth, class of the highest map, and rank. The result equals
+    that of scoring each background score separately, in the floating-point type of the maps.
 
-    Background is either a constant t ("constant", rounded to the type of the maps as NumPy does when it joins the two), or
+    The background score is either a constant t ("constant", rounded to the type of the maps, as NumPy does in a concatenation), or
     (1 - max map)^alpha, computed in that type, for maps in [0, 1] ("power", CLIP-ES).
     """
 
@@ -91,7 +91,7 @@ class ThresholdSweep:
         Args:
             values: thresholds t or exponents alpha, ascending.
             n_classes: number of foreground classes C.
-            background: what the values are.
+            background: what the values mean.
 
         Raises:
             BadInput: values that are not ascending and finite (exponents: positive), an unknown kind of background, or
@@ -103,7 +103,7 @@ class ThresholdSweep:
         ascending = steps.ndim == 1 and steps.size and np.isfinite(steps).all() and (np.diff(steps) > 0).all()
         if not ascending or (background == "power" and steps[0] <= 0):
             wanted = "ascending thresholds" if background == "constant" else "ascending exponents above 0"
-            raise BadInput("values of a sweep", str(list(values)), wanted, "Sort them, and name each one once.")
+            raise BadInput("values of a sweep", str(list(values)), wanted, "Sort them, and remove duplicates.")
         n_labels = _checked_n_labels(n_classes + 1)
         self.values = tuple(steps.tolist())
         self.background: Background = background
@@ -120,13 +120,13 @@ class ThresholdSweep:
 
         Args:
             truth: uint8 (h, w), 255 ignored.
-            maps: float16, float32 or float64 (k, h, w); without any (k = 0) all is background.
+            maps: float16, float32 or float64 (k, h, w); with no maps (k = 0) all pixels are background.
             classes: integers (k,), the maps' classes, 0-based without background.
-            where: what an error names, for example the file of the maps.
+            where: name for error messages, for example the file of the maps.
 
         Raises:
             BadInput: sizes or types differ from the above, a label or class is out of range, a class occurs twice, a map
-                holds NaN, or lies outside of [0, 1] where the background is a power. Nothing is counted then.
+                contains NaN, or values outside [0, 1] while the background is a power. Then nothing is counted.
         """
         n_labels = len(self.counts)
         _check_truth(truth, n_labels, where)
@@ -135,17 +135,17 @@ class ThresholdSweep:
             self.counts[:, 0, 0] += np.bincount(truth.ravel(), minlength=n_labels)[:n_labels]
             return
         limits = _highest_background(self.values, self.background, maps.dtype)
-        if maps.dtype == np.float16:  # numba has none; float32 holds each of its values
+        if maps.dtype == np.float16:  # numba does not support it; float32 represents each of its values
             maps, limits = maps.astype(np.float32), limits.astype(np.float32)
         self._check_values(maps, where)
         labels = classes.astype(np.int64) + 1
         _count_ranks(truth.ravel(), np.ascontiguousarray(maps).reshape(len(maps), -1), labels, limits, self.counts)
 
     def merge(self, counts: Shaped[np.ndarray, "..."]) -> None:
-        """Add the `counts` of another part of the data set, swept with the same values.
+        """Add the `counts` of another part of the dataset, swept with the same values.
 
         Raises:
-            BadInput: they are of another number of classes or values, or no int64.
+            BadInput: they are not int64, or belong to another number of classes or values.
         """
         self.counts += _checked_counts(counts, self.counts, "threshold sweep")
 
@@ -154,7 +154,7 @@ class ThresholdSweep:
         above = np.flip(np.flip(self.counts, 2).cumsum(2), 2)  # of rank r or more
         matrices = np.moveaxis(above[:, :, 1:], 2, 0).copy()
         matrices[:, :, 0] = above[:, :, 0].sum(1) - matrices.sum(2)
-        # A higher exponent is a lower background: limits ascend while exponents descend.
+        # A higher exponent gives a lower background score: limits ascend while exponents descend.
         return matrices[::-1] if self.background == "power" else matrices
 
     def scores(self, convention: Convention = "present") -> list["Scores"]:
@@ -162,13 +162,13 @@ class ThresholdSweep:
         return [scores(matrix, convention) for matrix in self.matrices()]
 
     def best(self, convention: Convention = "present", first_peak: bool = False) -> tuple[float, "Scores"]:
-        """The value of the highest mIoU, the lowest of equals, and its scores.
+        """The value with the highest mIoU (the lowest one if several are equal), and its scores.
 
-        With `first_peak` the search ends at the first value that is no better than the one before it, as QA-CLIMS's
-        does, which may be a local maximum.
+        With `first_peak`, the search ends at the first value that is not better than the previous one, as in QA-CLIMS,
+        which may be a local maximum.
 
         Raises:
-            BadInput: the mIoU is undefined everywhere, because nothing was counted or by the convention.
+            BadInput: the mIoU is undefined at every value, because nothing was counted, or by the convention.
         """
         best: tuple[float, Scores] | None = None
         highest = -math.inf
@@ -179,7 +179,10 @@ class ThresholdSweep:
                 break
         if best is None:
             raise BadInput(
-                "threshold sweep", f"no mIoU of convention {convention}", "one", "Score pictures that have truth."
+                "threshold sweep",
+                f"no defined mIoU with the convention {convention}",
+                "at least one",
+                "Score pictures with true masks.",
             )
         return best
 
@@ -203,8 +206,8 @@ class ThresholdSweep:
             raise BadInput(
                 where,
                 f"classes {classes.tolist()}",
-                f"different ones of 0..{n_classes - 1}",
-                "Check that the maps were made for this data set.",
+                f"distinct classes in 0..{n_classes - 1}",
+                "Check that the maps were made for this dataset.",
             )
 
     def _check_values(self, maps: np.ndarray, where: str) -> None:
@@ -219,7 +222,7 @@ class ThresholdSweep:
 
 
 class ContourCounts:
-    """Counts of the contour F-score: outline pixels matched and in all, per foreground class (ICAM's protocol).
+    """Counts for the contour F-score: matched and total outline pixels of each foreground class (ICAM's protocol).
 
     The columns are those of `wsss.ops.contour.boundary_counts`.
     """
@@ -246,39 +249,39 @@ class ContourCounts:
         self.counts += boundary_counts(truth, prediction, len(self.counts), self.threshold)
 
     def merge(self, counts: Shaped[np.ndarray, "..."]) -> None:
-        """Add the `counts` of another part of the data set.
+        """Add the `counts` of another part of the dataset.
 
         Raises:
-            BadInput: they are of another number of classes, or no int64.
+            BadInput: they are not int64, or belong to another number of classes.
         """
         self.counts += _checked_counts(counts, self.counts, "contour counts")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says: shares in [0, 1], None where undefined (0 / 0).
+    """Scores of a confusion matrix: shares in [0, 1], None if undefined (0 / 0).
 
-    `dataclasses.asdict` makes JSON of it.
+    `dataclasses.asdict` converts it for JSON.
 
     Attributes:
         convention: of `miou` and `iou`, see `scores`.
         miou: mean intersection over union.
         n_scored: number of labels in that mean.
-        pixel_accuracy: share of all pixels that are right.
+        pixel_accuracy: share of all pixels that are correct.
         mean_accuracy: mean recall of the labels in the truth.
-        frequency_weighted_iou: mean intersection over union, weighted by the labels' shares of the truth.
+        frequency_weighted_iou: mean intersection over union, weighted by the frequency of the labels in the truth.
         iou: per label, background first.
-        precision: per label, share of the pixels predicted as it that are right.
-        recall: per label, share of its true pixels that are found; also named class accuracy.
+        precision: per label, share of its predicted pixels that are correct.
+        recall: per label, share of its true pixels that are found; also called class accuracy.
         irnet_background_fp: 1 - truth / union of the background, which IRNet prints as its false positives.
         irnet_background_fn: 1 - predicted / union of the background, which IRNet prints as its false negatives.
-        irnet_foreground_fp: mean of 1 - truth / union over the foreground; undefined if a class never occurs.
+        irnet_foreground_fp: mean of 1 - truth / union over the foreground classes; undefined if a class never occurs.
         irnet_foreground_fn: mean of 1 - predicted / union over the foreground; likewise.
-        clims_fp: mean of (predicted - right) / union over the foreground as in camera-ready CLIMS; a class that never
-            occurs counts 0.
-        clims_fn: mean of (truth - right) / union over the foreground; likewise.
-        background_among_foreground: share of the pixels predicted as foreground that are background; CLIMS and QA-CLIMS
-            name it among_predfg_bg.
+        clims_fp: mean of (predicted - correct) / union over the foreground classes as in camera-ready CLIMS; a class that
+            never occurs counts as 0.
+        clims_fn: mean of (truth - correct) / union over the foreground classes; likewise.
+        background_among_foreground: share of the predicted foreground pixels that are background; called among_predfg_bg
+            in CLIMS and QA-CLIMS.
     """
 
     convention: Convention
@@ -302,16 +305,16 @@ class Scores:
 def scores(counts: Int64[np.ndarray, "n n"], convention: Convention = "present") -> Scores:
     """All scores of a confusion matrix (rows truth, columns prediction, background first).
 
-    The conventions of the mean IoU differ in the labels that do not occur; where all are in the truth, they agree:
+    The conventions for the mean IoU differ in the treatment of labels that do not occur; if all occur in the truth, they agree:
 
     - "present": mean over the labels in the truth (deeplab-pytorch, VWL, CLIP-ES);
     - "nan": mean over the labels in truth or prediction (ChainerCV, hence IRNet, CLIMS, QA-CLIMS; mmseg);
-    - "zero": mean over all, 0 for one that never occurs (PSA, SEAM, camera-ready CLIMS);
-    - "icam": the same with 1e-5 instead of 1e-10 pixels added to each union, which only tiny sets show (ICAM);
-    - "devkit": mean over all, undefined if one never occurs (PASCAL VOC development kit).
+    - "zero": mean over all labels, where one that never occurs counts as 0 (PSA, SEAM, camera-ready CLIMS);
+    - "icam": the same with 1e-5 instead of 1e-10 pixels added to each union, which matters only for tiny datasets (ICAM);
+    - "devkit": mean over all labels, undefined if one never occurs (PASCAL VOC development kit).
 
     Raises:
-        BadInput: another convention.
+        BadInput: unknown convention.
     """
     _check_convention(convention, "mIoU")
     right, truth, predicted = (x.astype(np.float64) for x in (counts.diagonal(), counts.sum(1), counts.sum(0)))
@@ -343,10 +346,10 @@ def scores(counts: Int64[np.ndarray, "n n"], convention: Convention = "present")
 
 
 def coverage(counts: Int64[np.ndarray, "n n"], labels: Sequence[str], n_scored: int) -> str | None:
-    """What a mean IoU leaves out or makes up, in words: labels that do not occur in the truth; None if all do.
+    """A remark on labels that do not occur in the truth, and so are missing from a mean IoU or distort it; None if all occur.
 
     Args:
-        counts: confusion matrix, truth in rows.
+        counts: confusion matrix with the truth in rows.
         labels: their names, background first.
         n_scored: number of labels in the mean.
     """
@@ -361,15 +364,15 @@ def coverage(counts: Int64[np.ndarray, "n n"], labels: Sequence[str], n_scored: 
 
 @dataclass(frozen=True)
 class ContourScores:
-    """What contour counts say: shares in [0, 1], per foreground class in the order of the labels.
+    """Contour scores: shares in [0, 1], per foreground class in the order of the labels.
 
-    `dataclasses.asdict` makes JSON of it.
+    `dataclasses.asdict` converts it for JSON.
 
     Attributes:
         convention: of `mean_f` and `f`, see `contour_scores`.
-        mean_f: mean of `f` over the classes that the convention counts; None if it counts none.
+        mean_f: mean of `f` over the classes that the convention includes; None if there are none.
         n_scored: number of classes in that mean.
-        f: harmonic mean of precision and recall, 0 if both are.
+        f: harmonic mean of precision and recall, 0 if both are 0.
         precision: share of the predicted outline within the tolerance of a true one.
         recall: share of the true outline within the tolerance of a predicted one.
     """
@@ -383,18 +386,18 @@ class ContourScores:
 
 
 def contour_scores(counts: Int64[np.ndarray, "c 4"], convention: Convention = "icam") -> ContourScores:
-    """Contour F-scores of outline pixels summed over the data set, as ICAM publishes them.
+    """Contour F-scores of outline pixels summed over the dataset, as in ICAM.
 
-    A class whose outline is in only one of truth and prediction has F = 0. DAVIS instead averages the F of pictures, so the
-    two are not to be compared. The conventions of the mean IoU say what a class does whose outline does not occur; where
-    all are in the truth, they agree:
+    A class whose outline occurs in only one of truth and prediction has F = 0. DAVIS averages the F of single pictures instead,
+    so the two are not comparable. The conventions are those of the mean IoU, applied to classes without any outline; if all
+    classes have outlines in the truth, they agree:
 
     - "present": mean over the classes in the truth;
     - "nan": mean over the classes in truth or prediction;
-    - "icam" (ICAM), "zero", "devkit": mean over all, 1 for one that is in neither.
+    - "icam" (ICAM), "zero", "devkit": mean over all classes, where one that is in neither counts as 1.
 
     Raises:
-        BadInput: another convention.
+        BadInput: unknown convention.
     """
     _check_convention(convention, "contour F-score")
     truth_matched, prediction_matched, truth, prediction = counts.T.astype(np.float64)
@@ -412,11 +415,11 @@ def contour_scores(counts: Int64[np.ndarray, "c 4"], convention: Convention = "i
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What `score` gives.
+    """The result of `score`.
 
     Attributes:
-        scores: intersection over union and all else that a confusion matrix says.
-        contour: contour F-scores, None where they were not asked for.
+        scores: intersection over union and the other scores of a confusion matrix.
+        contour: contour F-scores, None if they were not requested.
         confusion: pixels by true (rows) and predicted label, background first.
     """
 
@@ -426,7 +429,7 @@ class Scored:
 
     @property
     def miou(self) -> float | None:
-        """Mean intersection over union in [0, 1], of all pictures together."""
+        """Mean intersection over union in [0, 1], over all pictures together."""
         return self.scores.miou
 
     @property
@@ -449,20 +452,20 @@ def score(
     unknown_as: int | None = None,
     contour: bool = True,
 ) -> Scored:
-    """Scores of label maps over a whole data set (mIoU of PASCAL VOC, Everingham et al., IJCV 2015; contour F-score as ICAM has it).
+    """Scores of label maps over a whole dataset (mIoU of PASCAL VOC, Everingham et al., IJCV 2015; contour F-score as in ICAM).
 
-    Pixels of all pictures are counted together, which is the mIoU that papers report, not the mean over pictures.
+    Pixels of all pictures are counted together, which gives the mIoU that papers report, not a mean over pictures.
 
     Args:
-        predictions: uint8 (h, w): 0 background, 1..n_classes. A generator will do.
+        predictions: uint8 (h, w): 0 background, 1..n_classes. A generator is accepted.
         truths: uint8 (h, w), likewise; 255 is ignored in the mIoU, and background in the contour F-score.
-        n_classes: foreground classes, at most 254.
-        convention: what classes that do not occur do to the means; see `scores`.
-        unknown_as: the label that a predicted 255 stands for; without it a 255 is an error. IRNet scores pseudo masks with 0.
-        contour: measure the contour F-score too.
+        n_classes: number of foreground classes, at most 254.
+        convention: how classes that do not occur count in the means; see `scores`.
+        unknown_as: label for a predicted 255; if it is None, a 255 is an error. IRNet scores pseudo masks with 0.
+        contour: also measure the contour F-score.
 
     Raises:
-        BadInput: no pictures, more of one than of the other; a map of another type, size or label.
+        BadInput: no pictures, different numbers of predictions and truths, or a map of the wrong type, size or labels.
 
     Example:
         >>> import numpy as np
@@ -474,10 +477,10 @@ def score(
         ([0.8, 0.667], 0.733)
     """
     matrix, contours = ConfusionMatrix(n_classes + 1), ContourCounts(n_classes)
-    nothing, count = object(), 0
-    for prediction, truth in zip_longest(predictions, truths, fillvalue=nothing):
-        if prediction is nothing or truth is nothing:
-            lacking = "predictions" if prediction is nothing else "truths"
+    missing, count = object(), 0
+    for prediction, truth in zip_longest(predictions, truths, fillvalue=missing):
+        if prediction is missing or truth is missing:
+            lacking = "predictions" if prediction is missing else "truths"
             raise BadInput(lacking, f"{count}", "as many predictions as truths", "Give both for each picture.")
         for name, labels in (("prediction", prediction), ("truth", truth)):
             if not isinstance(labels, np.ndarray):
@@ -518,17 +521,17 @@ def _checked_n_labels(n_labels: int) -> int:
             "number of labels",
             f"{n_labels} with background",
             "1 to 255",
-            "Masks of 8 bits hold no more, as 255 is ignored.",
+            "8-bit masks cannot hold more, since 255 means ignored.",
         )
     return n_labels
 
 
-def _checked_counts(counts: np.ndarray, mine: np.ndarray, what: str) -> np.ndarray:
-    if counts.shape != mine.shape or counts.dtype != np.int64:
+def _checked_counts(counts: np.ndarray, expected: np.ndarray, what: str) -> np.ndarray:
+    if counts.shape != expected.shape or counts.dtype != np.int64:
         raise BadInput(
             f"counts to merge into a {what}",
             f"{counts.dtype} of shape {counts.shape}",
-            f"int64 of shape {mine.shape}",
+            f"int64 of shape {expected.shape}",
             "Score all parts with the same settings.",
         )
     return counts
@@ -540,22 +543,22 @@ def _check_truth(truth: np.ndarray, n_labels: int, where: str) -> None:
             where,
             f"a truth of type {truth.dtype} and shape {truth.shape}",
             "uint8 labels (h, w)",
-            "Read the mask as one channel of labels, without its palette's colours.",
+            "Read the mask as one channel of labels, not as the colours of its palette.",
         )
     if (truth + np.uint8(1)).max(initial=0) > n_labels:  # 255 wraps to 0
         labels = [label for label in np.unique(truth).tolist() if n_labels <= label < 255]
         raise BadInput(
             where,
             f"true labels {labels}",
-            f"labels 0..{n_labels - 1}, or 255 where ignored",
-            "Check that the truth and the list of classes belong to the same data set.",
+            f"labels 0..{n_labels - 1}, or 255 for ignored pixels",
+            "Check that the truth and the list of classes belong to the same dataset.",
         )
 
 
 def _checked_masks(
     truth: np.ndarray, prediction: np.ndarray, n_labels: int, where: str, unknown_as: int | None
 ) -> np.ndarray:
-    """The prediction with 255 mapped."""
+    """The prediction, with 255 replaced by `unknown_as`."""
     _check_truth(truth, n_labels, where)
     if prediction.dtype != np.uint8 or prediction.shape != truth.shape:
         raise BadInput(
@@ -579,11 +582,11 @@ def _checked_masks(
 
 @lru_cache(maxsize=32)
 def _highest_background(values: tuple[float, ...], background: Background, dtype: np.dtype) -> Float[np.ndarray, "t"]:
-    """For each background score the highest value of the best map that is still background, ascending."""
+    """For each background score, the largest value of the highest map that still counts as background; in ascending order."""
     if background == "constant":
         return np.asarray(values, dtype)
-    # Non-negative floats are in the order of their bit patterns, so halving those finds the last one that is not above
-    # the background. The power is NumPy's on an array, as when the whole map is computed: its rounding decides.
+    # Non-negative floats are ordered like their bit patterns, so bisection over bit patterns finds the last one that is not
+    # above the background. The power is computed by NumPy on an array, as for a whole map, since its rounding matters.
     bits = np.dtype(f"i{dtype.itemsize}")
     limits = []
     for alpha in reversed(values):
@@ -603,7 +606,7 @@ def _highest_background(values: tuple[float, ...], background: Background, dtype
 def _count_ranks(
     truth: np.ndarray, maps: np.ndarray, labels: np.ndarray, limits: np.ndarray, counts: np.ndarray
 ) -> None:
-    """Add pixels by truth, label of the first best map, and number of limits below that map's value."""
+    """Count pixels by truth, label of the first highest map, and number of limits below the value of that map."""
     rank = 0
     for i in range(truth.size):
         if truth[i] == 255:
@@ -612,7 +615,7 @@ def _count_ranks(
         for k in range(1, len(maps)):
             if maps[k, i] > best:
                 best, label = maps[k, i], labels[k]
-        # Neighbours have nearly the same rank: the search starts at the last one's.
+        # Neighbouring pixels have similar ranks, so the search starts at the previous rank.
         while rank < limits.size and limits[rank] < best:
             rank += 1
         while rank > 0 and limits[rank - 1] >= best:

@@ -1,4 +1,4 @@
-"""Options that several commands share: which data set, how its files are read, where results go."""
+"""The options of the commands: the dataset, how its files are read, where results are written."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from wsss.arguments import required, switch
 if TYPE_CHECKING:  # what needs torch is imported by the commands that run
     from wsss.data.images import Dataset, Images
 
-# the word for --tags that lets CLIP tag the pictures
+# the value of --tags that lets TagCLIP predict the tags
 TAGCLIP = "tagclip"
 
 
@@ -18,45 +18,45 @@ class PictureOptions:
     """How the values in picture files are read."""
 
     value_range: str | tuple[float, ...] | None = None
-    """values that become black and white: 0,4095; by default found in the pictures"""
+    """pixel values that become black and white, such as 0,4095; by default found from the pictures"""
     bands: str | tuple[int, ...] | None = None
-    """bands, from 1, taken as red, green and blue: 4,3,2; or 1 as grey"""
+    """bands, counted from 1, used as red, green and blue, such as 4,3,2; a single band is grey"""
     page: int | None = None
-    """page, frame or slice to read, from 1"""
+    """page, frame or slice to read, counted from 1"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadingOptions(PictureOptions):
-    """How a data set is read."""
+    """How a dataset is read."""
 
     train: str | None = None
-    """split to train on, instead of the usual one"""
+    """training split, instead of the default one"""
     val: str | None = None
-    """split to score the segmenter on, instead of the usual one"""
+    """validation split for the segmenter, instead of the default one"""
     tags: Path | None = None
-    """CSV, TSV, JSONL or cls_labels.npy with tags; `tagclip` lets CLIP tag the pictures"""
+    """CSV, TSV, JSONL or cls_labels.npy with tags; `tagclip` predicts them with TagCLIP"""
     classes: str | None = None
-    """text file with one class per line, or the names: 'cat, dog'"""
+    """class names: a text file with one per line, or a list such as 'cat, dog'"""
     tag_rule: str | None = None
     """how tags are derived from annotations: see docs/data.md"""
     mask_rule: str | None = None
-    """how COCO's masks are drawn: clims or icam"""
+    """how masks are drawn from COCO's polygons: clims or icam"""
     mask_values: str | None = None
-    """what values of masks mean: '255=1', '0,128,0=dog; ...', or index"""
+    """meaning of the values in masks: '255=1', '0,128,0=dog; ...', or index"""
     negative: str | None = None
-    """names that mean that no class is there, separated by commas: 'no_defect, normal'"""
+    """names that mean that a picture has no class, separated by commas: 'no_defect, normal'"""
     tag_column: str | None = None
-    """column of the tags in metadata.csv or in an export of choices"""
+    """column with the tags in metadata.csv or in an export of choices"""
     allow_outside: bool = switch()
-    """read files outside the data set's folder too"""
+    """also read files outside the dataset's folder"""
     upright: bool | None = None
-    """turn pictures as their EXIF orientation says"""
+    """rotate pictures by their EXIF orientation"""
     skip_bad: bool = switch()
-    """leave bad pictures out and name them in the report"""
+    """leave bad pictures out and list them in the report"""
 
     @property
     def by_tagclip(self) -> bool:
-        """Whether CLIP tags the pictures."""
+        """Whether TagCLIP predicts the tags."""
         return str(self.tags) == TAGCLIP
 
     def reading(self) -> dict[str, Any]:
@@ -70,8 +70,8 @@ class ReadingOptions(PictureOptions):
             "negatives": [name.strip() for name in (self.negative or "").split(",") if name.strip()],
         }
 
-    def opened(self, path: Path, *, split: str | None = None, remember: Path | None = None) -> "Dataset":
-        """A data set, announced, each of its files decoded once; see `wsss.stages.check.open_checked`."""
+    def open_path(self, path: Path, *, split: str | None = None, remember: Path | None = None) -> "Dataset":
+        """Open and check a dataset; see `wsss.stages.check.open_checked`."""
         from wsss.stages.check import open_checked
 
         return open_checked(path, skip_bad=self.skip_bad, split=split, remember=remember, **self.reading())
@@ -79,64 +79,64 @@ class ReadingOptions(PictureOptions):
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions(ReadingOptions):
-    """A data set, and how it is read."""
+    """A dataset, and how it is read."""
 
     data: Path = required()
-    """VOC, COCO, or a folder of pictures; see `wsss data info`"""
+    """dataset: VOC, COCO, or a folder of pictures; see `wsss data info`"""
 
 
 @dataclasses.dataclass(frozen=True)
 class OutOptions:
-    """Where results go; the folder belongs to the command while it runs."""
+    """Where results are written; the folder is locked while the command runs."""
 
     out: Path = required()
-    """folder for results; a command that was stopped goes on there"""
+    """output folder; a stopped command continues there"""
     device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one"""
+    """auto uses a GPU if there is one"""
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions(OutOptions):
-    """Pictures and runs that show what the package does."""
+    """The demo: generated pictures and two runs."""
 
     quick: bool = switch()
-    """few pictures and epochs: about a minute, to see that everything works"""
+    """few pictures and epochs, to check in about a minute that everything works"""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions(OutOptions, DataOptions):
-    """A run on a data set."""
+    """A run on a dataset."""
 
     def open(self) -> "Dataset":
-        """The data set of a run, with pictures that can get masks."""
-        data = self.opened(self.data, remember=self.out)
+        """The dataset of a run, whose pictures can get masks."""
+        data = self.open_path(self.data, remember=self.out)
         data.split(data.train).check_maskable()
         return data
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitOptions(OutOptions, DataOptions):
-    """A single stage on one split of a data set."""
+    """A single stage on one split of a dataset."""
 
     split: str | None = None
-    """split to work on; by default the one trained on, and for scores the one with true masks in it"""
+    """split to process; by default the training split, and for scores the one with true masks"""
 
     def images(self, *, scored: bool = False) -> "Images":
-        """The pictures of the split; by default those trained on, or those that maps and masks are scored on."""
-        data = self.opened(self.data, split=self.split)
+        """The pictures of the split; by default the training split, or the one on which maps and masks are scored."""
+        data = self.open_path(self.data, split=self.split)
         return data.split(self.split or (data.scored_split if scored else None) or data.train)
 
 
 @dataclasses.dataclass(frozen=True)
 class AllOptions(RunOptions):
-    """Several runs."""
+    """Options of `wsss run all`."""
 
     methods: str | None = None
-    """runs or methods to take, such as `cam, vwl`; by default all"""
+    """runs or methods to include, such as `cam, vwl`; by default all"""
     common: dict | None = None
     """settings for all methods; see docs/compare.md"""
     runs: dict | None = None
-    """settings of single runs, by their names"""
+    """settings of single runs, by name"""
 
     @property
     def chosen(self) -> list[str] | None:
@@ -146,41 +146,41 @@ class AllOptions(RunOptions):
 
 @dataclasses.dataclass(frozen=True)
 class CompareOptions(ReadingOptions):
-    """Runs, and what to write about them."""
+    """Options of `wsss compare`."""
 
     folders: list[Path] = required(positional=True)
-    """folders of runs, or the one that `wsss run all` filled"""
+    """run folders, or the output folder of `wsss run all`"""
     out: Path = Path("comparison")
-    """folder for compare.html, compare.csv and compare.json"""
+    """output folder for compare.html, compare.csv and compare.json"""
     data: Path | None = None
-    """the data set of the runs, where it is no longer where they name it"""
+    """the dataset of the runs, if it has been moved"""
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalizeOptions(SplitOptions):
-    """Pictures, and a trained network for them."""
+    """Options of `wsss localize`, for methods with a trained network."""
 
     weights: Path = required()
-    """folder of the trained network, or its file"""
+    """folder of the trained network, or its weights file"""
 
 
 @dataclasses.dataclass(frozen=True)
 class RefineOptions(SplitOptions):
-    """Maps to refine."""
+    """Options of `wsss refine`."""
 
     out: Path = required()
-    """folder for results, with the masks in OUT/masks; a command that was stopped goes on there"""
+    """output folder, with the masks in OUT/masks; a stopped command continues there"""
     cams: Path = required()
     """folder of activation maps"""
     classifier: Path | None = None
-    """folder of the network that gave the maps, for `init: classifier`"""
+    """folder of the network that made the maps, for `init: classifier`"""
     instances: bool = switch()
-    """find instances with IRNet, in OUT/instances: maps, and COCO's results"""
+    """separate instances with IRNet, and write maps and COCO results to OUT/instances"""
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentOptions(SplitOptions):
-    """Pseudo masks to train on."""
+    """Options of `wsss segment`."""
 
     masks: Path = required()
     """folder of pseudo masks"""
@@ -188,19 +188,19 @@ class SegmentOptions(SplitOptions):
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions(OutOptions, PictureOptions):
-    """Pictures, and a segmenter for them."""
+    """Options of `wsss predict`."""
 
     weights: Path = required()
-    """folder of a trained segmenter, or its file"""
+    """folder of a trained segmenter, or its weights file"""
     pictures: Path = required()
     """a picture, or a folder of pictures"""
     skip_bad: bool = switch()
-    """leave bad pictures out and name them"""
+    """leave bad pictures out and list them"""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(SplitOptions):
-    """What is scored."""
+    """Options of `wsss evaluate`."""
 
     cams: Path | None = None
     """folder of activation maps"""
@@ -210,45 +210,45 @@ class EvaluateOptions(SplitOptions):
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(DataOptions):
-    """A run, and where its page goes."""
+    """Options of `wsss report`."""
 
     run: Path = required(positional=True)
-    """folder of a run"""
+    """run folder"""
     out: Path | None = None
-    """folder for report.html, by default the run's own"""
+    """folder for report.html; by default the run folder"""
 
 
 @dataclasses.dataclass(frozen=True)
 class InfoOptions(ReadingOptions):
-    """A data set to look through."""
+    """Options of `wsss data info`."""
 
     data: Path = required(positional=True)
-    """the data set"""
+    """the dataset"""
     split: str | None = None
-    """look through this split alone"""
+    """check only this split"""
 
 
 @dataclasses.dataclass(frozen=True)
 class SBDOptions:
-    """The two data sets that make train_aug."""
+    """Options of `wsss data sbd`: the two datasets that make up train_aug."""
 
     sbd: Path = required(positional=True)
-    """SBD's folder, with dataset/cls/*.mat"""
+    """SBD folder, with dataset/cls/*.mat"""
     voc: Path = required(positional=True)
-    """VOC's folder, which gets SegmentationClassAug and the list"""
+    """VOC folder, to which SegmentationClassAug and the list are added"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesOptions:
-    """A data set to generate."""
+    """Options of `wsss data shapes`."""
 
     out: Path = required(positional=True)
-    """folder to make"""
+    """output folder"""
     train: int = 400
-    """pictures to train on"""
+    """number of training pictures"""
     val: int = 100
-    """pictures to score on"""
+    """number of validation pictures"""
     size: int = 128
-    """longest side in pixels"""
+    """longest side of the pictures, in pixels"""
     seed: int = 0
-    """chooses all of it"""
+    """random seed"""

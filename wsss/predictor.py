@@ -21,20 +21,20 @@ from wsss.ops.crf import DenseCRF, Preset
 from wsss.stages.predict import PredictSettings, Segmenter, most_probable
 from wsss.weights import WEIGHTS, read_metadata, reading_of
 
-# Folders of a run that hold trained networks, the one that a user wants first
-_OF_RUN = ("segmenter", "classifier")
-_EXPECTED = "the folder of a run or of a training stage, or a file of weights"
+# Folders of a run that contain trained networks, in order of preference
+_TRAINED_FOLDERS = ("segmenter", "classifier")
+_EXPECTED = "a run folder, the folder of a training stage, or a weights file"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a segmenter makes of one picture.
+    """The prediction of a segmenter for one picture.
 
     Attributes:
-        labels: the most probable label of each pixel: 0 background, class + 1.
-        probabilities: of each label, background first, summing to 1; after the dense CRF where there is one.
-        classes: names of the classes; label `i + 1` is class `i`.
-        picture: RGB, 0 to 255, as the network saw it.
+        labels: the most probable label of each pixel: 0 for background, otherwise class + 1.
+        probabilities: probability of each label, background first, summing to 1; after the dense CRF if there is one.
+        classes: class names; label `i + 1` is class `i`.
+        picture: the picture as RGB, 0 to 255, after the value range and bands were applied.
     """
 
     labels: UInt8[np.ndarray, "h w"]
@@ -43,13 +43,13 @@ class Prediction:
     picture: UInt8[np.ndarray, "h w 3"]
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The labels in VOC's colours on the picture; background stays as it is.
+        """The picture with the labels in VOC's colours; background is left unchanged.
 
         Args:
-            opacity: of the colours, in [0, 1].
+            opacity: opacity of the colours, in [0, 1].
 
         Raises:
-            BadInput: another opacity.
+            BadInput: the opacity is out of range.
         """
         check_range("opacity", opacity, 0, 1)
         mixed = (1 - opacity) * self.picture + opacity * voc_palette()[self.labels]
@@ -57,13 +57,13 @@ class Prediction:
         return Image.fromarray(shown.astype(np.uint8))
 
     def areas(self) -> dict[str, float]:
-        """The share of the picture that each label has, `background` first; they sum to 1."""
+        """The share of the picture that each label covers, `background` first; they sum to 1."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)
         return dict(zip(("background", *self.classes), (counts / self.labels.size).tolist(), strict=True))
 
 
 class Predictor:
-    """A trained network, ready for pictures; `load` makes it.
+    """A trained network for single pictures, made by `load`.
 
     Attributes:
         path: the folder or file that it was loaded from.
@@ -77,13 +77,13 @@ class Predictor:
         self._reading = reading_of(path) or DEFAULT_READING
 
     def predict(self, picture: AnyPicture) -> Prediction:
-        """Labels and probabilities of one picture, at its size.
+        """Labels and probabilities of one picture, at the size of the picture.
 
         Args:
-            picture: see `wsss.data.pictures.as_rgb`. Values are taken as those of the pictures that the network was trained on.
+            picture: see `wsss.data.pictures.as_rgb`. Its values are read like those of the training pictures.
 
         Raises:
-            BadInput: the network is a classifier; a picture of another kind.
+            BadInput: the network is a classifier, or the picture has another type.
         """
         if not isinstance(self._network, Segmenter):
             raise BadInput(self.path, "a classifier", "a segmenter", "Call cams() for its maps, or load a segmenter.")
@@ -93,17 +93,17 @@ class Predictor:
         return Prediction(most_probable(probabilities), probabilities, self.classes, rgb)
 
     def cams(self, picture: AnyPicture, classes: Sequence[str]) -> Float32[np.ndarray, "k h w"]:
-        """Activation maps of one picture, as `wsss localize cam` makes them.
+        """Class activation maps of one picture, as `wsss localize cam` makes them.
 
         Args:
             picture: see `wsss.data.pictures.as_rgb`.
-            classes: names of the classes whose maps are wanted.
+            classes: names of the classes of the maps to compute.
 
         Returns:
-            Maps in [0, 1] at the picture's size, in the order of `classes`.
+            Maps in [0, 1] at the size of the picture, in the order of `classes`.
 
         Raises:
-            BadInput: the network is a segmenter; a class that it does not have, or one twice; a picture of another kind.
+            BadInput: the network is a segmenter; a class is unknown or occurs twice; the picture has another type.
         """
         if isinstance(self._network, Segmenter):
             raise BadInput(self.path, "a segmenter", "a classifier", "Call predict(), or load a classifier.")
@@ -127,23 +127,23 @@ def load(
     flip: bool | None = None,
     crf: Preset | DenseCRF | None = None,
 ) -> Predictor:
-    """A trained segmenter or classifier.
+    """Load a trained segmenter or classifier.
 
     Args:
-        path: the folder of a run, whose segmenter is taken; the folder of a training stage, or its file; or a published checkpoint
-            of a segmenter. Files are never run.
-        device: where the network runs; by default a GPU where there is one.
-        scales: sizes of the picture whose scores are averaged, or whose maps are added up; by default as published.
-        flip: whether the mirror image counts too; by default as published.
-        crf: dense CRF on a segmenter's probabilities: the name of a published set, or a `DenseCRF`.
+        path: a run folder, whose segmenter is loaded; the folder of a training stage, or its weights file; or a published
+            checkpoint of a segmenter. No code in a file is run.
+        device: device of the network; by default a GPU if there is one.
+        scales: scales of the picture over which scores are averaged, or maps summed; by default as published.
+        flip: whether the mirrored picture is included; by default as published.
+        crf: dense CRF on the probabilities of a segmenter: the name of a published preset, or a `DenseCRF`.
 
     Raises:
-        BadInput: there is nothing of the kind, or it is broken; settings out of range.
+        BadInput: there is no trained network, or it is damaged; settings out of range.
 
     Example:
         >>> import numpy as np
         >>> import wsss
-        >>> segmenter = wsss.load(run)  # the folder of a run of any method
+        >>> segmenter = wsss.load(run)  # the run folder of any method
         >>> picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
         >>> found = segmenter.predict(picture)
         >>> found.labels.shape, found.probabilities.shape, found.classes
@@ -151,7 +151,7 @@ def load(
         >>> round(sum(found.areas().values()), 6), found.overlay().size
         (1.0, (60, 40))
     """
-    found = _weights(Path(path))
+    found = _find_weights(Path(path))
     where = None if device is None else torch.device(device)
     known = read_metadata(found) if found.suffix == ".safetensors" else {}
     if known.get("kind") != KIND:
@@ -169,19 +169,19 @@ def load(
     return Predictor(found, KIND, localizer, tuple(classifier.metadata["classes"]))
 
 
-def _weights(path: Path) -> Path:
-    """The file of the weights that a path stands for."""
+def _find_weights(path: Path) -> Path:
+    """The weights file for a path."""
     if not os.path.exists(path):
         raise BadInput(path, "no such file or folder", _EXPECTED, "Check the path.")
     if not path.is_dir():
         return path
-    places = [path, *(path / name for name in _OF_RUN)]
+    places = [path, *(path / name for name in _TRAINED_FOLDERS)]
     found = next((place / WEIGHTS for place in places if (place / WEIGHTS).exists()), None)
     if found is None:
         raise BadInput(
             path,
-            f"no {WEIGHTS}, and none in {' or '.join(_OF_RUN)}",
+            f"no {WEIGHTS}, and none in {' or '.join(_TRAINED_FOLDERS)}",
             _EXPECTED,
-            "Check the path, or let the training end first.",
+            "Check the path, or wait until the training has finished.",
         )
     return found

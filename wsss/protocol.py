@@ -1,4 +1,4 @@
-"""All methods under one protocol: what they share in settings and stages, a folder for each, one failure at a time."""
+"""`wsss run all`: all methods under one protocol, with common settings, shared stages, and a folder for each run."""
 
 import dataclasses
 import json
@@ -15,12 +15,12 @@ from wsss.data.names import name_problem
 from wsss.errors import BadInput, NoSuchName, nearest, suggestion
 from wsss.registry import SHARED
 from wsss.run import sharing_stages
-from wsss.settings import Field, Given, described, fields, section_of, values
+from wsss.settings import Field, Layer, describe, fields, section_of, values
 from wsss.stages.check import DATA
 from wsss.stages.runs import FAILED, RUNS
 from wsss.storage import read_json, write_json, write_text
 
-# The CLIP that all methods use, where a run trains one; no run has its name
+# Folder of the CLIP that is trained for all methods; no run may have this name
 CLIP = "clip"
 SETTINGS = "settings.yaml"
 
@@ -28,14 +28,14 @@ log = logging.getLogger("wsss")
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-    """One run.
+class PlannedRun:
+    """A run of `wsss run all`.
 
     Attributes:
-        name: of its folder.
-        method: the module in `wsss.methods`.
-        content: settings that differ from the method's own, as `wsss run METHOD --config` takes them.
-        where: the name under which a setting was given, from the keys that lead to it, for errors.
+        name: name of its folder.
+        method: name of the module in `wsss.methods`.
+        content: settings that differ from the method's defaults, as in `wsss run METHOD --config`.
+        where: maps the keys of a setting to the name under which it was given, for errors.
     """
 
     name: str
@@ -44,34 +44,36 @@ class Planned:
     where: Callable[[Keys], str] = dataclasses.field(default=dotted, compare=False)
 
     def mentions(self, value: Any) -> bool:
-        """Whether a setting has this value."""
-        return _holds(self.content, value)
+        """Whether any of its settings has this value."""
+        return _contains(self.content, value)
 
     def settings(self, methods: Mapping[str, Mapping[str, Field]]) -> dict[str, Any]:
-        """All its settings by the names of the sections, typed as in the tables of all methods.
+        """All its settings by section, with the types in the tables of the methods.
 
         Raises:
-            BadInput: a setting that the method does not have, or a value of the wrong type.
+            BadInput: an unknown setting, or a value of the wrong type.
         """
         table = methods[self.method]
-        usual = {name: field.default for name, field in table.items()}
-        return usual | values(table, None, self.content, (), self.where)
+        defaults = {name: field.default for name, field in table.items()}
+        return defaults | values(table, None, self.content, (), self.where)
 
 
-def _holds(content: Any, value: Any) -> bool:
-    return any(_holds(inner, value) for inner in content.values()) if isinstance(content, Mapping) else content == value
+def _contains(content: Any, value: Any) -> bool:
+    return (
+        any(_contains(inner, value) for inner in content.values()) if isinstance(content, Mapping) else content == value
+    )
 
 
 def with_clip(common: Mapping[str, Any], out: Path, by_tagclip: bool) -> dict[str, Any]:
-    """Common settings, with the CLIP that a run trains on its own pictures and tags for all methods.
+    """The common settings, with the CLIP that is trained on the pictures and tags of the dataset for all methods.
 
     Args:
-        common: without it.
-        out: folder of the runs.
-        by_tagclip: whether TagCLIP gives the tags.
+        common: the common settings without a CLIP.
+        out: output folder, with the folders of the runs.
+        by_tagclip: whether TagCLIP predicts the tags.
 
     Raises:
-        BadInput: another CLIP is asked for as well, or tags of one.
+        BadInput: another CLIP is set as well, or TagCLIP predicts the tags.
     """
     if CLIP in common or by_tagclip:
         other = f"common.{CLIP}" if CLIP in common else "--tags tagclip"
@@ -85,37 +87,37 @@ def plan(
     runs: Mapping[str, Any],
     chosen: Sequence[str] | None = None,
     where: Callable[[Keys], str] = dotted,
-) -> list[Planned]:
-    """What is to be run, with which settings.
+) -> list[PlannedRun]:
+    """The runs with their settings.
 
-    There is a run for each section of `runs`, and one for each method that no section is about. A section may name its method
-    under the key `method`; otherwise its name is the method's.
+    There is a run for each section of `runs`, and one for each method without a section. A section may name its method
+    under the key `method`; otherwise its name is the name of the method.
 
-    A setting of `common` goes to the section of that name (`refiner`, `inference` ...), or else into each section of the method's
-    own that has a setting of that name: `backbone` into every classifier, `scales` into every inference. So a method without such
-    a setting is left alone. Initial weights (`init`) go where there is a backbone. Sections of `runs` come on top.
+    A setting in `common` applies to the section of that name (`refiner`, `inference` ...), or else to each section of the method
+    that has a setting of that name: `backbone` to every classifier, `scales` to every inference. A method without such a setting
+    ignores it. Initial weights (`init`) apply only to sections with a backbone. Sections of `runs` override common settings.
 
     Args:
         methods: the sections of the settings of each method.
-        common: for all methods.
-        runs: for single ones: keys and values, or None for a run without settings of its own.
-        chosen: names of runs, or of methods, whose runs are all taken; None for all.
-        where: the name of a setting for errors, from the keys that lead to it: `common`, `training`.
+        common: settings for all methods.
+        runs: settings of single runs by name; None for a run with common settings only.
+        chosen: names of runs, or of methods to select all of their runs; None for all.
+        where: maps the keys of a setting, such as `common`, `training`, to its name for errors.
 
     Raises:
-        BadInput: an unknown method, run or common setting, or a name that no folder of a run can have.
+        BadInput: an unknown method, run or common setting, or a name that cannot be the folder of a run.
     """
     method_of: dict[str, str] = {}
     for name, section in runs.items():
         place = where(("runs", name))
         if section is not None and not isinstance(section, Mapping):
-            raise BadInput(place, described(section), "settings of a run, by their names", "Correct it.")
+            raise BadInput(place, describe(section), "settings of a run, by their names", "Correct it.")
         method = str((section or {}).get("method", name))
         if method not in methods:
             do = f"{suggestion(method, list(methods))}Name it under the key `method` of the section."
             raise BadInput(place, f"no method {method!r}", f"one of {', '.join(methods)}", do)
-        if name == CLIP or not _names_folder(name):
-            raise BadInput(place, f"the name {name!r}", f"a folder's name other than {CLIP!r}", "Rename it.")
+        if name == CLIP or not _is_folder_name(name):
+            raise BadInput(place, f"the name {name!r}", f"a folder name other than {CLIP!r}", "Rename it.")
         method_of[name] = method
     method_of |= {method: method for method in methods if method not in method_of.values()}
     unknown = sorted(set(chosen or ()) - {*method_of, *method_of.values()})
@@ -128,14 +130,14 @@ def plan(
         if chosen is not None and name not in chosen and method not in chosen:
             continue
         table = methods[method]
-        given, own = Given(table), Given(table)
+        shared, single = Layer(table), Layer(table)
         for key, value in common.items():
             for keys in _places(key, table):
-                given.add(keys, value, partial(_renamed, where, keys, ("common", key)))
+                shared.add(keys, value, partial(_place_of, where, keys, ("common", key)))
         content = {key: value for key, value in (runs.get(name) or {}).items() if key != "method"}
-        own.add((), content, partial(_renamed, where, (), ("runs", name)))
-        both = own.over(given)
-        planned.append(Planned(name, method, both.content, both.where))
+        single.add((), content, partial(_place_of, where, (), ("runs", name)))
+        both = single.over(shared)
+        planned.append(PlannedRun(name, method, both.content, both.where))
     return planned
 
 
@@ -145,23 +147,27 @@ def _check_common(
     """Raise BadInput for a common setting that no method has."""
     for key in common:
         if not any(_places(key, table) for table in tables):
-            known = {name for table in tables for name in (*table, *(n for part in _own(table).values() for n in part))}
+            known = {
+                name
+                for table in tables
+                for name in (*table, *(n for part in _method_sections(table).values() for n in part))
+            }
             near = nearest(key, sorted(known))
             do = f"Did you mean {near}?" if near else "`wsss run METHOD --help-all` lists those of a method."
             raise NoSuchName(where(("common", key)), "setting of any method", do)
 
 
-def _renamed(where: Callable[[Keys], str], place: Keys, origin: Keys, keys: Keys) -> str:
-    """The name of a setting of a run, that was given elsewhere: what is at `place` there comes from `origin`."""
+def _place_of(where: Callable[[Keys], str], place: Keys, origin: Keys, keys: Keys) -> str:
+    """The name, for errors, of a run's setting that was given elsewhere: the settings at `place` come from `origin`."""
     return where((*origin, *keys[len(place) :]))
 
 
-def _names_folder(name: str) -> bool:
+def _is_folder_name(name: str) -> bool:
     return name.isprintable() and "/" not in name and not name.startswith(".") and name_problem(name) is None
 
 
-def _own(table: Mapping[str, Field]) -> dict[str, Mapping[str, Field]]:
-    """The settings in the sections of a method's own."""
+def _method_sections(table: Mapping[str, Field]) -> dict[str, Mapping[str, Field]]:
+    """The settings in the sections that are not shared by all methods."""
     return {
         name: fields(section)
         for name, field in table.items()
@@ -170,28 +176,32 @@ def _own(table: Mapping[str, Field]) -> dict[str, Mapping[str, Field]]:
 
 
 def _places(key: str, table: Mapping[str, Field]) -> list[Keys]:
-    """Where in a method's settings a common one goes."""
+    """The places in a method's settings to which a common setting applies."""
     if key in table:
         return [(key,)]
-    # a network that goes on from another one's weights has an `init` too
-    return [(name, key) for name, part in _own(table).items() if key in part and (key != "init" or "backbone" in part)]
+    # a network that is fine-tuned from another network of the method has an `init` too
+    return [
+        (name, key)
+        for name, part in _method_sections(table).items()
+        if key in part and (key != "init" or "backbone" in part)
+    ]
 
 
 def run_all(
     out: Path,
-    planned: Sequence[Planned],
-    make: Callable[[Planned, Path], None],
+    planned: Sequence[PlannedRun],
+    make: Callable[[PlannedRun, Path], None],
 ) -> list[str]:
-    """Make every run in a folder of its own in `out`; those that are finished are skipped, those half done go on.
+    """Make every run in its own folder below `out`; finished runs are skipped, unfinished ones continue.
 
-    A stage that an earlier run has made from the same settings and inputs is taken from there. A run that fails leaves the
-    reason in `failed.json`, and the others are made all the same. Only where there are several processes, which may not all
-    have noticed, the failure ends the command; started again, it leaves failed runs for the end.
+    A stage that an earlier run has made from the same settings and inputs is linked from there. The reason of a failure is written
+    to `failed.json`, and the next run starts. With several processes, a failure ends the command instead, since not all processes
+    may have noticed it; the next command makes the failed runs last.
 
     Args:
-        out: the folder, with the `data.json` that all share.
+        out: the output folder, with the `data.json` that all runs share.
         planned: the runs.
-        make: makes one run in the folder that it is given.
+        make: makes one run in the given folder.
 
     Returns:
         Names of the runs that failed.
@@ -204,11 +214,11 @@ def run_all(
     for number, one in enumerate(order, start=1):
         run = out / one.name
         log.info("[%d of %d] %s", number, len(order), one.name)
-        launch.decided_by_first(partial(_begin, run, out, one))
+        launch.decided_by_first(partial(_start_run, run, out, one))
         try:
             with sharing_stages(out):
                 make(one, run)
-        except Exception as error:  # whatever ends one run must not end the others
+        except Exception as error:  # no error of one run may end the others
             if peers.caused_by_another(error):
                 raise
             _report_failure(run, one.name, error)
@@ -218,13 +228,13 @@ def run_all(
     return failed
 
 
-def _begin(run: Path, out: Path, one: Planned) -> None:
+def _start_run(run: Path, out: Path, one: PlannedRun) -> None:
     if (run / FAILED).exists():
         (run / FAILED).unlink()
-    # a copy, in which nothing is named twice: YAML would write such as anchors
+    # a copy without shared objects, which YAML would write as anchors
     content = json.loads(json.dumps(one.content))
     write_text(run / SETTINGS, dump(content))
-    write_json(run / DATA, read_json(out / DATA, "notes on the data set"))
+    write_json(run / DATA, read_json(out / DATA, "notes on the dataset"))
 
 
 def _report_failure(run: Path, name: str, error: Exception) -> None:
@@ -238,8 +248,8 @@ def _report_failure(run: Path, name: str, error: Exception) -> None:
     write_json(run / FAILED, {"error": text, "traceback": traceback.format_exception(error)})
 
 
-def remember(out: Path, planned: Sequence[Planned]) -> None:
-    """Write which runs are in the folder `out`, earlier ones included, for a comparison of all."""
+def write_run_names(out: Path, planned: Sequence[PlannedRun]) -> None:
+    """Write the names of the runs in the folder `out`, earlier ones included, for a comparison of all of them."""
     path = out / RUNS
     known = read_json(path, "the names of runs") if path.exists() else {}
     write_json(path, known | {one.name: one.method for one in planned})

@@ -1,4 +1,4 @@
-"""What methods there are, their commands, and the sections of their settings, as their source declares them: no method is imported."""
+"""The methods, their commands and the sections of their settings, read from source: no method is imported."""
 
 import dataclasses
 import functools
@@ -10,20 +10,24 @@ from wsss.arguments import Settings
 from wsss.methods import METHODS
 from wsss.settings import Field, kinds
 
-# `weights` of a run that trains the classifier itself
+# value of `weights` for a run that trains the classifier
 NONE = "none"
 VERBS = {
-    "run": "from tags to a scored segmenter by METHOD",
+    "run": "from tags to a scored segmenter with METHOD",
     "train": "train the classifier of METHOD",
     "localize": "activation maps of METHOD",
 }
-# the stages that all methods share
+# sections that all methods share
 SHARED = ("refiner", "segmenter", "test", "scores")
-# tags for any run
+# section for predicting tags, which any run accepts
 TAGGER = "tagger"
-_OTHERS = {
-    TAGGER: ("wsss.methods.tagclip", "TagCLIPSettings", "tags for pictures without any, with `--tags tagclip`"),
-    "questions": ("wsss.methods.questions", "QuestionSettings", "which model is asked about the pictures, and what"),
+_SHARED_SECTIONS = {
+    TAGGER: ("wsss.methods.tagclip", "TagCLIPSettings", "prediction of tags, with `--tags tagclip`"),
+    "questions": (
+        "wsss.methods.questions",
+        "QuestionSettings",
+        "the model that is asked about the pictures, and the questions",
+    ),
 }
 
 
@@ -31,7 +35,7 @@ def declared_method(name: str) -> Any:
     """The `METHOD` of a method's module: settings are mirrors, functions are opaque.
 
     Raises:
-        BadInput: the module declares it in a way that cannot be read.
+        BadInput: its declaration cannot be read.
     """
     return declared.read(f"wsss.methods.{name}", "METHOD")
 
@@ -44,10 +48,10 @@ def verbs(name: str) -> list[str]:
 
 
 def sections(method: Any) -> dict[str, Field]:
-    """The settings of a run by their names, in the order of the stages.
+    """The sections of a run's settings by name, in the order of the stages.
 
     Args:
-        method: a `Method`, or the mirror of one (`declared_method`); the types and defaults are of the same sort.
+        method: a `Method`, or its mirror (`declared_method`); then types and defaults are mirrors too.
     """
     types = {field.name: field.type for field in dataclasses.fields(type(method))}
     needs, extras = (
@@ -73,28 +77,28 @@ def sections(method: Any) -> dict[str, Field]:
     return found | {name: Field(types[name], getattr(method, name), help=about) for name, about in abouts.items()}
 
 
-def of_run(name: str) -> Settings:
-    """The settings of a whole run of a method."""
-    return Settings({**sections(declared_method(name)), TAGGER: single(TAGGER)})
+def run_settings(name: str) -> Settings:
+    """The settings of `wsss run METHOD`."""
+    return Settings({**sections(declared_method(name)), TAGGER: shared_section(TAGGER)})
 
 
-def of_stage(name: str, section: str) -> Settings:
-    """The settings of a single stage of a method, at the top."""
+def stage_settings(name: str, section: str) -> Settings:
+    """The settings of a single stage of a method, without a prefix."""
     return Settings(top=sections(declared_method(name))[section].default, stage=section, others=all_sections)
 
 
-def of_shared_stage(section: str) -> Settings:
-    """The settings of a stage that is no method's own: a choice between dataclasses below its name, others at the top."""
-    field = single(section)
+def shared_stage_settings(section: str) -> Settings:
+    """The settings of a stage that methods share: below its name if they are a choice of kinds, otherwise without a prefix."""
+    field = shared_section(section)
     if len(kinds(field.kind)) > 1:
         return Settings({section: field}, stage=section, others=all_sections)
     return Settings(top=field.default, stage=section, others=all_sections)
 
 
-def single(section: str) -> Field:
-    """The settings of a stage that is no method's own, with their usual values."""
-    if section in _OTHERS:
-        module, name, about = _OTHERS[section]
+def shared_section(section: str) -> Field:
+    """The settings of a stage that methods share, with their defaults."""
+    if section in _SHARED_SECTIONS:
+        module, name, about = _SHARED_SECTIONS[section]
         kind = declared.read(module, name)
         return Field(kind, kind(), help=about)
     (field,) = (one for one in dataclasses.fields(declared.read("wsss.recipe", "Method")) if one.name == section)
@@ -103,6 +107,6 @@ def single(section: str) -> Field:
 
 @functools.cache
 def all_sections() -> Mapping[str, None]:
-    """The names of all sections that the settings of any run have."""
+    """The names of all sections in the settings of any run."""
     names = [name for method in METHODS for name in sections(declared_method(method))]
     return dict.fromkeys([*names, TAGGER])

@@ -1,9 +1,9 @@
-"""From plain values to settings: frozen dataclasses, whose fields are the keys of a YAML file and the flags of the command line.
+"""Conversion of plain values to settings: frozen dataclasses, whose fields are the keys of YAML files and the flags of commands.
 
-The types of the fields alone decide what a value becomes. Nothing that a value says is imported or called.
+Only the types of the fields decide how a value is converted. Nothing that a value names is imported or called.
 
 A setting whose type is a union of dataclasses is a choice between them. Each has the field `kind: Literal["word"] = "word"`, and
-the plain value names one of these words under the key `kind`, or is the word itself.
+the plain value has one of these words under the key `kind`, or is the word itself.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from wsss import declared
 from wsss.data.documents import Keys, check_no_code, dotted
 from wsss.errors import BadInput, NoSuchName, nearest, suggestion
 
-# what fits into NumPy's and torch's integers
-_LARGEST = 2**63 - 1
+# largest integer of NumPy and torch
+_MAX_INT = 2**63 - 1
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
-# the field that names the member of a union
+# the field that chooses the member of a union
 KIND = "kind"
 T = TypeVar("T")
 
@@ -34,10 +34,10 @@ class Field:
 
     Attributes:
         kind: int, float, bool, str, Path, None, Literal of texts, tuple or list of these, dataclasses of further settings, a
-            union of these, or dict: plain values that are read later, as other settings.
-        default: where nothing is given.
-        path: whether a text may be a path, and so hold bytes that are not UTF-8.
-        help: what it means.
+            union of these, or dict: plain values that are converted later, as other settings.
+        default: default value.
+        path: whether a text may be a path, which may contain bytes that are not UTF-8.
+        help: help text.
     """
 
     kind: Any
@@ -46,11 +46,11 @@ class Field:
     help: str = ""
 
 
-class Given:
-    """Plain values of one layer (a file, or all flags), nested by the names of settings, and where each was found.
+class Layer:
+    """Plain values from one source (a file, or all flags), nested like the settings, and where each was found.
 
     Args:
-        table: the settings that there are.
+        table: the existing settings.
     """
 
     def __init__(self, table: Mapping[str, Field]) -> None:
@@ -59,12 +59,12 @@ class Given:
         self._places: dict[Keys, str] = {}
 
     def add(self, keys: Keys, value: Any, named: Callable[[Keys], str]) -> None:
-        """Put a value at the place that `keys` lead to; mappings are merged.
+        """Set the value of a setting; mappings are merged.
 
         Args:
-            keys: from the top.
-            value: plain.
-            named: says where each part of the value was found, from the keys that lead to it from the top.
+            keys: keys that lead to the setting.
+            value: plain value.
+            named: maps the keys of each part of the value to the place where it was found, for errors.
         """
         content = value
         for key in reversed(keys):
@@ -72,9 +72,9 @@ class Given:
         self.content = _merged(self.content, content, self._table, None, replace=False)
         self._note(keys, value, named)
 
-    def over(self, below: "Given") -> "Given":
-        """Both layers in one. This one counts; a section of another kind than the one below replaces it as a whole."""
-        both = Given(self._table)
+    def over(self, below: "Layer") -> "Layer":
+        """This layer merged over another one; a section of another kind replaces the lower one completely."""
+        both = Layer(self._table)
         both.content = _merged(below.content, self.content, self._table, None, replace=True)
         both._places = below._places | self._places
         return both
@@ -86,29 +86,29 @@ class Given:
                 self._note((*keys, key), inner, named)
 
     def where(self, keys: Keys) -> str:
-        """Where a setting was found, or its dotted name where it was not given."""
+        """Where a setting was found, or its dotted name if it was not given."""
         for n in range(len(keys), 0, -1):
             if keys[:n] in self._places:
                 return dotted((self._places[keys[:n]], *keys[n:]))
-        # or a setting below it
+        # otherwise where a part of it was found
         return next((place for known, place in self._places.items() if known[: len(keys)] == keys), dotted(keys))
 
 
 def _merged(
     below: Mapping[str, Any], above: Mapping[str, Any], table: Mapping[str, Field], base: Any, replace: bool
 ) -> dict[str, Any]:
-    """Nested values, with those of `above` where both have one.
+    """Nested values merged; those of `above` win.
 
     Args:
-        below, above: the two.
-        table: settings at this level, as far as there are any.
-        base: has their defaults as attributes; None for those of the table.
-        replace: whether another kind takes all settings of the earlier one away.
+        below, above: the two layers.
+        table: settings at this level, empty if there are none.
+        base: object with their defaults as attributes; None to use the defaults in the table.
+        replace: whether choosing another kind discards the settings of the lower layer.
     """
     both = dict(below)
     for key, value in above.items():
         field = table.get(key, _UNKNOWN)
-        upper, lower = _spelled_out(field.kind, value), _spelled_out(field.kind, both.get(key))
+        upper, lower = _as_mapping(field.kind, value), _as_mapping(field.kind, both.get(key))
         both[key] = upper
         if isinstance(upper, Mapping) and isinstance(lower, Mapping):
             default = getattr(base, key, field.default)
@@ -122,8 +122,8 @@ def _merged(
     return both
 
 
-def _spelled_out(kind: Any, value: Any) -> Any:
-    """A bare word that chooses among dataclasses as a mapping."""
+def _as_mapping(kind: Any, value: Any) -> Any:
+    """A mapping for a bare word that chooses a kind; other values are unchanged."""
     return {KIND: value} if isinstance(value, str) and value in kinds(kind) else value
 
 
@@ -131,24 +131,24 @@ _UNKNOWN = Field(object, None)
 
 
 def build(kind: type[T], content: Mapping[str, Any], where: Callable[[Keys], str] = dotted) -> T:
-    """Settings from plain nested values; what is not given is as in the defaults.
+    """Settings from nested plain values, with defaults for missing values.
 
     Args:
-        kind: a dataclass whose fields all have defaults.
-        content: plain values by the fields' names.
-        where: the name of a setting for errors, from the keys that lead to it.
+        kind: dataclass whose fields all have defaults.
+        content: plain values by field name.
+        where: maps the keys of a setting to its name for errors.
 
     Raises:
-        BadInput: a key that is no setting, a value of the wrong type, or one that the settings themselves refuse.
+        BadInput: an unknown setting, a value of the wrong type, or one that fails the checks of the settings.
     """
     return _section(kind(), content, (), where)
 
 
 def fields(kind: type) -> Mapping[str, Field]:
-    """The settings of a dataclass, real or a mirror, by their names.
+    """The settings of a dataclass, real or mirror, by name.
 
     Raises:
-        BadInput: the source of a mirror declares one in a way that cannot be read.
+        BadInput: the source of a mirror declares a setting in a way that cannot be read.
     """
     return _fields(kind)
 
@@ -171,7 +171,7 @@ def _fields(kind: Any) -> Mapping[str, Field]:
 
 
 def _check_read(field: "dataclasses.Field[Any]", hint: Any) -> None:
-    """Raise BadInput unless the type and the default of a mirror's field are what a setting can have."""
+    """Raise BadInput unless a mirror's field has a type and a default that are supported."""
     place = field.metadata[declared.PLACE]
     parts = members(hint)
     wrong = next((part for part in parts if not _is_setting(part)), None)
@@ -183,9 +183,9 @@ def _check_read(field: "dataclasses.Field[Any]", hint: Any) -> None:
         raise BadInput(place, found, expected, "Correct it.")
     several = sections(hint)
     if len(several) > 1 and len(kinds(hint)) < len(several):
-        found = f"{field.name} of several dataclasses, not all with a `{KIND}` of their own"
+        found = f"{field.name}, a union of dataclasses that do not all have a distinct `{KIND}`"
         raise BadInput(place, found, f'`{KIND}: Literal["word"] = "word"` in each', "Correct it.")
-    if field.default is dataclasses.MISSING or not declared.is_read(field.default):
+    if field.default is dataclasses.MISSING or not declared.is_readable(field.default):
         found = "no default" if field.default is dataclasses.MISSING else f"{field.default}"
         raise BadInput(place, f"{found} for {field.name}", declared.EXPECTED, "Correct it.")
 
@@ -204,70 +204,70 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 
 def sections(kind: Any) -> tuple[type, ...]:
-    """The dataclasses of further settings among the types of a setting."""
+    """The settings dataclasses among the types of a setting."""
     return sections_among(members(kind))
 
 
 def sections_among(types_: Sequence[Any]) -> tuple[type, ...]:
-    """Those of some types that are dataclasses of further settings."""
+    """The settings dataclasses among these types."""
     return tuple(one for one in types_ if isinstance(one, type) and dataclasses.is_dataclass(one))
 
 
 def section_of(kind: Any) -> type | None:
-    """The first dataclass of further settings among the types of a setting, if there is one."""
+    """The first settings dataclass among the types of a setting, if there is one."""
     return next(iter(sections(kind)), None)
 
 
 def tag(section: type) -> str | None:
-    """The word by which a dataclass is chosen in a union."""
+    """The word that chooses a dataclass in a union, None if it has none."""
     field = fields(section).get(KIND) if dataclasses.is_dataclass(section) else None
-    own = words(field.kind) if field else ()
-    return own[0] if len(own) == 1 else None
+    choices = words(field.kind) if field else ()
+    return choices[0] if len(choices) == 1 else None
 
 
 def kinds(kind: Any) -> dict[str, type]:
-    """The dataclasses among the types of a setting by the words that choose them."""
+    """The dataclasses among the types of a setting, by the words that choose them."""
     return {word: section for section in sections(kind) if (word := tag(section)) is not None}
 
 
 def words(kind: Any) -> tuple[str, ...]:
-    """The words that a setting may be: those of its Literals, and those that choose a dataclass."""
+    """The words that a setting accepts: those of its Literals, and those that choose a dataclass."""
     return words_among(members(kind))
 
 
 def words_among(types_: Sequence[Any]) -> tuple[str, ...]:
-    """The words among the values of some types."""
-    own = [word for one in types_ if get_origin(one) is Literal for word in get_args(one)]
-    return (*own, *(word for section in sections_among(types_) if (word := tag(section)) is not None))
+    """The words that these types accept."""
+    literals = [word for one in types_ if get_origin(one) is Literal for word in get_args(one)]
+    return (*literals, *(word for section in sections_among(types_) if (word := tag(section)) is not None))
 
 
 def is_verbatim(types_: Sequence[Any]) -> bool:
-    """Whether a flag's text, for a setting of these types, is the value as it stands, and no YAML."""
+    """Whether the text of a flag for a setting of these types is used unchanged, and not parsed as YAML."""
     return all(one in (str, Path, type(None)) or get_origin(one) is Literal for one in types_)
 
 
 def check_known(name: str, known: Iterable[str], where: str) -> None:
-    """Raise BadInput unless there is a setting of that name."""
+    """Raise BadInput unless a setting exists."""
     check_no_code(name, where)
     names = list(known)
     if name not in names:
         near = nearest(name, names)
         flag = where.removesuffix(name) if where.startswith("--") and " " not in where else ""
-        do = "`--help-all` lists what there is." if names else "It has no settings below it."
+        do = "`--help-all` lists all settings." if names else "It has no settings below it."
         raise NoSuchName(where, "setting", f"Did you mean {flag}{near}?" if near else do)
 
 
 def values(
     table: Mapping[str, Field], base: Any, content: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]
 ) -> dict[str, Any]:
-    """The typed values of those settings of a table that are given.
+    """The typed values of the given settings.
 
     Args:
-        table: the settings that there are.
-        base: has the settings' values, as attributes, that sections are put over; None for the defaults of the table.
-        content: what is given.
-        keys: lead from the top to the table.
-        where: the name of a setting for errors.
+        table: the existing settings.
+        base: object with the values that the sections modify as attributes; None to use the defaults in the table.
+        content: the given values.
+        keys: keys that lead to the table.
+        where: maps the keys of a setting to its name for errors.
     """
     typed = {}
     for key, value in content.items():
@@ -278,16 +278,16 @@ def values(
 
 
 def _section(base: T, content: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]) -> T:
-    return replaced(base, values(fields(type(base)), base, content, keys, where), keys, where)
+    return replace_values(base, values(fields(type(base)), base, content, keys, where), keys, where)
 
 
-def _chosen(
+def _base_settings(
     field: Field, content: Mapping[str, Any], default: Any, keys: Keys, where: Callable[[Keys], str]
 ) -> Any:  # the settings that `content` is put over
-    """The settings that `content` changes: those of the default where it is of the kind that is asked for.
+    """The settings that `content` modifies: the default, if it is of the chosen kind, or else the defaults of that kind.
 
     Raises:
-        BadInput: there is no such kind, or a setting is one of another kind.
+        BadInput: there is no such kind, or `content` has a setting of another kind.
     """
     choices, known = kinds(field.kind), sections(field.kind)
     start = default if isinstance(default, known) else known[0]()
@@ -296,7 +296,7 @@ def _chosen(
     word = content.get(KIND, tag(type(start)))
     if not isinstance(word, str) or word not in choices:
         do = suggestion(word, choices) if isinstance(word, str) else ""
-        raise BadInput(where((*keys, KIND)), described(word), f"one of {', '.join(choices)}", f"{do}Change it.")
+        raise BadInput(where((*keys, KIND)), describe(word), f"one of {', '.join(choices)}", f"{do}Change it.")
     if word != tag(type(start)):
         start = choices[word]()
     for key in content:
@@ -309,7 +309,7 @@ def _chosen(
     return start
 
 
-def replaced(base: T, given: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]) -> T:
+def replace_values(base: T, given: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]) -> T:
     """Settings with other typed values.
 
     Raises:
@@ -318,16 +318,16 @@ def replaced(base: T, given: Mapping[str, Any], keys: Keys, where: Callable[[Key
     try:
         return dataclasses.replace(base, **given)  # type: ignore[type-var]
     except BadInput as error:
-        raise _renamed(error, type(base), keys, where) from error
+        raise _with_full_name(error, type(base), keys, where) from error
 
 
-def made(settings: Any, keys: Keys = (), where: Callable[[Keys], str] = dotted) -> Any:
+def from_mirror(settings: Any, keys: Keys = (), where: Callable[[Keys], str] = dotted) -> Any:
     """Real settings with the values of a mirror's; imports the modules that declare them.
 
     Args:
         settings: an instance of a mirror (see `wsss.declared`), or a plain value, which stays as it is.
         keys: lead to it from the top.
-        where: the name of a setting for errors.
+        where: maps the keys of a setting to its name for errors.
 
     Raises:
         BadInput: as the settings raise it about themselves, with the whole name of the setting.
@@ -335,14 +335,14 @@ def made(settings: Any, keys: Keys = (), where: Callable[[Keys], str] = dotted) 
     if not declared.is_mirror(type(settings)):
         return settings
     kind = declared.real(type(settings))
-    given = {name: made(getattr(settings, name), (*keys, name), where) for name in fields(type(settings))}
+    given = {name: from_mirror(getattr(settings, name), (*keys, name), where) for name in fields(type(settings))}
     try:
         return kind(**given)
     except BadInput as error:
-        raise _renamed(error, kind, keys, where) from error
+        raise _with_full_name(error, kind, keys, where) from error
 
 
-def _renamed(error: BadInput, kind: type, keys: Keys, where: Callable[[Keys], str]) -> BadInput:
+def _with_full_name(error: BadInput, kind: type, keys: Keys, where: Callable[[Keys], str]) -> BadInput:
     parts, known = re.split(r"[. ]", error.where), fields(kind)
     inner = next((tuple(parts[n:]) for n in range(len(parts)) if _leads(parts[n:], known)), ())
     place = where((*keys, *inner)) if keys or inner else error.where
@@ -359,9 +359,9 @@ def _leads(names: Sequence[str], table: Mapping[str, Field]) -> bool:
 
 def _typed(field: Field, value: Any, base: Any, keys: Keys, where: Callable[[Keys], str]) -> Any:
     possible = members(field.kind)
-    value = _spelled_out(field.kind, value)
+    value = _as_mapping(field.kind, value)
     if sections(field.kind) and isinstance(value, Mapping):
-        return _section(_chosen(field, value, base, keys, where), value, keys, where)
+        return _section(_base_settings(field, value, base, keys, where), value, keys, where)
     for kind in possible:
         if isinstance(value, list) and get_origin(kind) in (tuple, list):
             return _items(field, kind, value, keys, where)
@@ -372,7 +372,7 @@ def _typed(field: Field, value: Any, base: Any, keys: Keys, where: Callable[[Key
     do = suggestion(value, words(field.kind)) if isinstance(value, str) else ""
     if isinstance(value, int | float) and str in possible:
         do = "Put it in quotes. "
-    raise BadInput(where(keys), described(value), expected(*members(field.kind)), f"{do}Change it.")
+    raise BadInput(where(keys), describe(value), expected(*members(field.kind)), f"{do}Change it.")
 
 
 def _items(field: Field, kind: Any, value: list[Any], keys: Keys, where: Callable[[Keys], str]) -> Any:
@@ -380,7 +380,7 @@ def _items(field: Field, kind: Any, value: list[Any], keys: Keys, where: Callabl
     if get_origin(kind) is list or inner[-1] is Ellipsis:
         inner = (inner[0],) * len(value)
     if len(inner) != len(value):
-        raise BadInput(where(keys), described(value), expected(*members(field.kind)), "Change it.")
+        raise BadInput(where(keys), describe(value), expected(*members(field.kind)), "Change it.")
     items = [
         _typed(dataclasses.replace(field, kind=item), one, None, (*keys, str(index)), where)
         for index, (item, one) in enumerate(zip(inner, value, strict=True))
@@ -389,7 +389,7 @@ def _items(field: Field, kind: Any, value: list[Any], keys: Keys, where: Callabl
 
 
 def _leaf(kind: Any, value: Any, path: bool) -> tuple[bool, Any]:
-    """Whether a value is of that type, and what it is then."""
+    """Whether a value has this type, and the converted value."""
     if kind is type(None):
         return value is None, None
     if kind is bool:
@@ -398,7 +398,7 @@ def _leaf(kind: Any, value: Any, path: bool) -> tuple[bool, Any]:
     if isinstance(value, bool):
         return False, None
     if kind is int:
-        return isinstance(value, int) and abs(value) <= _LARGEST, value
+        return isinstance(value, int) and abs(value) <= _MAX_INT, value
     if kind is float:
         fits = isinstance(value, int | float) and math.isfinite(value)
         return fits, float(value) if fits else None
@@ -420,15 +420,15 @@ def _is_sound(text: str, path: bool) -> bool:
     return "\0" not in text
 
 
-def described(value: Any) -> str:
-    """A plain value in a few words."""
+def describe(value: Any) -> str:
+    """A short description of a plain value."""
     if value is None or isinstance(value, bool):
         return {None: "nothing (null)", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
         return f"settings below it ({', '.join(map(str, list(value)[:3])) or 'none'})"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > _MAX_INT:
         return f"{reprlib.repr(value)}, which is too large"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}, which is not finite"
@@ -436,7 +436,7 @@ def described(value: Any) -> str:
 
 
 def expected(*kinds: Any) -> str:
-    """Types in words, of which a value has one."""
+    """A description of the types that a value may have."""
     names: dict[Any, str] = {
         bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path", type(None): "null",
         dict: "keys and values", object: "a value in YAML",
@@ -463,12 +463,12 @@ def _plural(kind: Any) -> str:
     return {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}[kind]
 
 
-def shown(value: Any) -> Any:
-    """Settings as plain values, all of them, as a YAML file holds them."""
+def to_plain(value: Any) -> Any:
+    """All settings as plain values, as in a YAML file."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: shown(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: shown(inner) for key, inner in value.items()}
+        return {key: to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [shown(inner) for inner in value]
+        return [to_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value

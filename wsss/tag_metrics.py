@@ -1,4 +1,4 @@
-"""Scores of tags: average precision, precision, recall and F1 as multi-label classification counts them.
+"""Scores of tags: average precision, precision, recall and F1 of multi-label classification.
 
 Truth and tags are bool (n, c): pictures by classes. The conventions are those of TagCLIP (Lin et al., AAAI 2024).
 """
@@ -15,9 +15,9 @@ class PrecisionRecall(NamedTuple):
     """Shares in [0, 1]; `f1` is NaN where precision and recall are 0.
 
     Attributes:
-        f1: harmonic mean of the two.
-        precision: how much of what is tagged is there.
-        recall: how much of what is there is tagged.
+        f1: harmonic mean of precision and recall.
+        precision: share of the predicted tags that are correct.
+        recall: share of the true tags that are predicted.
     """
 
     f1: float
@@ -26,19 +26,19 @@ class PrecisionRecall(NamedTuple):
 
 
 def average_precision(truth: Bool[np.ndarray, "n c"], scores: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " c"]:
-    """Mean of the precision at each picture that has the class, pictures sorted by falling score, without interpolation.
+    """Mean of the precision at each picture that has the class, with pictures sorted by descending score, without interpolation.
 
-    Among equal scores the earlier picture comes first. A class that no picture has gets 0, as published, and lowers
+    Pictures with equal scores keep their order. A class that no picture has gets 0, as published, and lowers
     the mean over classes (mAP).
     """
     order = np.argsort(-scores, axis=0, kind="stable")
-    there = np.take_along_axis(truth, order, 0)
-    precision = there.cumsum(0) / np.arange(1, len(truth) + 1)[:, None]
-    return (precision * there).sum(0) / np.maximum(there.sum(0), 1)
+    hits = np.take_along_axis(truth, order, 0)
+    precision = hits.cumsum(0) / np.arange(1, len(truth) + 1)[:, None]
+    return (precision * hits).sum(0) / np.maximum(hits.sum(0), 1)
 
 
 def top_k(scores: Float[np.ndarray, "n c"], k: int) -> Bool[np.ndarray, "n c"]:
-    """The k best classes of each picture; among equal ones the earlier."""
+    """The k classes with the highest scores of each picture; among equal scores the first."""
     chosen = np.zeros(scores.shape, bool)
     np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, 1)
     return chosen
@@ -47,13 +47,13 @@ def top_k(scores: Float[np.ndarray, "n c"], k: int) -> Bool[np.ndarray, "n c"]:
 def precision_recall(truth: Bool[np.ndarray, "n c"], tags: Bool[np.ndarray, "n c"], mode: Mode) -> PrecisionRecall:
     """Precision, recall and F1 of tags.
 
-    A share of nothing is 0, as where nothing is tagged.
+    0 / 0 counts as 0, for example if nothing is tagged.
 
     Args:
-        truth: what is there.
-        tags: what is said to be there.
-        mode: `overall` pools all counts; `category` takes precision and recall a class and their means, and F1 of the
-            means; `sample` does the same a picture.
+        truth: true tags.
+        tags: predicted tags.
+        mode: `overall` pools all counts; `category` averages precision and recall over classes, and takes F1 of the
+            means; `sample` does the same over pictures.
     """
     axis = {"overall": None, "category": 0, "sample": 1}[mode]
     hits = (truth & tags).sum(axis)

@@ -72,7 +72,7 @@ def test_split_and_mask(tmp_path):
         (
             "a.jsonl",
             '{"image": "a", "tags": [], "x": ' + "9" * 5000 + "}",
-            "line 1: found something that cannot be read .*digits",
+            "line 1: found content that cannot be read .*digits",
         ),
         ("a.jsonl", '{"image": "\\ud800", "tags": []}', "line 1: found .* as `image`"),
         ("a.jsonl", '{"image": "a", "tags": ["\\udfff"]}', "line 1: found .* where tags belong"),
@@ -95,7 +95,7 @@ def test_split_and_mask(tmp_path):
         ("a.jsonl", '{"image": 3, "tags": []}', "found 3 as `image`; expected a text"),
         ("a.jsonl", '{"image": "a", "tags": [1]}', "where tags belong; expected names"),
         ("a.jsonl", '{"image": "a", "tags": null}', "found None where tags belong"),
-        ("a.jsonl", "[" * 100000, "line 1: found something nested too deeply"),
+        ("a.jsonl", "[" * 100000, "line 1: found content nested too deeply"),
     ],
 )
 def test_bad_tables(tmp_path, name, text, message):

@@ -146,7 +146,7 @@ def test_the_command_line_knows_what_the_methods_say_of_themselves(name):
     assert list(mirror) == list(real)
     for section, field in mirror.items():
         other = real[section]
-        assert settings.made(field.default) == other.default
+        assert settings.from_mirror(field.default) == other.default
         for kind, its in zip(settings.members(field.kind), settings.members(other.kind), strict=True):
             if declared.is_mirror(kind):
                 agree(kind, its)

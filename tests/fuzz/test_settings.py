@@ -19,7 +19,7 @@ from wsss.data.documents import dump
 from wsss.errors import BadInput
 from wsss.methods import METHODS, method
 from wsss.protocol import plan
-from wsss.settings import fields, made, sections, shown
+from wsss.settings import fields, from_mirror, sections, to_plain
 
 pytestmark = pytest.mark.fuzz
 
@@ -57,7 +57,7 @@ def default(parser: Parser[Any], keys: tuple[str, ...]) -> object:
     found = parser.table[keys[0]].default
     for key in keys[1:]:
         found = getattr(found, key, None)
-    return shown(found)
+    return to_plain(found)
 
 
 def edited(text: str, rng: random.Random) -> str:
@@ -124,12 +124,12 @@ def outcome(parser: Parser[Any], words: list[str]) -> str:
     try:
         options, chosen = parser.parse(words)
         for section in chosen.mirrors:
-            chosen.made(section)
+            chosen.build(section)
         if parser.command == "run all":
             tables = {name: registry.sections(registry.declared_method(name)) for name in RUNS}
             for one in plan(tables, options.common or {}, options.runs or {}, None, chosen.where):
                 for section, settings in one.settings(tables).items():
-                    made(settings, (section,), one.where)
+                    from_mirror(settings, (section,), one.where)
     except BadInput as error:
         return "refused" if error.where and error.found and error.expected and error.do else f"half an error: {error}"
     except SystemExit as ended:
@@ -145,7 +145,7 @@ def test_settings(tmp_path, monkeypatch, capsys):
     good = [path.read_text() for path in CONFIGS.glob("*.yaml")]
     for name in RUNS:
         below = parser_of(f"run {name}").settings.below
-        good.append(dump({section: shown(field.default) for section, field in below.items()}))
+        good.append(dump({section: to_plain(field.default) for section, field in below.items()}))
     outcomes: Counter[str] = Counter()
     for name in METHODS:
         method(name)  # takes longer than the rest

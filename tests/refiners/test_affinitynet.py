@@ -274,7 +274,7 @@ def test_foreign_and_corrupt_weights(tmp_path, squares, cams, trained):
     write_weights(tmp_path / "other.safetensors", state, {**metadata, "backbone": BACKBONE})
     refused(tmp_path / "other.safetensors", "weights of another network")
     (tmp_path / "cut.safetensors").write_bytes((trained / WEIGHTS).read_bytes()[:-100])
-    refused(tmp_path / "cut.safetensors", "cut.safetensors: found something that cannot be read")
+    refused(tmp_path / "cut.safetensors", "cut.safetensors: found content that cannot be read")
     (tmp_path / "text.pth").write_text("<html>")
     refused(tmp_path / "text.pth", "a text that begins with '<html>'")
 

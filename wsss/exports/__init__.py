@@ -1,4 +1,4 @@
-"""Formats of other programs that masks are exported to: one module each, registered by a line here."""
+"""Export formats: one module each, registered by a line here."""
 
 from typing import Any
 

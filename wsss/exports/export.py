@@ -1,4 +1,4 @@
-"""What an export is: masks in the format of another program."""
+"""The interface of an export format: it writes masks for another program."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from wsss.options import OutOptions
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions(OutOptions):
-    """Masks to export, and where."""
+    """Options that all exports share."""
 
     masks: Path = required()
     """folder of masks, as `wsss predict` and `wsss refine` write them"""
@@ -22,13 +22,13 @@ Options = TypeVar("Options", bound=ExportOptions)
 
 @dataclasses.dataclass(frozen=True)
 class Export(Generic[Options]):
-    """A format, which is the command `wsss export NAME`.
+    """An export format, available as the command `wsss export NAME`.
 
     Attributes:
-        name: of the command.
-        about: what it writes, as a part of a sentence.
-        options: what it needs.
-        write: writes the masks below `options.out`, and gives what it has written.
+        name: name of the command.
+        about: what it writes, as a noun phrase for the help page.
+        options: dataclass of its options.
+        write: writes the masks below `options.out`, and returns the path of the result.
     """
 
     name: str

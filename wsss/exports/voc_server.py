@@ -27,27 +27,27 @@ N_LABELS = 21
 
 @dataclasses.dataclass(frozen=True)
 class VOCServerOptions(ExportOptions):
-    """Predictions for the evaluation server."""
+    """Options of the VOC server export."""
 
     data: Path = required()
-    """VOC 2012's folder with the pictures of the test split; they need no tags"""
+    """VOC 2012 folder with the pictures of the test split; tags are not needed"""
     split: str = "test"
     """list of pictures in ImageSets/Segmentation"""
     competition: Competition = "comp6"
-    """comp5: trained on VOC's own pictures alone; comp6: on anything, ImageNet included"""
+    """comp5: trained only on VOC's pictures; comp6: trained on other data too, such as ImageNet"""
 
 
 def write(options: VOCServerOptions) -> Path:
-    """Pack predicted masks as the server wants them, as they are; the same masks give the same bytes.
+    """Pack predicted masks, unchanged, into the archive that the server expects; the same masks give the same bytes.
 
-    The folder of masks has to hold `NAME.png`, labels 0..20, for each picture of the split, and no other.
+    The folder of masks has to contain `NAME.png`, with labels 0..20, for each picture of the split, and no other PNG file.
 
     Returns:
         The archive.
 
     Raises:
-        BadInput: there is no such split; a mask is missing, of no picture, no 8-bit PNG of labels 0..20, or not of its
-            picture's size. No archive is left then.
+        BadInput: there is no such split; a mask is missing, belongs to no picture, is not an 8-bit PNG with labels 0..20, or
+            differs in size from its picture. Then no archive is written.
     """
     pictures = _pictures(options)
     _check_names(options.masks, set(pictures))
@@ -73,7 +73,7 @@ VOC_SERVER = Export("voc-server", "predictions as an archive for the PASCAL VOC 
 
 
 def _pictures(options: VOCServerOptions) -> dict[str, Path]:
-    """The files of the split's pictures by their names."""
+    """The picture files of the split, by name."""
     root = find_voc(options.data)
     if root is None:
         do = "Give the folder that holds JPEGImages and ImageSets, or VOCdevkit."
@@ -83,7 +83,7 @@ def _pictures(options: VOCServerOptions) -> dict[str, Path]:
     names = read_names(listed, there)
     for name in names:
         if name not in there:
-            do = "Fetch VOC's test data, or choose another split."
+            do = "Download VOC's test data, or choose another split."
             raise BadInput(listed, f"{name}, which is not in JPEGImages", "a picture for each name", do)
     return {name: there[name] for name in names}
 
@@ -101,12 +101,12 @@ def _check_names(masks: Path, expected: set[str]) -> None:
 
 def _check_mask(where: Path, content: bytes, picture: Path) -> None:
     is_png = content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25
-    # Bytes 24 and 25 are depth and kind of the channels: 0 is grey, 3 a palette. Decoders hide a depth below 8.
+    # Bytes 24 and 25 are bit depth and colour type: 0 is grey, 3 a palette. Decoders hide a bit depth below 8.
     if not is_png or content[24] != 8 or content[25] not in (0, 3):
         raise BadInput(
             where,
             f"a PNG of {content[24]} bits and colour type {content[25]}" if is_png else "no PNG",
-            "a PNG with one channel of 8 bits, grey (colour type 0) or with a palette (3)",
+            "a PNG with one 8-bit channel, grey (colour type 0) or with a palette (3)",
             "Write the labels themselves, not their colours.",
         )
     with (
@@ -119,7 +119,7 @@ def _check_mask(where: Path, content: bytes, picture: Path) -> None:
             where,
             f"labels {np.unique(labels[labels >= N_LABELS]).tolist()}",
             f"labels 0..{N_LABELS - 1}",
-            "The server knows no ignored pixels: predict a class or background everywhere.",
+            "The server does not support ignored pixels: predict a class or background everywhere.",
         )
     height, width = picture_size_hw(picture, upright=False)
     if labels.shape != (height, width):
