@@ -340,7 +340,8 @@ def test_published_checkpoints_localize(tmp_path):
         found = localizer.cams(localizer.prepare(inputs.image(120, 160, 7)), (120, 160), label)
         np.testing.assert_allclose(found.maps_stride4, wanted["0/cam"], atol=5e-6)
     # the same file is what CLIMS starts from
-    started, metadata = clims.baseline(str(tmp_path / "res50_clims.pth"), nothing(VOC_CLASSES), "stem", "imagenet")
+    settings = clims.CLIMSSettings(init=str(tmp_path / "res50_clims.pth"))
+    started, metadata = classifier.load_baseline(classifier.CAMNetwork, "clims", settings, nothing(VOC_CLASSES))
     for name, value in started.state_dict().items():
         assert torch.equal(value, own[name])
     assert metadata["backbone"] == "resnet50"
