@@ -46,7 +46,7 @@ def whole(tmp_path_factory, shapes, settings, one_torch_thread):
 
 
 def test_every_stage_is_there(whole, shapes):
-    assert all(update["object_text"] > 0 for update in check_whole(whole, shapes, "clims"))
+    assert all(update["object_text"] > 0 for update in check_whole(whole, shapes, "CLIMS"))
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, whole, shapes):

@@ -57,7 +57,7 @@ def whole(tmp_path_factory, shapes, settings, one_torch_thread):
 
 @pytest.mark.slow
 def test_every_stage_is_there(whole, shapes):
-    assert any(update["foreground"] > 0 for update in check_whole(whole, shapes, "qa_clims"))
+    assert any(update["foreground"] > 0 for update in check_whole(whole, shapes, "QA-CLIMS"))
     assert (whole / "questions" / "done.json").exists()
 
 

@@ -94,7 +94,7 @@ def test_the_same_data_set_elsewhere(data, made, tmp_path):
 
 
 def test_nothing_is_looked_at_twice(data, made, monkeypatch):
-    monkeypatch.setattr(check, "look_through", None)
+    monkeypatch.setattr(check, "check_pictures", None)
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     opened(data, made)
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
