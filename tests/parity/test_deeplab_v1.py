@@ -15,7 +15,7 @@ from wsss.data.mask_augment import DeepLabV1Augment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.deeplab_v1 import DeepLabV1
 from wsss.segmenters import deeplab_v1
-from wsss.stages.predict import PredictSettings, Prepared, Segmenter
+from wsss.stages.predict import PredictSettings, Prepared, Segmenter, most_probable
 from wsss.stages.train import poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -170,7 +170,7 @@ def test_whole_evaluation(checkpoint, monkeypatch, name, settings):
         np.testing.assert_allclose(probabilities, logits.softmax(0), rtol=1e-12)
         np.testing.assert_allclose(logits[::4, ::6, ::6], WHOLE[f"{key}_mean_logits"], rtol=0, atol=1.2e-6)
         close_stats(logits, WHOLE[f"{key}_mean_logits_stats"], 1.2e-6)
-        labels = segmenter.refined(image, probabilities)
+        labels = most_probable(segmenter.refined(image, probabilities))
         assert (labels != WHOLE[f"{key}_labels"]).sum() == 0
         matrix.add(inputs.mask(height, width, 21, k), labels, key)
     assert round(100 * scores(matrix.counts, "icam").miou, 3) == WHOLE[f"{name}_miou"]

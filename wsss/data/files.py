@@ -10,6 +10,7 @@ from PIL import Image
 
 from wsss.data.labels import EXPECTED, LabelSource, MaskTable, decode_labels, voc_palette
 from wsss.errors import BadInput, Unreadable, reading
+from wsss.foreign.npy_header import read_header
 from wsss.storage import whole_file
 
 
@@ -140,11 +141,9 @@ def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     if entry.file_size > _MOST_PER_BYTE * (entry.compress_size + 1):
         raise Unreadable(f"`{key}` of {entry.file_size} bytes packed into {entry.compress_size}")
     with archive.open(entry) as stream:
-        if (version := np.lib.format.read_magic(stream)) != (1, 0):
-            raise Unreadable(f"`{key}` of .npy version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        shape, fortran, dtype = read_header(stream)
         begin = stream.tell()
-        if dtype.kind not in "fiu" or not all(type(side) is int and side >= 0 for side in shape):
+        if dtype.kind not in "fiu":
             raise Unreadable(f"`{key}` of {dtype} and shape {shape}")
         if begin + math.prod(shape) * dtype.itemsize != entry.file_size:
             raise Unreadable(f"`{key}` of {dtype} and shape {shape} in {entry.file_size} bytes")

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from wsss.data.lists import without_suffix
 from wsss.errors import BadInput, reading
+from wsss.foreign.npy_header import read_header
 from wsss.foreign.pickled import INSTRUCTIONS, Forbidden, Unfinished, called, exactly, run
 
 _EXPECTED = "a .npy file with a dictionary of numbers, strings, NumPy arrays and torch tensors"
@@ -278,14 +279,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np
 
 
 def _npy(stream: io.BytesIO) -> Any:
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f".npy version {version}")
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        shape, fortran, dtype = header(stream)
-    except Exception as error:  # it evaluates a Python literal, and passes on errors of the tokenizer
-        raise ValueError(f"no header: {error!r:.120}") from error
+    shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:
         if dtype != np.dtype(object) or shape != ():
             raise ValueError(f"an array of {shape} objects")
