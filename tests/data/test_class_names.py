@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.conftest import write_picture, write_text
-from wsss.data.class_names import _one_slip, likely_typos, notes_on_missing_classes
+from wsss.data.class_names import _differ_by_one_typo, likely_typos, notes_on_missing_classes
 from wsss.data.images import Dataset, Images
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
@@ -59,7 +59,7 @@ def test_one_slip_is_an_edit_or_an_exchange(one, other):
     edits |= {one[:at] + letter + one[at:] for at in range(len(one) + 1) for letter in "abc"}
     edits |= {one[:at] + one[at + 1] + one[at] + one[at + 2 :] for at in range(len(one) - 1)}
     if one != other:
-        assert _one_slip(one, other) == (other in edits)
+        assert _differ_by_one_typo(one, other) == (other in edits)
 
 
 def test_a_class_list_answers_the_question(tmp_path):
