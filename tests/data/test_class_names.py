@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.conftest import write_picture, write_text
-from wsss.data.class_names import _one_slip, likely_typos, notes_on_missing_classes
+from wsss.data.class_names import _differ_by_one_typo, likely_typos, notes_on_missing_classes
 from wsss.data.images import Dataset, Images
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
@@ -26,12 +26,12 @@ def tagged(root, counts):
 @pytest.mark.parametrize(
     ("counts", "asked"),
     [
-        ({"bird": 300, "brid": 1}, "'brid' (1 picture) beside 'bird' (300 pictures)"),
-        ({"bird": 30, "birds": 3}, "'birds' (3 pictures) beside 'bird' (30 pictures)"),
+        ({"bird": 300, "brid": 1}, "'brid' (1 picture) next to 'bird' (300 pictures)"),
+        ({"bird": 30, "birds": 3}, "'birds' (3 pictures) next to 'bird' (30 pictures)"),
         ({"tiger": 10, "tigr": 1}, "'tigr' (1 picture)"),
         ({"tiger": 10, "Tigre": 1}, "'Tigre' (1 picture)"),
-        ({"cat": 5, "Cat": 5}, "'Cat' (5 pictures) beside 'cat' (5 pictures)"),
-        ({"CAT": 5, "cat": 1}, "'cat' (1 picture) beside 'CAT' (5 pictures)"),
+        ({"cat": 5, "Cat": 5}, "'Cat' (5 pictures) next to 'cat' (5 pictures)"),
+        ({"CAT": 5, "cat": 1}, "'cat' (1 picture) next to 'CAT' (5 pictures)"),
         ({"garden gnome": 5, "garden_gnome": 4}, "'garden_gnome' (4 pictures)"),
         ({"bird": 300, "bride": 200}, None),
         ({"bird": 29, "brid": 3}, None),
@@ -59,7 +59,7 @@ def test_one_slip_is_an_edit_or_an_exchange(one, other):
     edits |= {one[:at] + letter + one[at:] for at in range(len(one) + 1) for letter in "abc"}
     edits |= {one[:at] + one[at + 1] + one[at] + one[at + 2 :] for at in range(len(one) - 1)}
     if one != other:
-        assert _one_slip(one, other) == (other in edits)
+        assert _differ_by_one_typo(one, other) == (other in edits)
 
 
 def test_a_class_list_answers_the_question(tmp_path):
@@ -67,7 +67,7 @@ def test_a_class_list_answers_the_question(tmp_path):
         write_picture(tmp_path / f"{index}.png", (8, 8))
     rows = [f"{index}.png,{'tiger' if index else 'tigre'}" for index in range(12)]
     write_text(tmp_path / "tags.csv", "\n".join(["image,tags", *rows]) + "\n")
-    with pytest.raises(BadInput, match=r"'tigre' .1 picture. beside 'tiger'"):
+    with pytest.raises(BadInput, match=r"'tigre' .1 picture. next to 'tiger'"):
         open_checked(tmp_path, skip_bad=False)
     write_text(tmp_path / "classes.txt", "tiger\ntigre\n")
     assert open_checked(tmp_path, skip_bad=False).class_names == ("tiger", "tigre")

@@ -207,7 +207,7 @@ def test_every_cut_is_noticed(tmp_path):
     path = tmp_path / "cut.json"
     for length in [*range(0, len(whole) - 1, 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(BadInput, match=r"cut\.json: found (broken JSON|an empty file).*cut off"):
+        with pytest.raises(BadInput, match=r"cut\.json: found (broken JSON|an empty file).*truncated"):
             read_instances(path)
 
 
@@ -248,7 +248,7 @@ def test_a_file_that_changes(tmp_path):
     instances = read_instances(path)
     assert len(instances.objects(0)) == 2
     path.write_text("x" * path.stat().st_size)
-    with pytest.raises(BadInput, match="If it changed while it was used, start again"):
+    with pytest.raises(BadInput, match="If it has changed since the command started, start again"):
         instances.objects(0)
 
 
@@ -288,7 +288,7 @@ def test_broken_shapes(rule, shape):
 def test_shapes_without_an_inside():
     two_corners = [[1, 2, 9, 2]]
     assert draw_mask([(0, {"segmentation": two_corners})], SIZE, "icam", "a").sum() == 9
-    with pytest.raises(BadInput, match="less than three corners"):
+    with pytest.raises(BadInput, match="fewer than three corners"):
         draw_mask([(0, {"segmentation": two_corners})], SIZE, "clims", "a")
     for rule in ("clims", "icam"):
         assert not draw_mask([(0, {"segmentation": []})], SIZE, rule, "a").any()
@@ -472,8 +472,8 @@ def oriented(root, orientation, size_hw, stated_hw):
 @pytest.mark.parametrize(
     ("orientation", "size_hw", "stated_hw", "upright", "note"),
     [
-        (6, (30, 40), (40, 30), True, "are turned by it"),
-        (6, (30, 40), (30, 40), False, "are not turned by it"),
+        (6, (30, 40), (40, 30), True, "are rotated by it"),
+        (6, (30, 40), (30, 40), False, "are not rotated by it"),
         (3, (30, 40), (30, 40), True, "sizes cannot tell"),
         (8, (30, 30), (30, 30), True, "sizes cannot tell"),
         (1, (30, 40), (30, 40), True, None),
@@ -490,7 +490,7 @@ def test_orientation_of_own_pictures(tmp_path, orientation, size_hw, stated_hw, 
 def test_an_orientation_asked_for_against_the_sizes(tmp_path):
     root = oriented(tmp_path, 6, (30, 40), (40, 30))
     assert open_coco(root, LayoutOptions(upright=True)).split("train").upright
-    with pytest.raises(BadInput, match=r"0\.jpg: found a mask of the picture's size after .*Set --upright true"):
+    with pytest.raises(BadInput, match=r"0\.jpg: found a mask with the picture's size after .*Set --upright true"):
         open_coco(root, LayoutOptions(upright=False))
 
 

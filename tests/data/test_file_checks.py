@@ -80,11 +80,11 @@ def test_a_name_without_a_fault_stays_below_its_folder(name):
     ("names", "message"),
     [
         (("a", "b", "a"), "a second picture named 'a'"),
-        (("a/B", "a/b"), "a second picture named 'a/b' .*'a/B'.*upper and lower case"),
+        (("a/B", "a/b"), "a second picture named 'a/b' .*'a/B'.*letter case and Unicode normal form"),
         (("caf\u00e9", "cafe\u0301"), "a second picture named"),
         (("stra\u00dfe", "STRASSE"), "a second picture named"),
-        (("a", "a.png/b"), "'a' beside a folder 'a.png'"),
-        (("x/a", "x/a.NPZ/c/b"), "beside a folder"),
+        (("a", "a.png/b"), "'a' next to a folder 'a.png'"),
+        (("x/a", "x/a.NPZ/c/b"), "next to a folder"),
     ],
 )
 def test_names_that_meet(tmp_path, names, message):
@@ -145,14 +145,14 @@ def test_tables_may_name_other_places_when_allowed(tmp_path):
 def test_links_that_lead_out(folders, tmp_path):
     outside = write_picture(tmp_path / "outside.jpg", seed=8)
     (folders / "cat/3.jpg").symlink_to(outside)
-    with pytest.raises(BadInput, match=r"cat/3\.jpg: found a file outside of the data set .*--allow-outside"):
+    with pytest.raises(BadInput, match=r"cat/3\.jpg: found a file outside the data set .*--allow-outside"):
         open_dataset(folders)
     assert len(open_dataset(folders, allow_outside=True).split("train")) == 4
     (folders / "cat/3.jpg").unlink()
     (tmp_path / "pool").mkdir()
     write_picture(tmp_path / "pool/9.jpg", seed=9)
     (folders / "bird").symlink_to(tmp_path / "pool", target_is_directory=True)
-    with pytest.raises(BadInput, match="a file outside of the data set"):
+    with pytest.raises(BadInput, match="a file outside the data set"):
         open_dataset(folders)
 
 
@@ -165,12 +165,12 @@ def test_links_inside_and_a_root_that_is_one(folders, tmp_path):
 
 def test_two_entries_with_one_file_behind_them(folders, tmp_path):
     (folders / "dog/again.jpg").symlink_to("../cat/1.jpg")
-    with pytest.raises(BadInput, match=r"found one file behind two pictures: 'cat/1' of .* and 'dog/again'"):
+    with pytest.raises(BadInput, match=r"found one file for two pictures: 'cat/1' of .* and 'dog/again'"):
         open_dataset(folders)
     for i in range(2):
         write_picture(tmp_path / f"video/images/{i}.jpg", seed=i)
     write_coco_of(tmp_path / "video", ["seq0/0.jpg", "seq1/0.jpg", "seq0/1.jpg", "seq1/1.jpg"])
-    with pytest.raises(BadInput, match=r"one file behind two pictures: 'seq0/0' of coco/train and 'seq1/0'"):
+    with pytest.raises(BadInput, match=r"one file for two pictures: 'seq0/0' of coco/train and 'seq1/0'"):
         open_dataset(tmp_path / "video")
 
 
@@ -179,7 +179,7 @@ def test_one_file_in_two_splits_with_two_truths(tmp_path):
         write_picture(tmp_path / f"images/{i}.jpg", seed=i)
     write_coco_of(tmp_path, ["0.jpg", "1.jpg"])
     write_coco_of(tmp_path, ["1.jpg"], split="val")
-    with pytest.raises(BadInput, match=r"one file behind two pictures: '1' of coco/train and '1' of coco/val"):
+    with pytest.raises(BadInput, match=r"one file for two pictures: '1' of coco/train and '1' of coco/val"):
         open_dataset(tmp_path)
     # the same entry in both is a list that overlaps
     content = json.loads((tmp_path / "annotations/instances_train.json").read_text())
@@ -197,7 +197,7 @@ def test_a_picture_that_is_its_own_mask(table):
 def test_one_mask_of_two_pictures(table):
     write_labels(table / "m.bmp.png", [0])
     write_text(table / "tags.csv", "image,tags,mask\na.jpg,cat,m.bmp.png\nv.jpg,dog,m.bmp.png\n")
-    with pytest.raises(BadInput, match=r"one file behind two true masks: 'a' of .* and 'v'"):
+    with pytest.raises(BadInput, match=r"one file for two true masks: 'a' of .* and 'v'"):
         open_dataset(table)
     write_text(table / "tags.csv", "image,tags,mask\nb c.jpg,dog,\na.jpg,,m.bmp.png\nv.jpg,,m.bmp.png\n")
     assert len(open_dataset(table).split("train")) == 3

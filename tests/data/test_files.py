@@ -58,7 +58,7 @@ def test_masks_in_other_ways_of_writing_labels(tmp_path):
 def test_colours_instead_of_labels(tmp_path):
     Image.fromarray(voc_palette()[inputs.mask(20, 30, 4)]).save(tmp_path / "a.png")
     with pytest.raises(
-        BadInput, match=r"a\.png: found a picture of mode RGB with the colours .*expected an 8-bit .*not their colours"
+        BadInput, match=r"a\.png: found a picture of mode RGB with the colours .*expected an 8-bit .*instead of colours"
     ):
         read_mask(tmp_path / "a.png")
 
@@ -109,7 +109,7 @@ ONE = np.ones((1, 4, 4), np.float16)
 @pytest.mark.parametrize(
     ("classes", "maps", "found"),
     [
-        ([1, 2], ONE, "`maps` of float16 and shape .1, 4, 4. where 2 belong"),
+        ([1, 2], ONE, "`maps` of float16 and shape .1, 4, 4. for 2 maps"),
         ([[1]], ONE, "`classes` of int64 and shape .1, 1."),
         ([1.0], ONE, "`classes` of float64"),
         ([1.5], ONE, "`classes` of float64"),

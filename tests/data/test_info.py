@@ -88,7 +88,7 @@ def test_decoding_finds_more(table):
     assert list(summary["splits"]["train"]["bad"]) == ["a", "b c"]
     assert summary["splits"]["train"]["doubts"] == [
         "album/train: 2 of 3 pictures have a true mask: nothing is scored on this split",
-        "album/train: 1 of 2 pictures have a tag that their mask lacks (dog 1)",
+        "album/train: 1 of 2 pictures have a tag whose class is not in their mask (dog 1)",
         "album/train: 1 of 2 pictures have a class in their mask that is not among their tags (cat 1)",
     ]
     assert summary["identical"] == [[str(table / "deep/ü.png"), str(table / "copy.png")]]
@@ -116,7 +116,7 @@ def test_text(table):
         "segmenters scored on: val",
         "train: 3 pictures",
         "  height  30 to 30, median 30",
-        "  tags    1.00 a picture, at most 2; 1 without",
+        "  tags    1.00 per picture, at most 2; 1 without",
         "  masks   2 with, 1 without",
         "have a class in their mask that is not among their tags",
         "  classes cat 2, dog 1",

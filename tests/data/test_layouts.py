@@ -60,7 +60,7 @@ def test_pairs_of_folders_by_any_name(tmp_path, pictures, masks):
     data = open_dataset(pairs(tmp_path / "set", pictures.replace("JPEGS/../", ""), masks))
     assert (data.kind, data.val) == ("pairs", "val")
     assert {**tags(data.split("train")), **tags(data.split("val"))} == {name: [tag] for name, tag in TAGS.items()}
-    assert any(note.startswith("tags are the classes that the masks in") for note in data.notes)
+    assert any(note.startswith("tags are the classes in the masks of") for note in data.notes)
 
 
 def test_pairs_without_splits_and_with_an_ending(tmp_path):
@@ -72,7 +72,7 @@ def test_pairs_without_splits_and_with_an_ending(tmp_path):
     data = open_dataset(tmp_path, classes="cat, dog")
     assert tags(data.split("train")) == {name: [tag] for name, tag in TAGS.items()}
     assert any("1 pictures left out, since they have no mask (images/more.jpg first)" in note for note in data.notes)
-    assert any("1 masks fit no picture (other_mask first)" in note for note in data.notes)
+    assert any("1 masks belong to no picture (other_mask first)" in note for note in data.notes)
 
 
 def test_pairs_without_names_of_classes(tmp_path):
@@ -89,7 +89,7 @@ def test_pairs_of_masks_with_255_alone(tmp_path):
     for name in TAGS:
         write_picture(tmp_path / f"images/{name}.jpg", seed=int(name))
         write_mask_picture(tmp_path / f"masks/{name}.png", inside(name).astype(np.uint8) * np.uint8(255))
-    with pytest.raises(BadInput, match=r"masks that hold 0 and 255 alone; .*--mask-values 255=1"):
+    with pytest.raises(BadInput, match=r"masks that contain only 0 and 255; .*--mask-values 255=1"):
         open_dataset(tmp_path, classes="crack")
     data = open_dataset(tmp_path, classes="crack", mask_values="255=1")
     assert data.split("train").labels.all()
@@ -250,7 +250,7 @@ def test_boxes_and_empty_texts_of_yolo(tmp_path):
     data = open_dataset(root, train="train")
     assert tags(data.split("train")) == {"0": [], "1": ["cat"]}
     assert data.split("train").masks == (None, None)
-    assert any("1 pictures have no text in labels" in note for note in data.notes)
+    assert any("1 pictures have no file in labels" in note for note in data.notes)
     assert any("objects are boxes" in note for note in data.notes)
 
 
@@ -270,7 +270,7 @@ def test_files_of_labelme_apart_from_the_pictures(tmp_path):
         write_text(tmp_path / f"json/{name}.json", json.dumps(content))
     assert tags(open_dataset(tmp_path).split("train")) == {name: [tag] for name, tag in TAGS.items()}
     write_text(tmp_path / "json/0.json", json.dumps(labelme_content("0") | {"imagePath": "../../out.jpg"}))
-    with pytest.raises(BadInput, match=r"json/0\.json: found the picture '../../out\.jpg', which is outside of"):
+    with pytest.raises(BadInput, match=r"json/0\.json: found the picture '../../out\.jpg', which is outside"):
         open_dataset(tmp_path)
 
 
@@ -293,7 +293,7 @@ def test_choices_that_two_annotators_disagree_about(tmp_path):
     tasks = json.loads((root / "project-1.json").read_text())
     write_text(root / "project-1.json", json.dumps([*tasks, tasks[0] | {"choice": {"choices": ["cat", "dog"]}}]))
     with pytest.raises(
-        BadInput, match=r"task 4: found other choices for 0\.jpg \(cat, dog\) than .*task 1 has \(cat\)"
+        BadInput, match=r"task 4: found other choices for 0\.jpg \(cat, dog\) than in .*task 1 \(cat\)"
     ):
         open_dataset(root)
     write_text(root / "project-1.json", json.dumps([*tasks, tasks[0]]))

@@ -74,7 +74,7 @@ def test_one_class_a_level_too_deep(tmp_path):
 def test_masks_that_fit_no_picture(tmp_path):
     pictures(tmp_path, "scans/1.jpg")
     write_mask_picture(tmp_path / "masks/1.png", np.ones(SIZE, np.uint8))
-    with pytest.raises(BadInput, match=r"masks: found 1 files, none of which fits a picture \(masks/1\.png first\)"):
+    with pytest.raises(BadInput, match=r"masks: found 1 files, none of which belongs to a picture \(masks/1\.png first\)"):
         open_dataset(tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_folders_inside_of_classes_are_fine(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "kind"),
     [
-        ("annos.json", json.dumps({"images": [], "annotations": [], "categories": []}), "annotations in COCO's form"),
+        ("annos.json", json.dumps({"images": [], "annotations": [], "categories": []}), "annotations in COCO's format"),
         ("cat/via.json", json.dumps({"_via_img_metadata": {}}), "VGG annotator"),
         ("x/anno.json", json.dumps({"dm_format_version": "1", "items": [], "categories": {}}), "Datumaro"),
         ("set.yaml", "path: .\nnc: 2\nnames: [a, b]\n", "the settings of a YOLO data set"),
@@ -94,14 +94,14 @@ def test_folders_inside_of_classes_are_fine(tmp_path):
         ("cat/info.csv", "filename;breed\n1.jpg;siamese\n", "a table about the pictures"),
         ("train.txt", "cat/1.jpg\ndog/2.jpg\n", "a list of pictures"),
         ("train.txt", "cat/1.jpg 0\ndog/2.jpg 1\n", "a list of pictures"),
-        ("cat/1.txt", "0 0.5 0.5 0.1 0.1\n", "objects in YOLO's form"),
-        ("cat/1.xml", "<annotation><object/></annotation>", "annotations in VOC's form"),
+        ("cat/1.txt", "0 0.5 0.5 0.1 0.1\n", "objects in YOLO's format"),
+        ("cat/1.xml", "<annotation><object/></annotation>", "annotations in VOC's format"),
     ],
 )
 def test_files_that_say_what_the_pictures_hold(tmp_path, file, text, kind):
     pictures(tmp_path, "cat/1.jpg", "dog/2.jpg")
     write_text(tmp_path / file, text)
-    with pytest.raises(BadInput, match=rf"{file}: found .*{kind}.*not passed over"):
+    with pytest.raises(BadInput, match=rf"{file}: found .*{kind}.*not ignored"):
         open_dataset(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_folders_of_negatives(tmp_path, name):
 def test_folders_that_may_be_negatives(tmp_path, name):
     pictures(tmp_path, "crack/1.jpg", f"{name}/2.jpg")
     with pytest.raises(
-        BadInput, match=rf"a class '{name}', which may mean that no class is there.*--negative.*--classes"
+        BadInput, match=rf"a class '{name}', which may mean that no class is present.*--negative.*--classes"
     ):
         open_dataset(tmp_path)
     images = open_dataset(tmp_path, negatives=[name]).split("train")
@@ -217,7 +217,7 @@ def test_words_of_the_trade_among_others_are_classes(tmp_path):
 
 def test_folders_of_folders_of_classes(tmp_path):
     pictures(tmp_path, "animals/cat/1.jpg", "animals/dog/1.jpg", "vehicles/bus/1.jpg", "vehicles/car/1.jpg")
-    with pytest.raises(BadInput, match=r"hold other folders alone .*say --classes 'animals, vehicles'"):
+    with pytest.raises(BadInput, match=r"hold only other folders .*use --classes 'animals, vehicles'"):
         open_folder(tmp_path)
     assert open_folder(tmp_path, LayoutOptions(classes=("animals", "vehicles"))).class_names == ("animals", "vehicles")
 
@@ -287,7 +287,7 @@ def test_archives_are_noted(tmp_path):
 )
 def test_names_that_may_mean_nothing(tmp_path, names, doubtful):
     pictures(tmp_path, *(f"{name}/1.jpg" for name in names))
-    with pytest.raises(BadInput, match=rf"class\w* {doubtful}, which may mean that no class is there"):
+    with pytest.raises(BadInput, match=rf"class\w* {doubtful}, which may mean that no class is present"):
         open_folder(tmp_path)
 
 

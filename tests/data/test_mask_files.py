@@ -30,14 +30,14 @@ def test_masks_that_fit_no_picture_are_counted(tagged):
         write_labels(tagged / f"masks/{name}.png", [1, 2])
     data = open_folder(tagged)
     assert data.scored_split == "train"
-    assert data.notes == ("2 files in masks fit no picture and are not used (masks/x.png first)",)
+    assert data.notes == ("2 files in masks belong to no picture and are not used (masks/x.png first)",)
 
 
 @pytest.mark.parametrize(
     ("pattern", "remedy"),
     [
-        ("{}_mask.png", "Take '_mask' out of their names"),
-        ("{}_gt.png", "Take '_gt' out of their names"),
+        ("{}_mask.png", "Remove '_mask' from their names"),
+        ("{}_gt.png", "Remove '_gt' from their names"),
         ("{}.jpg.png", "Rename them"),
         ("train/{}.png", "Rename them"),
         ("{}.npy", "Rename them"),
@@ -55,7 +55,7 @@ def test_masks_none_of_which_fits_stop(tmp_path, pattern, remedy, folders):
         target.parent.mkdir(exist_ok=True)
         path.rename(target)
     with pytest.raises(
-        BadInput, match=rf"masks: found 2 files, none of which fits a picture .*{remedy}, or move the folder"
+        BadInput, match=rf"masks: found 2 files, none of which belongs to a picture .*{remedy}, or move the folder"
     ):
         open_folder(tmp_path)
 
@@ -124,5 +124,5 @@ def test_masks_of_pictures_upside_down(tagged):
         write_labels(tagged / f"masks/{name}.png", [1, 2])
     (note,) = open_dataset(tagged).notes
     assert (
-        "3 pictures with masks have an EXIF orientation (a.jpg first) and are turned by it; sizes cannot tell" in note
+        "3 pictures with masks have an EXIF orientation (a.jpg first) and are rotated by it; sizes cannot tell" in note
     )

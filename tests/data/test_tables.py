@@ -54,7 +54,7 @@ def test_split_and_mask(tmp_path):
         (
             "a.csv",
             "image,about\na,cat\n",
-            "line 2: found 'cat' in the column 'about'; expected a column `tags`, or a column a class",
+            "line 2: found 'cat' in the column 'about'; expected a column `tags`, or one column per class",
         ),
         ("a.csv", "image\na\n", "found the columns image"),
         ("a.csv", "image,tags,Tags\na,cat,dog\n", "found the columns image, tags, tags; .*each once"),
@@ -75,8 +75,8 @@ def test_split_and_mask(tmp_path):
             "line 1: found content that cannot be read .*digits",
         ),
         ("a.jsonl", '{"image": "\\ud800", "tags": []}', "line 1: found .* as `image`"),
-        ("a.jsonl", '{"image": "a", "tags": ["\\udfff"]}', "line 1: found .* where tags belong"),
-        ("a.jsonl", '{"image": "a", "tags": {"cat": 1}}', "line 1: found .* where tags belong"),
+        ("a.jsonl", '{"image": "a", "tags": ["\\udfff"]}', "line 1: found .* instead of tags"),
+        ("a.jsonl", '{"image": "a", "tags": {"cat": 1}}', "line 1: found .* instead of tags"),
         ("a.jsonl", '{"image": "a", "tags": [], "split": true}', "line 1: found True as `split`"),
         (
             "a.csv",
@@ -92,9 +92,9 @@ def test_split_and_mask(tmp_path):
         ("a.csv", "", "no line with a picture"),
         ("a.jsonl", '{"image": "a", "tags": "cat"}\n{"image": "b"', "line 2: found broken JSON"),
         ("a.jsonl", '{"image": "a"}', "line 1: found .*expected a line like"),
-        ("a.jsonl", '{"image": 3, "tags": []}', "found 3 as `image`; expected a text"),
-        ("a.jsonl", '{"image": "a", "tags": [1]}', "where tags belong; expected names"),
-        ("a.jsonl", '{"image": "a", "tags": null}', "found None where tags belong"),
+        ("a.jsonl", '{"image": 3, "tags": []}', "found 3 as `image`; expected text"),
+        ("a.jsonl", '{"image": "a", "tags": [1]}', "instead of tags; expected names"),
+        ("a.jsonl", '{"image": "a", "tags": null}', "found None instead of tags"),
         ("a.jsonl", "[" * 100000, "line 1: found content nested too deeply"),
     ],
 )
@@ -198,7 +198,7 @@ def test_bad_labels_by_name(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 2)))
     with pytest.raises(BadInput, match="a matrix without names"):
         labels_by_name(tmp_path / "a.npy", CLASSES)
-    with pytest.raises(BadInput, match=r"a file of kind '\.json'"):
+    with pytest.raises(BadInput, match=r"a file of type '\.json'"):
         labels_by_name(write_text(tmp_path / "a.json", json.dumps({})), CLASSES)
 
 

@@ -93,7 +93,7 @@ def test_tags_that_are_all_alike_say_nothing_of_values(tmp_path):
         Image.fromarray(mask).save(root / f"masks/{index}.png")
     doubtful = found(root)
     assert not doubtful.stops
-    assert "4 of 5 pictures have a tag that their mask lacks (cat 4)" in doubtful.notes[0]
+    assert "4 of 5 pictures have a tag whose class is not in their mask (cat 4)" in doubtful.notes[0]
 
 
 def test_some_disagreement_is_a_note(tmp_path):
@@ -104,7 +104,7 @@ def test_some_disagreement_is_a_note(tmp_path):
     doubtful = found(root)
     assert not doubtful.stops
     assert [note.partition(": ")[2] for note in doubtful.notes] == [
-        "1 of 6 pictures have a tag that their mask lacks (cat 1)",
+        "1 of 6 pictures have a tag whose class is not in their mask (cat 1)",
         "1 of 6 pictures have a class in their mask that is not among their tags (cow 1)",
     ]
 

@@ -27,7 +27,7 @@ def test_pictures_in_no_list_and_masks_of_no_picture(tmp_path):
     write_labels(root / "SegmentationClass/z.png", [0, 1])
     notes = open_dataset(root).notes
     assert "1 pictures are in no list and not used (c first)" in notes
-    assert f"1 masks fit no picture ({root}/SegmentationClass/z.png first)" in notes
+    assert f"1 masks belong to no picture ({root}/SegmentationClass/z.png first)" in notes
 
 
 def test_masks_of_vocs_layout_in_other_suffixes(tmp_path):
@@ -54,13 +54,13 @@ def yolo(tmp_path):
 def test_texts_of_objects_without_a_picture(yolo):
     write_text(yolo / "labels/train/gone.txt", "1 0.5 0.5 0.2 0.2\n")
     assert (
-        "1 texts in labels belong to no picture that is used (labels/train/gone.txt first)" in open_dataset(yolo).notes
+        "1 files in labels belong to no picture in use (labels/train/gone.txt first)" in open_dataset(yolo).notes
     )
 
 
 def test_a_number_of_classes_beside_other_names(yolo):
     write_text(yolo / "data.yaml", "train: images/train\nval: images/val\nnc: 3\nnames: [cat, dog]\n")
-    with pytest.raises(BadInput, match=r"found nc: 3 beside 2 names"):
+    with pytest.raises(BadInput, match=r"found nc: 3 with 2 names"):
         open_dataset(yolo)
 
 
@@ -97,8 +97,8 @@ def test_corners_in_pairs_are_no_boxes_alone():
 
 def test_addresses_are_no_names():
     assert name_problem("http://x.org/1") == (
-        "an address",
-        "Fetch the files, and write their paths below the data set.",
+        "a URL",
+        "Download the files, and write their paths below the data set.",
     )
 
 

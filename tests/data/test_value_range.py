@@ -114,7 +114,7 @@ def test_bad_files_do_not_decide(tmp_path):
 def test_pictures_of_8_bits_among_others_are_a_question(tmp_path):
     paths = [*write(tmp_path, [ramp(0, 4095, "uint16")] * 3), write_picture(tmp_path / "a.jpg")]
     with pytest.raises(
-        BadInput, match=r"do not go together: 1 of 8-bit samples .*a\.jpg.*; 3 of integer samples .*--value-range"
+        BadInput, match=r"of different kinds: 1 of 8-bit samples .*a\.jpg.*; 3 of integer samples .*--value-range"
     ):
         choose_reading(paths, tmp_path)
     with pytest.raises(
@@ -148,7 +148,7 @@ def test_missing_values_are_left_out_and_said(tmp_path):
 
 def test_pages_are_a_question(tmp_path):
     paths = write(tmp_path, [np.stack([ramp(0, 4095, "uint16", seed) for seed in range(5)])] * 3)
-    with pytest.raises(BadInput, match=r"5 pages .* in .*0\.tif, one of 3 such pictures of 3 looked at; .*--page N"):
+    with pytest.raises(BadInput, match=r"5 pages .* in .*0\.tif, one of 3 such pictures of 3 examined; .*--page N"):
         choose_reading(paths, tmp_path)
     reading, _ = choose_reading(paths, tmp_path, ReadingRequest(page=2))
     assert (reading.page, reading.value_range) == (2, (0, 4095))
@@ -173,7 +173,7 @@ def test_bands_are_a_question_or_said(tmp_path):
     assert "bands: red is band 4, green is band 3, blue is band 2" in notes
     three = write(tmp_path / "three", [ramp(0, 4095, "uint16", bands=3)] * 2, planarconfig="contig")
     assert any(
-        "do not say what their 3 bands are; they are taken as red, green, blue" in note
+        "do not say what their 3 bands are; they are used as red, green, blue" in note
         for note in choose_reading(three, tmp_path)[1]
     )
     more = write(tmp_path / "more", [ramp(0, 255, "uint8", bands=6)] * 2, photometric="rgb", extrasamples=[0, 0, 0])
@@ -188,7 +188,7 @@ def test_near_infrared_that_a_file_calls_alpha_is_a_question(tmp_path, dtype, hi
     bands = ramp(0, high, dtype, bands=4)
     paths = write(tmp_path / "nir", [bands] * 3, photometric="rgb", extrasamples=["unassalpha"])
     with pytest.raises(
-        BadInput, match=r"fourth band that TIFFs call alpha and that looks like a picture .*`--bands 1,2,3`"
+        BadInput, match=r"fourth band that the files call alpha although it looks like an ordinary band .*`--bands 1,2,3`"
     ):
         choose_reading(paths, tmp_path)
     assert choose_reading(paths, tmp_path, ReadingRequest(bands=(1, 2, 3)))[0].bands == (1, 2, 3)
@@ -206,7 +206,7 @@ def test_inverted_and_animated_pictures_are_said(tmp_path):
     reading, notes = choose_reading([tmp_path / "a.gif", plain], tmp_path)
     assert reading == DEFAULT_READING
     assert notes == [
-        "1 of 2 pictures looked at are animated (a.gif first): their first frame is read; --page takes another"
+        "1 of 2 pictures examined are animated (a.gif first): their first frame is read; --page chooses another"
     ]
 
 
@@ -275,7 +275,7 @@ def test_readings_survive_json(values):
     ],
 )
 def test_other_json_is_refused(values):
-    with pytest.raises(ValueError, match="no way of reading"):
+    with pytest.raises(ValueError, match="not a picture reading"):
         PictureReading.of(values)
 
 
@@ -329,7 +329,7 @@ def test_the_command_line_says_what_becomes_black_and_white(tmp_path, capsys):
     for tag in ("cat", "dog"):
         write(tmp_path / tag, [ramp(0, 4095, "uint16", bands=4)] * 2, planarconfig="contig")
     assert main(["data", "info", str(tmp_path)]) == 2
-    assert "uint16 with 4 bands, which does not say which of them are colours" in capsys.readouterr().err
+    assert "uint16 with 4 bands, which does not say which bands are colours" in capsys.readouterr().err
     assert main(["data", "info", str(tmp_path), "--bands", "4,3,2", "--value-range", "0,900"]) == 0
     said = capsys.readouterr().out
     assert "TIFF of uint16 with 4 bands: values 0 to 900 become black to white, as --value-range says" in said

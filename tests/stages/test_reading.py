@@ -124,7 +124,7 @@ def test_a_reading_that_makes_no_sense_is_refused(tmp_path):
     write_weights(
         tmp_path / "weights.safetensors", {"w": torch.zeros(1)}, {"kind": "deeplab", "reading": {"bands": "x"}}
     )
-    with pytest.raises(BadInput, match=r"weights\.safetensors: found .*no way of reading pictures"):
+    with pytest.raises(BadInput, match=r"weights\.safetensors: found .*not a picture reading"):
         reading_of(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Doubts about class names: slips of the pen that became classes, and classes that a split lacks."""
+"""Checks of class names: typos that became classes, and classes without pictures in a split."""
 
 import itertools
 import unicodedata
@@ -13,22 +13,22 @@ from wsss.data.images import Dataset
 from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput, is_regular
 
-# A slip is rarer than the right word by so much
+# A typo is rarer than the correct word by this factor
 TIMES_RARER = 10
-# Among shorter names, one letter makes another word: cat, car, cow
+# In shorter names, one letter makes another word: cat, car, cow
 SHORTEST = 4
 SHOWN = 5
 
 
 def likely_typos(data: Dataset, classes: object = None) -> BadInput | None:
-    """A question about tags that may be slips of other tags: they differ in case or separators alone, or in one letter.
+    """An error about tags that may be typos of other tags: they differ only in case or separators, or in one letter.
 
-    Names with one letter more, less or changed, or two neighbours exchanged, are asked about where one is ten times as
-    frequent. A number that differs is no slip (`grade 1`, `grade 2`), nor is a class of VOC or COCO.
+    Names that differ by one letter added, removed or changed, or by two neighbours exchanged, count if one is ten times as
+    frequent. A different number is no typo (`grade 1`, `grade 2`), nor is a class of VOC or COCO.
 
     Args:
         data: the data set.
-        classes: the class list that the user gave, if any; it or a file `classes.txt` answers the question.
+        classes: the class list of the user, if any; with it or a file `classes.txt`, no name is a typo.
     """
     if classes is not None or is_regular(data.root / CLASSES):
         return None
@@ -41,24 +41,24 @@ def likely_typos(data: Dataset, classes: object = None) -> BadInput | None:
             of[rare] * TIMES_RARER <= of[common]
             and min(len(one), len(other)) >= SHORTEST
             and rare.lower() not in _KNOWN
-            and _one_slip(one.lower(), other.lower())
+            and _differ_by_one_typo(one.lower(), other.lower())
         ):
-            pairs.append(f"{rare!r} ({_pictures(of[rare])}) beside {common!r} ({_pictures(of[common])})")
+            pairs.append(f"{rare!r} ({_pictures(of[rare])}) next to {common!r} ({_pictures(of[common])})")
     if not pairs:
         return None
     shown = "; ".join(pairs[:SHOWN]) + (f"; and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else "")
     return BadInput(
         data.root,
         f"the tags {shown}",
-        "tags that are no slips of each other",
-        "Correct them. If all are meant, say so by naming the classes: --classes 'NAME, NAME, ...', or a file classes.txt.",
+        "tags that are no typos of each other",
+        "Correct them. If all are classes, list them: --classes 'NAME, NAME, ...', or a file classes.txt.",
     )
 
 
 def notes_on_missing_classes(data: Dataset) -> list[str]:
-    """Notes on classes that the split trained on, or the one that segmenters are scored on, has no picture of."""
+    """Notes on classes without a picture in the training split, or in the split that segmenters are scored on."""
     notes = []
-    for name, consequence in ((data.train, "nothing is learned of it"), (data.val, "not scored")):
+    for name, consequence in ((data.train, "it cannot be learned"), (data.val, "not scored")):
         if name is None:
             continue
         images = data.split(name)
@@ -73,13 +73,13 @@ _KNOWN = frozenset(VOC_CLASSES) | frozenset(COCO_CATEGORIES.values())
 
 
 def _near(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names that are alike once a letter is left out of each, among them all that one slip tells apart."""
-    alike: dict[str, dict[str, None]] = defaultdict(dict)
+    """Pairs of names that are equal after removing at most one letter from each; they include all that differ by one typo."""
+    groups: dict[str, dict[str, None]] = defaultdict(dict)
     for name in names:
         folded = _folded(name)
         for form in (folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))):
-            alike[form][name] = None
-    return list(dict.fromkeys(pair for group in alike.values() for pair in itertools.combinations(group, 2)))
+            groups[form][name] = None
+    return list(dict.fromkeys(pair for group in groups.values() for pair in itertools.combinations(group, 2)))
 
 
 def _pictures(count: int) -> str:
@@ -90,8 +90,8 @@ def _folded(name: str) -> str:
     return "".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _one_slip(one: str, other: str) -> bool:
-    """Whether one letter more, less or changed, or two neighbours exchanged, tell two words apart."""
+def _differ_by_one_typo(one: str, other: str) -> bool:
+    """Whether two words differ by one letter added, removed or changed, or by two neighbours exchanged."""
     short, long = sorted((one, other), key=len)
     start = next((at for at, (a, b) in enumerate(zip(short, long)) if a != b), len(short))
     if len(short) == len(long):

@@ -1,4 +1,4 @@
-"""Where COCO's layouts keep annotation files and pictures.
+"""Finds the annotation files and pictures of COCO's layouts.
 
 annotations/instances_train2014.json  train2014/             COCO; pictures also in images/SPLIT, JPEGImages/SPLIT, images
 train/_annotations.coco.json          train/1.jpg            Roboflow; also valid and test
@@ -20,7 +20,7 @@ _SINGLE = (ROBOFLOW, "result.json", "result_coco.json", "annotations.json", "ann
 _PARENTS = ("", "images", "Images", "JPEGImages", "data")
 _BEGINNING = 1 << 20
 _DO = (
-    "Export the data set together with its pictures (Label Studio: COCO with images), or write each file_name as seen from the folder of the "
+    "Export the data set together with its pictures (Label Studio: COCO with images), or write each file_name relative to the folder of the "
     "pictures."
 )
 
@@ -29,7 +29,7 @@ def annotation_files(root: Path) -> dict[str, Path]:
     """The annotation files below a folder by split.
 
     Raises:
-        BadInput: two of them are of one split.
+        BadInput: a split has two of them.
     """
     found: dict[str, Path] = {}
     for path in sorted((root / "annotations").glob("instances_*.json")):
@@ -50,11 +50,13 @@ def annotation_files(root: Path) -> dict[str, Path]:
 def _add(found: dict[str, Path], word: str, path: Path) -> None:
     other = found.setdefault(split_of(word) or word, path)
     if other != path:
-        raise BadInput(path, f"a second file of {split_of(word)} (the first is {other})", "one a split", "Remove one.")
+        raise BadInput(
+            path, f"a second file of {split_of(word)} (the first is {other})", "one per split", "Remove one."
+        )
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a JSON file begins like COCO's: with an object that has one of its keys."""
+    """Whether a JSON file begins like COCO's: with an object whose first key is one of COCO's."""
     with path.open("rb") as stream:
         head = stream.read(_BEGINNING)
     return (
@@ -64,7 +66,7 @@ def is_coco(path: Path) -> bool:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Folders of pictures named like COCO's splits, which need no annotations where there are other tags."""
+    """Folders of pictures named like COCO's splits, which need no annotations if there are other tags."""
     folders: dict[str, Path] = {}
     for parent in _PARENTS:
         for folder in sorted((root / parent).glob("*20*")):
@@ -77,7 +79,7 @@ class PictureFiles:
     """The pictures that annotations name.
 
     Args:
-        root: of the data set.
+        root: the folder of the data set.
         files: annotation files by split.
         folders: folders of pictures by split.
         allow_outside: names may be absolute or lead upwards.
@@ -86,17 +88,17 @@ class PictureFiles:
     def __init__(self, root: Path, files: dict[str, Path], folders: dict[str, Path], allow_outside: bool) -> None:
         self.root, self.allow_outside = root, allow_outside
         self._of_2017 = [folder for split, folder in folders.items() if split.endswith("2017")]
-        self._own = {split: _own_folders(root, split, path) for split, path in files.items()}
+        self._split_folders = {split: _folders_of_split(root, split, path) for split, path in files.items()}
         for split, folder in folders.items():
-            self._own.setdefault(split, []).append(folder)
-        self._listed: dict[str, frozenset[str]] = {}
-        self._bare: dict[Path, dict[str, list[Path]]] = {}
+            self._split_folders.setdefault(split, []).append(folder)
+        self._listings: dict[str, frozenset[str]] = {}
+        self._by_last_part: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, split: str, file_name: str, image_id: int, where: str) -> Path | None:
         """The file of a picture: under its name below the folder of its split, or by its last part if that is unique there.
 
-        Looked at are `SPLIT`, `images/SPLIT`, `JPEGImages/SPLIT`; then, where there is no such folder, those above them. The last part may
-        also be ICAM's twelve digits. The folder of another split is never taken, unless the name itself leads there.
+        The folders searched are `SPLIT`, `images/SPLIT` and `JPEGImages/SPLIT`, and without such folders their parents. The last part may
+        also be the twelve digits of ICAM. The folder of another split is not used unless the name itself contains it.
 
         Raises:
             BadInput: the name is no path below a folder.
@@ -104,47 +106,47 @@ class PictureFiles:
         if self.allow_outside and (file_name.startswith("/") or ".." in file_name.split("/")):
             return self._outside(split, file_name)
         check_name(file_name, where, _DO)
-        own = self._own.get(split, [])
-        above = [self.root / parent for parent in _PARENTS]
-        for folder in [*own, *above]:
-            if self._is_there(folder, file_name):
+        folders = self._split_folders.get(split, [])
+        parents = [self.root / parent for parent in _PARENTS]
+        for folder in [*folders, *parents]:
+            if self._exists(folder, file_name):
                 return folder / file_name
-        bare, digits = file_name.rpartition("/")[2], f"{image_id:012d}.jpg"
-        for name in (bare, digits):
-            if own:
-                found = [path for folder in own for path in self._by_bare_name(folder).get(name, ())]
+        last, digits = file_name.rpartition("/")[2], f"{image_id:012d}.jpg"
+        for name in (last, digits):
+            if folders:
+                found = [path for folder in folders for path in self._files_by_last_part(folder).get(name, ())]
             else:
-                found = [folder / name for folder in above if self._is_there(folder, name)]
+                found = [folder / name for folder in parents if self._exists(folder, name)]
             if len(found) == 1:
                 return found[0]
         # COCO's ids are the same in 2014 and 2017, whose splits differ
-        published = self._of_2017 if re.fullmatch(rf"COCO_(?:train|val)2014_{digits}", bare) else ()
-        return next((folder / digits for folder in published if self._is_there(folder, digits)), None)
+        published = self._of_2017 if re.fullmatch(rf"COCO_(?:train|val)2014_{digits}", last) else ()
+        return next((folder / digits for folder in published if self._exists(folder, digits)), None)
 
     def _outside(self, split: str, file_name: str) -> Path | None:
-        bases = [*self._own.get(split, []), *(self.root / parent for parent in _PARENTS)]
+        bases = [*self._split_folders.get(split, []), *(self.root / parent for parent in _PARENTS)]
         paths = [Path(os.path.normpath(base / file_name)) for base in bases]
         return next((path for path in paths if is_regular(path)), None)
 
-    def _is_there(self, folder: Path, name: str) -> bool:
-        """Folders are listed once: asking for each of 100,000 pictures takes minutes on a network drive."""
+    def _exists(self, folder: Path, name: str) -> bool:
+        """Whether a file exists; each folder is listed once, since 100,000 queries take minutes on a network drive."""
         parent, _, last = f"{folder}/{name}".rpartition("/")
-        if parent not in self._listed:
-            self._listed[parent] = frozenset(os.listdir(parent)) if os.path.isdir(parent) else frozenset()
-        return last in self._listed[parent]
+        if parent not in self._listings:
+            self._listings[parent] = frozenset(os.listdir(parent)) if os.path.isdir(parent) else frozenset()
+        return last in self._listings[parent]
 
-    def _by_bare_name(self, folder: Path) -> dict[str, list[Path]]:
-        if folder not in self._bare:
+    def _files_by_last_part(self, folder: Path) -> dict[str, list[Path]]:
+        if folder not in self._by_last_part:
             found: dict[str, list[Path]] = defaultdict(list)
             for parent, _, names in os.walk(folder):
                 for name in names:
                     found[name].append(Path(parent, name))
-            self._bare[folder] = found
-        return self._bare[folder]
+            self._by_last_part[folder] = found
+        return self._by_last_part[folder]
 
 
-def _own_folders(root: Path, split: str, path: Path) -> list[Path]:
-    """The folders that hold the pictures of one split alone."""
+def _folders_of_split(root: Path, split: str, path: Path) -> list[Path]:
+    """The folders that hold only the pictures of one split."""
     if path.name == ROBOFLOW and path.parent != root:
         return [path.parent]
     words = dict.fromkeys((path.stem.removeprefix("instances_"), split))

@@ -1,6 +1,6 @@
 """The index of a COCO annotation file, which is read once, object by object.
 
-Kept are an object's place in the file, its class, its picture, and whether it has an outline: some twenty bytes each.
+For each object it holds the position in the file, the class, the picture, and whether there is an outline: about twenty bytes.
 """
 
 import array
@@ -22,11 +22,11 @@ from jaxtyping import Bool
 from wsss.data.lists import is_text
 from wsss.errors import BadInput, Unreadable, reading
 
-# Classes of objects that are of none: drawn as background, and as pixels that do not count
+# Stand in for the class of objects without a class, which are drawn as background or as ignored pixels
 DRAWN_AS_BACKGROUND, DRAWN_AS_IGNORED = -1, -2
 
 EXPECTED = "COCO instance annotations with images, annotations and categories"
-_BROKEN = "The file may be cut off: fetch it again."
+_BROKEN = "The file may be truncated: fetch it again."
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -40,13 +40,13 @@ class Instances:
         ids: image ids in file order.
         file_names: picture files as the annotations name them.
         sizes_hw: height and width of each picture.
-        first: where the objects of each picture begin in the three next arrays, which hold them in file order.
-        starts: where an object stands in the file, in bytes.
-        lengths: how many bytes it has.
+        first: where the objects of each picture begin in the next arrays, which hold them in file order.
+        starts: the offset of each object in the file, in bytes.
+        lengths: its length in bytes.
         classes: its 0-based class, or DRAWN_AS_BACKGROUND or DRAWN_AS_IGNORED.
-        outlined: 0 where it has no outline (a box alone), 1 where it has one, 2 where some of its polygons have less than three corners.
+        outlined: 0 if it has no outline (only a box), 1 if it has one, 2 if some of its polygons have fewer than three corners.
         crowds: whether it is marked as a crowd.
-        supercategories: by category id, where the file names any.
+        supercategories: by category id, if the file names any.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Instances:
     supercategories: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def among(self, position: int) -> slice:
-        """Where the objects of the picture at a position are in the arrays of objects."""
+        """The slice of the object arrays that belongs to the picture at a position."""
         return slice(int(self.first[position]), int(self.first[position + 1]))
 
     def objects(self, position: int) -> list[tuple[int, dict[str, Any]]]:
@@ -72,7 +72,7 @@ class Instances:
         found = []
         places = zip(self.starts[among], self.lengths[among], self.classes[among], strict=True)
         with (
-            reading(self.path, EXPECTED, "If it changed while it was used, start again."),
+            reading(self.path, EXPECTED, "If it has changed since the command started, start again."),
             self.path.open("rb") as stream,
         ):
             for start, length, class_ in places:
@@ -85,7 +85,7 @@ class Instances:
 
     @cached_property
     def digests(self) -> list[str]:
-        """A fingerprint of the annotations of each picture, as they stand in the file, and of their classes."""
+        """A fingerprint of the annotations of each picture, as bytes in the file, and of their classes."""
         found = []
         with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for begin, end in itertools.pairwise(self.first.tolist()):
@@ -104,7 +104,7 @@ class Instances:
         return labels
 
     def without(self, category: int, label: int) -> "Instances":
-        """The annotations with a category that is no class: its objects are drawn with this label (0 or 255), and give no tag."""
+        """The annotations without a category that is no class: its objects are drawn with `label` (0 or 255), and give no tag."""
         if category not in self.categories:
             return self
         rank = list(self.categories).index(category)
@@ -113,29 +113,27 @@ class Instances:
             DRAWN_AS_IGNORED if label else DRAWN_AS_BACKGROUND,
             self.classes - (self.classes > rank),
         )
-        kept = {number: name for number, name in self.categories.items() if number != category}
-        return dataclasses.replace(self, categories=kept, classes=classes)
+        categories = {number: name for number, name in self.categories.items() if number != category}
+        return dataclasses.replace(self, categories=categories, classes=classes)
 
 
 def read_instances(path: Path) -> Instances:
-    """Index an annotation file. Ids may be whole numbers written as texts.
+    """Index an annotation file. Ids may be integers written as strings.
 
     Raises:
-        BadInput: the file is missing, cut off, or no such annotations; or an id, or the name of a category, comes twice.
+        BadInput: the file is missing, truncated, or holds no such annotations; or an id or the name of a category occurs twice.
     """
     index = _Index(path)
     with reading(path, EXPECTED, _BROKEN):
         for key, value, start, end in _elements(_text(path)):
             if not isinstance(value, dict):
-                raise BadInput(
-                    path, f"{value!r:.60} among `{key}`", "objects in braces", "Use an instances file of COCO."
-                )
+                raise BadInput(path, f"{value!r:.60} among `{key}`", "JSON objects", "Use an instances file of COCO.")
             index.add(key, value, start, end)
     return index.finished()
 
 
 class _Index:
-    """What is known of an annotation file while it is read."""
+    """The index of an annotation file while it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,7 +144,7 @@ class _Index:
         self.outlined, self.crowds = array.array("b"), array.array("b")
 
     def add(self, key: str, value: dict[str, Any], start: int, end: int) -> None:
-        """Take in an element of one of the three lists."""
+        """Add an element of one of the three lists."""
         if key == "images":
             number = self._id(value, "id", "an image")
             name = self._name(value, "file_name", f"image {number}")
@@ -170,7 +168,7 @@ class _Index:
             self.categories[number] = name
             self.supercategories[number] = str(value.get("supercategory", ""))
         else:
-            # some tools number no annotations; negative ones tell them apart
+            # some tools give annotations no ids; negative ones distinguish them
             self.ids.append(
                 self._id(value, "id", "an annotation") if value.get("id") is not None else -len(self.ids) - 1
             )
@@ -182,7 +180,7 @@ class _Index:
             self.lengths.append(end - start)
 
     def finished(self) -> Instances:
-        """The index, with the objects of each picture together."""
+        """The index, with the objects grouped by picture."""
         if not self.images or not self.categories:
             found = f"no {'categories' if self.images else 'images'}"
             raise BadInput(self.path, found, EXPECTED, "Use an instances file of COCO.")
@@ -217,7 +215,7 @@ class _Index:
             raise self._twice("annotations", self.ids[order[same[0]]], f"of {first}", f"of {second}")
 
     def _twice(self, what: str, number: int, first: str, second: str) -> BadInput:
-        do = "Number them anew: files that were put together without new numbers mix up pictures and objects."
+        do = "Give them new numbers: files that were merged without new numbers confuse pictures and objects."
         return BadInput(self.path, f"the id {number} twice among {what} ({first!r} and {second!r})", "each id once", do)
 
     def _id(self, entry: Mapping[str, Any], key: str, what: str) -> int:
@@ -253,7 +251,7 @@ def _shown(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _outlined(shape: Any) -> int:
-    """Whether a segmentation holds an outline, see `Instances`; what is none of these is told when it is drawn."""
+    """Whether a segmentation has an outline, see `Instances`; invalid ones are reported when they are drawn."""
     if isinstance(shape, dict):
         return 1 if shape.get("counts") else 0
     if isinstance(shape, list):
@@ -281,7 +279,7 @@ def _ranks(wanted: np.ndarray, ids: np.ndarray, path: Path, what: str) -> np.nda
 
 
 def _text(path: Path) -> str:
-    """The file with a character a byte, so that places in the text are places in the file."""
+    """The file with one character per byte, so that positions in the text are offsets in the file."""
     with path.open("rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             raise BadInput(path, "an empty file", EXPECTED, _BROKEN)
@@ -296,7 +294,7 @@ def _elements(text: str) -> Iterator[tuple[str, Any, int, int]]:
     def after(at: int, marks: str) -> int:
         at = _skip(text, at)
         if text[at : at + 1] not in tuple(marks):
-            raise json.JSONDecodeError(f"{text[at : at + 1]!r} where one of {marks!r} belongs", text, at)
+            raise json.JSONDecodeError(f"{text[at : at + 1]!r} instead of one of {marks!r}", text, at)
         return at
 
     at = after(len("ï»¿") if text.startswith("ï»¿") else 0, "{")

@@ -1,4 +1,4 @@
-"""Objects of COCO annotations, drawn by the rules that published methods used."""
+"""Draws the objects of COCO annotations by the rules of published methods."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ MaskRule = Literal["clims", "icam"]
 
 # Pillow opens no larger picture
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
-# The COCO API takes some hundred bytes for each pixel of it
+# The COCO API allocates some hundred bytes for each pixel of an outline
 _LONGEST_OUTLINE = 4_000_000
 
 
@@ -28,18 +28,18 @@ def draw_mask(
     *,
     crowds: bool = False,
 ) -> UInt8[np.ndarray, "h w"]:
-    """Draw the objects of a picture, later ones over earlier ones; nothing is ignored.
+    """Draw the objects of a picture, later ones over earlier ones.
 
     Args:
         objects: 0-based class (or DRAWN_AS_BACKGROUND or DRAWN_AS_IGNORED) and annotation of each, in file order.
         size_hw: height and width.
-        rule: `clims` (CLIMS, QA-CLIMS) leaves crowds out and rasterises with the COCO API; `icam` draws crowds too, and fills
-            each polygon by OpenCV with its corners truncated to integers, border included.
-        where: what to name in an error.
-        crowds: draw crowds by the rule `clims` too.
+        rule: `clims` (CLIMS, QA-CLIMS) leaves out crowds and rasterises with the COCO API; `icam` draws crowds too, and fills
+            each polygon with OpenCV, with corners truncated to integers and the border included.
+        where: the place that an error names.
+        crowds: whether the rule `clims` draws crowds too.
 
     Raises:
-        BadInput: the size is none of a picture, or a polygon or run-length code is broken.
+        BadInput: the size is out of range, or a polygon or run-length code is broken.
     """
     height, width = size_hw
     if min(size_hw) < 1 or height * width > MOST_PIXELS:
@@ -75,10 +75,10 @@ def _inside(shape: Any, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     if isinstance(shape, dict):
         return _runs_inside(shape, size_hw)
     corners = [_corners(polygon).tolist() for polygon in _polygons(shape)]
-    # as COCO's tools do
+    # COCO's tools do the same
     polygons = [polygon for polygon in corners if len(polygon) > 5]
     if len(polygons) < bool(corners):
-        raise Unreadable("polygons of less than three corners alone")
+        raise Unreadable("only polygons with fewer than three corners")
     if not polygons:
         return np.zeros(size_hw, bool)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw))) > 0
@@ -91,7 +91,7 @@ def _polygons(shape: Any) -> list[Any]:
 
 
 def _corners(polygon: list[Any]) -> Float[np.ndarray, " n"]:
-    """The numbers of a polygon, checked: the COCO API takes memory by what they span and trusts them."""
+    """The coordinates of a polygon, checked because the COCO API trusts them and allocates memory for the area that they span."""
     if (
         not polygon
         or len(polygon) % 2
@@ -106,11 +106,11 @@ def _corners(polygon: list[Any]) -> Float[np.ndarray, " n"]:
 
 
 def _runs_inside(code: Mapping[str, Any], size_hw: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
-    """A run-length code, column by column, starting with what is outside; the COCO API would trust a broken one."""
+    """The pixels of a run-length code, in column order, starting with the outside; checked because the COCO API trusts it."""
     counts, size = code.get("counts"), code.get("size")
     if not isinstance(counts, list | str) or not isinstance(size, list) or not all(type(side) is int for side in size):
         raise Unreadable(f"a run-length code with `counts` {counts!r:.40} and `size` {size!r:.40}")
-    # Python's own numbers, which no sum can overflow
+    # Python's integers do not overflow
     runs = counts if isinstance(counts, list) else _unpacked(counts)
     if (
         not all(type(run) is int and run >= 0 for run in runs)
@@ -122,7 +122,8 @@ def _runs_inside(code: Mapping[str, Any], size_hw: tuple[int, ...]) -> Bool[np.n
 
 
 def _unpacked(text: str) -> list[int]:
-    """COCO's text form: six bits a letter from `0` on, five of them a digit, lowest first; from the fourth run on differences to two before."""
+    """COCO's text form: six bits per character, counted from `0`; five of them are a digit, the lowest first, and the sixth means that more
+    follow. From the fourth run on, the numbers are differences to the run two before."""
     runs: list[int] = []
     value = shift = 0
     for letter in text:

@@ -1,4 +1,4 @@
-"""DICOM files, by pydicom: the stored values on the scale that the file gives them (Hounsfield units in CT), not windowed."""
+"""DICOM files, by pydicom: the stored values with the file's rescale slope and intercept (Hounsfield units in CT), without windowing."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these 132 bytes is a DICOM file."""
+    """Whether a file with these first 132 bytes is a DICOM file."""
     return head[128:132] == b"DICM"
 
 
@@ -24,10 +24,10 @@ class Dicom:
         page: number (from 1) of the frame to read; None: the first one.
 
     Attributes:
-        header: what the file says of its pixels.
+        header: the properties of the frame.
 
     Raises:
-        BadInput: pydicom is not installed, or the pixels are of a kind that is not read.
+        BadInput: pydicom is not installed, or the pixels are of an unsupported kind.
     """
 
     def __init__(self, path: Path, page: int | None) -> None:
@@ -38,7 +38,7 @@ class Dicom:
                 path,
                 "a DICOM file",
                 "an ordinary picture",
-                "Install the extra that reads it: pip install 'wsss[dicom]'",
+                "Install the extra for it: pip install 'wsss[dicom]'",
             ) from error
         self.path, self.page = path, page or 1
         with warnings.catch_warnings():
@@ -92,7 +92,7 @@ class Dicom:
 
 
 def _window(data: Any) -> tuple[float, float] | None:
-    """The first window that the file proposes (PS3.3, C.11.2.1.2)."""
+    """The first display window that the file proposes (PS3.3, C.11.2.1.2)."""
     first = []
     for name in ("WindowCenter", "WindowWidth"):
         value = data.get(name)

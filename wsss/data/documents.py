@@ -1,8 +1,8 @@
-"""YAML that people write: plain values and nothing else.
+"""Reads YAML of plain values.
 
-A document is texts, numbers, true, false and null in lists and mappings. Whatever could name code (tags, and the keys by which
-jsonargparse and its like call for classes) is refused, and so is whatever could make a small file large (aliases of aliases).
-Plain words mean what YAML 1.2 says: `no`, `off` and `2020-01-01` are texts.
+A document consists of strings, numbers, true, false and null in lists and mappings. Anything that could name code (tags, and the keys by
+which jsonargparse and similar libraries instantiate classes) is refused, and so is anything that could make a small file large (aliases of
+aliases). Plain words have the meaning of YAML 1.2: `no`, `off` and `2020-01-01` are strings.
 """
 
 import re
@@ -18,10 +18,10 @@ from wsss.errors import BadInput, reading
 
 DEEPEST, MOST_VALUES, MOST_BYTES, MOST_DIGITS = 50, 100_000, 1 << 22, 100
 Keys = tuple[str, ...]
-# keys by which other libraries' settings files name classes and functions to call
+# keys that name classes and functions to call in the settings files of other libraries
 CODE = ("class_path", "init_args", "dict_kwargs")
 
-# underscores part thousands; `2007_000032`, a picture of VOC, and the class `7_11` are texts
+# underscores separate thousands; `2007_000032`, a picture of VOC, and the class `7_11` are strings
 _THOUSANDS = r"0|[1-9][0-9]*|[1-9][0-9]{0,2}(_[0-9]{3})+"
 _INTEGER = re.compile(rf"[-+]?({_THOUSANDS}|0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+)")
 _FLOAT = re.compile(
@@ -44,10 +44,10 @@ def in_file(path: str | Path, keys: Keys) -> str:
 
 
 def read_document(path: Path, expected: str) -> Any:
-    """The plain value that a YAML file holds; None for an empty one.
+    """The plain value in a YAML file; None for an empty one.
 
     Raises:
-        BadInput: the file cannot be read or is no YAML of plain values, see `parse`; `expected` says what it should hold.
+        BadInput: the file cannot be read or is no YAML of plain values, see `parse`; `expected` describes its content.
     """
     with reading(path, expected, _DO):
         size = path.stat().st_size
@@ -57,16 +57,16 @@ def read_document(path: Path, expected: str) -> Any:
 
 
 def parse(text: str, expected: str, named: Callable[[Keys], str]) -> Any:
-    """The plain value that a YAML text holds; None for an empty one.
+    """The plain value in a YAML text; None for an empty one.
 
     Args:
         text: one document.
-        expected: what it should hold, for the error.
-        named: the name of a value, from the keys that lead to it, and of the whole, from none.
+        expected: the expected content, for errors.
+        named: returns the name of a value from the keys that lead to it, and that of the whole document from no keys.
 
     Raises:
-        BadInput: broken YAML; a tag; an alias of what it stands in; a key that comes twice, that is no text or that would call
-            for code; values nested deeper than 50, or more than 100,000 of them with aliases written out; a number of more
+        BadInput: broken YAML; a tag; an alias inside its own anchor; a key that occurs twice, is no string, or could name
+            code; values nested deeper than 50, or more than 100,000 values with aliases expanded; a number of more
             than 100 digits; a second document.
     """
     try:
@@ -80,18 +80,18 @@ def parse(text: str, expected: str, named: Callable[[Keys], str]) -> Any:
 
 
 def check_no_code(name: str, where: str) -> None:
-    """Raise BadInput where the name of a setting would make other libraries call code: `class_path` and its kin."""
+    """Raise BadInput if the name of a setting would make other libraries call code, such as `class_path`."""
     if name in CODE:
-        raise BadInput(where, f"the key `{name}`", "values alone: no file or flag names code to run", "Remove it.")
+        raise BadInput(where, f"the key `{name}`", "only values: no file or flag names code to run", "Remove it.")
 
 
 def dump(content: Any) -> str:
-    """YAML of plain values, which `parse` reads as the same."""
+    """YAML of plain values, from which `parse` reads the same values."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts texts in quotes that would be read as something else."""
+    """Quotes strings that would be read as other values."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -103,12 +103,12 @@ _Dumper.add_representer(str, _represent_text)
 
 
 class _Document:
-    """Builds the value from the parser's events, so that no constructor is ever chosen by what the text says."""
+    """Builds the value from the parser's events, so that the text never selects a constructor."""
 
     def __init__(self, text: str, expected: str, named: Callable[[Keys], str]) -> None:
         self.expected, self.named = expected, named
         self.values = 0
-        # by anchor: a value, how many values it is, how deep it goes; None while it is being read
+        # by anchor: a value, the number of values in it, and its depth; None while it is being read
         self.anchors: dict[str, tuple[Any, int, int] | None] = {}
         self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
         next(self.events)  # the stream's start
@@ -124,7 +124,7 @@ class _Document:
         return BadInput(f"{self.named(keys)}{f', line {line + 1}' if line else ''}", found, self.expected, _DO)
 
     def _read(self, event: Any, keys: Keys) -> tuple[Any, int]:
-        """The value that begins with an event, and how deep it goes; `keys` lead to it."""
+        """The value that begins with an event, and its depth; `keys` lead to it."""
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, keys)
         if event.tag is not None:
@@ -148,7 +148,7 @@ class _Document:
     def _count(self, more: int, event: Any) -> None:
         self.values += more
         if self.values > MOST_VALUES:
-            raise self._refused(f"more than {MOST_VALUES} values (aliases written out)", event)
+            raise self._refused(f"more than {MOST_VALUES} values (with aliases expanded)", event)
 
     def _check_depth(self, depth: int, event: Any, keys: Keys) -> None:
         if depth > DEEPEST:
@@ -159,7 +159,7 @@ class _Document:
             raise self._refused(f"the alias *{event.anchor} of nothing before it", event, keys)
         known = self.anchors[event.anchor]
         if known is None:
-            raise self._refused(f"the alias *{event.anchor}, which stands in what it refers to", event, keys)
+            raise self._refused(f"the alias *{event.anchor} inside its own anchor", event, keys)
         value, values, depth = known
         self._count(values, event)
         self._check_depth(len(keys) + depth, event, keys)
@@ -179,7 +179,7 @@ class _Document:
         deepest = 0
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
-                raise self._refused("a key that is no plain text", event, keys)
+                raise self._refused("a key that is no plain string", event, keys)
             key = event.value
             inner = (*keys, key)
             check_no_code(key, self.named(inner))
@@ -198,7 +198,7 @@ def _is_text(text: str) -> bool:
 
 
 def _plain(text: str, where: str) -> Any:
-    """What a text without quotes stands for."""
+    """The value of a text without quotes."""
     if _is_text(text):
         return text
     if text in _WORDS:

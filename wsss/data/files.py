@@ -1,4 +1,4 @@
-"""The only reader and writer of activation map files and mask files."""
+"""Reads and writes the files of activation maps, masks and CRF posteriors; no other module does."""
 
 import math
 import zipfile
@@ -23,16 +23,16 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
 
 
 def read_mask(path: Path, table: MaskTable | None = None) -> UInt8[np.ndarray, "h w"]:
-    """Read the labels of a mask file; see `wsss.data.labels.decode_labels` for what its pixels may be.
+    """Read the labels of a mask file; see `wsss.data.labels.decode_labels` for the supported kinds.
 
     Raises:
-        BadInput: the file is missing, cut off, no picture, or has colours whose meaning nobody told.
+        BadInput: the file is missing, truncated, no picture, or has colours of unknown meaning.
     """
     return read_labels(path, table)[0]
 
 
 def read_labels(path: Path, table: MaskTable | None = None) -> tuple[UInt8[np.ndarray, "h w"], LabelSource]:
-    """As `read_mask`, and how the labels were found."""
+    """As `read_mask`, and also how the labels were found."""
     missing = "Check that a mask was made for each picture."
     with reading(path, EXPECTED, "Write the mask again.", missing=missing), Image.open(path) as picture:
         return decode_labels(picture, str(path), table)
@@ -49,8 +49,8 @@ def write_cams(
     Args:
         path: the file.
         classes: 0-based classes of the maps, ascending.
-        maps: in [0, 1] at the picture's size; kept as float16.
-        maps_stride4: the same at a quarter of the size, which random walks start from; kept as float16.
+        maps: in [0, 1] at the picture's size; stored as float16.
+        maps_stride4: the same at a quarter of the size, where random walks start; stored as float16.
     """
     arrays = {"classes": np.asarray(classes, np.int16), "maps": np.asarray(maps, np.float16)}
     if maps_stride4 is not None:
@@ -60,10 +60,10 @@ def write_cams(
 
 
 def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:
-    """Read classes (int16) and maps (float32) that `write_cams` wrote; `key` is `maps` or `maps_stride4`.
+    """Read classes (int16) and maps (float32) from a file of `write_cams`; `key` is `maps` or `maps_stride4`.
 
     Raises:
-        BadInput: the file is missing, damaged, or holds anything but ascending classes and maps in [0, 1].
+        BadInput: the file is missing or damaged, or does not hold ascending classes and maps in [0, 1].
     """
     expected = f"an .npz file of activation maps with `classes` (k, ascending) and `{key}` (k, h, w) in [0, 1]"
     do = "Make the activation maps again (wsss localize)."
@@ -79,12 +79,12 @@ def write_posteriors(
     low: Float[np.ndarray, "l h w"],
     high: Float[np.ndarray, "l h w"],
 ) -> None:
-    """Write the class probabilities of two dense CRFs as a compressed `.npz` that holds no pickles; kept as float16.
+    """Write the class probabilities of two dense CRFs as a compressed `.npz` that holds no pickles; stored as float16.
 
     Args:
         path: the file.
         classes: 0-based classes of the picture, ascending.
-        low, high: probabilities of background and classes, l = k + 1, of the CRF with much and with little background.
+        low, high: probabilities of background and classes, l = k + 1, of the CRFs with much and with little background.
     """
     arrays = {"classes": np.asarray(classes, np.int16), "low": low.astype(np.float16), "high": high.astype(np.float16)}
     with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
@@ -92,10 +92,10 @@ def write_posteriors(
 
 
 def read_posteriors(path: Path) -> tuple[Float[np.ndarray, "l h w"], Float[np.ndarray, "l h w"]]:
-    """Read what `write_posteriors` wrote: `low` and `high`, float32.
+    """Read `low` and `high` (float32) from a file of `write_posteriors`.
 
     Raises:
-        BadInput: the file is missing, damaged, or holds anything but ascending classes and two sets of probabilities of them.
+        BadInput: the file is missing or damaged, or does not hold ascending classes and two sets of probabilities.
     """
     expected = "an .npz file with `classes` (k, ascending), `low` and `high` (k + 1, h, w) in [0, 1]"
     do = "Make the label sets again."
@@ -118,13 +118,13 @@ def _check_classes(path: Path, classes: np.ndarray, expected: str, do: str) -> N
 
 def _check_scores(path: Path, key: str, scores: np.ndarray, count: int, expected: str, do: str) -> None:
     if scores.ndim != 3 or scores.dtype.kind != "f" or len(scores) != count:
-        raise BadInput(path, f"`{key}` of {scores.dtype} and shape {scores.shape} where {count} belong", expected, do)
-    # NaN is in no range
+        raise BadInput(path, f"`{key}` of {scores.dtype} and shape {scores.shape} for {count} maps", expected, do)
+    # NaN fails this comparison
     if not ((scores >= 0) & (scores <= 1)).all():
         raise BadInput(path, f"`{key}` from {scores.min()} to {scores.max()}", expected, do)
 
 
-# Deflate makes nothing smaller than this share of it
+# Deflate compresses no better than this
 _MOST_PER_BYTE = 1100
 
 
@@ -134,7 +134,7 @@ def _read_arrays(path: Path, keys: tuple[str, ...], expected: str, do: str) -> l
 
 
 def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """One array of an `.npz` file; its header is held against the length of what is stored before memory is taken."""
+    """One array of an `.npz` file; its header is compared with the stored length before memory is allocated."""
     if f"{key}.npy" not in archive.namelist():
         raise Unreadable(f"no array `{key}`")
     entry = archive.getinfo(f"{key}.npy")
@@ -147,6 +147,6 @@ def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
             raise Unreadable(f"`{key}` of {dtype} and shape {shape}")
         if begin + math.prod(shape) * dtype.itemsize != entry.file_size:
             raise Unreadable(f"`{key}` of {dtype} and shape {shape} in {entry.file_size} bytes")
-        # to the end, where the checksum is compared
+        # reading to the end verifies the checksum
         values = np.frombuffer(stream.read(), dtype)
     return values.reshape(shape, order="F" if fortran else "C")

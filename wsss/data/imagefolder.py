@@ -1,9 +1,9 @@
-"""Hugging Face's imagefolder: pictures with `metadata.csv` or `metadata.jsonl`, one for all splits or one in the folder of each.
+"""Hugging Face's imagefolder: pictures with `metadata.csv` or `metadata.jsonl`, one for all splits or one in each split's folder.
 
     metadata.jsonl          {"file_name": "train/1.jpg", "tags": ["cat", "dog"], "mask_file_name": "masks/1.png"}
     train/metadata.csv      file_name,label
 
-Paths are those below the folder of the metadata. True masks stand in the column whose name ends in `_file_name`.
+Paths are relative to the folder of the metadata. True masks are in the column whose name ends in `_file_name`.
 """
 
 import os
@@ -26,7 +26,7 @@ _FILE, _MASK = "file_name", "_file_name"
 
 
 def find_imagefolder(root: Path) -> list[Path]:
-    """The tables of metadata in a folder, or in its folders that are named like splits.
+    """The tables of metadata in a folder and in its folders of splits.
 
     Raises:
         BadInput: one folder has two, or there is one for all splits and one of a split.
@@ -38,17 +38,17 @@ def find_imagefolder(root: Path) -> list[Path]:
         raise BadInput(
             root,
             f"the tables {' and '.join(os.path.relpath(path, root) for path in found)}",
-            "one a folder",
+            "one per folder",
             "Keep one.",
         )
     return found
 
 
 def read_imagefolder(root: Path, tables: list[Path], options: LayoutOptions) -> LayoutContents:
-    """Pictures, tags and masks by the metadata.
+    """Pictures, tags and masks from the metadata.
 
     Raises:
-        BadInput: the table lacks a column, or a cell holds something else than a path below the folder or tags.
+        BadInput: a table lacks a column, or a cell is neither a path below the folder nor tags.
     """
     entries: list[Entry] = []
     notes: list[str] = []
@@ -61,7 +61,7 @@ def read_imagefolder(root: Path, tables: list[Path], options: LayoutOptions) -> 
         tags, mask = _tag_column(table, columns, options.tag_column), _mask_column(table, columns)
         for where, cells in rows:
             path = _path(table.parent, cells.get(_FILE), where)
-            kept = cells.get(mask) if mask else None
+            mask_cell = cells.get(mask) if mask else None
             named = tags_in(cells.get(tags) or [], where)
             split = split_of(os.path.relpath(path, root).split(os.sep)[0]) or "train"
             entries.append(
@@ -71,28 +71,29 @@ def read_imagefolder(root: Path, tables: list[Path], options: LayoutOptions) -> 
                     path=path,
                     tags=only_classes(named, options.negatives),
                     where=where,
-                    mask=MaskFile(_path(table.parent, kept, where)) if kept else None,
+                    mask=MaskFile(_path(table.parent, mask_cell, where)) if mask_cell else None,
                 )
             )
     if any(entry.mask for entry in entries) and options.class_names is None:
         order = sorted({tag for entry in entries for tag in entry.tags})
         numbered = ", ".join(f"{label} {name}" for label, name in enumerate(order, 1))
-        notes.append(f"labels in masks are taken for the sorted tags ({numbered}); --classes gives another order")
+        notes.append(
+            f"labels in masks are assumed to be in the order of the sorted tags ({numbered}); --classes gives another"
+        )
     notes += _unlisted(root, tables, entries)
     return LayoutContents("imagefolder", entries, options.class_names, notes, tags_by_picture=True)
 
 
-def _tag_column(table: Path, columns: Iterable[str], asked: str | None) -> str:
-    names = (asked,) if asked else _TAG_COLUMNS
+def _tag_column(table: Path, columns: Iterable[str], requested: str | None) -> str:
+    names = (requested,) if requested else _TAG_COLUMNS
     found = [column for column in columns if column in names]
     if _FILE not in columns or len(found) != 1:
-        there = f"the columns {', '.join(columns)}"
         raise BadInput(
             table,
-            there,
+            f"the columns {', '.join(columns)}",
             f"file_name and one of {', '.join(names)}",
-            "Name the column that holds the tags with --tag-column. Folders of classes are not looked at where there is such a table: "
-            "remove it if they say it all.",
+            "Name the column of the tags with --tag-column. With such a table, the names of folders are not used as tags: remove it if they "
+            "are the tags.",
         )
     return found[0]
 
@@ -117,5 +118,9 @@ def _unlisted(root: Path, tables: list[Path], entries: list[Entry]) -> list[str]
     named = {entry.path for entry in entries} | {
         entry.mask.path for entry in entries if isinstance(entry.mask, MaskFile)
     }
-    left = [path for table in tables for path in files_below(table.parent) if is_picture(path) and path not in named]
-    return [f"{len(left)} pictures left out, since the metadata does not name them ({left[0]} first)"] if left else []
+    unlisted = [
+        path for table in tables for path in files_below(table.parent) if is_picture(path) and path not in named
+    ]
+    if not unlisted:
+        return []
+    return [f"{len(unlisted)} pictures left out, since the metadata does not name them ({unlisted[0]} first)"]

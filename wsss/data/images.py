@@ -1,4 +1,4 @@
-"""The one data set type: named pictures with image-level labels and, where there are any, true masks."""
+"""The types of all data sets: named pictures with image-level labels and optional true masks."""
 
 import dataclasses
 import hashlib
@@ -26,11 +26,11 @@ MOST_CLASSES = 254
 
 @runtime_checkable
 class TrueMask(Protocol):
-    """Where the true mask of one picture comes from."""
+    """The source of one picture's true mask."""
 
     @property
     def where(self) -> str:
-        """The place to name in an error."""
+        """The place that an error names."""
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
         """The mask: 0 background, 1..C classes, 255 ignored."""
@@ -41,11 +41,11 @@ class TrueMask(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MaskFile:
-    """A true mask kept as a picture file.
+    """A true mask in a picture file.
 
     Attributes:
         path: the file.
-        table: what its values or colours mean, where they are not the labels.
+        table: what its values or colours mean if they are not the labels.
     """
 
     path: Path
@@ -64,10 +64,10 @@ class MaskFile:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayMask:
-    """A true mask held in memory.
+    """A true mask in memory.
 
     Attributes:
-        where: the place to name in an error.
+        where: the place that an error names.
         labels: 0 background, 1..C classes, 255 ignored.
     """
 
@@ -83,13 +83,13 @@ class ArrayMask:
 
 @dataclasses.dataclass(frozen=True)
 class MaskSummary:
-    """What one true mask holds.
+    """The content of one true mask.
 
     Attributes:
-        values: those that occur, ascending, whether they are labels or not.
-        ignored: share of the pixels that are 255.
-        reading: how a mask file's labels were found, None for masks that are drawn.
-        message: what is wrong with its size or its labels, None if nothing is.
+        values: the values that occur, ascending, including those that are no labels.
+        ignored: the share of pixels that are 255.
+        reading: how the labels of a mask file were found, None for masks that are drawn.
+        message: what is wrong with its size or its labels, None if they are correct.
     """
 
     values: tuple[int, ...]
@@ -103,15 +103,15 @@ class Images:
     """Pictures of one split.
 
     Attributes:
-        title: what the split is called in messages, `voc/train_aug` for example.
-        names: one a picture, unique (see `check_names`); may contain sub-folders and blanks. Outputs are named after them.
-        paths: the picture files; none where the pictures are in memory.
+        title: the name of the split in messages, `voc/train_aug` for example.
+        names: one per picture, unique (see `check_names`); may contain sub-folders and blanks. Outputs are named after them.
+        paths: the picture files; empty if the pictures are in memory.
         class_names: the C foreground classes in the order of their indices; label `i + 1` in a mask is class `i`.
         labels: image-level labels, without background.
-        masks: the true mask of each picture, None where there is none.
-        upright: turn pictures as their EXIF orientation says. The published loaders of VOC and COCO ignore it.
-        reading: which values become black and white, and which bands and page are taken; see `wsss.data.value_range`.
-        arrays: the pictures themselves, where they are in memory; see `from_arrays`.
+        masks: the true mask of each picture, None if there is none.
+        upright: whether pictures are rotated by their EXIF orientation. The published loaders of VOC and COCO ignore it.
+        reading: which values become black and white, and which bands and page are used; see `wsss.data.value_range`.
+        arrays: the pictures if they are in memory; see `from_arrays`.
     """
 
     title: str
@@ -145,22 +145,22 @@ class Images:
         names: Sequence[str] | None = None,
         title: str = "memory",
     ) -> "Images":
-        """Pictures that are in memory, for everything that takes pictures of a data set: training, maps, masks, scores.
+        """Pictures in memory, for everything that uses pictures of a data set: training, maps, masks, scores.
 
-        The arrays are copied. Records of stages know the pictures by their content, as they know files.
+        The arrays are copied. Records of stages identify the pictures by their content, as they identify files.
 
         Args:
             pictures: uint8 arrays (h, w, 3) RGB, (h, w, 4) RGBA or (h, w) grey, 0 to 255; pictures of Pillow; or uint8
-                tensors (3, h, w). Sizes may differ. Grey and transparent pictures become RGB as those in files do.
+                tensors (3, h, w). Sizes may differ. Grey and transparent pictures become RGB like those in files.
             labels: the tags of each picture: bool (n, c), or for each picture the names of its classes.
             class_names: the C foreground classes, without background; label `i + 1` in a mask is class `i`.
             masks: the true mask of each picture, or None for a picture without: uint8 (h, w), 0 background, 1..C, 255 ignored.
             names: one for each picture, after which outputs are named; by default `000000`, `000001` and so on.
-            title: what messages call these pictures.
+            title: the name of these pictures in messages.
 
         Raises:
-            BadInput: no picture; a picture, mask or label of another kind, shape or range; numbers that do not fit together;
-                class names or names of pictures that occur twice.
+            BadInput: there are no pictures; a picture, mask or label has another type, shape or range; the numbers of pictures, labels,
+                masks and names differ; or a class name or the name of a picture occurs twice.
 
         Example:
             >>> import numpy as np
@@ -203,17 +203,17 @@ class Images:
         return len(self) > 0 and all(mask is not None for mask in self.masks)
 
     def check_maskable(self) -> None:
-        """Raise BadInput if there are more classes than an 8-bit mask can tell apart."""
+        """Raise BadInput if there are more classes than an 8-bit mask can represent."""
         if len(self.class_names) > MOST_CLASSES:
             raise BadInput(
                 self.title,
                 f"{len(self.class_names)} classes",
-                f"at most {MOST_CLASSES} for masks, which are 8-bit with 255 for what is ignored",
+                f"at most {MOST_CLASSES} for masks, which are 8-bit with 255 for ignored pixels",
                 "Merge some classes, or stop at the activation maps (wsss localize).",
             )
 
     def where(self, index: int) -> str:
-        """A picture's file, or what messages call a picture that is in memory; no two pictures of a data set share it."""
+        """A picture's file, or the name of a picture in memory in messages; unique within a data set."""
         return str(self.paths[index]) if self.paths else array_title(self.title, self.names[index])
 
     def classes(self, index: int) -> list[int]:
@@ -227,17 +227,17 @@ class Images:
         return read_picture(self.paths[index], upright=self.upright, how=self.reading)
 
     def size_hw(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, of a file from its header alone."""
+        """Height and width of a picture; for files, read from the header."""
         if self.arrays:
             height, width, _ = self.arrays[index].shape
             return height, width
         return picture_size_hw(self.paths[index], upright=self.upright, how=self.reading)
 
     def read_mask(self, index: int, size_hw: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
-        """The true mask, with its labels checked, and its size too where `size_hw` is given.
+        """The true mask, with its labels checked, and also its size if `size_hw` is given.
 
         Raises:
-            BadInput: there is no mask, its size is not `size_hw`, or it holds a label that is no class.
+            BadInput: there is no mask, its size is not `size_hw`, or it contains a label that is no class.
         """
         source = self.masks[index]
         if source is None:
@@ -252,10 +252,10 @@ class Images:
         return mask
 
     def summarize_mask(self, index: int, size_hw: tuple[int, int]) -> "MaskSummary | None":
-        """What the true mask of a picture of this size holds, labels or not; None where there is none.
+        """The content of a picture's true mask, including values that are no labels; None if there is no mask.
 
         Raises:
-            BadInput: it cannot be read.
+            BadInput: the mask cannot be read.
         """
         source = self.masks[index]
         if source is None:
@@ -278,11 +278,11 @@ class Images:
                 source.where,
                 f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
                 f"{size_hw[0]}x{size_hw[1]} like its picture {self.where(index)}",
-                f"The picture has an EXIF orientation: set --upright {str(not self.upright).lower()}, or turn the mask."
+                f"The picture has an EXIF orientation: set --upright {str(not self.upright).lower()}, or rotate the mask."
                 if self.paths
                 and mask.shape == size_hw[::-1] != size_hw
                 and read_header(self.paths[index]).orientation > 4
-                else "Write the mask at the picture's own size, without resizing.",
+                else "Write the mask at the size of the picture, without resizing.",
             )
         check_labels(mask, self.n_labels, source.where, self.class_names)
 
@@ -290,7 +290,7 @@ class Images:
         """A picture (RGB), and its pseudo mask or label map `NAME.png` in the folder `masks`.
 
         Raises:
-            BadInput: either cannot be read, their sizes differ, or the mask holds labels of other classes.
+            BadInput: either cannot be read, their sizes differ, or the mask contains a label that is no class.
         """
         image, path = self.read(index), masks / f"{self.names[index]}.png"
         mask = read_mask(path)
@@ -310,9 +310,9 @@ class Images:
         return digest([table["class_names"], table["options"], [row[:4] for row in table["pictures"]]])
 
     def table(self) -> dict[str, Any]:
-        """What the pictures are known by, as JSON can hold it: `class_names`, `options` by name (what changes how a picture is
-        read), and `pictures`, with name, digest of the content, 0-based classes, stamp of the mask (None without one)
-        and suffix of the file (which does not count) of each."""
+        """A JSON value that identifies the pictures: `class_names`, `options` by name (which change how pictures are read), and
+        `pictures`, with name, digest of the content, 0-based classes, stamp of the mask (None without one)
+        and suffix of the file (not part of the identity) of each."""
 
         def rows(positions: range) -> list[list[Any]]:
             return [
@@ -326,7 +326,7 @@ class Images:
                 for i in positions
             ]
 
-        # many at once, since most are known already
+        # in batches, since most digests are cached
         parts = [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
         pictures = [row for part in in_threads(rows, parts) for row in part]
         options = {"upright": self.upright, **({} if self.reading == DEFAULT_READING else self.reading.plain())}
@@ -353,16 +353,16 @@ class Images:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set: its splits by name, and which of them a recipe uses for what.
+    """A data set: its splits by name, and how a recipe uses them.
 
     Attributes:
-        kind: the layout that was recognised: `voc`, `coco`, `folders`, `tags`, or `pictures` without tags; `memory` for none.
-        root: where it lies.
+        kind: the recognised layout: `voc`, `coco`, `folders`, `tags`, or `pictures` without tags, and others; `memory` for arrays.
+        root: its folder.
         splits: all splits found.
         train: name of the split that models are trained on.
         scored_split: name of the split that maps and pseudo masks are scored on (its pictures are in `train`), None without masks.
         val: name of the split that segmenters are scored on, None if there is none.
-        notes: what a user should know about how the path was read.
+        notes: what the user should know about how the data set was read.
     """
 
     kind: str
@@ -375,14 +375,14 @@ class Dataset:
 
     @staticmethod
     def of(train: Images, val: Images | None = None) -> "Dataset":
-        """Pictures that a program has, in memory for example, as a data set that a recipe runs on.
+        """A data set for a recipe from pictures in a program, for example in memory.
 
         Args:
-            train: to train on; maps and pseudo masks are scored on them if all of them have true masks.
-            val: to test segmenters on.
+            train: the pictures to train on; maps and pseudo masks are scored on them if all have true masks.
+            val: the pictures to test segmenters on.
 
         Raises:
-            BadInput: the two have other classes.
+            BadInput: the two have different classes.
         """
         if val is not None and val.class_names != train.class_names:
             found = f"the classes {', '.join(val.class_names[:8])}"
@@ -397,10 +397,10 @@ class Dataset:
         return self.splits[self.train].class_names
 
     def with_mask_values(self, text: str | None) -> "Dataset":
-        """The same pictures with mask files read as `--mask-values` says; see `wsss.data.labels.GRAMMAR`.
+        """The same pictures, with mask files read as `--mask-values` says; see `wsss.data.labels.GRAMMAR`.
 
         Raises:
-            BadInput: the text is wrong, or there is no mask file that it could apply to.
+            BadInput: the text does not follow the grammar, or there is no mask file to which it could apply.
         """
         if text is None:
             return self
@@ -422,7 +422,7 @@ class Dataset:
         return dataclasses.replace(self, splits=splits, notes=(*self.notes, f"mask values are read as {text}"))
 
     def with_reading(self, reading: PictureReading, notes: Iterable[str]) -> "Dataset":
-        """The same pictures read in this way; the notes say why."""
+        """The same pictures, read in this way; the notes explain why."""
         splits = {name: dataclasses.replace(images, reading=reading) for name, images in self.splits.items()}
         return dataclasses.replace(self, splits=splits, notes=(*self.notes, *notes))
 
@@ -430,7 +430,7 @@ class Dataset:
         """The split called `name`.
 
         Raises:
-            BadInput: there is none of that name.
+            BadInput: there is no such split.
         """
         if name not in self.splits:
             raise BadInput(self.root, f"no split {name!r}", f"one of {', '.join(self.splits)}", "Choose another split.")
@@ -438,7 +438,7 @@ class Dataset:
 
 
 def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, class_names: Sequence[str]) -> None:
-    """Raise BadInput if a mask holds a value that is neither a label below `n_labels` nor 255."""
+    """Raise BadInput if a mask contains a value that is neither a label below `n_labels` nor 255."""
     counts = np.bincount(mask.ravel(), minlength=256)
     unknown = np.flatnonzero(counts[n_labels:IGNORE]) + n_labels
     if unknown.size:
@@ -446,7 +446,7 @@ def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, clas
             where,
             f"label {', '.join(map(str, unknown[:5]))} ({int(counts[unknown].sum())} pixels)",
             f"0 (background), 1..{n_labels - 1} ({', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}) or 255 (ignored)",
-            "Use the class list that the masks were made with, or write the masks anew.",
+            "Use the list of classes that the masks were made with, or write the masks again.",
         )
 
 
@@ -464,7 +464,7 @@ def _array_stamp(values: UInt8[np.ndarray, "..."]) -> str:
 
 
 def array_title(title: str, name: str) -> str:
-    """What messages call a picture that is in memory."""
+    """The name of a picture in memory in messages."""
     return f"{title}: picture {name}"
 
 

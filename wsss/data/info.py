@@ -1,4 +1,4 @@
-"""What a data set holds, and which of its files are bad."""
+"""A summary of a data set, and checks of all its files."""
 
 import os
 from collections import defaultdict
@@ -17,12 +17,12 @@ from wsss.stream import Progress, in_threads
 
 
 class PictureCheck(NamedTuple):
-    """What looking at a picture and its true mask found.
+    """The result of checking a picture and its true mask.
 
     Attributes:
         size_hw: height and width of the picture, None if it cannot be read.
-        message: what is wrong with either, None if nothing is.
-        mask: what the true mask holds, None if there is none, it cannot be read, or nothing was decoded.
+        message: what is wrong with either, None if both are correct.
+        mask: the content of the true mask, None if there is none, it cannot be read, or it was not decoded.
     """
 
     size_hw: tuple[int, int] | None
@@ -47,48 +47,48 @@ def check_pictures(images: Images, *, progress: Progress | None = None) -> list[
 
     Args:
         images: the split.
-        progress: called with the number of pictures that were looked at and of all pictures.
+        progress: called with the number of pictures checked and of all pictures.
     """
     return list(in_threads(lambda index: check_picture(images, index), range(len(images)), len(images), progress))
 
 
 def bad_pictures(images: Images, checks: Sequence[PictureCheck]) -> dict[str, str]:
-    """The messages about bad pictures and masks by picture name, in the order of the split."""
+    """The messages about bad pictures and masks, by name of the picture, in the order of the split."""
     return {name: check.message for name, check in zip(images.names, checks, strict=True) if check.message}
 
 
 def mask_doubts(images: Images, checks: Sequence[PictureCheck]) -> MaskDoubts:
-    """What is doubtful about the true masks of a split."""
+    """Doubts about the true masks of a split."""
     return compare_with_tags(images, {index: check.mask for index, check in enumerate(checks) if check.mask})
 
 
 def overview(
     dataset: Dataset, *, decode: bool = False, classes: object = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """A summary that JSON can hold.
+    """A summary for JSON.
 
     Args:
         dataset: the data set.
-        decode: decode each picture and mask, and compare files of equal length, instead of reading headers alone.
-        classes: the class list that the user gave, if any; then none of its names is a slip.
-        progress: called with the number of pictures looked at and of all pictures of all splits.
+        decode: decode each picture and mask, and compare files of equal length, instead of reading only headers.
+        classes: the class list of the user, if any; then no name is reported as a typo.
+        progress: called with the number of pictures checked and of all pictures of all splits.
 
     Returns:
-        `kind`, `root`, `classes`, `train`, `scored_split`, `val`, `notes`, `reading` (how the pictures are, see
+        `kind`, `root`, `classes`, `train`, `scored_split`, `val`, `notes`, `reading` (how pictures are read, see
         `wsss.data.samples.PictureReading`), `checked` (whether `decode` was set), `identical` (groups of picture files with the same
         content, empty unless `decode`) and `splits`: by name `images`, `images_per_class`,
         `tags_per_image` (mean and max), `without_tags`, `with_masks`, `height` and `width` (min, median, max), `bad` (messages by
-        name), `doubts` (notes on true masks) and `stops` (what a run stops at there); the last two are empty unless `decode`. `stops`
-        of the whole are doubts about the names of classes.
+        name), `doubts` (notes on true masks) and `stops` (errors that stop a run); the last two are empty unless `decode`. `stops`
+        at the top are doubts about the names of classes.
     """
     done, total = 0, sum(map(len, dataset.splits.values()))
     splits = {}
     for title, images in dataset.splits.items():
-        before = done
+        offset = done
 
-        def report(here: int, _: int, before: int = before) -> None:
+        def report(done_in_split: int, _: int, offset: int = offset) -> None:
             if progress:
-                progress(before + here, total)
+                progress(offset + done_in_split, total)
 
         splits[title] = _split(images, decode, report)
         done += len(images)
@@ -105,7 +105,7 @@ def overview(
         "splits": splits,
         "identical": _identical(paths) if decode else [],
         "notes": [*dataset.notes, *notes_on_missing_classes(dataset), *(notes_on_overlap(dataset) if decode else [])],
-        "stops": [str(slip)] if (slip := likely_typos(dataset, classes)) else [],
+        "stops": [str(typos)] if (typos := likely_typos(dataset, classes)) else [],
     }
 
 
@@ -148,27 +148,27 @@ def _range(values: np.ndarray) -> dict[str, int] | None:
 
 
 def notes_on_overlap(dataset: Dataset) -> list[str]:
-    """Notes on pictures that a network is trained on and scored on, by their files and by what is in them."""
+    """Notes on pictures, by file and by content, that are both in the training split and in the split that is scored on."""
     if dataset.val is None:
         return []
     train, val = (dict.fromkeys(dataset.split(name).paths) for name in (dataset.train, dataset.val))
     both = [path for path in val if path in train]
     same = [group for group in _identical([*train, *(path for path in val if path not in train)]) if len(group) > 1]
-    alike = [
-        (ours[0], theirs[0])
+    copies = [
+        (trained[0], scored[0])
         for group in same
-        if (ours := [path for path in map(Path, group) if path in train])
-        and (theirs := [path for path in map(Path, group) if path not in train])
+        if (trained := [path for path in map(Path, group) if path in train])
+        and (scored := [path for path in map(Path, group) if path not in train])
     ]
     notes = []
     if both:
         notes.append(
             f"{len(both)} of the {len(val)} pictures of {dataset.val} are in {dataset.train} too ({both[0].name} first)"
         )
-    if alike:
-        first = " = ".join(os.path.relpath(path, dataset.root) for path in alike[0])
+    if copies:
+        first = " = ".join(os.path.relpath(path, dataset.root) for path in copies[0])
         notes.append(
-            f"{len(alike)} pictures are in both {dataset.train} and {dataset.val}, under other names ({first} first)"
+            f"{len(copies)} pictures are in both {dataset.train} and {dataset.val}, under other names ({first} first)"
         )
     return notes
 
@@ -179,24 +179,22 @@ def _identical(paths: Iterable[Path]) -> list[list[str]]:
     for path in paths:
         if path.is_file():
             by_length[path.stat().st_size].append(path)
-    alike = [path for group in by_length.values() if len(group) > 1 for path in group]
+    candidates = [path for group in by_length.values() if len(group) > 1 for path in group]
     by_content: dict[str, list[str]] = defaultdict(list)
-    for path, content in zip(alike, content_digests(alike), strict=True):
+    for path, content in zip(candidates, content_digests(candidates), strict=True):
         by_content[content or str(path)].append(str(path))
     return [group for group in by_content.values() if len(group) > 1]
 
 
 def render(summary: dict[str, Any], most: int = 10) -> str:
-    """The summary as a text to read; of classes, bad files and identical ones at most so many are named each, all classes up to 30."""
+    """The summary as text; it names at most `most` bad files and groups of identical files, and at most 30 classes."""
     stops = [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]
     lines = [f"{summary['kind']} data set at {summary['root']}"]
     if stops:
         reasons = "1 reason" if len(stops) == 1 else f"{len(stops)} reasons"
         lines.append(f"note: a run stops at this data set, for {reasons} listed at the end. The first: {stops[0]}")
     lines += [
-        f"{len(summary['classes'])} classes: {_some(summary['classes'], 30)}",
-    ]
-    lines += [
+        f"{len(summary['classes'])} classes: {_first_words(summary['classes'], 30)}",
         f"trained on: {summary['train']}",
         f"maps and pseudo masks scored on: {summary['scored_split'] or 'nothing (no true masks)'}",
     ]
@@ -221,11 +219,11 @@ def _rendered_split(title: str, split: dict[str, Any], checked: bool, most: int)
             lines.append(f"  {side:<8}{split[side]['min']} to {split[side]['max']}, median {split[side]['median']}")
     if split["tags_per_image"]:
         lines.append(
-            f"  tags    {split['tags_per_image']['mean']:.2f} a picture, at most {split['tags_per_image']['max']}; {split['without_tags']} without"
+            f"  tags    {split['tags_per_image']['mean']:.2f} per picture, at most {split['tags_per_image']['max']}; {split['without_tags']} without"
         )
     lines.append(f"  masks   {split['with_masks']} with, {split['images'] - split['with_masks']} without")
     counts = [f"{name} {count}" for name, count in split["images_per_class"].items()]
-    lines.append(f"  classes {_some(counts, 30)}")
+    lines.append(f"  classes {_first_words(counts, 30)}")
     if split["bad"]:
         lines.append(f"  bad     {len(split['bad'])}:")
         lines += [f"    {message}" for message in list(split["bad"].values())[:most]]
@@ -235,5 +233,5 @@ def _rendered_split(title: str, split: dict[str, Any], checked: bool, most: int)
     return lines
 
 
-def _some(words: Sequence[str], most: int) -> str:
+def _first_words(words: Sequence[str], most: int) -> str:
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

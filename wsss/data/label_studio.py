@@ -1,9 +1,9 @@
-"""Label Studio's choices: exports as JSON-MIN or CSV, with the pictures anywhere below the folder.
+"""Choices of Label Studio: exports as JSON-MIN or CSV, with the pictures anywhere below the folder.
 
     project-1.json     [{"image": "/data/upload/1/0f3b9c4d-1.jpg", "choice": {"choices": ["cat", "dog"]}, "annotation_id": 3, ...}]
     project-1.csv      image,id,choice,annotator,annotation_id,...
 
-Uploaded pictures carry eight letters of a random number before their names; they are found with them or without.
+The names of uploaded pictures begin with eight random hexadecimal digits; pictures are found with or without them.
 """
 
 import json
@@ -24,14 +24,14 @@ from wsss.errors import BadInput, is_regular, reading
 
 _EXPECTED = "an export of Label Studio with choices (JSON-MIN or CSV)"
 _DO = "Export the project again as JSON-MIN or CSV."
-# What exports have beside the task's own data and the answers
+# Columns of exports in addition to the data of the tasks and the answers
 _MARKS = frozenset(("annotation_id", "annotator", "lead_time"))
 _OTHERS = _MARKS | {"id", "created_at", "updated_at", "agreement", "predictions", "total_annotations"}
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")
 
 
 def find_label_studio(root: Path) -> list[Path]:
-    """Exports in a folder."""
+    """The exports in a folder."""
     return [
         path
         for path in sorted(root.iterdir())
@@ -49,10 +49,10 @@ def _is_export(path: Path) -> bool:
 
 
 def read_label_studio(root: Path, files: list[Path], options: LayoutOptions) -> LayoutContents:
-    """Pictures with the choices of the annotators; pictures that nobody answered for are left out.
+    """Pictures with the choices of the annotators; pictures without an answer are left out.
 
     Raises:
-        BadInput: there are several exports, one is broken, holds no choices, or two annotators disagree.
+        BadInput: there are several exports, one is broken or has no choices, or two annotators disagree.
     """
     if len(files) > 1:
         raise BadInput(
@@ -73,28 +73,28 @@ def read_label_studio(root: Path, files: list[Path], options: LayoutOptions) -> 
         if path is None:
             missing.append((where, str(cells[image])))
             continue
-        before = answers.setdefault(path, (where, tags, str(cells[image])))
-        if before[2] != cells[image]:
+        first = answers.setdefault(path, (where, tags, str(cells[image])))
+        if first[2] != cells[image]:
             raise BadInput(
                 where,
-                f"one picture ({path}) for {cells[image]!r} and for {before[2]!r}",
+                f"one picture ({path}) for {cells[image]!r} and for {first[2]!r}",
                 "a picture for each",
-                "Keep the names under which Label Studio has stored the pictures.",
+                "Keep the names under which Label Studio stores the pictures.",
             )
-        if before[1] != tags:
+        if first[1] != tags:
             raise BadInput(
                 where,
-                f"other choices for {path.name} ({', '.join(tags) or 'none'}) than {before[0]} has ({', '.join(before[1]) or 'none'})",
-                "one answer a picture",
+                f"other choices for {path.name} ({', '.join(tags) or 'none'}) than in {first[0]} ({', '.join(first[1]) or 'none'})",
+                "one answer per picture",
                 "Decide in Label Studio which annotation counts, and export again.",
             )
     notes = [f"{unanswered} tasks without an answer left out"] if unanswered else []
     if missing and (not answers or not options.skip_missing):
         raise BadInput(
             missing[0][0],
-            f"{missing[0][1]!r}, of which there is no picture below {root}"
+            f"{missing[0][1]!r}, for which there is no picture below {root}"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
-            "the pictures of the project below the export's folder, under their names",
+            "the pictures of the project below the folder of the export, with their names",
             "Copy them there, or leave them out with --skip-bad.",
         )
     notes += (
@@ -110,10 +110,10 @@ def read_label_studio(root: Path, files: list[Path], options: LayoutOptions) -> 
         )
         for path, (where, tags, _) in answers.items()
     ]
-    left = {path for paths in pictures.values() for path in paths} - answers.keys()
+    unlisted = {path for paths in pictures.values() for path in paths} - answers.keys()
     notes += (
-        [f"{len(left)} pictures left out, since {source.name} has no answer for them ({min(left)} first)"]
-        if left
+        [f"{len(unlisted)} pictures left out, since {source.name} has no answer for them ({min(unlisted)} first)"]
+        if unlisted
         else []
     )
     return LayoutContents("label_studio", entries, options.class_names, notes, tags_by_picture=True)
@@ -125,7 +125,7 @@ def _tasks(source: Path) -> list[tuple[str, Mapping[str, Any]]]:
     with reading(source, _EXPECTED, _DO):
         content = json.loads(source.read_bytes())
     if not isinstance(content, list) or not content or not all(isinstance(task, dict) for task in content):
-        raise BadInput(source, "something else", _EXPECTED, _DO)
+        raise BadInput(source, "other content", _EXPECTED, _DO)
     if any("annotations" in task and "data" in task for task in content):
         raise BadInput(
             source, "Label Studio's full JSON", _EXPECTED, "Export the project as JSON-MIN, or as COCO for shapes."
@@ -133,23 +133,23 @@ def _tasks(source: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return [(f"{source}, task {number}", task) for number, task in enumerate(content, 1)]
 
 
-def _columns(source: Path, tasks: Sequence[Mapping[str, Any]], asked: str | None) -> tuple[str, str]:
+def _columns(source: Path, tasks: Sequence[Mapping[str, Any]], requested: str | None) -> tuple[str, str]:
     """The columns of the picture and of the choices."""
-    there = list(dict.fromkeys(column for cells in tasks for column in cells if column not in _OTHERS))
-    images = [column for column in there if all(_is_picture_name(cells.get(column)) for cells in tasks)]
+    columns = list(dict.fromkeys(column for cells in tasks for column in cells if column not in _OTHERS))
+    images = [column for column in columns if all(_is_picture_name(cells.get(column)) for cells in tasks)]
     choices = [
-        column for column in there if column not in images and any(_is_choice(cells.get(column)) for cells in tasks)
+        column for column in columns if column not in images and any(_is_choice(cells.get(column)) for cells in tasks)
     ]
-    if asked is not None:
-        choices = [column for column in there if column == asked]
+    if requested is not None:
+        choices = [column for column in columns if column == requested]
     if len(images) != 1 or len(choices) != 1:
         raise BadInput(
             source,
-            f"the columns {', '.join(there)}",
+            f"the columns {', '.join(columns)}",
             "one with paths of pictures, and one with choices",
             "Name the column of the choices with --tag-column."
             if images
-            else "Choose an export of a project about pictures.",
+            else "Choose an export of a project with pictures.",
         )
     return images[0], choices[0]
 
@@ -170,12 +170,12 @@ def _choices(value: Any, where: str) -> tuple[str, ...]:
             value = json.loads(value)
     if isinstance(value, dict):
         value = value.get("choices")
-    # a choice is a text of its own in JSON; several stand in an object
+    # in JSON a single choice is a string, and several are in an object
     return tuple(dict.fromkeys(tags_in([value] if isinstance(value, str) else value or [], where)))
 
 
 def _location(url: str) -> str:
-    """The path in a task's address: of an upload, of local storage (`?d=path`), or of another server."""
+    """The path in the URL of a task: of an upload, of local storage (`?d=path`), or of another server."""
     parts = urlsplit(url)
     return parse_qs(parts.query).get("d", [""])[0] or unquote(parts.path)
 
@@ -196,14 +196,12 @@ def _picture(root: Path, url: str, pictures: Mapping[str, Sequence[Path]], where
     for name in (parts[-1], *([uploaded[1]] if uploaded else [])):
         found = pictures.get(name, ())
         if len(found) > 1:
-            # the longest end of the path that one of them has
+            # the longest end of the path that only one of them has
             ends = ("/" + "/".join([*parts[at:-1], name]) for at in range(len(parts)))
-            alike = [[path for path in found if path.as_posix().endswith(end)] for end in ends]
-            found = next((some for some in alike if len(some) == 1), [])
+            matches = [[path for path in found if path.as_posix().endswith(end)] for end in ends]
+            found = next((paths for paths in matches if len(paths) == 1), [])
             if not found:
-                raise BadInput(
-                    where, f"{url!r}, which several pictures are named like", "one picture of each name", "Rename them."
-                )
+                raise BadInput(where, f"{url!r}, a name of several pictures", "one picture per name", "Rename them.")
         if found:
             return found[0]
     return None

@@ -1,10 +1,10 @@
-"""`labelmap.txt` of CVAT's and Datumaro's exports in VOC's layout: the classes, and the colours that they have in masks.
+"""`labelmap.txt` in exports of CVAT and Datumaro in VOC's layout: the classes, and their colours in masks.
 
     # label:color_rgb:parts:actions
     background:0,0,0::
     cat:48,112,32::
 
-Where no line has a colour, as in Datumaro's, a mask has the colours of VOC's palette, in the order of the lines.
+If no line has a colour, as in exports of Datumaro, masks have the colours of VOC's palette in the order of the lines.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from wsss.data.roles import IGNORED, Roles, only_classes
 from wsss.errors import BadInput
 
 _EXPECTED = "lines like `cat:48,112,32::`, a label and its colour"
-# VOC's colour of what is ignored
+# VOC's colour of ignored pixels
 VOID: Colour = (224, 224, 192)
-# Names under which tools list what is ignored
+# Names of ignored pixels in tools
 _VOID_NAMES = frozenset((IGNORED, "ignored", "void"))
 
 
@@ -26,10 +26,10 @@ def read_labelmap(path: Path, negatives: frozenset[str] = frozenset()) -> tuple[
 
     Args:
         path: the file.
-        negatives: names that mean that nothing is there, beside `background`.
+        negatives: names that mean that no class is present, in addition to `background`.
 
     Raises:
-        BadInput: the file is broken, some labels have a colour and others none, or two have one name or one colour.
+        BadInput: the file is broken, only some labels have a colour, or two have the same name or colour.
     """
     colours: dict[str, Colour | None] = {}
     for number, line in read_lines(path, _EXPECTED):

@@ -1,6 +1,6 @@
-"""labelme: a JSON file beside each picture, with shapes and with flags of the whole picture.
+"""labelme: a JSON file next to each picture, with shapes and with flags of the whole picture.
 
-Flags that are set and labels of shapes are tags. Shapes become a true mask as labelme's own rasteriser draws them (6.3.1): in their
+Flags that are set and labels of shapes are tags. Shapes become a true mask as drawn by labelme's rasteriser (6.3.1): in their
 order, later ones over earlier ones, with their outlines, lines 10 pixels wide, points as disks of radius 5.
 """
 
@@ -29,9 +29,9 @@ _EXPECTED = "a JSON file of labelme with `shapes`, `flags` and `imagePath`"
 _DO = "Open the picture in labelme and save it again."
 _LINE_WIDTH, _POINT_RADIUS = 10, 5
 _MOST = 100_000_000
-# Where a file is asked whether it is labelme's, as much of it is read
+# Bytes that are read to recognise a file of labelme
 _BEGINNING = 1 << 22
-# How many points a kind of shape has at least and at most
+# The smallest and largest number of points of each kind of shape
 _POINTS = {
     "polygon": (3, None),
     "oriented_rectangle": (4, 4),
@@ -46,13 +46,13 @@ _POINTS = {
 
 @dataclasses.dataclass(frozen=True)
 class LabelmeFile:
-    """What a file of labelme holds.
+    """The content of a file of labelme.
 
     Attributes:
-        picture: the path of the picture from the file's folder.
+        picture: the path of the picture, relative to the folder of the file.
         size_hw: height and width.
         flags: the flags that are set.
-        shapes: label, kind, points (x, y) and, for a mask, the PNG of the part inside its two corners.
+        shapes: label, kind, points (x, y) and, for a mask, the PNG of the box between its two corners.
     """
 
     picture: str
@@ -63,7 +63,7 @@ class LabelmeFile:
 
 @dataclasses.dataclass(frozen=True)
 class ShapesMask:
-    """The true mask that the shapes of a file draw."""
+    """A true mask drawn from the shapes in a file."""
 
     path: Path
     roles: Roles
@@ -90,18 +90,16 @@ def read_labelme_file(path: Path) -> LabelmeFile:
     """The content of a file of labelme.
 
     Raises:
-        BadInput: the file is missing or broken, or is none of labelme's.
+        BadInput: the file is missing, broken, or not a file of labelme.
     """
     with reading(path, _EXPECTED, _DO):
         content = json.loads(path.read_bytes())
     if not is_labelme(content):
-        raise BadInput(
-            path, "something else", _EXPECTED, f"{_DO} If the file is about something else, move it elsewhere."
-        )
+        raise BadInput(path, "other content", _EXPECTED, f"{_DO} If the file is not from labelme, move it elsewhere.")
     picture, flags = content["imagePath"], content.get("flags") or {}
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if not isinstance(picture, str) or not isinstance(flags, dict):
-        raise BadInput(path, "a picture's path or flags of another kind", _EXPECTED, _DO)
+        raise BadInput(path, "an imagePath or flags of another type", _EXPECTED, _DO)
     if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > _MOST:
         raise BadInput(path, f"the size {height!r:.20} x {width!r:.20}", "imageHeight and imageWidth in pixels", _DO)
     shapes = tuple(_shape(entry, f"{path}, shape {number}") for number, entry in enumerate(content["shapes"], 1))
@@ -111,7 +109,7 @@ def read_labelme_file(path: Path) -> LabelmeFile:
 
 
 def is_labelme(content: Any) -> bool:
-    """Whether the content of a JSON file has what labelme's have."""
+    """Whether the content of a JSON file has the keys of labelme."""
     return isinstance(content, dict) and "imagePath" in content and isinstance(content.get("shapes"), list)
 
 
@@ -125,7 +123,7 @@ def _shape(entry: Any, where: str) -> tuple[str, str, tuple[tuple[float, float],
         raise BadInput(where, f"a shape of type {kind!r:.40}", f"one of {', '.join(_POINTS)}", _DO)
     points = entry.get("points")
     if not isinstance(points, list) or not all(_is_point(point) for point in points):
-        raise BadInput(where, "points of another kind, or far away", expected, _DO)
+        raise BadInput(where, "points of another type, or out of range", expected, _DO)
     if len(points) < least or len(points) > (most or len(points)):
         raise BadInput(
             where, f"a {kind} of {len(points)} points", f"{least}{'' if most else ' or more'} for such a shape", _DO
@@ -157,14 +155,14 @@ def shape_inside(
     """The pixels of a shape, as labelme 6.3.1 rasterises it.
 
     Args:
-        size_hw: of the picture.
-        kind: labelme's `shape_type`.
+        size_hw: height and width of the picture.
+        kind: the `shape_type` of labelme.
         points: (x, y) in pixels.
-        patch: the PNG of a mask; what is not 0 is inside. It fills the box between the two points, both of them inside it.
-        where: what to name in an error.
+        patch: the PNG of a mask, whose nonzero pixels are inside the shape. It fills the box between the two points, inclusive.
+        where: the place that an error names.
 
     Raises:
-        BadInput: a patch is no picture, or is not of the size of its box.
+        BadInput: a patch is no picture, or does not have the size of its box.
     """
     if patch is not None:
         return _patched(size_hw, points, patch, where)
@@ -203,7 +201,7 @@ def _patched(
 
 
 def find_labelme(root: Path) -> list[Path]:
-    """The files of labelme below a folder, if the first JSON file beside or below is one."""
+    """The JSON files below a folder, if one of the first is a file of labelme."""
     files = [path for path in files_below(root) if path.suffix.lower() == ".json"]
     first = next((path for path in files if is_regular(path)), None)
     if first is None:
@@ -223,7 +221,7 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
     """Pictures with their flags and shapes.
 
     Raises:
-        BadInput: a file is broken or is no labelme file, names a picture outside of the data set, or there is a label that is no class.
+        BadInput: a file is broken or not from labelme, names a picture outside the data set, or has a label that is no class.
     """
     drawings = {path: read_labelme_file(path) for path in files}
     labels = {path: [label for label, *_ in drawing.shapes] for path, drawing in drawings.items()}
@@ -251,9 +249,9 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
         if not picture.is_relative_to(root):
             raise BadInput(
                 path,
-                f"the picture {drawing.picture!r}, which is outside of {root}",
+                f"the picture {drawing.picture!r}, which is outside {root}",
                 "a picture of the data set",
-                "Move it there, and save again in labelme.",
+                "Move it there, and save it again in labelme.",
             )
         entries.append(
             Entry(
@@ -262,7 +260,7 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
                 path=picture,
                 tags=tags,
                 where=str(path),
-                # a tag that nobody drew makes the rest of the picture unknown, not background
+                # with a tag that has no shape, the rest of the picture is unknown, not background
                 mask=ShapesMask(path, roles) if has_shapes and set(tags) <= set(drawn) else None,
             )
         )
@@ -275,17 +273,17 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
     named = {entry.path for entry in entries} | {
         Path(os.path.normpath(p.parent / drawings[p].picture)) for p in skipped
     }
-    left = [path for path in files_below(root) if is_picture(path) and path not in named]
-    if left:
+    unlisted = [path for path in files_below(root) if is_picture(path) and path not in named]
+    if unlisted:
         notes.append(
-            f"{len(left)} pictures left out, since no file of labelme names them ({os.path.relpath(left[0], root)} first)"
+            f"{len(unlisted)} pictures left out, since no file of labelme names them ({os.path.relpath(unlisted[0], root)} first)"
         )
     return LayoutContents("labelme", entries, class_names, notes, tags_by_picture=not has_shapes)
 
 
 def _listed(root: Path, options: LayoutOptions) -> tuple[str, ...] | None:
-    """The classes of labelme's own list, if it is there."""
+    """The classes in a list in the root, if there is one."""
     for name in ("labels.txt", "classes.txt"):
         if is_regular(root / name):
-            return only_classes((line for _, line in read_lines(root / name, "a label a line")), options.negatives)
+            return only_classes((line for _, line in read_lines(root / name, "one label per line")), options.negatives)
     return None

@@ -1,4 +1,4 @@
-"""What the pixels of a mask picture mean: labels, colours that stand for labels, or values that the user has explained."""
+"""The meaning of the pixels in a mask file: labels, colours that stand for labels, or values that --mask-values explains."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ Key = int | Colour
 
 @cache
 def voc_palette() -> UInt8[np.ndarray, "256 3"]:
-    """PASCAL VOC's colours (RGB): the bits of a label, spread from the top bit of red, green and blue downwards."""
+    """PASCAL VOC's colours (RGB): the bits of a label, distributed over red, green and blue from their highest bits downwards."""
     label = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for level in range(8):
@@ -43,10 +43,10 @@ class MaskTable:
     """Labels by pixel value or by colour.
 
     Attributes:
-        labels: pairs of a value 0..255, or of a colour (red, green, blue), and the label (0 background, 1..C, 255 ignored) that
-            it stands for; all keys are of one kind.
-        source: where the table stands, for errors.
-        others: the label of all other values; None if there must be none.
+        labels: pairs of a value 0..255 or a colour (red, green, blue), and its label (0 background, 1..C, 255 ignored); the keys are
+            either all values or all colours.
+        source: the origin of the table, for errors.
+        others: the label of all other values; None if they are errors.
     """
 
     labels: tuple[tuple[Key, int], ...]
@@ -61,7 +61,7 @@ class MaskTable:
 
     @property
     def by_colour(self) -> bool:
-        """Whether colours are named, not values."""
+        """Whether the keys are colours."""
         return any(isinstance(key, tuple) for key, _ in self.labels)
 
     def labelled(
@@ -82,13 +82,13 @@ class MaskTable:
                 where,
                 f"{int(counts[unknown].sum())} pixels of {'colour' if self.by_colour else 'value'} {shown}",
                 f"those of {self.source}",
-                "Name them too, or write the masks anew.",
+                "Name them too, or write the masks again.",
             )
         table = np.array([known.get(value, self.others or 0) for value in values.tolist()], np.uint8)
         return table[inverse].reshape(codes.shape)
 
     def stamp(self) -> list[object]:
-        """What changes when the labels of a mask do because of the table; JSON can hold it."""
+        """A JSON value that changes when the table gives other labels."""
         return [[list(key) if isinstance(key, tuple) else key, label] for key, label in self.labels] + [self.others]
 
 
@@ -96,7 +96,7 @@ def parse_mask_values(text: str, class_names: Sequence[str]) -> MaskTable:
     """The meaning of the option `--mask-values`.
 
     Raises:
-        BadInput: it does not follow `GRAMMAR`, names a class that there is not, or one value twice.
+        BadInput: it does not follow `GRAMMAR`, names an unknown class, or a value twice.
     """
     source = f"--mask-values {text!r:.60}"
     same: dict[Key, int] = {value: value for value in range(256)}
@@ -109,7 +109,7 @@ def parse_mask_values(text: str, class_names: Sequence[str]) -> MaskTable:
         if not equals or key is None:
             raise BadInput("--mask-values", f"{entry!r:.60}", GRAMMAR, "Correct it.")
         if key in labels:
-            raise BadInput("--mask-values", f"{left} twice", "one meaning a value", "Remove one of the two.")
+            raise BadInput("--mask-values", f"{left} twice", "one meaning per value", "Remove one of the two.")
         labels[key] = _label(right, class_names)
     if not labels or len({isinstance(key, tuple) for key in labels}) > 1:
         found = "values and colours mixed" if labels else f"{text!r:.60}"
@@ -127,7 +127,7 @@ def _key(text: str) -> Key | None:
 
 
 def _label(text: str, class_names: Sequence[str]) -> int:
-    """A class by its name or its number, `background` or `ignore`; a name that is a number is taken for the name."""
+    """The label of a class name or number, `background` or `ignore`; a number that is a class name is read as the name."""
     if text in class_names:
         return class_names.index(text) + 1
     if text in ("background", "ignore"):
@@ -148,24 +148,24 @@ def decode_labels(
 ) -> tuple[UInt8[np.ndarray, "h w"], LabelSource]:
     """The labels of an opened mask picture, and how they were found.
 
-    Grey pictures hold labels, also where they are stored as RGB. Palette pictures hold them too if their colours are VOC's or
-    shades of grey in the order of the labels; programs that shrink files renumber palettes, so VOC's colours in any other order
-    are read by colour.
+    The values of grey pictures are labels, even if the pictures are stored as RGB. So are the indices of palette pictures if the
+    colours are VOC's or shades of grey in the order of the labels. Programs that shrink files renumber palettes, so VOC's colours in
+    any other order are read by colour.
 
     Args:
-        picture: as Pillow opened it.
-        where: what an error names.
+        picture: as opened by Pillow.
+        where: the place that an error names.
         table: what values or colours mean; the values of a palette picture are its indices.
 
     Raises:
-        BadInput: the format loses values, or the picture has colours whose meaning nobody told.
+        BadInput: the format is lossy, or the picture has colours of unknown meaning.
     """
     if picture.format in LOSSY:
         raise BadInput(
             where,
             f"a mask in the format {picture.format}, which changes values when it compresses",
             EXPECTED,
-            "Export the masks again as PNG; labels cannot be got back out of this file.",
+            "Export the masks again as PNG; the labels cannot be recovered from this file.",
         )
     if table is not None and table.by_colour:
         return table.labelled(np.asarray(picture.convert("RGB")), where), "table"
@@ -190,7 +190,7 @@ def _grey(picture: Image.Image, where: str) -> UInt8[np.ndarray, "h w"]:
                 where,
                 f"values from {pixels.min()} to {pixels.max()}",
                 f"{EXPECTED} from 0 to 255",
-                "Write the labels as 8-bit values; several numbers for objects of one class have to become the class's number.",
+                "Write the labels as 8-bit values, with one number per class instead of one per object.",
             )
         return pixels.astype(np.uint8)
     if picture.mode in ("LA", "RGB", "RGBA"):
@@ -206,8 +206,7 @@ def _grey(picture: Image.Image, where: str) -> UInt8[np.ndarray, "h w"]:
             where,
             f"a picture of mode {picture.mode} with the colours {_few_colours(colour)}",
             EXPECTED,
-            "Write the labels themselves, not their colours, or say what the colours mean: "
-            f"--mask-values '{_example(colour)}'.",
+            f"Write labels instead of colours, or say what the colours mean: --mask-values '{_example(colour)}'.",
         )
     raise BadInput(where, f"a picture of mode {picture.mode}", EXPECTED, "Write the labels as an 8-bit PNG.")
 
@@ -219,9 +218,9 @@ def _by_palette(
     known = np.array(palette, np.uint8).reshape(-1, 3)
     if used.max(initial=0) < len(known):
         colours = known[used]
-        ignored = used == IGNORE  # programs paint it as they like
-        for orderly in (voc_palette(), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)):
-            if ((colours == orderly[used]).all(1) | ignored).all():
+        ignored = used == IGNORE  # programs differ in its colour
+        for standard in (voc_palette(), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)):
+            if ((colours == standard[used]).all(1) | ignored).all():
                 return pixels, "values"
         table = np.zeros(256, np.uint8)
         named = [tuple(colour) for colour in colours.tolist()]
@@ -237,7 +236,7 @@ def _by_palette(
         where,
         f"a palette of colours that are neither VOC's nor shades of grey: {shown}{', ...' if len(used) > 6 else ''}",
         "labels whose meaning is certain, since programs renumber palettes",
-        "If the indices are the labels, say --mask-values index; if the colours count, name them: --mask-values 'R,G,B=name; ...'.",
+        "If the indices are the labels, use --mask-values index; if the colours count, name them: --mask-values 'R,G,B=name; ...'.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What looks like a folder a class and is something else: folders of splits, of masks, or with files that say more than the folders."""
+"""Folders that look like class folders but are something else: splits, masks, or folders that annotation files describe."""
 
 import itertools
 import os
@@ -15,32 +15,33 @@ from wsss.data.lists import files_below, is_hidden, is_picture
 from wsss.data.pairs import MASK_FOLDERS, PICTURE_FOLDERS
 from wsss.errors import BadInput
 
-_EXPECTED = "a folder a class (cat/1.jpg), or one of the layouts that `wsss data info --help` and docs/data.md name"
+_EXPECTED = "one folder per class (cat/1.jpg), or one of the layouts in docs/data.md"
 _IF_CLASSES = "If these are the names of classes, list all of them with --classes or in classes.txt."
-# Of a text, a table or a JSON file as much is looked at
+# Bytes of a text, a table or a JSON file that are examined
 _BEGINNING = 1 << 16
 _SAMPLE = 12
-# Label images hold few values, and small ones
+# Label images contain few and small values
 _MOST_VALUES, _HIGHEST = 40, 60
-# ... and neighbours are alike in them, which noise in dark pictures is not
+# ... and this share of neighbours are equal in them, unlike in dark pictures with noise
 _FLAT = 0.8
-# Folders of splits that nobody takes for a class; `train` is a class of VOC and COCO
-_SPLITS_ALONE = frozenset(("valid", "val", "validation", "test", "testing", "training", "dev"))
+# Names of splits that are no classes; `train` is a class of VOC and COCO
+_CERTAIN_SPLITS = frozenset(("valid", "val", "validation", "test", "testing", "training", "dev"))
 
 
 def check_folders_of_classes(
     base: Path, pictures: Mapping[str, Path], tags: Mapping[str, str], given: Collection[str] | None
 ) -> None:
-    """Raise BadInput where folders are taken for classes and look like something else.
+    """Raise BadInput if folders look like something else than classes.
 
     Args:
-        base: the folder above the folders.
-        pictures: files by name, their path below `base`.
-        tags: the folder that each picture was given as its class.
-        given: the class list of the user; what stands in it is a class.
+        base: the parent of the folders.
+        pictures: files by name, which is their path below `base`.
+        tags: the class folder of each picture.
+        given: the class list of the user; its names are classes.
 
     Raises:
-        BadInput: the folders are splits or words of the trade, a folder's pictures are label images, or all classes lie in one folder.
+        BadInput: the folders are named like splits or parts of a data set, a folder's pictures are label images, or the classes are one
+            level further down.
     """
     names = sorted(set(tags.values()) - set(given or ()))
     _check_splits(base, names, set(tags.values()))
@@ -51,20 +52,20 @@ def check_folders_of_classes(
 
 
 def check_no_mask_folder(root: Path) -> None:
-    """Raise BadInput where a folder of pictures without tags has a folder of masks in it, which would be taken for pictures."""
+    """Raise BadInput if a folder of pictures without tags contains a folder of masks, which would be read as pictures."""
     for path in sorted(root.iterdir()):
         if path.is_dir() and path.name.lower() in MASK_FOLDERS and any(map(is_picture, files_below(path))):
             raise BadInput(
                 path,
                 "a folder of masks among the pictures",
-                "pictures alone",
+                "only pictures",
                 "Give the folder of the pictures as --data.",
             )
 
 
 def _check_splits(base: Path, names: Sequence[str], all_names: Collection[str]) -> None:
     splits = [name for name in names if split_of(name)]
-    certain = [name for name in splits if name.lower() in _SPLITS_ALONE]
+    certain = [name for name in splits if name.lower() in _CERTAIN_SPLITS]
     if certain or (splits and len(splits) == len(all_names)):
         raise BadInput(
             base,
@@ -75,10 +76,10 @@ def _check_splits(base: Path, names: Sequence[str], all_names: Collection[str]) 
         )
 
 
-# Folders of all pictures
+# Folders that hold all pictures
 _CONTAINERS = frozenset(("data", "dataset"))
-# What else lies beside pictures, made of them
-_MADE = frozenset((
+# Folders of files that are derived from pictures
+_DERIVED = frozenset((
     "overlay", "overlays", "pred", "preds", "prediction", "predictions", "preview", "previews", "thumb", "thumbnail", "thumbnails", "thumbs",
     "visualisation", "visualisations", "visualization", "visualizations",
 ))  # fmt: skip
@@ -86,22 +87,22 @@ _SPLIT_WORDS = frozenset((*SPLITS, "tr", "ts", "eval", "holdout"))
 
 
 def _is_part(name: str) -> bool:
-    """Whether all words of a name are those of splits, pictures or masks: `train_images`, `imagesTr`, `trainA`, `test2017`."""
+    """Whether all words of a name stand for splits, pictures or masks: `train_images`, `imagesTr`, `trainA`, `test2017`."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
-    trade = [word for word in words if word in PICTURE_FOLDERS | MASK_FOLDERS | _MADE]
+    parts = [word for word in words if word in PICTURE_FOLDERS | MASK_FOLDERS | _DERIVED]
     splits = [word for word in words if word in _SPLIT_WORDS]
     letters = [word for word in words if len(word) == 1] if splits else []
-    known = len(trade) + len(splits) + len(letters)
-    return bool(trade or splits) and known == len(words) and (len(words) > 1 or bool(re.search(r"\d", name) and splits))
+    known = len(parts) + len(splits) + len(letters)
+    return bool(parts or splits) and known == len(words) and (len(words) > 1 or bool(re.search(r"\d", name) and splits))
 
 
 def _check_words(base: Path, names: Sequence[str]) -> None:
     pictures = [name for name in names if name.lower() in PICTURE_FOLDERS]
     masks = [name for name in names if name.lower() in MASK_FOLDERS]
-    others = [name for name in names if name.lower() in _MADE | _CONTAINERS or _is_part(name)]
+    others = [name for name in names if name.lower() in _DERIVED | _CONTAINERS or _is_part(name)]
     if pictures or masks or others:
         pair = (
-            " A pair of such folders is read where each mask is named like its picture "
+            " A pair of such folders is read if each mask is named like its picture "
             f"({(pictures or ['images'])[0]}/1.jpg, {(masks or ['masks'])[0]}/1.png)."
         )
         raise BadInput(
@@ -143,7 +144,7 @@ def _check_depth(base: Path, pictures: Mapping[str, Path], tags: Mapping[str, st
 
 
 def _check_groups(base: Path, ways: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """Raise BadInput where each folder holds other folders: the outer or the inner ones are the classes."""
+    """Raise BadInput if each folder holds other folders, since either the outer or the inner ones are the classes."""
     inner = {tag: {way[0] for way in found} for tag, found in ways.items()}
     if all(len(found) > 1 for found in inner.values()) and sum(map(len, inner.values())) == len(
         set().union(*inner.values())
@@ -151,14 +152,14 @@ def _check_groups(base: Path, ways: Mapping[str, Sequence[Sequence[str]]]) -> No
         tag = min(inner)
         raise BadInput(
             base,
-            f"folders that hold other folders alone ({tag}/{min(inner[tag])}, {tag}/{max(inner[tag])}, ...)",
+            f"folders that hold only other folders ({tag}/{min(inner[tag])}, {tag}/{max(inner[tag])}, ...)",
             f"{_EXPECTED}, directly below the folder given",
-            f"If the classes are the inner folders, move them up. If they are the outer ones, say --classes '{', '.join(sorted(inner))}'.",
+            f"If the classes are the inner folders, move them up. If they are the outer ones, use --classes '{', '.join(sorted(inner))}'.",
         )
 
 
 def check_other_files(root: Path, pictures: Mapping[str, Path], lists: Collection[str | None] = ()) -> None:
-    """Raise BadInput where a file below a folder says what the pictures hold, and no reader takes it.
+    """Raise BadInput if a file below a folder describes the pictures, and is not read.
 
     Args:
         root: the folder.
@@ -166,7 +167,7 @@ def check_other_files(root: Path, pictures: Mapping[str, Path], lists: Collectio
         lists: paths of lists that are read.
 
     Raises:
-        BadInput: there is such a file; its kind is told.
+        BadInput: there is such a file; the message names its kind.
     """
     stems = {os.path.basename(name) for name in pictures}
     read = {os.path.realpath(path) for path in lists if path is not None}
@@ -175,14 +176,14 @@ def check_other_files(root: Path, pictures: Mapping[str, Path], lists: Collectio
             raise BadInput(
                 path,
                 kind,
-                f"{_EXPECTED}; a file that may say what the pictures hold is not passed over",
-                "Arrange the data set as one of the layouts of docs/data.md, name the file with --tags, or --train if it lists pictures, or "
-                "move it elsewhere if the folders' names are the tags.",
+                f"{_EXPECTED}; a file that may describe the pictures is not ignored",
+                "Arrange the data set in one of the layouts of docs/data.md, name the file with --tags, or with --train if it lists pictures, "
+                "or move it elsewhere if the names of the folders are the tags.",
             )
 
 
 def _others(root: Path) -> Iterator[Path]:
-    """Files of the kinds in question, at most a few a folder."""
+    """Files of types that may describe pictures, at most a few per folder."""
     counts: dict[Path, int] = defaultdict(int)
     for path in files_below(root):
         kind = path.suffix.lower()
@@ -195,7 +196,7 @@ def _others(root: Path) -> Iterator[Path]:
 
 
 def _kind(path: Path, stems: Collection[str]) -> str | None:
-    """What a file says about pictures, in words; None where nothing of that kind is recognised."""
+    """The kind of annotations in a file, in words; None if none is recognised."""
     with path.open("rb") as stream:
         text = stream.read(_BEGINNING).decode("utf-8", "replace")
     suffix = path.suffix.lower()
@@ -206,7 +207,7 @@ def _kind(path: Path, stems: Collection[str]) -> str | None:
     if suffix == ".xml":
         known = re.search("<(annotations?)[ >]", text[:400])
         kinds = {
-            "annotation": "annotations in VOC's form",
+            "annotation": "annotations in VOC's format",
             "annotations": "annotations of CVAT: export them as COCO or as masks",
         }
         return kinds[known[1]] if known else None
@@ -219,7 +220,7 @@ def _kind(path: Path, stems: Collection[str]) -> str | None:
         and lines
         and all(re.fullmatch(r"\d+( -?[\d.]+(e-?\d+)?){4,}", line) for line in lines)
     ):
-        return "objects in YOLO's form"
+        return "objects in YOLO's format"
     words = {word.strip().strip('"') for line in lines for word in re.split(r"[,;\t ]", line)}
     if any(
         os.path.splitext(os.path.basename(word))[0] in stems and (suffix != ".txt" or not word.isdecimal())
@@ -231,8 +232,8 @@ def _kind(path: Path, stems: Collection[str]) -> str | None:
 
 
 _JSON_KINDS = (
-    (("images", "annotations"), "annotations in COCO's form"),
-    (("categories", "annotations"), "annotations in COCO's form"),
+    (("images", "annotations"), "annotations in COCO's format"),
+    (("categories", "annotations"), "annotations in COCO's format"),
     (("_via_img_metadata",), "a project of the VGG annotator (VIA): export it as COCO"),
     (("shapes", "imagePath"), "a file of labelme"),
     (("regions", "filename"), "annotations of the VGG annotator (VIA): export them as COCO"),
@@ -269,18 +270,18 @@ def _check_label_images(
                 base / tag,
                 f"{len(paths)} label images (few small values each), and no photographs",
                 _EXPECTED,
-                f"Masks lie in a folder `masks` beside the pictures, under their names. {_IF_CLASSES}",
+                f"Put masks in a folder `masks`, named like the pictures. {_IF_CLASSES}",
             )
 
 
 def is_label_image(path: Path) -> bool:
-    """Whether a file is a grey or palette picture of few small values in flat areas; not if it cannot be read."""
+    """Whether a file is a grey or palette picture with few, small values in flat regions; False if it cannot be read."""
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("L", "P", "1", "I", "I;16") or picture.format == "JPEG":
                 return False
             pixels = np.asarray(picture)
-    except Exception:  # a damaged picture is told by name, with all others, when the data set is looked through
+    except Exception:  # damaged pictures are reported when all pictures are checked
         return False
     values = np.unique(pixels)
     is_flat = pixels.shape[1] < 2 or np.mean(pixels[:, 1:] == pixels[:, :-1]) > _FLAT

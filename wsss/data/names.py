@@ -26,7 +26,7 @@ def name_problem(name: str) -> tuple[str, str] | None:
     if len(name) > LONGEST_PART // 4:
         longest = max(len(os.fsencode(part)) for part in name.split("/"))
         if longest > LONGEST_PART or len(name) > LONGEST_NAME:
-            return f"a name of {max(longest, len(name))} bytes", f"Shorten it to {LONGEST_PART} bytes a part."
+            return f"a name of {max(longest, len(name))} bytes", f"Shorten it to {LONGEST_PART} bytes per part."
     if name in _RECORDS:
         return (
             "a name under which stages keep their records",

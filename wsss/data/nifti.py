@@ -12,17 +12,17 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 class Nifti:
-    """A NIfTI file; its first axis goes to the right and its second one downwards.
+    """A NIfTI file; its first axis points to the right, its second one downwards.
 
     Args:
         path: the file.
         page: number (from 1) of the slice to read; None: the first one.
 
     Attributes:
-        header: what the file says of its values.
+        header: the properties of the slice.
 
     Raises:
-        BadInput: nibabel is not installed, or the file holds more than a volume of numbers.
+        BadInput: nibabel is not installed, or the file holds anything but one volume of numbers.
     """
 
     def __init__(self, path: Path, page: int | None) -> None:
@@ -33,7 +33,7 @@ class Nifti:
                 path,
                 "a NIfTI file",
                 "an ordinary picture",
-                "Install the extra that reads it: pip install 'wsss[nifti]'",
+                "Install the extra for it: pip install 'wsss[nifti]'",
             ) from error
         self.path, self.page = path, page or 1
         volume: Any = nibabel.load(path)
@@ -45,7 +45,7 @@ class Nifti:
                 path,
                 f"{len(shape)} axes of {', '.join(map(str, shape))}",
                 "a slice or a volume",
-                "Take single volumes out of it.",
+                "Extract single volumes from it.",
             )
         check_size(shape[1], shape[0], path)
         stored = np.dtype(self.data.dtype)

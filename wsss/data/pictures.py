@@ -1,4 +1,4 @@
-"""The only reader of picture files: whatever they hold becomes 8-bit RGB."""
+"""Reads picture files of all supported formats as 8-bit RGB; no other module does."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     PictureArray = np.ndarray | Image.Image | Tensor
     AnyPicture = str | os.PathLike[str] | PictureArray
-else:  # torch takes seconds to import, and is not needed to read files
+else:  # torch takes seconds to import, and reading files does not need it
     PictureArray = AnyPicture = Any
 
 PICTURE_SUFFIXES = (
@@ -57,7 +57,7 @@ _DEEP_MODES: dict[str, tuple[Kind, str]] = {
     "F": ("float", "float32"),
 }
 _HEAD = 132
-_EXPECTED = "a whole picture (JPEG, PNG, ...)"
+_EXPECTED = "a complete picture (JPEG, PNG, ...)"
 _DO = "Replace or remove the file, or leave bad pictures out with --skip-bad."
 _MISSING = "Check the list of names against the folder of pictures."
 _ORIENTATION = 0x0112
@@ -70,22 +70,22 @@ class _Source(Protocol):
     header: Header
 
     def load(self, bands: tuple[int, ...]) -> Image.Image | Samples:
-        """The picture as stored: 8-bit colours as Pillow's image, all else as samples."""
+        """The picture as stored: 8-bit colours as an image of Pillow, everything else as samples."""
 
 
 def read_picture(path: Path, *, upright: bool, how: PictureReading = DEFAULT_READING) -> UInt8[np.ndarray, "h w 3"]:
     """A picture file as RGB.
 
-    Grey, palette, CMYK, YCbCr and L*a*b* pictures are converted; transparent pixels are laid on white. Samples of more than
+    Grey, palette, CMYK, YCbCr and L*a*b* pictures are converted; transparent pixels are blended with white. Samples of more than
     8 bits are scaled as `how` says.
 
     Args:
         path: the file.
-        upright: turn the picture as its EXIF orientation says.
-        how: what becomes black and white, and which bands and page are taken.
+        upright: rotate the picture by its EXIF orientation.
+        how: the values that become black and white, and the bands and the page that are used.
 
     Raises:
-        BadInput: the file is missing, empty, cut off, or no picture, or `how` is for pictures of another kind.
+        BadInput: the file is missing, empty, truncated, or no picture, or `how` is for pictures of another kind.
     """
     with reading(path, _EXPECTED, _DO, missing=_MISSING):
         return _rgb(_source(path, how.page), upright, how, path)
@@ -94,16 +94,16 @@ def read_picture(path: Path, *, upright: bool, how: PictureReading = DEFAULT_REA
 def as_rgb(
     picture: AnyPicture, where: str = "picture", how: PictureReading = DEFAULT_READING
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture in any form as RGB; what is in memory is treated as a file with the same samples is by `read_picture`.
+    """A picture in any form as RGB; pictures in memory are converted as `read_picture` converts a file with the same samples.
 
-    Grey becomes three equal channels, transparent pixels are laid on white, and files and pictures of Pillow are turned as
-    their EXIF orientation says.
+    Grey becomes three equal channels, transparent pixels are blended with white, and files and pictures of Pillow are rotated by
+    their EXIF orientation.
 
     Args:
         picture: a path; a picture of Pillow; an array (h, w), (h, w, 3) RGB or (h, w, 4) RGBA; or a tensor with the channels
             first, (1, h, w), (3, h, w) or (4, h, w). uint8, 0 to 255, unless `how` says otherwise.
-        where: what an error calls a picture that is in memory.
-        how: what becomes black and white, and which bands are taken.
+        where: the name of a picture in memory in errors.
+        how: the values that become black and white, and the bands that are used.
 
     Returns:
         An array that shares no memory with `picture`.
@@ -113,18 +113,18 @@ def as_rgb(
     """
     if isinstance(picture, str | os.PathLike):
         return read_picture(Path(picture), upright=True, how=how)
-    held = dataclasses.replace(how, page=None)
+    without_page = dataclasses.replace(how, page=None)
     if isinstance(picture, Image.Image):
         with reading(where, _EXPECTED, _DO):
-            return _rgb(_Common(picture.copy(), None), True, held, where)
-    return _rgb(_Held(channels_last(picture, where), held, where), True, held, where)
+            return _rgb(_PillowSource(picture.copy(), None), True, without_page, where)
+    return _rgb(_ArraySource(channels_last(picture, where), without_page, where), True, without_page, where)
 
 
 def channels_last(values: PictureArray, where: str) -> Shaped[np.ndarray, "..."]:
-    """An array, or a tensor with its channels last.
+    """An array as it is, or a tensor as an array with its channels last.
 
     Raises:
-        BadInput: something else.
+        BadInput: it is neither.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
@@ -151,7 +151,7 @@ def _rgb(source: "_Source", upright: bool, how: PictureReading, where: Path | st
 
 
 def read_samples(path: Path, how: PictureReading) -> Samples:
-    """The samples of a picture as stored, neither scaled nor turned.
+    """The samples of a picture as stored, neither scaled nor rotated.
 
     Raises:
         BadInput: as `read_picture`.
@@ -172,20 +172,20 @@ def picture_size_hw(path: Path, *, upright: bool, how: PictureReading = DEFAULT_
 
 
 def read_header(path: Path, page: int | None = None) -> Header:
-    """What a picture file says of a page of itself (from 1; None: the first), without decoding it.
+    """The properties of a page (from 1; None: the first) of a picture file, without decoding it.
 
     Raises:
         BadInput: as `read_picture`.
     """
     with reading(path, _EXPECTED, _DO, missing=_MISSING):
         source = _source(path, page)
-        if isinstance(source, _Common):
+        if isinstance(source, _PillowSource):
             source.close()
         return source.header
 
 
 def count_frames(path: Path) -> int:
-    """The frames of an animated GIF, WebP or PNG; 1 for all other pictures.
+    """The number of frames of an animated GIF, WebP or PNG; 1 for all other pictures.
 
     Raises:
         BadInput: as `read_picture`.
@@ -209,11 +209,11 @@ def _source(path: Path, page: int | None) -> _Source:
         return Dicom(path, page)
     if _bits(head) > 8 and (source := _DeepBands(path)).header.bands > 1:
         return source
-    return _Common(_opened(path), page)
+    return _PillowSource(_open(path), page)
 
 
 def _bits(head: bytes) -> int:
-    """Bits a sample of a PNG (IHDR) or JPEG 2000 (ihdr or SIZ) that begins like this; 0 for others."""
+    """Bits per sample of a PNG (IHDR) or JPEG 2000 (ihdr or SIZ) with these first bytes; 0 for other files."""
     if head.startswith(_PNG):
         return head[24] if len(head) > 24 else 0
     if head.startswith(_JP2) and 0 <= (at := head.find(b"ihdr")) < len(head) - 14:
@@ -221,8 +221,8 @@ def _bits(head: bytes) -> int:
     return (head[42] & 0x7F) + 1 if head.startswith(_J2K) and len(head) > 42 else 0
 
 
-class _Common:
-    """A picture that Pillow reads right."""
+class _PillowSource:
+    """A picture that Pillow reads correctly."""
 
     def __init__(self, picture: Image.Image, page: int | None) -> None:
         self.picture = picture
@@ -248,11 +248,11 @@ class _Common:
         return Samples(self.header, np.asarray(self.picture).astype(self.header.dtype)[..., None])
 
     def close(self) -> None:
-        """Let go of the file without decoding it."""
+        """Close the file without decoding it."""
         self.picture.close()
 
 
-class _Held:
+class _ArraySource:
     """A picture in an array."""
 
     def __init__(self, values: Shaped[np.ndarray, "..."], how: PictureReading, where: str) -> None:
@@ -283,11 +283,11 @@ class _Held:
 
 
 class _DeepBands:
-    """A PNG or JPEG 2000 picture with several bands of more than 8 bits, which Pillow would cut to 8."""
+    """A PNG or JPEG 2000 picture with several bands of more than 8 bits, which Pillow would reduce to 8."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _opened(path) as picture:
+        with _open(path) as picture:
             mode, size = picture.mode, picture.size
             orientation, what = picture.getexif().get(_ORIENTATION, 1), picture.format or "picture"
         self.header = Header(
@@ -302,10 +302,10 @@ class _DeepBands:
         )
 
     def load(self, bands: tuple[int, ...]) -> Samples:
-        import cv2  # slow to import, and hardly ever needed here
+        import cv2  # slow to import, and rarely needed here
 
         with Image.open(self.path) as picture:
-            picture.load()  # OpenCV fills what is missing from a file that is cut off
+            picture.load()  # OpenCV fills in what is missing from a truncated file, without an error
         decoded = cv2.imdecode(np.fromfile(self.path, np.uint8), cv2.IMREAD_UNCHANGED)
         if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3:
             raise ValueError("bands of more than 8 bits that OpenCV does not decode")
@@ -313,7 +313,7 @@ class _DeepBands:
         return Samples(self.header, decoded[..., order])
 
 
-def _opened(path: Path) -> Image.Image:
+def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except UnidentifiedImageError as error:
@@ -326,12 +326,12 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _frames(picture: Image.Image) -> int:
-    # what a phone adds to its JPEG (MPO) is no animation
+    # the additional pictures in the JPEGs of phones (MPO) are no animation
     return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
 
 
 def _samples(picture: Image.Image, header: Header) -> Samples:
-    """The bands of an 8-bit picture; those of one with a palette, CMYK and others after conversion to RGB."""
+    """The bands of an 8-bit picture, after conversion to RGB if it has a palette, CMYK or other colours."""
     plain = (
         picture
         if picture.mode in _PLAIN_MODES and not (picture.mode in "LRGB" and picture.has_transparency_data)

@@ -1,9 +1,9 @@
-"""Roboflow's exports with `_classes.csv`: several tags a picture, or semantic masks.
+"""Roboflow's exports with `_classes.csv`: several tags per picture, or semantic masks.
 
-    train/_classes.csv      filename, cat, dog          a column of 0 and 1 a class
-    train/_classes.csv      Pixel Value, Class          the values in train/NAME_mask.png beside train/NAME.jpg
+    train/_classes.csv      filename, cat, dog          one column of 0 and 1 per class
+    train/_classes.csv      Pixel Value, Class          the values in train/NAME_mask.png next to train/NAME.jpg
 
-Folders are train, valid and test, or there is one.
+The folders are train, valid and test, or there is only one.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from wsss.data.rows import csv_rows
 from wsss.errors import BadInput, is_regular
 
 _TABLE = "_classes.csv"
-_EXPECTED = "Roboflow's table: `filename` and a column a class, or `Pixel Value` and `Class`"
+_EXPECTED = "Roboflow's table: `filename` and one column per class, or `Pixel Value` and `Class`"
 _FILE, _VALUE, _CLASS = "filename", "pixel value", "class"
-_BESIDE = "_mask.png"
+_MASK_ENDING = "_mask.png"
 
 
 def find_roboflow(root: Path) -> list[Path]:
-    """The tables `_classes.csv` of a folder and of those in it."""
+    """The tables `_classes.csv` in a folder and in its sub-folders."""
     return [path for path in (root / _TABLE, *sorted(root.glob(f"*/{_TABLE}"))) if is_regular(path)]
 
 
@@ -32,7 +32,7 @@ def read_roboflow(root: Path, tables: list[Path], options: LayoutOptions) -> Lay
     """Pictures with the tags or the masks of the export.
 
     Raises:
-        BadInput: the tables are of several kinds or name other classes, or a cell holds something else.
+        BadInput: the tables differ in kind or in their classes, or a cell has invalid content.
     """
     rows = {table: [(f"{table}, line {line}", cells) for line, cells in csv_rows(table, _EXPECTED)] for table in tables}
     headers = {table: tuple(lines[0][1]) if lines else () for table, lines in rows.items()}
@@ -41,7 +41,9 @@ def read_roboflow(root: Path, tables: list[Path], options: LayoutOptions) -> Lay
         return _semantic(root, rows, options)
     if len(lowered) != 1 or _FILE not in next(iter(lowered)):
         shown = "; ".join(f"{table}: {', '.join(header) or 'no line'}" for table, header in headers.items())
-        raise BadInput(root, f"the columns {shown}", f"{_EXPECTED}, alike in all", "Export the data set again.")
+        raise BadInput(
+            root, f"the columns {shown}", f"{_EXPECTED}, the same in all tables", "Export the data set again."
+        )
     return _multi_label(root, rows, options)
 
 
@@ -67,10 +69,14 @@ def _multi_label(
                 )
             )
     named = {entry.path for entry in entries}
-    left = [
+    unlisted = [
         path for table in tables for path in sorted(table.parent.iterdir()) if is_picture(path) and path not in named
     ]
-    notes = [f"{len(left)} pictures left out, since {_TABLE} does not name them ({left[0]} first)"] if left else []
+    notes = (
+        [f"{len(unlisted)} pictures left out, since {_TABLE} does not name them ({unlisted[0]} first)"]
+        if unlisted
+        else []
+    )
     classes = options.class_names or only_classes(columns, options.negatives)
     return LayoutContents("roboflow", entries, classes, notes, tags_by_picture=True)
 
@@ -90,8 +96,7 @@ def _semantic(
     for table, other in named.items():
         if other != values:
             raise BadInput(table, "other classes", f"those of {first}", "Use one export for all splits.")
-    own = only_classes(values.values(), options.negatives)
-    class_names = options.class_names or own
+    class_names = options.class_names or only_classes(values.values(), options.negatives)
     roles = Roles(class_names, options.negatives)
     label_of = {value: roles.label(name) for value, name in values.items()}
     for value, name in values.items():
@@ -103,22 +108,27 @@ def _semantic(
     found: list[tuple[str, Path, MaskFile]] = []
     for folder in (path.parent for path in named):
         files = sorted(path for path in folder.iterdir() if is_picture(path))
-        there = {path.name for path in files}
+        file_names = {path.name for path in files}
         for path in files:
-            beside = path.with_name(path.stem + _BESIDE)
-            if path.name.endswith(_BESIDE):
+            mask = path.with_name(path.stem + _MASK_ENDING)
+            if path.name.endswith(_MASK_ENDING):
                 continue
-            if beside.name not in there:
-                raise BadInput(beside, "no such file", f"the mask of {path.name}", "Export the data set again.")
-            found.append((split_of(folder.name) or "train", path, MaskFile(beside, meaning)))
-    held = labels_in_masks([mask for _, _, mask in found])
+            if mask.name not in file_names:
+                raise BadInput(mask, "no such file", f"the mask of {path.name}", "Export the data set again.")
+            found.append((split_of(folder.name) or "train", path, MaskFile(mask, meaning)))
+    present = labels_in_masks([mask for _, _, mask in found])
     entries = [
         Entry(
-            split, picture_name(path, root), path, tuple(class_names[label - 1] for label in labels), mask.where, mask
+            split,
+            picture_name(path, root),
+            path,
+            tuple(class_names[label - 1] for label in labels),
+            mask_file.where,
+            mask_file,
         )
-        for (split, path, mask), labels in zip(found, held, strict=True)
+        for (split, path, mask_file), labels in zip(found, present, strict=True)
     ]
-    return LayoutContents("roboflow", entries, class_names, ["tags are the classes that the masks hold"])
+    return LayoutContents("roboflow", entries, class_names, ["tags are the classes in the masks"])
 
 
 def _values(rows: list[tuple[str, dict[str, str]]]) -> dict[int, str]:

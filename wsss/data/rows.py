@@ -1,4 +1,4 @@
-"""Lines of tables as cells by the names of the columns: CSV, TSV, JSON lines."""
+"""Reads the rows of CSV, TSV and JSON-lines tables as cells by column name."""
 
 import csv
 import io
@@ -13,10 +13,10 @@ from wsss.errors import BadInput, reading
 
 
 def distinct_names(cells: Sequence[str], where: str) -> list[str]:
-    """The names of the columns in a header, without blanks around them.
+    """The names of the columns in a header, without surrounding blanks.
 
     Raises:
-        BadInput: one comes twice.
+        BadInput: a name occurs twice.
     """
     names = [cell.strip() for cell in cells]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -27,22 +27,22 @@ def distinct_names(cells: Sequence[str], where: str) -> list[str]:
 def csv_rows(
     path: Path, expected: str, columns: Callable[[Sequence[str], str], list[str]] = distinct_names
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines of a CSV or TSV file below its header, each with its number and its cells by the names of the columns.
+    """The rows of a CSV or TSV file below its header, each with its line number and its cells by column name.
 
-    The separator is the one that the header uses: `,`, `;` or a tab; or that a line `sep=;` before it names, as spreadsheets write.
+    The separator is that of the header: `,`, `;` or a tab; or that of a line `sep=;` before it, which spreadsheets write.
 
     Args:
         path: the file.
-        expected: what it should hold, for errors.
-        columns: names the columns; it is given the header's cells and the place to name in an error.
+        expected: the expected content, for errors.
+        columns: returns the names of the columns from the cells of the header and the place that an error names.
 
     Raises:
-        BadInput: the file is missing, not UTF-8 or broken, or a line has other cells than the header.
+        BadInput: the file is missing, not UTF-8 or broken, or a row and the header differ in the number of cells.
     """
     text = read_text(path, expected)
-    said = re.match(r'\s*"?sep=([,;|\t])"?[ ,;]*(?:\r\n|\r|\n)', text, re.IGNORECASE)
-    header = re.split("[\r\n]", text[said.end() :] if said else text.lstrip(), maxsplit=1)[0]
-    separator = said[1] if said else "\t" if "\t" in header else max(",;", key=header.count)
+    declared = re.match(r'\s*"?sep=([,;|\t])"?[ ,;]*(?:\r\n|\r|\n)', text, re.IGNORECASE)
+    header = re.split("[\r\n]", text[declared.end() :] if declared else text.lstrip(), maxsplit=1)[0]
+    separator = declared[1] if declared else "\t" if "\t" in header else max(",;", key=header.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
     while True:
@@ -50,7 +50,7 @@ def csv_rows(
             cells = next(lines, None)
         if cells is None:
             return
-        if not "".join(cells).strip() or (said and lines.line_num <= text.count("\n", 0, said.end())):
+        if not "".join(cells).strip() or (declared and lines.line_num <= text.count("\n", 0, declared.end())):
             continue
         where = f"{path}, line {lines.line_num}"
         if not names:
@@ -61,13 +61,13 @@ def csv_rows(
                 where,
                 f"{len(cells)} cells",
                 f"{len(names)} as in the header ({', '.join(names)})",
-                "Put cells that hold the separator in double quotes, or separate tags by `;` or `|`.",
+                "Put cells that contain the separator in double quotes, or separate tags by `;` or `|`.",
             )
         yield lines.line_num, dict(zip(names, cells, strict=True))
 
 
 def json_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file, each with the number of its line.
+    """The objects of a JSON-lines file, each with its line number.
 
     Raises:
         BadInput: the file is missing or not UTF-8, or a line holds no JSON object.
@@ -81,7 +81,7 @@ def json_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def tags_in(value: Any, where: str) -> tuple[str, ...]:
-    """The tags in a cell: a text in which `;`, `|` or `,` separate them, or a list of texts; each once.
+    """The distinct tags in a cell: a text with the separators `;`, `|` or `,`, or a list of texts.
 
     Raises:
         BadInput: the cell is neither.
@@ -90,8 +90,8 @@ def tags_in(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(tags, list) or not all(map(is_text, tags)):
         raise BadInput(
             where,
-            f"{value!r:.60} where tags belong",
+            f"{value!r:.60} instead of tags",
             "names of classes separated by `;`, or a list of them",
-            "Write the names; numbers of classes cannot be told apart from other numbers.",
+            "Write the names; class numbers cannot be distinguished from other numbers.",
         )
     return tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))

@@ -1,4 +1,4 @@
-"""How the samples of picture files become 8-bit RGB: one rule for a data set, and what it is applied to."""
+"""Converts the samples of picture files to 8-bit RGB by one rule for the whole data set."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ from wsss.errors import BadInput
 
 Kind = Literal["8-bit", "integer", "float"]
 
-# a float picture may overshoot the range of a sample by so much of it, as resizing makes it do
+# float pictures may exceed the range of a sample by this share of it, since resizing overshoots
 _OVERSHOOT = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureReading:
-    """How the pictures of a data set are read. The default is for pictures of 8 bits, which stay as they are.
+    """How the pictures of a data set are read. The default is for 8-bit pictures, which stay as they are.
 
     Attributes:
         value_range: the values that become 0 and 255; None leaves 8-bit pictures as they are.
-        kinds: what samples this holds for; pictures of other kinds are refused.
-        strict: whether values beyond the range are refused, since it was found in a sample of the pictures; else they are clipped.
-        bands: numbers (from 1) of the band taken as grey, of those taken as red, green and blue, or of these and alpha;
+        kinds: the kinds of samples that are accepted; pictures of other kinds are refused.
+        strict: whether values beyond the range are refused, because it was found in a sample of the pictures; else they are clipped.
+        bands: numbers (from 1) of the band used as grey, of those used as red, green and blue, or of these and alpha;
             empty: as the file says.
         page: number (from 1) of the page, frame or slice; None: files with one page, and the first frame of animations.
     """
@@ -38,10 +38,10 @@ class PictureReading:
 
     @staticmethod
     def of(values: Mapping[str, Any] | None) -> "PictureReading":
-        """What `plain` gave, back again; None gives the default.
+        """The reading from the value that `plain` returned; None gives the default.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: it is no such value.
         """
         if values is None:
             return DEFAULT_READING
@@ -50,18 +50,18 @@ class PictureReading:
         ordered = span is None or (_all(span, int | float) and len(span) == 2 and span[0] < span[1])
         numbered = _all(bands, int) and (page is None or isinstance(page, int))
         if not (ordered and numbered and _all(kinds, str) and all(kind in get_args(Kind) for kind in kinds)):
-            raise ValueError(f"no way of reading pictures: {values}")
+            raise ValueError(f"not a picture reading: {values}")
         low_high = (float(span[0]), float(span[1])) if span else None
         return PictureReading(low_high, tuple(kinds), bool(values.get("strict")), tuple(bands), page)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """A value for JSON."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
     def flags(self) -> str:
-        """What to type to read pictures in this way."""
+        """The flags that select this reading."""
         span = self.value_range
         parts = [f"--value-range={span[0]:g},{span[1]:g}"] if span else []
         parts += [f"--bands {','.join(map(str, self.bands))}"] if self.bands else []
@@ -84,24 +84,24 @@ def _all(values: Any, kind: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a picture file says of itself.
+    """The properties of a picture according to its file.
 
     Attributes:
-        size_hw: height and width as stored, before any turning.
-        orientation: EXIF's, 1 to 8.
-        kind: of its samples.
-        dtype: their NumPy type.
-        bands: samples a pixel.
-        colours: positions (from 0) of the grey band, or of red, green and blue; None: the file does not say which they are.
-        alpha: position of the band that says how opaque a pixel is.
-        associated: whether the colours are multiplied by alpha already.
-        declared: whether the file says that the `colours` are those.
+        size_hw: height and width as stored, before any rotation.
+        orientation: that of EXIF, 1 to 8.
+        kind: the kind of the samples.
+        dtype: the NumPy type of the samples.
+        bands: the number of samples per pixel.
+        colours: positions (from 0) of the grey band, or of red, green and blue; None if the file does not say which they are.
+        alpha: position of the band with the opacity.
+        associated: whether the colours are already multiplied by alpha.
+        declared: whether `colours` come from the file; else they are assumed.
         inverted: whether large values are dark.
-        pages: full pages, or slices.
-        frames: frames of an animation.
-        nodata: the value that means that there is none, besides NaN.
+        pages: the number of full pages or slices.
+        frames: the number of frames of an animation.
+        nodata: the value that marks missing data, in addition to NaN.
         window: low and high of the display window that the file proposes.
-        what: the file's format in a word.
+        what: the format of the file.
     """
 
     size_hw: tuple[int, int]
@@ -124,17 +124,17 @@ class Header:
         return f"{self.what} of {self.dtype} with {self.bands} band{'s' * (self.bands != 1)}"
 
     def turned_hw(self, upright: bool) -> tuple[int, int]:
-        """Height and width, turned as the orientation says if `upright`."""
+        """Height and width, after rotation by the orientation if `upright`."""
         height, width = self.size_hw
         return (width, height) if upright and self.orientation in (5, 6, 7, 8) else (height, width)
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """A decoded picture that is more than 8-bit colours; the samples are as stored.
+    """A decoded picture that is not just 8-bit colours, with its samples as stored.
 
     Attributes:
-        header: what the file says of it.
+        header: its properties.
         values: all bands.
     """
 
@@ -149,7 +149,7 @@ def check_readable(header: Header, reading: PictureReading, path: Path | str) ->
             path,
             f"{header.pages} pages ({header})",
             "a picture of one page",
-            "Say which one to read with --page N, or save the pages as files of their own.",
+            "Choose one with --page N, or save each page as a separate file.",
         )
     if reading.page is not None and reading.page > max(header.pages, header.frames):
         found = f"{max(header.pages, header.frames)} page{'s' * (max(header.pages, header.frames) > 1)}"
@@ -161,9 +161,9 @@ def check_readable(header: Header, reading: PictureReading, path: Path | str) ->
     if not reading.bands and header.colours is None:
         raise BadInput(
             path,
-            f"a {header}, which does not say which of them are colours",
+            f"a {header}, which does not say which bands are colours",
             "grey, or red, green and blue",
-            "Choose with --bands: `--bands 3,2,1` takes the third band as red, `--bands 1` the first as grey.",
+            "Choose with --bands: `--bands 3,2,1` uses the third band as red, `--bands 1` the first as grey.",
         )
     if header.kind not in reading.kinds:
         low, high = reading.value_range or (0, 255)
@@ -172,17 +172,17 @@ def check_readable(header: Header, reading: PictureReading, path: Path | str) ->
             path,
             f"a {header}",
             f"{expected}, values {low:g} to {high:g}, like the other pictures or those that the network was trained on",
-            "Convert it to their kind, leave it out, or say with --value-range LOW,HIGH which values are black and white in all.",
+            "Convert it to their kind, leave it out, or set the values that are black and white in all with --value-range LOW,HIGH.",
         )
 
 
 def to_rgb(samples: Samples, reading: PictureReading, path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with the values of the range scaled to 0 to 255, on white where it is transparent.
+    """The picture with the values of the range scaled to 0 to 255, and transparent pixels blended with white.
 
-    Missing values (NaN, or what the file says means none) are black.
+    Missing values (NaN, or the file's value for missing data) are black.
 
     Raises:
-        BadInput: no value is there, or one is beyond the range and the reading is strict.
+        BadInput: all values are missing, or one is beyond the range and the reading is strict.
     """
     header = samples.header
     chosen = tuple(band - 1 for band in reading.bands) or header.colours or ()
@@ -193,17 +193,17 @@ def to_rgb(samples: Samples, reading: PictureReading, path: Path | str) -> UInt8
         scaled = 255 - scaled if header.inverted else scaled
     else:
         low, high = reading.value_range
-        there = valid_mask(values, header.nodata)
-        if not there.any():
+        valid = valid_mask(values, header.nodata)
+        if not valid.any():
             raise BadInput(
                 path, f"no value at all ({header})", "a picture", "Remove it, or leave it out with --skip-bad."
             )
         if reading.strict:
-            _check_within(values[there], header, reading.value_range, path)
+            _check_within(values[valid], header, reading.value_range, path)
         with np.errstate(over="ignore"):
             levels = (values.astype(np.float64) - low) * (255.0 / (high - low))
-        scaled = np.rint(np.clip(np.where(there, levels, 0), 0, 255)).astype(np.uint8)
-        scaled = np.where(there, 255 - scaled, 0).astype(np.uint8) if header.inverted else scaled
+        scaled = np.rint(np.clip(np.where(valid, levels, 0), 0, 255)).astype(np.uint8)
+        scaled = np.where(valid, 255 - scaled, 0).astype(np.uint8) if header.inverted else scaled
     if alpha is not None:
         opaque = np.clip(samples.values[..., [alpha]].astype(np.float64) / _full(header), 0, 1)
         colour = scaled if header.associated and not reading.bands else scaled * opaque
@@ -212,13 +212,13 @@ def to_rgb(samples: Samples, reading: PictureReading, path: Path | str) -> UInt8
 
 
 def valid_mask(values: Shaped[np.ndarray, "..."], nodata: float | None) -> np.ndarray:
-    """Where values are there: neither NaN nor `nodata`."""
-    there = ~np.isnan(values)
-    return there if nodata is None else there & (values != nodata)
+    """Which values are present: neither NaN nor `nodata`."""
+    valid = ~np.isnan(values)
+    return valid if nodata is None else valid & (values != nodata)
 
 
 def apply_orientation(image: Shaped[np.ndarray, "h w ..."], orientation: int) -> np.ndarray:
-    """A stored picture as EXIF's orientation (1 to 8) says that it is to be seen."""
+    """A stored picture, rotated and mirrored for display by its EXIF orientation (1 to 8)."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     down = -1 if orientation in (3, 4, 7, 8) else 1
@@ -227,7 +227,7 @@ def apply_orientation(image: Shaped[np.ndarray, "h w ..."], orientation: int) ->
 
 
 def check_size(height: int, width: int, path: Path) -> None:
-    """Raise BadInput for pictures without pixels, or with more than Pillow opens."""
+    """Raise BadInput for pictures without pixels, or with more pixels than Pillow opens."""
     if height < 1 or width < 1:
         raise BadInput(path, f"a picture of {height}x{width} pixels", "at least one pixel", "Replace or remove it.")
     if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
@@ -235,7 +235,7 @@ def check_size(height: int, width: int, path: Path) -> None:
 
 
 def too_large(path: Path, size: str) -> BadInput:
-    """The error about a picture that would not fit into memory."""
+    """The error for a picture that would not fit into memory."""
     most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return BadInput(path, f"a picture of an unlikely size ({size})", f"at most {most} pixels", "Scale it down.")
 
@@ -249,7 +249,7 @@ def _check_within(values: np.ndarray, header: Header, value_range: tuple[float, 
             path,
             f"the value {most if most > high + slack else least:g} in a {header}",
             f"values {low:g} to {high:g}, the range of a sample of the pictures or of those that the network was trained on",
-            "Set the range that is meant with --value-range LOW,HIGH.",
+            "Set the intended range with --value-range LOW,HIGH.",
         )
 
 

@@ -1,8 +1,8 @@
-"""A small data set of drawn pictures with true masks, for a first run and for the tests; it needs no download.
+"""A small data set of synthetic pictures with true masks, for a first run and for the tests; it needs no download.
 
-Each class is told by its outline and by a pattern on one part of it, while the rest of the object has any colour: so a class
-activation map finds the pattern first and covers less than the object. `boat` lies on rippled blue water, which no picture without a
-boat shows: so its map leaks into the water. Objects stand out from what is right behind them, which a dense CRF can use.
+Each class has a characteristic outline, and a pattern on one part of the object; the rest of the object has a random colour. A class
+activation map therefore finds the pattern first and covers less than the object. A `boat` floats on rippled blue water, which only
+pictures with a boat show, so its map leaks into the water. Objects contrast with the background around them, which a dense CRF can use.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from wsss.stream import Progress, in_threads
 SHAPES = ("ball", "boat", "cross", "ring", "star")
 GROUNDS = ("clouds", "shade", "stripes")
 RECORD = "shapes.json"
-# Changes whenever the same settings give other pictures
+# Must change whenever the same settings give other pictures
 _VERSION = 1
 
 Plane = Float[np.ndarray, "h w"]
@@ -39,22 +39,22 @@ def make_shapes(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the data set in VOC's layout; the same command again makes only what is missing.
+    """Write the data set in VOC's layout; the same call again writes only missing files.
 
     Args:
-        out: the folder, new or made by the same settings.
-        train: pictures to train on.
-        val: pictures to score on.
+        out: the folder, new or written with the same settings.
+        train: number of pictures to train on.
+        val: number of pictures to score on.
         size: longest side in pixels, at least 48.
         classes: some of `SHAPES`.
-        seed: chooses all of it; a picture depends on the seed, its split and its number alone.
-        progress: called with the number of pictures that are there and of all pictures.
+        seed: the random seed; a picture depends only on the seed, its split and its number.
+        progress: called with the number of pictures done and of all pictures.
 
     Returns:
         `out`.
 
     Raises:
-        BadInput: the folder holds something else, or a setting makes no sense.
+        BadInput: the folder has other content, or a setting is out of range.
     """
     names = tuple(dict.fromkeys(classes))
     unknown = [name for name in names if name not in SHAPES]
@@ -97,9 +97,9 @@ def _claim(out: Path, settings: dict[str, object]) -> None:
     if record.is_file():
         made = read_json(record, "the settings of generated pictures")
         if made != settings:
-            there = ", ".join(f"{key} {made.get(key)}" for key, value in settings.items() if made.get(key) != value)
+            others = ", ".join(f"{key} {made.get(key)}" for key, value in settings.items() if made.get(key) != value)
             raise BadInput(
-                out, f"pictures made with {there}", "the same settings or a new folder", "Choose another folder."
+                out, f"pictures made with {others}", "the same settings or a new folder", "Choose another folder."
             )
         return
     if out.is_dir() and any(out.iterdir()):
@@ -164,16 +164,16 @@ def place(
 def put(
     image: Colours, tag: str, where: tuple[float, float, float], chance: np.random.Generator
 ) -> tuple[Plane, Colours]:
-    """Draw an object; gives how much of each pixel it covers, and the picture with it."""
+    """Draw an object; returns the share of each pixel that it covers, and the picture with it."""
     row, column, radius = where
     turn = chance.uniform(-0.3, 0.3) if tag == "boat" else chance.uniform(0, 2 * np.pi)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float64)
     y, x = (y - row) / radius, (x - column) / radius
     u, v = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
     cover = np.clip(0.5 - _OUTLINES[tag](u, v) * radius, 0, 1)
-    behind = image[(cover > 0) | (np.hypot(u, v) < 1.2)].mean(0)
+    backdrop = image[(cover > 0) | (np.hypot(u, v) < 1.2)].mean(0)
     marks = np.clip(_MARKS[tag] + chance.uniform(-0.1, 0.1, 3), 0, 1)
-    body = _far_from([behind, marks], chance)
+    body = _far_from([backdrop, marks], chance)
     shade = (
         1
         + chance.uniform(-0.25, 0.25) * u
@@ -186,7 +186,7 @@ def put(
 
 
 def _far_from(others: Sequence[Float[np.ndarray, " 3"]], chance: np.random.Generator) -> Float[np.ndarray, " 3"]:
-    """A random pale colour that stands out from these."""
+    """A random pale colour that contrasts with these."""
     tries = _pale(chance.uniform(0, 1, (16, 3)))
     apart = np.linalg.norm(tries[:, None] - np.array(others), axis=2).min(1)
     return tries[np.argmax(np.minimum(apart, 0.4))]
@@ -198,7 +198,7 @@ def _pale(colours: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
 
 
 def _noise(size_hw: tuple[int, int], cells: int, chance: np.random.Generator) -> Plane:
-    """Smooth noise with so many cells on a side, in about [-1, 1]."""
+    """Smooth noise with this number of cells per side, in about [-1, 1]."""
     coarse = Image.fromarray(chance.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize(size_hw[::-1], Image.Resampling.BICUBIC), np.float64)
 
@@ -288,7 +288,7 @@ def _soft(values: Plane) -> Plane:
     return 1 / (1 + np.exp(-np.clip(8 * values, -60, 60)))
 
 
-# The colour of the pattern on each class, about which it varies a little
+# The mean colour of the pattern on each class
 _MARKS = {
     "ball": np.array([0.9, 0.12, 0.1]),
     "boat": np.array([0.97, 0.97, 0.97]),
@@ -296,7 +296,7 @@ _MARKS = {
     "ring": np.array([0.95, 0.85, 0.1]),
     "star": np.array([0.85, 0.1, 0.85]),
 }
-# How much of that colour there is: a pattern on a part of the object
+# The share of that colour at each point: a pattern on a part of the object
 _PATTERNS: dict[str, Callable[[Plane, Plane], Plane]] = {
     "ball": lambda u, v: _soft(np.sin(3 * np.arctan2(v, u))) * _soft(0.25 - v),
     "boat": lambda u, v: _soft(np.sin(14 * v)) * _soft(0.0 - v),

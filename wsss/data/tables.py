@@ -1,8 +1,8 @@
-"""Tags that stand apart from the pictures: CSV, TSV and JSON-lines tables, `cls_labels.npy`, lists with class numbers.
+"""Files of tags: CSV, TSV and JSON-lines tables, `cls_labels.npy`, lists with class numbers.
 
 A table has the columns `image` and `tags`, and may have `split` and `mask`. Several tags of a picture are separated by
-`;`, `|` or `,`, so class names hold none of these; in JSON lines they may be a list. In CSV the cell separator is the one that
-the header uses: `,`, `;` or a tab; in the place of `tags` there may be a column a class, with 1 where a picture has it, else 0.
+`;`, `|` or `,`, so class names must not contain these; in JSON lines they may be a list. In CSV the cell separator is that of the
+header: `,`, `;` or a tab; instead of `tags` there may be one column per class, with 1 in the rows of its pictures and 0 elsewhere.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ _COLUMNS = ("image", "tags", "split", "mask")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a table says about one picture.
+    """The row of one picture in a table.
 
     Attributes:
         where: file and line, for errors.
-        image: the picture as written, with blanks at its ends.
+        image: the picture as written, including blanks at its ends.
         tags: its tags.
-        split: the split that it is in, None where the table has no such column.
-        mask: its true mask as written, None where there is none.
+        split: its split, None without such a column.
+        mask: its true mask as written, None if there is none.
     """
 
     where: str
@@ -51,12 +51,12 @@ def read_table(path: Path, class_names: Sequence[str] | None = None, negatives: 
 
     Args:
         path: the table.
-        class_names: the classes, where they are known; then any word may be one.
+        class_names: the classes if they are known; then tags are not checked for ambiguity.
         negatives: words that are known to mean no class.
 
     Raises:
         BadInput: the file is missing, empty, not UTF-8, lacks a column, has a broken line, or names a picture twice; or a tag is
-            in doubt: several words that are tags of their own, or a word that may stand for none.
+            ambiguous: it consists of other tags, or may mean that there is none.
     """
     rows: list[Row] = []
     lines: dict[str, str] = {}
@@ -68,10 +68,10 @@ def read_table(path: Path, class_names: Sequence[str] | None = None, negatives: 
                 where, "no picture", "a name in the column `image`", "Write the picture's name, or remove the line."
             )
         if split is not None and not split.strip():
-            raise BadInput(where, "no split", "a word in the column `split`", "Write train or val.")
+            raise BadInput(where, "no split", "a name in the column `split`", "Write train or val.")
         if image in lines:
             raise BadInput(
-                where, f"{image!r} again (first in {lines[image]})", "one line a picture", "Put all its tags in one."
+                where, f"{image!r} again (first in {lines[image]})", "one line per picture", "Put all its tags in one."
             )
         lines[image] = f"line {line}"
         rows.append(
@@ -84,12 +84,12 @@ def read_table(path: Path, class_names: Sequence[str] | None = None, negatives: 
     return rows
 
 
-# What programs write where a picture has no tag; for people's words see `wsss.data.roles`
+# What programs write if a picture has no tag; for words of people see `wsss.data.roles`
 _NO_TAG = frozenset((
     "0", "1", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "unlabeled", "unlabelled", "untagged", "unknown", "unk", "undefined",
     "missing", "-", "?", "true", "false",
 ))  # fmt: skip
-# Columns of numbers that are no classes, where each class has a column
+# Columns of numbers that are no classes, in tables with one column per class
 _NO_CLASS = frozenset((
     "label", "labels", "class", "classes", "category", "target", "y", "tag", "id", "index", "fold", "train", "val", "valid", "validation",
     "test", "is_train", "is_val", "is_valid", "is_test",
@@ -101,7 +101,7 @@ def check_tags(rows: Iterable[tuple[str, Sequence[str]]], negatives: Collection[
     """Raise BadInput for a tag that may mean no tag, or several.
 
     Args:
-        rows: the place to name in an error and the tags, of each picture.
+        rows: for each picture, the place that an error names, and the tags.
         negatives: words that are known to mean no class.
     """
     where_of: dict[str, str] = {}
@@ -115,14 +115,14 @@ def check_tags(rows: Iterable[tuple[str, Sequence[str]]], negatives: Collection[
                 where,
                 f"the tag {tag!r}, which may mean that the picture has none",
                 "names of classes",
-                f"If it has none, leave the cell empty or say --negative {tag}; if it is a class, name all classes with --classes.",
+                f"If it has none, leave the cell empty or use --negative {tag}; if it is a class, list all classes with --classes.",
             )
         if (tag[0] in "[({'\"" and tag[-1] in "])}'\"") or tag[0] in "[{" or tag[-1] in "]}":
             raise BadInput(
                 where,
                 f"the tag {tag!r}, with brackets or quotes around it",
                 "several tags of a picture separated by `;`, `|` or `,`",
-                "Write the names alone; if they are meant so, name all classes in classes.txt or with --classes.",
+                "Write only the names; if these are the names, list all classes in classes.txt or with --classes.",
             )
         parts = [part for part in _BETWEEN.split(tag) if part]
         apart = tag.split()
@@ -136,19 +136,19 @@ def check_tags(rows: Iterable[tuple[str, Sequence[str]]], negatives: Collection[
             where,
             f"the tag {tag!r}, whose parts are tags of other pictures",
             "several tags of a picture separated by `;`, `|` or `,`",
-            f"Write {';'.join(found)!r}; if it is one class, name all classes in classes.txt or with --classes.",
+            f"Write {';'.join(found)!r}; if it is one class, list all classes in classes.txt or with --classes.",
         )
 
 
-# What a spreadsheet takes for the beginning of a formula, with the wide forms that some of them know too
+# Characters that begin a formula in spreadsheets, including the full-width forms that some of them accept
 _FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 _AT_START = re.escape(f"{_FORMULA}'")
 
 
 def table_text(rows: Iterable[Sequence[object]]) -> str:
-    """CSV with commas that no spreadsheet takes for formulas, and that `read_table` reads back as it was.
+    """Comma-separated CSV without texts that spreadsheets would run as formulas; `read_table` restores the original texts.
 
-    A text that begins like a formula, or one after `;` or the end of a line, gets an apostrophe before it; numbers stay as they are, None is empty.
+    A text that begins like a formula, also after `;` or a line end, gets an apostrophe before it; numbers stay as they are, None is empty.
     """
     return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
 
@@ -157,7 +157,7 @@ def _cell(value: object) -> str:
     if not isinstance(value, str):
         return "" if value is None else str(value)
     text = re.sub(rf"(^|[;\r\n])(?=[{_AT_START}])", r"\1'", value)
-    # a blank at an end, because some readers strip what is not quoted; `;`, because others take it for a separator
+    # blanks at an end are quoted because some readers strip them, and `;` because others use it as a separator
     return '"{}"'.format(text.replace('"', '""')) if re.search(r'[",;\0-\x1f]|^\s|\s$', text) else text
 
 
@@ -168,41 +168,41 @@ def _without_apostrophes(text: str) -> str:
 def labels_by_name(path: Path, class_names: Sequence[str]) -> dict[str, Bool[np.ndarray, " c"]]:
     """Image-level labels by picture name, from any of the files that `TAG_SUFFIXES` names.
 
-    A `.npy` file is PSA's and IRNet's `cls_labels.npy`; a `.txt` file is CLIP-ES's list, a name and 0-based class numbers a line.
+    A `.npy` file is `cls_labels.npy` of PSA and IRNet; a `.txt` file is a list of CLIP-ES, with a name and 0-based class numbers per line.
 
     Raises:
-        BadInput: the file is broken, or its classes are not these.
+        BadInput: the file is broken, or has other classes.
     """
     suffix = path.suffix.lower()
     if suffix in TABLE_SUFFIXES:
         rows = read_table(path, class_names)
         labels = {row.where: tags_to_labels(row.tags, class_names, row.where) for row in rows}
-        # a name may end in blanks; more often they were written around it
+        # a name may end in blanks, but more often the blanks surround it
         stripped = {without_suffix(row.image.strip()): labels[row.where] for row in rows}
         return stripped | {without_suffix(row.image): labels[row.where] for row in rows}
     if suffix == ".npy":
         vectors = read_legacy_labels(path)
         if not isinstance(vectors, dict):
             raise BadInput(
-                path, "a matrix without names", "a dictionary from names to label vectors", "Take another file."
+                path, "a matrix without names", "a dictionary from names to label vectors", "Give another file."
             )
         length = len(next(iter(vectors.values())))
         if length != len(class_names):
             raise BadInput(
-                path, f"vectors of {length} labels", f"{len(class_names)}, one a class", "Give the class list."
+                path, f"vectors of {length} labels", f"{len(class_names)}, one per class", "Give the list of classes."
             )
         return vectors
     if suffix == ".txt":
         return dict(_numbered(path, len(class_names)))
     raise BadInput(
-        path, f"a file of kind {suffix!r}", f"one of {', '.join(TAG_SUFFIXES)}", "Write the tags as such a table."
+        path, f"a file of type {suffix!r}", f"one of {', '.join(TAG_SUFFIXES)}", "Write the tags as such a table."
     )
 
 
 def labels_of(
     names: Sequence[str], labels: Mapping[str, Bool[np.ndarray, " c"]], n_classes: int
 ) -> tuple[Bool[np.ndarray, "n c"], list[str]]:
-    """The labels of these pictures, all False where there are none, and the names for which there are none."""
+    """The labels of these pictures, and the names without labels, whose rows are all False."""
     found = np.zeros((len(names), n_classes), bool)
     missing = []
     for row, name in enumerate(names):
@@ -232,7 +232,7 @@ def _numbered(path: Path, n_classes: int) -> Iterator[tuple[str, Bool[np.ndarray
                 f"{path}, line {line}",
                 f"{text!r:.80}",
                 expected,
-                "Correct the line, or give the class list it is made with.",
+                "Correct the line, or give the list of classes that it was made with.",
             )
         labels = np.zeros(n_classes, bool)
         labels[[int(number) for number in numbers]] = True
@@ -250,7 +250,7 @@ def _cells(path: Path, class_names: Sequence[str]) -> Iterator[tuple[int, dict[s
 
 
 def _columns(cells: Sequence[str], where: str, class_names: Sequence[str]) -> list[str]:
-    """The names of the columns: the known ones in small letters, those of classes as they are written."""
+    """The names of the columns: known ones in lower case, those of classes as written."""
     stripped = [_without_apostrophes(cell.strip()) for cell in cells]
     names = [name.lower() if name.lower() in _COLUMNS else name for name in stripped]
     twice = [name for name in names if names.count(name) > 1]
@@ -259,7 +259,7 @@ def _columns(cells: Sequence[str], where: str, class_names: Sequence[str]) -> li
         raise BadInput(
             where,
             f"the columns {', '.join(names)}",
-            "the columns image and tags, or image and a column a class, and split and mask if you like, each once"
+            "the columns image and tags, or image and one column per class, and optionally split and mask, each once"
             + ("" if "image" in names else " (image missing)"),
             "Call the column of the pictures `image`, and the one of their tags `tags`."
             if has_header
@@ -270,22 +270,22 @@ def _columns(cells: Sequence[str], where: str, class_names: Sequence[str]) -> li
         raise BadInput(
             where,
             f"the column {strange[0]!r}",
-            "a column `tags`, or a column a class, named after it",
+            "a column `tags`, or one column per class, named after it",
             "Call the column of the tags `tags`, write names of classes into it, and remove columns that are no classes; if it is a class, "
-            "name all classes with --classes.",
+            "list all classes with --classes.",
         )
     return names
 
 
 def _marked(cell: str, column: str, where: str) -> bool:
-    """Whether a cell of a class's own column says that the picture has it."""
+    """Whether the cell in the column of a class says that the picture has this class."""
     word = cell.strip().lower()
     if word not in ("0", "1", "0.0", "1.0", "", "false", "true"):
         raise BadInput(
             where,
             f"{cell!r:.60} in the column {column!r}",
-            "a column `tags`, or a column a class with 0 or 1 in it",
-            "Name the column of the tags `tags`, and remove columns that are neither.",
+            "a column `tags`, or one column per class with 0 or 1 in it",
+            "Call the column of the tags `tags`, and remove columns that are neither.",
         )
     return word in ("1", "1.0", "true")
 
@@ -301,5 +301,5 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _text(value: Any, column: str, where: str) -> str | None:
     if value is not None and not is_text(value):
-        raise BadInput(where, f"{value!r:.60} as `{column}`", "a text", "Put it in quotes, and write whole letters.")
+        raise BadInput(where, f"{value!r:.60} as `{column}`", "text", "Put it in quotes, and write valid Unicode.")
     return value

@@ -1,4 +1,4 @@
-"""TIFF files: what their tags say, and their samples, by Pillow where it reads them right, else by tifffile."""
+"""TIFF files: their properties by their tags, and their samples by Pillow if it reads them correctly, else by tifffile."""
 
 import contextlib
 import dataclasses
@@ -41,14 +41,14 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3
 _NAMES = {4: "transparency mask", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "colour filter array", 34892: "linear raw"}
 _REDUCED_OR_MASK = 0b101
 _MOST_PAGES, _MOST_ENTRIES, _MOST_VALUES = 1 << 16, 4096, 1 << 16
-# those that libtiff has in Pillow's wheels
+# those that libtiff in Pillow's wheels supports
 _PILLOW_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000}
 _CONVERTED = (_PALETTE, _CMYK, _YCBCR, _LAB)
 _ALPHA = {1: True, 2: False}  # kind of an extra sample: whether the colours are multiplied by it
 
 
 def is_tiff(head: bytes) -> bool:
-    """Whether a file that begins like this is a TIFF or a BigTIFF."""
+    """Whether a file with these first bytes is a TIFF or a BigTIFF."""
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -57,11 +57,11 @@ class _Page:
     """A page.
 
     Attributes:
-        index: its place in the file's chain.
-        tags: those that matter here, by number.
-        order: of bytes, as `struct` has it.
+        index: its position in the file's chain of pages.
+        tags: the values of `_WANTED` tags, by number.
+        order: the byte order, as in `struct`.
         bigtiff: whether offsets have 64 bits.
-        orientation_at: where in the file the orientation's value stands.
+        orientation_at: offset of the orientation's value in the file.
     """
 
     index: int
@@ -86,10 +86,10 @@ class Tiff:
         page: number (from 1) of the page to read; None: the first one.
 
     Attributes:
-        header: what the tags of that page say.
+        header: the properties of that page.
 
     Raises:
-        BadInput: the samples are of a kind that is not read.
+        BadInput: the samples are of an unsupported kind.
         ValueError, struct.error: the file is damaged.
     """
 
@@ -103,15 +103,15 @@ class Tiff:
         self.header = _header(self.page, len(pages), path)
 
     def load(self, bands: tuple[int, ...]) -> Image.Image | Samples:
-        """The picture as stored, not turned: 8-bit colours as Pillow's image, all else as samples.
+        """The picture as stored, not rotated: 8-bit colours as an image of Pillow, everything else as samples.
 
         Args:
-            bands: those that are asked for; empty: the colours.
+            bands: the requested bands; empty: the colours.
         """
         height, width = self.header.size_hw
         blob = bytearray(self.path.read_bytes())
         if self.page.orientation_at is not None:
-            # Pillow turns TIFFs as it reads them, those that it maps into memory wrongly
+            # Pillow rotates TIFFs while reading them, and does so incorrectly if it maps them into memory
             struct.pack_into(f"{self.page.order}H", blob, self.page.orientation_at, 1)
         if not self._by_pillow(bands):
             return Samples(self.header, self._by_tifffile(blob))
@@ -119,7 +119,7 @@ class Tiff:
         picture.seek(self.page.index)
         picture.load()
         if picture.size != (width, height):
-            raise ValueError(f"{picture.size} pixels where the tags say {width, height}")
+            raise ValueError(f"{picture.size} pixels instead of {width, height} as in the tags")
         if self.header.kind == "8-bit":
             beyond = picture.mode == "RGBA" and self.header.alpha is None
             return Image.merge("RGB", picture.split()[:3]) if beyond else picture
@@ -128,25 +128,25 @@ class Tiff:
         return Samples(self.header, values.reshape(height, width, 1))
 
     def _by_pillow(self, bands: tuple[int, ...]) -> bool:
-        """Whether Pillow reads such a page, and reads it right."""
+        """Whether Pillow reads such a page correctly."""
         page, header = self.page, self.header
         photometric, bits, extra = page.number(_PHOTOMETRIC, 0), page.numbers(_BITS), page.numbers(_EXTRA)
         compression, big_endian = page.number(_COMPRESSION, 1), page.order == ">"
         if compression not in _PILLOW_COMPRESSIONS or (big_endian and page.bigtiff):
             return False
         if header.kind != "8-bit":
-            # Pillow 13 swaps the bytes of compressed big-endian samples once too often
+            # Pillow 13 swaps the bytes of compressed big-endian samples a second time
             swapped = big_endian and compression != 1
-            whole = (
+            signed_or_float = (
                 header.dtype in ("int8", "int16", "int32", "float32") and photometric == _BLACK_IS_ZERO and not swapped
             )
             unsigned = header.dtype == "uint16" and bits == (16,) and not (big_endian and header.inverted)
-            return header.bands == 1 and (whole or unsigned)
+            return header.bands == 1 and (signed_or_float or unsigned)
         if photometric in _CONVERTED:
             return True
         if photometric != _RGB:
-            whole = page.number(_PLANAR, 1) == 1 and not (bands and header.associated)
-            return header.bands == 1 or (header.alpha == 1 and whole)
+            interleaved = page.number(_PLANAR, 1) == 1 and not (bands and header.associated)
+            return header.bands == 1 or (header.alpha == 1 and interleaved)
         beyond = header.bands - 3
         usual = (beyond == len(extra) <= 3 and extra[:1] <= (2,) and not any(extra[1:])) or (beyond == 1 and not extra)
         return (page.number(_PLANAR, 1) == 1 and usual and not (bands and beyond)) or header.bands == 3
@@ -161,7 +161,7 @@ class Tiff:
                 self.path,
                 f"a {self.header}{self._details()}, which Pillow does not read",
                 "8-bit grey or colours, 16-bit or float grey",
-                "Install the extra that reads it: pip install 'wsss[tiff]'",
+                "Install the extra for it: pip install 'wsss[tiff]'",
             ) from error
         height, width = self.header.size_hw
         with _quiet("tifffile"), tifffile.TiffFile(io.BytesIO(blob)) as file:
@@ -174,19 +174,19 @@ class Tiff:
         if deep < 8:
             values = values.astype(np.uint8) * (255 // (2**deep - 1))
         if values.shape[2] != self.header.bands or values.dtype != self.header.dtype:
-            raise ValueError(f"samples of {values.dtype} {values.shape} where the tags say {self.header}")
+            raise ValueError(f"samples of {values.dtype} {values.shape} instead of {self.header} as in the tags")
         return values
 
     def _details(self) -> str:
         page = self.page
         parts = [f"compression {page.number(_COMPRESSION, 1)}"]
-        parts += ["bands in planes of their own"] if page.number(_PLANAR, 1) == 2 else []
+        parts += ["separate planes for bands"] if page.number(_PLANAR, 1) == 2 else []
         return f" ({', '.join(parts)})"
 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without a library's own messages about damaged files, which end in an error anyway."""
+    """Suppresses the log messages of a library about damaged files, which cause an error in any case."""
     log = logging.getLogger(name)
     before, log.disabled = log.disabled, True
     try:
@@ -248,19 +248,19 @@ def _header(page: _Page, pages: int, path: Path) -> Header:
     jpeg = compression in (6, 7)
     bits, bands = page.numbers(_BITS) or (1,), page.number(_SAMPLES, 3 if jpeg and photometric in (2, 6) else 1)
     kind, dtype = _sample_kind(page, bits, path)
-    own = {_RGB: 3, _YCBCR: 3, _LAB: 3, _CMYK: 4}.get(photometric, 1)
+    n_colours = {_RGB: 3, _YCBCR: 3, _LAB: 3, _CMYK: 4}.get(photometric, 1)
     extra = page.numbers(_EXTRA)
     if photometric in _NAMES or (photometric in _CONVERTED and kind != "8-bit"):
         name = _NAMES.get(photometric, {3: "palette", 5: "CMYK", 6: "YCbCr", 8: "L*a*b*"}.get(photometric, ""))
         raise _refused(path, f"a TIFF of {name} in {dtype} with {bands} bands")
-    colours: tuple[int, ...] | None = tuple(range(3)) if own == 3 and photometric == _RGB else (0,)
-    declared, alpha = True, next((own + i for i, one in enumerate(extra) if one in _ALPHA), None)
-    if bands < own:
-        raise ValueError(f"{bands} samples a pixel for photometric interpretation {photometric}")
+    colours: tuple[int, ...] | None = tuple(range(3)) if n_colours == 3 and photometric == _RGB else (0,)
+    declared, alpha = True, next((n_colours + i for i, one in enumerate(extra) if one in _ALPHA), None)
+    if bands < n_colours:
+        raise ValueError(f"{bands} samples per pixel for photometric interpretation {photometric}")
     if photometric in _CONVERTED:
-        colours, bands, alpha = (0, 1, 2), 3, None  # once Pillow has converted them
+        colours, bands, alpha = (0, 1, 2), 3, None  # after Pillow has converted them
     elif photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and bands > 1 and not (bands == 2 and alpha == 1):
-        # writers of many bands call the first one black-is-zero grey, whatever it is
+        # programs that write many bands declare the first one black-is-zero grey, whatever it is
         colours, declared, alpha = ((0, 1, 2) if bands == 3 else None), False, None
     return Header(
         size_hw=(height, width),
@@ -270,7 +270,7 @@ def _header(page: _Page, pages: int, path: Path) -> Header:
         bands=bands,
         colours=colours,
         alpha=alpha,
-        associated=alpha is not None and _ALPHA[extra[alpha - own]],
+        associated=alpha is not None and _ALPHA[extra[alpha - n_colours]],
         declared=declared,
         inverted=photometric == _WHITE_IS_ZERO,
         pages=pages,
@@ -283,7 +283,7 @@ def _sample_kind(page: _Page, bits: tuple[int, ...], path: Path) -> tuple[Kind, 
     form = page.numbers(_FORMAT) or (1,)
     if len(set(bits)) > 1 or len(set(form)) > 1:
         raise _refused(path, f"a TIFF whose bands differ in type ({bits} bits, sample formats {form})")
-    deep, what = bits[0], form[0] if form[0] != 4 else 1  # undefined samples are unsigned, as libtiff takes them
+    deep, what = bits[0], form[0] if form[0] != 4 else 1  # undefined samples are unsigned, as in libtiff
     if what == 1 and deep <= 8:
         return "8-bit", "uint8"
     if what == 1 and deep <= 32:

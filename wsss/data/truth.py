@@ -1,4 +1,4 @@
-"""True masks against tags: what would make scores meaningless, and what a person should look at."""
+"""Compares true masks with tags, to find masks that make scores meaningless, or that need a closer look."""
 
 import dataclasses
 from collections import Counter
@@ -10,25 +10,25 @@ from jaxtyping import Bool
 from wsss.data.images import IGNORE, Images, MaskFile, MaskSummary
 from wsss.errors import BadInput
 
-# Another meaning of the values is believed where it explains so large a share of the pictures, the labels as they stand so
-# small a one, and there are as many pictures; a value stands for a class where their pictures overlap by half
+# Another meaning of the values is proposed if it explains at least the first share of the pictures, the labels as they are explain at most
+# the second, and there are at least FEWEST pictures; a value stands for a class if the IoU of their pictures reaches OVERLAP
 EXPLAINED, UNEXPLAINED, FEWEST, OVERLAP = 0.75, 0.25, 4, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskDoubts:
-    """What is doubtful about the true masks of a split: what would make scores meaningless, and what is worth a look."""
+    """Doubts about the true masks of a split: `stops` make scores meaningless, `notes` are worth a look."""
 
     stops: tuple[BadInput, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def compare_with_tags(images: Images, held: Mapping[int, MaskSummary]) -> MaskDoubts:
-    """Compare what true masks hold with the tags of their pictures.
+    """Compare the content of true masks with the tags of their pictures.
 
     Args:
         images: the split.
-        held: what the masks hold, by the pictures' positions; those that cannot be read left out.
+        held: the content of the readable masks, by the positions of the pictures.
     """
     if not held:
         return MaskDoubts()
@@ -45,10 +45,10 @@ def compare_with_tags(images: Images, held: Mapping[int, MaskSummary]) -> MaskDo
     by_colour = sum(one.reading == "VOC's colours" for one in held.values())
     if by_colour:
         notes.append(
-            f"{by_colour} masks have VOC's colours under other numbers, as programs that shrink files leave them: "
+            f"{by_colour} masks have VOC's colours under other numbers, since some programs renumber palettes: "
             "they are read by colour"
         )
-    tagged = tags.any()  # else pictures are to be tagged
+    tagged = tags.any()  # otherwise the pictures will be tagged later
     meaning = _other_meaning(images, present, tags, held) if tagged else None
     if stop := _meaningless(images, present, classes, tags, meaning):
         stops.append(stop)
@@ -57,7 +57,7 @@ def compare_with_tags(images: Images, held: Mapping[int, MaskSummary]) -> MaskDo
             notes += _disagreements(images.class_names, classes, tags)
         ignored = float(np.mean([one.ignored for one in held.values()]))
         if ignored > 0.5:
-            notes.append(f"{100 * ignored:.0f} % of all mask pixels are 255 and count for nothing in the mIoU")
+            notes.append(f"{100 * ignored:.0f} % of all mask pixels are 255 and are ignored in the mIoU")
     return MaskDoubts(tuple(stops), tuple(f"{images.title}: {note}" for note in notes))
 
 
@@ -72,22 +72,22 @@ def _meaningless(
     shown = f"the values {', '.join(map(str, values[:12]))}{', ...' if len(values) > 12 else ''}"
     names = ", ".join(images.class_names[:5]) + (", ..." if len(images.class_names) > 5 else "")
     span = "1" if len(images.class_names) == 1 else f"1..{len(images.class_names)}"
-    expected = f"{span} ({names}) where the classes are, 0 for background, 255 for what is ignored"
+    expected = f"{span} ({names}) for the classes, 0 for background, 255 for ignored pixels"
     otherwise = (
-        "If the values mean something else, say what with --mask-values; if these are no true masks, take them away."
+        "If the values mean something else, declare it with --mask-values; if these are no true masks, remove them."
     )
-    do = f"If that is what they mean, say --mask-values '{meaning}'." if meaning else otherwise
+    do = f"If that is what they mean, use --mask-values '{meaning}'." if meaning else otherwise
     where = f"true masks of {images.title}"
     if not classes.any():
         return BadInput(where, f"no class in any of {len(present)} masks, but {shown}", expected, do)
     with_tags = tags.any(1)
     if not with_tags.any():
         return None
-    alike = (classes == tags).all(1)
-    # where all pictures have the same tags, each value that is everywhere would explain them
-    if meaning and len(tags) >= FEWEST and (tags != tags[0]).any() and alike.mean() <= UNEXPLAINED:
-        found = f"labels that fit the tags of {int(alike.sum())} of {len(tags)} pictures ({shown})"
-        return BadInput(where, found, f"{expected}; another meaning of the values fits most pictures", do)
+    agree = (classes == tags).all(1)
+    # if all pictures have the same tags, any value that occurs in all masks would explain them
+    if meaning and len(tags) >= FEWEST and (tags != tags[0]).any() and agree.mean() <= UNEXPLAINED:
+        found = f"labels that match the tags of {int(agree.sum())} of {len(tags)} pictures ({shown})"
+        return BadInput(where, found, f"{expected}; another meaning of the values matches most pictures", do)
     if not (classes & tags).any():
         found = f"not one mask with a class that its picture is tagged with ({shown})"
         return BadInput(where, found, expected, otherwise)
@@ -97,17 +97,17 @@ def _meaningless(
 def _other_meaning(
     images: Images, present: Bool[np.ndarray, "n 256"], tags: Bool[np.ndarray, "n c"], held: Mapping[int, MaskSummary]
 ) -> str | None:
-    """A meaning of the values of mask files that explains the tags of most pictures, as `--mask-values` says it."""
+    """A value of `--mask-values` that explains the tags of most pictures; None if there is none."""
     files = [images.masks[index] for index in held]
     if not all(isinstance(mask, MaskFile) and mask.table is None for mask in files):
         return None
     values, wanted = np.flatnonzero(present.any(0)), np.flatnonzero(tags.any(0))
-    here, there = present[:, values].astype(float), tags[:, wanted].astype(float)
-    both = here.T @ there
-    overlap = both / (here.sum(0)[:, None] + there.sum(0)[None] - both)
-    # of equals, a label before 255 before 0
+    has_value, has_tag = present[:, values].astype(float), tags[:, wanted].astype(float)
+    both = has_value.T @ has_tag
+    overlap = both / (has_value.sum(0)[:, None] + has_tag.sum(0)[None] - both)
+    # among equals, prefer labels to 255, and 255 to 0
     preference = np.where(values == 0, -2e-3, np.where(values == IGNORE, -1e-3, 0.0))
-    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
 
     rows, columns = linear_sum_assignment(overlap + preference[:, None], maximize=True)
     meant = {
@@ -123,7 +123,7 @@ def _other_meaning(
     rest = [value for value in values.tolist() if value not in meant]
     background = max(rest, key=lambda value: (present[:, value].sum(), -value), default=None)
     if any(value < images.n_labels for value in rest if value not in (0, background)):
-        return None  # labels that it leaves without a meaning
+        return None  # some labels would be left without a meaning
     entries = [f"{value}={images.class_names[index]}" for value, index in sorted(meant.items())]
     for value in rest:
         if value == background and value != 0:
@@ -138,7 +138,7 @@ def _disagreements(
 ) -> list[str]:
     notes = []
     for found, what in (
-        (tags & ~classes, "have a tag that their mask lacks"),
+        (tags & ~classes, "have a tag whose class is not in their mask"),
         (classes & ~tags, "have a class in their mask that is not among their tags"),
     ):
         if pictures := int(found.any(1).sum()):

@@ -1,4 +1,4 @@
-"""What classes and backgrounds are called when CLIP is asked for them."""
+"""The texts for classes and backgrounds that CLIP encodes."""
 
 import dataclasses
 import reprlib
@@ -12,7 +12,7 @@ from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput, suggestion
 
 _FILES = Path(__file__).parents[1] / "configs" / "words"
-# the published lists of a method: for VOC's classes, for COCO's, and for any others, whose backgrounds alone are taken
+# the published lists of a method: for VOC's classes, for COCO's, and for any others, for which only the backgrounds are used
 _LISTS = {
     "clip_es": ("voc.yaml", "coco.yaml", "voc.yaml"),
     "clims": ("clims_voc.yaml", "clims_coco.yaml", "clims_voc.yaml"),
@@ -21,8 +21,8 @@ _LISTS = {
 }
 _KEYS = ("prompts", "names", "background", "cooccurring", "short", "synonyms")
 _EXPECTED = (
-    "YAML with `prompts` (class: text), and `names` (class: text), `background` (a list of words), `cooccurring`, `short` "
-    "and `synonyms` (class: words) if you like"
+    "YAML with `prompts` (class: text), and optionally `names` (class: text), `background` (a list of words), `cooccurring`, `short` "
+    "and `synonyms` (class: words)"
 )
 
 Lists = Literal["clip_es", "clims", "clims_camera_ready", "qa_clims"]
@@ -30,15 +30,15 @@ Lists = Literal["clip_es", "clims", "clims_camera_ready", "qa_clims"]
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Texts of one data set.
+    """Texts of one data set; those by class are in the order of the classes.
 
     Attributes:
-        prompts: a class, with its synonyms, as CLIP-ES puts it into a template.
-        names: a class by its plain name, as TagCLIP does.
-        background: what may be behind the classes.
-        cooccurring: what a class is told from, as CLIMS does: its own words, or else all of `background`.
-        short: what of a class's name is enough to name it in an answer, as QA-CLIMS does.
-        synonyms: other words for a class, and for kinds of it.
+        prompts: each class with its synonyms, as CLIP-ES inserts it into a template.
+        names: each class by its plain name, as TagCLIP uses it.
+        background: words for backgrounds.
+        cooccurring: for each class, the backgrounds that CLIMS contrasts it with: its own list, or else all of `background`.
+        short: for each class, parts of its name that identify it in an answer (QA-CLIMS).
+        synonyms: for each class, other words for it and for its subclasses.
     """
 
     prompts: tuple[str, ...]
@@ -53,14 +53,14 @@ def read_words(source: str, class_names: Sequence[str], lists: Lists = "clip_es"
     """The words of a data set.
 
     Args:
-        source: a YAML file, or `auto`: the published lists for the classes of VOC and of COCO; for other classes their own
-            names. Where no backgrounds are given, they are those of COCO or else of VOC, less those that are classes.
+        source: a YAML file, or `auto`: the published lists for the classes of VOC and of COCO; for other classes, their names.
+            Default backgrounds are those of COCO or else of VOC, without those that are classes.
         class_names: in the order of their labels.
-        lists: whose lists the published ones are.
+        lists: the method whose published lists are used.
 
     Raises:
-        BadInput: no classes; a file that is no such YAML or names a class that is not there; texts that are empty or
-            the same for two classes, or for a class and a background.
+        BadInput: there are no classes; the file is no such YAML, or names an unknown class; or texts are empty, or the
+            same for two classes or for a class and a background.
     """
     if not class_names:
         raise BadInput("classes", "none", "at least one class name", "Give them with --classes.")
@@ -70,32 +70,32 @@ def read_words(source: str, class_names: Sequence[str], lists: Lists = "clip_es"
     path = default if source == "auto" else Path(source)
     content = _content(path) if source != "auto" or published else {}
     texts = {
-        # synonyms stand in one prompt, separated by commas without blanks (CLIP-ES)
+        # a prompt holds all synonyms, separated by commas without blanks (CLIP-ES)
         key: {name: ",".join(parts) for name, parts in _by_class(content.get(key), class_names, path, key).items()}
         for key in ("prompts", "names")
     }
     prompts, names = (tuple(texts[key].get(name, name) for name in class_names) for key in ("prompts", "names"))
-    background, own = content.get("background"), content.get("cooccurring")
+    background, by_class = content.get("background"), content.get("cooccurring")
     if background is None:
         taken = {_plain(text) for text in (*class_names, *prompts, *names)}
         given = _content(default)
         background = [word for word in given["background"] if word not in taken]
-        if own is None and published:
-            own = given.get("cooccurring")
+        if by_class is None and published:
+            by_class = given.get("cooccurring")
     where = "classes" if source == "auto" else source
     for classes in (prompts, names):
         _check_different(classes, background, where)
-    cooccurring = _by_class(own, class_names, path, "cooccurring")
+    cooccurring = _by_class(by_class, class_names, path, "cooccurring")
     for name, prompt in zip(class_names, prompts, strict=True):
         _check_different((prompt,), cooccurring.get(name, ()), where)
-    behind = tuple(tuple(cooccurring.get(name, background)) for name in class_names)
+    contrasts = tuple(tuple(cooccurring.get(name, background)) for name in class_names)
     others = {key: _by_class(content.get(key), class_names, path, key) for key in ("short", "synonyms")}
     short, synonyms = (tuple(tuple(words.get(name, ())) for name in class_names) for words in others.values())
-    return Words(prompts, names, tuple(background), behind, short, synonyms)
+    return Words(prompts, names, tuple(background), contrasts, short, synonyms)
 
 
 def check_templates(where: str, templates: Sequence[str]) -> None:
-    """Raise BadInput unless there are sentences, each with a place for a name."""
+    """Raise BadInput unless there are templates, each with a placeholder `{}` for a name."""
     if not templates or not all("{}" in template for template in templates):
         raise BadInput(where, str(templates), "sentences with {} in them", "Correct them.")
 
@@ -108,7 +108,10 @@ def _content(path: Path) -> dict[str, Any]:
     background = content.get("background")
     if background is not None and not (isinstance(background, list) and all(isinstance(w, str) for w in background)):
         raise BadInput(
-            path, "a `background` that is no list of words", _EXPECTED, "Put words that YAML reads otherwise in quotes."
+            path,
+            "a `background` that is no list of words",
+            _EXPECTED,
+            "Put words that YAML reads as other values in quotes.",
         )
     return content
 
@@ -117,11 +120,11 @@ def _by_class(given: Any, class_names: Sequence[str], path: Path, key: str) -> d
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise BadInput(path, f"`{key}` without classes", _EXPECTED, "Write one line a class.")
+        raise BadInput(path, f"`{key}` without classes", _EXPECTED, "Write one line per class.")
     texts = {}
     for name, text in given.items():
         if name not in class_names:
-            do = f"{suggestion(str(name), class_names)}Correct or remove it; put words that YAML reads otherwise in quotes."
+            do = f"{suggestion(str(name), class_names)}Correct or remove it; put words that YAML reads as other values in quotes."
             raise BadInput(path, f"{name!r} in `{key}`", f"names of classes ({', '.join(class_names[:8])} ...)", do)
         parts = text if isinstance(text, list) else [text]
         if not all(isinstance(part, str) and part.strip() for part in parts):
@@ -140,12 +143,12 @@ def _check_different(prompts: Sequence[str], background: Sequence[str], where: s
     for text in (*prompts, *background):
         key = _plain(text)
         if not key:
-            raise BadInput(where, f"the class or background {text!r}", "a text with letters", "Name it.")
+            raise BadInput(where, f"the class or background {text!r}", "a text that is not empty", "Name it.")
         if key in first:
             raise BadInput(
                 where,
                 f"{text!r} twice among classes and backgrounds",
-                "different texts, since CLIP cannot tell equal ones apart",
+                "different texts, since CLIP cannot distinguish equal ones",
                 "Change one of them in a file for --words, or merge the classes.",
             )
         first[key] = text

@@ -1,11 +1,11 @@
-"""YOLO's layout, as Ultralytics, Roboflow, Label Studio and others write it: a text file of objects for each picture.
+"""YOLO's layout, as written by Ultralytics, Roboflow, Label Studio and others: a text file of objects for each picture.
 
     data.yaml            names: [cat, dog]; train: images/train; val: images/val
     images/train/1.jpg   labels/train/1.txt       a class and a box (x, y, width, height), or a class and the corners of a polygon; all from 0 to 1
-    classes.txt          one name a line, instead of data.yaml (Label Studio)
-    images/train/1.jpg   masks/train/1.png        Ultralytics' semantic masks: values are class numbers, from 0 on, 255 is ignored
+    classes.txt          one name per line, instead of data.yaml (Label Studio)
+    images/train/1.jpg   masks/train/1.png        Ultralytics' semantic masks: values are class numbers from 0, 255 is ignored
 
-All objects give tags. Polygons give true masks, drawn as Ultralytics draws them (8.4.190): corners cut to whole pixels, borders included, large
+All objects give tags. Polygons give true masks, drawn as by Ultralytics (8.4.190): corners truncated to whole pixels, borders included, large
 objects first.
 """
 
@@ -36,20 +36,20 @@ _LISTS = ("classes.txt", "obj.names")
 _PICTURES, _LABELS, _MASKS = "images", "labels", "masks"
 _EXPECTED = "a YAML file with `names` and the folders `train` and `val`"
 _LINE = "a class number and a box (4 numbers) or a polygon (6 or more), from 0 to 1"
-# Tools write five digits: 11 of 24 pixels comes back as 10.99992
+# Tools write five digits: 11 of 24 pixels is read as 10.99992
 _ROUNDING = 0.05
-# What Ultralytics allows beyond the border, for rounding
+# Ultralytics tolerates this much beyond the border, for rounding
 _SLACK = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class PolygonMask:
-    """The true mask that the polygons of a file draw.
+    """A true mask drawn from the polygons in a file.
 
     Attributes:
         path: the file of objects.
         picture: the picture, whose size the mask has.
-        upright: whether its EXIF orientation is followed.
+        upright: whether the picture is rotated by its EXIF orientation.
         labels: the label of each class number.
     """
 
@@ -72,9 +72,9 @@ class PolygonMask:
         ]
         shapes = []
         for points, class_ in corners:
-            alone = np.zeros((height, width), np.uint8)
-            cv2.fillPoly(alone, [points], 1)
-            shapes.append((int(alone.sum()), alone.astype(bool), self.labels[class_]))
+            shape = np.zeros((height, width), np.uint8)
+            cv2.fillPoly(shape, [points], 1)
+            shapes.append((int(shape.sum()), shape.astype(bool), self.labels[class_]))
         mask = np.zeros((height, width), np.uint8)
         for _, inside, label in sorted(shapes, key=lambda shape: -shape[0]):
             mask[inside] = label
@@ -88,7 +88,7 @@ def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray
     """Class numbers and points of the objects of a file: k = 2 (centre, then width and height) for a box, more for a polygon.
 
     Raises:
-        BadInput: a line is none of these, or names a class that there is not.
+        BadInput: a line has another form, or an unknown class number.
     """
     objects = []
     for number, line in read_lines(path, _LINE) if is_regular(path) else ():
@@ -116,12 +116,12 @@ def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray
 
 
 def has_label_files(root: Path) -> bool:
-    """Whether there are texts of objects in a folder `labels`."""
+    """Whether there are text files in a folder `labels`."""
     return any(file.suffix == ".txt" for path in _label_folders(root) for file in files_below(path))
 
 
 def find_yolo(root: Path) -> Path | None:
-    """The YAML file of a data set, or the list of names beside folders `images` and `labels` with texts in it.
+    """The YAML file of a data set, or the list of names next to folders `images` and `labels` with text files.
 
     Raises:
         BadInput: there are such folders, but no names.
@@ -135,9 +135,9 @@ def find_yolo(root: Path) -> Path | None:
     if found is None:
         raise BadInput(
             root / _NAMES[0],
-            f"no such file beside a folder {_LABELS}, whose texts name classes by numbers",
+            f"no such file next to a folder {_LABELS} with class numbers",
             f"{_EXPECTED}, or classes.txt",
-            "Copy it from the data set's source, or write the names into classes.txt, one a line.",
+            "Copy it from the data set's source, or write the names into classes.txt, one per line.",
         )
     return found
 
@@ -156,17 +156,17 @@ def read_yolo(root: Path, source: Path, options: LayoutOptions) -> LayoutContent
     if source.suffix in (".yaml", ".yml"):
         content = read_document(source, _EXPECTED)
         if not isinstance(content, dict):
-            raise BadInput(source, "something else", _EXPECTED, "Copy it from the data set's source.")
+            raise BadInput(source, "other content", _EXPECTED, "Copy it from the data set's source.")
         numbered = _numbered(content.get("names"), source)
         if content.get("nc", len(numbered)) != len(numbered):
             raise BadInput(
                 source,
-                f"nc: {content['nc']!r:.20} beside {len(numbered)} names",
+                f"nc: {content['nc']!r:.20} with {len(numbered)} names",
                 "a name for each class",
                 "Correct one of them.",
             )
     else:
-        numbered = tuple(line for _, line in read_lines(source, "a class a line"))
+        numbered = tuple(line for _, line in read_lines(source, "one class per line"))
     class_names = options.class_names or only_classes(numbered, options.negatives)
     roles = Roles(class_names, options.negatives)
     labels = [roles.label(name) for name in numbered]
@@ -180,7 +180,7 @@ def read_yolo(root: Path, source: Path, options: LayoutOptions) -> LayoutContent
     if not pictures:
         raise BadInput(
             source,
-            "no picture in the folders that it names",
+            "no pictures in the folders that it names",
             "pictures in images/train, or in train/images",
             "Check the paths.",
         )
@@ -215,18 +215,18 @@ def _found(
     if missing == len(pictures):
         raise BadInput(
             _text_of(pictures[0][1]),
-            "no such file, nor any other for a picture",
-            "texts of objects in `labels`",
+            "no such file, nor one for any other picture",
+            "files of objects in `labels`",
             "Add the labels.",
         )
     if missing:
-        notes.append(f"{missing} pictures have no text in {_LABELS}: nothing is in them, as Ultralytics takes it")
+        notes.append(f"{missing} pictures have no file in {_LABELS}: as in Ultralytics, they contain no objects")
     used = {os.path.realpath(_text_of(path)) for _, path in pictures}
     texts = [file for folder in _label_folders(root) for file in files_below(folder) if file.suffix == ".txt"]
-    alone = [file for file in texts if os.path.realpath(file) not in used and file.name not in _LISTS]
-    if alone:
+    unmatched = [file for file in texts if os.path.realpath(file) not in used and file.name not in _LISTS]
+    if unmatched:
         notes.append(
-            f"{len(alone)} texts in {_LABELS} belong to no picture that is used ({os.path.relpath(alone[0], root)} first)"
+            f"{len(unmatched)} files in {_LABELS} belong to no picture in use ({os.path.relpath(unmatched[0], root)} first)"
         )
     if has_polygons:
         notes.append(
@@ -234,11 +234,11 @@ def _found(
         )
         if set(sizes) == {4}:
             notes.append(
-                "all polygons have four corners: if they are turned boxes, the masks are boxes too, and scores mean little"
+                "all polygons have four corners: if they are rotated boxes, the masks are boxes too, and scores mean little"
             )
     else:
         what = "keypoints" if has_keypoints else "boxes"
-        notes.append(f"objects are {what}: they give tags, and no true masks")
+        notes.append(f"objects are {what}: they give tags, but no true masks")
     return LayoutContents("yolo", entries, class_names, notes)
 
 
@@ -250,17 +250,17 @@ def _semantic(
     class_names: tuple[str, ...],
     source: Path,
 ) -> LayoutContents:
-    """Pictures with masks of class numbers; `label_mapping` turns the values of the files into these."""
+    """Pictures with masks of class numbers; `label_mapping` maps the values of the files to class numbers."""
     folder, mapping = content.get("masks_dir") or _MASKS, content.get("label_mapping") or {}
     if not isinstance(folder, str) or not isinstance(mapping, dict):
         raise BadInput(
             source,
-            "masks_dir or label_mapping of another kind",
-            "a folder, and numbers by numbers",
+            "masks_dir or label_mapping of another type",
+            "a folder, and a mapping of numbers to numbers",
             "Correct the file.",
         )
     check_name(folder, source)
-    # a single class beside the background has the value 1
+    # the value of a single class is 1
     meaning = {0: 0, 1: labels[0]} if len(labels) == 1 else dict(enumerate(labels))
     table = dict(meaning) | {IGNORE: IGNORE}
     for value, number in mapping.items():
@@ -272,20 +272,20 @@ def _semantic(
         table[int(value)] = IGNORE if ignored else meaning[number]
     table = {value: label for value, label in table.items() if 0 <= value <= 255}
     files = [(split, path, _beside(path, folder, ".png")) for split, path in pictures]
-    there = [
+    masked = [
         (split, path, MaskFile(mask, MaskTable.of(table, source.name)))
         for split, path, mask in files
         if is_regular(mask)
     ]
-    if not there:
+    if not masked:
         raise BadInput(files[0][2], "no such file, nor any other mask", f"masks in {folder}", "Add the masks.")
-    held = labels_in_masks([mask for _, _, mask in there])
-    notes = ["tags are the classes that the masks hold"]
-    if len(there) < len(files):
-        notes.append(f"{len(files) - len(there)} pictures left out, since they have no mask")
+    present = labels_in_masks([mask for _, _, mask in masked])
+    notes = ["tags are the classes in the masks"]
+    if len(masked) < len(files):
+        notes.append(f"{len(files) - len(masked)} pictures left out, since they have no mask")
     entries = [
         Entry(split, picture_name(path, root), path, tuple(class_names[label - 1] for label in of), mask.where, mask)
-        for (split, path, mask), of in zip(there, held, strict=True)
+        for (split, path, mask), of in zip(masked, present, strict=True)
     ]
     return LayoutContents("yolo", entries, class_names, notes)
 
@@ -303,24 +303,24 @@ def _numbered(names: Any, source: Path) -> tuple[str, ...]:
         )
     texts = tuple(str(name).strip() for name in names)
     if "" in texts or len(set(texts)) < len(texts):
-        raise BadInput(source, "an empty name, or one twice", "a name a class", "Correct `names`.")
+        raise BadInput(source, "an empty name, or one twice", "one name per class", "Correct `names`.")
     return texts
 
 
 def _pictures(root: Path, source: Path, content: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """Split and file of each picture that the YAML file leads to, or of those in the usual folders."""
+    """Split and file of each picture in the folders that the YAML file names, or else in the usual folders."""
     found: list[tuple[str, Path]] = []
     for key in ("train", "val", "valid", "test"):
-        for said in _listed(content.get(key), source):
-            place = _place(root, said, content.get("path"))
+        for text in _listed(content.get(key), source):
+            place = _place(root, text, content.get("path"))
             if place is None and key == "test":
                 continue
             if place is None:
                 raise BadInput(
                     source,
-                    f"the path {said!r}, which is not below {root}",
+                    f"the path {text!r}, which is not below {root}",
                     "folders of the data set",
-                    "Correct the path, as seen from the folder of this file.",
+                    "Correct the path, relative to the folder of this file.",
                 )
             found += [
                 (split_of(key) or key, path) for path in (_in_list(root, place) if is_regular(place) else _below(place))
@@ -343,10 +343,10 @@ def _listed(value: Any, source: Path) -> list[str]:
     return values
 
 
-def _place(root: Path, said: str, base: Any) -> Path | None:
-    """Where a path of the YAML file leads: below it, or where the data set lies now if it names another place."""
-    parts = [part for part in said.replace("\\", "/").split("/") if part not in ("", ".")]
-    # Roboflow writes ../train/images for what lies in train/images, others ../NAME/images from a folder beside; absolute paths are of another
+def _place(root: Path, text: str, base: Any) -> Path | None:
+    """The file or folder of a path in the YAML file; if the data set was moved, the path's last parts are looked up below the root."""
+    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
+    # Roboflow writes ../train/images for train/images, others ../NAME/images from a neighbouring folder; absolute paths are those of another
     # machine
     while parts and parts[0] == "..":
         parts = parts[1:]
@@ -360,7 +360,7 @@ def _place(root: Path, said: str, base: Any) -> Path | None:
             if (
                 ".." not in parts
                 and os.path.exists(place)
-                and (start == 0 or said.startswith(("/", "..")) or ":" in said)
+                and (start == 0 or text.startswith(("/", "..")) or ":" in text)
             ):
                 return place
     return None
@@ -371,12 +371,12 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _in_list(root: Path, source: Path) -> list[Path]:
-    """The pictures of a list file, each below the root or as seen from the list."""
+    """The pictures of a list file, with paths relative to the root or to the list."""
     found = []
-    for number, line in read_lines(source, "a path of a picture a line"):
+    for number, line in read_lines(source, "one path of a picture per line"):
         parts = [part for part in line.replace("\\", "/").split("/") if part not in ("", ".")]
-        ways = (parent.joinpath(*parts) for parent in (root, source.parent))
-        path = next((way for way in ways if ".." not in parts and is_regular(way)), None)
+        candidates = (parent.joinpath(*parts) for parent in (root, source.parent))
+        path = next((file for file in candidates if ".." not in parts and is_regular(file)), None)
         if path is None:
             raise BadInput(f"{source}, line {number}", f"{line:.80}", f"a picture below {root}", "Correct the list.")
         found.append(path)
@@ -389,7 +389,7 @@ def _text_of(picture: Path) -> Path:
 
 
 def _beside(picture: Path, folder: str, suffix: str) -> Path:
-    """A picture's path with another folder for the last `images` in it; without one, the file lies beside the picture."""
+    """A picture's path with the last `images` in it replaced by another folder; without one, a file next to the picture."""
     parts = list(picture.parts)
     for at in range(len(parts) - 2, -1, -1):
         if parts[at] == _PICTURES:
