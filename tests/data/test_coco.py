@@ -409,7 +409,9 @@ def test_boxes_alone_are_tags_but_no_truth(tmp_path):
     assert tags(images) == {"0": ["cat"], "1": ["dog"], "2": ["cat"], "3": ["dog"]}
     assert [mask is not None for mask in images.masks] == [True, False, False, False]
     assert data.scored_split is None
-    assert any("3 objects have no outline (only boxes); for this reason, 3 of 4 pictures" in note for note in data.notes)
+    assert any(
+        "3 objects have no outline (only boxes); for this reason, 3 of 4 pictures" in note for note in data.notes
+    )
     with pytest.raises(BadInput, match="3 pictures of train whose objects have no outlines"):
         open_coco(tmp_path, LayoutOptions(tag_rule="icam"))
 

@@ -235,7 +235,10 @@ def test_days_below_classes_are_no_classes(tmp_path):
             ("train/pets/cat/1.jpg", "train/pets/dog/1.jpg", "val/pets/cat/2.jpg"),
             r"Move cat, dog up into train and val",
         ),
-        (("train/good/1.png", "test/bad/1.png", "ground_truth/bad/1_mask.png"), r"a folder of masks next to the splits"),
+        (
+            ("train/good/1.png", "test/bad/1.png", "ground_truth/bad/1_mask.png"),
+            r"a folder of masks next to the splits",
+        ),
     ],
 )
 def test_remedies_for_folders_too_deep(tmp_path, names, remedy):

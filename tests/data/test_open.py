@@ -70,7 +70,10 @@ def test_two_layouts_at_once(tmp_path):
 
 def test_a_data_set_further_down(tmp_path):
     write_voc(tmp_path / "sets" / "VOC2007")
-    with pytest.raises(BadInput, match=r"found a data set further down .*sets/VOC2007/JPEGImages.*Give the folder of the data set itself"):
+    with pytest.raises(
+        BadInput,
+        match=r"found a data set further down .*sets/VOC2007/JPEGImages.*Give the folder of the data set itself",
+    ):
         open_dataset(tmp_path)
     write_coco(tmp_path / "coco")
     with pytest.raises(BadInput, match="further down"):

@@ -84,7 +84,9 @@ def test_numbers_of_classes_without_names_are_asked_about(tmp_path):
 def test_a_data_set_in_the_one_folder_of_another(tmp_path):
     write_picture(tmp_path / "data/train/a.jpg")
     write_text(tmp_path / "data/train/metadata.csv", "file_name,label\na.jpg,cat\n")
-    with pytest.raises(BadInput, match=r"found a data set further down \(.*/data\); .*Give the folder of the data set itself"):
+    with pytest.raises(
+        BadInput, match=r"found a data set further down \(.*/data\); .*Give the folder of the data set itself"
+    ):
         open_dataset(tmp_path)
 
 

@@ -231,9 +231,7 @@ def test_tags_are_compared_with_the_published_ones(voc, monkeypatch):
         "train: tags per class agree with the published ones"
     ]
     labels[0, 7] = False
-    assert voc_module._compare_with_published({"train": whole}) == [
-        "train: tags differ from the published ones in cat"
-    ]
+    assert voc_module._compare_with_published({"train": whole}) == ["train: tags differ from the published ones in cat"]
     assert voc_module._compare_with_published({"train": train}) == []
     text = "".join(f"{name}\n" for name in names)
     monkeypatch.setattr(voc_module, "_TRAIN_AUG_SHA1", hashlib.sha1(text.encode()).hexdigest())
