@@ -5,7 +5,7 @@ import torch
 
 from wsss.classifier import CAMNetwork
 from wsss.errors import BadInput
-from wsss.loading import NotFitting, check_initial, load_backbone, started_from, to_be_trained
+from wsss.loading import WrongNetwork, check_initial, load_backbone, started_from, to_be_trained
 from wsss.methods.clims import CameraReadyNetwork
 from wsss.methods.vwl import VWLNetwork
 from wsss.networks.backbone import create_backbone
@@ -51,9 +51,9 @@ def test_what_was_promised_is_what_the_file_holds(tmp_path, classifier):
             assert not load_backbone(fresh, target, str(tmp_path)).missing
         else:
             for given in (promised, tmp_path, tmp_path / WEIGHTS):
-                with pytest.raises(BadInput, match=rf"segmenter.init: found `classifier` for {target}, where"):
+                with pytest.raises(BadInput, match=rf"segmenter.init: found `classifier` for {target}, but"):
                     check_initial(*words, given)
-            with pytest.raises(NotFitting):
+            with pytest.raises(WrongNetwork):
                 load_backbone(create_backbone(target, target_stride), target, str(tmp_path))
 
 
@@ -62,7 +62,7 @@ def test_a_body_of_a_segmenter_alone():
     with torch.device("meta"):
         trunk = EMANet(2, EMANetLayers("resnet50s")).extractor
     check_initial("segmenter.init", trunk, "resnet50s", "classifier", to_be_trained("resnet50s", 16))
-    with pytest.raises(BadInput, match="where the classifier has another backbone"):
+    with pytest.raises(BadInput, match="but the classifier has another backbone"):
         check_initial("segmenter.init", trunk, "resnet50s", "classifier", to_be_trained("resnet50", 16))
 
 
@@ -72,7 +72,7 @@ def test_without_a_classifier():
         lambda: check_initial("segmenter.init", body, "resnet18", "classifier"),
         lambda: started_from(EMANetSettings(init="classifier"), "segmenter.init", None),
     ):
-        with pytest.raises(BadInput, match=r"segmenter\.init: found `classifier` where no trained classifier"):
+        with pytest.raises(BadInput, match=r"segmenter\.init: found `classifier`, but no trained classifier"):
             call()
 
 

@@ -382,8 +382,12 @@ def test_a_vocabulary_of_another_size(tmp_path, words, tokenizer):
     assert "tokenizer.json" in error.do
 
 
-def test_a_single_file_of_transformers(good_folder):
-    error = refused(good_folder / "model.safetensors", "other names than OpenAI's")
+def test_the_weights_of_a_folder_stand_for_the_folder(good_folder, tmp_path):
+    one, other = load_clip(str(good_folder)), load_clip(str(good_folder / "model.safetensors"))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    shutil.copy(good_folder / "model.safetensors", tmp_path / "model.safetensors")
+    error = refused(tmp_path / "model.safetensors", "other names than OpenAI's")
     assert "folder" in error.do
 
 
@@ -394,6 +398,6 @@ def test_a_hub_id_without_a_network(monkeypatch, tmp_path, name):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asks the network"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="There is no such folder or file here, and none that can be fetched") as caught:
+    with pytest.raises(BadInput, match="There is no such folder or file, and it cannot be downloaded") as caught:
         load_clip(name)
     assert caught.value.where == f"CLIP {name}"

@@ -118,7 +118,7 @@ def test_other_kinds_of_content(tmp_path):
     for content, found in (
         ([torch.zeros(1)], "a list"),
         ({}, "an empty dictionary"),
-        ({"weight": torch.zeros(1), "epoch": 3}, r"no tensors \(epoch\)"),
+        ({"weight": torch.zeros(1), "epoch": 3}, r"not tensors \(epoch\)"),
     ):
         torch.save(content, path)
         with pytest.raises(BadInput, match=found):
@@ -184,7 +184,7 @@ def test_load_into_reports_every_tensor():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("conv.bias"), r"7 of 9 tensors that fit, 1 missing \(conv\.bias\)"),
+        (lambda s: s.pop("conv.bias"), r"7 of 9 tensors match, 1 missing \(conv\.bias\)"),
         (lambda s: s.update({"fc.weight": torch.zeros(1)}), r"1 unknown to the network \(fc\.weight\)"),
         (
             lambda s: s.update({"head.weight": torch.zeros(5, 4, 1, 1)}),
@@ -379,7 +379,7 @@ def test_numbers_that_are_none(tmp_path, number, dtype):
     weights.write_weights(tmp_path / "a.safetensors", state, {"kind": "cam"})
     torch.save(state, tmp_path / "a.pth")
     for path in (tmp_path / "a.safetensors", tmp_path / "a.pth"):
-        with pytest.raises(BadInput, match=rf"{path.name}: found 2 numbers of layer\.weight that are infinite or none"):
+        with pytest.raises(BadInput, match=rf"{path.name}: found 2 numbers of layer\.weight that are infinite or NaN"):
             checkpoints.read_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints and ImageNet weights, as state dicts. Nothing here unpickles code."""
+"""Published checkpoints and ImageNet weights, as state dicts. Code in a file is never run."""
 
 import http.client
 import pickle
@@ -23,11 +23,11 @@ from wsss.weights import SUFFIXES, WEIGHTS, State, expected_checkpoint, finite, 
 def read_checkpoint(path: Path) -> State:
     """The state dict of a `.safetensors`, `.pth`, `.pt`, `.bin` or `.params` file, or of a training stage's folder, on the CPU.
 
-    What trainers wrap around it (`state_dict`, `model`, `net`, a `module.` before every name) is taken off. MXNet's `.params` are
-    those of ResNet-38, which alone is published so; they get its names.
+    Wrappers of training scripts are removed (`state_dict`, `model`, `net`, a `module.` before every name). MXNet's `.params` are read
+    as those of ResNet-38, the only network published in this format, and renamed to its names.
 
     Raises:
-        BadInput: the file is missing, cut off, of another kind, without tensors, or would run code.
+        BadInput: the file is missing, truncated, has another format or no tensors, or would run code.
     """
     if path.is_dir():
         path = weights_in(path)
@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> State:
             path,
             f"a file name that ends in {path.suffix!r}",
             expected_checkpoint(),
-            "Give a checkpoint of one of these kinds.",
+            "Give a checkpoint in one of these formats.",
         )
     if path.suffix == ".safetensors":
         return read_weights(path)[0]
@@ -50,16 +50,16 @@ def read_checkpoint(path: Path) -> State:
 
 
 def imagenet_weights(name: str) -> tuple[State, Path]:
-    """torchvision's ImageNet weights (V1) of one of its models, from torch's cache or from the network.
+    """torchvision's ImageNet weights (V1) of one of its models, from torch's cache or downloaded.
 
     Args:
-        name: `resnet50` for example.
+        name: for example `resnet50`.
 
     Returns:
-        The state dict, with the classifier, and the file it came from.
+        The state dict, including the classifier, and its file.
 
     Raises:
-        BadInput: torchvision has no such weights, or they are not in the cache and cannot be fetched.
+        BadInput: torchvision has no such weights, or they are not in the cache and cannot be downloaded.
     """
     try:
         url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
@@ -67,8 +67,8 @@ def imagenet_weights(name: str) -> tuple[State, Path]:
         raise BadInput(
             f"ImageNet weights of {name}",
             "no such weights in torchvision",
-            "a model with weights IMAGENET1K_V1, resnet50 for example",
-            "Choose another backbone, give its weights with --init FILE, or start from new ones with --init none.",
+            "a model with weights IMAGENET1K_V1, for example resnet50",
+            "Choose another backbone, give its weights with --init FILE, or train from scratch with --init none.",
         ) from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not path.exists():
@@ -79,21 +79,21 @@ def imagenet_weights(name: str) -> tuple[State, Path]:
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise BadInput(
                 path,
-                f"no file, and it cannot be fetched from {url} ({error})",
+                f"no file, and it cannot be downloaded from {url} ({error})",
                 f"torchvision's ImageNet weights of {name}",
-                "Put that file there, or give another with --init FILE, or start from new weights with --init none.",
+                "Put that file there, give another with --init FILE, or train from scratch with --init none.",
             ) from error
     return read_checkpoint(path), path
 
 
 def timm_weights(name: str) -> tuple[State, str]:
-    """timm's default pretrained weights of one of its models, from its cache or from the network.
+    """timm's default pretrained weights of one of its models, from its cache or downloaded.
 
     Returns:
-        The state dict of the whole model, and where it comes from, in words.
+        The state dict of the full model, and a description of its source.
 
     Raises:
-        BadInput: they are not in the cache and cannot be fetched.
+        BadInput: they are not in the cache and cannot be downloaded.
     """
     where = f"timm's pretrained weights of {name}"
     try:
@@ -101,9 +101,9 @@ def timm_weights(name: str) -> tuple[State, str]:
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise BadInput(
             where,
-            f"none that can be fetched ({str(error).splitlines()[0][:200]})",
-            "weights in timm's cache, or a network to fetch them from",
-            "Give a file with --init FILE, or start from new weights with --init none.",
+            f"none that can be downloaded ({str(error).splitlines()[0][:200]})",
+            "weights in timm's cache, or a network connection",
+            "Give a file with --init FILE, or train from scratch with --init none.",
         ) from error
 
 
@@ -111,14 +111,14 @@ def trained_weights(where: Path, *kinds: str) -> tuple[State, dict[str, Any] | N
     """The weights that a training stage wrote, or a published checkpoint.
 
     Args:
-        where: the stage's folder, its `weights.safetensors`, or a checkpoint of someone else.
-        kinds: what our own files have to say they are, `cam` for example: one of these.
+        where: the stage's folder, its `weights.safetensors`, or a published checkpoint.
+        kinds: the accepted values of `kind` in the metadata of our own files, for example `cam`.
 
     Returns:
-        The state dict, what was saved beside it (None: the file is not ours), and the file.
+        The state dict, its metadata (None: the file was written by another program), and the file.
 
     Raises:
-        BadInput: the file is missing, broken, or of another kind.
+        BadInput: the file is missing, broken, or holds another kind of network.
     """
     path = weights_in(where)
     if path.suffix != ".safetensors":
@@ -129,22 +129,22 @@ def trained_weights(where: Path, *kinds: str) -> tuple[State, dict[str, Any] | N
             path,
             f"weights of a `{metadata.get('kind')}` network",
             f"those of a {' or '.join(f'`{kind}`' for kind in kinds)} network",
-            "Give the folder of the training stage that this command builds on.",
+            "Give the folder of the training stage that this command needs.",
         )
     return state, metadata or None, path
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of the others."""
     rest = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _read_torch(path: Path) -> object:
     head = head_of(path)
-    damaged = "It is cut off, damaged or no checkpoint: fetch it again."
+    damaged = "It is truncated, damaged or not a checkpoint: download it again."
     with reading(path, expected_checkpoint(), damaged), warnings.catch_warnings():
-        # torch warns of TorchScript and of newer pickles, which are refused below
+        # torch warns about TorchScript and newer pickles, which are refused below
         warnings.simplefilter("ignore")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -152,13 +152,13 @@ def _read_torch(path: Path) -> object:
             called = re.search(r"GLOBAL (\S+)", str(error))
             if called is None and not head.startswith((b"\x80", b"PK")):
                 raise
-            asks = f"it asks for {called[1]}" if called else "it holds more than tensors, or is damaged"
-            do = "It was not read. If you trust it, save its state dict alone where it was made."
-            raise BadInput(path, f"a pickle that would run code ({asks})", expected_checkpoint(), do) from error
+            reason = f"it asks for {called[1]}" if called else "it holds more than tensors, or is damaged"
+            do = "It was not read. If you trust it, save only its state dict, with the program that made it."
+            raise BadInput(path, f"a pickle that would run code ({reason})", expected_checkpoint(), do) from error
         except RuntimeError as error:
             if "TorchScript" not in str(error):
                 raise
-            do = "Save the state dict of its module alone."
+            do = "Save only the state dict of its module."
             raise BadInput(path, "a TorchScript archive, which is code", expected_checkpoint(), do) from error
 
 
@@ -175,9 +175,9 @@ def _state_in(content: object, path: Path) -> State:
     if others:
         raise BadInput(
             path,
-            f"entries that are no tensors ({few(others)})",
+            f"entries that are not tensors ({few(others)})",
             expected_checkpoint(),
-            "Save the state dict alone, or put it under the key 'state_dict'.",
+            "Save only the state dict, or put it under the key 'state_dict'.",
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): value for name, value in content.items()}

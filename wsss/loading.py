@@ -1,6 +1,6 @@
-"""State dicts into networks: all of a file, or nothing and one error that says what does not fit.
+"""Load state dicts into networks: either completely, or not at all with an error that lists the differences.
 
-An architecture knows the names it was published under (`wsss.networks.body`); here they are matched, tensor by tensor.
+An architecture knows its published tensor names (`wsss.networks.body`); here they are matched, tensor by tensor.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from wsss.weights import State, weights_in
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a file and of a network."""
+    """Which tensors of a file were loaded into a network."""
 
     loaded: tuple[str, ...]
-    """Taken from the file."""
+    """Tensors taken from the file."""
     ignored: tuple[str, ...]
-    """In the file, left out on purpose."""
+    """Tensors of the file that were left out, as requested."""
     missing: tuple[str, ...]
-    """Not in the file, new in the network on purpose; without batch norm's counters."""
+    """Tensors that the file lacks and that keep their initial values, as allowed; without the counters of batch norms."""
     mismatched: tuple[str, ...]
-    """In the file with another shape, new in the network on purpose."""
+    """Tensors with another shape in the file that keep their initial values, as allowed."""
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
@@ -45,16 +45,16 @@ class LoadReport:
         return "; ".join(parts)
 
 
-class NotFitting(BadInput):
-    """Weights of another network; `faults` says what does not fit."""
+class WrongNetwork(BadInput):
+    """Weights of another network; `faults` lists the differences."""
 
     def __init__(self, where: str | Path, faults: str, network: str) -> None:
         super().__init__(
             where,
             f"weights of another network, {faults}",
             f"the weights of {network}",
-            "Nothing was loaded. Give a file of this network; where the number of classes alone differs, set it as in "
-            "the file, or let the layers that depend on it start anew.",
+            "Nothing was loaded. Give a file of this network. If only the number of classes differs, set it as in "
+            "the file, or use new weights for the layers that depend on it.",
         )
         self.faults = faults
 
@@ -67,59 +67,63 @@ def load_into(
     allow_missing: Sequence[str] = (),
     ignore: Sequence[str] = (),
 ) -> LoadReport:
-    """Load a state dict that has exactly the network's names and shapes, but for the exceptions given.
+    """Load a state dict with exactly the network's names and shapes, apart from the exceptions given.
 
     Args:
-        network: one on the meta device is compared with the state dict alone.
-        where: the place to name in an error.
-        allow_missing: patterns (`base.aspp.*`) of the network's names that may stay as they are, because the file
-            lacks them or has another shape. Batch norm's counters, which nothing reads, always may.
-        ignore: patterns of the file's names that are not wanted.
+        network: a network on the meta device is only compared with the state dict.
+        state: the state dict.
+        where: the source to name in an error.
+        allow_missing: patterns (`base.aspp.*`) of the network's names that may keep their values if the file
+            lacks them or has another shape. This always applies to the counters of batch norms, which nothing reads.
+        ignore: patterns of the file's names to leave out.
 
     Raises:
         BadInput: anything else differs; then nothing is loaded.
     """
-    own = network.state_dict()
-    wanted = {name: value for name, value in state.items() if not _matches(name, ignore)}
-    fitting = {name: value for name, value in wanted.items() if name in own and value.shape == own[name].shape}
-    missing = [name for name in own if name not in wanted and not name.endswith("num_batches_tracked")]
-    mismatched = [name for name in own if name in wanted and name not in fitting]
-    unexpected = [name for name in wanted if name not in own]
+    target = network.state_dict()
+    given = {name: value for name, value in state.items() if not _matches(name, ignore)}
+    matching = {name: value for name, value in given.items() if name in target and value.shape == target[name].shape}
+    missing = [name for name in target if name not in given and not name.endswith("num_batches_tracked")]
+    mismatched = [name for name in target if name in given and name not in matching]
+    unexpected = [name for name in given if name not in target]
 
     lacking = [name for name in missing if not _matches(name, allow_missing)]
-    misshapen = [name for name in mismatched if not _matches(name, allow_missing)]
-    if lacking or misshapen or unexpected or not fitting:
-        faults = [f"{len(fitting)} of {len(own)} tensors that fit"]
+    wrong_shape = [name for name in mismatched if not _matches(name, allow_missing)]
+    if lacking or wrong_shape or unexpected or not matching:
+        faults = [f"{len(matching)} of {len(target)} tensors match"]
         if lacking:
             faults.append(f"{len(lacking)} missing ({few(lacking)})")
         if unexpected:
             faults.append(f"{len(unexpected)} unknown to the network ({few(unexpected)})")
-        if misshapen:
-            shapes = [f"{name}: {tuple(wanted[name].shape)} for {tuple(own[name].shape)}" for name in misshapen]
-            faults.append(f"{len(misshapen)} of another shape ({few(shapes)})")
-        raise NotFitting(where, ", ".join(faults), type(network).__name__)
-    # torch warns of copies that go nowhere
-    if not any(value.is_meta for value in own.values()):
-        network.load_state_dict(fitting, strict=False)
+        if wrong_shape:
+            shapes = [f"{name}: {tuple(given[name].shape)} for {tuple(target[name].shape)}" for name in wrong_shape]
+            faults.append(f"{len(wrong_shape)} of another shape ({few(shapes)})")
+        raise WrongNetwork(where, ", ".join(faults), type(network).__name__)
+    # torch warns about copies to the meta device
+    if not any(value.is_meta for value in target.values()):
+        network.load_state_dict(matching, strict=False)
     return LoadReport(
-        loaded=tuple(fitting),
-        ignored=tuple(name for name in state if name not in wanted),
+        loaded=tuple(matching),
+        ignored=tuple(name for name in state if name not in given),
         missing=tuple(missing),
         mismatched=tuple(mismatched),
     )
 
 
 def load_deeplab(network: MSC, state: Mapping[str, Tensor], where: str | Path, *, new_head: bool = False) -> LoadReport:
-    """Load any weights of the deeplab-pytorch family into a DeepLab v2 in its multi-scale wrapper.
+    """Load weights of the deeplab-pytorch family into a DeepLab v2 in its multi-scale wrapper.
 
-    The initial weights (`deeplabv1_resnet101-coco.pth`, `-imagenet.pth`) have a classifier `fc`, which is left out, and no head,
-    which stays new. Trained checkpoints are loaded whole.
+    The initial weights (`deeplabv1_resnet101-coco.pth`, `-imagenet.pth`) have a classifier `fc`, which is left out, and no head, so
+    the head keeps its new weights. Trained checkpoints are loaded completely.
 
     Args:
-        new_head: leave the head new where a trained checkpoint has another number of classes.
+        network: the DeepLab v2.
+        state: the weights.
+        where: the source to name in an error.
+        new_head: keep the new weights of the head if a trained checkpoint has another number of classes.
 
     Raises:
-        BadInput: the weights are of another network; nothing is loaded.
+        BadInput: the weights belong to another network; nothing is loaded.
     """
     initial = not any(name.startswith("base.") for name in state)
     return load_into(
@@ -132,15 +136,15 @@ def load_deeplab(network: MSC, state: Mapping[str, Tensor], where: str | Path, *
 
 
 def load_backbone(body: Body, name: str, init: str) -> LoadReport:
-    """Give a body its initial weights.
+    """Load the initial weights of a backbone.
 
     Args:
-        body: also one on the meta device, to find out whether the weights fit.
-        name: of the body.
-        init: `imagenet`, or weights of the body itself or of a network built on it: a file, or the folder of a training stage.
+        body: the backbone; on the meta device, the weights are only checked.
+        name: of the backbone.
+        init: `imagenet`, or the weights of the backbone or of a network that contains it: a file, or the folder of a training stage.
 
     Raises:
-        BadInput: the weights cannot be had, or are of another network.
+        BadInput: the weights are not available, or belong to another network.
     """
     where: str | Path = init
     if init != "imagenet":
@@ -153,7 +157,7 @@ def load_backbone(body: Body, name: str, init: str) -> LoadReport:
 
 
 def _part_of(state: State, name: str) -> State:
-    """The backbone's entries of a network's state dict, without their prefix; all of them where there is no prefix."""
+    """The entries of the backbone in a network's state dict, without their prefix; all entries if there is no prefix."""
     prefixes = (f"{name}.", "resnet.", "backbone.", "body.", "extractor.")
     prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -164,29 +168,30 @@ def _no_imagenet(setting: str, body: Body, name: str) -> BadInput:
         setting,
         f"`imagenet`, which no library offers for {name}",
         f"a file: {body.INITIAL}",
-        "Fetch it from its authors, choose another backbone, or start anew with `none`.",
+        "Download it from its authors, choose another backbone, or train from scratch with `none`.",
     )
 
 
 def to_be_trained(backbone: str, output_stride: int) -> Backbone:
-    """The backbone of a classifier that is not trained yet, without numbers: for `check_initial`.
+    """The backbone of a classifier that is not trained yet, on the meta device, for `check_initial`.
 
     Raises:
-        BadInput: there is no such backbone, or it does not give that stride.
+        BadInput: there is no such backbone, or it does not support this stride.
     """
     with torch.device("meta"):
         return create_backbone(backbone, output_stride)
 
 
 def check_initial(setting: str, body: Body, name: str, init: str, classifier: Path | Backbone | None = None) -> None:
-    """Raise BadInput for initial weights that cannot be had or do not fit, before hours are spent on what comes first.
+    """Raise BadInput for initial weights that are not available or do not match, before any stage runs.
 
     Args:
         setting: the setting to name in an error.
-        body: on the meta device.
-        name: of the body.
+        body: the backbone, on the meta device.
+        name: of the backbone.
         init: `none`, `imagenet`, `classifier`, or a file or folder.
-        classifier: what gives the maps: its weights, or what it is going to be (`to_be_trained`); None: nothing that is trained.
+        classifier: the network that produces the maps: its weights, or its backbone if it is not trained yet (`to_be_trained`); None if
+            no network is trained.
     """
     if init == "imagenet" and body.IMAGENET is None:
         raise _no_imagenet(setting, body, name)
@@ -197,23 +202,23 @@ def check_initial(setting: str, body: Body, name: str, init: str, classifier: Pa
 
 
 def check_continues(setting: str, body: Body, name: str, classifier: Path | Backbone | None) -> None:
-    """Raise BadInput unless a body finds all of its tensors in the weights of the classifier; arguments as in `check_initial`."""
+    """Raise BadInput unless the weights of the classifier contain all tensors of a backbone; arguments as in `check_initial`."""
     try:
         if isinstance(classifier, Backbone):
             load_into(body, body.named(classifier.state_dict()), "the classifier", ignore=body.LEFT_OUT)
         else:
             load_backbone(body, name, str(_weights_of(setting, classifier)))
-    except NotFitting as error:
+    except WrongNetwork as error:
         raise BadInput(
             setting,
-            f"`classifier` for {name}, where the classifier has another backbone ({error.faults})",
+            f"`classifier` for {name}, but the classifier has another backbone ({error.faults})",
             f"the same backbone in both, so that every tensor of {name} is found",
-            "Set one backbone to that of the other, or give a file or another word as the initial weights.",
+            "Use the same backbone in both, or other initial weights.",
         ) from error
 
 
 def check_batch_norm(setting: str, batch_norm: str, init: str) -> None:
-    """Raise BadInput for batch norms that would keep the statistics of nothing.
+    """Raise BadInput for frozen batch norms without pretrained statistics.
 
     Args:
         setting: the setting to name in an error.
@@ -223,8 +228,8 @@ def check_batch_norm(setting: str, batch_norm: str, init: str) -> None:
     if init == "none" and batch_norm == "frozen":
         raise BadInput(
             setting,
-            "`frozen` with new weights, whose statistics would stay those of nothing",
-            "`live` where init is `none`",
+            "`frozen` with new weights, whose statistics would never be computed",
+            "`live` if init is `none`",
             "Set it to live, or give initial weights.",
         )
 
@@ -233,15 +238,15 @@ S = TypeVar("S")
 
 
 def started_from(settings: S, setting: str, classifier: Path | None) -> S:
-    """Settings with the file of the classifier's weights in the place of the word `classifier`.
+    """Settings in which `init: classifier` is replaced by the file of the classifier's weights.
 
     Args:
         settings: a frozen dataclass; without a field `init`, it always starts from new weights.
         setting: the name of its initial weights, for an error.
-        classifier: the stage's folder of the trained classifier, or a file of its weights; None where there is none.
+        classifier: the stage folder of the trained classifier, or its weights file; None if there is none.
 
     Raises:
-        BadInput: it is wanted and not there.
+        BadInput: `init` is `classifier`, but there is none.
     """
     initial: Any = settings
     if "init" not in {field.name for field in dataclasses.fields(initial)} or initial.init != "classifier":
@@ -253,9 +258,9 @@ def _weights_of(setting: str, classifier: Path | None) -> Path:
     if classifier is None:
         raise BadInput(
             setting,
-            "`classifier` where no trained classifier gave the maps",
-            "a file, or another of its words",
-            "Give the file of the weights to start from.",
+            "`classifier`, but no trained classifier produced the maps",
+            "a file, or another of its options",
+            "Give the weights file to start from.",
         )
     return weights_in(classifier)
 

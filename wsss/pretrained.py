@@ -1,4 +1,4 @@
-"""Foundation models by hub id, folder or file. Nothing here runs code of a file."""
+"""Load foundation models by hub id, folder or file. Code in a file is never run."""
 
 import contextlib
 import functools
@@ -27,26 +27,27 @@ Activation = Literal["quick_gelu", "gelu"]
 AnyCLIP = TypeVar("AnyCLIP", CLIP, ResNetCLIP, CLIP | ResNetCLIP)
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-_EXPECTED = "a CLIP with a vision transformer: a hub id, a folder of Hugging Face transformers, or OpenAI's or open_clip's state dict"
+_EXPECTED = "a CLIP with a vision transformer: a Hugging Face hub id, a folder saved by transformers, or a state dict of OpenAI or open_clip"
 
-_EXPECTED_BLIP = "a BLIP that answers questions: a hub id, a folder of Hugging Face transformers, or model_base_vqa_capfilt_large.pth"
-# what `save_pretrained` calls the weights
-_SAVED = ("model.safetensors", "pytorch_model.bin")
-_EXPECTED_PROMPTED = (
-    "a CLIP with visual.mask_embedding, as ovseg_swinbase_vitL14_ft_mpt.pth has below clip_adapter.clip_model"
+_EXPECTED_BLIP = (
+    "a BLIP for question answering: a hub id, a folder saved by transformers, or model_base_vqa_capfilt_large.pth"
 )
+# file names of the weights that `save_pretrained` writes
+_SAVED = ("model.safetensors", "pytorch_model.bin")
+_EXPECTED_PROMPTED = "a CLIP with visual.mask_embedding, such as the one under clip_adapter.clip_model in ovseg_swinbase_vitL14_ft_mpt.pth"
 
 
 def load_clip(source: str, activation: Activation = "quick_gelu") -> CLIP:
     """A CLIP with its vocabulary, on the CPU, in float32, with frozen weights.
 
     Args:
-        source: a hub id (`openai/clip-vit-base-patch16`), a folder in the layout of Hugging Face transformers, OpenAI's
+        source: a hub id (`openai/clip-vit-base-patch16`), a folder saved by Hugging Face transformers, OpenAI's
             `ViT-B-16.pt` (the TorchScript archive, or its state dict), or a state dict of open_clip.
-        activation: of a state dict, which does not say it: `gelu` for most of open_clip's own. Folders and hub ids say it.
+        activation: activation of a state dict, which does not record it: `gelu` for most networks of open_clip. Ignored for folders
+            and hub ids, which record it.
 
     Raises:
-        BadInput: there is no such thing, it cannot be fetched, or it is another architecture.
+        BadInput: the source does not exist, cannot be downloaded, or has another architecture.
     """
     clip = _load(source, activation, resnets=False)
     assert isinstance(clip, CLIP)
@@ -54,25 +55,25 @@ def load_clip(source: str, activation: Activation = "quick_gelu") -> CLIP:
 
 
 def load_any_clip(source: str, activation: Activation = "quick_gelu") -> CLIP | ResNetCLIP:
-    """As `load_clip`; OpenAI's file may be of a ResNet too (`RN50x4.pt`), for methods that need no attention between patches."""
+    """As `load_clip`; OpenAI's file may also be a ResNet (`RN50x4.pt`), for methods that do not use attention between patches."""
     return _load(source, activation, resnets=True)
 
 
 def load_prompted_clip(
     source: str, activation: Activation = "quick_gelu"
 ) -> tuple[CLIP, Float[Tensor, "depth n width"]]:
-    """A CLIP with mask prompts (OVSeg; Liang et al., CVPR 2023), as `load_clip`, and what takes the place of hidden patches.
+    """A CLIP with mask prompts (OVSeg; Liang et al., CVPR 2023), loaded as by `load_clip`, and the prompts that replace masked patches.
 
     Args:
-        source: OVSeg's whole checkpoint, of which the CLIP alone is read, or a state dict of OpenAI's names with `visual.mask_embedding`.
-        activation: of the network, which the file does not say.
+        source: OVSeg's full checkpoint, of which only the CLIP is used, or a state dict with OpenAI's names and `visual.mask_embedding`.
+        activation: activation of the network, which the file does not record.
 
     Raises:
-        BadInput: there is no such file, it has no mask prompts, or they do not fit the network.
+        BadInput: the file does not exist, has no mask prompts, or they do not match the network.
     """
     path = Path(source)
     if not is_regular(path):
-        do = "Fetch OVSeg's checkpoint and give its path, or set mask_prompts to false and give a plain CLIP."
+        do = "Download OVSeg's checkpoint and give its path, or set mask_prompts to false and give a plain CLIP."
         raise BadInput(source, "no such file", _EXPECTED_PROMPTED, do)
     state, prefix = read_checkpoint(path), "clip_adapter.clip_model."
     if any(name.startswith(prefix) for name in state):
@@ -83,47 +84,46 @@ def load_prompted_clip(
         found = f"no visual.mask_embedding (first tensors: {', '.join(list(state)[:3])})"
         raise BadInput(path, found, _EXPECTED_PROMPTED, "Give such a file, or set mask_prompts to false.")
     clip = _vision_transformer(path, state, activation)
-    wanted = (clip.native_grid**2, clip.model.config.vision_config.hidden_size)  # type: ignore[union-attr]
-    if prompts.ndim != 3 or tuple(prompts.shape[1:]) != wanted:
+    shape = (clip.native_grid**2, clip.model.config.vision_config.hidden_size)  # type: ignore[union-attr]
+    if prompts.ndim != 3 or tuple(prompts.shape[1:]) != shape:
         raise BadInput(
-            path, f"mask prompts of {tuple(prompts.shape)}", f"(depth, {wanted[0]}, {wanted[1]})", "Fetch it again."
+            path, f"mask prompts of {tuple(prompts.shape)}", f"(depth, {shape[0]}, {shape[1]})", "Download it again."
         )
     return _ready(clip, source), prompts.float()
 
 
 def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
-    """A BLIP that answers questions, on the CPU, in float32, with frozen weights.
+    """A BLIP for question answering, on the CPU, in float32, with frozen weights.
 
     Args:
-        source: a hub id (`Salesforce/blip-vqa-capfilt-large`), a folder of Hugging Face transformers, or BLIP's own file.
-        vocabulary: BERT's, where the source brings none: a hub id, a folder, or vocab.txt.
+        source: a hub id (`Salesforce/blip-vqa-capfilt-large`), a folder saved by Hugging Face transformers, or the file of BLIP's authors.
+        vocabulary: BERT's vocabulary, if the source has none: a hub id, a folder, or vocab.txt.
         size: side of the pictures in pixels; positional embeddings of another grid are resized.
 
     Raises:
-        BadInput: there is no such thing, it cannot be fetched, or it is another architecture.
+        BadInput: the source does not exist, cannot be downloaded, or has another architecture.
     """
     source = _saved(source)
-    path, own = Path(source), False
+    path, has_vocabulary = Path(source), False
     if is_regular(path):
         state = read_checkpoint(path)
         if not blip.is_published(state):
             found = f"other names than BLIP's (first tensors: {', '.join(list(state)[:3])})"
-            do = "Give the folder that holds config.json, where the file is one of transformers."
+            do = "If transformers wrote the file, give the folder with its config.json."
             raise BadInput(path, found, _EXPECTED_BLIP, do)
         model = blip.from_published(state, str(path))
     else:
         _check_exists(source, _EXPECTED_BLIP)
         folder = path if os.path.isdir(path) else None
-        own = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt"))
+        has_vocabulary = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt"))
         model = _blip_from_transformers(source, folder)
-    tokenizer = _bert_tokenizer(source if own else vocabulary)
+    tokenizer_source = source if has_vocabulary else vocabulary
+    tokenizer = _bert_tokenizer(tokenizer_source)
     words = model.config.text_config.vocab_size  # type: ignore[union-attr]
     if len(tokenizer) not in (words - 2, words):
         found = f"a vocabulary of {len(tokenizer)} words for a network with {words}"
         expected = f"{words - 2}, since two mark the start of questions and of answers"
-        raise BadInput(
-            source if own else vocabulary, found, expected, "Give the vocabulary that belongs to the network."
-        )
+        raise BadInput(tokenizer_source, found, expected, "Give the vocabulary that belongs to the network.")
     finite(model.state_dict(), source)
     answering = blip.BLIP(blip.resized(model.float(), size), tokenizer)
     return answering.requires_grad_(False).eval()
@@ -136,7 +136,7 @@ def _blip_from_transformers(name: str, folder: Path | None) -> BlipForQuestionAn
         config.vision_config.layer_norm_eps = blip.VISION_EPSILON
         read: Any = BlipForQuestionAnswering.from_pretrained
         model, loaded = read(name, config=config, output_loading_info=True)
-    _check_whole(where, loaded, _EXPECTED_BLIP)
+    _check_complete(where, loaded, _EXPECTED_BLIP)
     return model
 
 
@@ -149,7 +149,7 @@ def _bert_tokenizer(source: str) -> BertTokenizer:
 
 
 def _saved(source: str) -> str:
-    """The folder of transformers where the source is the file of the weights in it; otherwise the source."""
+    """The folder, if the source is a weights file in a folder saved by transformers; otherwise the source."""
     path = Path(source)
     return str(path.parent) if path.name in _SAVED and (path.parent / "config.json").is_file() else source
 
@@ -168,7 +168,7 @@ def _load(source: str, activation: Activation, resnets: bool) -> CLIP | ResNetCL
 
 
 def _check_exists(source: str, expected: str) -> None:
-    """Raise BadInput for what can only be a path, where nothing is."""
+    """Raise BadInput for a source that can only be a path, but does not exist."""
     path = Path(source)
     like_a_path = path.suffix in (*SUFFIXES, ".txt") or source.startswith((".", "/", "~")) or source.count("/") > 1
     if (like_a_path and not os.path.exists(path)) or (
@@ -180,7 +180,7 @@ def _check_exists(source: str, expected: str) -> None:
 def _ready(clip: AnyCLIP, source: str) -> AnyCLIP:
     finite(clip.state_dict(), source)
     for parameter in clip.parameters():
-        # loaders leave some at odd addresses, by chance; sums over these run in another order
+        # some loaders return unaligned memory, where sums may run in another order
         parameter.data = parameter.data.clone()
     return clip.requires_grad_(False).eval()
 
@@ -192,7 +192,7 @@ def _from_file(path: Path, activation: Activation, resnets: bool) -> CLIP | ResN
             path,
             f"other names than OpenAI's (first tensors: {', '.join(list(state)[:3])})",
             _EXPECTED,
-            "Give the folder that holds config.json, where the file is one of transformers.",
+            "If transformers wrote the file, give the folder with its config.json.",
         )
     tokenizer = openai_tokenizer()
     if resnets and is_resnet(state):
@@ -215,7 +215,7 @@ def _check_vocabulary(path: Path, found: int, expected: int) -> None:
             path,
             f"a vocabulary of {found} tokens",
             f"OpenAI's with {expected}",
-            "Give a folder of transformers, which brings its own vocabulary.",
+            "Give a folder saved by transformers, which includes the vocabulary.",
         )
 
 
@@ -233,14 +233,15 @@ def _from_transformers(name: str, folder: Path | None) -> CLIP:
     with _reading(where, folder, "a CLIP", _EXPECTED):
         read: Any = CLIPModel.from_pretrained
         model, loaded = read(name, output_loading_info=True)
-        own = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))
-        tokenizer = CLIPTokenizer.from_pretrained(name) if own else openai_tokenizer()
-    _check_whole(where, loaded, _EXPECTED)
+        has_tokenizer = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))
+        tokenizer = CLIPTokenizer.from_pretrained(name) if has_tokenizer else openai_tokenizer()
+    _check_complete(where, loaded, _EXPECTED)
     settings: Any = model.config.text_config
-    if len(tokenizer) > settings.vocab_size or (not own and len(tokenizer) != settings.vocab_size):
+    if len(tokenizer) > settings.vocab_size or (not has_tokenizer and len(tokenizer) != settings.vocab_size):
+        default = "" if has_tokenizer else " (OpenAI's, since the folder has none)"
         raise BadInput(
             where,
-            f"a vocabulary of {len(tokenizer)} tokens{'' if own else ' (OpenAI, for want of another)'} for a network with {settings.vocab_size}",
+            f"a vocabulary of {len(tokenizer)} tokens{default} for a network with {settings.vocab_size}",
             "the tokenizer that belongs to the network",
             "Put its tokenizer.json into the folder.",
         )
@@ -249,14 +250,14 @@ def _from_transformers(name: str, folder: Path | None) -> CLIP:
 
 @contextlib.contextmanager
 def _reading(where: str, folder: Path | None, what: str, expected: str) -> Iterator[None]:
-    """Run readers of transformers in silence, and turn their errors into one."""
+    """Run loaders of transformers without their log messages, and turn their errors into BadInput."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if folder is None:
-        do = "There is no such folder or file here, and none that can be fetched: check the name, or fetch it where there is a network."
+        do = "There is no such folder or file, and it cannot be downloaded: check the name, or download it where there is a network."
     else:
-        do = f"It cannot be read as {what}: {'fetch it again.' if folder.is_file() else 'save it again with save_pretrained.'}"
+        do = f"It cannot be read as {what}: {'download it again.' if folder.is_file() else 'save it again with save_pretrained.'}"
     try:
         with reading(where, expected, do):
             if folder and folder.is_dir():
@@ -266,7 +267,7 @@ def _reading(where: str, folder: Path | None, what: str, expected: str) -> Itera
         transformers_logging.set_verbosity(verbosity)
 
 
-# What transformers reads of a folder
+# files that transformers reads in a folder
 _SETTINGS = frozenset(
     [
         "added_tokens.json",
@@ -285,25 +286,25 @@ _SETTINGS = frozenset(
 
 
 def _check_folder(folder: Path, expected: str) -> None:
-    """Raise BadInput if a file that transformers may open would never end, or a setting is no JSON object."""
+    """Raise BadInput if a file that transformers may open is not a regular file, or a settings file is not a JSON object."""
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_dir() and not is_regular(path):
             raise BadInput(path, "no regular file", expected, "Remove it.")
-        # other JSON files are of the training, which transformers does not open
+        # transformers does not open other JSON files, such as those of the training
         if path.name in _SETTINGS and not isinstance(read_json(path, "settings of a model"), dict):
             raise BadInput(path, "no JSON object", expected, "Save the model again with save_pretrained.")
 
 
-def _check_whole(where: str, loaded: dict[str, Any], expected: str) -> None:
-    absent = sorted(loaded["missing_keys"])
-    if absent:
-        found = f"{len(absent)} tensors missing ({', '.join(absent[:3])})"
-        raise BadInput(where, found, expected, "Save or fetch it again.")
+def _check_complete(where: str, loaded: dict[str, Any], expected: str) -> None:
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        found = f"{len(missing)} tensors missing ({', '.join(missing[:3])})"
+        raise BadInput(where, found, expected, "Save or download it again.")
 
 
 @functools.cache
 def openai_tokenizer() -> CLIPTokenizer:
-    """OpenAI's byte-pair encoding with 49408 tokens, of the list that open_clip's package brings along."""
+    """OpenAI's byte-pair encoding with 49408 tokens, from the list in the open_clip package."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.submodule_search_locations
@@ -319,20 +320,20 @@ def _tokenizer(merges: list[tuple[str, str]]) -> CLIPTokenizer:
 
 
 def byte_symbols() -> list[str]:
-    """A visible letter for each byte, in the order of OpenAI's vocabulary: printable ones first."""
+    """A printable character for each byte, in the order of OpenAI's vocabulary: printable bytes first."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
 
 
 def new_tokenizer(texts: Sequence[str], size: int) -> CLIPTokenizer:
-    """A byte-pair encoding like OpenAI's that knows the words of these texts alone; others fall into letters.
+    """A byte-pair encoding like OpenAI's, with merges only for the words of these texts; other words are split into letters.
 
-    Words are merged from their first letter on, in the order of the alphabet, so that equal texts give an equal encoding.
+    Words are merged starting at their first letter, in alphabetical order, so that equal texts give the same encoding.
 
     Args:
-        texts: what is to become few tokens.
-        size: most entries; 514 are letters and the start and end tokens.
+        texts: texts to be encoded with few tokens.
+        size: maximum number of entries; 514 of them are letters and the start and end tokens.
     """
     splitter = openai_tokenizer().backend_tokenizer.pre_tokenizer
     words = sorted({word for text in texts for word, _ in splitter.pre_tokenize_str(text.lower())})

@@ -1,4 +1,4 @@
-"""Our own weights: a `weights.safetensors` that says what its network is. Nothing here unpickles code."""
+"""Our own weights files: `weights.safetensors` with metadata that describes the network. Code in a file is never run."""
 
 import json
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".params")
 WEIGHTS = "weights.safetensors"
 
 _METADATA_KEY = "wsss"
-_SAFETENSORS = "a whole file in safetensors format"
+_SAFETENSORS = "a complete file in safetensors format"
 
 
 def weights_in(where: Path) -> Path:
-    """The file of the weights that a path stands for: a training stage's folder, or the file itself."""
+    """The weights file: `where` itself, or the weights in the folder of a training stage."""
     return where / WEIGHTS if where.is_dir() else where
 
 
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors and the metadata of a `.safetensors` file; no metadata if something else wrote it.
+    """The tensors and the metadata of a `.safetensors` file; metadata are empty if another program wrote it.
 
     Raises:
-        BadInput: the file is missing, cut off or of another kind.
+        BadInput: the file is missing, truncated or has another format.
     """
     metadata = read_metadata(path)
     with reading(path, _SAFETENSORS), safetensors.safe_open(path, framework="pt", device="cpu") as file:
@@ -42,35 +42,33 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a `.safetensors` file alone; errors as in `read_weights`."""
+    """Only the metadata of a `.safetensors` file; errors as in `read_weights`."""
     head_of(path)
     with reading(path, _SAFETENSORS):
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
         metadata = json.loads(text)
     if not isinstance(metadata, dict):
-        raise BadInput(
-            path, f"metadata that says {metadata!r:.60}", "settings by name", "Fetch or write the file again."
-        )
+        raise BadInput(path, f"the metadata {metadata!r:.60}", "settings by name", "Download or write the file again.")
     return metadata
 
 
 def finite(state: State, where: str | Path) -> State:
-    """The state, unless numbers in it are infinite or none at all.
+    """Return the state dict after checking that all numbers are finite.
 
     Raises:
-        BadInput: some are; the first tensor that holds one is named.
+        BadInput: a number is infinite or NaN; the first such tensor is named.
     """
     for name, tensor in state.items():
-        # a sum is not finite if any number is not; one that overflows is looked at again
+        # the sum is not finite if any number is not; if only the sum overflows, the second check passes
         if (
             tensor.is_floating_point()
             and not tensor.sum(dtype=torch.float64).isfinite()
             and not tensor.isfinite().all()
         ):
             count = int((~tensor.isfinite()).sum())
-            do = "A training that went astray wrote it, or it is damaged: take another file."
-            raise BadInput(where, f"{count} numbers of {name} that are infinite or none (NaN)", "finite weights", do)
+            do = "The training diverged, or the file is damaged: use another file."
+            raise BadInput(where, f"{count} numbers of {name} that are infinite or NaN", "finite weights", do)
     return state
 
 
@@ -78,9 +76,11 @@ def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
     """Write a `.safetensors` file; equal tensors and metadata give equal bytes.
 
     Args:
-        metadata: anything that JSON holds, the settings for example.
+        path: the file.
+        state: the tensors.
+        metadata: anything that can be written as JSON.
     """
-    # one entry: safetensors writes several in an order that differs from process to process
+    # a single entry: safetensors writes several entries in an order that differs between processes
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     content = safetensors.torch.save(tensors, {_METADATA_KEY: text})
@@ -89,37 +89,41 @@ def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
 
 
 def reading_of(where: Path) -> PictureReading | None:
-    """How the pictures were read that weights were trained on; None for weights of someone else, which do not say it.
+    """How the training pictures of these weights were read; None for published weights, which do not record it.
 
     Args:
-        where: the folder of a training stage, or a file of weights.
+        where: the folder of a training stage, or a weights file.
 
     Raises:
         BadInput: the file is missing or broken.
     """
     path = weights_in(where)
     metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
-    with reading(path, "weights that say how the pictures were read that they were trained on"):
+    with reading(path, "weights that record how their training pictures were read"):
         return PictureReading.of(metadata.get("reading")) if metadata else None
 
 
 def head_of(path: Path) -> bytes:
-    """The first bytes of a file that has any, and is no text."""
+    """The first bytes of a file.
+
+    Raises:
+        BadInput: the file is missing, empty or a text.
+    """
     with reading(path, expected_checkpoint(), missing="Check the path and its permissions."), path.open("rb") as stream:
         head = stream.read(512)
     if not head:
-        raise BadInput(path, "an empty file", expected_checkpoint(), "Fetch it again.")
+        raise BadInput(path, "an empty file", expected_checkpoint(), "Download it again.")
     text = head.decode("utf-8", errors="ignore")
     if all(letter.isprintable() or letter in "\r\n\t" for letter in text):
         raise BadInput(
             path,
             f"a text that begins with {text[:40]!r}",
             expected_checkpoint(),
-            "It may be a download page or a pointer to the file: fetch the file itself.",
+            "It may be a download page or a pointer to the file: download the file itself.",
         )
     return head
 
 
 def expected_checkpoint() -> str:
-    """What a file of weights has to be, in words."""
+    """Description of a valid weights file, for errors."""
     return f"a state dict of tensors in a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"

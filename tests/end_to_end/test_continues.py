@@ -35,7 +35,7 @@ def test_a_segmenter_with_another_backbone_than_the_classifier(tmp_path, shapes,
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     words = ("run", "cam", "--data", shapes, "--config", tmp_path / "run.yaml", "--device", "cpu")
     printed = refused(capsys, tmp_path / "run", *words)
-    assert "segmenter.init: found `classifier` for test_resnet, where the classifier has another backbone" in printed
+    assert "segmenter.init: found `classifier` for test_resnet, but the classifier has another backbone" in printed
     assert "0 of " in printed or "missing" in printed
 
 

@@ -251,7 +251,7 @@ def test_pictures_are_made_of_whole_patches(folder, size):
 def test_sources_that_are_no_blip(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        BadInput, match=r"BLIP nobody/no-such-blip: found .*There is no such folder or file here, and none that can be"
+        BadInput, match=r"BLIP nobody/no-such-blip: found .*There is no such folder or file, and it cannot be"
     ):
         load_blip("nobody/no-such-blip", "unused", 32)
     with pytest.raises(BadInput, match=r"none\.pth: found no such file"):

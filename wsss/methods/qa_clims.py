@@ -360,7 +360,7 @@ class Texts(nn.Module):
             encoded[text] = torch.tensor(features[text], dtype=names.dtype)
             if encoded[text].shape != names[0].shape:
                 found, do = f"a text feature of {len(encoded[text])} numbers", "Give features of this CLIP, or none."
-                raise BadInput(settings.text_features, found, f"{names.shape[1]}, as {settings.clip} gives", do)
+                raise BadInput(settings.text_features, found, f"{names.shape[1]}, like those of {settings.clip}", do)
         self.table: Tensor
         self.name_rows: Tensor
         self.background_rows: Tensor

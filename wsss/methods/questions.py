@@ -138,8 +138,8 @@ def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, A
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 
 
-def _write(path: Path, said: list[list[str]]) -> None:
-    write_json(path, said, sync="file")
+def _write(path: Path, answers: list[list[str]]) -> None:
+    write_json(path, answers, sync="file")
 
 
 def _answers(settings: QuestionSettings, blip: BLIP, pixels: Tensor, names: Sequence[str]) -> list[list[str]]:
@@ -156,16 +156,16 @@ def _join(settings: QuestionSettings, images: Images, folder: Path, out: Path) -
         for index, name in enumerate(images.names):
             classes = images.classes(index)
             answers = read_json(folder / f"{name}.json", "answers about a picture") if classes else []
-            for cls, said in zip(classes, answers, strict=True):
-                stream.write(_line(settings, name, images.class_names[cls], said) + "\n")
+            for cls, of_class in zip(classes, answers, strict=True):
+                stream.write(_line(settings, name, images.class_names[cls], of_class) + "\n")
             pairs += len(classes)
     return {"images": len(images), "pairs": pairs}
 
 
-def _line(settings: QuestionSettings, image: str, class_name: str, said: Sequence[str]) -> str:
+def _line(settings: QuestionSettings, image: str, class_name: str, answers: Sequence[str]) -> str:
     questions = (*settings.foreground, *settings.background)
-    clean = {question: lemma(answer) for question, answer in zip(questions, said, strict=True)}
-    changed = {q: answer for q, answer in zip(questions, said, strict=True) if answer != clean[q]}
+    clean = {question: lemma(answer) for question, answer in zip(questions, answers, strict=True)}
+    changed = {q: answer for q, answer in zip(questions, answers, strict=True) if answer != clean[q]}
     record: dict[str, Any] = {
         "image": image,
         "class": class_name,
@@ -174,7 +174,7 @@ def _line(settings: QuestionSettings, image: str, class_name: str, said: Sequenc
     }
     if changed:
         record["said"] = changed
-    # names that are not UTF-8 are lone surrogates, which JSON can write in ASCII alone
+    # names that are not UTF-8 contain lone surrogates, which JSON can only write as ASCII escapes
     plain = image.encode("utf-8", "replace").decode() == image
     return json.dumps(record, ensure_ascii=not plain)
 
@@ -231,22 +231,22 @@ def read_published_answers(path: Path, questions: Sequence[str]) -> PairAnswers:
     positions: list[int] = []
     found: PairAnswers = {}
     for key, entry in _pairs_in(path, content, _PUBLISHED):
-        said, answers = (entry.get("vqa"), entry.get("answers")) if isinstance(entry, dict) else (None, None)
+        asked, answers = (entry.get("vqa"), entry.get("answers")) if isinstance(entry, dict) else (None, None)
         if not (
-            isinstance(said, list)
+            isinstance(asked, list)
             and isinstance(answers, list)
-            and len(said) == len(answers)
-            and all(isinstance(item, tuple) and len(item) == 2 for item in said)
+            and len(asked) == len(answers)
+            and all(isinstance(item, tuple) and len(item) == 2 for item in asked)
             and all(isinstance(answer, str) for answer in answers)
         ):
             raise BadInput(path, f"an entry {key} that is no list of answers", _PUBLISHED, "Download it again.")
         if not positions:
-            asked = [question for question, _ in said]
-            missing = [question for question in questions if question not in asked]
+            order = [question for question, _ in asked]
+            missing = [question for question in questions if question not in order]
             if missing:
                 do = "Give the foreground file as `answers`, and the background file as `background_answers`."
                 raise BadInput(path, f"no answers to {missing[0]!r}", "answers to all questions", do)
-            positions = [asked.index(question) for question in questions]
+            positions = [order.index(question) for question in questions]
         if max(positions) >= len(answers):
             raise BadInput(path, f"an entry {key} with fewer answers than the first", _PUBLISHED, "Download it again.")
         found[key] = tuple(answers[position] for position in positions)

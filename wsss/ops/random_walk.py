@@ -125,9 +125,9 @@ def _chebyshev(steps: int, error: float) -> list[float]:
     chances[j == 0] /= 2
     chances /= chances.sum()
     # since |T_j| <= 1, dropping the rest costs at most its sum, and rescaling the others to sum 1 costs the same again
-    kept = np.count_nonzero(2 * np.cumsum(chances[::-1])[::-1] > error)
-    coefficients = np.zeros(j[kept - 1] + 1)
-    coefficients[j[:kept]] = chances[:kept] / chances[:kept].sum()
+    terms = np.count_nonzero(2 * np.cumsum(chances[::-1])[::-1] > error)
+    coefficients = np.zeros(j[terms - 1] + 1)
+    coefficients[j[:terms]] = chances[:terms] / chances[:terms].sum()
     return coefficients.tolist()
 
 

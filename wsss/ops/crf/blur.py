@@ -11,7 +11,7 @@ F0, HALF = np.float32(0), np.float32(0.5)
 
 @inner
 def clear_strip(lattice: Lattice, channels: int, value: np.ndarray, strip: int) -> None:
-    """Set the rows to 0 that the strip adds to."""
+    """Set the rows of the strip to 0."""
     size, ghosts = lattice.rows[-1], lattice.ghost_rows
     for at in range(lattice.rows[strip] * channels, lattice.rows[strip + 1] * channels):
         value[at] = F0
@@ -23,7 +23,7 @@ def clear_strip(lattice: Lattice, channels: int, value: np.ndarray, strip: int) 
 def splat(
     zero: Vector, lattice: Lattice, x: np.ndarray, channels: int, value: np.ndarray, begin: int, end: int
 ) -> None:
-    """Add weight * x to the rows of each point's vertices, for the points begin..end; x holds their rows alone."""
+    """Add weight * x to the rows of each point's vertices, for the points begin..end; x only contains the rows of these points."""
     corners = lattice.corners
     for p in range(begin, end):
         for c in range(0, channels, width(zero)):
@@ -35,7 +35,7 @@ def splat(
 
 @inlined
 def slice_lanes(zero: Vector, lattice: Lattice, value: np.ndarray, channels: int, p: int, c: int) -> Vector:
-    """Sum of weight * value over the vertices of point p, for the lanes from channel c on."""
+    """Sum of weight * value over the vertices of point p, for the lanes that begin at channel c."""
     corners = lattice.corners
     lanes = zero
     for r in range(corners.shape[1]):
@@ -100,7 +100,7 @@ def _blur(zero: Vector, lattice: Lattice, axis: int, channels: int, value: np.nd
 
 @inner
 def mix_chunks(lattice: Lattice, stage: int) -> int:
-    """How many chunks a stage of `mix` has; 0 if the lattice has no such stage."""
+    """The number of chunks of a stage of `mix`; 0 if the lattice has no such stage."""
     axes = len(lattice.chained)
     if stage == 0 or stage == axes + 1:
         return _chunks(len(lattice.ghosts))
@@ -109,7 +109,7 @@ def mix_chunks(lattice: Lattice, stage: int) -> int:
 
 @inner
 def mix(zero: Vector, lattice: Lattice, stage: int, channels: int, value: np.ndarray, chunk: int) -> None:
-    """What lies between splat and slice: collect the ghosts, blur along each of the d + 1 axes, set the ghosts."""
+    """The stages between splat and slice: collect the ghosts, blur along each of the d + 1 axes, set the ghosts."""
     if stage == 0:
         _gather_ghosts(zero, lattice, channels, value, chunk)
     elif stage <= len(lattice.chained):

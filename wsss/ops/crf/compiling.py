@@ -28,7 +28,7 @@ Intrinsic = tuple[Signature, Callable[[BaseContext, ir.IRBuilder, Signature, Val
 """the signature of a function in compiled code, and the function that generates its instructions"""
 
 
-def gives(kind: type[R]) -> Callable[[Callable[..., Intrinsic]], Callable[..., R]]:
+def returns(kind: type[R]) -> Callable[[Callable[..., Intrinsic]], Callable[..., R]]:
     """Decorator for a function in compiled code that returns a value of this type.
 
     Numba calls the decorated function during compilation, with the typing context and the types of the arguments.

@@ -16,7 +16,7 @@ from numba.core.types import Array, Type
 from numba.core.typing import Context, Signature
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
-from wsss.ops.crf.compiling import Intrinsic, Unboxing, Values, gives
+from wsss.ops.crf.compiling import Intrinsic, Unboxing, Values, returns
 
 ROUND = np.float32(1.5 * 2**23)  # adding and subtracting it rounds |x| < 2^22, half to even
 # exp(x) = 2^n exp(r), |r| <= ln(2) / 2: a polynomial through the Chebyshev nodes, relative error below 1e-7
@@ -113,7 +113,7 @@ def _unbox_vector(lanes: Lanes, value: ir.Value, unboxing: Unboxing) -> NativeVa
 V1, V4, V8, V24 = Vector(1), Vector(4), Vector(8), Vector(24)
 
 
-@gives(int)
+@returns(int)
 def width(typing_context: Context, zero: Lanes) -> Intrinsic:
     """The number of lanes, a constant to the compiler."""
 
@@ -123,7 +123,7 @@ def width(typing_context: Context, zero: Lanes) -> Intrinsic:
     return types.intp(zero), generate
 
 
-@gives(Vector)
+@returns(Vector)
 def load(typing_context: Context, zero: Lanes, array: Array, index: Type) -> Intrinsic:
     """The lanes that start at `array[index]`."""
 
@@ -137,7 +137,7 @@ def load(typing_context: Context, zero: Lanes, array: Array, index: Type) -> Int
     return zero(zero, array, types.intp), generate
 
 
-@gives(NoneType)
+@returns(NoneType)
 def store(typing_context: Context, array: Array, index: Type, lanes: Lanes) -> Intrinsic:
     """Write the lanes to `array[index:]`."""
 
@@ -150,7 +150,7 @@ def store(typing_context: Context, array: Array, index: Type, lanes: Lanes) -> I
     return types.none(array, types.intp, lanes), generate
 
 
-@gives(NoneType)
+@returns(NoneType)
 def prefetch(typing_context: Context, zero: Lanes, array: Array, index: Type) -> Intrinsic:
     """Prefetch the cache lines of the lanes that start at `array[index]`."""
 
@@ -165,7 +165,7 @@ def prefetch(typing_context: Context, zero: Lanes, array: Array, index: Type) ->
     return types.none(zero, array, types.intp), generate
 
 
-@gives(Vector)
+@returns(Vector)
 def plus(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     """a + b."""
 
@@ -176,7 +176,7 @@ def plus(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     return a(a, b), generate
 
 
-@gives(Vector)
+@returns(Vector)
 def plus_scaled(typing_context: Context, a: Lanes, scalar: Type, b: Lanes) -> Intrinsic:
     """a + scalar * b, with a single rounding if the processor supports it."""
 
@@ -188,7 +188,7 @@ def plus_scaled(typing_context: Context, a: Lanes, scalar: Type, b: Lanes) -> In
     return a(a, types.float32, b), generate
 
 
-@gives(Vector)
+@returns(Vector)
 def larger(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     """The larger of a and b, lane by lane; at most 8 lanes."""
 
@@ -199,7 +199,7 @@ def larger(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
 
 
 def _across(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Callable[..., Vector]:
-    @gives(Vector)
+    @returns(Vector)
     def across(typing_context: Context, a: Lanes, group: Lanes) -> Intrinsic:
         def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Values) -> ir.Value:
             (vector,) = _split(builder, a, arguments[0])
@@ -218,7 +218,7 @@ def _across(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> 
 largest, total = _across(_larger), _across(lambda builder, a, b: builder.fadd(a, b))
 
 
-@gives(Vector)
+@returns(Vector)
 def quotient(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     """a / b, lane by lane; at most 8 lanes."""
 
@@ -228,7 +228,7 @@ def quotient(typing_context: Context, a: Lanes, b: Lanes) -> Intrinsic:
     return a(a, b), generate
 
 
-@gives(Vector)
+@returns(Vector)
 def exp_under(typing_context: Context, a: Lanes, top: Lanes) -> Intrinsic:
     """exp(a - top) for a <= top, at least exp(-64), which avoids slow denormal numbers; at most 8 lanes."""
 

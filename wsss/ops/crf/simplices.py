@@ -14,7 +14,7 @@ F0, F1 = np.float32(0), np.float32(1)
 
 
 class Room(NamedTuple):
-    """Numbers of at most `POINTS` points, coordinate by coordinate."""
+    """Arrays for at most `POINTS` points, coordinate by coordinate."""
 
     elevated: np.ndarray
     """float32 [d + 1, POINTS]"""
@@ -30,7 +30,7 @@ class Room(NamedTuple):
 
 @inner
 def room_for(axes: int) -> Room:
-    """Room for points with so many coordinates."""
+    """Arrays for points with this number of coordinates."""
     return Room(
         np.empty((axes, POINTS), np.float32),
         np.empty((axes, POINTS), np.float32),

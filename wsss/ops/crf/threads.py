@@ -17,7 +17,7 @@ from numba.core.base import BaseContext
 from numba.core.types import Array, Type
 from numba.core.typing import Context, Signature
 
-from wsss.ops.crf.compiling import Intrinsic, Source, Values, gives, inner
+from wsss.ops.crf.compiling import Intrinsic, Source, Values, inner, returns
 
 APART = 16  # distance between counters in int64, so that no two share a cache line
 
@@ -39,7 +39,7 @@ def _counter(
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
-@gives(int)
+@returns(int)
 def fetch_add(typing_context: Context, array: Array, index: Type, amount: Type) -> Intrinsic:
     """Add to `array[index]` atomically and return the previous value."""
 
@@ -50,7 +50,7 @@ def fetch_add(typing_context: Context, array: Array, index: Type, amount: Type) 
     return types.int64(array, types.intp, types.int64), generate
 
 
-@gives(int)
+@returns(int)
 def read(typing_context: Context, array: Array, index: Type) -> Intrinsic:
     """`array[index]`, read atomically: writes of other threads before they added to it are visible after this."""
 
@@ -66,7 +66,7 @@ _give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sch
 
 @inner
 def draw(team: Team, phase: int, chunks: int) -> int:
-    """The next chunk of a phase for this thread, of its own share first, then of the others'; -1 if none is left.
+    """The next chunk of a phase for this thread, first from its own share, then from those of the others; -1 if none is left.
 
     In every phase a thread has about the same part of the picture and of the vertices, which stay in its cache.
     """

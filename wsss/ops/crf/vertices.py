@@ -16,14 +16,14 @@ class Found(NamedTuple):
     """The vertices of each strip, in the order in which its points touch them."""
 
     known: np.ndarray
-    """int64 [points * (d + 1)]; their keys, from the place of the strip's first point on"""
+    """int64 [points * (d + 1)]; their keys, starting at the position of the strip's first point"""
     counts: np.ndarray
-    """int64 [strips]"""
+    """int64 [strips]; number of vertices of each strip"""
 
 
 @inlined
 def slot_of(key: int, bits: int | np.int64) -> np.uint64:
-    """Where a key is looked for first in a hash table of 2^bits slots."""
+    """The first slot of a key in a hash table of 2^bits slots."""
     return (np.uint64(key) * GOLDEN) >> np.uint64(64 - bits)  # unsigned: numba tests other indices for the sign
 
 
@@ -71,7 +71,7 @@ def _number(
 def find_vertices(
     team: Team, features: np.ndarray, basis: Basis, points: np.ndarray, corners: np.ndarray, found: Found
 ) -> None:
-    """Fill `corners` and `found`; vertices are numbered in each strip on its own.
+    """Fill `corners` and `found`; vertices are numbered separately in each strip.
 
     Args:
         features: float32 [d, points].
