@@ -99,7 +99,10 @@ def test_channels_may_come_last():
             r"no feature map of several cells whose mean is the input of its last layer \(Conv2d with 512",
         ),
         # between pooling and linear layer lies something that is not linear
-        (timm_model("mobilenetv3_small_050"), "no feature map of several cells whose mean is the input of its last layer"),
+        (
+            timm_model("mobilenetv3_small_050"),
+            "no feature map of several cells whose mean is the input of its last layer",
+        ),
         (timm_model("test_convnext"), "no feature map of several cells"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.AdaptiveMaxPool2d(1), nn.Flatten()),
