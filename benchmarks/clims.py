@@ -1,13 +1,13 @@
-"""One training step of CLIMS: our losses against the published steps as they are written down, in the same run.
+"""One training step of CLIMS: the losses of wsss against a literal implementation of the published steps, in the same run.
 
     python benchmarks/clims.py --words voc --threads 2 --repeats 3
     python benchmarks/clims.py --words coco --threads 2 --repeats 3
 
 16 pictures of 512x512 with 25 pairs (VOC's words) or 46 (COCO's), ResNet-50, ViT-B/32, random weights, float32. The baseline does
-what the published code does: CLIP may learn, so the gradients of its weights are computed; the object's regions are
-encoded for each of the two losses that look at them; the texts of all pairs are encoded anew for each loss, and the words of
-the background in each step; every class's map is resized. Both have the same network, whose forward and backward
-pass is measured once, some pictures at a time, and added to both. Both give the same losses and gradients of the maps.
+what the published code does: CLIP is not frozen, so the gradients of its weights are computed; the foreground regions are
+encoded for each of the two losses that use them; the texts of all pairs are encoded again for each loss, and the background
+words in each step; the maps of all classes are resized. Both use the same network, whose forward and backward
+pass is measured once, in parts of the batch, and added to both. Both give the same losses and gradients of the maps.
 
 COCO's baseline takes about 10 GB of memory.
 """
@@ -125,11 +125,11 @@ def main() -> None:
     parser.add_argument("--words", choices=list(CLASSES), default="voc")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=16, help="fewer have fewer pairs, but as many words")
-    parser.add_argument("--part", type=int, default=4, help="pictures in the network at a time")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="seconds of the processor, for a machine that is busy otherwise"
+        "--images", type=int, default=16, help="with fewer pictures there are fewer pairs, but the same number of words"
     )
+    parser.add_argument("--part", type=int, default=4, help="pictures per pass through the network")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time, for a machine with other load")
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(options.threads)

@@ -1,13 +1,13 @@
-"""CLIP-ES per picture: our pipeline against the published steps done label by label, in the same run.
+"""CLIP-ES per picture: the pipeline of wsss against the published steps, label by label, in the same run.
 
     python benchmarks/clip_es.py --threads 2 --repeats 5 [--crf]
 
-ViT-B/16's sizes, random weights, a drawn picture of 500x375; with --crf the dense CRF behind it, by pydensecrf2
-(`pip install .[oracle]`) and by ours. The baseline does what the published code does:
-every block gives its attention averaged over the heads and keeps it; for each label the last block runs anew, with
-gradients to all of its weights; for each label the affinity is normalised and squared anew. Both give the same maps.
-The last column is the highest ratio that there can be: the baseline against nothing but the matrix products of the
-linear layers of one forward pass, which every exact implementation computes.
+ViT-B/16, random weights, a drawn picture of 500x375; with --crf also the dense CRF after it, by pydensecrf2
+(`pip install .[oracle]`) and by wsss. The baseline does what the published code does:
+every block returns and stores its attention averaged over the heads; for each label the last block runs again, with
+gradients of all of its weights; for each label the affinity is normalised and squared again. Both give the same maps.
+The last column is the highest possible ratio: the baseline against only the matrix products of the linear layers in
+one forward pass, which every exact implementation has to compute.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--crf", action="store_true", help="with the dense CRF behind the maps")
+    parser.add_argument("--crf", action="store_true", help="include the dense CRF after the maps")
     parser.add_argument("--size", type=int, nargs=2, default=(375, 500), metavar=("HEIGHT", "WIDTH"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,10 +1,10 @@
-"""What a dense CRF costs beside pydensecrf2 (`pip install .[oracle]`), which has no threads.
+"""Time of the dense CRF compared with pydensecrf2 (`pip install .[oracle]`), which has no threads.
 
     python benchmarks/dense_crf.py [--picture FILE ...] [--repeats 5]
 
 Times are medians in milliseconds of whole calls on 500 x 375 pixels, lattices included, 10 iterations; the columns of a
-row are measured in turn. "cold" builds the lattice that hangs on the picture's size alone in every call, as
-pydensecrf2 does; "warm" finds it from the call before. The ratio is pydensecrf2 over two threads, cold.
+row are measured in turn. "cold" builds the lattice that depends only on the size of the picture in every call, as
+pydensecrf2 does; "warm" reuses it from the previous call. The ratio is pydensecrf2 over two threads, cold.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", type=Path, nargs="*", default=[], help="photographs to measure on as well")
+    parser.add_argument("--picture", type=Path, nargs="*", default=[], help="also measure on these photographs")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
 

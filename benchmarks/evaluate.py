@@ -1,8 +1,8 @@
-"""What scoring costs: the threshold sweep and the contour F-score against their straightforward forms.
+"""Time of scoring: the threshold sweep and the contour F-score against straightforward implementations.
 
     python benchmarks/evaluate.py
 
-Both forms of each run in turn on the same made-up pictures, one thread each, and must count the same; every time is the
+Both implementations run in turn on the same generated pictures, with one thread each, and must give the same counts; every time is the
 fastest of three runs over all pictures, in milliseconds per picture.
 """
 

@@ -1,12 +1,12 @@
-"""What the feature similarity loss and the pixel correlation module cost beside their published forms, which hold all pairs of cells.
+"""Time and memory of the feature similarity loss and the pixel correlation module, against their published forms, which store all pairs.
 
     python benchmarks/icam.py [--repeats 5] [--device cpu]
 
-One thread; medians over the repeats of value and gradient together. The published form of the loss makes N x N arrays of colours' and
-predictions' distances, gates and weights, and lets autograd keep them; that of the module makes A, divides its columns by their sums, and
-multiplies. Memory is what is allocated at most besides the arguments, in MB: on a GPU as CUDA counts it, on a CPU the most that the process holds
-at once beyond what it held before, of a process of its own for each form. The last column is the largest difference of the gradients, as
-a share of the largest value. The contour F-score is measured by `evaluate.py`.
+One thread; medians over the repeats of value and gradient together. The published form of the loss makes N x N arrays of the distances of colours and
+predictions, of gates and weights, and autograd stores them; that of the module computes A, divides its columns by their sums, and
+multiplies. Memory is the peak beyond the arguments, in MB: on a GPU as CUDA counts it, on a CPU the increase of the peak memory of a separate
+process for each form. The last column is the largest difference of the gradients, relative to
+the largest value. The contour F-score is measured by `evaluate.py`.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What a random walk of 256 steps costs beside the published form, which squares a dense matrix eight times.
+"""Time and memory of a random walk of 256 steps compared with the published form, which squares a dense matrix eight times.
 
     python benchmarks/random_walk.py [--repeats 5]
 
-One thread, radius 5, random edges and scores, so that AffinityNet's rows differ from IRNet's by size and beta alone.
-The dense form runs once where it is bearable, in float32 as published and with denormal numbers flushed to zero, which
-slow it down manifold else; ours are medians, taken right after it. Making the affinities counts for neither. Errors
-are differences from our float64; the memory is what our float32 walk adds to a fresh process at most (Linux).
+One thread, radius 5, random edges and scores, so that AffinityNet's rows differ from IRNet's only by size and beta.
+The dense form runs once where it is feasible, in float32 as published and with denormal numbers flushed to zero, since
+they would slow it down many times; the times of wsss are medians, measured right after it. Neither includes computing the affinities. Errors
+are differences from the float64 walk of wsss; memory is the peak that its float32 walk adds to a fresh process (Linux).
 """
 
 import argparse

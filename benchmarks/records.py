@@ -1,11 +1,11 @@
-"""What it costs that files are on the disk before a record says so, and that files are known by their contents.
+"""The cost of flushing files to the disk before their record, and of identifying files by content.
 
     python benchmarks/records.py --maps 2000 --kilobytes 40
     python benchmarks/records.py --pictures 20000 --kilobytes 40
 
-Writes so many map files as a stage does: without any syncing, with each file synced (as `wsss.data.files` writes them), and with
-each file and its name. Then the record, which lists all of them; and two looks at them, untouched and copied. With --pictures: what a data
-set's fingerprint costs, for the first time and again, beside reading all files.
+Writes map files as a stage does: without syncing, with each file synced (as `wsss.data.files` writes them), and with each file
+and its name synced. Then writes the record, which lists all of them, and checks them twice, untouched and copied. With
+--pictures: the time of a dataset's fingerprint, the first time and again, compared with reading all files.
 """
 
 import argparse
@@ -25,17 +25,15 @@ from wsss.stream import in_threads
 
 
 def timed(what: str, work: Callable[[], object], files: int) -> None:
-    """Print how long some work takes."""
+    """Print the time of a piece of work."""
     before, worked = time.perf_counter(), time.process_time()
     work()
     spent, worked = time.perf_counter() - before, time.process_time() - worked
-    print(
-        f"{what:<50} {spent:8.2f} s, {worked:6.2f} s of them at work {1000 * spent / files:8.3f} ms a file", flush=True
-    )
+    print(f"{what:<50} {spent:8.2f} s, {worked:6.2f} CPU s {1000 * spent / files:8.3f} ms per file", flush=True)
 
 
 def fingerprint(place: Path, content: bytes, files: int) -> None:
-    """Measure what it costs to know a data set by content."""
+    """Measure the time to identify a dataset by content."""
     paths = [place / f"{number:06d}.jpg" for number in range(files)]
     for number, path in enumerate(paths):
         path.write_bytes(number.to_bytes(8) + content[8:])
@@ -51,10 +49,12 @@ def fingerprint(place: Path, content: bytes, files: int) -> None:
 def main() -> None:
     """Measure, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=int, default=2000, help="files")
-    parser.add_argument("--pictures", type=int, default=None, help="files of a data set instead")
-    parser.add_argument("--kilobytes", type=int, default=40, help="of each")
-    parser.add_argument("--folder", type=Path, default=None, help="on the disk that is measured")
+    parser.add_argument("--maps", type=int, default=2000, help="number of files")
+    parser.add_argument(
+        "--pictures", type=int, default=None, help="measure a dataset with this number of files instead"
+    )
+    parser.add_argument("--kilobytes", type=int, default=40, help="size of each file")
+    parser.add_argument("--folder", type=Path, default=None, help="folder on the disk to measure")
     chosen = parser.parse_args()
     content = np.random.default_rng(0).bytes(chosen.kilobytes << 10)
 
@@ -68,7 +68,7 @@ def main() -> None:
         write(out, "file")
         return {}
 
-    def look(out: Path) -> None:
+    def check(out: Path) -> None:
         if outputs.changes(out, run.read_record(out)):
             raise RuntimeError(f"{out} was changed")
 
@@ -81,9 +81,9 @@ def main() -> None:
             timed(f"written, synced: {sync}", lambda sync=sync: write(place / sync, sync), chosen.maps)  # type: ignore[misc]
             shutil.rmtree(place / sync)
         timed("a stage: written, listed, recorded", lambda: maps(out=place / "stage"), chosen.maps)
-        timed("a look at what it wrote", lambda: look(place / "stage"), chosen.maps)
+        timed("checking a finished stage", lambda: check(place / "stage"), chosen.maps)
         shutil.copytree(place / "stage", place / "copy", copy_function=shutil.copy)
-        timed("a look at a copy without its times: all are read", lambda: look(place / "copy"), chosen.maps)
+        timed("checking a copy without its times", lambda: check(place / "copy"), chosen.maps)
         folder = place / "stage"
         timed("digests of all files of a folder", lambda: digests.folder_digests(folder), chosen.maps)
 

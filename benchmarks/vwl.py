@@ -1,11 +1,11 @@
-"""What word labels and an update of VWL-M's memory bank cost beside their published forms, which go through one-hot vectors.
+"""Time of word labels and of an update of VWL-M's memory bank compared with the published forms, which use one-hot vectors.
 
     python benchmarks/vwl.py [--repeats 5] [--device cpu]
 
-One thread; medians over the repeats. N pictures of h x w cells go to K words at random; features have 2048 channels. The published
-forms are `one_hot` and a maximum over the cells, and the matrix product of one-hot vectors with the features laid out as rows, which
-counts; ours scatter and add by index. The last column is the largest difference, as a share of the largest value. Making the
-assignment, which both share, counts for neither.
+One thread; medians over the repeats. N pictures of h x w cells are assigned to K words at random; features have 2048 channels. The published
+forms are `one_hot` and a maximum over the cells, and the matrix product of one-hot vectors with the features as rows (making the rows
+is included); wsss scatters and adds by index. The last column is the largest difference, relative to the largest value. Neither
+includes the assignment, which both share.
 """
 
 import argparse
