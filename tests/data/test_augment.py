@@ -35,7 +35,7 @@ def test_crop_against_padding_on_all_sides(height, width, crop, data):
     first_column = 40 + (left if width > crop else -left)
     expected = padded[first_row : first_row + crop, first_column : first_column + crop]
     view = View((height, width), False, top, left, crop)
-    np.testing.assert_array_equal(augment.labels_in(view, label), expected)
+    np.testing.assert_array_equal(augment.crop_labels(view, label), expected)
 
 
 @given(SIDE, SIDE, st.integers(1, 40), st.data())
@@ -44,8 +44,8 @@ def test_a_crop_is_mirrored_with_what_lies_outside(height, width, crop, data):
     top = data.draw(st.integers(0, abs(height - crop)))
     left = data.draw(st.integers(0, abs(width - crop)))
     label = label_map(height, width)
-    plain, mirrored = (View.mirrored_last((height, width), flip, top, left, crop) for flip in (False, True))
-    np.testing.assert_array_equal(augment.labels_in(mirrored, label)[:, ::-1], augment.labels_in(plain, label))
+    plain, mirrored = (View.flipped_last((height, width), flip, top, left, crop) for flip in (False, True))
+    np.testing.assert_array_equal(augment.crop_labels(mirrored, label)[:, ::-1], augment.crop_labels(plain, label))
 
 
 @given(SIDE, SIDE, st.integers(1, 40), st.booleans(), st.sampled_from(["imagenet", "caffe"]), st.data())
@@ -57,9 +57,9 @@ def test_a_normalised_view_is_normalise_then_mirror_then_crop(height, width, cro
     planes = augment.normalise(image, colours)
     rows = planes[..., ::-1] if flip else planes
     unturned = View((height, width), False, top, left, crop)
-    expected = augment.seen_in(unturned, rows.transpose(1, 2, 0), 0).transpose(2, 0, 1)
+    expected = augment.crop_array(unturned, rows.transpose(1, 2, 0), 0).transpose(2, 0, 1)
     view = View((height, width), flip, top, left, crop)
-    np.testing.assert_array_equal(augment.picture_in(view, image, colours), expected)
+    np.testing.assert_array_equal(augment.crop_picture(view, image, colours), expected)
 
 
 def test_normalise():
@@ -93,7 +93,7 @@ def by_hand(image: np.ndarray, label: np.ndarray, size_hw, flip: bool, left: int
     if flip:
         rows, label = rows[:, ::-1], label[:, ::-1]
     view = View(size_hw, False, top, left, crop)
-    return augment.seen_in(view, rows, 0).transpose(2, 0, 1), augment.seen_in(view, label, 255)
+    return augment.crop_array(view, rows, 0).transpose(2, 0, 1), augment.crop_array(view, label, 255)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -211,11 +211,11 @@ def test_colours_are_jittered_within_their_ranges():
 @pytest.mark.parametrize("colours", ["imagenet", "clip", "caffe"])
 def test_pictures_taken_back_are_at_most_one_lower(colours):
     image = picture(30, 40)
-    taken_back = augment.denormalised(augment.normalise(image, colours), colours)
+    taken_back = augment.denormalise(augment.normalise(image, colours), colours)
     assert taken_back.dtype == np.uint8
     lower = image.astype(int) - taken_back
     assert set(np.unique(lower)) <= {0, 1}
-    beside = augment.denormalised(np.zeros((3, 1, 1), np.float32), colours)[0, 0]
+    beside = augment.denormalise(np.zeros((3, 1, 1), np.float32), colours)[0, 0]
     mean = {"imagenet": augment.IMAGENET_MEAN, "clip": augment.CLIP_MEAN}.get(colours)
     expected = np.array(augment.CAFFE_MEAN_BGR[::-1]) if mean is None else 255 * np.array(mean)
     np.testing.assert_array_equal(beside, np.floor(expected))

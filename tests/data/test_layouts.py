@@ -292,9 +292,7 @@ def test_choices_that_two_annotators_disagree_about(tmp_path):
     root = LAYOUTS["label_studio"][0](tmp_path)
     tasks = json.loads((root / "project-1.json").read_text())
     write_text(root / "project-1.json", json.dumps([*tasks, tasks[0] | {"choice": {"choices": ["cat", "dog"]}}]))
-    with pytest.raises(
-        BadInput, match=r"task 4: found other choices for 0\.jpg \(cat, dog\) than in .*task 1 \(cat\)"
-    ):
+    with pytest.raises(BadInput, match=r"task 4: found other choices for 0\.jpg \(cat, dog\) than in .*task 1 \(cat\)"):
         open_dataset(root)
     write_text(root / "project-1.json", json.dumps([*tasks, tasks[0]]))
     assert len(open_dataset(root).split("train")) == 2

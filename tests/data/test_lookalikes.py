@@ -74,7 +74,9 @@ def test_one_class_a_level_too_deep(tmp_path):
 def test_masks_that_fit_no_picture(tmp_path):
     pictures(tmp_path, "scans/1.jpg")
     write_mask_picture(tmp_path / "masks/1.png", np.ones(SIZE, np.uint8))
-    with pytest.raises(BadInput, match=r"masks: found 1 files, none of which belongs to a picture \(masks/1\.png first\)"):
+    with pytest.raises(
+        BadInput, match=r"masks: found 1 files, none of which belongs to a picture \(masks/1\.png first\)"
+    ):
         open_dataset(tmp_path)
 
 

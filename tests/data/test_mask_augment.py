@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss.data import mask_augment
-from wsss.data.augment import View, denormalised, truncated_size
+from wsss.data.augment import View, denormalise, truncated_size
 from wsss.data.mask_augment import DeepLabV1Augment, EMANetAugment, PSPNetAugment
 from wsss.errors import BadInput
 
@@ -50,7 +50,7 @@ def test_the_same_chance_gives_the_same_view(kind):
 
 
 def view_of(size_hw: tuple[int, int], scale: float, flip: bool, crop: int) -> View:
-    return View.mirrored_last(truncated_size(size_hw, scale), flip, 0, 0, crop)
+    return View.flipped_last(truncated_size(size_hw, scale), flip, 0, 0, crop)
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.5, 0.75, 1.1, 1.25, 1.5, 1.75, 2.0, 2.1])
@@ -59,7 +59,7 @@ def test_labels_are_scaled_as_by_torch(scale, size_hw):
     label = np.random.default_rng(0).integers(0, 21, size_hw).astype(np.uint8)
     image = np.zeros((*size_hw, 3), np.uint8)
     wanted = torch.nn.functional.interpolate(torch.from_numpy(label)[None, None].float(), scale_factor=scale)[0, 0]
-    _, seen = EMANetAugment.seen(view_of(size_hw, scale, False, 140), scale, image, label)
+    _, seen = EMANetAugment.apply(view_of(size_hw, scale, False, 140), scale, image, label)
     height, width = wanted.shape
     np.testing.assert_array_equal(seen[:height, :width], wanted.numpy())
     assert (seen[height:] == 255).all()
@@ -68,47 +68,45 @@ def test_labels_are_scaled_as_by_torch(scale, size_hw):
 
 def test_labels_of_a_pixel_stay():
     view = view_of((1, 9), 0.5, False, 9)
-    _, seen = EMANetAugment.seen(view, 0.5, np.zeros((1, 9, 3), np.uint8), np.full((1, 9), 7, np.uint8))
+    _, seen = EMANetAugment.apply(view, 0.5, np.zeros((1, 9, 3), np.uint8), np.full((1, 9), 7, np.uint8))
     assert (seen[0, :4] == 7).all()
     assert (seen == 7).sum() == 4
 
 
 def test_hue_goes_round_and_values_stop():
     red = np.array([[[250, 10, 10]]], np.uint8)
-    there = mask_augment.hsv_shifted(red, 170, 0, 0)
-    np.testing.assert_allclose(mask_augment.hsv_shifted(there, 10, 0, 0), red, atol=3)
-    assert mask_augment.hsv_shifted(red, 0, 0, 10).max() == 255
+    there = mask_augment.shift_hsv(red, 170, 0, 0)
+    np.testing.assert_allclose(mask_augment.shift_hsv(there, 10, 0, 0), red, atol=3)
+    assert mask_augment.shift_hsv(red, 0, 0, 10).max() == 255
 
 
 def test_distortion_by_hand():
     image = np.array([[[100, 150, 50], [255, 0, 3]]], np.uint8)
-    np.testing.assert_array_equal(mask_augment.distorted(image), image)
-    np.testing.assert_array_equal(mask_augment.distorted(image, brightness=10.6)[0, 0], [110, 160, 60])
-    np.testing.assert_array_equal(mask_augment.distorted(image, contrast=1.5)[0], [[150, 225, 75], [255, 0, 4]])
+    np.testing.assert_array_equal(mask_augment.distort(image), image)
+    np.testing.assert_array_equal(mask_augment.distort(image, brightness=10.6)[0, 0], [110, 160, 60])
+    np.testing.assert_array_equal(mask_augment.distort(image, contrast=1.5)[0], [[150, 225, 75], [255, 0, 4]])
     np.testing.assert_array_equal(
-        mask_augment.distorted(image, contrast=0.5, contrast_first=False), mask_augment.distorted(image, contrast=0.5)
+        mask_augment.distort(image, contrast=0.5, contrast_first=False), mask_augment.distort(image, contrast=0.5)
     )
-    grey = mask_augment.distorted(image, saturation=0.0)[0]
+    grey = mask_augment.distort(image, saturation=0.0)[0]
     assert (np.ptp(grey, axis=-1) == 0).all()
     # a third of the way round, red becomes green
-    np.testing.assert_array_equal(
-        mask_augment.distorted(np.array([[[200, 0, 0]]], np.uint8), hue=60)[0, 0], [0, 200, 0]
-    )
+    np.testing.assert_array_equal(mask_augment.distort(np.array([[[200, 0, 0]]], np.uint8), hue=60)[0, 0], [0, 200, 0])
 
 
 def test_distortions_follow_each_other_in_8_bits():
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
     steps = {"brightness": -20.0, "contrast": 1.3, "saturation": 0.7, "hue": 7}
-    together, one_by_one = mask_augment.distorted(image, **steps), image
+    together, one_by_one = mask_augment.distort(image, **steps), image
     for name, value in steps.items():
-        one_by_one = mask_augment.distorted(one_by_one, **{name: value})
+        one_by_one = mask_augment.distort(one_by_one, **{name: value})
     np.testing.assert_array_equal(together, one_by_one)
 
 
 def test_sizes_that_fit():
-    assert mask_augment.fitted_size((375, 500), 2048, 512) == (512, 683)
-    assert mask_augment.fitted_size((100, 2000), 1024, 256) == (51, 1024)
-    assert mask_augment.fitted_size((3, 2000), 20, 5) == (1, 20)
+    assert mask_augment.size_within((375, 500), 2048, 512) == (512, 683)
+    assert mask_augment.size_within((100, 2000), 1024, 256) == (51, 1024)
+    assert mask_augment.size_within((3, 2000), 20, 5) == (1, 20)
 
 
 def test_full_crops_are_drawn_anew():
@@ -124,11 +122,11 @@ def test_full_crops_are_drawn_anew():
 def test_without_changes_the_picture_is_the_picture():
     image = np.random.default_rng(0).integers(0, 256, (20, 33, 3)).astype(np.uint8)
     label = np.arange(660).reshape(20, 33).astype(np.uint8)
-    view, seen = EMANetAugment.seen(view_of((20, 33), 1.0, False, 33), 1.0, image, label)
-    np.testing.assert_allclose(denormalised(view)[:20].astype(int), image, atol=1)
+    view, seen = EMANetAugment.apply(view_of((20, 33), 1.0, False, 33), 1.0, image, label)
+    np.testing.assert_allclose(denormalise(view)[:20].astype(int), image, atol=1)
     np.testing.assert_array_equal(seen[:20], label)
     assert (seen[20:] == 255).all()
-    mirrored, turned = EMANetAugment.seen(view_of((20, 33), 1.0, True, 33), 1.0, image, label)
+    mirrored, turned = EMANetAugment.apply(view_of((20, 33), 1.0, True, 33), 1.0, image, label)
     np.testing.assert_array_equal(mirrored[:, :, ::-1], view)
     np.testing.assert_array_equal(turned[:, ::-1], seen)
 

@@ -138,9 +138,7 @@ def test_a_further_band_is_what_the_file_says(tmp_path, extra, dtype, planar, ow
     full = float(np.iinfo(dtype).max)
     colours, opaque = values[..., :own].astype(float), values[..., own:] / full
     if extra == "unspecified" and own == 1:
-        with pytest.raises(
-            BadInput, match=r"with 2 bands, which does not say which bands are colours.*--bands 3,2,1"
-        ):
+        with pytest.raises(BadInput, match=r"with 2 bands, which does not say which bands are colours.*--bands 3,2,1"):
             read_picture(path, upright=True, how=reading_for(dtype))
     else:
         expected = np.rint(colours / full * 255)

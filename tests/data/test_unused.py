@@ -53,9 +53,7 @@ def yolo(tmp_path):
 
 def test_texts_of_objects_without_a_picture(yolo):
     write_text(yolo / "labels/train/gone.txt", "1 0.5 0.5 0.2 0.2\n")
-    assert (
-        "1 files in labels belong to no picture in use (labels/train/gone.txt first)" in open_dataset(yolo).notes
-    )
+    assert "1 files in labels belong to no picture in use (labels/train/gone.txt first)" in open_dataset(yolo).notes
 
 
 def test_a_number_of_classes_beside_other_names(yolo):

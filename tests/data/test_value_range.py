@@ -123,7 +123,7 @@ def test_pictures_of_8_bits_among_others_are_a_question(tmp_path):
         choose_reading(paths, tmp_path, ReadingRequest((0, 4095)))
     reading, notes = choose_reading(paths, tmp_path, ReadingRequest((0, 255)))
     assert reading == PictureReading((0, 255), ("8-bit", "integer"))
-    assert "as --value-range says" in notes[0]
+    assert "(--value-range)" in notes[0]
 
 
 def test_the_users_range_comes_first(tmp_path):
@@ -188,7 +188,8 @@ def test_near_infrared_that_a_file_calls_alpha_is_a_question(tmp_path, dtype, hi
     bands = ramp(0, high, dtype, bands=4)
     paths = write(tmp_path / "nir", [bands] * 3, photometric="rgb", extrasamples=["unassalpha"])
     with pytest.raises(
-        BadInput, match=r"fourth band that the files call alpha although it looks like an ordinary band .*`--bands 1,2,3`"
+        BadInput,
+        match=r"fourth band that the files call alpha although it looks like an ordinary band .*`--bands 1,2,3`",
     ):
         choose_reading(paths, tmp_path)
     assert choose_reading(paths, tmp_path, ReadingRequest(bands=(1, 2, 3)))[0].bands == (1, 2, 3)
@@ -332,7 +333,7 @@ def test_the_command_line_says_what_becomes_black_and_white(tmp_path, capsys):
     assert "uint16 with 4 bands, which does not say which bands are colours" in capsys.readouterr().err
     assert main(["data", "info", str(tmp_path), "--bands", "4,3,2", "--value-range", "0,900"]) == 0
     said = capsys.readouterr().out
-    assert "TIFF of uint16 with 4 bands: values 0 to 900 become black to white, as --value-range says" in said
+    assert "TIFF of uint16 with 4 bands: values 0 to 900 become black to white (--value-range)" in said
     assert "bands: red is band 4, green is band 3, blue is band 2" in said
     assert main(["data", "info", str(tmp_path), "--bands", "5,3,2"]) == 2
     assert "expected band 5 (--bands)" in capsys.readouterr().err

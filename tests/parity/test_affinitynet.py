@@ -213,8 +213,8 @@ def test_labels_of_training():
     low = inputs.blocky("psa/la", 3, 100, 130, 0, 16)
     high = 0.6 * inputs.blocky("psa/ha", 3, 100, 130, 0, 16) + 0.4 * low
     sets = [np.exp(3 * scores) / np.exp(3 * scores).sum(0) for scores in (low, high)]
-    view, cells = PosteriorAugment(112).seen(
-        View.mirrored_last((100, 130), True, 6, 9, 112), inputs.image(100, 130, 0), np.concatenate(sets), "imagenet"
+    view, cells = PosteriorAugment(112).apply(
+        View.flipped_last((100, 130), True, 6, 9, 112), inputs.image(100, 130, 0), np.concatenate(sets), "imagenet"
     )
     np.testing.assert_allclose(view[:, ::16, ::16], LABEL["train_image_sample"], atol=1e-6)  # 2.4e-7 measured
     np.testing.assert_allclose(view[:, 0, 0], LABEL["padding_value"], atol=1e-6)
@@ -232,8 +232,8 @@ def test_labels_of_training_of_icam(flip):
     (across, left), (down, top) = expected[f"aff_draws_flip{flip}"].tolist()
     assert (across, down) == (width - 64 + 1, height - 64 + 1)
     picture, sets = inputs.image(height, width, 5), np.concatenate([s / s.sum(0) for s in scores])
-    view, cells = PosteriorAugment(64).seen(
-        View.mirrored_last((height, width), bool(flip), top, left, 64), picture, sets, "imagenet"
+    view, cells = PosteriorAugment(64).apply(
+        View.flipped_last((height, width), bool(flip), top, left, 64), picture, sets, "imagenet"
     )
     np.testing.assert_allclose(view[:, ::8, ::8], expected[f"aff_img_flip{flip}"], atol=1e-6)  # 4.8e-7 measured
     np.testing.assert_array_equal(confident_labels(*np.split(cells, 2)), expected[f"aff_label_flip{flip}"])

@@ -46,23 +46,23 @@ def test_random_crop(picture, labels, crop, left, top, step):
     reference = IRNET[f"crop{crop}_img"]
     # the reference crops whatever the image holds at that point: raw pixel values here
     view = View(picture.shape[:2], False, top, left, crop)
-    cropped = augment.seen_in(view, picture.astype(np.float32), 0)
+    cropped = augment.crop_array(view, picture.astype(np.float32), 0)
     np.testing.assert_allclose(cropped[::step, ::step], reference, atol=1e-6)
-    np.testing.assert_array_equal(augment.labels_in(view, labels), IRNET[f"crop{crop}_label"])
+    np.testing.assert_array_equal(augment.crop_labels(view, labels), IRNET[f"crop{crop}_label"])
 
 
 def test_top_left_and_centre_crop(labels):
     np.testing.assert_array_equal(
-        augment.labels_in(augment.top_left(labels.shape, 90), labels), IRNET["topleft90_label"]
+        augment.crop_labels(augment.top_left(labels.shape, 90), labels), IRNET["topleft90_label"]
     )
     top, left = (round(abs(side - 90) / 2) for side in labels.shape)
     np.testing.assert_array_equal(
-        augment.labels_in(View(labels.shape, False, top, left, 90), labels), IRNET["center90_label"]
+        augment.crop_labels(View(labels.shape, False, top, left, 90), labels), IRNET["center90_label"]
     )
 
 
 def test_mirror_and_normalisation(picture, labels):
-    mirrored = augment.labels_in(View(labels.shape, True, 0, 0, 112), labels)
+    mirrored = augment.crop_labels(View(labels.shape, True, 0, 0, 112), labels)
     np.testing.assert_array_equal(mirrored[10], IRNET["flip_label_row"])
     np.testing.assert_allclose(rows(augment.normalise(picture))[::15, ::15], IRNET["normalised_sample"], atol=1e-6)
 
@@ -74,7 +74,7 @@ def test_whole_classifier_view(case):
     image = inputs.image(*shape, 61 + case)
     height, width = augment.scaled_size(shape, augment.long_side_scale(shape, long_side))
     assert (abs(width - crop) + 1, abs(height - crop) + 1) == (across_range, down_range)
-    view = augment.picture_in(View((height, width), bool(flip), top, left, crop), image)
+    view = augment.crop_picture(View((height, width), bool(flip), top, left, crop), image)
     assert (view.dtype == np.float32) == CLIMS[f"{case}/dtype_is_float32"]
     np.testing.assert_allclose(view[:, ::7, ::7], CLIMS[f"{case}/image_strided"], atol=1e-6)
     exact = view.astype(np.float64)
@@ -87,8 +87,8 @@ def test_whole_segmenter_view(case):
     scale, top, left, flip, crop = DEEPLAB[f"{case}_draw"]
     image, label = inputs.image(75, 113, 3), inputs.mask(75, 113, 21, 3)
     size_hw = augment.truncated_size(label.shape, float(scale))
-    drawn = View.mirrored_last(size_hw, bool(flip), int(top), int(left), int(crop))
-    view, label = augment.SegmenterAugment.seen(drawn, image, label, "caffe")
+    drawn = View.flipped_last(size_hw, bool(flip), int(top), int(left), int(crop))
+    view, label = augment.SegmenterAugment.apply(drawn, image, label, "caffe")
     assert view.dtype == np.float32
     # 3e-6 measured on values up to 150: the mean is exactly 0 beside the image here
     np.testing.assert_allclose(view[:, ::11, ::11], DEEPLAB[f"{case}_image_sample"], atol=1e-5)

@@ -103,7 +103,7 @@ def test_one_training_iteration(network):
 
 def test_views():
     picture, labels = inputs.image(90, 121, 0), inputs.mask(90, 121, 21, 0)
-    shifted = mask_augment.hsv_shifted(picture, *VIEWS["hsv_deltas"].tolist())
+    shifted = mask_augment.shift_hsv(picture, *VIEWS["hsv_deltas"].tolist())
     np.testing.assert_array_equal(shifted[::3, ::3], VIEWS["hsv"])
     close_stats(torch.from_numpy(shifted), VIEWS["hsv_stats"], 1e-12)
     scale = 0.5 + float(VIEWS["scale_u"])
@@ -111,12 +111,12 @@ def test_views():
     assert size_hw == tuple(VIEWS["scaled_shape"][:2])
     for k in (0, 1):
         crop, ((_, left), (_, top)) = int(VIEWS[f"fcrop{k}_size"]), VIEWS[f"fcrop{k}_draws"].tolist()
-        view, label = DeepLabV1Augment.seen(View(size_hw, True, top, left, crop), scale, shifted, labels)
+        view, label = DeepLabV1Augment.apply(View(size_hw, True, top, left, crop), scale, shifted, labels)
         np.testing.assert_allclose(view[:, ::8, ::8].transpose(1, 2, 0), VIEWS[f"fcrop{k}_image"], rtol=0, atol=1e-6)
         close_stats(torch.from_numpy(view), VIEWS[f"fcrop{k}_stats"], 1e-6)
         np.testing.assert_array_equal(label[::4, ::4], VIEWS[f"fcrop{k}_seg"])
     # the whole scaled picture, through a crop of its long side
-    view, label = DeepLabV1Augment.seen(View(size_hw, True, 0, 0, max(size_hw)), scale, shifted, labels)
+    view, label = DeepLabV1Augment.apply(View(size_hw, True, 0, 0, max(size_hw)), scale, shifted, labels)
     rows = view[:, : size_hw[0]].transpose(1, 2, 0).astype(np.float64)
     scaled = 255 * (rows * inputs.IMAGENET_STD + inputs.IMAGENET_MEAN)
     assert scaled.shape == tuple(VIEWS["scaled_shape"])

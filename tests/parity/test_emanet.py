@@ -168,8 +168,8 @@ def test_view(case):
     np.testing.assert_array_equal([max(side, 65) for side in scaled], VIEWS[f"case{case}_padded"])
     image = inputs.image(int(height), int(width), case)
     label = inputs.mask(int(height), int(width), 21, case)
-    view, cropped = EMANetAugment.seen(
-        View.mirrored_last((scaled[0], scaled[1]), bool(draw < 0.5), int(top), int(left), 65),
+    view, cropped = EMANetAugment.apply(
+        View.flipped_last((scaled[0], scaled[1]), bool(draw < 0.5), int(top), int(left), 65),
         float(scale),
         image,
         label,

@@ -370,7 +370,7 @@ def test_augmentation():
     near(torch.from_numpy(augment.normalise(picture)[:, ::7, ::7].transpose(1, 2, 0)), stored["normalize"], 1e-6)
     for k in (0, 1):
         crop, ((_, left), (_, top)) = int(stored[f"crop{k}_size"]), stored[f"crop{k}_draws"].tolist()
-        view = augment.picture_in(augment.View(picture.shape[:2], False, top, left, crop), picture)
+        view = augment.crop_picture(augment.View(picture.shape[:2], False, top, left, crop), picture)
         near(torch.from_numpy(view[:, ::5, ::5].transpose(1, 2, 0)), stored[f"crop{k}"], 1e-6)
         close_stats(torch.from_numpy(view), stored[f"crop{k}_stats"], 1e-6)
     for scale in (0.5, 1.5, 2.0):

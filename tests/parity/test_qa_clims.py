@@ -617,7 +617,7 @@ def test_augmentation(case):
     picture = inputs.image(*shape)
     size = augment.scaled_size(picture.shape[:2], augment.long_side_scale(picture.shape[:2], long_side))
     assert augment.resize_bicubic(picture, size).shape == tuple(wanted[f"{case}.resized_shape"])
-    view = augment.picture_in(augment.View(size, flip, top, left, 64), picture)
+    view = augment.crop_picture(augment.View(size, flip, top, left, 64), picture)
     np.testing.assert_allclose(view, wanted[f"{case}.out"], rtol=0, atol=1e-6)
 
 

@@ -337,12 +337,12 @@ def test_preprocessing():
         long_side, flip, left, top = stored[f"aug{i}_draws"].tolist()
         size = augment.scaled_size(image.shape[:2], augment.long_side_scale(image.shape[:2], long_side))
         np.testing.assert_array_equal(size, stored[f"aug{i}_resized"])
-        view = augment.picture_in(augment.View(size, bool(flip), top, left, 512), image)
+        view = augment.crop_picture(augment.View(size, bool(flip), top, left, 512), image)
         near(view[:, ::16, ::16], stored[f"aug{i}_sub"], 1e-6)
         np.testing.assert_allclose(view.sum((1, 2), dtype=np.float64), stored[f"aug{i}_sum"], rtol=1e-4)
         assert np.count_nonzero(view[0]) == stored[f"aug{i}_nonzero"]
     near(
-        augment.picture_in(augment.top_left(image.shape[:2], 512), image).transpose(1, 2, 0)[::16, ::16],
+        augment.crop_picture(augment.top_left(image.shape[:2], 512), image).transpose(1, 2, 0)[::16, ::16],
         stored["top_left"],
         1e-6,
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from wsss.data.augment import picture_in, top_left
+from wsss.data.augment import crop_picture, top_left
 from wsss.data.files import read_mask, write_cams
 from wsss.errors import BadInput
 from wsss.networks.irnet import IRNet
@@ -91,7 +91,7 @@ def test_the_centre_is_the_mean_over_whole_batches(tmp_path, squares, batch, use
     out = centre(images, weights=weights, crop=48, batch=batch, out=tmp_path / "centred")
     plain = load(weights)
     views = torch.from_numpy(
-        np.stack([picture_in(top_left(images.read(i).shape[:2], 48), images.read(i)) for i in range(used)])
+        np.stack([crop_picture(top_left(images.read(i).shape[:2], 48), images.read(i)) for i in range(used)])
     )
     with torch.no_grad():
         expected = plain(views.to(next(plain.parameters()).device)).displacement.mean((0, 2, 3))

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import finished, tree, write_squares
 from tests.networks.test_irnet import published
 from tests.refiners.conftest import BACKBONE, discriminative_part, unfinished, write_maps
-from wsss.data.augment import AffinityAugment, picture_in, top_left
+from wsss.data.augment import AffinityAugment, crop_picture, top_left
 from wsss.data.files import read_cams, read_mask, write_cams, write_mask
 from wsss.errors import BadInput
 from wsss.methods import cam
@@ -302,7 +302,7 @@ def test_the_mean_displacement_is_written(tmp_path, squares, trained):
     before, after = load(trained), load(centred)
     # 12 pictures are two batches of 5, and 2 that are left out
     views = torch.stack(
-        [torch.from_numpy(picture_in(top_left((32, 36), 32), squares.read(index))) for index in range(10)]
+        [torch.from_numpy(crop_picture(top_left((32, 36), 32), squares.read(index))) for index in range(10)]
     )
     with torch.no_grad():
         mean = before(views).displacement.mean((0, 2, 3))

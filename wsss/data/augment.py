@@ -1,8 +1,8 @@
-"""What training and validation images go through: sizes, crops, mirror images, normalisation.
+"""Augmentation of training and validation images: resizing, cropping, flipping, normalisation.
 
-A `View` says which part of a picture is seen. The classes draw one in the order of the published code; `picture_in` applies it to a picture,
-`labels_in` to a label map. What published code does otherwise stands in the class that reproduces it. Images are uint8 RGB (h, w, 3) on the way
-in, float32 (3, h, w) on the way out; labels stay uint8, 255 where the crop shows no image.
+A `View` describes a crop of a resized and possibly flipped picture. The classes draw random views in the order of the published code;
+`crop_picture` applies a view to a picture, `crop_labels` to a label map. Peculiarities of published code are in the class that reproduces it.
+Inputs are uint8 RGB (h, w, 3), outputs float32 (3, h, w); labels stay uint8, 255 outside the picture.
 """
 
 from collections.abc import Callable
@@ -24,23 +24,23 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 # the Caffe networks' mean colour (deeplab-pytorch)
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
 
-# Below it nothing is left to see; settings with smaller ones are mistakes
+# Smaller scales leave almost nothing of a picture; settings with them are mistakes
 SMALLEST_SCALE = 0.01
 
 SizeHW = tuple[int, int]
 Resize = Callable[[np.ndarray, SizeHW], np.ndarray]
-"""Brings an array (h, w) or (h, w, channels) to a size"""
+"""Resizes an array (h, w) or (h, w, channels)"""
 ColourRule = Literal["imagenet", "caffe", "clip"]
 
 
 def scaled_size(size_hw: SizeHW, scale: float) -> SizeHW:
-    """Both sides times `scale`, rounded half to even as IRNet does, and never below 1."""
+    """Both sides times `scale`, rounded half to even as in IRNet, at least 1."""
     height, width = size_hw
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def truncated_size(size_hw: SizeHW, scale: float) -> SizeHW:
-    """Both sides times `scale`, cut off as deeplab-pytorch does, and never below 1."""
+    """Both sides times `scale`, truncated as in deeplab-pytorch, at least 1."""
     height, width = size_hw
     return max(1, int(height * scale)), max(1, int(width * scale))
 
@@ -51,13 +51,13 @@ def long_side_scale(size_hw: SizeHW, long_side: int) -> float:
 
 
 def long_side_size(size_hw: SizeHW, long_side: int) -> SizeHW:
-    """The size with a longer side of `long_side` pixels; the other is one quotient, where `long_side_scale` rounds twice (PSA)."""
+    """The size with a longer side of `long_side` pixels (PSA); rounded once, while `long_side_scale` and `scaled_size` round twice."""
     height, width = size_hw
     return max(1, round(height * long_side / max(size_hw))), max(1, round(width * long_side / max(size_hw)))
 
 
 def resize_bicubic(image: UInt8[np.ndarray, "h w 3"], size_hw: SizeHW) -> UInt8[np.ndarray, "hs ws 3"]:
-    """Pillow's bicubic filter; an image that has the size already is left alone."""
+    """Pillow's bicubic filter; an image that already has the size is returned unchanged."""
     return _resize_pillow(image, size_hw, Image.Resampling.BICUBIC)
 
 
@@ -67,7 +67,7 @@ def resize_nearest(label: UInt8[np.ndarray, "h w"], size_hw: SizeHW) -> UInt8[np
 
 
 def resize_bilinear(image: Shaped[np.ndarray, "h w 3"], size_hw: SizeHW) -> Shaped[np.ndarray, "hs ws 3"]:
-    """OpenCV's bilinear filter; an image that has the size already is left alone."""
+    """OpenCV's bilinear filter; an image that already has the size is returned unchanged."""
     return image if image.shape[:2] == size_hw else cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
 
 
@@ -78,37 +78,37 @@ def _resize_pillow(array: np.ndarray, size_hw: SizeHW, resample: Image.Resamplin
 
 
 def reduce_label(label: UInt8[np.ndarray, "h w"], stride: int) -> UInt8[np.ndarray, "hs ws"]:
-    """A label map at one cell per `stride` pixels, nearest neighbour; at stride 4 cell i takes pixel 4 i + 2."""
+    """A label map with one cell per `stride` pixels, by nearest neighbour; at stride 4, cell i is pixel 4 i + 2."""
     return resize_nearest(label, scaled_size(label.shape, 1 / stride))
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture: the picture is resized, mirrored if `flip`, and a square is cut out of it."""
+    """A square crop of a picture that is first resized, and then flipped if `flip`."""
 
     size_hw: SizeHW
     """height and width in pixels after resizing"""
     flip: bool
-    """whether the picture is mirrored, left to right"""
+    """whether the picture is flipped horizontally"""
     top: int
-    """in pixels: where the crop starts in the picture if the picture is higher than it, else where the picture starts in the crop"""
+    """in pixels: the top of the crop in the picture if the picture is higher than the crop, else the top of the picture in the crop"""
     left: int
-    """as `top`, for the width, in the picture that is mirrored already"""
+    """as `top`, for the width, in the flipped picture"""
     crop: int
     """side of the square in pixels"""
 
     @classmethod
-    def mirrored_last(cls, size_hw: SizeHW, flip: bool, top: int, left: int, crop: int) -> "View":
-        """The view of code that mirrors the whole crop, what lies outside the picture included; `left` is as before that."""
+    def flipped_last(cls, size_hw: SizeHW, flip: bool, top: int, left: int, crop: int) -> "View":
+        """The view of code that flips the whole crop, including padding; `left` is that before flipping."""
         return cls(size_hw, flip, top, abs(size_hw[1] - crop) - left if flip else left, crop)
 
     def part(self, array: Shaped[np.ndarray, "h w *c"]) -> Shaped[np.ndarray, "hp wp *c"]:
-        """What the view shows of an array that has its size."""
+        """The part of an array of the view's size that lies in the crop."""
         rows, columns = _overlap(self.size_hw[0], self.crop, self.top), _overlap(self.size_hw[1], self.crop, self.left)
         return (array[:, ::-1] if self.flip else array)[rows[0], columns[0]]
 
     def place(self) -> tuple[slice, slice]:
-        """Rows and columns of the square that `part` fills."""
+        """Rows and columns of the crop that `part` fills."""
         rows, columns = _overlap(self.size_hw[0], self.crop, self.top), _overlap(self.size_hw[1], self.crop, self.left)
         return rows[1], columns[1]
 
@@ -120,63 +120,63 @@ def _overlap(side: int, crop: int, offset: int) -> tuple[slice, slice]:
 
 
 def top_left(size_hw: SizeHW, crop: int) -> View:
-    """The view that IRNet validates on: the top-left crop."""
+    """The view for validation in IRNet: the top-left crop."""
     return View(size_hw, False, 0, 0, crop)
 
 
-def seen_in(view: View, array: Shaped[np.ndarray, "h w *c"], fill: int) -> Shaped[np.ndarray, "crop crop *c"]:
-    """The square of an array that has the view's size, `fill` where the array does not reach."""
+def crop_array(view: View, array: Shaped[np.ndarray, "h w *c"], fill: int) -> Shaped[np.ndarray, "crop crop *c"]:
+    """The crop of an array of the view's size, with `fill` outside the array."""
     square = np.full((view.crop, view.crop, *array.shape[2:]), fill, array.dtype)
     square[view.place()] = view.part(array)
     return square
 
 
-def labels_in(
+def crop_labels(
     view: View, label: UInt8[np.ndarray, "h w"], resize: Resize = resize_nearest
 ) -> UInt8[np.ndarray, "crop crop"]:
-    """The square of a label map, 255 outside."""
-    return seen_in(view, resize(label, view.size_hw), IGNORE)
+    """The crop of a label map, 255 outside the picture."""
+    return crop_array(view, resize(label, view.size_hw), IGNORE)
 
 
-def picture_in(
+def crop_picture(
     view: View,
     image: Shaped[np.ndarray, "h w 3"],
     colours: ColourRule = "imagenet",
     resize: Resize = resize_bicubic,
 ) -> Float[np.ndarray, "3 crop crop"]:
-    """The square of a picture, normalised; 0, the mean colour, outside."""
-    return normalised_square(view, view.part(resize(image, view.size_hw)), colours)
+    """The crop of a picture, normalised; 0, the mean colour, outside the picture."""
+    return normalise_crop(view, view.part(resize(image, view.size_hw)), colours)
 
 
-def normalised_square(
+def normalise_crop(
     view: View, part: Shaped[np.ndarray, "hp wp 3"], colours: ColourRule
 ) -> Float[np.ndarray, "3 crop crop"]:
-    """The square around what a view shows of a picture, normalised; 0, the mean colour, outside."""
+    """The normalised crop from the part of a picture that lies in it; 0, the mean colour, outside the picture."""
     square = np.zeros((3, view.crop, view.crop), np.float32)
     square[:, *view.place()] = normalise(part, colours)
     return square
 
 
 def mean_and_deviation(colours: Literal["imagenet", "clip"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What RGB values in [0, 1] are normalised by."""
+    """Mean and standard deviation of RGB values in [0, 1] for normalisation."""
     return (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
 
 
 @lru_cache
 def _table(colours: Literal["imagenet", "clip"]) -> np.ndarray:
-    # one entry per pixel value: the published code divides and subtracts in double precision, then rounds to float32
+    # one entry per pixel value: the published code computes in double precision, then rounds to float32
     mean, std = mean_and_deviation(colours)
     values = np.arange(256)[:, None] / 255.0
     return ((values - mean) / std).astype(np.float32)
 
 
 def normalise(image: Shaped[np.ndarray, "h w 3"], colours: ColourRule = "imagenet") -> Float[np.ndarray, "3 h w"]:
-    """RGB values 0..255 as a network takes them.
+    """RGB values 0..255, normalised for a network.
 
     Args:
         image: uint8, or float32 for `caffe`.
-        colours: `imagenet` and `clip`: RGB, (v / 255 - mean) / deviation, each with its own. `caffe`: BGR, v - mean, as the
-            published DeepLab takes it.
+        colours: `imagenet` and `clip`: RGB, (v / 255 - mean) / deviation, with the respective constants. `caffe`: BGR, v - mean, as in
+            the published DeepLab.
     """
     planes = np.empty((3, *image.shape[:2]), np.float32)
     for channel in range(3):
@@ -188,10 +188,10 @@ def normalise(image: Shaped[np.ndarray, "h w 3"], colours: ColourRule = "imagene
     return planes
 
 
-def denormalised(planes: Float[np.ndarray, "3 h w"], colours: ColourRule = "imagenet") -> UInt8[np.ndarray, "h w 3"]:
-    """The RGB picture that `normalise` made planes of, in single precision and cut off to 8 bits.
+def denormalise(planes: Float[np.ndarray, "3 h w"], colours: ColourRule = "imagenet") -> UInt8[np.ndarray, "h w 3"]:
+    """The RGB picture from the output of `normalise`, computed in single precision and truncated to 8 bits.
 
-    It is what the dense CRF of ICAM's random walk sees: many values come out one lower.
+    The dense CRF of ICAM's random walk uses it: many values are one lower than in the original.
     """
     if colours == "caffe":
         values = planes[::-1] + np.array(CAFFE_MEAN_BGR[::-1], np.float32)[:, None, None]
@@ -211,7 +211,7 @@ def colour_jitter(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """torchvision's ColorJitter: each factor is drawn from 1 - x .. 1 + x (the hue's shift from -x .. x), in a random order.
 
-    Where x is 0, nothing is done: even a shift of 0 would round the hue.
+    If x is 0, the step is skipped: even a shift of 0 would round the hue.
     """
     steps = (
         (functional.adjust_brightness, brightness, rng.uniform(1 - brightness, 1 + brightness)),
@@ -234,9 +234,9 @@ class ClassifierAugment:
     long_side: tuple[int, int] = (320, 640)
     """smallest and largest length of the longer side after resizing, drawn uniformly"""
     crop: int = 512
-    """side of the square crop; smaller images are put at a random place in it"""
+    """side of the square crop; smaller images are placed in it at random"""
     flip: float = 0.5
-    """probability of the mirror image"""
+    """probability of a horizontal flip"""
 
     def __post_init__(self) -> None:
         check_pair("augment.long_side", self.long_side, 1)
@@ -247,7 +247,7 @@ class ClassifierAugment:
         self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, colours: ColourRule = "imagenet"
     ) -> Float[np.ndarray, "3 crop crop"]:
         """A random view of a picture."""
-        return picture_in(self.view(image.shape[:2], rng), image, colours)
+        return crop_picture(self.view(image.shape[:2], rng), image, colours)
 
     def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
         """Draws the long side, the flip, the left offset, the top offset."""
@@ -259,18 +259,18 @@ class ClassifierAugment:
 
 @dataclass(frozen=True)
 class JitteredAugment:
-    """Training images of the classifiers of PSA, SEAM and ICAM, whose colours change too."""
+    """Training images of the classifiers of PSA, SEAM and ICAM, with colour jitter."""
 
     long_side: tuple[int, int] = (448, 768)
     """smallest and largest length of the longer side after resizing, drawn uniformly"""
     crop: int = 448
-    """side of the square crop; smaller images are put at a random place in it"""
+    """side of the square crop; smaller images are placed in it at random"""
     flip: float = 0.5
-    """probability of the mirror image"""
+    """probability of a horizontal flip"""
     jitter: float = 0.3
-    """how much brightness, contrast and saturation change, as a share"""
+    """largest relative change of brightness, contrast and saturation"""
     hue: float = 0.1
-    """how much the hue changes, as a share of the circle"""
+    """largest change of the hue, as a fraction of the colour circle"""
 
     def __post_init__(self) -> None:
         check_pair("augment.long_side", self.long_side, 1)
@@ -288,7 +288,7 @@ class JitteredAugment:
         size_hw = long_side_size(image.shape[:2], long_side)
         resized = colour_jitter(resize_bicubic(image, size_hw), self.jitter, self.jitter, self.jitter, self.hue, rng)
         view = View(size_hw, flip, *offsets_anywhere(size_hw, self.crop, rng), self.crop)
-        return picture_in(view, resized, colours)
+        return crop_picture(view, resized, colours)
 
 
 @dataclass(frozen=True)
@@ -298,11 +298,11 @@ class AffinityAugment:
     scale: tuple[float, float] = (0.5, 1.5)
     """smallest and largest scale, drawn uniformly"""
     crop: int = 512
-    """side of the square crop; smaller images are put at a random place in it"""
+    """side of the square crop; smaller images are placed in it at random"""
     flip: float = 0.5
-    """probability of the mirror image"""
+    """probability of a horizontal flip"""
     label_stride: int = 4
-    """pixels per cell of the label map that comes out"""
+    """pixels per cell of the returned label map"""
 
     def __post_init__(self) -> None:
         check_pair("augment.scale", self.scale, SMALLEST_SCALE)
@@ -312,9 +312,9 @@ class AffinityAugment:
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], rng: np.random.Generator
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "hs ws"]]:
-        """A random view of a picture and its labels, these at one cell for each `label_stride` pixels."""
+        """A random view of a picture and its labels, which have one cell per `label_stride` pixels."""
         view = self.view(image.shape[:2], rng)
-        return picture_in(view, image), reduce_label(labels_in(view, label), self.label_stride)
+        return crop_picture(view, image), reduce_label(crop_labels(view, label), self.label_stride)
 
     def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
         """Draws the scale, the flip, the left offset, the top offset."""
@@ -326,18 +326,18 @@ class AffinityAugment:
 
 @dataclass(frozen=True)
 class PosteriorAugment:
-    """Training images and the class probabilities of their pixels of AffinityNet (PSA)."""
+    """Training images of AffinityNet (PSA) and the class probabilities of their pixels."""
 
     crop: int = 448
-    """side of the square crop, a multiple of 8; smaller images are put at a random place in it"""
+    """side of the square crop, a multiple of 8; smaller images are placed in it at random"""
     flip: float = 0.5
-    """probability of the mirror image"""
+    """probability of a horizontal flip"""
     jitter: float = 0.3
-    """how much brightness, contrast and saturation change, as a share"""
+    """largest relative change of brightness, contrast and saturation"""
     hue: float = 0.1
-    """how much the hue changes, as a share of the circle"""
+    """largest change of the hue, as a fraction of the colour circle"""
     stride: int = 8
-    """pixels per cell of the maps that come out"""
+    """pixels per cell of the returned maps"""
 
     def __post_init__(self) -> None:
         check_range("augment.stride", self.stride, 1)
@@ -355,26 +355,26 @@ class PosteriorAugment:
         rng: np.random.Generator,
         colours: ColourRule = "imagenet",
     ) -> tuple[Float[np.ndarray, "3 crop crop"], Float[np.ndarray, "c hs ws"]]:
-        """A random view of a picture, whose colours change, and its maps; the maps at one cell for each `stride` pixels, a mean."""
+        """A random view of a picture, with colour jitter, and its maps, averaged over cells of `stride` pixels."""
         image = colour_jitter(image, self.jitter, self.jitter, self.jitter, self.hue, rng)
-        return self.seen(self.view(image.shape[:2], rng), image, maps, colours)
+        return self.apply(self.view(image.shape[:2], rng), image, maps, colours)
 
     def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
         """Draws the left offset, the top offset, the flip."""
         top, left = offsets_anywhere(size_hw, self.crop, rng)
-        return View.mirrored_last(size_hw, bool(rng.random() < self.flip), top, left, self.crop)
+        return View.flipped_last(size_hw, bool(rng.random() < self.flip), top, left, self.crop)
 
-    def seen(
+    def apply(
         self, view: View, image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "c h w"], colours: ColourRule
     ) -> tuple[Float[np.ndarray, "3 crop crop"], Float[np.ndarray, "c hs ws"]]:
         """A view of a picture and its maps, both of the view's size.
 
-        Outside the picture the crop is black, not of the mean colour, and the maps are 0: PSA fills up before it normalises.
+        Outside the picture the crop is black, not of the mean colour, and the maps are 0: PSA pads before it normalises.
         """
-        planes = seen_in(view, maps.transpose(1, 2, 0), 0).transpose(2, 0, 1)
+        planes = crop_array(view, maps.transpose(1, 2, 0), 0).transpose(2, 0, 1)
         cells = view.crop // self.stride
         means = planes.reshape(len(planes), cells, self.stride, cells, self.stride).mean((2, 4))
-        return normalise(seen_in(view, image, 0), colours), means
+        return normalise(crop_array(view, image, 0), colours), means
 
 
 @dataclass(frozen=True)
@@ -382,11 +382,11 @@ class SegmenterAugment:
     """Training images and pseudo masks of DeepLab v2."""
 
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
-    """scales, of which one is drawn; the networks that start from ImageNet weights have 1.75 and 2 besides"""
+    """scales, one of which is drawn; networks that start from ImageNet weights also use 1.75 and 2"""
     crop: int = 321
-    """side of the square crop; smaller images are filled up at the right and bottom"""
+    """side of the square crop; smaller images are padded at the right and bottom"""
     flip: float = 0.5
-    """probability of the mirror image"""
+    """probability of a horizontal flip"""
 
     def __post_init__(self) -> None:
         check_range("augment.scales", self.scales, SMALLEST_SCALE)
@@ -402,32 +402,32 @@ class SegmenterAugment:
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
         """A random view of a picture and its labels.
 
-        Colours are `caffe` (BGR less the mean) for the published ResNet-101, `imagenet` for backbones of torchvision and timm.
+        Colours are `caffe` (BGR minus the mean) for the published ResNet-101, `imagenet` for backbones of torchvision and timm.
         """
-        return self.seen(self.view(image.shape[:2], rng), image, label, colours)
+        return self.apply(self.view(image.shape[:2], rng), image, label, colours)
 
     def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
         """Draws the scale, the top offset, the left offset, the flip."""
         resized = truncated_size(size_hw, self.scales[int(rng.integers(len(self.scales)))])
         top, left = offsets_inside(resized, self.crop, rng)
-        return View.mirrored_last(resized, bool(rng.random() < self.flip), top, left, self.crop)
+        return View.flipped_last(resized, bool(rng.random() < self.flip), top, left, self.crop)
 
     @staticmethod
-    def seen(
+    def apply(
         view: View, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], colours: ColourRule
     ) -> tuple[Float[np.ndarray, "3 crop crop"], UInt8[np.ndarray, "crop crop"]]:
-        """A view of a picture and its labels; the picture is resized by OpenCV, with `caffe` in floats, as by deeplab-pytorch."""
+        """A view of a picture and its labels; OpenCV resizes the picture, as float32 for `caffe`, as in deeplab-pytorch."""
         pixels = image.astype(np.float32) if colours == "caffe" else image
-        return picture_in(view, pixels, colours, resize_bilinear), labels_in(view, label)
+        return crop_picture(view, pixels, colours, resize_bilinear), crop_labels(view, label)
 
 
 def offsets_anywhere(size_hw: SizeHW, crop: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a view, of which the left is drawn first; a picture smaller than the crop lies at any place in it."""
+    """Top and left of a view; the left is drawn first. A picture smaller than the crop may be anywhere in it."""
     left = int(rng.integers(abs(size_hw[1] - crop) + 1))
     return int(rng.integers(abs(size_hw[0] - crop) + 1)), left
 
 
 def offsets_inside(size_hw: SizeHW, crop: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a view, of which the top is drawn first; a picture smaller than the crop lies at its top and left."""
+    """Top and left of a view; the top is drawn first. A picture smaller than the crop is at its top left."""
     top = int(rng.integers(max(size_hw[0] - crop, 0) + 1))
     return top, int(rng.integers(max(size_hw[1] - crop, 0) + 1))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wsss import launch
 from wsss.checkpoints import trained_weights
-from wsss.data.augment import ColourRule, PosteriorAugment, denormalised, normalise
+from wsss.data.augment import ColourRule, PosteriorAugment, denormalise, normalise
 from wsss.data.files import read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import read_matching_cams
@@ -316,7 +316,7 @@ def crf_scores(
     """
     all_scores = np.zeros((n_labels, *scores.shape[1:]), np.float32)
     all_scores[labels] = scores
-    picture = denormalised(_padded(normalise(image, colours)), colours)
+    picture = denormalise(_padded(normalise(image, colours)), colours)
     settings = dataclasses.replace(PRESETS["psa"], iterations=1)
     return dense_crf(picture, unary_from_scores(all_scores), settings, threads=1)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wsss import launch
 from wsss.checkpoints import trained_weights
-from wsss.data.augment import AffinityAugment, normalise, picture_in, top_left
+from wsss.data.augment import AffinityAugment, crop_picture, normalise, top_left
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.files import read_mask, write_cams, write_mask
 from wsss.data.images import IGNORE, Images
@@ -269,7 +269,7 @@ def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -
 
     def read(index: int) -> Float[np.ndarray, "3 crop crop"]:
         image = images.read(index)
-        return picture_in(top_left(image.shape[:2], crop), image)
+        return crop_picture(top_left(image.shape[:2], crop), image)
 
     def views() -> Any:
         with Progress(f"centre {out.name}", len(starts), resumable=False) as progress:

@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, denormalised
+from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, denormalise
 from wsss.data.images import Images
-from wsss.data.mask_augment import DeepLabV1Augment, scaled
+from wsss.data.mask_augment import DeepLabV1Augment, resize_by_factor
 from wsss.errors import check_range
 from wsss.loading import check_batch_norm, check_initial, load_backbone, load_into
 from wsss.networks.body import Backbone
@@ -130,14 +130,14 @@ class TrainedDeepLabV1:
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         rows = _normalised(image)
         if scale != 1:
-            rows = scaled(rows, scale, cv2.INTER_CUBIC)
+            rows = resize_by_factor(rows, scale, cv2.INTER_CUBIC)
         return torch.from_numpy(np.ascontiguousarray(rows.transpose(2, 0, 1)))[None]
 
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
         return enlarged(self.network(view), size_hw)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        return denormalised(_normalised(image).transpose(2, 0, 1))
+        return denormalise(_normalised(image).transpose(2, 0, 1))
 
 
 def _normalised(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:

@@ -12,9 +12,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import normalise
+from wsss.data.augment import normalise, resize_bilinear
 from wsss.data.images import Images
-from wsss.data.mask_augment import PSPNetAugment, fitted, fitted_size
+from wsss.data.mask_augment import PSPNetAugment, size_within
 from wsss.errors import check_range
 from wsss.loading import check_initial, load_backbone, load_into
 from wsss.networks.body import Backbone
@@ -124,8 +124,8 @@ class TrainedPSPNet:
         self.network = network.eval()
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
-        size_hw = fitted_size(image.shape[:2], *(max(1, int(side * scale)) for side in self.fit))
-        return torch.from_numpy(normalise(fitted(image, size_hw)))[None]
+        size_hw = size_within(image.shape[:2], *(max(1, int(side * scale)) for side in self.fit))
+        return torch.from_numpy(normalise(resize_bilinear(image, size_hw)))[None]
 
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
         # 480 pixels for windows of 512, as published
