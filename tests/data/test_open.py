@@ -45,7 +45,7 @@ def test_rules_of_other_layouts(voc, coco, folders):
             open_dataset(root, **options)
 
 
-ALL = r"a folder a class .*a table tags\.csv.*VOC 2012 .*COCO .*pairs of folders.*labelme.*YOLO.*imagefolder.*Label Studio"
+ALL = r"one folder per class .*a table tags\.csv.*VOC 2012 .*COCO .*pairs of folders.*labelme.*YOLO.*imagefolder.*Label Studio"
 
 
 def test_nothing_to_open(tmp_path):
