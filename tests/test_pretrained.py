@@ -240,17 +240,17 @@ BLOCK = "transformer.resblocks.1."
         (STATE | {"visual.transformer.resblocks.99999999.ln_1.bias": torch.zeros(WIDTH)}, "resblocks.99999999"),
         (
             STATE | {"text_projection": torch.zeros(WIDTH, JOINT + 1)},
-            r"do not belong together \(visual\.proj of \(64, 32\)\)",
+            r"inconsistent shapes \(visual\.proj of \(64, 32\)\)",
         ),
         (STATE | {"ln_final.weight": torch.zeros(WIDTH + 1)}, r"ln_final\.weight of \(65,\)"),
         (STATE | {f"{BLOCK}attn.in_proj_weight": torch.zeros(8, 8)}, r"in_proj_weight of \(8, 8\)"),
         (STATE | {"visual.positional_embedding": torch.zeros(9, WIDTH)}, r"visual\.positional_embedding of \(9, 64\)"),
-        (STATE | {"visual.positional_embedding": torch.tensor(1.0)}, "do not belong together"),
-        (STATE | {"visual.conv1.weight": torch.zeros(WIDTH, 48)}, "do not belong together"),
-        (STATE | {"visual.conv1.weight": torch.zeros(10**6, 3, 1, 0)}, "do not belong together"),
-        (STATE | {"visual.proj": torch.tensor(1.0)}, "do not belong together"),
-        (STATE | {f"{BLOCK}attn.in_proj_bias": torch.tensor(1.0)}, "do not belong together"),
-        (STATE | {"token_embedding.weight": torch.zeros(10**9, 0)}, "do not belong together"),
+        (STATE | {"visual.positional_embedding": torch.tensor(1.0)}, "inconsistent shapes"),
+        (STATE | {"visual.conv1.weight": torch.zeros(WIDTH, 48)}, "inconsistent shapes"),
+        (STATE | {"visual.conv1.weight": torch.zeros(10**6, 3, 1, 0)}, "inconsistent shapes"),
+        (STATE | {"visual.proj": torch.tensor(1.0)}, "inconsistent shapes"),
+        (STATE | {f"{BLOCK}attn.in_proj_bias": torch.tensor(1.0)}, "inconsistent shapes"),
+        (STATE | {"token_embedding.weight": torch.zeros(10**9, 0)}, "inconsistent shapes"),
         (STATE | {"token_embedding.weight": torch.zeros(600, WIDTH)}, "a vocabulary of 600 tokens"),
         ({"text_model.embeddings.token_embedding.weight": torch.zeros(3)}, "other names than OpenAI's"),
     ],
@@ -274,7 +274,7 @@ def test_narrow_and_large_towers(tmp_path):
     for width, heads in ((128, 2), (1280, 16)):
         clip = load_clip(str(written(tmp_path / "a.pt", scaled(width))))
         assert clip.model.config.vision_config.num_attention_heads == heads
-    refused(written(tmp_path / "a.pt", scaled(32)), "do not belong together")
+    refused(written(tmp_path / "a.pt", scaled(32)), "inconsistent shapes")
 
 
 def test_damaged_and_absent_files(tmp_path):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
 from wsss.loading import load_into
 from wsss.networks.backbone import create_backbone
+from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
 from wsss.objective import Objective, body_and_head
 from wsss.run import maybe_file
@@ -56,9 +57,9 @@ class CAMNetwork(nn.Module):
         self.classifier = nn.Conv2d(body.channels[-1], n_classes, 1, bias=False)
 
     @property
-    def body(self) -> Any:
+    def body(self) -> Backbone:
         """The backbone."""
-        return self.get_submodule(self.body_name)
+        return cast(Backbone, self.get_submodule(self.body_name))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         """Logits of the classes."""
@@ -157,7 +158,7 @@ def check_classes(path: Path, classes: Sequence[str], images: Images) -> None:
         )
 
 
-def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
+def _published(state: State, images: Images, path: Path) -> dict[str, object]:
     """Metadata of a published checkpoint with IRNet's names. It holds no class names: they are taken to be those of the dataset, in order."""
     body = next((match[1] for name in state if (match := re.match(r"(resnet\d+)\.conv1\.", name))), None)
     head = state.get("classifier.weight")
@@ -243,7 +244,7 @@ def check_colours(init: str, found: str, expected: str) -> None:
         raise BadInput(init, f"weights trained with colours {found}", f"colours {expected}", do)
 
 
-def freeze(body: Any, layers: str) -> None:
+def freeze(body: Backbone, layers: str) -> None:
     """Freeze the weights of a backbone's `stem`, or of its stem and first two `stages`; or `nothing`."""
     if layers == "nothing":
         return
@@ -259,7 +260,7 @@ def example(
     colours: ColourRule,
     index: int,
     rng: np.random.Generator,
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     """A training example: an augmented picture, `image` (3, crop, crop), and its tags, `label` (c,), 0 or 1; both float32."""
     return {
         "image": torch.from_numpy(augment(images.read(index), rng, colours)),

@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsss.networks.backbone import freeze_batch_norm
+from wsss.networks.body import ParamGroup
 from wsss.stages.train import Examples, Training
 from wsss.weights import WEIGHTS, write_weights
 
 # makes the parameter groups of an optimiser from a learning rate and a weight decay
-Groups = Callable[[float, float], list[dict[str, Any]]]
+Groups = Callable[[float, float], list[ParamGroup]]
 
 
 class Objective(nn.Module, abc.ABC):
@@ -55,7 +56,7 @@ class Objective(nn.Module, abc.ABC):
             freeze_batch_norm(self.network)
         return self
 
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+    def param_groups(self, training: Training) -> list[ParamGroup]:
         """Parameter groups with their learning rates and weight decays."""
         return self.groups(training.lr, training.weight_decay)
 
@@ -64,7 +65,7 @@ class Objective(nn.Module, abc.ABC):
         write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
 
 
-def one_group(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def one_group(network: nn.Module, lr: float, weight_decay: float) -> list[ParamGroup]:
     """All trainable parameters in one group."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [{"params": parameters, "lr": lr, "weight_decay": weight_decay}]
@@ -81,7 +82,7 @@ class BackboneAndHead(Protocol):
         """All weights."""
 
 
-def body_and_head(network: BackboneAndHead, head_lr: float, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def body_and_head(network: BackboneAndHead, head_lr: float, lr: float, weight_decay: float) -> list[ParamGroup]:
     """Two groups of trainable parameters: the backbone with the learning rate `lr`, all others with `head_lr * lr`."""
     body = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
     in_body = {id(parameter) for parameter in body}

@@ -24,7 +24,7 @@ _EXPECTED = "a .npy file with a dictionary of numbers, strings, NumPy arrays and
 _DO = "Download the file again; if it contains other types, write its arrays with np.savez instead."
 
 
-def read_legacy(path: Path) -> Any:
+def read_legacy(path: Path) -> object:
     """The content of a `.npy` file: an array or a pickled object, with tensors as NumPy arrays. Arrays are read-only.
 
     Raises:
@@ -117,7 +117,7 @@ def read_legacy_cams(
     return classes[order].astype(np.int16), full, maps_stride4
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {value.shape}"
     return f"a {type(value).__name__}" + (f" of {len(value)} entries" if isinstance(value, dict | list | tuple) else "")
@@ -260,7 +260,7 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _empty() -> dict[str, Any]:
+def _empty() -> dict[str, object]:
     return {}
 
 
@@ -278,7 +278,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
-def _npy(stream: io.BytesIO) -> Any:
+def _npy(stream: io.BytesIO) -> object:
     shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:
         if dtype != np.dtype(object) or shape != ():

@@ -7,7 +7,7 @@ multi-label soft margin loss. Its maps M_c(x, y) = w_c · f(x, y) are summed ove
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class CAMObjective(TagObjective[CAMSettings, CAMNetwork]):
     """Multi-label soft margin loss (binary cross-entropy with logits, mean over pictures and classes), plus `high_fidelity` if set."""
 
     def __init__(self, settings: CAMSettings, network: CAMNetwork, images: Images) -> None:
-        metadata: dict[str, Any] = {
+        metadata = {
             "kind": KIND,
             "backbone": settings.backbone,
             "output_stride": settings.output_stride,

@@ -200,7 +200,7 @@ class CLIMSSettings(FromBaseline):
         return CLIMSObjective(self, network, metadata, self.load_clip(), words, images)
 
 
-def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReadyNetwork", dict[str, Any]]:
+def _camera_ready(settings: CLIMSSettings, images: Images) -> tuple["CameraReadyNetwork", dict[str, object]]:
     check_baseline(settings.init, "clims")
     _, metadata, path = trained_weights(Path(settings.init), "cam")
     if metadata is not None:
@@ -380,7 +380,7 @@ def load(weights: Path, images: Images) -> tuple[CAMNetwork | CameraReadyNetwork
     return camera_ready, loaded.metadata["colours"]
 
 
-def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
+def _published(state: State, images: Images, path: Path) -> dict[str, object]:
     """Metadata of a checkpoint of the camera-ready version; its classes are taken to be those of the dataset, in order."""
     channels = len(state["cam_head.1.weight"])
     if channels != 1 + len(images.class_names):

@@ -28,6 +28,7 @@ from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
+from wsss.networks.body import ParamGroup
 from wsss.networks.clip import CLIP, Vocabulary
 from wsss.pretrained import Activation, load_clip, new_tokenizer
 from wsss.recipe import Method
@@ -183,7 +184,7 @@ class CLIPObjective(nn.Module):
         false = (named[None] & ~tags[:, None]).any(2)
         return {"contrast": contrast(pictures @ texts.T * clip.temperature.float(), false)}
 
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+    def param_groups(self, training: Training) -> list[ParamGroup]:
         """Weight decay only for matrices, as in the paper."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         return [
@@ -225,7 +226,7 @@ def _example(
     prompts: tuple[str, ...],
     index: int,
     rng: np.random.Generator,
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     view = settings.augment(images.read(index), rng, "clip")
     tags = np.flatnonzero(images.labels[index])
     count = 1 if settings.caption_tags == "one" else int(rng.integers(1, len(tags) + 1))

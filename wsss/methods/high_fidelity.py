@@ -11,7 +11,7 @@ maps with colour boundaries (`wsss.ops.feature_similarity`).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -88,10 +88,10 @@ def losses(
 
 
 def with_draws(
-    examples: Callable[[int, np.random.Generator], dict[str, Any]],
+    examples: Callable[[int, np.random.Generator], dict[str, Tensor]],
     shape: tuple[int, ...],
     index: int,
     rng: np.random.Generator,
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     """A training example with `draws`, the uniform random numbers in [0, 1) that sample its cells."""
     return examples(index, rng) | {"draws": torch.from_numpy(rng.random(shape))}

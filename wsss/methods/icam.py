@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -226,7 +226,7 @@ class ICAMObjective(Objective):
         examples = partial(example, images, settings.augment, "imagenet")
         if shape:
             examples = partial(high_fidelity.with_draws, examples, shape)
-        metadata: dict[str, Any] = {
+        metadata = {
             "kind": KIND,
             "variant": settings.variant,
             "backbone": settings.backbone,
@@ -302,7 +302,7 @@ def load(weights: Path, images: Images) -> tuple[SEAMNetwork, Variant]:
     return network, metadata["variant"]
 
 
-def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
+def _published(state: State, images: Images, path: Path) -> dict[str, object]:
     """Metadata of a published checkpoint of ICAM, HFPL or SEAM. It holds no class names: they are taken to be the dataset's, in order."""
     heads = [state[name] for name in ("fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight") if name in state]
     complete = len(heads) == 4 and "b7.conv_branch1.weight" in state

@@ -475,7 +475,7 @@ class QACLIMSObjective(TagObjective[QACLIMSSettings, CAMNetwork]):
         return in_chunks(self.encode, self.settings.regions // 2, scores, pictures[rows])
 
 
-def _numbered(examples: Examples, index: int, rng: np.random.Generator) -> dict[str, Any]:
+def _numbered(examples: Examples, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
     return {**examples(index, rng), "index": torch.tensor(index)}
 
 

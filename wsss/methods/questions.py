@@ -115,7 +115,7 @@ class QuestionSettings:
 
 
 @stage(kind="ask", makes="answers", title="BLIP")
-def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, Any]:
+def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, int]:
     """Write `answers.jsonl`: for each pair of a picture and a class that it has, answers by question, in the singular.
 
     If an answer was changed to its singular, `said` has BLIP's original answer. Each picture is encoded once for all of its
@@ -150,7 +150,7 @@ def _answers(settings: QuestionSettings, blip: BLIP, pixels: Tensor, names: Sequ
     return [answers[start : start + len(asked)] for start in range(0, len(answers), len(asked))]
 
 
-def _join(settings: QuestionSettings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
+def _join(settings: QuestionSettings, images: Images, folder: Path, out: Path) -> dict[str, int]:
     pairs = 0
     with whole_file(out / ANSWERS) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
         for index, name in enumerate(images.names):
@@ -166,7 +166,7 @@ def _line(settings: QuestionSettings, image: str, class_name: str, answers: Sequ
     questions = (*settings.foreground, *settings.background)
     clean = {question: lemma(answer) for question, answer in zip(questions, answers, strict=True)}
     changed = {q: answer for q, answer in zip(questions, answers, strict=True) if answer != clean[q]}
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "image": image,
         "class": class_name,
         "foreground": {question: clean[question] for question in settings.foreground},
@@ -213,7 +213,7 @@ def read_answers(path: Path, class_names: Sequence[str], prompts: Sequence[str])
     return foreground, background
 
 
-def _texts(given: Any, key: str, where: str) -> tuple[str, ...]:
+def _texts(given: object, key: str, where: str) -> tuple[str, ...]:
     if not isinstance(given, dict) or not all(isinstance(answer, str) for answer in given.values()):
         raise BadInput(where, f"{given!r:.60} as `{key}`", f"answers by question, as in {_LINE}", "Correct the line.")
     return tuple(given.values())
@@ -296,7 +296,7 @@ def read_published_features(path: Path) -> dict[str, Float[np.ndarray, " d"]]:
     return features
 
 
-def _nested(path: Path, content: Any, expected: str) -> dict[str, Any]:
+def _nested(path: Path, content: object, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise BadInput(path, f"a {type(content).__name__}", expected, "Give another file.")
     return content

@@ -15,7 +15,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -288,7 +288,7 @@ def _write(path: Path, scores: list[float]) -> None:
 
 
 @stage(kind="tag", makes="tags", title="TagCLIP")
-def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, Any]:
+def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, float | None]:
     """Write `tags.csv` (`image`, and `tags` separated by `;`) and `scores.npz` (`names`, `classes`, float32 `scores`).
 
     The scores of a picture are written to `pictures/NAME.json` at once, so a killed stage can be resumed. If the pictures
@@ -321,7 +321,7 @@ def tagged(settings: TagCLIPSettings, data: Dataset, *, out: Path) -> Dataset:
     return dataclasses.replace(data, splits={**data.splits, data.train: retagged})
 
 
-def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) -> dict[str, Any]:
+def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) -> dict[str, float | None]:
     read = [read_json(folder / f"{name}.json", "the scores of a picture")["scores"] for name in images.names]
     scores = np.array(read, np.float32).reshape(images.labels.shape)
     tags = select(scores, settings.ratio)

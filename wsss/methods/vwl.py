@@ -18,7 +18,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -189,9 +189,9 @@ class VWLNetwork(nn.Module):
             self.bank = MemoryBank(codebook)
 
     @property
-    def body(self) -> Any:
+    def body(self) -> Backbone:
         """The backbone."""
-        return self.get_submodule(self.body_name)
+        return cast(Backbone, self.get_submodule(self.body_name))
 
     @property
     def codebook(self) -> Float[Tensor, "k d"]:
@@ -298,7 +298,7 @@ class VWLObjective(Objective):
 
     def __init__(self, settings: VWLSettings, network: VWLNetwork, images: Images) -> None:
         examples = partial(example, images, settings.augment, "imagenet")
-        metadata: dict[str, Any] = {
+        metadata = {
             "kind": KIND,
             "variant": settings.variant,
             "backbone": settings.body,
@@ -391,7 +391,7 @@ def load(weights: Path, images: Images) -> VWLNetwork:
     return network
 
 
-def _published(state: State, images: Images, path: Path) -> dict[str, Any]:
+def _published(state: State, images: Images, path: Path) -> dict[str, object]:
     """Metadata of a published checkpoint. It holds no class names: they are taken to be those of the dataset, in order."""
     blocks = {match[1] for name in state if (match := re.match(r"resnet\.layer3\.(\d+)\.", name))}
     depth = {6: 50, 23: 101, 36: 152}.get(len(blocks))
@@ -429,7 +429,7 @@ class WordFigureSettings:
 
 
 @stage(kind="words", makes="figures", title="visual words")
-def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
+def show_words(settings: WordFigureSettings, images: Images, *, weights: Path, out: Path) -> dict[str, int | str]:
     """Write `figure.jpg`: the words most characteristic of the classes, patches with the highest similarity, and pictures with their words.
 
     Args:

@@ -6,7 +6,7 @@ the same network.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, cat, nn
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
-from wsss.networks.body import Backbone
+from wsss.networks.body import Backbone, ParamGroup
 from wsss.networks.resnet38 import PSA_HEADS, ResNet38
 
 VGG_BODY = "psa-vgg16"
@@ -126,7 +126,7 @@ class TrunkWithHeads(nn.Module):
             freeze_batch_norm(self)
         return self
 
-    def param_groups(self, lr: float, weight_decay: float = 5e-4, heads: float = 10) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float, weight_decay: float = 5e-4, heads: float = 10) -> list[ParamGroup]:
         """The published groups: weights and biases of the backbone with `lr` and 2 `lr`, those of new layers with 10 (`heads`) and 20 `lr`.
 
         Biases have no decay. Group norms belong to the backbone's groups. PSA makes its groups before it freezes layers, so frozen

@@ -2,10 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+class ParamGroup(TypedDict):
+    """A parameter group of an optimiser."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
 
 
 class Body(nn.Module, ABC):

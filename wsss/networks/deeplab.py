@@ -7,7 +7,7 @@ state-dict names are those of the deeplab-pytorch repository, so its weights can
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
+from wsss.networks.body import ParamGroup
 
 IGNORE = 255
 
@@ -240,7 +241,7 @@ class MSC(nn.Module):
 
     def param_groups(
         self, lr: float, weight_decay: float = 5e-4, head_lr: tuple[float, float] = (10.0, 20.0)
-    ) -> list[dict[str, Any]]:
+    ) -> list[ParamGroup]:
         """The published groups: backbone with `lr`, ASPP weights with 10 `lr`, ASPP biases with 20 `lr` and without decay.
 
         `head_lr` are these two factors.
@@ -251,7 +252,7 @@ class MSC(nn.Module):
         head = list(self.base.aspp.named_parameters())  # type: ignore[union-attr]
         in_head = {id(parameter) for _, parameter in head}
         body = [p for p in self.base.parameters() if p.requires_grad and id(p) not in in_head]
-        groups = [
+        groups: list[ParamGroup] = [
             {"params": [p for p in body if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
             {
                 "params": [p for name, p in head if name.endswith("weight")],

@@ -4,7 +4,7 @@ Layers and state-dict names are those of ICAM's final stage.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsss.errors import check_range
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
+from wsss.networks.body import ParamGroup
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class DeepLabV1(nn.Module):
         """Logits at the size of the image."""
         return enlarged(self.low(image), image.shape[-2:])
 
-    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[ParamGroup]:
         """The published groups: weights and biases of the backbone with `lr` and 2 `lr`, of the head with 10 and 20 `lr`; biases do not
         decay.
         """

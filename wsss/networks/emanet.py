@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from wsss.errors import BadInput, check_range
 from wsss.networks.backbone import create_backbone
-from wsss.networks.body import Body
+from wsss.networks.body import Body, ParamGroup
 from wsss.networks.deeplab import ConvBatchNorm
 from wsss.networks.resnet import dilate, set_stride
 
@@ -197,7 +197,7 @@ class EMANet(nn.Module):
         """Logits at the size of the image, resized with aligned corners."""
         return F.interpolate(self.low(image), image.shape[-2:], mode="bilinear", align_corners=True)
 
-    def param_groups(self, lr: float, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float, weight_decay: float = 1e-4) -> list[ParamGroup]:
         """The published groups: weights with `lr`, those of convolutions with decay and those of norms without, and biases with 2 `lr`."""
         groups: list[list[nn.Parameter]] = [[], [], []]
         for name, parameter in self.named_parameters():

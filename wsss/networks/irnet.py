@@ -8,7 +8,7 @@ repository, with a single name for each tensor.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
-from wsss.networks.body import Backbone
+from wsss.networks.body import Backbone, ParamGroup
 from wsss.ops.affinity import Cells, at_destinations, at_sources, directions, pair_labels, path_affinity
 
 EPSILON = 1e-5
@@ -173,7 +173,7 @@ class IRNet(nn.Module):
         upper = self.fc_dp6(_joined([dp3, dp4, dp5], dp3))
         return self.fc_dp7(_joined([dp1, dp2, upper], dp2))
 
-    def param_groups(self, lr: float, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float, weight_decay: float = 1e-4) -> list[ParamGroup]:
         """The published groups: edge layers with `lr`, displacement layers with 10 `lr`."""
         rates = {"fc_edge": lr, "fc_dp": 10 * lr} if self.displacement else {"fc_edge": lr}
         named = list(self.named_parameters())

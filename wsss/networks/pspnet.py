@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
-from wsss.networks.body import Body
+from wsss.networks.body import Body, ParamGroup
 from wsss.networks.deeplab import ConvBatchNorm, resize_logits
 
 _POOLS = (1, 2, 3, 6)
@@ -142,6 +142,6 @@ class PSPNet(nn.Module):
         logits = [resize_logits(logits, image.shape[-2:]) for logits in heads]
         return logits if self.training else logits[0]
 
-    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[ParamGroup]:
         """A single group: batch norms and biases also decay, as published."""
         return [{"params": list(self.parameters()), "lr": lr, "weight_decay": weight_decay}]

@@ -8,7 +8,7 @@ SEAM and ICAM use the same refinement with other values.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class AffinityNetObjective(Objective):
     """The losses over the pairs of cells of all processes."""
 
     def __init__(self, settings: AffinityNetTraining, network: AffinityNet, images: Images, labels: Path) -> None:
-        metadata: dict[str, Any] = {"kind": KIND, "backbone": settings.backbone, "classes": list(images.class_names)}
+        metadata = {"kind": KIND, "backbone": settings.backbone, "classes": list(images.class_names)}
         examples = partial(_example, images, labels, settings.augment, network.colours)
         super().__init__(network, examples, metadata, network.param_groups)
         self.radius = settings.radius
@@ -134,7 +134,7 @@ def _example(
     colours: ColourRule,
     index: int,
     rng: np.random.Generator,
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     image, path = images.read(index), labels / f"{images.names[index]}.npz"
     low, high = read_posteriors(path)
     if low.shape[1:] != image.shape[:2]:
@@ -170,7 +170,7 @@ def with_background(maps: Float[np.ndarray, "k h w"], alpha: float) -> Float[np.
 
 
 @stage(kind="labels", makes="labels", title="AffinityNet")
-def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: Path) -> dict[str, int]:
     """Write the class probabilities of both CRFs, `NAME.npz`; pictures with an existing file are skipped.
 
     Args:
@@ -254,7 +254,7 @@ class _Walked(NamedTuple):
 
 
 @stage(kind="walk", makes="masks", title="AffinityNet")
-def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
+def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, int]:
     """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures with an existing mask are skipped.
 
     Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -85,7 +85,7 @@ class CRFSettings(MaskSettings):
 
 
 @stage(kind="refine", makes="masks", title=None)
-def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> dict[str, int]:
     """Write a pseudo mask `NAME.png` for every picture; pictures with an existing mask are skipped.
 
     Args:

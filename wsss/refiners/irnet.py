@@ -6,9 +6,10 @@ of the maps between cells that are not separated by edges -> a background thresh
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ class IRNetObjective(Objective):
     """The losses over the pairs of cells of all processes."""
 
     def __init__(self, settings: IRNetTraining, network: IRNet, images: Images, labels: Path) -> None:
-        metadata: dict[str, Any] = {
+        metadata = {
             "kind": KIND,
             "backbone": settings.backbone,
             "output_stride": settings.output_stride,
@@ -146,7 +147,7 @@ class IRNetObjective(Objective):
 
 def _example(
     images: Images, labels: Path, augment: AffinityAugment, index: int, rng: np.random.Generator
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     image, label = images.read_with(labels, index)
     view, label = augment(image, label, rng)
     return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}
@@ -218,7 +219,7 @@ def _loaded(images: Images, cams: Path, stride: int, index: int) -> _Loaded:
 
 
 @stage(kind="walk", makes="maps", title="IRNet")
-def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, Any]:
+def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, int]:
     """Write the maps `NAME.npz` after the walk, with maximum 1 over all classes; pictures with an existing file are skipped.
 
     Args:
@@ -248,7 +249,7 @@ def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out:
 
 
 @stage(kind="centre", makes="weights", title="IRNet")
-def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -> dict[str, Any]:
+def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -> dict[str, list[float]]:
     """Write the weights with the mean displacement of the pictures, which is needed to find instances.
 
     Args:
@@ -271,7 +272,7 @@ def centre(images: Images, *, weights: Path, crop: int, batch: int, out: Path) -
         image = images.read(index)
         return crop_picture(top_left(image.shape[:2], crop), image)
 
-    def views() -> Any:
+    def views() -> Iterator[Tensor]:
         with Progress(f"centre {out.name}", len(starts), resumable=False) as progress:
             for start in starts:
                 crops = in_threads(read, range(start, start + size), threads=launch.threads())
@@ -312,7 +313,7 @@ class Instances:
 @stage(kind="instances", makes="instances", title="IRNet")
 def find_instances(
     settings: Instances, spread: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Write instances: for each picture a map `NAME.png` and `NAME.json`, and for all pictures `coco_results.json`.
 
     In the map, a pixel's label is the number of its instance (1 for the first in the file, 0 for none). The JSON files hold lists of

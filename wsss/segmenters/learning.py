@@ -78,6 +78,6 @@ def _check_target(images: Images, masks: Path) -> None:
     )
 
 
-def _example(images: Images, masks: Path, augment: Augment, index: int, rng: np.random.Generator) -> dict[str, Any]:
+def _example(images: Images, masks: Path, augment: Augment, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
     view, label = augment(*images.read_with(masks, index), rng)
     return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from wsss.data.augment import ColourRule, normalise
 from wsss.data.voc import VOC_CLASSES
 from wsss.networks.deeplab import resize_logits
+
+K = TypeVar("K")
 
 
 class TrainedSegmenter(Protocol):
@@ -77,7 +79,7 @@ def default_classes(n_labels: int) -> tuple[str, ...]:
     return VOC_CLASSES if n_labels == len(VOC_CLASSES) + 1 else tuple(f"class {i}" for i in range(1, n_labels))
 
 
-def settings_of(kind: type, values: Mapping[str, Any]) -> Any:
+def settings_of(kind: Callable[..., K], values: Mapping[str, object]) -> K:
     """Settings from a file's metadata, in which tuples are lists."""
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 

@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -24,6 +24,7 @@ from wsss import launch, stopping
 from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range
+from wsss.networks.body import ParamGroup
 from wsss.progress import Progress
 from wsss.run import plain, stage, unrecorded
 from wsss.stages.checkpoint import Checkpoints, discard
@@ -136,7 +137,7 @@ class Trainable(Protocol):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms; their sum is minimised."""
 
-    def param_groups(self, training: Training) -> list[dict[str, Any]]:
+    def param_groups(self, training: Training) -> list[ParamGroup]:
         """Parameter groups with their learning rates and weight decays."""
 
     def write(self, out: Path) -> None:
@@ -356,12 +357,13 @@ def _epoch_steps(training: Training, images: Images) -> int:
     return max(1, len(images) // training.batch // training.accumulate)
 
 
-def make_optimizer(training: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def make_optimizer(training: Training, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
     """The optimiser of a training, for parameter groups that may set `lr` and `weight_decay`."""
+    given = [dict(group) for group in groups]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
+        return torch.optim.AdamW(given, lr=training.lr, weight_decay=training.weight_decay)
     return torch.optim.SGD(
-        groups,
+        given,
         lr=training.lr,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
