@@ -37,7 +37,7 @@ class Training:
     """How a network is trained."""
 
     batch: int = 16
-    """pictures in a batch, over all processes together"""
+    """pictures in a batch, over all processes"""
     accumulate: int = 1
     """batches whose gradients are accumulated for one update"""
     epochs: int | None = 5
@@ -71,7 +71,7 @@ class Training:
     clip: float | None = None
     """maximum norm of the gradient; larger gradients are clipped"""
     seed: int = 0
-    """random seed of initial weights, order, augmentation and dropout"""
+    """random seed; for initial weights, order, augmentation and dropout"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision; `no` is float32"""
     workers: int = unrecorded(-1)
