@@ -71,7 +71,7 @@ def sections(method: Any) -> dict[str, Field]:
         "segmenter": "the network trained on the pseudo masks",
         "test": "how the segmenter predicts",
         "scores": "how maps, masks and predictions are scored",
-        "both_splits": "also score maps and pseudo masks of the validation split, made with its tags, and the segmenter on the split of the map scores",
+        "both_splits": "also score maps and pseudo masks of the validation split, made with its tags, and the segmenter on the split of the maps",
     }
     found["inference"] = Field(type(method.inference), method.inference, help="activation maps")
     return found | {name: Field(types[name], getattr(method, name), help=about) for name, about in abouts.items()}

@@ -337,7 +337,7 @@ def _seed(*numbers: int) -> int:
 
 def _epoch_steps(training: Training, images: Images) -> int:
     if len(images) == 0:
-        raise BadInput(images.title, "no pictures", "pictures to train on", "Check the data set with `wsss data info`.")
+        raise BadInput(images.title, "no pictures", "pictures to train on", "Check the dataset with `wsss data info`.")
     if training.batch % launch.processes():
         raise BadInput(
             "training.batch",
