@@ -97,13 +97,13 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         BadInput: another command is using the folder or one above it, or the lock cannot be written.
     """
-    mine = _locks.get()
+    locks = _locks.get()
     lock: _Lock | None = None
-    if launch.decided_by_first(lambda: _needed(folder, mine)):
+    if launch.decided_by_first(lambda: _needed(folder, locks)):
         lock = _Lock(folder)
         launch.decided_by_first(lock.take)
-        mine = (*mine, lock)
-    token = _locks.set(mine)
+        locks = (*locks, lock)
+    token = _locks.set(locks)
     try:
         yield
     finally:
@@ -118,13 +118,13 @@ def check_locks() -> None:
         lock.check()
 
 
-def _needed(folder: Path, mine: tuple["_Lock", ...]) -> bool:
+def _needed(folder: Path, locks: tuple["_Lock", ...]) -> bool:
     resolved = folder.resolve()
-    if any(lock.folder in (resolved, *resolved.parents) for lock in mine):
+    if any(lock.folder in (resolved, *resolved.parents) for lock in locks):
         check_locks()
         # another command may be using only this folder of the run
-        if resolved not in [lock.folder for lock in mine]:
-            _refuse_locked(resolved, mine[-1].path.stat().st_mtime)
+        if resolved not in [lock.folder for lock in locks]:
+            _refuse_locked(resolved, locks[-1].path.stat().st_mtime)
         return False
     return not read_only(folder)
 
