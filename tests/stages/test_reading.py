@@ -88,7 +88,7 @@ def test_predict_reads_pictures_as_the_training_did(both, tmp_path, capsys):
     assert main([*command, "--out", str(tmp_path / "refused")]) == 2
     assert "--value-range LOW,HIGH" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "asked"), "--value-range", "0,4095"]) == 0
-    assert "values 0 to 4095 become black to white, as --value-range says" in capsys.readouterr().err
+    assert "values 0 to 4095 become black to white (--value-range)" in capsys.readouterr().err
     assert {k: v for k, v in tree(tmp_path / "asked").items() if k.endswith("png")} == masks[0]
 
 
