@@ -49,13 +49,13 @@ def _quick(monkeypatch):
 
 
 def test_a_folder_is_held_and_the_lock_vanishes(tmp_path):
-    with lock.held(tmp_path / "a" / "b"):
+    with lock.locked(tmp_path / "a" / "b"):
         found = json.loads((tmp_path / "a" / "b" / LOCK).read_text())
         assert found["process"] == os.getpid()
         assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [LOCK]
     assert not (tmp_path / "a").exists(), "folders made for the lock alone go with it"
     (tmp_path / "made").touch()
-    with pytest.raises(FileNotFoundError), lock.held(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), lock.locked(tmp_path / "a"):
         (tmp_path / "made").rename(tmp_path / "a" / "made.txt").rename(tmp_path / "nowhere" / "made")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["made.txt"]
 
@@ -63,7 +63,7 @@ def test_a_folder_is_held_and_the_lock_vanishes(tmp_path):
 def test_the_second_command_is_refused_by_name(tmp_path, other):
     path = write(tmp_path, owner(other))
     with pytest.raises(BadInput, match=rf"`wsss run cam` \(process {other.pid} on .*, since 2026-11-29 14:40:01\)"):
-        lock.held(tmp_path).__enter__()
+        lock.locked(tmp_path).__enter__()
     assert lock._owner(path).token == "other"
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
@@ -71,17 +71,17 @@ def test_the_second_command_is_refused_by_name(tmp_path, other):
 def test_a_stage_folder_in_a_run_that_another_works_on(tmp_path, other):
     write(tmp_path / "run", owner(other))
     with pytest.raises(BadInput, match="another command running here") as error:
-        lock.held(tmp_path / "run" / "classifier").__enter__()
+        lock.locked(tmp_path / "run" / "classifier").__enter__()
     assert error.value.where == str(tmp_path / "run")
     assert not (tmp_path / "run" / "classifier").exists()
 
 
 def test_a_run_with_a_stage_that_another_works_on(tmp_path, other):
     write(tmp_path / "run" / "classifier", owner(other))
-    with lock.held(tmp_path / "run"):
+    with lock.locked(tmp_path / "run"):
         with pytest.raises(BadInput, match="another command running here"):
-            lock.held(tmp_path / "run" / "classifier").__enter__()
-        with lock.held(tmp_path / "run" / "cams"):
+            lock.locked(tmp_path / "run" / "classifier").__enter__()
+        with lock.locked(tmp_path / "run" / "cams"):
             pass
 
 
@@ -99,7 +99,7 @@ def test_a_killed_owner_on_this_machine_is_followed_at_once(tmp_path, other, cap
                 time.sleep(0.01)
     write(tmp_path, who)
     caplog.set_level("INFO", "wsss")
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         assert lock._owner(tmp_path / LOCK).process == os.getpid()
     assert "taken over from `wsss run cam`" in caplog.text
     assert list(tmp_path.iterdir()) == []
@@ -109,9 +109,9 @@ def test_a_killed_owner_on_this_machine_is_followed_at_once(tmp_path, other, cap
 def test_an_owner_elsewhere_is_known_by_its_signs_of_life(tmp_path, other, where):
     path = write(tmp_path, owner(other, **where), age=100)
     with pytest.raises(BadInput, match=r"renewed its lock 100 s ago.*start again in 5 minutes, or remove .*wsss\.lock"):
-        lock.held(tmp_path).__enter__()
+        lock.locked(tmp_path).__enter__()
     os.utime(path, (0, time.time() - 301))
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         assert lock._owner(path).process == os.getpid()
 
 
@@ -119,24 +119,24 @@ def test_an_owner_elsewhere_is_known_by_its_signs_of_life(tmp_path, other, where
 def test_a_broken_lock_is_one_of_a_command_that_does_not_say_which(tmp_path, content):
     (tmp_path / LOCK).write_bytes(content)
     with pytest.raises(BadInput, match="an unknown one"):
-        lock.held(tmp_path).__enter__()
+        lock.locked(tmp_path).__enter__()
     os.utime(tmp_path / LOCK, (0, 0))
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_held_is_not_locked_again(tmp_path):
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         before = (tmp_path / LOCK).read_bytes()
-        with lock.held(tmp_path), lock.held(tmp_path / "stage"):
+        with lock.locked(tmp_path), lock.locked(tmp_path / "stage"):
             assert not (tmp_path / "stage").exists()
         assert (tmp_path / LOCK).read_bytes() == before
 
 
 def test_other_threads_are_other_commands(tmp_path):
-    with lock.held(tmp_path), ThreadPoolExecutor(1) as pool:
-        error = pool.submit(lambda: lock.held(tmp_path).__enter__()).exception()
+    with lock.locked(tmp_path), ThreadPoolExecutor(1) as pool:
+        error = pool.submit(lambda: lock.locked(tmp_path).__enter__()).exception()
     assert isinstance(error, BadInput)
 
 
@@ -153,7 +153,7 @@ def test_of_many_that_come_at_once_one_wins(tmp_path, other, monkeypatch, abando
     def come() -> bool:
         together.wait()
         try:
-            with lock.held(tmp_path):
+            with lock.locked(tmp_path):
                 over.wait()
                 return True
         except BadInput:
@@ -174,22 +174,22 @@ def test_a_link_whose_answer_was_lost_counts(tmp_path, monkeypatch):
         raise OSError("stale file handle")
 
     monkeypatch.setattr(lock.os, "link", lost)
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
 def test_a_lock_that_was_taken_over_is_noticed(tmp_path, other):
-    with lock.held(tmp_path):
-        lock.check_held()
+    with lock.locked(tmp_path):
+        lock.check_locks()
         write(tmp_path, owner(other))
         with pytest.raises(BadInput, match=rf"process {other.pid}.* took it over"):
-            lock.check_held()
+            lock.check_locks()
     assert lock._owner(tmp_path / LOCK).token == "other", "the other's lock stays"
 
 
 def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "RENEW_EVERY", 0.01)
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         os.utime(tmp_path / LOCK, (0, 0))
         until = time.monotonic() + 20
         while (tmp_path / LOCK).stat().st_mtime < time.time() - 60:
@@ -199,11 +199,11 @@ def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
 
 def test_a_read_only_folder_needs_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(BadInput, match="a file in place of a folder"):
-        lock.held(tmp_path / "out").__enter__()
+        lock.locked(tmp_path / "out").__enter__()

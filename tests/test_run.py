@@ -405,7 +405,7 @@ def test_a_lock_lost_while_it_worked_keeps_a_stage_from_its_record(tmp_path):
 
 def test_a_lock_outlives_a_stage_that_is_taken(tmp_path):
     first(Settings(), out=tmp_path / "one" / "a")
-    with run.sharing_stages(tmp_path), lock.held(tmp_path / "two" / "a"):
+    with run.sharing_stages(tmp_path), lock.locked(tmp_path / "two" / "a"):
         mine = (tmp_path / "two" / "a" / LOCK).read_bytes()
         first(Settings(), out=tmp_path / "two" / "a")
         assert (tmp_path / "two" / "a" / LOCK).read_bytes() == mine

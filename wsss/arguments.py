@@ -445,7 +445,7 @@ def _is_short(field: Field) -> bool:
     return not dataclasses.is_dataclass(field.default) and len(repr(field.default)) < 200
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     """A plain value as one line of YAML."""
     return f"[{', '.join(map(_written, value))}]" if isinstance(value, list) else dump([value])[2:].strip()
 

@@ -86,4 +86,4 @@ def _locked(options: object) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
     from wsss import lock
 
-    return lock.held(options.out)
+    return lock.locked(options.out)

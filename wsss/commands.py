@@ -278,8 +278,8 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
     from wsss.data.value_range import ReadingRequest
     from wsss.stages import predict
 
-    asked = ReadingRequest.of(options.value_range, options.bands, options.page)
-    images, notes = predict.pictures(options.pictures, weights=options.weights, asked=asked)
+    request = ReadingRequest.of(options.value_range, options.bands, options.page)
+    images, notes = predict.pictures(options.pictures, weights=options.weights, request=request)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     if options.skip_bad:
         bad = bad_pictures(images, check_pictures(images))

@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from wsss import peers
 from wsss.errors import BadInput
@@ -45,11 +46,11 @@ def _state() -> PartialState:
 
 def _rendezvous() -> dict[str, Any]:
     """Arguments of the process group, once all processes have joined and watch each other."""
-    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if lacking:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
         raise BadInput(
             "processes",
-            f"WORLD_SIZE {os.environ['WORLD_SIZE']} without {', '.join(lacking)}",
+            f"WORLD_SIZE {os.environ['WORLD_SIZE']} without {', '.join(missing)}",
             "all of WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT",
             "Set them, or start with torchrun or accelerate launch; unset WORLD_SIZE for one process.",
         )
@@ -235,13 +236,13 @@ class _SumOverProcesses(torch.autograd.Function):
     """The sum over all processes; the loss of every process depends on the value of each."""
 
     @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
+    def forward(context: FunctionCtx, value: Tensor) -> Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
+    def backward(context: FunctionCtx, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         dist.all_reduce(total)
         return total
@@ -251,13 +252,13 @@ class _JoinOverProcesses(torch.autograd.Function):
     """All rows on every process; all compute the same loss, and the gradients of this process's rows are summed over the processes."""
 
     @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
+    def forward(context: FunctionCtx, value: Tensor) -> Tensor:
         parts = [torch.empty_like(value) for _ in range(processes())]
         dist.all_gather(parts, value.contiguous())
         return torch.stack(parts, 1).flatten(0, 1)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
+    def backward(context: FunctionCtx, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         dist.all_reduce(total)
         return total[rank() :: processes()]

@@ -41,7 +41,7 @@ _EXPECTED = "a folder that no other command is using"
 log = logging.getLogger("wsss")
 
 # Locks that this command holds; other threads of the process do not see them
-_held: contextvars.ContextVar[tuple["_Lock", ...]] = contextvars.ContextVar("held", default=())
+_locks: contextvars.ContextVar[tuple["_Lock", ...]] = contextvars.ContextVar("locks", default=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Owner:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Lock a folder against other commands inside this block; the processes of one command share the lock.
 
     A folder that is locked already, or lies in one that is, is not locked again. A read-only folder needs no lock. The lock, and a
@@ -97,34 +97,34 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         BadInput: another command is using the folder or one above it, or the lock cannot be written.
     """
-    mine = _held.get()
+    locks = _locks.get()
     lock: _Lock | None = None
-    if launch.decided_by_first(lambda: _needed(folder, mine)):
+    if launch.decided_by_first(lambda: _needed(folder, locks)):
         lock = _Lock(folder)
         launch.decided_by_first(lock.take)
-        mine = (*mine, lock)
-    token = _held.set(mine)
+        locks = (*locks, lock)
+    token = _locks.set(locks)
     try:
         yield
     finally:
-        _held.reset(token)
+        _locks.reset(token)
         if lock and launch.is_first():
             lock.release()
 
 
-def check_held() -> None:
+def check_locks() -> None:
     """Raise BadInput if another command has taken over a lock of this one, because this process was suspended for too long."""
-    for lock in _held.get():
+    for lock in _locks.get():
         lock.check()
 
 
-def _needed(folder: Path, mine: tuple["_Lock", ...]) -> bool:
+def _needed(folder: Path, locks: tuple["_Lock", ...]) -> bool:
     resolved = folder.resolve()
-    if any(lock.folder in (resolved, *resolved.parents) for lock in mine):
-        check_held()
+    if any(lock.folder in (resolved, *resolved.parents) for lock in locks):
+        check_locks()
         # another command may be using only this folder of the run
-        if resolved not in [lock.folder for lock in mine]:
-            _refuse_locked(resolved, mine[-1].path.stat().st_mtime)
+        if resolved not in [lock.folder for lock in locks]:
+            _refuse_locked(resolved, locks[-1].path.stat().st_mtime)
         return False
     return not read_only(folder)
 

@@ -61,17 +61,17 @@ def sections(method: Any) -> dict[str, Field]:
     found = needs
     if method.classifier is not None:
         found["classifier"] = Field(type(method.classifier), method.classifier, help="training of the network")
-        about = "a trained network in the place of all training: a folder or a published file; `none` trains one"
+        about = "a trained network to use instead of training one: a folder or a published file; `none` trains one"
         found["weights"] = Field(str, NONE, path=True, help=about)
     found |= extras
     if method.inference is None:
         return found
     abouts = {
-        "refiner": "pseudo masks from the maps",
-        "segmenter": "the network that is trained on the pseudo masks",
-        "test": "how the segmenter is tested",
-        "scores": "how everything is scored",
-        "both_splits": "score maps and pseudo masks of val too, made with its tags, and the segmenter on the pictures that maps are scored on",
+        "refiner": "how maps become pseudo masks",
+        "segmenter": "the network trained on the pseudo masks",
+        "test": "how the segmenter predicts",
+        "scores": "how maps, masks and predictions are scored",
+        "both_splits": "also score maps and pseudo masks of the validation split, made with its tags, and the segmenter on the split of the maps",
     }
     found["inference"] = Field(type(method.inference), method.inference, help="activation maps")
     return found | {name: Field(types[name], getattr(method, name), help=about) for name, about in abouts.items()}

@@ -151,7 +151,7 @@ def stage(*, kind: str, makes: Makes, title: str | None) -> Callable[[Callable[.
             arguments.apply_defaults()
             inputs = {name: value for name, value in arguments.arguments.items() if name != "out"}
             info = _stage_info(kind, makes, title, inputs)
-            with lock.held(out):
+            with lock.locked(out):
                 if launch.decided_by_first(lambda: _prepare(info, inputs, out)):
                     return out
                 with _timed(out) if launch.is_first() else contextlib.nullcontext():
@@ -202,15 +202,15 @@ def _parse_record(path: Path) -> dict[str, Any]:
     kinds = {"kind": str, "makes": str, "title": str, "identity": str, "inputs": dict, "tables": str}
     if path.name == DONE:
         kinds |= {"result": dict, "files": str}
-    lacking = (
+    missing = (
         [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
         if isinstance(content, dict)
         else list(kinds)
     )
-    if lacking:
+    if missing:
         raise BadInput(
             path,
-            f"a record without {', '.join(f'`{key}`' for key in lacking)}",
+            f"a record without {', '.join(f'`{key}`' for key in missing)}",
             "the record of a stage",
             "It was changed after it was written: restore it, or remove the folder and make the stage again.",
         )
@@ -261,7 +261,7 @@ def _timed(out: Path) -> Iterator[None]:
 
 def _prepare(info: StageInfo, inputs: Mapping[str, Any], out: Path) -> bool:
     """Whether the stage is finished already; if not, its folder is prepared for it."""
-    lock.check_held()
+    lock.check_locks()
     tables: dict[str, Any] = {}
     described = {key: _describe(value, out, key, tables) for key, value in inputs.items()}
     stage_identity = digest([info.identity, {key: identity(value) for key, value in described.items()}])
@@ -378,7 +378,7 @@ def _finish(out: Path, result: dict[str, Any]) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     when = outputs.past_time()
     files = outputs.write_list(out, when)
-    lock.check_held()
+    lock.check_locks()
     started = _parse_record(out / STARTED)
     _write_done(out, {**started, "result": result, "files": files}, when)
     (out / STARTED).unlink()

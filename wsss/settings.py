@@ -420,7 +420,7 @@ def _is_sound(text: str, path: bool) -> bool:
     return "\0" not in text
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A short description of a plain value."""
     if value is None or isinstance(value, bool):
         return {None: "nothing (null)", True: "true", False: "false"}[value]

@@ -123,12 +123,12 @@ def _write(path: Path, content: bytes, sync: Sync) -> None:
         temporary.write_bytes(content)
 
 
-def write_json(path: Path, value: Any, sync: Sync = "file and name") -> None:
+def write_json(path: Path, value: object, sync: Sync = "file and name") -> None:
     """Write `value` as indented JSON, with non-ASCII characters unescaped."""
     write_text(path, json_text(value), sync)
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """The text that `write_json` writes."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
@@ -143,7 +143,7 @@ def read_json(path: Path, expected: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
 
 
-def write_packed(path: Path, value: Any) -> None:
+def write_packed(path: Path, value: object) -> None:
     """Write a JSON-serialisable value compressed; equal values give equal bytes, and a file with that content is left alone."""
     # mtime=0 leaves the time out of gzip's header
     _write(path, gzip.compress(json.dumps(value, separators=(",", ":")).encode(), mtime=0), "file and name")
@@ -163,7 +163,7 @@ def read_packed(path: Path, expected: str) -> Any:
         return json.loads(content)
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """A short, stable digest of a JSON-serialisable value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 

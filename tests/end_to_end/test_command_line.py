@@ -362,7 +362,7 @@ def test_an_overview_ends_quietly_when_its_reader_does(pictures):
 def test_another_command_in_the_same_folder(pictures, tmp_path, tiny, refused):
     other = subprocess.Popen(["sleep", "100"])
     try:
-        with lock.held(tmp_path / "run"):
+        with lock.locked(tmp_path / "run"):
             content = json.loads((tmp_path / "run" / LOCK).read_text())
         started = psutil.Process(other.pid).create_time()
         (tmp_path / "run").mkdir()

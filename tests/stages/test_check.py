@@ -71,7 +71,7 @@ def test_new_pictures_concern_their_split_alone(data, made):
         BadInput, match=r"val: 3 pictures are new: val/cat/7\.bmp, val/cat/8\.bmp, val/cat/9\.bmp"
     ) as error:
         opened(data, made)
-    assert f"remove {made}/predictions and start" in error.value.do
+    assert f"remove {made}/predictions and run" in error.value.do
 
 
 def test_another_data_set_leaves_the_notes_alone(data, made, tmp_path):

@@ -458,7 +458,7 @@ def test_many_labels_are_cut_to_the_most_confused(tmp_path: Path) -> None:
     shown = [label for label, name in enumerate(["background", *classes]) if re.search(rf"{name}(?!\d)", names)]
     assert len(shown) == min(25, (confused > 0).sum())
     assert confused[shown].min() >= np.delete(confused, shown).max()
-    assert f"{81 - len(shown)} others are left out" in page.section("confusion")
+    assert f"the other {81 - len(shown)} are not shown" in page.section("confusion")
 
 
 def test_page_stays_small(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def _csv(comparison: Comparison) -> str:
     return table_text(lines)
 
 
-def _json(comparison: Comparison) -> dict[str, Any]:
+def _json(comparison: Comparison) -> dict[str, object]:
     rows = list(_rows(comparison))
     return {
         "runs": [
@@ -249,7 +249,7 @@ def _json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _content(comparison: Comparison, data: Dataset | None) -> dict[str, Any]:
+def _content(comparison: Comparison, data: Dataset | None) -> dict[str, object]:
     data = data or next((found for run in comparison.runs if (found := reopen(run.folder))), None)
     kinds = [kind for kind in KINDS if any(kind in run.scores for run in comparison.runs)]
     bars = []
@@ -283,7 +283,7 @@ def _marked(texts: Sequence[str]) -> list[tuple[str, bool]]:
     return [(text, text not in ("-", common)) for text in texts]
 
 
-def _galleries(comparison: Comparison, data: Dataset) -> list[dict[str, Any]]:
+def _galleries(comparison: Comparison, data: Dataset) -> list[dict[str, object]]:
     chosen = []
     for kind in (PREDICTIONS, MASKS):
         runs = [run for run in _comparable(comparison, kind) if run.scores[kind].source]
@@ -331,7 +331,7 @@ def _select_pictures(scores: Sequence[Score]) -> list[tuple[str, list[str]]]:
     return [(title, picked) for title, picked in groups if picked]
 
 
-def _row(kind: str, runs: Sequence[Run], images: Images, name: str, limit: int) -> dict[str, Any]:
+def _row(kind: str, runs: Sequence[Run], images: Images, name: str, limit: int) -> dict[str, object]:
     position = images.names.index(name)
     picture = shrunk(Image.fromarray(images.read(position)), SIDE)
     truth = images.read_mask(position)

@@ -145,10 +145,10 @@ def truth_fingerprint(images: Images) -> str:
 def _check_masks(images: Images) -> None:
     images.check_maskable()
     if not images.has_masks:
-        lacking = sum(mask is None for mask in images.masks)
+        missing = sum(mask is None for mask in images.masks)
         raise BadInput(
             images.title,
-            f"{lacking} of {len(images)} pictures without a true mask",
+            f"{missing} of {len(images)} pictures without a true mask",
             "true masks to score against",
             "Choose a split with masks, or skip this stage.",
         )

@@ -40,7 +40,7 @@ CONTOUR_COLOURS = {
 _DARKEST_GREY, _BRIGHTEST_GREY = 25, 90
 
 
-def write_page(out: Path, template: str, content: Callable[[], Mapping[str, Any]]) -> Path:
+def write_page(out: Path, template: str, content: Callable[[], Mapping[str, object]]) -> Path:
     """Write a page, on process 0 only.
 
     Args:
@@ -96,7 +96,7 @@ def aligned(rows: Sequence[Sequence[str]], texts: int) -> str:
     return "\n".join(lines)
 
 
-def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flattened(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested values as (dotted name, text)."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
@@ -107,7 +107,7 @@ def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix.rstrip("."), _text(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value == {}:
@@ -115,7 +115,7 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, Any]]:
+def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, object]]:
     """Bar charts of IoU and contour F for each class, from names and scores over the same classes."""
     iou = [(number, name, (score.scores["miou"], *score.scores["iou"])) for number, (name, score) in enumerate(named)]
     contour = [
@@ -123,7 +123,7 @@ def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, Any]]:
         for number, (name, score) in enumerate(named)
         if score.contour
     ]
-    charts = []
+    charts: list[dict[str, object]] = []
     for title, note, first, series in (
         ("IoU", "A class that occurs in neither truth nor prediction has no bar.", 0, iou),
         (

@@ -138,7 +138,7 @@ def most_probable(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray
     return probabilities.argmax(0).astype(np.uint8)
 
 
-def pictures(path: Path, *, weights: Path, asked: ReadingRequest = DEFAULT_REQUEST) -> tuple[Images, list[str]]:
+def pictures(path: Path, *, weights: Path, request: ReadingRequest = DEFAULT_REQUEST) -> tuple[Images, list[str]]:
     """A picture, or all pictures of a folder, read like the training pictures of a segmenter, with notes for the user.
 
     Published checkpoints do not say how those were read; then it is decided from these pictures, as for a dataset.
@@ -146,13 +146,13 @@ def pictures(path: Path, *, weights: Path, asked: ReadingRequest = DEFAULT_REQUE
     Args:
         path: the picture or the folder.
         weights: folder of a trained segmenter, or its weights file.
-        asked: the user's choice instead. With a value range, pictures of any kind are accepted.
+        request: the user's choice instead. With a value range, pictures of any kind are accepted.
 
     Raises:
         BadInput: there are no pictures, or they are not of the same kind as the training pictures.
     """
     images = open_pictures(path)
-    reading, notes = choose_reading(images.paths, path, asked, reading_of(weights))
+    reading, notes = choose_reading(images.paths, path, request, reading_of(weights))
     ignored = notes_on_unreadable(path) if path.is_dir() else []
     return dataclasses.replace(images, reading=reading), notes + ignored
 

@@ -107,7 +107,7 @@ def table(run: Path) -> str:
     return "\n".join([aligned((header, *rows), texts=2), *remarks])
 
 
-def _content(run: Path, data: Dataset) -> dict[str, Any]:
+def _content(run: Path, data: Dataset) -> dict[str, object]:
     stages = read_stages(run)
     scored = read_scores(stages)
     splits = _splits(stages, data, run)
@@ -146,7 +146,7 @@ def _method(stages: Sequence[Stage]) -> str | None:
     return next((stage.title for stage in reversed(stages) if stage.kind == "localize"), None)
 
 
-def _stage_row(stage: Stage) -> dict[str, Any]:
+def _stage_row(stage: Stage) -> dict[str, object]:
     """A stage as a row of the report: its inputs, settings and result."""
     sources: list[str] = []
     settings: list[tuple[str, str]] = []
@@ -173,7 +173,7 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _figure(stage: Stage) -> dict[str, Any]:
+def _figure(stage: Stage) -> dict[str, object]:
     """A stage's figure with the result in its record."""
     with Image.open(stage.folder / FIGURE) as figure:
         drawn = data_uri(figure.convert("RGB"), FIGURE_BYTES)
@@ -190,7 +190,7 @@ class _Line(NamedTuple):
 
 def _chart(
     lines: Sequence[_Line], x_name: str, y_name: str, marks: Sequence[tuple[float, float]] = ()
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Coordinates of a chart's curves, ticks and marks, in the units of its view box."""
     width, height, left, right, top, bottom = 640, 260, 78, 14, 12, 40
     low_x, high_x = _range([x for line in lines for x in line.x])
@@ -230,7 +230,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
 
 
-def _threshold_chart(scored: Sequence[Score]) -> dict[str, Any] | None:
+def _threshold_chart(scored: Sequence[Score]) -> dict[str, object] | None:
     lines, marks, numbers, texts = [], [], [], []
     for number, score in enumerate(scored):
         curve = score.content["curve"]
@@ -250,7 +250,7 @@ def _threshold_chart(scored: Sequence[Score]) -> dict[str, Any] | None:
     return {"chart": _chart(lines, "threshold", "mIoU %", marks), "numbers": numbers, "texts": texts}
 
 
-def _training(stage: Stage) -> dict[str, Any]:
+def _training(stage: Stage) -> dict[str, object]:
     """Losses and learning rate of a training; neighbouring updates are averaged if there are many."""
     history: list[dict[str, float]] = read_json(stage.folder / HISTORY, "the losses of a training")
     if not history:
@@ -268,7 +268,7 @@ def _training(stage: Stage) -> dict[str, Any]:
     return {"name": stage.name, "steps": len(history), "every": every, "charts": charts}
 
 
-def _confusion(score: Score) -> dict[str, Any]:
+def _confusion(score: Score) -> dict[str, object]:
     """The confusion matrix as shares of the true pixels, cut to the most confused labels if there are many."""
     labels, counts = score.content["labels"], score.confusion
     truth = counts.sum(1)
@@ -339,7 +339,9 @@ def _splits(stages: Sequence[Stage], data: Dataset, run: Path) -> dict[str, Imag
     return found
 
 
-def _galleries(stages: Sequence[Stage], scored: Sequence[Score], splits: Mapping[str, Images]) -> list[dict[str, Any]]:
+def _galleries(
+    stages: Sequence[Stage], scored: Sequence[Score], splits: Mapping[str, Images]
+) -> list[dict[str, object]]:
     made = _outputs(stages, splits)
     chosen = []
     for fingerprint, images in splits.items():
@@ -384,7 +386,7 @@ def _select_ranked(images: Images, judges: Sequence[Score], made: Sequence[_Outp
     return _Selection(images, judge, [(title, names) for title, names in groups if names])
 
 
-def _gallery(chosen: _Selection, made: Sequence[_Output], scored: Sequence[Score], limit: int) -> dict[str, Any]:
+def _gallery(chosen: _Selection, made: Sequence[_Output], scored: Sequence[Score], limit: int) -> dict[str, object]:
     index = {name: position for position, name in enumerate(chosen.images.names)}
     groups: list[dict[str, Any]] = []
     for title, names in chosen.groups:
@@ -401,8 +403,8 @@ def _gallery(chosen: _Selection, made: Sequence[_Output], scored: Sequence[Score
 def _row(images: Images, position: int, made: Sequence[_Output], scored: Sequence[Score], limit: int) -> dict[str, Any]:
     """One picture with its true mask and the results of all stages."""
     name, picture_of = images.names[position], images.where(position)
-    whole = Image.fromarray(images.read(position))
-    picture = shrunk(whole, SIDE)
+    full = Image.fromarray(images.read(position))
+    picture = shrunk(full, SIDE)
     figures = [{"caption": "picture", "kind": "picture", "uri": data_uri(picture, limit)}]
     truth = images.read_mask(position) if images.masks[position] is not None else None
     if truth is not None:
@@ -413,7 +415,7 @@ def _row(images: Images, position: int, made: Sequence[_Output], scored: Sequenc
             continue
         judges = [score for score in scored if score.source and score.source.folder == one.stage.folder]
         if one.holds_maps:
-            classes, maps = read_matching_cams(images, one.stage.folder, position, whole.size[::-1])
+            classes, maps = read_matching_cams(images, one.stage.folder, position, full.size[::-1])
             for k in np.argsort(-maps.mean((1, 2)), kind="stable")[:MAPS]:
                 caption = f"{one.title}: {images.class_names[classes[k]]}"
                 figures.append({"caption": caption, "kind": "map", "uri": data_uri(heatmap(picture, maps[k]), limit)})
@@ -422,7 +424,7 @@ def _row(images: Images, position: int, made: Sequence[_Output], scored: Sequenc
             figures.append({"caption": one.title, "kind": "mask", "uri": data_uri(coloured_mask(mask), limit)})
             tolerance = next((score.protocol["contour tolerance"] for score in judges if score.contour), None)
             if truth is not None and tolerance is not None:
-                outlines = contour_uri(whole, contours(truth, mask, tolerance), limit)
+                outlines = contour_uri(full, contours(truth, mask, tolerance), limit)
                 figures.append({"caption": f"contours of {one.title}", "kind": "contours", "uri": outlines})
         reached += [
             (score.short, score.per_image[name], score.per_image_contour.get(name))

@@ -38,7 +38,7 @@ class Training:
     """How a network is trained."""
 
     batch: int = 16
-    """pictures in a batch, over all processes together"""
+    """pictures in a batch, over all processes"""
     accumulate: int = 1
     """batches whose gradients are accumulated for one update"""
     epochs: int | None = 5
@@ -72,7 +72,7 @@ class Training:
     clip: float | None = None
     """maximum norm of the gradient; larger gradients are clipped"""
     seed: int = 0
-    """random seed of initial weights, order, augmentation and dropout"""
+    """random seed; for initial weights, order, augmentation and dropout"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision; `no` is float32"""
     workers: int = unrecorded(-1)
@@ -338,7 +338,7 @@ def _seed(*numbers: int) -> int:
 
 def _epoch_steps(training: Training, images: Images) -> int:
     if len(images) == 0:
-        raise BadInput(images.title, "no pictures", "pictures to train on", "Check the data set with `wsss data info`.")
+        raise BadInput(images.title, "no pictures", "pictures to train on", "Check the dataset with `wsss data info`.")
     if training.batch % launch.processes():
         raise BadInput(
             "training.batch",
