@@ -218,7 +218,7 @@ class _Index:
         do = "Give them new numbers: files that were merged without new numbers confuse pictures and objects."
         return BadInput(self.path, f"the id {number} twice among {what} ({first!r} and {second!r})", "each id once", do)
 
-    def _id(self, entry: Mapping[str, Any], key: str, what: str) -> int:
+    def _id(self, entry: Mapping[str, object], key: str, what: str) -> int:
         value = entry.get(key)
         if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
             value = int(value)
@@ -227,7 +227,7 @@ class _Index:
             raise BadInput(self.path, f"{_shown(entry, key)} as `{key}` of {what}", "a whole number", do)
         return value
 
-    def _side(self, entry: Mapping[str, Any], key: str, what: str) -> int:
+    def _side(self, entry: Mapping[str, object], key: str, what: str) -> int:
         value = entry.get(key)
         whole = int(value) if type(value) is float and value.is_integer() else value
         if type(whole) is not int or not 0 < whole < 2**31:
@@ -235,7 +235,7 @@ class _Index:
             raise BadInput(self.path, found, "a number of pixels", "Write the size of the picture.")
         return whole
 
-    def _name(self, entry: Mapping[str, Any], key: str, what: str) -> str:
+    def _name(self, entry: Mapping[str, object], key: str, what: str) -> str:
         value = entry.get(key)
         if type(value) is int and key == "name":
             value = str(value)
@@ -246,11 +246,11 @@ class _Index:
         return value
 
 
-def _shown(entry: Mapping[str, Any], key: str) -> str:
+def _shown(entry: Mapping[str, object], key: str) -> str:
     return f"{entry[key]!r:.60}" if key in entry else "nothing"
 
 
-def _outlined(shape: Any) -> int:
+def _outlined(shape: object) -> int:
     """Whether a segmentation has an outline, see `Instances`; invalid ones are reported when they are drawn."""
     if isinstance(shape, dict):
         return 1 if shape.get("counts") else 0

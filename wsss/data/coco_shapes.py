@@ -59,7 +59,7 @@ def draw_mask(
     return mask
 
 
-def _fill(mask: UInt8[np.ndarray, "h w"], shape: Any, label: int) -> None:
+def _fill(mask: UInt8[np.ndarray, "h w"], shape: object, label: int) -> None:
     import cv2
 
     if isinstance(shape, dict):
@@ -69,7 +69,7 @@ def _fill(mask: UInt8[np.ndarray, "h w"], shape: Any, label: int) -> None:
             cv2.fillPoly(mask, [_corners(polygon).reshape(-1, 2).astype(np.int32)], label)
 
 
-def _inside(shape: Any, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def _inside(shape: object, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     from pycocotools import mask as coco_mask
 
     if isinstance(shape, dict):
@@ -84,7 +84,7 @@ def _inside(shape: Any, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw))) > 0
 
 
-def _polygons(shape: Any) -> list[Any]:
+def _polygons(shape: object) -> list[Any]:
     if not isinstance(shape, list) or not all(isinstance(polygon, list) for polygon in shape):
         raise Unreadable(f"{shape!r:.60}, which is no list of polygons")
     return shape
@@ -105,7 +105,7 @@ def _corners(polygon: list[Any]) -> Float[np.ndarray, " n"]:
     return numbers
 
 
-def _runs_inside(code: Mapping[str, Any], size_hw: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
+def _runs_inside(code: Mapping[str, object], size_hw: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
     """The pixels of a run-length code, in column order, starting with the outside; checked because the COCO API trusts it."""
     counts, size = code.get("counts"), code.get("size")
     if not isinstance(counts, list | str) or not isinstance(size, list) or not all(type(side) is int for side in size):

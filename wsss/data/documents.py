@@ -85,7 +85,7 @@ def check_no_code(name: str, where: str) -> None:
         raise BadInput(where, f"the key `{name}`", "only values: no file or flag names code to run", "Remove it.")
 
 
-def dump(content: Any) -> str:
+def dump(content: object) -> str:
     """YAML of plain values, from which `parse` reads the same values."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 

@@ -9,7 +9,6 @@ Paths are relative to the folder of the metadata. True masks are in the column w
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
 from wsss.data.images import MaskFile
@@ -107,7 +106,7 @@ def _mask_column(table: Path, columns: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def _path(folder: Path, cell: Any, where: str) -> Path:
+def _path(folder: Path, cell: object, where: str) -> Path:
     if not isinstance(cell, str) or not cell.strip():
         raise BadInput(where, f"{cell!r:.60} as a file's name", "a path below the table's folder", "Correct the line.")
     check_name(cell.strip(), where)

@@ -314,7 +314,7 @@ class Images:
         `pictures`, with name, digest of the content, 0-based classes, stamp of the mask (None without one)
         and suffix of the file (not part of the identity) of each."""
 
-        def rows(positions: range) -> list[list[Any]]:
+        def rows(positions: range) -> list[list[object]]:
             return [
                 [
                     self.names[i],

@@ -12,7 +12,6 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
@@ -28,6 +27,10 @@ _DO = "Export the project again as JSON-MIN or CSV."
 _MARKS = frozenset(("annotation_id", "annotator", "lead_time"))
 _OTHERS = _MARKS | {"id", "created_at", "updated_at", "agreement", "predictions", "total_annotations"}
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")
+
+
+# place, tags and URL
+_Answer = tuple[str, tuple[str, ...], str]
 
 
 def find_label_studio(root: Path) -> list[Path]:
@@ -62,32 +65,7 @@ def read_label_studio(root: Path, files: list[Path], options: LayoutOptions) -> 
     tasks = _tasks(source)
     image, choice = _columns(source, [cells for _, cells in tasks], options.tag_column)
     pictures = _by_name(root)
-    answers: dict[Path, tuple[str, tuple[str, ...], str]] = {}
-    missing, unanswered = [], 0
-    for where, cells in tasks:
-        tags = only_classes(_choices(cells.get(choice), where), options.negatives)
-        if cells.get(choice) in (None, "", []):
-            unanswered += 1
-            continue
-        path = _picture(root, str(cells[image]), pictures, where)
-        if path is None:
-            missing.append((where, str(cells[image])))
-            continue
-        first = answers.setdefault(path, (where, tags, str(cells[image])))
-        if first[2] != cells[image]:
-            raise BadInput(
-                where,
-                f"one picture ({path}) for {cells[image]!r} and for {first[2]!r}",
-                "a picture for each",
-                "Keep the names under which Label Studio stores the pictures.",
-            )
-        if first[1] != tags:
-            raise BadInput(
-                where,
-                f"other choices for {path.name} ({', '.join(tags) or 'none'}) than in {first[0]} ({', '.join(first[1]) or 'none'})",
-                "one answer per picture",
-                "Decide in Label Studio which annotation counts, and export again.",
-            )
+    answers, missing, unanswered = _answers(root, tasks, image, choice, pictures, options)
     notes = [f"{unanswered} tasks without an answer left out"] if unanswered else []
     if missing and (not answers or not options.skip_missing):
         raise BadInput(
@@ -119,7 +97,46 @@ def read_label_studio(root: Path, files: list[Path], options: LayoutOptions) -> 
     return LayoutContents("label_studio", entries, options.class_names, notes, tags_by_picture=True)
 
 
-def _tasks(source: Path) -> list[tuple[str, Mapping[str, Any]]]:
+def _answers(
+    root: Path,
+    tasks: Sequence[tuple[str, Mapping[str, object]]],
+    image: str,
+    choice: str,
+    pictures: Mapping[str, Sequence[Path]],
+    options: LayoutOptions,
+) -> tuple[dict[Path, _Answer], list[tuple[str, str]], int]:
+    """The answers by picture; the places and URLs of pictures that are missing; and the number of tasks without an answer."""
+    answers: dict[Path, _Answer] = {}
+    missing: list[tuple[str, str]] = []
+    unanswered = 0
+    for where, cells in tasks:
+        tags = only_classes(_choices(cells.get(choice), where), options.negatives)
+        if cells.get(choice) in (None, "", []):
+            unanswered += 1
+            continue
+        path = _picture(root, str(cells[image]), pictures, where)
+        if path is None:
+            missing.append((where, str(cells[image])))
+            continue
+        first = answers.setdefault(path, (where, tags, str(cells[image])))
+        if first[2] != cells[image]:
+            raise BadInput(
+                where,
+                f"one picture ({path}) for {cells[image]!r} and for {first[2]!r}",
+                "a picture for each",
+                "Keep the names under which Label Studio stores the pictures.",
+            )
+        if first[1] != tags:
+            raise BadInput(
+                where,
+                f"other choices for {path.name} ({', '.join(tags) or 'none'}) than in {first[0]} ({', '.join(first[1]) or 'none'})",
+                "one answer per picture",
+                "Decide in Label Studio which annotation counts, and export again.",
+            )
+    return answers, missing, unanswered
+
+
+def _tasks(source: Path) -> list[tuple[str, Mapping[str, object]]]:
     if source.suffix.lower() == ".csv":
         return [(f"{source}, line {line}", cells) for line, cells in csv_rows(source, _EXPECTED)]
     with reading(source, _EXPECTED, _DO):
@@ -133,7 +150,7 @@ def _tasks(source: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return [(f"{source}, task {number}", task) for number, task in enumerate(content, 1)]
 
 
-def _columns(source: Path, tasks: Sequence[Mapping[str, Any]], requested: str | None) -> tuple[str, str]:
+def _columns(source: Path, tasks: Sequence[Mapping[str, object]], requested: str | None) -> tuple[str, str]:
     """The columns of the picture and of the choices."""
     columns = list(dict.fromkeys(column for cells in tasks for column in cells if column not in _OTHERS))
     images = [column for column in columns if all(_is_picture_name(cells.get(column)) for cells in tasks)]
@@ -154,17 +171,17 @@ def _columns(source: Path, tasks: Sequence[Mapping[str, Any]], requested: str | 
     return images[0], choices[0]
 
 
-def _is_picture_name(value: Any) -> bool:
+def _is_picture_name(value: object) -> bool:
     return isinstance(value, str) and is_picture(Path(_location(value)))
 
 
-def _is_choice(value: Any) -> bool:
+def _is_choice(value: object) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     return isinstance(value, dict) and "choices" in value
 
 
-def _choices(value: Any, where: str) -> tuple[str, ...]:
+def _choices(value: object, where: str) -> tuple[str, ...]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with reading(where, _EXPECTED, _DO):
             value = json.loads(value)

@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -108,12 +107,12 @@ def read_labelme_file(path: Path) -> LabelmeFile:
     )
 
 
-def is_labelme(content: Any) -> bool:
+def is_labelme(content: object) -> bool:
     """Whether the content of a JSON file has the keys of labelme."""
     return isinstance(content, dict) and "imagePath" in content and isinstance(content.get("shapes"), list)
 
 
-def _shape(entry: Any, where: str) -> tuple[str, str, tuple[tuple[float, float], ...], bytes | None]:
+def _shape(entry: object, where: str) -> tuple[str, str, tuple[tuple[float, float], ...], bytes | None]:
     expected = "a label, a shape_type and points [x, y]"
     if not isinstance(entry, dict) or not isinstance(entry.get("label"), str) or not entry["label"].strip():
         raise BadInput(where, "no label", expected, _DO)
@@ -137,7 +136,7 @@ def _shape(entry: Any, where: str) -> tuple[str, str, tuple[tuple[float, float],
     return entry["label"].strip(), kind, tuple((point[0], point[1]) for point in points), patch
 
 
-def _is_point(point: Any) -> bool:
+def _is_point(point: object) -> bool:
     return (
         isinstance(point, list)
         and len(point) == 2
@@ -234,36 +233,8 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
     for path, drawing in drawings.items():
         if path in skipped:
             continue
-        for label in (*drawing.flags, *labels[path]):
-            if roles.label(label) is None:
-                raise BadInput(
-                    path,
-                    f"the label {label!r}",
-                    f"one of {', '.join(class_names[:8])}",
-                    "Complete the list of classes.",
-                )
-        picture = Path(os.path.normpath(path.parent / drawing.picture.replace("\\", "/")))
-        drawn = only_classes(labels[path], options.negatives)
-        tags = only_classes((*drawing.flags, *labels[path]), options.negatives)
         kinds.update(kind for _, kind, _, _ in drawing.shapes)
-        if not picture.is_relative_to(root):
-            raise BadInput(
-                path,
-                f"the picture {drawing.picture!r}, which is outside {root}",
-                "a picture of the data set",
-                "Move it there, and save it again in labelme.",
-            )
-        entries.append(
-            Entry(
-                split=split_of(os.path.relpath(picture, root).split(os.sep)[0]) or "train",
-                name=picture_name(picture, root),
-                path=picture,
-                tags=tags,
-                where=str(path),
-                # with a tag that has no shape, the rest of the picture is unknown, not background
-                mask=ShapesMask(path, roles) if has_shapes and set(tags) <= set(drawn) else None,
-            )
-        )
+        entries.append(_entry(root, path, drawing, roles, has_shapes=has_shapes))
     if skipped:
         notes.append(f"{len(skipped)} pictures with the flag {IGNORED} are left out ({skipped[0].name} first)")
     if has_shapes:
@@ -279,6 +250,34 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
             f"{len(unlisted)} pictures left out, since no file of labelme names them ({os.path.relpath(unlisted[0], root)} first)"
         )
     return LayoutContents("labelme", entries, class_names, notes, tags_by_picture=not has_shapes)
+
+
+def _entry(root: Path, path: Path, drawing: LabelmeFile, roles: Roles, *, has_shapes: bool) -> Entry:
+    """The picture of a file, with its tags and, if all tags have shapes, a mask."""
+    shape_labels = [label for label, *_ in drawing.shapes]
+    for label in (*drawing.flags, *shape_labels):
+        if roles.label(label) is None:
+            expected = f"one of {', '.join(roles.class_names[:8])}"
+            raise BadInput(path, f"the label {label!r}", expected, "Complete the list of classes.")
+    picture = Path(os.path.normpath(path.parent / drawing.picture.replace("\\", "/")))
+    if not picture.is_relative_to(root):
+        raise BadInput(
+            path,
+            f"the picture {drawing.picture!r}, which is outside {root}",
+            "a picture of the data set",
+            "Move it there, and save it again in labelme.",
+        )
+    drawn = only_classes(shape_labels, roles.negatives)
+    tags = only_classes((*drawing.flags, *shape_labels), roles.negatives)
+    return Entry(
+        split=split_of(os.path.relpath(picture, root).split(os.sep)[0]) or "train",
+        name=picture_name(picture, root),
+        path=picture,
+        tags=tags,
+        where=str(path),
+        # with a tag that has no shape, the rest of the picture is unknown, not background
+        mask=ShapesMask(path, roles) if has_shapes and set(tags) <= set(drawn) else None,
+    )
 
 
 def _listed(root: Path, options: LayoutOptions) -> tuple[str, ...] | None:

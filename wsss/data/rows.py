@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from wsss.data.lists import is_text, read_lines, read_text
 from wsss.errors import BadInput, reading
@@ -66,7 +65,7 @@ def csv_rows(
         yield lines.line_num, dict(zip(names, cells, strict=True))
 
 
-def json_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, object]]]:
     """The objects of a JSON-lines file, each with its line number.
 
     Raises:
@@ -80,7 +79,7 @@ def json_rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]
         yield number, cells
 
 
-def tags_in(value: Any, where: str) -> tuple[str, ...]:
+def tags_in(value: object, where: str) -> tuple[str, ...]:
     """The distinct tags in a cell: a text with the separators `;`, `|` or `,`, or a list of texts.
 
     Raises:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -78,7 +79,7 @@ class PictureReading:
 DEFAULT_READING = PictureReading()
 
 
-def _all(values: Any, kind: Any) -> bool:
+def _all(values: object, kind: type | UnionType) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 

@@ -5,7 +5,7 @@ activation map therefore finds the pattern first and covers less than the object
 pictures with a boat show, so its map leaks into the water. Objects contrast with the background around them, which a dense CRF can use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -81,15 +81,20 @@ def make_shapes(
 
     for _ in in_threads(make, pictures, len(pictures), progress):
         pass
-    texts = {"classes.txt": names} | {
+    _write_lists(out, {"train": train, "val": val}, names)
+    return out
+
+
+def _write_lists(out: Path, counts: Mapping[str, int], class_names: Sequence[str]) -> None:
+    """Write the names of the classes, and of the pictures of each split."""
+    texts = {"classes.txt": class_names} | {
         f"ImageSets/Segmentation/{split}.txt": [f"{split}_{index:05d}" for index in range(count)]
-        for split, count in (("train", train), ("val", val))
+        for split, count in counts.items()
     }
     for file, lines in texts.items():
         if not (out / file).is_file():
             with whole_file(out / file) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return out
 
 
 def _claim(out: Path, settings: dict[str, object]) -> None:
@@ -209,7 +214,7 @@ def _grain(size_hw: tuple[int, int], chance: np.random.Generator) -> Plane:
 
 
 def ground(height: int, width: int, chance: np.random.Generator) -> tuple[Colours, str]:
-    """Any pale colour but blue, and which of `GROUNDS` it is."""
+    """A background of pale colours other than blue, and the name of its kind in `GROUNDS`."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     red, green = chance.uniform(0.2, 0.85, 2)
     first = _pale(np.array([[red, green, chance.uniform(0.1, 1.0) * min(red, green)]]))[0]

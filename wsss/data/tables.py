@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -239,13 +238,14 @@ def _numbered(path: Path, n_classes: int) -> Iterator[tuple[str, Bool[np.ndarray
         yield without_suffix(name.lstrip("/")), labels
 
 
-def _cells(path: Path, class_names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _cells(path: Path, class_names: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:
     columns = partial(_columns, class_names=class_names)
     for line, cells in csv_rows(path, "a table with the columns `image` and `tags`", columns):
-        row: dict[str, Any] = {name: _without_apostrophes(cell) for name, cell in cells.items()}
+        texts = {name: _without_apostrophes(cell) for name, cell in cells.items()}
+        row: dict[str, object] = dict(texts)
         if "tags" not in row:
             where = f"{path}, line {line}"
-            row["tags"] = [name for name in cells if name not in _COLUMNS and _marked(row[name], name, where)]
+            row["tags"] = [name for name in cells if name not in _COLUMNS and _marked(texts[name], name, where)]
         yield line, row
 
 
@@ -290,7 +290,7 @@ def _marked(cell: str, column: str, where: str) -> bool:
     return word in ("1", "1.0", "true")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     expected = 'a line like {"image": "a.jpg", "tags": ["cat", "dog"]}'
     for line, cells in json_rows(path, expected):
         if not {"image", "tags"} <= cells.keys():
@@ -299,7 +299,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, cells
 
 
-def _text(value: Any, column: str, where: str) -> str | None:
-    if value is not None and not is_text(value):
-        raise BadInput(where, f"{value!r:.60} as `{column}`", "text", "Put it in quotes, and write valid Unicode.")
-    return value
+def _text(value: object, column: str, where: str) -> str | None:
+    if value is None or is_text(value):
+        return value
+    raise BadInput(where, f"{value!r:.60} as `{column}`", "text", "Put it in quotes, and write valid Unicode.")

@@ -105,8 +105,7 @@ def choose_reading(
     notes = [*_notes_on_bands(headers, reading), *_notes_on_frames(examined, reading)]
     if trained is not None and asked.value_range is None:
         return reading, notes
-    deep = [path for path, header in headers.items() if header.kind != "8-bit"]
-    if not deep and asked.value_range is None:
+    if asked.value_range is None and all(header.kind == "8-bit" for header in headers.values()):
         _check_alpha(headers, where, reading)
         return reading, notes
     what = ", ".join(f"{text}" for text in dict.fromkeys(str(header) for header in headers.values()))
@@ -114,6 +113,14 @@ def choose_reading(
         low, high = asked.value_range
         return reading, [f"{what}: values {low:g} to {high:g} become black to white (--value-range)", *notes]
     _check_alpha(headers, where, reading)
+    return _with_sampled_range(headers, reading, what, notes)
+
+
+def _with_sampled_range(
+    headers: dict[Path, Header], reading: PictureReading, what: str, notes: list[str]
+) -> tuple[PictureReading, list[str]]:
+    """The reading with a range from a sample of the values, and the notes with those about it."""
+    deep = [path for path, header in headers.items() if header.kind != "8-bit"]
     sample = _Sample()
     for values in in_threads(
         lambda path: _or_none(lambda: _values(path, headers[path], reading)), _evenly_spaced(deep, _DECODED)

@@ -116,7 +116,7 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _by_class(given: Any, class_names: Sequence[str], path: Path, key: str) -> dict[str, list[str]]:
+def _by_class(given: object, class_names: Sequence[str], path: Path, key: str) -> dict[str, list[str]]:
     if given is None:
         return {}
     if not isinstance(given, dict):

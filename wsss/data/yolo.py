@@ -152,7 +152,7 @@ def read_yolo(root: Path, source: Path, options: LayoutOptions) -> LayoutContent
     Raises:
         BadInput: the YAML file or a file of objects is broken, or names folders that are not in the data set.
     """
-    content: Mapping[str, Any] = {}
+    content: Mapping[str, object] = {}
     if source.suffix in (".yaml", ".yml"):
         content = read_document(source, _EXPECTED)
         if not isinstance(content, dict):
@@ -245,7 +245,7 @@ def _found(
 def _semantic(
     root: Path,
     pictures: Sequence[tuple[str, Path]],
-    content: Mapping[str, Any],
+    content: Mapping[str, object],
     labels: tuple[int, ...],
     class_names: tuple[str, ...],
     source: Path,
@@ -290,7 +290,7 @@ def _semantic(
     return LayoutContents("yolo", entries, class_names, notes)
 
 
-def _numbered(names: Any, source: Path) -> tuple[str, ...]:
+def _numbered(names: object, source: Path) -> tuple[str, ...]:
     """The names in the order of their numbers."""
     if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:
         names = [names[str(number)] for number in range(len(names))]
@@ -307,7 +307,7 @@ def _numbered(names: Any, source: Path) -> tuple[str, ...]:
     return texts
 
 
-def _pictures(root: Path, source: Path, content: Mapping[str, Any]) -> list[tuple[str, Path]]:
+def _pictures(root: Path, source: Path, content: Mapping[str, object]) -> list[tuple[str, Path]]:
     """Split and file of each picture in the folders that the YAML file names, or else in the usual folders."""
     found: list[tuple[str, Path]] = []
     for key in ("train", "val", "valid", "test"):
@@ -343,7 +343,7 @@ def _listed(value: Any, source: Path) -> list[str]:
     return values
 
 
-def _place(root: Path, text: str, base: Any) -> Path | None:
+def _place(root: Path, text: str, base: object) -> Path | None:
     """The file or folder of a path in the YAML file; if the data set was moved, the path's last parts are looked up below the root."""
     parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
     # Roboflow writes ../train/images for train/images, others ../NAME/images from a neighbouring folder; absolute paths are those of another
