@@ -190,16 +190,18 @@ def _open_layout(root: Path, options: LayoutOptions) -> Dataset:
     _check_rules(options, {}, root)
     table = find_table(root)
     _check_not_above(root, has_tags=table is not None or options.tags is not None)
-    needs_no_tags = options.untagged and options.classes is not None
-    if options.tags is None and table is None and not needs_no_tags and (contents := _read_layout(root, options)):
-        return assemble(root, contents, options)
+    untagged_classes = options.classes if options.untagged else None
+    if options.tags is None and table is None and untagged_classes is None:
+        contents = _read_layout(root, options)
+        if contents is not None:
+            return assemble(root, contents, options)
     if not any(is_picture(file) for file in files_below(root)):
         others = notes_on_unreadable(root)
         found = f"no picture in a supported format; {'; '.join(others)}" if others else listing(root)
         do = "Choose another folder, or arrange the pictures in one of these ways."
         raise BadInput(root, found, LAYOUTS, do)
-    if options.classes is not None and needs_no_tags and table is None:
-        return _open_untagged(root, options.classes, upright=True if options.upright is None else options.upright)
+    if untagged_classes is not None and table is None:
+        return _open_untagged(root, untagged_classes, upright=True if options.upright is None else options.upright)
     return open_folder(root, options)
 
 
@@ -217,7 +219,7 @@ def _check_not_above(root: Path, *, has_tags: bool) -> None:
 
 
 def _read_layout(root: Path, options: LayoutOptions) -> LayoutContents | None:
-    """The contents by the reader whose files are there; None if there are none of any reader."""
+    """The contents, from the reader that recognises its files; None if no reader does."""
     readers = {name: (found, read) for name, find, read in _READERS if (found := find(root))}
     if (_PAIRS in readers and _YOLO in readers) and not has_label_files(root):
         del readers[_PAIRS]

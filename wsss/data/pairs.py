@@ -109,8 +109,10 @@ def read_pairs(root: Path, pairs: list[Pair], options: LayoutOptions) -> LayoutC
         BadInput: no mask belongs to a picture, or the masks contain no class.
     """
     notes: list[str] = []
-    own = root / "classes.txt"
-    names = options.class_names or (only_classes(read_classes(own), options.negatives) if is_regular(own) else None)
+    listed = root / "classes.txt"
+    names = options.class_names or (
+        only_classes(read_classes(listed), options.negatives) if is_regular(listed) else None
+    )
     found = [entry for pair in pairs for entry in _files(root, pair, notes)]
     if not found:
         raise BadInput(

@@ -23,39 +23,39 @@ class MaskDoubts:
     notes: tuple[str, ...] = ()
 
 
-def compare_with_tags(images: Images, held: Mapping[int, MaskSummary]) -> MaskDoubts:
+def compare_with_tags(images: Images, summaries: Mapping[int, MaskSummary]) -> MaskDoubts:
     """Compare the content of true masks with the tags of their pictures.
 
     Args:
         images: the split.
-        held: the content of the readable masks, by the positions of the pictures.
+        summaries: the content of the readable masks, by the positions of the pictures.
     """
-    if not held:
+    if not summaries:
         return MaskDoubts()
     stops, notes = [], []
-    present = np.zeros((len(held), IGNORE + 1), bool)
-    for row, one in enumerate(held.values()):
+    present = np.zeros((len(summaries), IGNORE + 1), bool)
+    for row, one in enumerate(summaries.values()):
         present[row, list(one.values)] = True
-    classes, tags = present[:, 1 : images.n_labels], images.labels[list(held)]
+    classes, tags = present[:, 1 : images.n_labels], images.labels[list(summaries)]
     without = sum(mask is None for mask in images.masks)
     if without:
         notes.append(
             f"{len(images) - without} of {len(images)} pictures have a true mask: nothing is scored on this split"
         )
-    by_colour = sum(one.reading == "VOC's colours" for one in held.values())
+    by_colour = sum(one.reading == "VOC's colours" for one in summaries.values())
     if by_colour:
         notes.append(
             f"{by_colour} masks have VOC's colours under other numbers, since some programs renumber palettes: "
             "they are read by colour"
         )
     tagged = tags.any()  # otherwise the pictures will be tagged later
-    meaning = _other_meaning(images, present, tags, held) if tagged else None
+    meaning = _other_meaning(images, present, tags, summaries) if tagged else None
     if stop := _meaningless(images, present, classes, tags, meaning):
         stops.append(stop)
     else:
         if tagged:
             notes += _disagreements(images.class_names, classes, tags)
-        ignored = float(np.mean([one.ignored for one in held.values()]))
+        ignored = float(np.mean([one.ignored for one in summaries.values()]))
         if ignored > 0.5:
             notes.append(f"{100 * ignored:.0f} % of all mask pixels are 255 and are ignored in the mIoU")
     return MaskDoubts(tuple(stops), tuple(f"{images.title}: {note}" for note in notes))
@@ -95,10 +95,13 @@ def _meaningless(
 
 
 def _other_meaning(
-    images: Images, present: Bool[np.ndarray, "n 256"], tags: Bool[np.ndarray, "n c"], held: Mapping[int, MaskSummary]
+    images: Images,
+    present: Bool[np.ndarray, "n 256"],
+    tags: Bool[np.ndarray, "n c"],
+    summaries: Mapping[int, MaskSummary],
 ) -> str | None:
     """A value of `--mask-values` that explains the tags of most pictures; None if there is none."""
-    files = [images.masks[index] for index in held]
+    files = [images.masks[index] for index in summaries]
     if not all(isinstance(mask, MaskFile) and mask.table is None for mask in files):
         return None
     values, wanted = np.flatnonzero(present.any(0)), np.flatnonzero(tags.any(0))

@@ -271,7 +271,7 @@ def _semantic(
             )
         table[int(value)] = IGNORE if ignored else meaning[number]
     table = {value: label for value, label in table.items() if 0 <= value <= 255}
-    files = [(split, path, _beside(path, folder, ".png")) for split, path in pictures]
+    files = [(split, path, _matching_path(path, folder, ".png")) for split, path in pictures]
     masked = [
         (split, path, MaskFile(mask, MaskTable.of(table, source.name)))
         for split, path, mask in files
@@ -385,10 +385,10 @@ def _in_list(root: Path, source: Path) -> list[Path]:
 
 def _text_of(picture: Path) -> Path:
     """The file of a picture's objects."""
-    return _beside(picture, _LABELS, ".txt")
+    return _matching_path(picture, _LABELS, ".txt")
 
 
-def _beside(picture: Path, folder: str, suffix: str) -> Path:
+def _matching_path(picture: Path, folder: str, suffix: str) -> Path:
     """A picture's path with the last `images` in it replaced by another folder; without one, a file next to the picture."""
     parts = list(picture.parts)
     for at in range(len(parts) - 2, -1, -1):
