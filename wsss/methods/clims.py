@@ -123,7 +123,7 @@ class CLIMSSettings(FromBaseline):
     title: ClassVar[str] = "CLIMS"
 
     variant: Variant = "improved"
-    """the later version of the published code, or the camera-ready one: they differ in layers, frozen parameters, and clamping of cosines"""
+    """the later version of the published code, or that of the paper (camera-ready): layers, losses and trained weights differ"""
     clip: str = maybe_file("openai/clip-vit-base-patch32")
     """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
     activation: Activation = "quick_gelu"
