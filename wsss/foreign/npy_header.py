@@ -1,7 +1,7 @@
 """The header of a `.npy` file or of an array in an `.npz` file (NumPy's format, NEP 1).
 
-NumPy evaluates it as a Python literal. Before Python 3.11.9, that fails at random where several threads do so at a time (CPython issue
-106905: "AST constructor recursion depth mismatch"), and stages read maps in threads. A header is one dictionary of three entries.
+NumPy evaluates it as a Python literal. Before Python 3.11.9, this fails at random if several threads do so concurrently (CPython issue
+106905: "AST constructor recursion depth mismatch"), and stages read maps in threads. A header is a dictionary with three entries.
 """
 
 import re
@@ -18,7 +18,7 @@ _LONGEST = 10_000
 
 
 class Header(NamedTuple):
-    """What an array file says of its array."""
+    """Shape, memory order and data type of an array in a file."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -26,10 +26,10 @@ class Header(NamedTuple):
 
 
 def read_header(stream: IO[bytes]) -> Header:
-    """Read a stream up to where the numbers of the array begin.
+    """Read the header; the stream is positioned at the first number of the array.
 
     Raises:
-        ValueError: it does not begin with the header of an array of plain elements, in version 1.0 or 2.0.
+        ValueError: the stream does not begin with the header, version 1.0 or 2.0, of an array of plain elements.
     """
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):

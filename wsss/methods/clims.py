@@ -123,9 +123,9 @@ class CLIMSSettings(FromBaseline):
     title: ClassVar[str] = "CLIMS"
 
     variant: Variant = "improved"
-    """the later version of the published code, or the camera-ready one: they differ in layers, frozen parameters, and clamping of cosines"""
+    """the later published code, or the camera-ready code of the paper; layers and losses differ"""
     clip: str = maybe_file("openai/clip-vit-base-patch32")
-    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
+    """a Hugging Face hub id, a folder, or a file of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")

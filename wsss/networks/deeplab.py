@@ -37,7 +37,7 @@ class DeepLabLayers:
     """The architecture of a DeepLab v2."""
 
     backbone: str = PUBLISHED_BODY
-    """`deeplab-resnet101` (the published backbone), or any other backbone"""
+    """`deeplab-resnet101` (published), or any other backbone"""
     output_stride: int = 8
     """pixels per cell of the deepest feature; the published backbone has 8"""
     atrous_rates: tuple[int, ...] = (6, 12, 18, 24)
