@@ -56,7 +56,7 @@ class Argument:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DeclaredSettings:
     """The settings of a command, as mirrors of the real dataclasses (see `wsss.declared`).
 
     Attributes:
@@ -113,12 +113,12 @@ class Parser(Generic[Options]):
         command: str,
         about: str,
         options: type[Options],
-        chosen: Settings | None = None,
+        chosen: DeclaredSettings | None = None,
         often: Sequence[str] = (),
         has_config: bool = True,
     ) -> None:
         self.command, self.about, self.options, self.often = command, about, options, often
-        self.settings, self.has_config = chosen or Settings(), has_config
+        self.settings, self.has_config = chosen or DeclaredSettings(), has_config
         self.arguments: dict[str, Argument] = {}
         known = settings.fields(declared.read(options.__module__, options.__qualname__))
         for field in dataclasses.fields(options):  # type: ignore[arg-type]

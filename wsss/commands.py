@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wsss import registry, settings
-from wsss.arguments import ParsedSettings, Parser, Settings
+from wsss.arguments import ParsedSettings, Parser, DeclaredSettings
 from wsss.data.documents import Keys
 from wsss.errors import BadInput, NoSuchName, nearest
 from wsss.exports import EXPORTS
@@ -80,7 +80,7 @@ class Command(Generic[Options]):
     help: str
     options: type[Options]
     run: Callable[[Options, ParsedSettings], None]
-    settings: Callable[[], Settings] = Settings
+    settings: Callable[[], DeclaredSettings] = DeclaredSettings
     has_config: bool = True
 
     def parser(self, name: str) -> Parser[Options]:
@@ -179,11 +179,11 @@ def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
     _print_table(options.out)
 
 
-def _all_settings() -> Settings:
+def _all_settings() -> DeclaredSettings:
     clip = registry.sections(registry.declared_method("clip"))["classifier"]
     about = "train a CLIP for all methods, as `wsss train clip` does"
     optional = dataclasses.replace(clip, kind=clip.kind | None, default=None, help=about)
-    return Settings({"clip": optional, "tagger": registry.shared_section("tagger")})
+    return DeclaredSettings({"clip": optional, "tagger": registry.shared_section("tagger")})
 
 
 def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wsss import declared
-from wsss.arguments import Settings
+from wsss.arguments import DeclaredSettings
 from wsss.methods import METHODS
 from wsss.settings import Field, kinds
 
@@ -77,22 +77,22 @@ def sections(method: Any) -> dict[str, Field]:
     return found | {name: Field(types[name], getattr(method, name), help=about) for name, about in abouts.items()}
 
 
-def run_settings(name: str) -> Settings:
+def run_settings(name: str) -> DeclaredSettings:
     """The settings of `wsss run METHOD`."""
-    return Settings({**sections(declared_method(name)), TAGGER: shared_section(TAGGER)})
+    return DeclaredSettings({**sections(declared_method(name)), TAGGER: shared_section(TAGGER)})
 
 
-def stage_settings(name: str, section: str) -> Settings:
+def stage_settings(name: str, section: str) -> DeclaredSettings:
     """The settings of a single stage of a method, without a prefix."""
-    return Settings(top=sections(declared_method(name))[section].default, stage=section, others=all_sections)
+    return DeclaredSettings(top=sections(declared_method(name))[section].default, stage=section, others=all_sections)
 
 
-def shared_stage_settings(section: str) -> Settings:
+def shared_stage_settings(section: str) -> DeclaredSettings:
     """The settings of a stage that methods share: below its name if they are a choice of kinds, otherwise without a prefix."""
     field = shared_section(section)
     if len(kinds(field.kind)) > 1:
-        return Settings({section: field}, stage=section, others=all_sections)
-    return Settings(top=field.default, stage=section, others=all_sections)
+        return DeclaredSettings({section: field}, stage=section, others=all_sections)
+    return DeclaredSettings(top=field.default, stage=section, others=all_sections)
 
 
 def shared_section(section: str) -> Field:
