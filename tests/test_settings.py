@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import pytest
 import yaml
 
-from wsss.arguments import Parser, DeclaredSettings, required, switch
+from wsss.arguments import DeclaredSettings, Parser, required, switch
 from wsss.commands import commands
 from wsss.configs import CONFIGS
 from wsss.errors import BadInput, check_range
@@ -242,7 +242,11 @@ def own(top=None, stage="", others=tuple) -> Parser[Files]:
     run = declared.read(__name__, "Run")
     below = {name: dataclasses.replace(field, default=getattr(run(), name)) for name, field in fields(run).items()}
     return Parser(
-        "try", "Tries.", Files, DeclaredSettings({} if top else below, top, stage, others), ("refiner", "refiner.threshold")
+        "try",
+        "Tries.",
+        Files,
+        DeclaredSettings({} if top else below, top, stage, others),
+        ("refiner", "refiner.threshold"),
     )
 
 

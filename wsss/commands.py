@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wsss import registry, settings
-from wsss.arguments import ParsedSettings, Parser, DeclaredSettings
+from wsss.arguments import DeclaredSettings, ParsedSettings, Parser
 from wsss.data.documents import Keys
 from wsss.errors import BadInput, NoSuchName, nearest
 from wsss.exports import EXPORTS
