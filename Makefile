@@ -21,7 +21,8 @@ demo: $(INSTALLED)
 	$(BIN)/wsss demo --out runs/demo
 
 # tests of a file stay on one process, so that what they share is made once
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# one thread for each of the two workers: more of them would wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # some of every room of the code, in a few minutes
 test-quick: $(INSTALLED)
