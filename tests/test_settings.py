@@ -213,12 +213,13 @@ def test_another_kind_replaces_what_was_said_of_the_one_before():
     assert layers(learned, {"refiner": "learned"}).threshold == 0.5
     assert layers(learned, {"refiner": "plain"}) == Plain()
     assert layers(learned, {"refiner": {"kind": "plain", "threshold": 0.7}}) == Plain(threshold=0.7)
-    assert layers({"refiner": {"walk": {"beta": 1}}}, {"refiner": "plain"}) == Plain()
     assert layers(learned, {"refiner": "plain"}, {"refiner": "learned"}) == Learned(walk=Steps(5.0))
     # what is not said to be of another kind is the usual one's
     assert layers({"refiner": {"threshold": 0.6}}, {"refiner": {"kind": "learned"}}).threshold == 0.6
-    with pytest.raises(BadInput, match="a setting of learned, while kind is plain"):
-        layers({"refiner": "plain"}, {"refiner": {"walk": {"beta": 1}}})
+    # nor is it dropped without a word
+    for below, above in (("plain", {"walk": {"beta": 1}}), ({"walk": {"beta": 1}}, "plain")):
+        with pytest.raises(BadInput, match="a setting of learned, while kind is plain"):
+            layers({"refiner": below}, {"refiner": above})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,8 +123,11 @@ def test_other_kinds_of_content(tmp_path):
         torch.save(content, path)
         with pytest.raises(BadInput, match=found):
             checkpoints.read_checkpoint(path)
+    (tmp_path / "init.caffemodel").write_bytes(b"x")
     with pytest.raises(BadInput, match=r"ends in '\.caffemodel'"):
         checkpoints.read_checkpoint(tmp_path / "init.caffemodel")
+    with pytest.raises(BadInput, match="no such file or folder"):
+        checkpoints.read_checkpoint(tmp_path / "no_such_folder")
 
 
 def test_own_files_come_back(tmp_path):

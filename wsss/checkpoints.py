@@ -34,6 +34,8 @@ def read_checkpoint(path: Path) -> State:
         if not path.exists():
             do = "Give the folder of a training stage, or a file."
             raise BadInput(path.parent, f"a folder without {WEIGHTS}", expected_checkpoint(), do)
+    if not path.exists():
+        raise BadInput(path, "no such file or folder", expected_checkpoint(), "Check the path.")
     if path.suffix not in SUFFIXES:
         raise BadInput(
             path,

@@ -216,8 +216,8 @@ def suggestion(word: str, among: Iterable[str]) -> str:
     return f"Did you mean {near!r}? " if near else ""
 
 
-def nearest(word: str, among: Iterable[str]) -> str:
-    """The most similar of the words, or an empty text if none is similar enough."""
+def nearest(word: str, among: Iterable[str], at_least: float = 0.6) -> str:
+    """The most similar of the words, or an empty text if none has that share of letters in common."""
     lower = {other.lower(): other for other in among}
-    near = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
+    near = difflib.get_close_matches(word.lower(), lower, 1, at_least)
     return lower[near[0]] if near else ""

@@ -10,7 +10,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -161,9 +161,9 @@ def clip_es(
         >>> maps.shape, bool(maps.min() >= 0), bool(maps.max() <= 1)
         ((2, 64, 96), True, True)
     """
-    rgb, names = as_rgb(image), tuple(classes)
+    rgb, names = as_rgb(image), _as_texts("classes", classes)
     words = read_words("auto", names)
-    others = words.background if backgrounds is None else tuple(backgrounds)
+    others = words.background if backgrounds is None else _as_texts("backgrounds", backgrounds)
     if clashes := set(names) & set(others) or ({name for name in others if others.count(name) > 1}):
         do = "Remove them, since CLIP cannot distinguish equal texts."
         raise BadInput("backgrounds", f"{', '.join(sorted(clashes))} twice", "distinct texts that are not classes", do)
@@ -415,8 +415,22 @@ def export(format: str, masks: str | os.PathLike[str], out: str | os.PathLike[st
     ):
         raise BadInput(f"options of {format}", f"no {lacking[0]}", f"{', '.join(lacking)}", "Give it.")
     kinds = get_type_hints(chosen.options)
+    for name, value in given.items():
+        choices = get_args(kinds[name]) if get_origin(kinds[name]) is Literal else (value,)
+        if value not in choices:
+            raise BadInput(
+                f"{name} of {format}", f"{value!r:.60}", f"one of {', '.join(choices)}", "Choose one of them."
+            )
     values = {name: Path(value) if kinds[name] is Path else value for name, value in given.items()}
     return chosen.write(chosen.options(**values))
+
+
+def _as_texts(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Texts as a tuple; a single one stands for itself, not for its letters."""
+    texts = (values,) if isinstance(values, str) else tuple(values)
+    if not all(isinstance(text, str) for text in texts):
+        raise BadInput(name, f"{values!r:.60}", "a list of texts", "Correct it.")
+    return texts
 
 
 def _tensor(values: np.ndarray | Tensor, name: str, ndim: int) -> Tensor:

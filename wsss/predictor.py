@@ -107,8 +107,9 @@ class Predictor:
         """
         if isinstance(self._network, Segmenter):
             raise BadInput(self.path, "a segmenter", "a classifier", "Call predict(), or load a classifier.")
+        classes = [classes] if isinstance(classes, str) else list(classes)
         for name in classes:
-            if name not in self.classes or list(classes).count(name) > 1:
+            if name not in self.classes or classes.count(name) > 1:
                 found = f"{name!r}" if name not in self.classes else f"{name!r} twice"
                 do = suggestion(str(name), self.classes) + "Correct it."
                 raise BadInput("classes", found, f"some of {', '.join(self.classes[:8])}", do)

@@ -112,10 +112,10 @@ def _merged(
         both[key] = upper
         if isinstance(upper, Mapping) and isinstance(lower, Mapping):
             default = getattr(base, key, field.default)
-            before = lower.get(KIND, tag(type(default)))
-            after = upper.get(KIND, before)
+            after = upper.get(KIND, lower.get(KIND, tag(type(default))))
             choices = kinds(field.kind)
-            if not (choices and replace and before != after):
+            # a layer that names no kind keeps its settings: those of another kind are refused, not dropped
+            if not (choices and replace and lower.get(KIND, after) != after):
                 section = choices.get(str(after)) or section_of(field.kind)
                 start = default if section is None or isinstance(default, section) else None
                 both[key] = _merged(lower, upper, fields(section) if section else {}, start, replace)
@@ -251,7 +251,8 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     check_no_code(name, where)
     names = list(known)
     if name not in names:
-        near = nearest(name, names)
+        # short names are like many others
+        near = nearest(name, names, 0.65)
         flag = where.removesuffix(name) if where.startswith("--") and " " not in where else ""
         do = "`--help-all` lists all settings." if names else "It has no settings below it."
         raise NoSuchName(where, "setting", f"Did you mean {flag}{near}?" if near else do)

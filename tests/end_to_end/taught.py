@@ -17,7 +17,7 @@ from wsss.configs import CONFIGS
 from wsss.data.files import read_cams, read_mask
 from wsss.weights import WEIGHTS, read_weights
 
-FEW = {"batch": 2, "epochs": None, "steps": 2, "workers": 0, "checkpoint_steps": 1}
+FEW = {"batch": 2, "epochs": None, "steps": 2, "workers": 0, "checkpoint_steps": 1, "seed": 2}
 AUGMENT = {"long_side": [48, 64], "crop": 48}
 # of a recipe, all but the method itself
 AROUND = {

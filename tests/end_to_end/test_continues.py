@@ -51,7 +51,7 @@ def test_a_refiner_with_another_backbone_than_the_classifier(tmp_path, shapes, c
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     words = ("run", "cam", "--data", shapes, "--config", tmp_path / "run.yaml", "--device", "cpu")
     printed = refused(capsys, tmp_path / "run", *words)
-    assert f"refiner.network.init: found `classifier` for {name}, where" in printed
+    assert f"refiner.network.init: found `classifier` for {name}, but" in printed
 
 
 def test_given_weights_of_another_backbone(tmp_path, shapes, capsys):
@@ -66,7 +66,7 @@ def test_given_weights_of_another_backbone(tmp_path, shapes, capsys):
     for weights in (tmp_path / "cam", tmp_path / "cam" / WEIGHTS):
         words = ("run", "cam", "--data", shapes, "--config", tmp_path / "run.yaml", "--weights", weights)
         printed = refused(capsys, tmp_path / "run", *words, "--device", "cpu")
-        assert "segmenter.init: found `classifier` for test_resnet, where" in printed
+        assert "segmenter.init: found `classifier` for test_resnet, but" in printed
 
 
 @pytest.mark.parametrize(

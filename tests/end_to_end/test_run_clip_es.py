@@ -63,7 +63,7 @@ def test_every_stage_is_there(whole, shapes):
     scores = json.loads((whole / "cams-scores" / "scores.json").read_text())
     assert scores["protocol"]["background"] == "power"
     assert scores["curve"]["thresholds"] == [1.0, 2.0]
-    assert "clip_es on" in (whole / "report.html").read_text()
+    assert "CLIP-ES on" in (whole / "report.html").read_text()
 
 
 @pytest.mark.parametrize("moment", ["cams/*.npz", "masks/*.png"])
