@@ -233,8 +233,8 @@ class QACLIMSSettings(FromBaseline):
             BadInput: weights, answers, words or CLIP cannot be used, or belong to other pictures or classes.
         """
         words = self.read_words(images)
-        answers, features = answers_of(self, images, words)
         network, metadata = load_baseline(CAMNetwork, "qa_clims", self, images)
+        answers, features = answers_of(self, images, words)
         prompted = self.load_clip().to(launch.device())
         texts = Texts(self, prompted.clip, words, answers, features, images).to(launch.device())
         return QACLIMSObjective(self, network, metadata, prompted, texts, images)
