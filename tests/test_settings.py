@@ -216,10 +216,11 @@ def test_another_kind_replaces_what_was_said_of_the_one_before():
     assert layers(learned, {"refiner": "plain"}, {"refiner": "learned"}) == Learned(walk=Steps(5.0))
     # what is not said to be of another kind is the usual one's
     assert layers({"refiner": {"threshold": 0.6}}, {"refiner": {"kind": "learned"}}).threshold == 0.6
-    # nor is it dropped without a word
-    for below, above in (("plain", {"walk": {"beta": 1}}), ({"walk": {"beta": 1}}, "plain")):
-        with pytest.raises(BadInput, match="a setting of learned, while kind is plain"):
-            layers({"refiner": below}, {"refiner": above})
+    # unless it cannot be: then it waits for its kind
+    assert layers({"refiner": {"walk": {"beta": 1}}}, {"refiner": "learned"}).walk == Steps(1.0)
+    assert layers({"refiner": {"threshold": 0.6}}, {"refiner": "learned"}, {"refiner": "plain"}) == Plain()
+    with pytest.raises(BadInput, match="a setting of learned, while kind is plain"):
+        layers({"refiner": "plain"}, {"refiner": {"walk": {"beta": 1}}})
 
 
 @dataclasses.dataclass(frozen=True)

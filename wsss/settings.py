@@ -112,14 +112,19 @@ def _merged(
         both[key] = upper
         if isinstance(upper, Mapping) and isinstance(lower, Mapping):
             default = getattr(base, key, field.default)
-            after = upper.get(KIND, lower.get(KIND, tag(type(default))))
             choices = kinds(field.kind)
-            # a layer that names no kind keeps its settings: those of another kind are refused, not dropped
-            if not (choices and replace and lower.get(KIND, after) != after):
+            before = lower.get(KIND, _implied(lower, default) if choices else None)
+            after = upper.get(KIND, before if before is not None else tag(type(default)))
+            if not (choices and replace and before not in (None, after)):
                 section = choices.get(str(after)) or section_of(field.kind)
                 start = default if section is None or isinstance(default, section) else None
                 both[key] = _merged(lower, upper, fields(section) if section else {}, start, replace)
     return both
+
+
+def _implied(given: Mapping[str, Any], default: Any) -> str | None:
+    """The kind of the default, if all of these settings may be meant for it."""
+    return tag(type(default)) if all(key in fields(type(default)) for key in given) else None
 
 
 def _as_mapping(kind: Any, value: Any) -> Any:
