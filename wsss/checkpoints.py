@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import timm
@@ -107,33 +106,6 @@ def timm_weights(name: str) -> tuple[State, str]:
             "weights in timm's cache, or a network connection",
             "Give a file with --init FILE, or train from scratch with --init none.",
         ) from error
-
-
-def trained_weights(where: Path, *kinds: str) -> tuple[State, dict[str, Any] | None, Path]:
-    """The weights that a training stage wrote, or a published checkpoint.
-
-    Args:
-        where: the stage's folder, its `weights.safetensors`, or a published checkpoint.
-        kinds: the accepted values of `kind` in the metadata of our own files, for example `cam`.
-
-    Returns:
-        The state dict, its metadata (None: the file was written by another program), and the file.
-
-    Raises:
-        BadInput: the file is missing, broken, or holds another kind of network.
-    """
-    path = weights_in(where)
-    if path.suffix != ".safetensors":
-        return read_checkpoint(path), None, path
-    state, metadata = read_weights(path)
-    if metadata and metadata.get("kind") not in kinds:
-        raise BadInput(
-            path,
-            f"weights of a `{metadata.get('kind')}` network",
-            f"those of a {' or '.join(f'`{kind}`' for kind in kinds)} network",
-            "Give the folder of the training stage that this command needs.",
-        )
-    return state, metadata or None, path
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:

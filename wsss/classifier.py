@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from wsss.checkpoints import trained_weights
 from wsss.data.augment import (
     SMALLEST_SCALE,
     ClassifierAugment,
@@ -36,7 +35,7 @@ from wsss.networks.irnet import IRNET_ALIASES
 from wsss.objective import Objective, body_and_head
 from wsss.run import maybe_file
 from wsss.stages.localize import Cams
-from wsss.weights import State
+from wsss.weights import State, trained_weights
 
 KIND, BASELINE = "cam", "baseline"
 

@@ -11,7 +11,6 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from wsss import launch
-from wsss.checkpoints import trained_weights
 from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, ClassifierWeights, MultiScale, cam_network
 from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb
@@ -19,7 +18,7 @@ from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range, suggestion
 from wsss.ops.crf import DenseCRF, Preset
 from wsss.stages.predict import PredictSettings, Segmenter, most_probable
-from wsss.weights import WEIGHTS, read_metadata, reading_of
+from wsss.weights import WEIGHTS, read_metadata, reading_of, trained_weights
 
 # Folders of a run that contain trained networks, in order of preference
 _TRAINED_FOLDERS = ("segmenter", "classifier")

@@ -127,3 +127,32 @@ def head_of(path: Path) -> bytes:
 def expected_checkpoint() -> str:
     """Description of a valid weights file, for errors."""
     return f"a state dict of tensors in a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+
+
+def trained_weights(where: Path, *kinds: str) -> tuple[State, dict[str, Any] | None, Path]:
+    """The weights that a training stage wrote, or a published checkpoint.
+
+    Args:
+        where: the stage's folder, its `weights.safetensors`, or a published checkpoint.
+        kinds: the accepted values of `kind` in the metadata of our own files, for example `cam`.
+
+    Returns:
+        The state dict, its metadata (None: the file was written by another program), and the file.
+
+    Raises:
+        BadInput: the file is missing, broken, or holds another kind of network.
+    """
+    from wsss.checkpoints import read_checkpoint  # which builds on this module
+
+    path = weights_in(where)
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path), None, path
+    state, metadata = read_weights(path)
+    if metadata and metadata.get("kind") not in kinds:
+        raise BadInput(
+            path,
+            f"weights of a `{metadata.get('kind')}` network",
+            f"those of a {' or '.join(f'`{kind}`' for kind in kinds)} network",
+            "Give the folder of the training stage that this command needs.",
+        )
+    return state, metadata or None, path

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.conftest import annotation
 from tests.fuzz.hostile import as_json, changed, edited, files, fuzz, json_files
-from wsss.checkpoints import read_checkpoint, trained_weights
+from wsss.checkpoints import read_checkpoint
 from wsss.data.coco import InstanceMask
 from wsss.data.coco_index import read_instances
 from wsss.data.coco_shapes import draw_mask
@@ -36,7 +36,7 @@ from wsss.methods.questions import (
     read_published_features,
 )
 from wsss.pretrained import load_clip
-from wsss.weights import write_weights
+from wsss.weights import trained_weights, write_weights
 
 pytestmark = pytest.mark.fuzz
 CLASSES = ("cat", "dog")

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from tests.parity import fixtures, inputs
-from wsss.checkpoints import trained_weights
 from wsss.data.augment import View
 from wsss.data.mask_augment import EMANetAugment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.emanet import EMANet, EMANetLayers, EMAUnit
 from wsss.segmenters import emanet
 from wsss.stages.train import make_optimizer, poly_factor
+from wsss.weights import trained_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

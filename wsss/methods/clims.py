@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from wsss import launch
-from wsss.checkpoints import trained_weights
 from wsss.classifier import (
     BASELINE,
     KIND,
@@ -56,7 +55,7 @@ from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetWalk
 from wsss.run import maybe_file, unrecorded
 from wsss.stages.train import Training
-from wsss.weights import State
+from wsss.weights import State, trained_weights
 
 # clip_loss.py; there is no gradient outside this range
 LOWEST, HIGHEST = 1e-4, 0.9999

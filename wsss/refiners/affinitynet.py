@@ -17,7 +17,6 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.checkpoints import trained_weights
 from wsss.data.augment import ColourRule, PosteriorAugment, denormalise, normalise
 from wsss.data.files import read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images
@@ -34,6 +33,7 @@ from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
 from wsss.stages.each import as_loaded, for_each_picture
 from wsss.stages.train import Training, train
+from wsss.weights import trained_weights
 
 KIND, STRIDE = "affinitynet", 8
 # cells whose scores, including the background, are all below this are padding

@@ -19,7 +19,6 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from wsss import launch
-from wsss.checkpoints import trained_weights
 from wsss.data.augment import AffinityAugment, crop_picture, normalise, top_left
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.files import read_mask, write_cams, write_mask
@@ -42,7 +41,7 @@ from wsss.stages.evaluate import best_threshold, evaluate_cams
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
 from wsss.stream import in_threads
-from wsss.weights import WEIGHTS, write_weights
+from wsss.weights import WEIGHTS, trained_weights, write_weights
 
 KIND, _STRIDE = "irnet", 4
 _TRAIN_DISPLACED = "Train it with refiner.network.displacement true."

@@ -10,7 +10,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.checkpoints import trained_weights
 from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.files import write_mask
 from wsss.data.images import Images
@@ -24,7 +23,7 @@ from wsss.run import stage
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.trained import TrainedSegmenter
 from wsss.stages.each import for_each_picture
-from wsss.weights import reading_of
+from wsss.weights import reading_of, trained_weights
 
 SEGMENTERS = {kind.kind: kind for kind in get_args(SegmenterSettings)}
 
