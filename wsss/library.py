@@ -89,7 +89,8 @@ def cams(
     if not isinstance(network, nn.Module):
         raise BadInput("network", type(network).__name__, "a torch.nn.Module", "Load your classifier first.")
     known: Any = getattr(network, "pretrained_cfg", {})
-    means, stds = mean or known.get("mean", IMAGENET_MEAN), std or known.get("std", IMAGENET_STD)
+    means = known.get("mean", IMAGENET_MEAN) if mean is None else mean
+    stds = known.get("std", IMAGENET_STD) if std is None else std
     for name, values in (("mean", means), ("std", stds)):
         if len(values) != 3:
             raise BadInput(name, f"{values}", "three numbers, for red, green and blue", "Give one for each channel.")

@@ -199,10 +199,11 @@ def _train_classifier(method: Method, settings: RunSettings, images: Images, out
     if settings.weights != registry.NONE:
         return Path(settings.weights)
     classifier = _classifier_settings(settings)
-    for name, need in method.needs.items():
-        if getattr(classifier, need.field) == need.placeholder:
-            path = need.make(getattr(settings, name), images, out / name)
-            classifier = dataclasses.replace(cast(Any, classifier), **{need.field: str(path)})
+    pending = {name: need for name, need in method.needs.items() if getattr(classifier, need.field) == need.placeholder}
+    for n, (name, need) in enumerate(pending.items(), start=1):
+        path = need.make(getattr(settings, name), images, out / name)
+        classifier = dataclasses.replace(cast(Any, classifier), **{need.field: str(path)})
+        if n < len(pending):  # the training itself comes right after the last one, and checks again
             classifier.check(images)
     return train(classifier, images, out=out / "classifier")
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +17,7 @@ from wsss import launch
 from wsss.classifier import BASELINE, KIND, CAMLocalizer, CAMNetwork, MultiScale, TagObjective, freeze, load
 from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
-from wsss.loading import check_initial, load_backbone
+from wsss.loading import check_initial, load_backbone, to_be_trained
 from wsss.methods import high_fidelity
 from wsss.methods.high_fidelity import HighFidelity
 from wsss.networks.body import Backbone
@@ -62,10 +61,9 @@ class CAMSettings:
 
     def check(self, images: Images) -> Backbone:
         """The backbone that will be trained; see `wsss.recipe.ClassifierSettings`."""
-        with torch.device("meta"):
-            network = CAMNetwork(self.backbone, len(images.class_names), self.output_stride)
-        check_initial("classifier.init", network.body, self.backbone, self.init)
-        return network.body
+        body = to_be_trained(self.backbone, self.output_stride)
+        check_initial("classifier.init", body, self.backbone, self.init)
+        return body
 
     def trainable(self, images: Images) -> "CAMObjective":
         """The network with new or given weights, and its loss."""

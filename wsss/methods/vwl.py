@@ -32,7 +32,7 @@ from wsss.classifier import CAMLocalizer, MultiScale, example, freeze, trained_c
 from wsss.data.augment import ClassifierAugment, normalise
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
-from wsss.loading import check_initial, load_backbone, load_into
+from wsss.loading import check_initial, load_backbone, load_into, to_be_trained
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
@@ -279,8 +279,7 @@ class VWLSettings:
 
     def check(self, images: Images) -> Backbone:
         """The backbone that will be trained; see `wsss.recipe.ClassifierSettings`."""
-        with torch.device("meta"):
-            body = create_backbone(self.body, self.output_stride)
+        body = to_be_trained(self.body, self.output_stride)
         check_initial("classifier.init", body, self.body, self.init)
         return body
 
