@@ -19,14 +19,14 @@ from wsss.weights import WEIGHTS, read_weights
 ROOT, PACKAGE = Path(__file__).parents[1], Path(wsss.__file__).parent
 BLOCK = re.compile(r"^```(?:python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NEW_FILE = re.compile(r"`wsss/(\w+/\w+\.py)`")
-EXAMPLES = ("methods/lse.py", "refiners/share.py", "segmenters/fcn.py", "data/filelist.py", "exports/areas.py")
+EXAMPLES = ("methods/lse.py", "refiners/share.py", "segmenters/fcn.py", "data/filelist.py", "formats/areas.py")
 # where a member's line goes: before this one
 BEFORE = {
     "methods/__init__.py": '    "clip",',
     "refiners/__init__.py": "    | AffinityNetSettings",
     "segmenters/__init__.py": "    | PSPNetSettings",
     "data/open.py": '    ("labelme", find_labelme, read_labelme),',
-    "exports/__init__.py": "        VOC_SERVER,",
+    "formats/__init__.py": '    "voc-server",',
 }
 SETTINGS = {
     "baseline": TINY["classifier"] | {"training": TINY["classifier"]["training"] | {"epochs": 1, "workers": 0}},
@@ -101,7 +101,7 @@ def test_the_page_has_an_example_of_each_kind_of_under_40_lines():
     assert set(found) == set(EXAMPLES)
     for place, (content, registration) in found.items():
         assert len([line for line in content.splitlines() if line.strip()]) < 40, place
-        assert len(registration) == (1 if place.startswith("methods/") else 2)
+        assert len(registration) == (1 if place.startswith(("methods/", "formats/")) else 2)
 
 
 def test_help_pages_know_them(overlay):
@@ -137,7 +137,7 @@ def test_they_run_together(tmp_path, overlay):
     assert len(list((run / "predictions").rglob("*.png"))) == 4
     page = (run / "report.html").read_text()
     assert "share of each map" in page
-    run_in(overlay, "-c", code, "export", "areas", "--masks", run / "masks", "--background", "true", "--out", out)
+    run_in(overlay, "-c", code, "export", "masks", run / "masks", "--format", "areas", "--background", "--out", out)
     rows = list(csv.DictReader((out / "areas.csv").open()))
     for name, mask in masks.items():
-        assert sum(int(row["pixels"]) for row in rows if Path(row["mask"]).stem == name) == mask.size
+        assert sum(int(row["pixels"]) for row in rows if Path(row["file"]).stem == name) == mask.size

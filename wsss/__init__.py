@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wsss.data.images import Dataset, Images
     from wsss.data.open import open_dataset
     from wsss.errors import BadInput
-    from wsss.library import cams, clip_es, dense_crf, export, pseudo_mask, random_walk
+    from wsss.library import cams, clip_es, dense_crf, export, import_masks, pseudo_mask, random_walk
     from wsss.metrics import score
     from wsss.predictor import load
 
@@ -25,6 +25,7 @@ _HOMES = {
     "clip_es": "wsss.library",
     "dense_crf": "wsss.library",
     "export": "wsss.library",
+    "import_masks": "wsss.library",
     "load": "wsss.predictor",
     "open_dataset": "wsss.data.open",
     "pseudo_mask": "wsss.library",
@@ -40,6 +41,7 @@ __all__ = [
     "clip_es",
     "dense_crf",
     "export",
+    "import_masks",
     "load",
     "open_dataset",
     "pseudo_mask",

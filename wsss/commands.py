@@ -14,7 +14,8 @@ from wsss import registry, settings
 from wsss.arguments import DeclaredSettings, ParsedSettings, Parser
 from wsss.data.documents import Keys
 from wsss.errors import BadInput, NoSuchName, nearest
-from wsss.exports import EXPORTS
+from wsss.formats import FORMATS, format_named
+from wsss.formats.format import ExportOptions, ImportOptions
 from wsss.methods import METHODS, method
 from wsss.options import (
     TAGCLIP,
@@ -44,7 +45,7 @@ Options = TypeVar("Options")
 # shown on the short help pages of commands that have them: options, and settings of runs and of single stages
 _COMMON_OPTIONS = (
     "data", "tags", "classes", "split", "out", "skip_bad", "cams", "competition", "weights", "masks", "pictures", "instances", "methods",
-    "common", "runs", "clip",
+    "common", "runs", "clip", "file", "format", "unsure", "per", "copy_pictures", "rename",
 )  # fmt: skip
 _COMMON_SETTINGS = {
     "": (
@@ -96,7 +97,7 @@ class Command(Generic[Options]):
 def commands() -> dict[str, Command[Any]]:
     """All commands by name."""
     methods = {f"{verb} {name}": _method_command(verb, name) for verb in registry.VERBS for name in _methods_with(verb)}
-    return methods | _COMMANDS | {f"export {name}": _export_command(name) for name in EXPORTS}
+    return methods | _COMMANDS | {name: make(()) for name, make in _OF_FORMATS.items()}
 
 
 def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
@@ -106,12 +107,12 @@ def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
         BadInput: there is no such command.
     """
     two = " ".join(words[:2])
+    if two in _OF_FORMATS:
+        return two, _OF_FORMATS[two](words)
     for name in (two, words[0]):
         if name in _COMMANDS:
             return name, _COMMANDS[name]
     verb, _, name = two.partition(" ")
-    if verb == "export" and name in EXPORTS:
-        return two, _export_command(name)
     if verb in registry.VERBS and name in METHODS and verb in registry.verbs(name):
         return two, _method_command(verb, name)
     names = list(commands())
@@ -147,9 +148,51 @@ def _method_command(verb: str, name: str) -> Command[Any]:
     )
 
 
-def _export_command(name: str) -> Command[Any]:
-    export = EXPORTS[name]
-    return Command(export.about, export.options, lambda options, _: show(export.write(options)))
+def _format_in(words: Sequence[str]) -> str | None:
+    """The format that the arguments name."""
+    for at, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--format" and (equals or at + 1 < len(words)):
+            return value if equals else words[at + 1]
+    return None
+
+
+def _export_masks_command(words: Sequence[str]) -> Command[Any]:
+    name = _format_in(words)
+    if name is None:
+        about = f"masks in the format of another program: {', '.join(FORMATS)}; with --format NAME, --help lists its options"
+        return Command(about, ExportOptions, _export_masks, has_config=False)
+    chosen = format_named(name)
+    return Command(chosen.about, chosen.export.options, _export_masks, has_config=False)
+
+
+def _export_masks(options: ExportOptions, chosen: ParsedSettings) -> None:
+    from wsss import launch
+    from wsss.formats.export import export_masks
+
+    exported = export_masks(format_named(options.format), options)
+    if launch.is_first():
+        show(exported.summary, stream=sys.stderr)
+        show(exported.path)
+
+
+def _import_masks_command(words: Sequence[str]) -> Command[Any]:
+    name = _format_in(words)
+    chosen = None if name is None else format_named(name)
+    if chosen is None or chosen.imports is None:
+        about = f"masks that were corrected in another program: {', '.join(FORMATS)}; with --format NAME, --help lists its options"
+        return Command(about, ImportOptions, _import_masks, has_config=False)
+    return Command(f"corrected masks from {chosen.about}", chosen.imports.options, _import_masks, has_config=False)
+
+
+def _import_masks(options: ImportOptions, chosen: ParsedSettings) -> None:
+    from wsss import launch
+    from wsss.formats.importing import import_masks
+
+    imported = import_masks(format_named(options.format), options)
+    if launch.is_first():
+        show(imported.summary, stream=sys.stderr)
+        show(imported.path)
 
 
 def _build_run_settings(name: str, mirrors: Mapping[str, Any], where: Callable[[Keys], str]) -> "RunSettings":
@@ -378,3 +421,8 @@ _COMMANDS: dict[str, Command[Any]] = {
     "data sbd": Command("make VOC's train_aug masks and list from SBD", SBDOptions, _sbd, has_config=False),
     "data shapes": Command("generate a small dataset with true masks", ShapesOptions, _shapes, has_config=False),
 }  # fmt: skip
+# Commands whose options depend on the arguments
+_OF_FORMATS: dict[str, Callable[[Sequence[str]], Command[Any]]] = {
+    "export masks": _export_masks_command,
+    "import masks": _import_masks_command,
+}

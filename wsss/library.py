@@ -7,24 +7,28 @@ tensor; see `wsss.data.pictures.as_rgb`. Maps are float arrays or tensors (k, h,
 import dataclasses
 import functools
 import os
+import types
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from wsss import launch
+from wsss import launch, lock
 from wsss.classifier import CAMLocalizer, MultiScale, at_scales
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from wsss.data.images import IGNORE, MOST_CLASSES
 from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.words import read_words
 from wsss.errors import BadInput, check_range, suggestion
-from wsss.exports import EXPORTS
+from wsss.formats import format_named
+from wsss.formats.export import export_masks
+from wsss.formats.format import ExportOptions, ImportOptions
+from wsss.formats.importing import import_masks as read_masks
 from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, text_features
 from wsss.networks.clip import CLIP
 from wsss.networks.linear_head import LinearHead
@@ -37,6 +41,7 @@ from wsss.refiners import crf
 from wsss.refiners.crf import DEFAULT_THRESHOLD, MaskSettings
 from wsss.refiners.irnet import IRNetWalk, walked
 
+_Made = TypeVar("_Made", bound=ExportOptions | ImportOptions)
 # Encoded text features of each CLIP, by classes, backgrounds and templates
 _texts: weakref.WeakKeyDictionary[CLIP, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
@@ -382,16 +387,16 @@ def random_walk(
 
 
 def export(format: str, masks: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
-    """Write masks in the format of another program, like `wsss export`.
+    """Write masks in the format of another program, like `wsss export masks`.
 
     Args:
-        format: name of a format in `wsss.exports.EXPORTS`.
-        masks: folder of masks, as `wsss predict` and `wsss refine` write them.
+        format: name of a format in `wsss.formats.FORMATS`.
+        masks: folder of masks: a stage of a run, or any folder with `NAME.png`.
         out: output folder.
-        options: further options of the format, as listed by `wsss export FORMAT --help`; paths may be strings.
+        options: further options, as listed by `wsss export masks --format FORMAT --help`; paths may be strings.
 
     Returns:
-        The file.
+        The file or folder for the other program.
 
     Raises:
         BadInput: an unknown format or option, a missing option, or masks that the format does not support. Then nothing is written.
@@ -402,28 +407,57 @@ def export(format: str, masks: str | os.PathLike[str], out: str | os.PathLike[st
         >>> file.name
         'results.tar.gz'
     """
-    if format not in EXPORTS:
-        do = suggestion(str(format), EXPORTS) + "Choose one of them."
-        raise BadInput("format", repr(format), f"one of {', '.join(EXPORTS)}", do)
-    chosen = EXPORTS[format]
-    fields = {field.name: field for field in dataclasses.fields(chosen.options)}
-    given = {"masks": masks, "out": out, **options}
+    chosen = format_named(format)
+    given = {"masks": masks, "out": out, "format": format, **options}
+    made = _made_options(chosen.export.options, f"options of {format}", given)
+    with lock.locked(made.out):
+        return export_masks(chosen, made).path
+
+
+def import_masks(format: str, file: str | os.PathLike[str], out: str | os.PathLike[str], **options: Any) -> Path:
+    """Read masks that were corrected in another program, like `wsss import masks`.
+
+    Args:
+        format: name of a format in `wsss.formats.FORMATS`.
+        file: file or folder that the other program wrote.
+        out: output folder for the corrected masks, `NAME.png`.
+        options: further options, as listed by `wsss import masks --format FORMAT --help`; paths may be strings.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        BadInput: an unknown format or option, a missing option, or a file that does not belong to these pictures and classes.
+            Then nothing is written.
+    """
+    chosen = format_named(format)
+    kind = ImportOptions if chosen.imports is None else chosen.imports.options
+    made = _made_options(kind, f"options of {format}", {"file": file, "out": out, "format": format, **options})
+    with lock.locked(made.out):
+        return read_masks(chosen, made).path
+
+
+def _made_options(kind: type[_Made], where: str, given: Mapping[str, Any]) -> _Made:
+    """Options of a command from keywords; texts become paths where the option is one."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(given) - set(fields)):
         do = suggestion(unknown[0], fields) + "Correct or remove it."
-        raise BadInput(f"options of {format}", unknown[0], f"some of {', '.join(fields)}", do)
+        raise BadInput(where, unknown[0], f"some of {', '.join(fields)}", do)
     if lacking := sorted(
         name for name, field in fields.items() if field.metadata.get("required") and name not in given
     ):
-        raise BadInput(f"options of {format}", f"no {lacking[0]}", f"{', '.join(lacking)}", "Give it.")
-    kinds = get_type_hints(chosen.options)
+        raise BadInput(where, f"no {lacking[0]}", f"{', '.join(lacking)}", "Give it.")
+    kinds = get_type_hints(kind)
+    values: dict[str, Any] = {}
     for name, value in given.items():
-        choices = get_args(kinds[name]) if get_origin(kinds[name]) is Literal else (value,)
-        if value not in choices:
+        members = get_args(kinds[name]) if isinstance(kinds[name], types.UnionType) else (kinds[name],)
+        choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
+        if choices and value not in choices and value is not None:
             raise BadInput(
-                f"{name} of {format}", f"{value!r:.60}", f"one of {', '.join(choices)}", "Choose one of them."
+                f"{name} in the {where}", f"{value!r:.60}", f"one of {', '.join(choices)}", "Choose one of them."
             )
-    values = {name: Path(value) if kinds[name] is Path else value for name, value in given.items()}
-    return chosen.write(chosen.options(**values))
+        values[name] = Path(value) if Path in members and value is not None else value
+    return kind(**values)
 
 
 def _as_texts(name: str, values: Sequence[str]) -> tuple[str, ...]:

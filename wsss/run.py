@@ -85,7 +85,7 @@ def plain(settings: Any) -> Any:
                 # a folder of weights and the file in it are equivalent
                 path = weights_in(Path(value))
                 path = path if path.exists() else Path(value)
-                known, _ = _content_of(path)
+                known, _ = content_of(path)
                 values[field.name] = {"file": path.name, "identity": known["identity"]}
             elif not field.metadata.get("unrecorded"):
                 values[field.name] = plain(value)
@@ -400,7 +400,7 @@ def _describe(value: Any, out: Path, key: str, tables: dict[str, Any]) -> Any:
         tables[key] = value.table()
         return {"images": value.title, "count": len(value), "fingerprint": value.fingerprint()}
     if isinstance(value, Path):
-        known, files = _content_of(value)
+        known, files = content_of(value)
         if files is not None:
             tables[key] = files
         where = os.path.relpath(value.resolve(), out.resolve())
@@ -410,7 +410,7 @@ def _describe(value: Any, out: Path, key: str, tables: dict[str, Any]) -> Any:
     return plain(value)
 
 
-def _content_of(path: Path) -> tuple[dict[str, Any], Mapping[str, str] | None]:
+def content_of(path: Path) -> tuple[dict[str, Any], Mapping[str, str] | None]:
     """The identity of a file or folder for records, and the digests of a folder's files.
 
     Raises:

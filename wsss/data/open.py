@@ -141,7 +141,7 @@ def _root_and_tags(path: Path, tags: str | Path | None) -> tuple[Path, Path | No
 
 def _layout_options(tags: Path | None, options: DatasetOptions) -> LayoutOptions:
     classes = options.get("classes")
-    source = _class_source(classes) if isinstance(classes, str) else classes
+    source = class_source(classes) if isinstance(classes, str) else classes
     return LayoutOptions(
         train=options.get("train"),
         val=options.get("val"),
@@ -242,7 +242,7 @@ def _open_untagged(root: Path, class_names: tuple[str, ...], *, upright: bool) -
     return Dataset("pictures", root, {"train": images}, "train")
 
 
-def _class_source(classes: str) -> Path | list[str]:
+def class_source(classes: str) -> Path | list[str]:
     """The file of class names that a text names, or the names in the text itself, separated by commas."""
     words = [name.strip() for name in classes.split(",") if name.strip()]
     is_path = os.path.exists(classes) or ("," not in classes and ("/" in classes or Path(classes).suffix))

@@ -11,17 +11,24 @@ import pytest
 from PIL import Image
 
 from wsss.cli import main
+from wsss.data.labels import voc_palette
 from wsss.errors import BadInput
-from wsss.exports.voc_server import VOCServerOptions, write
+from wsss.formats import format_named
+from wsss.formats.export import export_masks
+from wsss.formats.voc_server import VOCServerOptions
 
 NAMES = ("2008_000006", "2008_000011", "2011_003276")
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 
 
+def write(options: VOCServerOptions) -> Path:
+    return export_masks(format_named("voc-server"), options).path
+
+
 def save(path: Path, labels: np.ndarray, mode: str = "P") -> Path:
     image = Image.fromarray(labels)
     if mode == "P":
-        image.putpalette(list(range(256)) * 3)
+        image.putpalette(voc_palette().ravel().tolist())
     image.save(path)
     return path
 
@@ -36,14 +43,14 @@ def options(tmp_path: Path) -> VOCServerOptions:
         save(tmp_path / "masks" / f"{name}.png", draw.integers(0, 21, size, np.uint8), "L" if i == 1 else "P")
         Image.new("RGB", size[::-1]).save(root / "JPEGImages" / f"{name}.jpg")
     (root / "ImageSets/Segmentation/test.txt").write_text("\n".join(reversed(NAMES)))
-    return VOCServerOptions(data=tmp_path, out=tmp_path / "server", masks=tmp_path / "masks")
+    return VOCServerOptions(data=tmp_path, out=tmp_path / "server", masks=tmp_path / "masks", format="voc-server")
 
 
 def test_archive_holds_the_masks_as_they_are(
     options: VOCServerOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--data", options.data, "--masks", options.masks, "--out", options.out]
-    assert main(["export", "voc-server", *map(str, words)]) == 0
+    words = [options.masks, "--format", "voc-server", "--data", options.data, "--out", options.out]
+    assert main(["export", "masks", *map(str, words)]) == 0
     out = options.out / "results.tar.gz"
     assert capsys.readouterr().out.strip() == str(out)
     with tarfile.open(out) as archive:
@@ -60,7 +67,8 @@ def test_archive_does_not_depend_on_order_or_time(options: VOCServerOptions, tmp
     for path in options.masks.iterdir():
         path.touch()
     (options.data / "VOC2012/ImageSets/Segmentation/test.txt").write_text("\n".join(NAMES))
-    assert write(dataclasses.replace(options, out=tmp_path / "b")).read_bytes() == one
+    again = dataclasses.replace(options, out=tmp_path / "b", masks=options.masks)
+    assert write(again).read_bytes() == one
     assert gzip.decompress(one)[:4] == b"resu"
     assert one[4:8] == bytes(4)
 
@@ -88,12 +96,16 @@ def sixteen_bits(path: Path) -> None:
 
 def four_bits(path: Path) -> None:
     image = Image.fromarray(np.ones((8, 10), np.uint8))
-    image.putpalette(list(range(48)))
+    image.putpalette(voc_palette()[:16].ravel().tolist())
     image.save(path, bits=4)
 
 
 def jpeg(path: Path) -> None:
     Image.new("L", (10, 8)).save(path, format="JPEG")
+
+
+def bitmap(path: Path) -> None:
+    Image.new("L", (10, 8)).save(path, format="BMP")
 
 
 def cut_off(path: Path) -> None:
@@ -105,14 +117,15 @@ def empty(path: Path) -> None:
 
 
 SPOILT: list[tuple[Callable[[Path], None], str]] = [
-    (small_labels, r"8 x 9 pixels \(height x width\); expected 8 x 10 as .*2008_000006.jpg"),
+    (small_labels, r"8x9 \(height x width\); expected 8x10 like its picture .*2008_000006.jpg"),
     (ignored_labels, r"labels \[255\]; expected labels 0..20"),
     (colours, "8 bits and colour type 2"),
     (sixteen_bits, "16 bits and colour type 0"),
     (four_bits, "4 bits and colour type 3"),
-    (jpeg, "no PNG"),
+    (jpeg, "format JPEG"),
+    (bitmap, "no PNG"),
     (cut_off, "truncated"),
-    (empty, "no PNG"),
+    (empty, "no picture"),
 ]
 
 

@@ -4,19 +4,23 @@ import dataclasses
 import gzip
 import io
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
 
 from wsss.arguments import required
+from wsss.data.images import Images
 from wsss.data.lists import pictures_below, read_names
-from wsss.data.pictures import picture_size_hw
-from wsss.data.voc import SEGMENTATION_LISTS, find_voc
+from wsss.data.voc import SEGMENTATION_LISTS, VOC_CLASSES, find_voc
 from wsss.errors import BadInput, reading
-from wsss.exports.export import Export, ExportOptions
+from wsss.formats.format import Export, ExportOptions, Format, Item, Part, Task
 from wsss.storage import whole_file
+
+if TYPE_CHECKING:
+    from wsss.formats.source import Source
 
 # the server's rules give both names
 ARCHIVE = "results.tar.gz"
@@ -29,51 +33,63 @@ N_LABELS = 21
 class VOCServerOptions(ExportOptions):
     """Options of the VOC server export."""
 
-    data: Path = required()
+    data: Path | None = required()
     """VOC 2012 folder with the pictures of the test split; tags are not needed"""
-    split: str = "test"
+    split: str | None = "test"
     """list of pictures in ImageSets/Segmentation"""
     competition: Competition = "comp6"
     """comp5: trained only on VOC's pictures; comp6: trained on other data too, such as ImageNet"""
 
 
-def write(options: VOCServerOptions) -> Path:
-    """Pack predicted masks, unchanged, into the archive that the server expects; the same masks give the same bytes.
+def write(task: Task[VOCServerOptions], item: Item) -> None:
+    """Check a mask; its file is packed later, byte for byte."""
+    with reading(item.mask, "a mask", missing="Predict this picture, or check the path."):
+        _check_mask(item.mask, item.mask.read_bytes())
 
-    The folder of masks has to contain `NAME.png`, with labels 0..20, for each picture of the split, and no other PNG file.
 
-    Returns:
-        The archive.
-
-    Raises:
-        BadInput: there is no such split; a mask is missing, belongs to no picture, is not an 8-bit PNG with labels 0..20, or
-            differs in size from its picture. Then no archive is written.
-    """
-    pictures = _pictures(options)
-    _check_names(options.masks, set(pictures))
-    out = options.out / ARCHIVE
+def finish(task: Task[VOCServerOptions], parts: Iterable[Part]) -> Path:
+    """Pack the masks; the same masks give the same bytes."""
+    out, masks = task.out / ARCHIVE, task.options.masks
     with (
         whole_file(out) as temporary,
         temporary.open("wb") as file,
         gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for name, picture in sorted(pictures.items()):
-            path = options.masks / f"{name}.png"
+        for part in sorted(parts, key=lambda part: part.name):
+            path = masks / f"{part.name}.png"
             with reading(path, "a mask", missing="Predict this picture, or check the path."):
                 content = path.read_bytes()
-            _check_mask(path, content, picture)
-            member = tarfile.TarInfo(f"results/VOC2012/Segmentation/{options.competition}_test_cls/{name}.png")
+            member = tarfile.TarInfo(
+                f"results/VOC2012/Segmentation/{task.options.competition}_test_cls/{part.name}.png"
+            )
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return out
 
 
-VOC_SERVER = Export("voc-server", "predictions as an archive for the PASCAL VOC server", VOCServerOptions, write)
+def source(options: VOCServerOptions) -> "Source":
+    """The pictures of the split. The folder of masks has to contain `NAME.png` for each of them, and no other PNG file.
+
+    Raises:
+        BadInput: there is no such split, a mask is missing, or one belongs to no picture.
+    """
+    from wsss.formats.source import Source
+
+    if options.unsure not in (None, "ignore"):
+        do = "Leave it out, and predict a class or background everywhere."
+        raise BadInput("--unsure", options.unsure, "nothing: masks are packed as they are", do)
+    pictures = dict(sorted(_pictures(options).items()))
+    _check_names(options.masks, set(pictures))
+    labels = np.zeros((len(pictures), len(VOC_CLASSES)), bool)
+    none = (None,) * len(pictures)
+    images = Images("test", tuple(pictures), tuple(pictures.values()), VOC_CLASSES, labels, none, upright=False)
+    return Source(options.masks, images, tagged=False)
 
 
 def _pictures(options: VOCServerOptions) -> dict[str, Path]:
     """The picture files of the split, by name."""
+    assert options.data is not None  # required
     root = find_voc(options.data)
     if root is None:
         do = "Give the folder that holds JPEGImages and ImageSets, or VOCdevkit."
@@ -99,7 +115,7 @@ def _check_names(masks: Path, expected: set[str]) -> None:
             raise BadInput(masks, f"{what} {shown}", wanted, "Check that the masks are predictions of this split.")
 
 
-def _check_mask(where: Path, content: bytes, picture: Path) -> None:
+def _check_mask(where: Path, content: bytes) -> None:
     is_png = content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25
     # Bytes 24 and 25 are bit depth and colour type: 0 is grey, 3 a palette. Decoders hide a bit depth below 8.
     if not is_png or content[24] != 8 or content[25] not in (0, 3):
@@ -121,11 +137,10 @@ def _check_mask(where: Path, content: bytes, picture: Path) -> None:
             f"labels 0..{N_LABELS - 1}",
             "The server does not support ignored pixels: predict a class or background everywhere.",
         )
-    height, width = picture_size_hw(picture, upright=False)
-    if labels.shape != (height, width):
-        raise BadInput(
-            where,
-            f"a mask of {labels.shape[0]} x {labels.shape[1]} pixels (height x width)",
-            f"{height} x {width} as {picture}",
-            "Predict at the size of the picture.",
-        )
+
+
+FORMAT = Format(
+    "voc-server",
+    "predictions as an archive for the PASCAL VOC server",
+    Export(VOCServerOptions, write, finish, pictures=None, ignores=True, source=source),
+)
