@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from wsss import peers, stopping
+from wsss import peers, stopping, watch
 from wsss.errors import printable
 from wsss.terminal import show
 
@@ -82,6 +82,7 @@ class Progress:
             self._bars.update(self._task, completed=self.done, rate=f"{self._rate():.1f}/s", note=printable(note))
         elif not self._quiet and time.monotonic() - self._last_line > LINE_EVERY:
             self._line(note)
+        watch.advanced(self.title, self.done, self.total)
         if stop:
             stopping.check()
 

@@ -17,6 +17,7 @@ from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.evaluate import ScoreSettings, best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.live import reporting
 from wsss.stages.localize import LocalizerSettings, localize
 from wsss.stages.predict import PredictSettings, predict
 from wsss.stages.report import report
@@ -135,6 +136,45 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None
     """
     images = data.split(data.train)
     _check(method, settings, images)
+    with reporting(out, data, _title(method, settings), planned_stages(method, settings, data)):
+        _run_stages(method, settings, data, out)
+        report(out, data)
+
+
+def planned_stages(method: Method, settings: RunSettings, data: Dataset) -> dict[str, str]:
+    """Folders of the stages of a run, in order, and what they do; methods and refiners may add some of their own."""
+    trains = method.classifier is not None and settings.weights == registry.NONE
+    pending = _pending(method, _classifier_settings(settings)) if trains else {}
+    val = data.split(data.val) if data.val else None
+    scored, scored_val = bool(data.scored_split), val is not None and val.has_masks
+    again = settings.both_splits
+    both = again and _is_judged(val)
+    stages = [
+        *((name, need.about, True) for name, need in pending.items()),
+        ("classifier", "trains the classifier on the tags", trains),
+        ("cams", "makes the activation maps", True),
+        ("cams-scores", "scores the maps", scored),
+        ("masks", "turns the maps into pseudo masks", True),
+        ("masks-scores", "scores the pseudo masks", scored),
+        ("segmenter", "trains the segmenter on the pseudo masks", True),
+        ("predictions", "predicts masks for the validation pictures", val is not None),
+        ("predictions-scores", "scores the predictions", scored_val),
+        ("predictions-train", "predicts masks for the training pictures", again and scored),
+        ("predictions-train-scores", "scores these predictions", again and scored),
+        ("cams-val", "makes the maps of the validation pictures", both),
+        ("cams-val-scores", "scores these maps", both),
+        ("masks-val", "turns them into masks", both),
+        ("masks-val-scores", "scores these masks", both),
+    ]
+    return {name: about for name, about, planned in stages if planned}
+
+
+def _title(method: Method, settings: RunSettings) -> str:
+    return settings.inference.title if method.inference is not None else _classifier_settings(settings).title
+
+
+def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None:
+    images = data.split(data.train)
     trained = _train_classifier(method, settings, images, out)
     for name, extra in method.extras.items():
         if trained is not None:
@@ -155,7 +195,6 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None
             evaluate_masks(settings.scores, val, masks=predictions, out=out / "predictions-scores")
     if settings.both_splits:
         _score_both_splits(settings, data, task, inputs)
-    report(out, data)
 
 
 def _check(method: Method, settings: RunSettings, images: Images) -> None:
@@ -199,13 +238,18 @@ def _train_classifier(method: Method, settings: RunSettings, images: Images, out
     if settings.weights != registry.NONE:
         return Path(settings.weights)
     classifier = _classifier_settings(settings)
-    pending = {name: need for name, need in method.needs.items() if getattr(classifier, need.field) == need.placeholder}
+    pending = _pending(method, classifier)
     for n, (name, need) in enumerate(pending.items(), start=1):
         path = need.make(getattr(settings, name), images, out / name)
         classifier = dataclasses.replace(cast(Any, classifier), **{need.field: str(path)})
         if n < len(pending):  # the training itself comes right after the last one, and checks again
             classifier.check(images)
     return train(classifier, images, out=out / "classifier")
+
+
+def _pending(method: Method, classifier: ClassifierSettings) -> dict[str, Need]:
+    """What a run makes before the training."""
+    return {name: need for name, need in method.needs.items() if getattr(classifier, need.field) == need.placeholder}
 
 
 def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classifier: Path | None) -> RefinementTask:
@@ -231,9 +275,14 @@ def _score_both_splits(settings: RunSettings, data: Dataset, task: RefinementTas
         predictions = predict(settings.test, task.scored, weights=out / "segmenter", out=out / "predictions-train")
         evaluate_masks(settings.scores, task.scored, masks=predictions, out=out / "predictions-train-scores")
     val = data.split(data.val) if data.val else None
-    if val is None or not val.has_masks or not val.labels.any():
+    if val is None or not _is_judged(val):
         return
     cams = localize(settings.inference, val, out=out / "cams-val", **inputs)
     evaluate_cams(settings.scores, val, cams=cams, out=out / "cams-val-scores")
     again = dataclasses.replace(task, images=val, cams=cams, scored=None, trained=out, suffix="-val")
     evaluate_masks(settings.scores, val, masks=settings.refiner.refined(again), out=out / "masks-val-scores")
+
+
+def _is_judged(val: Images | None) -> bool:
+    """Whether maps of these pictures can be made and scored."""
+    return val is not None and val.has_masks and bool(val.labels.any())

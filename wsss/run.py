@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from wsss import __version__, launch, lock, outputs
+from wsss import __version__, launch, lock, outputs, watch
 from wsss.data.images import Images
 from wsss.differences import changed_inputs, difference, identity, outdated, stages_in_run
 from wsss.digests import content_digest, folder_digests
@@ -153,11 +153,14 @@ def stage(*, kind: str, makes: Makes, title: str | None) -> Callable[[Callable[.
             info = _stage_info(kind, makes, title, inputs)
             with lock.locked(out):
                 if launch.decided_by_first(lambda: _prepare(info, inputs, out)):
+                    watch.stage_finished(out, info, made_before=True)
                     return out
+                watch.stage_started(out, info)
                 with _timed(out) if launch.is_first() else contextlib.nullcontext():
                     result = function(*args, out=out, **kwargs)
                 launch.wait()
                 launch.decided_by_first(lambda: _finish(out, result))
+                watch.stage_finished(out, info, made_before=False)
             return out
 
         return run

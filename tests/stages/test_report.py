@@ -244,7 +244,7 @@ def test_scores_and_their_protocols_are_shown(whole: tuple[Path, Dataset], page:
 
 def test_stages_follow_what_they_were_made_from(page: Page) -> None:
     folders = [inner for attributes, inner in page.all("code") if inner in STAGES]
-    assert folders[: len(STAGES)] == STAGES
+    assert folders[-len(STAGES) :] == STAGES
     stages = page.section("stages")
     assert "20 pictures of drawn/seed · weights: classifier" in stages
     assert "30 pictures of drawn/train · masks: masks" in stages
@@ -265,8 +265,8 @@ def test_curves(whole: tuple[Path, Dataset], page: Page) -> None:
     assert f"best at {best:g}" in page.section("threshold")
     assert page.tags["circle"] == 1
     curves = [attributes["points"] or "" for attributes, _ in page.all("polyline")]
-    # the threshold curve, then loss and learning rate of both networks; 1200 updates are drawn as 400 means
-    assert [len(points.split()) for points in curves] == [4, 400, 400, 30, 30]
+    # loss and learning rate of both networks, then the threshold curve; 1200 updates are drawn as 400 means
+    assert [len(points.split()) for points in curves] == [400, 400, 30, 30, 4]
     for points in curves:
         x, y = np.array([point.split(",") for point in points.split()], float).T
         assert (np.diff(x) > 0).all()
@@ -274,7 +274,7 @@ def test_curves(whole: tuple[Path, Dataset], page: Page) -> None:
         assert x.max() <= 626
         assert y.min() >= 12
         assert y.max() <= 220
-    loss = np.array([point.split(",") for point in curves[1].split()], float)
+    loss = np.array([point.split(",") for point in curves[0].split()], float)
     assert (np.diff(loss[:, 1]) >= 0).all(), "the loss falls, so its curve goes down the page"
     assert "each point is the mean of 3" in page.section("training")
 

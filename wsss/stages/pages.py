@@ -1,6 +1,7 @@
 """Shared parts of the HTML pages: templates, number formats, and embedded pictures."""
 
 import base64
+import functools
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from wsss.data.files import voc_palette
 from wsss.errors import printable
 from wsss.ops.contour import BoundaryMatches, boundary_matches
 from wsss.stages.records import Score
-from wsss.storage import whole_file
+from wsss.storage import Sync, whole_file
 
 # Most bytes of all pictures of a page together, and of one, before base64 adds a third
 PICTURES_BYTES = 6_500_000
@@ -41,32 +42,38 @@ _DARKEST_GREY, _BRIGHTEST_GREY = 25, 90
 
 
 def write_page(out: Path, template: str, content: Callable[[], Mapping[str, object]]) -> Path:
-    """Write a page, on process 0 only.
+    """Write a page, on process 0 only; all processes have to call this.
 
     Args:
         out: the file.
         template: file name, in the folder of this module.
         content: makes the variables of the template.
     """
-
-    def write() -> None:
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("wsss", "stages"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            # names may contain characters that HTML does not allow, or that reverse the text after them
-            finalize=lambda value: printable(value) if type(value) is str else value,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {"percent": percent, "duration": duration}
-        colours = [f"rgb{tuple(colour)}" for colour in voc_palette().tolist()]
-        page = environment.get_template(template).render(colours=colours, series_colours=SERIES_COLOURS, **content())
-        with whole_file(out) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-
-    launch.decided_by_first(write)
+    launch.decided_by_first(lambda: write_page_here(out, template, content(), "file and name"))
     return out
+
+
+def write_page_here(out: Path, template: str, content: Mapping[str, object], sync: Sync) -> None:
+    """Write a page in this process, whatever the others do."""
+    colours = [f"rgb{tuple(colour)}" for colour in voc_palette().tolist()]
+    page = _environment().get_template(template).render(colours=colours, series_colours=SERIES_COLOURS, **content)
+    with whole_file(out, sync) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wsss", "stages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        # names may contain characters that HTML does not allow, or that reverse the text after them
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "duration": duration}
+    return environment
 
 
 def percent(share: float | None) -> str:
@@ -145,10 +152,10 @@ def class_bars(named: Sequence[tuple[str, Score]]) -> list[dict[str, object]]:
     return charts
 
 
-def random_names(names: Sequence[str], count: int) -> list[str]:
-    """At most `count` names, chosen at random with a fixed seed, in their order."""
-    picked = np.random.default_rng(0).permutation(len(names))[:count]
-    return [names[position] for position in sorted(picked.tolist())]
+def random_names(names: Sequence[str], count: int, *, in_order: bool = True) -> list[str]:
+    """At most `count` names, chosen at random with a fixed seed, in their order or in that of the choice."""
+    picked = np.random.default_rng(0).permutation(len(names))[:count].tolist()
+    return [names[position] for position in (sorted(picked) if in_order else picked)]
 
 
 def shrunk(picture: Image.Image, side: int) -> Image.Image:

@@ -22,14 +22,15 @@ MAPS, REFINED, MASKS, PREDICTIONS = KINDS = ("maps", "refined maps", "pseudo mas
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A finished stage.
+    """A finished stage, or one that is running.
 
     Attributes:
         name: its folder, relative to the run folder.
         folder: its absolute path.
-        record: content of `done.json`.
+        record: content of `done.json`; of `started.json`, which has no result, while it is running.
         seconds: how long it took.
         changes: files edited or added since it finished.
+        finished: whether it has a result.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stage:
     record: Mapping[str, Any]
     seconds: float
     changes: Changes
+    finished: bool = True
 
     @property
     def kind(self) -> str:
@@ -89,7 +91,7 @@ def read_stages(run: Path) -> list[Stage]:
     folders = list(folders_with(top, DONE))
     if not folders:
         raise BadInput(run, "no finished stage in it", "a run folder", "Check the path, or start the run first.")
-    stages = {folder: _read_stage(folder, relative_name(folder, top)) for folder in folders}
+    stages = {folder: read_stage(folder, relative_name(folder, top)) for folder in folders}
     order = graphlib.TopologicalSorter(
         {folder: [source for source in stage.folders.values() if source in stages] for folder, stage in stages.items()}
     )
@@ -102,9 +104,20 @@ def read_stages(run: Path) -> list[Stage]:
     return ordered
 
 
-def _read_stage(folder: Path, name: str) -> Stage:
+def read_stage(folder: Path, name: str) -> Stage:
+    """The finished stage in a folder.
+
+    Raises:
+        BadInput: it is not finished, or files of it are missing or damaged.
+    """
     done = read_record(folder)
     return Stage(name, folder, done, read_seconds(folder), changes(folder, done))
+
+
+def read_running_stage(folder: Path, name: str) -> Stage:
+    """The unfinished stage in a folder."""
+    started = read_json(folder / STARTED, "the record of an unfinished stage")
+    return Stage(name, folder, started, read_seconds(folder), Changes({}), finished=False)
 
 
 def ancestors(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
@@ -118,7 +131,7 @@ def ancestors(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
 
     def visit(one: Stage) -> None:
         sources = [
-            known.get(folder) or _read_stage(folder, folder.name)
+            known.get(folder) or read_stage(folder, folder.name)
             for folder in one.folders.values()
             if folder in known or (folder / DONE).exists()
         ]
@@ -255,5 +268,5 @@ def _scored_stage(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
             if other.folder == folder:
                 return other
         if (folder / DONE).exists():
-            return _read_stage(folder, folder.name)
+            return read_stage(folder, folder.name)
     return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsss.run import DONE, STARTED
 from wsss.stages.check import DATA, read_notes
+from wsss.stages.live import is_finished
 from wsss.stages.records import (
     KINDS,
     MAPS,
@@ -22,7 +23,6 @@ from wsss.stages.records import (
     read_stages,
     relative_name,
 )
-from wsss.stages.report import REPORT
 from wsss.storage import read_json
 from wsss.weights import WEIGHTS, read_metadata
 
@@ -80,8 +80,8 @@ class Run:
             return "failed"
         if self.unfinished:
             return f"unfinished: {', '.join(self.unfinished)}"
-        # a recipe writes its report at the end
-        return "unfinished" if (self.folder / DATA).exists() and not (self.folder / REPORT).exists() else "finished"
+        # a folder of single stages has no plan that could be unfinished
+        return "unfinished" if (self.folder / DATA).exists() and not is_finished(self.folder) else "finished"
 
     @property
     def seconds(self) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from wsss import launch, stopping
+from wsss import launch, stopping, watch
 from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range
@@ -200,6 +200,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
         Progress(f"train {out.name}", loop.length.run, done=loop.start) as progress,
         contextlib.closing(_load_batches(loader)) as loaded,
     ):
+        watch.training(out, trainable, loop.history)
         loop.run(loaded, progress)
         launch.wait()
         if launch.is_first():
