@@ -504,6 +504,22 @@ def test_mistakes_on_the_command_line(words, message):
         made("run cam", ["--data", "D", "--out", "O", *words])
 
 
+@pytest.mark.parametrize("text", ["0.5,1", "[0.5, 1]", "0.5, 1.0", "[0.5,\n1]"])
+def test_a_list_needs_no_brackets_in_a_flag(text):
+    for name, flag, section in (("predict", "--scales", ""), ("run cam", "--test.scales", "test")):
+        options = ["--weights", "w", "--pictures", "p"] if name == "predict" else ["--data", "d"]
+        _, chosen = parser_of(name).parse([*options, "--out", "o", flag, text])
+        assert chosen.build(section).scales == (0.5, 1.0)
+
+
+def test_one_number_is_a_list_of_one_and_null_none():
+    words = ["--weights", "w", "--pictures", "p", "--out", "o", "--scales"]
+    for text, expected in (("2", (2.0,)), ("null", None)):
+        assert parser_of("predict").parse([*words, text])[1].build().scales == expected
+    with pytest.raises(BadInput, match=r"--scales\.1: found 'much'; expected a number"):
+        parser_of("predict").parse([*words, "1,much"])
+
+
 def test_a_flag_leads_no_deeper_than_a_file():
     assert "found 5001 names in one flag" in refused("run all", "--common" + ".a" * 5000, "1")
 

@@ -301,6 +301,8 @@ class Parser(Generic[Options]):
         else:
             expected = settings.expected(*kinds)
             value = parse(text, expected, partial(_in_flag, flag, 0))
+            if settings.is_list(kinds) and isinstance(value, str | int | float):  # `0.5,1` without brackets
+                value = parse(f"[{text}]", expected, partial(_in_flag, flag, 0))
             # the settings of a section may be given as a file
             is_word = text in settings.words_among(kinds)
             if settings.sections_among(kinds) and value == text and not is_word and is_regular(text):

@@ -320,15 +320,19 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
     from wsss.data.info import bad_pictures, check_pictures
     from wsss.data.value_range import ReadingRequest
     from wsss.stages import predict
+    from wsss.weights import find_trained
 
+    weights = find_trained(options.weights, "segmenter")
+    if weights != options.weights:
+        show(f"weights: {weights}", stream=sys.stderr)
     request = ReadingRequest.of(options.value_range, options.bands, options.page)
-    images, notes = predict.pictures(options.pictures, weights=options.weights, request=request)
+    images, notes = predict.pictures(options.pictures, weights=weights, request=request)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     if options.skip_bad:
         bad = bad_pictures(images, check_pictures(images))
         images = images.without(bad)
         show("".join(f"left out: {message}\n" for message in bad.values()), end="", stream=sys.stderr)
-    predict.predict(chosen.build(), images, weights=options.weights, out=options.out)
+    predict.predict(chosen.build(), images, weights=weights, out=options.out, also=options.also)
 
 
 def _evaluate(options: EvaluateOptions, chosen: ParsedSettings) -> None:

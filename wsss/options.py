@@ -8,6 +8,7 @@ from wsss.arguments import required, switch
 
 if TYPE_CHECKING:  # what needs torch is imported by the commands that run
     from wsss.data.images import Dataset, Images
+    from wsss.stages.predict import Output
 
 # the value of --tags that lets TagCLIP predict the tags
 TAGCLIP = "tagclip"
@@ -191,11 +192,27 @@ class PredictOptions(OutOptions, PictureOptions):
     """Options of `wsss predict`."""
 
     weights: Path = required()
-    """folder of a trained segmenter, or its weights file"""
+    """run folder, folder of a trained segmenter, or its weights file"""
     pictures: Path = required()
     """a picture, or a folder of pictures"""
+    overlay: bool = switch()
+    """also draw pictures with their masks and a legend, in OUT/overlays"""
+    json: bool = switch()
+    """also list classes, areas, confidences and boxes in JSON, in OUT/json"""
+    probabilities: bool = switch()
+    """also write the probability of each class, in OUT/probabilities"""
     skip_bad: bool = switch()
     """leave bad pictures out and list them"""
+
+    @property
+    def also(self) -> "list[Output]":
+        """What to write besides masks."""
+        wanted: dict[Output, bool] = {
+            "overlays": self.overlay,
+            "json": self.json,
+            "probabilities": self.probabilities,
+        }
+        return [name for name, one in wanted.items() if one]
 
 
 @dataclasses.dataclass(frozen=True)

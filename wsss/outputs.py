@@ -154,6 +154,13 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
     return Changes(now, tuple(edited), tuple(added))
 
 
+def edited_files(out: Path) -> dict[str, str]:
+    """Digests of the files that were edited or added after the stage in the folder `out` had finished, by name; see `changes`."""
+    record = read_json(out / DONE, "the record of a stage")
+    found = changes(out, record)
+    return {name: found.files[name] for name in (*found.edited, *found.added)}
+
+
 def check_file(path: Path, record: Callable[[Path], Mapping[str, Any]]) -> None:
     """Raise BadInput if a file belongs to a finished stage, and was changed although such files are never edited by hand.
 

@@ -18,11 +18,10 @@ from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range, suggestion
 from wsss.ops.crf import DenseCRF, Preset
 from wsss.stages.predict import PredictSettings, Segmenter, most_probable
-from wsss.weights import WEIGHTS, read_metadata, reading_of, trained_weights
+from wsss.weights import find_trained, read_metadata, reading_of, trained_weights, weights_in
 
 # Folders of a run that contain trained networks, in order of preference
 _TRAINED_FOLDERS = ("segmenter", "classifier")
-_EXPECTED = "a run folder, the folder of a training stage, or a weights file"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +150,7 @@ def load(
         >>> round(sum(found.areas().values()), 6), found.overlay().size
         (1.0, (60, 40))
     """
-    found = _find_weights(Path(path))
+    found = weights_in(find_trained(Path(path), *_TRAINED_FOLDERS))
     where = None if device is None else torch.device(device)
     known = read_metadata(found) if found.suffix == ".safetensors" else {}
     if known.get("kind") != KIND:
@@ -167,21 +166,3 @@ def load(
     views = MultiScale(usual.scales if scales is None else tuple(scales), usual.flip if flip is None else flip)
     localizer = CAMLocalizer(network, views, classifier.metadata["colours"])
     return Predictor(found, KIND, localizer, tuple(classifier.metadata["classes"]))
-
-
-def _find_weights(path: Path) -> Path:
-    """The weights file for a path."""
-    if not os.path.exists(path):
-        raise BadInput(path, "no such file or folder", _EXPECTED, "Check the path.")
-    if not path.is_dir():
-        return path
-    places = [path, *(path / name for name in _TRAINED_FOLDERS)]
-    found = next((place / WEIGHTS for place in places if (place / WEIGHTS).exists()), None)
-    if found is None:
-        raise BadInput(
-            path,
-            f"no {WEIGHTS}, and none in {' or '.join(_TRAINED_FOLDERS)}",
-            _EXPECTED,
-            "Check the path, or wait until the training has finished.",
-        )
-    return found

@@ -48,8 +48,9 @@ CLOCK_EVERY = 30.0
 
 # What a stage can make
 Makes = Literal[
-    "weights", "answers", "tags", "maps", "labels", "masks", "instances", "predictions", "scores", "figures"
-]
+    "weights", "answers", "tags", "maps", "labels", "masks", "instances", "predictions", "probabilities", "descriptions",
+    "scores", "figures",
+]  # fmt: skip
 
 log = logging.getLogger("wsss")
 
@@ -150,22 +151,55 @@ def stage(*, kind: str, makes: Makes, title: str | None) -> Callable[[Callable[.
             arguments = signature.bind(*args, out=out, **kwargs)
             arguments.apply_defaults()
             inputs = {name: value for name, value in arguments.arguments.items() if name != "out"}
-            info = _stage_info(kind, makes, title, inputs)
-            with lock.locked(out):
-                if launch.decided_by_first(lambda: _prepare(info, inputs, out)):
-                    watch.stage_finished(out, info, made_before=True)
-                    return out
-                watch.stage_started(out, info)
-                with _timed(out) if launch.is_first() else contextlib.nullcontext():
-                    result = function(*args, out=out, **kwargs)
-                launch.wait()
-                launch.decided_by_first(lambda: _finish(out, result))
-                watch.stage_finished(out, info, made_before=False)
+            with open_stage(_stage_info(kind, makes, title, inputs), inputs, out) as opened:
+                if not opened.finished:
+                    opened.result = function(*args, out=out, **kwargs)
             return out
 
         return run
 
     return decorate
+
+
+@dataclasses.dataclass
+class OpenStage:
+    """A stage whose folder is prepared.
+
+    Attributes:
+        finished: whether it was finished before, so that there is nothing to do.
+        result: what its record will say about the result, once the block ends.
+    """
+
+    finished: bool
+    result: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def open_stage(info: StageInfo, inputs: Mapping[str, Any], out: Path) -> Iterator[OpenStage]:
+    """The block that fills the folder of a stage; its record is written when the block ends without an error.
+
+    `stage` is usually what you need. Several stages that are filled by the same loop are opened one inside the other.
+
+    Args:
+        info: what the record says about the stage.
+        inputs: settings, `Images`, and paths of earlier stages or files, by name.
+        out: the stage's folder.
+
+    Raises:
+        BadInput: as a stage raises it, see `stage`.
+    """
+    with lock.locked(out):
+        opened = OpenStage(launch.decided_by_first(lambda: _prepare(info, inputs, out)))
+        if opened.finished:
+            watch.stage_finished(out, info, made_before=True)
+            yield opened
+            return
+        watch.stage_started(out, info)
+        with _timed(out) if launch.is_first() else contextlib.nullcontext():
+            yield opened
+        launch.wait()
+        launch.decided_by_first(lambda: _finish(out, opened.result))
+        watch.stage_finished(out, info, made_before=False)
 
 
 @contextlib.contextmanager

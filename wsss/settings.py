@@ -251,6 +251,13 @@ def is_verbatim(types_: Sequence[Any]) -> bool:
     return all(one in (str, Path, type(None)) or get_origin(one) is Literal for one in types_)
 
 
+def is_list(types_: Sequence[Any]) -> bool:
+    """Whether a setting of these types is always a list, or null: its flag may then be given without brackets, as `0.5,1`."""
+    return any(get_origin(one) in (tuple, list) for one in types_) and all(
+        one is type(None) or get_origin(one) in (tuple, list) for one in types_
+    )
+
+
 def check_known(name: str, known: Iterable[str], where: str) -> None:
     """Raise BadInput unless a setting exists."""
     check_no_code(name, where)

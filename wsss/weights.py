@@ -1,6 +1,7 @@
 """Our own weights files: `weights.safetensors` with metadata that describes the network. Code in a file is never run."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ _SAFETENSORS = "a complete file in safetensors format"
 def weights_in(where: Path) -> Path:
     """The weights file: `where` itself, or the weights in the folder of a training stage."""
     return where / WEIGHTS if where.is_dir() else where
+
+
+def find_trained(path: Path, *folders: str) -> Path:
+    """The folder of a training stage, or a file: `path` itself, or, if it is a run folder, the first of these folders in it.
+
+    Args:
+        path: a run folder, the folder of a training stage, or a weights file.
+        folders: names of the folders of a run that may contain the weights, in order of preference.
+
+    Raises:
+        BadInput: the path does not exist, or there are no weights in the folder.
+    """
+    expected = "a run folder, the folder of a training stage, or a weights file"
+    if not os.path.exists(path):
+        raise BadInput(path, "no such file or folder", expected, "Check the path.")
+    if not path.is_dir():
+        return path
+    found = next((place for place in (path, *(path / name for name in folders)) if (place / WEIGHTS).exists()), None)
+    if found is None:
+        do = "Check the path, or wait until the training has finished."
+        raise BadInput(path, f"no {WEIGHTS}, and none in {' or '.join(folders)}", expected, do)
+    return found
 
 
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:

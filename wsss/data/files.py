@@ -1,4 +1,4 @@
-"""Reads and writes the files of activation maps, masks and CRF posteriors; no other module does."""
+"""Reads and writes the files of activation maps, masks and CRF posteriors."""
 
 import math
 import zipfile
@@ -20,6 +20,12 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
     picture.putpalette(voc_palette().ravel().tolist())
     with whole_file(path, sync="file") as temporary:
         picture.save(temporary, format="PNG")
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write an RGB picture to look at, as a JPEG."""
+    with whole_file(path, sync="file") as temporary:
+        picture.save(temporary, format="JPEG", quality=92, subsampling=0)
 
 
 def read_mask(path: Path, table: MaskTable | None = None) -> UInt8[np.ndarray, "h w"]:
@@ -67,7 +73,7 @@ def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Flo
     """
     expected = f"an .npz file of activation maps with `classes` (k, ascending) and `{key}` (k, h, w) in [0, 1]"
     do = "Make the activation maps again (wsss localize)."
-    classes, maps = _read_arrays(path, ("classes", key), expected, do)
+    classes, maps = read_arrays(path, ("classes", key), expected, do)
     _check_classes(path, classes, expected, do)
     _check_scores(path, key, maps, len(classes), expected, do)
     return classes.astype(np.int16), maps.astype(np.float32)
@@ -99,7 +105,7 @@ def read_posteriors(path: Path) -> tuple[Float[np.ndarray, "l h w"], Float[np.nd
     """
     expected = "an .npz file with `classes` (k, ascending), `low` and `high` (k + 1, h, w) in [0, 1]"
     do = "Make the label sets again."
-    classes, low, high = _read_arrays(path, ("classes", "low", "high"), expected, do)
+    classes, low, high = read_arrays(path, ("classes", "low", "high"), expected, do)
     _check_classes(path, classes, expected, do)
     for key, scores in (("low", low), ("high", high)):
         _check_scores(path, key, scores, len(classes) + 1, expected, do)
@@ -128,7 +134,7 @@ def _check_scores(path: Path, key: str, scores: np.ndarray, count: int, expected
 _MOST_PER_BYTE = 1100
 
 
-def _read_arrays(path: Path, keys: tuple[str, ...], expected: str, do: str) -> list[np.ndarray]:
+def read_arrays(path: Path, keys: tuple[str, ...], expected: str, do: str) -> list[np.ndarray]:
     with reading(path, expected, do), zipfile.ZipFile(path) as archive:
         return [_array(archive, key) for key in keys]
 

@@ -118,6 +118,7 @@ class TrainedDeepLabV1:
 
     scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
     averaged: Literal["probabilities", "logits"] = "logits"
+    fixed_size = False
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         # a published checkpoint has no metadata

@@ -98,6 +98,7 @@ class TrainedEMANet:
 
     scales, flip = (1.0,), False
     averaged: Literal["probabilities", "logits"] = "probabilities"
+    fixed_size = False
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         metadata = metadata or _published(state)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput
 from wsss.objective import Groups, Objective
+from wsss.stream import in_threads
 
 N = TypeVar("N", bound=nn.Module)
+_MOST_MEASURED = 1000
 
 
 class Augment(Protocol):
@@ -35,7 +37,8 @@ class SegmenterObjective(Objective):
         images: the training pictures.
         masks: folder of their masks, which have the same names.
         augment: augmentation of pictures and masks.
-        metadata: what is needed to use the network later, besides its classes; `kind` is the name of the segmenter.
+        metadata: what is needed to use the network later, besides its classes and the sizes of its training pictures; `kind` is the name
+            of the segmenter.
         groups: of parameters; by default one, of all trainable weights.
 
     Raises:
@@ -54,12 +57,21 @@ class SegmenterObjective(Objective):
     ) -> None:
         _check_target(images, masks)
         examples = partial(_example, images, masks, augment)
-        super().__init__(network, examples, {**metadata, "classes": list(images.class_names)}, groups)
+        known = {**metadata, "classes": list(images.class_names), "long_sides": list(typical_long_sides(images))}
+        super().__init__(network, examples, known, groups)
         self.losses = partial(losses, network)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms."""
         return self.losses(batch["image"], batch["label"])
+
+
+def typical_long_sides(images: Images) -> tuple[int, int]:
+    """The 5th and the 95th percentile of the longest sides of at most 1000 pictures, spread evenly over all, in pixels."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), _MOST_MEASURED)).round().astype(int))
+    sides = list(in_threads(lambda index: max(images.size_hw(index)), chosen.tolist()))
+    low, high = np.percentile(sides, (5, 95), method="nearest")
+    return int(low), int(high)
 
 
 def _check_target(images: Images, masks: Path) -> None:

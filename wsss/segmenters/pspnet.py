@@ -114,6 +114,7 @@ class TrainedPSPNet:
 
     scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
     averaged: Literal["probabilities", "logits"] = "probabilities"
+    fixed_size = True
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         metadata = metadata or _published(state)

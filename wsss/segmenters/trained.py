@@ -27,6 +27,7 @@ class TrainedSegmenter(Protocol):
         classes: the class names.
         scales, flip: scales of the published test, and whether it includes mirror images.
         averaged: what is averaged over all views.
+        fixed_size: whether `view` brings pictures of any size to that of the training, so that nothing else has to.
     """
 
     network: nn.Module
@@ -34,6 +35,7 @@ class TrainedSegmenter(Protocol):
     scales: tuple[float, ...]
     flip: bool
     averaged: Literal["probabilities", "logits"]
+    fixed_size: bool
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         """An RGB picture, rescaled and normalised as input of the network, on the CPU."""
@@ -63,6 +65,7 @@ class TrainedNetwork:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     averaged: Literal["probabilities", "logits"] = "probabilities"
+    fixed_size: bool = False
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         return rescaled(torch.from_numpy(normalise(image, self.colours))[None], scale, align_corners=False)

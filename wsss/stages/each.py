@@ -25,6 +25,7 @@ def for_each_picture(
     *,
     title: str,
     chosen: Sequence[int] | None = None,
+    is_done: Callable[[int], bool] | None = None,
 ) -> None:
     """Write a file for each picture; existing files are skipped, so a killed stage continues where it stopped.
 
@@ -40,13 +41,14 @@ def for_each_picture(
         write: writes the content to a path, completely or not at all.
         title: title of the progress bar.
         chosen: indices of the pictures to process; None for all.
+        is_done: whether the picture with this index can be skipped; None skips pictures whose file exists.
 
     Raises:
         Stopped: a signal has arrived.
     """
     share = launch.share(range(len(images)) if chosen is None else chosen)
     paths = {index: out / f"{images.names[index]}{suffix}" for index in share}
-    todo = [index for index in share if not paths[index].exists()]
+    todo = [index for index in share if not (is_done(index) if is_done else paths[index].exists())]
     threads = launch.threads()
 
     ended: list[BaseException] = []

@@ -1,9 +1,13 @@
 """Run a trained segmenter on pictures."""
 
+import contextlib
 import dataclasses
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -11,27 +15,44 @@ from torch import Tensor
 
 from wsss import launch
 from wsss.data.augment import SMALLEST_SCALE
-from wsss.data.files import write_mask
-from wsss.data.images import Images
+from wsss.data.files import read_mask, write_mask, write_picture
+from wsss.data.images import Images, check_labels
 from wsss.data.lists import notes_on_unreadable
 from wsss.data.open import open_pictures
+from wsss.data.predictions import read_probabilities, write_description, write_probabilities
 from wsss.data.samples import DEFAULT_READING
 from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_reading
 from wsss.errors import BadInput, check_range
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
-from wsss.run import stage
+from wsss.outputs import edited_files
+from wsss.overlay import overlay
+from wsss.run import Makes, OpenStage, StageInfo, open_stage
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.trained import TrainedSegmenter
 from wsss.stages.each import for_each_picture
+from wsss.stream import in_threads
 from wsss.weights import reading_of, trained_weights
 
+log = logging.getLogger("wsss")
+
 SEGMENTERS = {kind.kind: kind for kind in get_args(SegmenterSettings)}
+
+Output = Literal["overlays", "json", "probabilities"]
+# what else can be predicted, each in the folder of this name, and what its record says that it is
+OUTPUTS: Mapping[Output, Makes] = {"probabilities": "probabilities", "json": "descriptions", "overlays": "figures"}
+_SUFFIXES = {"masks": ".png", "overlays": ".jpg", "json": ".json", "probabilities": ".npz"}
+# scale augmentation covers pictures that exceed the sizes of the training pictures by up to this factor
+_SIZE_TOLERANCE = 1.25
+_SMALLEST_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictSettings:
     """How a segmenter predicts."""
 
+    size: int | Literal["full"] | None = None
+    """longest side of pictures in the network, in pixels: `full` is that of the picture; none: much smaller and much larger pictures than those
+    of the training are resized to their sizes, if the weights record them"""
     scales: tuple[float, ...] | None = None
     """scales of the picture over which scores are averaged; none: those of the published test of the segmenter, which are
     only 1 for DeepLab v2 and EMANet, 0.5, 0.75 .. 1.75 for DeepLab v1 and PSPNet"""
@@ -41,6 +62,8 @@ class PredictSettings:
     """dense CRF on the probabilities: the name of a published preset (`deeplab` for DeepLab v2, `icam-final` for DeepLab v1), or CRF settings"""
 
     def __post_init__(self) -> None:
+        if isinstance(self.size, int):
+            check_range("test.size", self.size, _SMALLEST_SIZE)
         if self.scales is not None:
             check_range("test.scales", self.scales, SMALLEST_SCALE)
 
@@ -57,24 +80,21 @@ class Prepared(NamedTuple):
     size_hw: tuple[int, int]
 
 
-class _Scored(NamedTuple):
-    image: UInt8[np.ndarray, "h w 3"]
-    probabilities: Float[np.ndarray, "l h w"]
-
-
 class Segmenter:
     """A trained segmenter, read from a stage folder or a weights file.
 
     Args:
         weights: folder or file; files that `wsss segment` wrote name the kind, classes and layers. Published checkpoints are
             recognised by the names of their tensors.
-        settings: scales, mirroring, CRF.
+        settings: size, scales, mirroring, CRF.
         device: device of the network; by default the device of this process.
 
     Attributes:
         kind: kind of the segmenter, for example `deeplab`.
         classes: the class names.
         reading: how its training pictures were read; None for published checkpoints.
+        long_sides: the smallest and largest usual longest sides of its training pictures, in pixels; None if they are not known, or if the
+            segmenter brings all pictures to the same size.
     """
 
     def __init__(self, weights: Path, settings: PredictSettings, device: torch.device | None = None) -> None:
@@ -91,18 +111,49 @@ class Segmenter:
                 f"one of {', '.join(f'{name} ({one.signature}, ..)' for name, one in SEGMENTERS.items())}",
                 "Give a trained segmenter.",
             )
-        self.settings, self.kind, self.device = settings, kind, device or launch.device()
+        self.settings, self.kind, self.path, self.device = settings, kind, path, device or launch.device()
         self.trained: TrainedSegmenter = SEGMENTERS[kind].load(state, metadata, path)
         self.trained.network.to(self.device)
         self.classes = self.trained.classes
         self.reading = reading_of(path)
+        known = _long_sides(metadata or {}, path)
+        self.long_sides = None if self.trained.fixed_size else known
+        if self.trained.fixed_size and settings.size is not None:
+            do = "Leave it out."
+            raise BadInput("test.size", f"{settings.size}", f"none for {kind}, which resizes all pictures itself", do)
         self.scales = self.trained.scales if settings.scales is None else settings.scales
         self.mirrored = (False, True) if (self.trained.flip if settings.flip is None else settings.flip) else (False,)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """The picture prepared for the network."""
         height, width = image.shape[:2]
-        return Prepared([self.trained.view(image, scale) for scale in self.scales], (height, width))
+        resized = _resized(image, self.working_size((height, width)))
+        return Prepared([self.trained.view(resized, scale) for scale in self.scales], (height, width))
+
+    def working_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """The height and width in the network, at scale 1, of a picture of this height and width."""
+        side, size = max(size_hw), self.settings.size
+        if isinstance(size, int):
+            target = size
+        elif size == "full" or self.long_sides is None:
+            target = side
+        else:
+            low, high = self.long_sides
+            usual = low / _SIZE_TOLERANCE <= side <= high * _SIZE_TOLERANCE
+            target = side if usual else min(max(side, low), high)
+        height, width = (max(1, round(length * target / side)) for length in size_hw)
+        return height, width
+
+    def about_sizes(self, resized: int, total: int) -> str:
+        """A sentence on the sizes of pictures in the network."""
+        if isinstance(self.settings.size, int):
+            return f"the network sees all pictures at {self.settings.size} pixels (longest side)"
+        if self.long_sides is None or self.settings.size == "full":
+            return "the network sees all pictures at their size"
+        low, high = self.long_sides
+        trained = f"the network was trained on pictures of {low} to {high} pixels (longest side)"
+        done = f"; {resized} of {total} are resized to that (--size full keeps their size)" if resized else ""
+        return trained + done
 
     @torch.inference_mode()
     def probabilities(self, prepared: Prepared) -> Float[np.ndarray, "l h w"]:
@@ -132,6 +183,25 @@ class Segmenter:
         return most_probable(self.refined(image, self.probabilities(self.prepare(image))))
 
 
+def _long_sides(metadata: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
+    """The sizes of the training pictures in the metadata of a file; None if it has none."""
+    match metadata.get("long_sides"):
+        case None:
+            return None
+        case [int(low), int(high)] if 1 <= low <= high:
+            return low, high
+        case found:
+            do = "The file was changed after it was written: restore it."
+            raise BadInput(path, f"`long_sides` {found!r:.60}", "two whole numbers, the smaller first", do)
+
+
+def _resized(image: UInt8[np.ndarray, "h w 3"], size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    if image.shape[:2] == size_hw:
+        return image
+    shrinks = max(size_hw) < max(image.shape[:2])
+    return cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def most_probable(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
     """The most probable label of each pixel."""
     return probabilities.argmax(0).astype(np.uint8)
@@ -156,38 +226,156 @@ def pictures(path: Path, *, weights: Path, request: ReadingRequest = DEFAULT_REQ
     return dataclasses.replace(images, reading=reading), notes + ignored
 
 
-@stage(kind="predict", makes="predictions", title="segmenter")
-def predict(settings: PredictSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
-    """Write a predicted mask `NAME.png` for every picture; pictures whose mask exists are skipped.
+def predict(
+    settings: PredictSettings, images: Images, *, weights: Path, out: Path, also: Collection[Output] = ()
+) -> Path:
+    """Write a predicted mask `NAME.png` for every picture, and, if wanted, more about it; docs/predict.md describes the files.
+
+    Each of the further outputs is a stage of its own, in a folder inside `out`, so that it can be added later. Pictures all of whose
+    files exist are skipped, and those that only lack files that follow from the existing ones are not predicted again.
 
     Args:
-        settings: scales, mirroring, CRF.
+        settings: size, scales, mirroring, CRF.
         images: any pictures, read like the training pictures (see `pictures`); their tags are not used.
         weights: folder of a trained segmenter, or its weights file.
         out: the stage's folder.
+        also: what to write besides masks.
 
     Raises:
-        BadInput: the segmenter was trained on pictures with more than 8 bits, and these were opened as 8-bit pictures.
+        BadInput: the segmenter was trained on pictures with more than 8 bits, and these were opened as 8-bit pictures; or as a stage
+            raises it.
     """
-    segmenter = Segmenter(weights, settings)
-    if images.reading == DEFAULT_READING and segmenter.reading not in (None, DEFAULT_READING):
-        raise BadInput(
-            images.title,
-            f"pictures opened with {images.reading}",
-            f"{segmenter.reading}, as for the training of {weights}",
-            "Open them with `wsss.stages.predict.pictures`.",
+    out, inputs = Path(out), {"settings": settings, "images": images, "weights": weights}
+    with contextlib.ExitStack() as stages:
+        info = StageInfo("predict", "predictions", "segmenter", ("predict", "predictions"))
+        opened: dict[str, OpenStage] = {"masks": stages.enter_context(open_stage(info, inputs, out))}
+        edited = launch.decided_by_first(lambda: edited_files(out)) if opened["masks"].finished else {}
+        for name in OUTPUTS:
+            if name in also:
+                info = StageInfo(name, OUTPUTS[name], f"{name} of the segmenter", (name, OUTPUTS[name]))
+                # masks that were corrected by hand are described and drawn as they are
+                opened[name] = stages.enter_context(open_stage(info, {**inputs, "edited": edited}, out / name))
+        wanted = [name for name, one in opened.items() if not one.finished]
+        if wanted:
+            result = _Predicting(Segmenter(weights, settings), images, out, wanted).run()
+            for name in wanted:
+                opened[name].result = result
+    return out
+
+
+class _Missing(NamedTuple):
+    """What is known about a picture, and what is missing.
+
+    Attributes:
+        image: RGB.
+        files: the files to write, by the name of the output.
+        mask: the mask in the existing file, None if there is none.
+        prepared: the input of the network; None if the picture does not have to be predicted.
+        probabilities: those in the existing file, None if there are none or they are not needed.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    files: Mapping[str, Path]
+    mask: UInt8[np.ndarray, "h w"] | None
+    prepared: Prepared | None
+    probabilities: Float[np.ndarray, "l h w"] | None
+
+
+class _Predicting:
+    """One pass over pictures that writes all outputs which are missing.
+
+    Args:
+        segmenter: the segmenter.
+        images: the pictures.
+        out: folder of the masks.
+        wanted: names of the outputs that are unfinished.
+    """
+
+    def __init__(self, segmenter: Segmenter, images: Images, out: Path, wanted: Sequence[str]) -> None:
+        if images.reading == DEFAULT_READING and segmenter.reading not in (None, DEFAULT_READING):
+            raise BadInput(
+                images.title,
+                f"pictures opened with {images.reading}",
+                f"{segmenter.reading}, as for the training of {segmenter.path}",
+                "Open them with `wsss.stages.predict.pictures`.",
+            )
+        self.segmenter, self.images, self.out, self.wanted = segmenter, images, out, wanted
+
+    def run(self) -> dict[str, Any]:
+        """Write the files; returns the result for the records."""
+        sizes = list(in_threads(self.images.size_hw, range(len(self.images))))
+        resized = sum(self.segmenter.working_size(size_hw) != size_hw for size_hw in sizes)
+        log.info("%s: %s", self.out, self.segmenter.about_sizes(resized, len(sizes)))
+        for_each_picture(
+            self.images,
+            self.out,
+            ".png",
+            self._load,
+            self._compute,
+            self._write,
+            title=f"predict {self.out.name}",
+            is_done=lambda index: not self._missing(index),
         )
+        known = self.segmenter.long_sides
+        return {
+            "images": len(self.images),
+            "classes": list(self.segmenter.classes),
+            "trained_long_sides": None if known is None else list(known),
+            "resized": resized,
+        }
 
-    def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], Prepared]:
-        image = images.read(index)
-        return image, segmenter.prepare(image)
+    def _path(self, name: str, index: int) -> Path:
+        folder = self.out if name == "masks" else self.out / name
+        return folder / f"{self.images.names[index]}{_SUFFIXES[name]}"
 
-    def compute(_: int, loaded: tuple[UInt8[np.ndarray, "h w 3"], Prepared]) -> _Scored:
-        image, prepared = loaded
-        return _Scored(image, segmenter.probabilities(prepared))
+    def _missing(self, index: int) -> dict[str, Path]:
+        return {name: path for name in self.wanted if not (path := self._path(name, index)).exists()}
 
-    def write(path: Path, scored: _Scored) -> None:
-        write_mask(path, most_probable(segmenter.refined(scored.image, scored.probabilities)))
+    def _load(self, index: int) -> _Missing:
+        image, files = self.images.read(index), self._missing(index)
+        size_hw = (image.shape[0], image.shape[1])
+        mask = None if "masks" in files else self._read_mask(index, size_hw)
+        stored = self._path("probabilities", index)
+        needs_scores = "json" in files or "probabilities" in files
+        has_scores = "probabilities" not in files and stored.exists()
+        probabilities = None
+        if needs_scores and has_scores and mask is not None:
+            probabilities = read_probabilities(stored, len(self.segmenter.classes) + 1, size_hw)
+        again = mask is None or (needs_scores and probabilities is None)
+        return _Missing(image, files, mask, self.segmenter.prepare(image) if again else None, probabilities)
 
-    for_each_picture(images, out, ".png", load, compute, write, title=f"predict {out.name}")
-    return {"images": len(images), "classes": list(segmenter.classes)}
+    def _read_mask(self, index: int, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+        path = self._path("masks", index)
+        mask = read_mask(path)
+        if mask.shape != size_hw:
+            found, expected = (
+                f"a mask of {mask.shape[0]}x{mask.shape[1]}",
+                f"{size_hw[0]}x{size_hw[1]} like its picture",
+            )
+            raise BadInput(path, found, expected, "Restore it, or remove it: it will be predicted again.")
+        check_labels(mask, len(self.segmenter.classes) + 1, str(path), self.segmenter.classes)
+        return mask
+
+    def _compute(self, _: int, one: _Missing) -> _Missing:
+        if one.prepared is None:
+            return one
+        return one._replace(probabilities=self.segmenter.probabilities(one.prepared), prepared=None)
+
+    def _write(self, path: Path, one: _Missing) -> None:
+        mask, half, classes = one.mask, None, self.segmenter.classes
+        if one.probabilities is not None:
+            is_stored = one.probabilities.dtype == np.float16
+            scores = one.probabilities if is_stored else self.segmenter.refined(one.image, one.probabilities)
+            mask = most_probable(scores) if mask is None else mask
+            # descriptions are the same, whether the probabilities come from the network or from a file
+            half = scores.astype(np.float16)
+        assert mask is not None
+        name = path.relative_to(self.out).with_suffix("").as_posix()
+        if "probabilities" in one.files and half is not None:
+            write_probabilities(one.files["probabilities"], half, classes)
+        if "json" in one.files and half is not None:
+            write_description(one.files["json"], name, mask, half, classes)
+        if "overlays" in one.files:
+            write_picture(one.files["overlays"], overlay(one.image, mask, classes))
+        if "masks" in one.files:
+            write_mask(path, mask)
