@@ -52,7 +52,7 @@ class Double:
 
 
 class Learning(nn.Module):
-    stop_epochs = None
+    stop_epochs = repeats = None
 
     def __init__(self, images):
         super().__init__()

@@ -255,6 +255,9 @@ class Parser(Generic[Options]):
             settings.check_no_code(key, flag)
         if keys == (CONFIG,) and self.has_config:
             return keys
+        stage = self.settings.stage
+        if keys[0] not in self.table and any(keys[0] in settings.fields(one) for one in self._sections(stage)):
+            keys = (stage, *keys)  # the settings of a command with a single section
         argument = self.arguments.get(keys[0])
         if not flag.startswith("--") or keys[0] not in self.table or (argument is not None and argument.positional):
             raise NoSuchName(flag, "flag", self._suggestion(keys[0], f"--{first}"))
@@ -263,8 +266,11 @@ class Parser(Generic[Options]):
             if dict in kinds:
                 break
             known = [name for section in settings.sections_among(kinds) for name in settings.fields(section)]
-            settings.check_known(key, known, f"--{dotted((first, *keys[1 : n + 1]))}")
+            settings.check_known(key, known, f"--{dotted(keys[: n + 1])}")
         return keys
+
+    def _sections(self, stage: str) -> tuple[type, ...]:
+        return settings.sections(self.table[stage].kind) if stage in self.table else ()
 
     def _suggestion(self, key: str, flag: str) -> str:
         flags = [argument.flag for argument in self.arguments.values() if not argument.positional]

@@ -45,7 +45,7 @@ Options = TypeVar("Options")
 # shown on the short help pages of commands that have them: options, and settings of runs and of single stages
 _COMMON_OPTIONS = (
     "data", "tags", "classes", "split", "out", "skip_bad", "cams", "competition", "weights", "masks", "pictures", "instances", "methods",
-    "common", "runs", "clip", "file", "format", "unsure", "per", "copy_pictures", "rename",
+    "common", "runs", "clip", "corrected", "file", "format", "unsure", "per", "copy_pictures", "rename",
 )  # fmt: skip
 _COMMON_SETTINGS = {
     "": (
@@ -58,10 +58,10 @@ _COMMON_SETTINGS = {
     ),
     "inference": ("clip", "scales"),
     "refiner": ("by", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
-    "segmenter": ("network.backbone", "training.steps", "training.batch"),
+    "segmenter": ("network.backbone", "init", "training.steps", "training.batch", "corrected_weight"),
     "tagger": ("clip", "words", "threshold"),
     "questions": ("blip", "words", "batch"),
-    "test": ("scales", "flip", "crf"),
+    "test": ("size", "scales", "flip", "crf"),
     "scores": ("thresholds", "background", "convention", "contour"),
 }  # fmt: skip
 
@@ -208,17 +208,24 @@ def _build_run_settings(name: str, mirrors: Mapping[str, Any], where: Callable[[
     return made
 
 
-def _run_method(name: str, chosen: "RunSettings", data: "Dataset", out: Path, tagger: "TagCLIPSettings | None") -> None:
+def _run_method(
+    name: str,
+    chosen: "RunSettings",
+    data: "Dataset",
+    out: Path,
+    tagger: "TagCLIPSettings | None",
+    corrected: Path | None,
+) -> None:
     from wsss.methods import tagclip
     from wsss.recipe import run
 
-    run(method(name), chosen, tagclip.tagged(tagger, data, out=out / "tags") if tagger else data, out)
+    run(method(name), chosen, tagclip.tagged(tagger, data, out=out / "tags") if tagger else data, out, corrected)
 
 
 def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
     tagger = chosen.build("tagger") if options.by_tagclip else None
     made = _build_run_settings(name, chosen.mirrors, chosen.where)
-    _run_method(name, made, options.open(), options.out, tagger)
+    _run_method(name, made, options.open(), options.out, tagger, options.corrected)
     _print_table(options.out)
 
 
@@ -246,7 +253,7 @@ def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
     def make(one: protocol.PlannedRun, run: Path) -> None:
         if clip and one.mentions(common["clip"]):
             train(clip, data.split(data.train), out=options.out / protocol.CLIP)
-        _run_method(one.method, made[one.name], data, run, tagger)
+        _run_method(one.method, made[one.name], data, run, tagger, options.corrected)
 
     launch.decided_by_first(lambda: protocol.write_run_names(options.out, planned))
     failed = protocol.run_all(options.out, planned, make)
@@ -313,7 +320,13 @@ def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
 
     segmenter = chosen.build("segmenter")
     segmenter.check()
-    train(started_from(segmenter, "segmenter.init", None), options.images(), masks=options.masks, out=options.out)
+    train(
+        started_from(segmenter, "segmenter.init", None),
+        options.images(),
+        masks=options.masks,
+        out=options.out,
+        **options.corrected_masks(),
+    )
 
 
 def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:

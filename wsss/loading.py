@@ -4,6 +4,8 @@ An architecture knows its published tensor names (`wsss.networks.body`); here th
 """
 
 import dataclasses
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,12 +14,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from wsss import launch
 from wsss.checkpoints import few, imagenet_weights, read_checkpoint, timm_weights
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Backbone, Body
 from wsss.networks.deeplab import MSC
-from wsss.weights import State, weights_in
+from wsss.weights import State, read_metadata, read_weights, weights_in
+
+log = logging.getLogger("wsss")
+
+# initial weights that are not in a file which the user names
+_WORDS = ("none", "imagenet", "classifier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +143,70 @@ def load_deeplab(network: MSC, state: Mapping[str, Tensor], where: str | Path, *
     )
 
 
+def load_segmenter(
+    network: nn.Module,
+    init: str,
+    kind: str,
+    layers: Mapping[str, Any],
+    head: Sequence[str],
+    classes: Sequence[str] | None,
+) -> bool:
+    """Load a segmenter of the same kind that `wsss` trained, to train on from it.
+
+    With the same classes in the same order, all weights are loaded; otherwise the layers that depend on the classes keep their new
+    weights, which is reported.
+
+    Args:
+        network: the new segmenter; on the meta device, the weights are only checked.
+        init: as in the settings; anything but such weights is left to the caller.
+        kind: kind of the segmenter.
+        layers: settings of its network, as plain values.
+        head: patterns of the names of tensors that depend on the classes.
+        classes: the classes to train; None if they are not known yet.
+
+    Returns:
+        Whether `init` is such a segmenter.
+
+    Raises:
+        BadInput: its network has other layers, or the file is damaged.
+    """
+    path = weights_in(Path(init))
+    if init in _WORDS or path.suffix != ".safetensors" or not path.is_file():
+        return False
+    metadata = read_metadata(path)
+    if metadata.get("kind") != kind:
+        return False
+    _check_layers(path, metadata.get("network"), layers)
+    state, _ = read_weights(path)
+    before = metadata.get("classes")
+    new_head = classes is None or before != list(classes)
+    if new_head:
+        state = {name: value for name, value in state.items() if not _matches(name, head)}
+    load_into(network, state, path, allow_missing=head if new_head else ())
+    if classes is not None and launch.is_first():
+        if new_head:
+            names = [
+                ", ".join(map(str, one[:8])) + (", ..." if len(one) > 8 else "") for one in (before or [], classes)
+            ]
+            log.info("%s: trained on, with a new head: its classes are %s, and not %s", init, *names)
+        else:
+            log.info("%s: trained on, with its head: the classes are the same", init)
+    return True
+
+
+def _check_layers(path: Path, before: Any, layers: Mapping[str, Any]) -> None:
+    """Raise BadInput unless the network of a file has these layers, compared as JSON."""
+    found, wanted = (json.loads(json.dumps(one)) for one in (before, layers))
+    if found == wanted:
+        return
+    if not isinstance(found, dict):
+        raise BadInput(path, f"the layers {found!r:.60}", "settings by name", "Restore the file.")
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    texts = [", ".join(f"{name} {one.get(name)}" for name in differing) for one in (found, wanted)]
+    flags = " ".join(f"--segmenter.network.{name} '{found.get(name)}'" for name in differing)
+    raise BadInput(path, f"a network with {texts[0]}", f"{texts[1]}, as in the settings", f"Set {flags}.")
+
+
 def load_backbone(body: Body, name: str, init: str) -> LoadReport:
     """Load the initial weights of a backbone.
 
@@ -158,7 +230,7 @@ def load_backbone(body: Body, name: str, init: str) -> LoadReport:
 
 def _part_of(state: State, name: str) -> State:
     """The entries of the backbone in a network's state dict, without their prefix; all entries if there is no prefix."""
-    prefixes = (f"{name}.", "resnet.", "backbone.", "body.", "extractor.")
+    prefixes = (f"{name}.", "resnet.", "backbone.", "base.backbone.", "body.", "extractor.")
     prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 

@@ -1,7 +1,7 @@
 """Training objectives: a network, its losses, its training examples, and how its weights are written."""
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,9 @@ class Objective(nn.Module, abc.ABC):
         groups: makes the parameter groups.
         keep_statistics: freeze the running statistics of all batch norms.
         stop_epochs: the epoch after which training stops, where the published weights are not those of the last; None: the last.
+
+    Attributes:
+        repeats: how often each picture occurs in an epoch; None: once.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Objective(nn.Module, abc.ABC):
         self.network, self.examples, self.metadata = network, examples, metadata
         self.groups: Groups = groups or partial(one_group, network)
         self.keep_statistics, self.stop_epochs = keep_statistics, stop_epochs
+        self.repeats: Sequence[int] | None = None
 
     @abc.abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:

@@ -105,7 +105,19 @@ class DemoOptions(OutOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(OutOptions, DataOptions):
+class CorrectedOptions:
+    """Masks that a person corrected."""
+
+    corrected: Path | None = None
+    """folder of corrected masks NAME.png of some pictures, used in place of their pseudo masks; see docs/corrections.md"""
+
+    def corrected_masks(self) -> dict[str, Path]:
+        """The input of the segmenter's training, if there is one."""
+        return {} if self.corrected is None else {"corrected": self.corrected}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(CorrectedOptions, OutOptions, DataOptions):
     """A run on a dataset."""
 
     def open(self) -> "Dataset":
@@ -180,7 +192,7 @@ class RefineOptions(SplitOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentOptions(SplitOptions):
+class SegmentOptions(CorrectedOptions, SplitOptions):
     """Options of `wsss segment`."""
 
     masks: Path = required()

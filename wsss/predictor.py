@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -125,6 +126,7 @@ def load(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     crf: Preset | DenseCRF | None = None,
+    size: int | Literal["full"] | None = None,
 ) -> Predictor:
     """Load a trained segmenter or classifier.
 
@@ -135,6 +137,8 @@ def load(
         scales: scales of the picture over which scores are averaged, or maps summed; by default as published.
         flip: whether the mirrored picture is included; by default as published.
         crf: dense CRF on the probabilities of a segmenter: the name of a published preset, or a `DenseCRF`.
+        size: longest side of pictures in a segmenter, in pixels, or `full` for that of the picture; by default, pictures that are much
+            smaller or larger than those of the training are resized to their sizes.
 
     Raises:
         BadInput: there is no trained network, or it is damaged; settings out of range.
@@ -154,11 +158,12 @@ def load(
     where = None if device is None else torch.device(device)
     known = read_metadata(found) if found.suffix == ".safetensors" else {}
     if known.get("kind") != KIND:
-        settings = PredictSettings(None if scales is None else tuple(scales), flip, crf)
+        settings = PredictSettings(None if scales is None else tuple(scales), flip, crf, size)
         segmenter = Segmenter(found, settings, where)
         return Predictor(found, segmenter.kind, segmenter, segmenter.classes)
-    if crf is not None:
-        raise BadInput("crf", f"{crf}", "none for a classifier", "Leave it out.")
+    for name, value in (("crf", crf), ("size", size)):
+        if value is not None:
+            raise BadInput(name, f"{value}", "none for a classifier", "Leave it out.")
     state, metadata, _ = trained_weights(found, KIND)
     classifier = ClassifierWeights(state, metadata or {}, False, found)
     network = cam_network(CAMNetwork, classifier).to(where or launch.device()).eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from wsss import registry
+from wsss.corrections import corrected_pictures
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.loading import started_from
@@ -122,7 +123,7 @@ def settings_of(method: Method) -> type:
     return made
 
 
-def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None:
+def run(method: Method, settings: RunSettings, data: Dataset, out: Path, corrected: Path | None = None) -> None:
     """Run a method, with a folder in `out` for each stage.
 
     Args:
@@ -130,14 +131,17 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None
         settings: an instance of `settings_of(method)`.
         data: the dataset; it needs a training split.
         out: folder of the run.
+        corrected: folder of corrected masks of some training pictures, which the segmenter is trained on in place of the pseudo masks.
 
     Raises:
         BadInput: settings or data that cannot be used; most are found before the first stage.
     """
     images = data.split(data.train)
     _check(method, settings, images)
+    if corrected is not None:
+        corrected_pictures(images, corrected)
     with reporting(out, data, _title(method, settings), planned_stages(method, settings, data)):
-        _run_stages(method, settings, data, out)
+        _run_stages(method, settings, data, out, {} if corrected is None else {"corrected": corrected})
         report(out, data)
 
 
@@ -173,7 +177,9 @@ def _title(method: Method, settings: RunSettings) -> str:
     return settings.inference.title if method.inference is not None else _classifier_settings(settings).title
 
 
-def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path) -> None:
+def _run_stages(
+    method: Method, settings: RunSettings, data: Dataset, out: Path, corrected: Mapping[str, Path]
+) -> None:
     images = data.split(data.train)
     trained = _train_classifier(method, settings, images, out)
     for name, extra in method.extras.items():
@@ -187,6 +193,7 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path)
         images,
         masks=out / "masks",
         out=out / "segmenter",
+        **corrected,
     )
     if data.val:
         val = data.split(data.val)

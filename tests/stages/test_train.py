@@ -36,7 +36,7 @@ class Toy:
 
 
 class Learning(nn.Module):
-    stop_epochs = None
+    stop_epochs = repeats = None
 
     def __init__(self, settings, images):
         super().__init__()
@@ -213,12 +213,12 @@ def test_accumulated_batches_equal_a_large_one(tmp_path, squares, monkeypatch):
 
 def test_steps_overrule_epochs_and_epochs_are_reshuffled(squares):
     training = Training(batch=4, epochs=None, steps=7)
-    batches = list(train_module._Batches(training, 12, 3, 0, 7))
+    batches = list(train_module._Batches(training, [(i, 0) for i in range(12)], 3, 0, 7))
     assert len(batches) == 7
-    epochs = [[index for batch in batches[i : i + 3] for _, index in batch] for i in (0, 3)]
+    epochs = [[index for batch in batches[i : i + 3] for _, index, _ in batch] for i in (0, 3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
     assert epochs[0] != epochs[1]
-    resumed = list(train_module._Batches(training, 12, 3, 5, 7))
+    resumed = list(train_module._Batches(training, [(i, 0) for i in range(12)], 3, 5, 7))
     assert resumed == batches[5:]
 
 

@@ -167,6 +167,7 @@ class CLIPObjective(nn.Module):
         self.network, self.settings = network, settings
         self.metadata: dict[str, Any] = {}
         self.stop_epochs: int | None = None
+        self.repeats: Sequence[int] | None = None
         side = settings.augment.crop // network.patch
         self.grid = (side, side)
         self.examples = partial(_example, images, settings, network.vocabulary, tuple(prompts))

@@ -14,7 +14,7 @@ from wsss.checkpoints import read_checkpoint
 from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
-from wsss.loading import check_batch_norm, check_initial, load_backbone, load_deeplab
+from wsss.loading import check_batch_norm, check_initial, load_backbone, load_deeplab, load_segmenter
 from wsss.networks.body import Backbone, Body
 from wsss.networks.deeplab import (
     MSC,
@@ -26,7 +26,7 @@ from wsss.networks.deeplab import (
     output_losses,
 )
 from wsss.run import maybe_file
-from wsss.segmenters.learning import SegmenterObjective
+from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
 from wsss.segmenters.trained import TrainedNetwork, default_classes, settings_of
 from wsss.stages.train import Training
 
@@ -43,11 +43,13 @@ class DeepLabSettings:
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (the network that produced
-    the maps), or `none`"""
+    the maps), the folder of a segmenter to train on from, or `none`"""
     loss: Literal["plain", "balanced"] = "plain"
     """plain: cross-entropy over all pixels; balanced: half over background and half over foreground"""
     head_lr: tuple[float, float] = (10.0, 20.0)
     """learning rates of the head's weights and of its biases, as multiples of the backbone's"""
+    corrected_weight: int = CORRECTED_WEIGHT
+    """how often pictures with a corrected mask (`--corrected`) occur in an epoch"""
     augment: SegmenterAugment = SegmenterAugment()
     """augmentation of training pictures and masks"""
     # deeplab-pytorch's VOC 2012 settings
@@ -56,8 +58,10 @@ class DeepLabSettings:
     )
     """how the network is trained"""
     signature: ClassVar[str] = "base.aspp.c0.bias"
+    head: ClassVar[tuple[str, ...]] = ("base.aspp.*",)
 
     def __post_init__(self) -> None:
+        check_range("segmenter.corrected_weight", self.corrected_weight, 1)
         check_range("segmenter.head_lr", self.head_lr, 0)
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
@@ -78,6 +82,8 @@ class DeepLabSettings:
                 "the backbone of the classifier as segmenter.network.backbone",
                 "Set it, or give a file such as deeplabv1_resnet101-coco.pth.",
             )
+        if load_segmenter(network, self.init, self.kind, dataclasses.asdict(self.network), self.head, None):
+            return
         if self.network.backbone != PUBLISHED_BODY:
             body = cast(Body, network.get_submodule("base.backbone"))
             check_initial("segmenter.init", body, self.network.backbone, self.init, classifier)
@@ -85,19 +91,26 @@ class DeepLabSettings:
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 
-    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
-        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
+    def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> SegmenterObjective:
+        """The network with new or given weights, and its loss on the pseudo masks in `masks` and the masks in `corrected`."""
         self.check()
         network = create_deeplab(images.n_labels, self.network)
+        layers = dataclasses.asdict(self.network)
+        if not load_segmenter(network, self.init, self.kind, layers, self.head, images.class_names):
+            self._load_backbone(network)
+        colours = self.network.colours
+        metadata = {"kind": self.kind, "network": layers, "colours": colours}
+        terms, augment = partial(losses, loss=self.loss), partial(self.augment, colours=colours)
+        groups = partial(network.param_groups, head_lr=self.head_lr)
+        return SegmenterObjective(
+            network, terms, images, masks, augment, metadata, groups, corrected, self.corrected_weight
+        )
+
+    def _load_backbone(self, network: MSC) -> None:
         if self.network.backbone == PUBLISHED_BODY and self.init != "none":
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         elif self.init != "none":
             load_backbone(cast(Body, network.get_submodule("base.backbone")), self.network.backbone, self.init)
-        colours = self.network.colours
-        metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network), "colours": colours}
-        terms, augment = partial(losses, loss=self.loss), partial(self.augment, colours=colours)
-        groups = partial(network.param_groups, head_lr=self.head_lr)
-        return SegmenterObjective(network, terms, images, masks, augment, metadata, groups)
 
     @staticmethod
     def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> TrainedNetwork:

@@ -20,13 +20,13 @@ from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, denormalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import DeepLabV1Augment, resize_by_factor
 from wsss.errors import check_range
-from wsss.loading import check_batch_norm, check_initial, load_backbone, load_into
+from wsss.loading import check_batch_norm, check_initial, load_backbone, load_into, load_segmenter
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.run import maybe_file
-from wsss.segmenters.learning import SegmenterObjective
+from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
 from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
 
@@ -43,13 +43,15 @@ class DeepLabV1Settings:
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for backbones other than
-    resnet38, `classifier` (the network that produced the maps), or `none`"""
+    resnet38, `classifier` (the network that produced the maps), the folder of a segmenter to train on from, or `none`"""
     similarity: float = 0.5
     """weight of the feature similarity loss; 0 in the final stages of SEAM and HFPL"""
     mu: float = 2.5
     """the gate of the feature similarity loss changes its sign at a colour distance of 1 / (1 + e^mu)"""
     sigma: float | None = 5.0
     """width of the neighbourhood of the feature similarity loss, in cells; null: the whole map"""
+    corrected_weight: int = CORRECTED_WEIGHT
+    """how often pictures with a corrected mask (`--corrected`) occur in an epoch"""
     augment: DeepLabV1Augment = DeepLabV1Augment()
     """augmentation of training pictures and masks"""
     # VOC 2012; 200,000 updates for COCO. Update i has the learning rate lr (1 - i / (I + 1))^0.9
@@ -65,8 +67,10 @@ class DeepLabV1Settings:
     )
     """how the network is trained"""
     signature: ClassVar[str] = "conv_fov.weight"
+    head: ClassVar[tuple[str, ...]] = ("cls_conv.*",)
 
     def __post_init__(self) -> None:
+        check_range("segmenter.corrected_weight", self.corrected_weight, 1)
         check_range("segmenter.similarity", self.similarity, 0)
         check_sigma("segmenter.sigma", self.sigma)
 
@@ -74,18 +78,29 @@ class DeepLabV1Settings:
         """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = DeepLabV1(2, self.network)
-        check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
+        if not load_segmenter(network, self.init, self.kind, dataclasses.asdict(self.network), self.head, None):
+            check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
         check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 
-    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
-        """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
+    def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> SegmenterObjective:
+        """The network with new or given weights, and its losses on the pseudo masks in `masks` and the masks in `corrected`."""
         self.check()
         network = DeepLabV1(images.n_labels, self.network)
-        if self.init != "none":
+        layers = dataclasses.asdict(self.network)
+        continued = load_segmenter(network, self.init, self.kind, layers, self.head, images.class_names)
+        if not continued and self.init != "none":
             load_backbone(network.backbone, self.network.backbone, self.init)
-        metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network)}
+        metadata = {"kind": self.kind, "network": layers}
         return SegmenterObjective(
-            network, partial(losses, settings=self), images, masks, self.augment, metadata, network.param_groups
+            network,
+            partial(losses, settings=self),
+            images,
+            masks,
+            self.augment,
+            metadata,
+            network.param_groups,
+            corrected,
+            self.corrected_weight,
         )
 
     @staticmethod

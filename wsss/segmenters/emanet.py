@@ -16,12 +16,13 @@ from wsss import launch
 from wsss.data.augment import normalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import EMANetAugment
-from wsss.loading import check_initial, load_backbone, load_into
+from wsss.errors import check_range
+from wsss.loading import check_initial, load_backbone, load_into, load_segmenter
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting, resize_logits
 from wsss.networks.emanet import EMANet, EMANetLayers
 from wsss.run import maybe_file
-from wsss.segmenters.learning import SegmenterObjective
+from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
 from wsss.segmenters.trained import default_classes, rescaled, settings_of
 from wsss.stages.train import Training
 
@@ -44,10 +45,12 @@ class EMANetSettings:
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, a file such as resnet101-2a57e44d.pth, `classifier` (the network that produced the maps),
-    or `none`"""
+    the folder of a segmenter to train on from, or `none`"""
     loss: Literal["all", "plain", "balanced"] = "all"
     """all: cross-entropy summed over the labelled pixels and divided by the number of all pixels, as published; plain: its mean over the
     labelled pixels; balanced: half over background and half over foreground"""
+    corrected_weight: int = CORRECTED_WEIGHT
+    """how often pictures with a corrected mask (`--corrected`) occur in an epoch"""
     augment: EMANetAugment = EMANetAugment()
     """augmentation of training pictures and masks"""
     # settings.py and train.py, which counts updates from 1
@@ -64,22 +67,37 @@ class EMANetSettings:
     )
     """how the network is trained"""
     signature: ClassVar[str] = "emau.mu"
+    head: ClassVar[tuple[str, ...]] = ("fc2.*",)
+
+    def __post_init__(self) -> None:
+        check_range("segmenter.corrected_weight", self.corrected_weight, 1)
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = EMANet(2, self.network)
-        check_initial("segmenter.init", network.extractor, self.network.backbone, self.init, classifier)
+        if not load_segmenter(network, self.init, self.kind, dataclasses.asdict(self.network), self.head, None):
+            check_initial("segmenter.init", network.extractor, self.network.backbone, self.init, classifier)
 
-    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
-        """The network with new or given weights, and its loss on the pseudo masks of the folder `masks`."""
+    def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> SegmenterObjective:
+        """The network with new or given weights, and its loss on the pseudo masks in `masks` and the masks in `corrected`."""
         self.check()
         network = EMANet(images.n_labels, self.network, launch.mean_over_processes)
-        if self.init != "none":
+        layers = dataclasses.asdict(self.network)
+        continued = load_segmenter(network, self.init, self.kind, layers, self.head, images.class_names)
+        if not continued and self.init != "none":
             load_backbone(network.extractor, self.network.backbone, self.init)
-        metadata = {"kind": self.kind, "network": dataclasses.asdict(self.network)}
+        metadata = {"kind": self.kind, "network": layers}
         return SegmenterObjective(
-            network, partial(losses, loss=self.loss), images, masks, self.augment, metadata, network.param_groups
+            network,
+            partial(losses, loss=self.loss),
+            images,
+            masks,
+            self.augment,
+            metadata,
+            network.param_groups,
+            corrected,
+            self.corrected_weight,
         )
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The training objective of all segmenters: losses on pseudo masks."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,13 +11,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from wsss import launch
+from wsss.corrections import corrected_pictures
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput
 from wsss.objective import Groups, Objective
 from wsss.stream import in_threads
 
+log = logging.getLogger("wsss")
+
 N = TypeVar("N", bound=nn.Module)
 _MOST_MEASURED = 1000
+# measured in docs/corrections.md
+CORRECTED_WEIGHT = 4
 
 
 class Augment(Protocol):
@@ -40,9 +47,12 @@ class SegmenterObjective(Objective):
         metadata: what is needed to use the network later, besides its classes and the sizes of its training pictures; `kind` is the name
             of the segmenter.
         groups: of parameters; by default one, of all trainable weights.
+        corrected: folder of corrected masks of some of the pictures, which are used in place of the pseudo masks; see
+            `wsss.corrections`.
+        corrected_weight: how often a picture with a corrected mask occurs in an epoch.
 
     Raises:
-        BadInput: no mask contains any class.
+        BadInput: no mask contains any class, or a corrected mask does not fit.
     """
 
     def __init__(
@@ -54,11 +64,24 @@ class SegmenterObjective(Objective):
         augment: Augment,
         metadata: dict[str, Any],
         groups: Groups | None = None,
+        corrected: Path | None = None,
+        corrected_weight: int = CORRECTED_WEIGHT,
     ) -> None:
-        _check_target(images, masks)
-        examples = partial(_example, images, masks, augment)
+        chosen = [] if corrected is None else corrected_pictures(images, corrected)
+        folders = [masks] * len(images)
+        for index in chosen:
+            assert corrected is not None
+            folders[index] = corrected
+        _check_target(images, masks, folders)
+        examples = partial(_example, images, folders, augment)
         known = {**metadata, "classes": list(images.class_names), "long_sides": list(typical_long_sides(images))}
+        if chosen:
+            known["corrected"] = [images.names[index] for index in chosen]
+            if launch.is_first():
+                log.info("%s: %d of %d masks are corrected ones", corrected, len(chosen), len(images))
         super().__init__(network, examples, known, groups)
+        if chosen:
+            self.repeats = [corrected_weight if folder == corrected else 1 for folder in folders]
         self.losses = partial(losses, network)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -74,11 +97,11 @@ def typical_long_sides(images: Images) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _check_target(images: Images, masks: Path) -> None:
+def _check_target(images: Images, masks: Path, folders: Sequence[Path]) -> None:
     """Raise BadInput if no mask contains a class; usually the first mask does."""
     values: set[int] = set()
     for index in range(len(images)):
-        values.update(np.unique(images.read_with(masks, index)[1]).tolist())
+        values.update(np.unique(images.read_with(folders[index], index)[1]).tolist())
         if values - {0, IGNORE}:
             return
     found = {frozenset({0}): "only background", frozenset({IGNORE}): "only 255, which is ignored"}
@@ -90,6 +113,8 @@ def _check_target(images: Images, masks: Path) -> None:
     )
 
 
-def _example(images: Images, masks: Path, augment: Augment, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
-    view, label = augment(*images.read_with(masks, index), rng)
+def _example(
+    images: Images, folders: Sequence[Path], augment: Augment, index: int, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    view, label = augment(*images.read_with(folders[index], index), rng)
     return {"image": torch.from_numpy(view), "label": torch.from_numpy(label.astype(np.int64))}

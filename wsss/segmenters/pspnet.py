@@ -16,12 +16,12 @@ from wsss.data.augment import normalise, resize_bilinear
 from wsss.data.images import Images
 from wsss.data.mask_augment import PSPNetAugment, size_within
 from wsss.errors import check_range
-from wsss.loading import check_initial, load_backbone, load_into
+from wsss.loading import check_initial, load_backbone, load_into, load_segmenter
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
 from wsss.run import maybe_file
-from wsss.segmenters.learning import SegmenterObjective
+from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
 from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
 
@@ -38,7 +38,7 @@ class PSPNetSettings:
     """layers"""
     init: str = maybe_file("imagenet")
     """initial weights of the backbone: `imagenet`, a file such as res2net101_v1b_26w_4s-0812c246.pth (required for resnet38),
-    `classifier` (the network that produced the maps), or `none`"""
+    `classifier` (the network that produced the maps), the folder of a segmenter to train on from, or `none`"""
     underfitting: Literal["clamp", "pow", "ignore", "off"] = "clamp"
     """pretended underfitting: how the loss of hard pixels is limited once the mean loss is low; PMM trains a second time with `off`"""
     beta: float = 0.5
@@ -47,6 +47,8 @@ class PSPNetSettings:
     """the maximum loss of a pixel (clamp, ignore), or an exponent (pow); 0.8 on COCO 2014"""
     auxiliary: float = 0.4
     """weight of the auxiliary head's loss"""
+    corrected_weight: int = CORRECTED_WEIGHT
+    """how often pictures with a corrected mask (`--corrected`) occur in an epoch"""
     augment: PSPNetAugment = PSPNetAugment()
     """augmentation of training pictures and masks"""
     # VOC 2012, 8 GPUs with 2 pictures each; COCO 2014: batch 32, 40,000 updates, lr 0.01, min_lr 5e-5
@@ -55,8 +57,10 @@ class PSPNetSettings:
     )
     """how the network is trained"""
     signature: ClassVar[str] = "decode_head.conv_seg.bias"
+    head: ClassVar[tuple[str, ...]] = ("decode_head.conv_seg.*", "auxiliary_head.conv_seg.*")
 
     def __post_init__(self) -> None:
+        check_range("segmenter.corrected_weight", self.corrected_weight, 1)
         for name in ("beta", "k", "auxiliary"):
             check_range(f"segmenter.{name}", getattr(self, name), 0)
 
@@ -66,22 +70,33 @@ class PSPNetSettings:
             network = PSPNet(2, self.network)
         # the global average is a single cell per picture, so its batch norm needs at least two pictures
         check_range("segmenter.training.batch", self.training.batch, 2)
-        check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
+        if not load_segmenter(network, self.init, self.kind, dataclasses.asdict(self.network), self.head, None):
+            check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
 
-    def trainable(self, images: Images, masks: Path) -> SegmenterObjective:
-        """The network with new or given weights, and its losses on the pseudo masks of the folder `masks`."""
+    def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> SegmenterObjective:
+        """The network with new or given weights, and its losses on the pseudo masks in `masks` and the masks in `corrected`."""
         self.check()
         network = PSPNet(images.n_labels, self.network)
-        if self.init != "none":
+        layers = dataclasses.asdict(self.network)
+        continued = load_segmenter(network, self.init, self.kind, layers, self.head, images.class_names)
+        if not continued and self.init != "none":
             load_backbone(network.backbone, self.network.backbone, self.init)
         metadata = {
             "kind": self.kind,
-            "network": dataclasses.asdict(self.network),
+            "network": layers,
             "fit": list(self.augment.fit),
             "window": self.augment.crop,
         }
         return SegmenterObjective(
-            network, partial(losses, settings=self), images, masks, self.augment, metadata, network.param_groups
+            network,
+            partial(losses, settings=self),
+            images,
+            masks,
+            self.augment,
+            metadata,
+            network.param_groups,
+            corrected,
+            self.corrected_weight,
         )
 
     @staticmethod

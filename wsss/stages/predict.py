@@ -50,9 +50,6 @@ _SMALLEST_SIZE = 16
 class PredictSettings:
     """How a segmenter predicts."""
 
-    size: int | Literal["full"] | None = None
-    """longest side of pictures in the network, in pixels: `full` is that of the picture; none: much smaller and much larger pictures than those
-    of the training are resized to their sizes, if the weights record them"""
     scales: tuple[float, ...] | None = None
     """scales of the picture over which scores are averaged; none: those of the published test of the segmenter, which are
     only 1 for DeepLab v2 and EMANet, 0.5, 0.75 .. 1.75 for DeepLab v1 and PSPNet"""
@@ -60,6 +57,10 @@ class PredictSettings:
     """also average over the mirrored picture; none: as in the published test, which is yes for DeepLab v1 and PSPNet"""
     crf: Preset | DenseCRF | None = None
     """dense CRF on the probabilities: the name of a published preset (`deeplab` for DeepLab v2, `icam-final` for DeepLab v1), or CRF settings"""
+
+    size: int | Literal["full"] | None = None
+    """longest side of pictures in the network, in pixels: `full` is that of the picture; none: much smaller and much larger pictures than those
+    of the training are resized to their sizes, if the weights record them"""
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int):
@@ -250,11 +251,11 @@ def predict(
         info = StageInfo("predict", "predictions", "segmenter", ("predict", "predictions"))
         opened: dict[str, OpenStage] = {"masks": stages.enter_context(open_stage(info, inputs, out))}
         edited = launch.decided_by_first(lambda: edited_files(out)) if opened["masks"].finished else {}
-        for name in OUTPUTS:
-            if name in also:
-                info = StageInfo(name, OUTPUTS[name], f"{name} of the segmenter", (name, OUTPUTS[name]))
+        for kind, makes in OUTPUTS.items():
+            if kind in also:
+                info = StageInfo(kind, makes, f"{kind} of the segmenter", (kind, makes))
                 # masks that were corrected by hand are described and drawn as they are
-                opened[name] = stages.enter_context(open_stage(info, {**inputs, "edited": edited}, out / name))
+                opened[kind] = stages.enter_context(open_stage(info, {**inputs, "edited": edited}, out / kind))
         wanted = [name for name, one in opened.items() if not one.finished]
         if wanted:
             result = _Predicting(Segmenter(weights, settings), images, out, wanted).run()
@@ -305,7 +306,8 @@ class _Predicting:
         """Write the files; returns the result for the records."""
         sizes = list(in_threads(self.images.size_hw, range(len(self.images))))
         resized = sum(self.segmenter.working_size(size_hw) != size_hw for size_hw in sizes)
-        log.info("%s: %s", self.out, self.segmenter.about_sizes(resized, len(sizes)))
+        if launch.is_first():
+            log.info("%s: %s", self.out, self.segmenter.about_sizes(resized, len(sizes)))
         for_each_picture(
             self.images,
             self.out,

@@ -131,6 +131,10 @@ class Trainable(Protocol):
         """The epoch whose weights were published, if not the last; training stops there unless the settings say otherwise."""
 
     @property
+    def repeats(self) -> Sequence[int] | None:
+        """How often each picture occurs in an epoch; None: once."""
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """Metadata of the weights file; `train` adds how the pictures were read, if not as 8-bit pictures."""
 
@@ -181,7 +185,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
         Stopped: a signal has arrived; the updates up to then are saved.
     """
     training = settings.training
-    epoch_steps = _epoch_steps(training, images)
+    _check_batches(training, images)
     if launch.decided_by_first((out / HISTORY).exists):  # killed between its last file and its record
         return _result(images, read_json(out / HISTORY, "the losses of a training"), out)
     torch.manual_seed(training.seed)
@@ -190,10 +194,12 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     if images.reading != DEFAULT_READING:
         trainable.metadata["reading"] = images.reading.plain()
     launch.synchronise_batch_norm(trainable)
+    occurrences = _occurrences(len(images), trainable.repeats)
+    epoch_steps = _epoch_steps(training, len(occurrences))
     loop = _Loop(training, trainable, _length(training, epoch_steps, trainable.stop_epochs), out)
     if training.tensorboard:
         loop.accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
-    batches = _Batches(training, len(images), epoch_steps, loop.start, loop.length.run)
+    batches = _Batches(training, occurrences, epoch_steps, loop.start, loop.length.run)
     loader = _loader(trainable.examples, training, batches)
     with (
         _naming_loader_failures(),
@@ -337,7 +343,7 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _epoch_steps(training: Training, images: Images) -> int:
+def _check_batches(training: Training, images: Images) -> None:
     if len(images) == 0:
         raise BadInput(images.title, "no pictures", "pictures to train on", "Check the dataset with `wsss data info`.")
     if training.batch % launch.processes():
@@ -354,8 +360,16 @@ def _epoch_steps(training: Training, images: Images) -> int:
             f"at least one batch of {training.batch}",
             "Add pictures, or set a smaller training.batch.",
         )
-    # incomplete batches and updates are dropped, as in the published loaders
-    return max(1, len(images) // training.batch // training.accumulate)
+
+
+def _occurrences(n_images: int, repeats: Sequence[int] | None) -> list[tuple[int, int]]:
+    """The pictures of an epoch, each with the number of its occurrence, from 0."""
+    return [(index, copy) for index in range(n_images) for copy in range(1 if repeats is None else repeats[index])]
+
+
+def _epoch_steps(training: Training, n_examples: int) -> int:
+    """The updates of an epoch; incomplete batches and updates are dropped, as in the published loaders."""
+    return max(1, n_examples // training.batch // training.accumulate)
 
 
 def make_optimizer(training: Training, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
@@ -373,35 +387,41 @@ def make_optimizer(training: Training, groups: Sequence[ParamGroup]) -> torch.op
 
 
 class _Batches:
-    """This process's part of the batches, as lists of (epoch, picture), from update `start` on."""
+    """This process's part of the batches, as lists of (epoch, picture, occurrence in the epoch), from update `start` on."""
 
-    def __init__(self, training: Training, n_images: int, epoch_steps: int, start: int, n_steps: int) -> None:
-        self.training, self.n_images, self.epoch_steps = training, n_images, epoch_steps
+    def __init__(
+        self, training: Training, occurrences: Sequence[tuple[int, int]], epoch_steps: int, start: int, n_steps: int
+    ) -> None:
+        self.training, self.occurrences, self.epoch_steps = training, occurrences, epoch_steps
         self.start, self.n_steps = start, n_steps
 
     def __len__(self) -> int:
         return (self.n_steps - self.start) * self.training.accumulate
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batch, order, ordered = self.training.batch, np.empty(0, np.int64), -1
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        batch, order, ordered, count = self.training.batch, np.empty(0, np.int64), -1, len(self.occurrences)
         for position in range(self.start * self.training.accumulate, self.n_steps * self.training.accumulate):
             epoch, within = divmod(position, self.epoch_steps * self.training.accumulate)
             if epoch != ordered:
-                order, ordered = np.random.default_rng([self.training.seed, epoch]).permutation(self.n_images), epoch
-            chosen = [int(order[i % self.n_images]) for i in range(within * batch, (within + 1) * batch)]
-            yield [(epoch, index) for index in launch.share(chosen)]
+                order, ordered = np.random.default_rng([self.training.seed, epoch]).permutation(count), epoch
+            chosen = [int(order[i % count]) for i in range(within * batch, (within + 1) * batch)]
+            yield [(epoch, *self.occurrences[position]) for position in launch.share(chosen)]
 
 
 class _Seeded(TorchDataset[dict[str, Any] | BadInput]):
-    """Examples by (epoch, picture); for a bad picture its error is returned, since torch would wrap one raised in a loader process."""
+    """Examples by (epoch, picture, occurrence in the epoch).
+
+    For a bad picture its error is returned, since torch would wrap one raised in a loader process.
+    """
 
     def __init__(self, examples: Examples, seed: int) -> None:
         self.examples, self.seed = examples, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | BadInput:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any] | BadInput:
+        epoch, index, copy = key
         try:
-            return self.examples(index, np.random.default_rng([self.seed, epoch, index]))
+            # later occurrences have other random numbers; the first one has those of a picture that occurs once
+            return self.examples(index, np.random.default_rng([self.seed, epoch, index, *([copy] if copy else [])]))
         except BadInput as error:
             return error
 
