@@ -177,9 +177,7 @@ def _title(method: Method, settings: RunSettings) -> str:
     return settings.inference.title if method.inference is not None else _classifier_settings(settings).title
 
 
-def _run_stages(
-    method: Method, settings: RunSettings, data: Dataset, out: Path, corrected: Mapping[str, Path]
-) -> None:
+def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path, corrected: Mapping[str, Path]) -> None:
     images = data.split(data.train)
     trained = _train_classifier(method, settings, images, out)
     for name, extra in method.extras.items():
