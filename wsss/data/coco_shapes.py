@@ -55,7 +55,7 @@ def draw_mask(
             if rule == "icam":
                 _fill(mask, entry.get("segmentation"), label)
             elif crowds or not entry.get("iscrowd"):
-                mask[_inside(entry.get("segmentation"), size_hw)] = label
+                mask[coco_inside(entry.get("segmentation"), size_hw)] = label
     return mask
 
 
@@ -69,7 +69,12 @@ def _fill(mask: UInt8[np.ndarray, "h w"], shape: object, label: int) -> None:
             cv2.fillPoly(mask, [_corners(polygon).reshape(-1, 2).astype(np.int32)], label)
 
 
-def _inside(shape: object, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def coco_inside(shape: object, size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The pixels inside polygons or a run-length code, as the COCO API rasterises them.
+
+    Raises:
+        Unreadable: the shape is broken, or does not have this size.
+    """
     from pycocotools import mask as coco_mask
 
     if isinstance(shape, dict):

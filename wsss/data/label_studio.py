@@ -26,7 +26,7 @@ _DO = "Export the project again as JSON-MIN or CSV."
 # Columns of exports in addition to the data of the tasks and the answers
 _MARKS = frozenset(("annotation_id", "annotator", "lead_time"))
 _OTHERS = _MARKS | {"id", "created_at", "updated_at", "agreement", "predictions", "total_annotations"}
-_UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")
+UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")
 
 
 # place, tags and URL
@@ -172,7 +172,7 @@ def _columns(source: Path, tasks: Sequence[Mapping[str, object]], requested: str
 
 
 def _is_picture_name(value: object) -> bool:
-    return isinstance(value, str) and is_picture(Path(_location(value)))
+    return isinstance(value, str) and is_picture(Path(location(value)))
 
 
 def _is_choice(value: object) -> bool:
@@ -191,7 +191,7 @@ def _choices(value: object, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tags_in([value] if isinstance(value, str) else value or [], where)))
 
 
-def _location(url: str) -> str:
+def location(url: str) -> str:
     """The path in the URL of a task: of an upload, of local storage (`?d=path`), or of another server."""
     parts = urlsplit(url)
     return parse_qs(parts.query).get("d", [""])[0] or unquote(parts.path)
@@ -206,10 +206,10 @@ def _by_name(root: Path) -> dict[str, list[Path]]:
 
 
 def _picture(root: Path, url: str, pictures: Mapping[str, Sequence[Path]], where: str) -> Path | None:
-    location = _location(url).lstrip("/")
-    check_name(location, where)
-    parts = location.split("/")
-    uploaded = _UPLOADED.fullmatch(parts[-1])
+    path = location(url).lstrip("/")
+    check_name(path, where)
+    parts = path.split("/")
+    uploaded = UPLOADED.fullmatch(parts[-1])
     for name in (parts[-1], *([uploaded[1]] if uploaded else [])):
         found = pictures.get(name, ())
         if len(found) > 1:

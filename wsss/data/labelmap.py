@@ -7,18 +7,43 @@
 If no line has a colour, as in exports of Datumaro, masks have the colours of VOC's palette in the order of the lines.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from wsss.data.labels import Colour, MaskTable, voc_palette
 from wsss.data.lists import read_lines
 from wsss.data.roles import IGNORED, Roles, only_classes
 from wsss.errors import BadInput
+from wsss.storage import whole_file
 
+LABELMAP = "labelmap.txt"
 _EXPECTED = "lines like `cat:48,112,32::`, a label and its colour"
 # VOC's colour of ignored pixels
 VOID: Colour = (224, 224, 192)
 # Names of ignored pixels in tools
 _VOID_NAMES = frozenset((IGNORED, "ignored", "void"))
+
+
+def check_names(class_names: Sequence[str]) -> None:
+    """Raise BadInput if a class has a name that a label map cannot hold, or that means something else in it."""
+    for name in class_names:
+        if ":" in name or name.startswith("#") or name != name.strip() or name.lower() in _VOID_NAMES:
+            expected = f"names without a colon, not beginning with #, and other than {', '.join(sorted(_VOID_NAMES))}"
+            raise BadInput("classes", f"the class {name!r}", f"{expected}, as in {LABELMAP}", "Rename the class.")
+
+
+def write_labelmap(path: Path, class_names: Sequence[str], *, with_void: bool) -> None:
+    """Write the background and the classes with VOC's colours, so that the colour of label i is that of VOC's palette; and, if wanted, void.
+
+    Raises:
+        BadInput: as `check_names`.
+    """
+    check_names(class_names)
+    colours = [tuple(colour) for colour in voc_palette()[: len(class_names) + 1].tolist()]
+    rows = [*zip(("background", *class_names), colours, strict=True), *([("ignored", VOID)] if with_void else [])]
+    with whole_file(path) as temporary:
+        lines = ("# label:color_rgb:parts:actions", *(f"{name}:{','.join(map(str, rgb))}::" for name, rgb in rows))
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def read_labelmap(path: Path, negatives: frozenset[str] = frozenset()) -> tuple[tuple[str, ...], MaskTable]:

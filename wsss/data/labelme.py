@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +72,13 @@ class ShapesMask:
         return str(self.path)
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
-        drawing = read_labelme_file(self.path)
-        mask = np.zeros(drawing.size_hw, np.uint8)
-        for label, kind, points, patch in drawing.shapes:
-            value = self.roles.label(label)
+        def label_of(name: str) -> int:
+            value = self.roles.label(name)
             if value is None:
-                raise BadInput(self.path, f"the label {label!r}", "a class", "Start again: the file has changed.")
-            mask[shape_inside(drawing.size_hw, kind, points, patch, self.where)] = value
-        return mask
+                raise BadInput(self.path, f"the label {name!r}", "a class", "Start again: the file has changed.")
+            return value
+
+        return draw_shapes(read_labelme_file(self.path), label_of, self.where)
 
     def stamp(self) -> str:
         return f"{content_digest(self.path)}:{':'.join(self.roles.class_names)}:{sorted(self.roles.negatives)}"
@@ -142,6 +141,23 @@ def _is_point(point: object) -> bool:
         and len(point) == 2
         and all(isinstance(at, int | float) and not isinstance(at, bool) and abs(at) < 1e6 for at in point)
     )
+
+
+def draw_shapes(drawing: LabelmeFile, label_of: Callable[[str], int], where: str) -> UInt8[np.ndarray, "h w"]:
+    """The label of each pixel; later shapes are drawn over earlier ones.
+
+    Args:
+        drawing: the content of a file.
+        label_of: the label in the mask of a name; may raise BadInput.
+        where: the place that an error names.
+
+    Raises:
+        BadInput: see `shape_inside`.
+    """
+    mask = np.zeros(drawing.size_hw, np.uint8)
+    for label, kind, points, patch in drawing.shapes:
+        mask[shape_inside(drawing.size_hw, kind, points, patch, where)] = label_of(label)
+    return mask
 
 
 def shape_inside(

@@ -1,0 +1,30 @@
+"""Datumaro reads what we export for CVAT or in VOC's layout, compiles each picture's masks, and writes them again.
+
+    python trip_datumaro.py EXPORT MASKS OUT cvat|voc_segmentation
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from datumaro.components.annotation import AnnotationType
+from datumaro.components.dataset import Dataset
+from PIL import Image
+
+export, masks, out, form = *map(Path, sys.argv[1:4]), sys.argv[4]
+data = Dataset.import_from(str(export), form)
+names = [label.name for label in data.categories()[AnnotationType.label]]
+labels = [255 if name == "ignored" else at for at, name in enumerate(names if names[0] == "background" else ["background", *names])]
+first = 0 if names[0] == "background" else 1
+count = 0
+for item in data:
+    truth = np.asarray(Image.open(masks / f"{item.id}.png"))
+    drawn = np.zeros_like(truth)
+    for one in sorted(item.annotations, key=lambda one: one.z_order):
+        if one.type == AnnotationType.mask:
+            drawn[np.asarray(one.image) > 0] = labels[one.label + first]
+    np.testing.assert_array_equal(drawn, truth, err_msg=item.id)
+    count += 1
+assert count == len(list(masks.rglob("*.png")))
+data.export(str(out), form, save_media=True)
+print(f"datumaro reads {count} masks as they are")
