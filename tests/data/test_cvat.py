@@ -95,7 +95,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("shapes", BROKEN)
 def test_broken_shapes(shapes, tmp_path):
-    with pytest.raises(BadInput, match="annotations.xml, picture 'a/1.jpg'") as error:
+    with pytest.raises(BadInput, match=r"annotations\.xml, picture 'a/1\.jpg'") as error:
         mask_of(written(tmp_path, shapes))
     assert BROKEN[shapes] in str(error.value).replace("\\'", "'")
 
@@ -107,7 +107,10 @@ def test_broken_shapes(shapes, tmp_path):
         ('<annotations><track id="0" label="cat"/></annotations>', "a track of a video"),
         ('<annotations><image width="3" height="2"/></annotations>', "a picture without a name"),
         ('<annotations><image name="a" width="3" height="0"/></annotations>', "0 x 3 pixels"),
-        ('<annotations><image name="a" width="99999999" height="99999999"/></annotations>', "99999999 x 99999999 pixels"),
+        (
+            '<annotations><image name="a" width="99999999" height="99999999"/></annotations>',
+            "99999999 x 99999999 pixels",
+        ),
         ('<annotations><image name="a" width="3"/></annotations>', "height=''"),
         ("", "broken XML"),
     ],

@@ -10,7 +10,7 @@ from wsss.data import json_list as module
 from wsss.data.json_list import json_list
 from wsss.errors import BadInput
 
-ITEMS = [{"a": [1, 2, {"b": "]"}]}, [], "x, \\ \" [", {}, ["é" * 30], {"long": list(range(50))}]
+ITEMS = [{"a": [1, 2, {"b": "]"}]}, [], 'x, \\ " [', {}, ["é" * 30], {"long": list(range(50))}]
 
 
 def read(path):

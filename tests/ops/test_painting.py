@@ -14,7 +14,9 @@ def painted(labels):
     canvas = Image.new("L", labels.shape[::-1])
     found = list(polygons(labels))
     for label, points in found:
-        ImageDraw.Draw(canvas).polygon([tuple(map(float, point)) for point in points.tolist()], fill=label, outline=label)
+        ImageDraw.Draw(canvas).polygon(
+            [tuple(map(float, point)) for point in points.tolist()], fill=label, outline=label
+        )
     return np.asarray(canvas), len(found)
 
 

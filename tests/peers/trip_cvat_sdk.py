@@ -1,6 +1,6 @@
 """cvat-sdk encodes each class of a mask to the run lengths and the box that stand in our XML of an export with `--per class`, and decodes them.
 
-    python trip_cvat_sdk.py EXPORT MASKS
+python trip_cvat_sdk.py EXPORT MASKS
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Datumaro reads what we export for CVAT or in VOC's layout, compiles each picture's masks, and writes them again.
 
-    python trip_datumaro.py EXPORT MASKS OUT cvat|voc_segmentation
+python trip_datumaro.py EXPORT MASKS OUT cvat|voc_segmentation
 """
 
 import sys
@@ -14,7 +14,10 @@ from PIL import Image
 export, masks, out, form = *map(Path, sys.argv[1:4]), sys.argv[4]
 data = Dataset.import_from(str(export), form)
 names = [label.name for label in data.categories()[AnnotationType.label]]
-labels = [255 if name == "ignored" else at for at, name in enumerate(names if names[0] == "background" else ["background", *names])]
+labels = [
+    255 if name == "ignored" else at
+    for at, name in enumerate(names if names[0] == "background" else ["background", *names])
+]
 first = 0 if names[0] == "background" else 1
 count = 0
 for item in data:

@@ -1,6 +1,6 @@
 """label-studio-sdk decodes what we export for Label Studio, and the tasks come back as submitted annotations in both JSON exports.
 
-    python trip_label_studio_sdk.py EXPORT MASKS OUT
+python trip_label_studio_sdk.py EXPORT MASKS OUT
 """
 
 import json

@@ -1,6 +1,6 @@
 """labelme opens what we export, draws it, and saves it again, without a person.
 
-    python trip_labelme.py EXPORT MASKS OUT
+python trip_labelme.py EXPORT MASKS OUT
 """
 
 import os

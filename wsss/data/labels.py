@@ -38,6 +38,11 @@ def voc_palette() -> UInt8[np.ndarray, "256 3"]:
     return colours
 
 
+def web_colours(count: int) -> list[str]:
+    """VOC's colours of the labels 1 to `count` as `#rrggbb`."""
+    return [f"#{bytes(colour).hex()}" for colour in voc_palette()[1 : count + 1].tolist()]
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskTable:
     """Labels by pixel value or by colour.

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 FORMATS = (
     "coco",
+    "cvat",
+    "cvat-masks",
+    "labelme",
+    "labelstudio",
+    "voc",
     "voc-server",
 )  # fmt: skip
 

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wsss.data.cvat import CvatPicture, read_cvat, run_lengths
-from wsss.data.labels import voc_palette
+from wsss.data.labels import web_colours
+from wsss.errors import BadInput
 from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
 from wsss.formats.objects import regions
 from wsss.formats.xml_text import check_xml
@@ -41,7 +42,7 @@ def _write(task: Task[CvatOptions], item: Item) -> list[str]:
 
 
 def _finish(task: Task[CvatOptions], parts: Iterable[Part]) -> Path:
-    colours = ["#%02x%02x%02x" % tuple(colour) for colour in voc_palette()[1 : len(task.class_names) + 1].tolist()]
+    colours = web_colours(len(task.class_names))
     labels: list[dict[str, Any]] = [
         {"name": name, "color": colour, "type": "any", "attributes": []}
         for name, colour in zip(task.class_names, colours, strict=True)
@@ -49,7 +50,9 @@ def _finish(task: Task[CvatOptions], parts: Iterable[Part]) -> Path:
     with whole_file(task.out / _LABELS) as temporary:
         temporary.write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     with whole_file(task.out / _XML) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    <task>\n')
+        stream.write(
+            '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    <task>\n'
+        )
         stream.write(f"      <size>{task.count}</size>\n      <mode>annotation</mode>\n      <labels>\n")
         for label in labels:
             stream.write(
@@ -67,11 +70,23 @@ def _finish(task: Task[CvatOptions], parts: Iterable[Part]) -> Path:
 
 
 def _read(ours: Ours, options: ImportOptions) -> Iterator[Corrected]:
-    path = options.file / _XML if options.file.is_dir() else options.file
-    for picture in read_cvat(path):
+    for picture in read_cvat(_file(options.file)):
         labels = {shape.label: ours.label(shape.label, picture.where) for shape in picture.shapes}
         draw = partial(_draw, picture, labels)
         yield Corrected(picture.name, picture.where, draw, picture.size_hw, len(picture.shapes))
+
+
+def _file(path: Path) -> Path:
+    """The XML file: the path itself, or the only one in a folder."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.xml"))
+    if len(found) != 1:
+        shown = ", ".join(one.name for one in found[:4])
+        raise BadInput(
+            path, f"the XML files {shown}" if found else "no XML file", "one, such as annotations.xml", "Give the file."
+        )
+    return found[0]
 
 
 def _draw(picture: CvatPicture, labels: dict[str, int], size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -23,8 +23,8 @@ from wsss.data.labels import IGNORE
 from wsss.data.lists import files_below
 from wsss.data.roles import IGNORED
 from wsss.errors import BadInput
-from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
 from wsss.formats.export import RECORD
+from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
 from wsss.formats.objects import regions
 from wsss.ops.painting import polygons
 from wsss.storage import whole_file
@@ -60,6 +60,10 @@ def _write(task: Task[LabelmeOptions], item: Item) -> None:
             corners = [[left, top], [left + width - 1, top + height - 1]]
             shapes.append(_shape(name, "mask", corners, _packed(one.inside)))
     place = task.out / f"{item.name}.json"
+    if place.relative_to(task.out) == Path(RECORD):
+        raise BadInput(
+            item.picture, "a picture whose file for labelme would be that of the record", "another name", "Rename it."
+        )
     copied = task.options.copy_pictures != "none"
     picture = os.path.basename(item.file) if copied else os.path.relpath(item.picture.resolve(), place.parent.resolve())
     content = {

@@ -1,7 +1,7 @@
 """Label Studio: `tasks.json` with pre-annotations as brush strokes, `config.xml` for the labelling interface, and the pictures in `images/`.
 
-Exports of Label Studio are read as JSON or JSON-MIN. The annotation of a task counts, and not the predictions, which nobody has looked at. Regions are drawn in
-their order, later ones over earlier ones; polygons as the COCO API draws those of Label Studio's COCO export.
+Exports of Label Studio are read as JSON or JSON-MIN. The annotation of a task counts, and not its predictions, which nobody has looked at.
+Regions are drawn in their order, later ones over earlier ones; polygons as the COCO API draws those of Label Studio's COCO export.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from wsss.data.brush import pack_brush, unpack_brush
 from wsss.data.coco_shapes import MOST_PIXELS, coco_inside
 from wsss.data.json_list import json_list
 from wsss.data.label_studio import UPLOADED, location
-from wsss.data.labels import voc_palette
+from wsss.data.labels import web_colours
 from wsss.data.lists import is_picture, without_suffix
 from wsss.errors import BadInput, Unreadable, reading
 from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
@@ -80,7 +80,7 @@ def _write(task: Task[LabelStudioOptions], item: Item) -> dict[str, Any]:
 
 
 def _finish(task: Task[LabelStudioOptions], parts: Iterable[Part]) -> Path:
-    colours = ["#%02x%02x%02x" % tuple(colour) for colour in voc_palette()[1 : len(task.class_names) + 1].tolist()]
+    colours = web_colours(len(task.class_names))
     labels = "".join(
         f'    <Label value={quoteattr(name)} background="{colour}"/>\n'
         for name, colour in zip(task.class_names, colours, strict=True)

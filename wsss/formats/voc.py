@@ -1,11 +1,11 @@
 """The layout of PASCAL VOC 2012: palette masks, annotations with tags and boxes, lists, and `labelmap.txt` with the colours.
 
-    JPEGImages/NAME.jpg
-    SegmentationClass/NAME.png     indices are the labels, in VOC's colours; unsure pixels are void (255)
-    Annotations/NAME.xml           an object with its box for each component or class; a tag without pixels has the box of the whole picture and is
-                                   marked difficult
-    ImageSets/Segmentation/train.txt
-    labelmap.txt
+JPEGImages/NAME.jpg
+SegmentationClass/NAME.png     indices are the labels, in VOC's colours; unsure pixels are void (255)
+Annotations/NAME.xml           an object with its box for each component or class; a tag without pixels has the box of the whole picture and is
+                               marked difficult
+ImageSets/Segmentation/train.txt
+labelmap.txt
 """
 
 import dataclasses
@@ -97,12 +97,22 @@ def read_label_images(ours: Ours, options: ImportOptions) -> Iterator[Corrected]
     root = options.file
     folder, labelmap = root / MASKS, root / LABELMAP
     if not folder.is_dir():
-        raise BadInput(root, f"no folder {MASKS}", f"a folder with {LABELMAP} and {MASKS}", "Unpack the archive, and give its folder.")
+        raise BadInput(
+            root,
+            f"no folder {MASKS}",
+            f"a folder with {LABELMAP} and {MASKS}",
+            "Unpack the archive, and give its folder.",
+        )
     class_names, table = read_labelmap(labelmap)
     if len(class_names) > MOST_CLASSES:
-        raise BadInput(labelmap, f"{len(class_names)} classes", f"at most {MOST_CLASSES}", "Remove those without pixels.")
+        raise BadInput(
+            labelmap, f"{len(class_names)} classes", f"at most {MOST_CLASSES}", "Remove those without pixels."
+        )
     masks = pictures_below(folder, (".png",))
-    yield from (Corrected(f"{name}.png", str(path), partial(_draw, ours, MaskFile(path, table), class_names)) for name, path in masks.items())
+    yield from (
+        Corrected(f"{name}.png", str(path), partial(_draw, ours, MaskFile(path, table), class_names))
+        for name, path in masks.items()
+    )
     known = {**dict.fromkeys(ours.names, folder), **masks}
     for path in sorted((root / SEGMENTATION_LISTS).glob("*.txt")):
         for name in read_names(path, known):
