@@ -66,7 +66,7 @@ def _write(task: Task[LabelmeOptions], item: Item) -> None:
         )
     copied = task.options.copy_pictures != "none"
     picture = os.path.basename(item.file) if copied else os.path.relpath(item.picture.resolve(), place.parent.resolve())
-    content = {
+    content: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
         "shapes": shapes,
