@@ -541,7 +541,7 @@ def test_files_in_their_order_and_flags_over_them(tmp_path):
     assert (training.epochs, training.lr) == (3, 2.0)
 
 
-@pytest.mark.parametrize("name", [name for name in commands() if not name.startswith(("data", "demo"))])
+@pytest.mark.parametrize("name", [name for name, one in commands().items() if one.has_config])
 def test_printed_settings_are_settings(name, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parser_of(name).parse(["--print_config"])

@@ -28,6 +28,12 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         picture.save(temporary, format="JPEG", quality=92, subsampling=0)
 
 
+def write_values(path: Path, values: UInt8[np.ndarray, "h w"]) -> None:
+    """Write a grey 8-bit PNG, for programs that take the colours of a palette for the values, as OpenCV does."""
+    with whole_file(path, sync="file") as temporary:
+        Image.fromarray(values).save(temporary, format="PNG")
+
+
 def read_mask(path: Path, table: MaskTable | None = None) -> UInt8[np.ndarray, "h w"]:
     """Read the labels of a mask file; see `wsss.data.labels.decode_labels` for the supported kinds.
 

@@ -63,25 +63,35 @@ class PolygonMask:
         return str(self.path)
 
     def read(self) -> UInt8[np.ndarray, "h w"]:
-        import cv2
-
-        height, width = picture_size_hw(self.picture, upright=self.upright)
-        corners = [
-            (np.floor(points * (width, height) + _ROUNDING).astype(np.int32), class_)
-            for class_, points in read_objects(self.path, len(self.labels))
-        ]
-        shapes = []
-        for points, class_ in corners:
-            shape = np.zeros((height, width), np.uint8)
-            cv2.fillPoly(shape, [points], 1)
-            shapes.append((int(shape.sum()), shape.astype(bool), self.labels[class_]))
-        mask = np.zeros((height, width), np.uint8)
-        for _, inside, label in sorted(shapes, key=lambda shape: -shape[0]):
-            mask[inside] = label
-        return mask
+        size_hw = picture_size_hw(self.picture, upright=self.upright)
+        return draw_objects(read_objects(self.path, len(self.labels)), self.labels, size_hw)
 
     def stamp(self) -> str:
         return f"{content_digest(self.path) if is_regular(self.path) else 'missing'}:{self.labels}:{self.upright}"
+
+
+def draw_objects(
+    objects: Sequence[tuple[int, Float[np.ndarray, "k 2"]]], labels: Sequence[int], size_hw: tuple[int, int]
+) -> UInt8[np.ndarray, "h w"]:
+    """Draw polygons as Ultralytics does: corners truncated to whole pixels, borders included, large objects first.
+
+    Args:
+        objects: class numbers and points, from 0 to 1, as `read_objects` gives them.
+        labels: the label of each class number.
+        size_hw: height and width of the picture.
+    """
+    import cv2
+
+    height, width = size_hw
+    shapes = []
+    for class_, points in objects:
+        shape = np.zeros(size_hw, np.uint8)
+        cv2.fillPoly(shape, [np.floor(points * (width, height) + _ROUNDING).astype(np.int32)], 1)
+        shapes.append((int(shape.sum()), shape.astype(bool), labels[class_]))
+    mask = np.zeros(size_hw, np.uint8)
+    for _, inside, label in sorted(shapes, key=lambda shape: -shape[0]):
+        mask[inside] = label
+    return mask
 
 
 def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray, "k 2"]]]:
@@ -117,7 +127,7 @@ def read_objects(path: Path, n_classes: int) -> list[tuple[int, Float[np.ndarray
 
 def has_label_files(root: Path) -> bool:
     """Whether there are text files in a folder `labels`."""
-    return any(file.suffix == ".txt" for path in _label_folders(root) for file in files_below(path))
+    return any(file.suffix == ".txt" for path in label_folders(root) for file in files_below(path))
 
 
 def find_yolo(root: Path) -> Path | None:
@@ -142,7 +152,8 @@ def find_yolo(root: Path) -> Path | None:
     return found
 
 
-def _label_folders(root: Path) -> list[Path]:
+def label_folders(root: Path) -> list[Path]:
+    """The folders of text files below a data set."""
     return [path for pattern in (_LABELS, f"*/{_LABELS}") for path in sorted(root.glob(pattern)) if path.is_dir()]
 
 
@@ -152,21 +163,7 @@ def read_yolo(root: Path, source: Path, options: LayoutOptions) -> LayoutContent
     Raises:
         BadInput: the YAML file or a file of objects is broken, or names folders that are not in the data set.
     """
-    content: Mapping[str, object] = {}
-    if source.suffix in (".yaml", ".yml"):
-        content = read_document(source, _EXPECTED)
-        if not isinstance(content, dict):
-            raise BadInput(source, "other content", _EXPECTED, "Copy it from the data set's source.")
-        numbered = _numbered(content.get("names"), source)
-        if content.get("nc", len(numbered)) != len(numbered):
-            raise BadInput(
-                source,
-                f"nc: {content['nc']!r:.20} with {len(numbered)} names",
-                "a name for each class",
-                "Correct one of them.",
-            )
-    else:
-        numbered = tuple(line for _, line in read_lines(source, "one class per line"))
+    content, numbered = read_class_names(source)
     class_names = options.class_names or only_classes(numbered, options.negatives)
     roles = Roles(class_names, options.negatives)
     labels = [roles.label(name) for name in numbered]
@@ -188,6 +185,28 @@ def read_yolo(root: Path, source: Path, options: LayoutOptions) -> LayoutContent
         return _semantic(root, pictures, content, known, class_names, source)
     upright = True if options.upright is None else options.upright
     return _found(root, pictures, numbered, known, class_names, "kpt_shape" in content, upright)
+
+
+def read_class_names(source: Path) -> tuple[Mapping[str, object], tuple[str, ...]]:
+    """The content of a data set's YAML file, empty for a list of names, and the names of the classes in the order of their numbers.
+
+    Raises:
+        BadInput: the file is broken, or its names are not numbered from 0 without gaps.
+    """
+    if source.suffix not in (".yaml", ".yml"):
+        return {}, tuple(line for _, line in read_lines(source, "one class per line"))
+    content = read_document(source, _EXPECTED)
+    if not isinstance(content, dict):
+        raise BadInput(source, "other content", _EXPECTED, "Copy it from the data set's source.")
+    numbered = _numbered(content.get("names"), source)
+    if content.get("nc", len(numbered)) != len(numbered):
+        raise BadInput(
+            source,
+            f"nc: {content['nc']!r:.20} with {len(numbered)} names",
+            "a name for each class",
+            "Correct one of them.",
+        )
+    return content, numbered
 
 
 def _found(
@@ -222,7 +241,7 @@ def _found(
     if missing:
         notes.append(f"{missing} pictures have no file in {_LABELS}: as in Ultralytics, they contain no objects")
     used = {os.path.realpath(_text_of(path)) for _, path in pictures}
-    texts = [file for folder in _label_folders(root) for file in files_below(folder) if file.suffix == ".txt"]
+    texts = [file for folder in label_folders(root) for file in files_below(folder) if file.suffix == ".txt"]
     unmatched = [file for file in texts if os.path.realpath(file) not in used and file.name not in _LISTS]
     if unmatched:
         notes.append(
@@ -271,7 +290,7 @@ def _semantic(
             )
         table[int(value)] = IGNORE if ignored else meaning[number]
     table = {value: label for value, label in table.items() if 0 <= value <= 255}
-    files = [(split, path, _matching_path(path, folder, ".png")) for split, path in pictures]
+    files = [(split, path, matching_path(path, folder, ".png")) for split, path in pictures]
     masked = [
         (split, path, MaskFile(mask, MaskTable.of(table, source.name)))
         for split, path, mask in files
@@ -385,10 +404,10 @@ def _in_list(root: Path, source: Path) -> list[Path]:
 
 def _text_of(picture: Path) -> Path:
     """The file of a picture's objects."""
-    return _matching_path(picture, _LABELS, ".txt")
+    return matching_path(picture, _LABELS, ".txt")
 
 
-def _matching_path(picture: Path, folder: str, suffix: str) -> Path:
+def matching_path(picture: Path, folder: str, suffix: str) -> Path:
     """A picture's path with the last `images` in it replaced by another folder; without one, a file next to the picture."""
     parts = list(picture.parts)
     for at in range(len(parts) - 2, -1, -1):

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 FORMATS = (
     "coco",
+    "coco-panoptic",
+    "yolo-seg",
+    "yolo-semantic",
+    "hf",
     "cvat",
     "cvat-masks",
     "labelme",

@@ -222,7 +222,7 @@ def _finish(format: Format, task: Task[Any], source: Source, job: Job) -> dict[s
         ],
         "unsure": {"pixels": unsure, "are": _UNSURE[task.unsure]},
         "turned": {"pictures": turned, "upright": source.images.upright},
-        "notes": list(source.notes),
+        "notes": [*source.notes, *([format.export.note] if format.export.note else [])],
     }
     job.finish(record)
     return record

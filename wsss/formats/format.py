@@ -173,6 +173,7 @@ class Export(Generic[Options]):
         pictures: folder below the output folder for copies of the pictures, empty for the output folder itself; None if the format has none.
         ignores: whether a mask in this format can contain ignored pixels.
         source: finds pictures and classes; None for the usual way.
+        note: what users have to know about every export in this format.
     """
 
     options: type[Options]
@@ -181,6 +182,7 @@ class Export(Generic[Options]):
     pictures: str | None = "images"
     ignores: bool = False
     source: "Callable[[Options], Source] | None" = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
