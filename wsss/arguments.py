@@ -6,15 +6,17 @@ Nothing here imports the modules that declare settings: declarations are read fr
 
 import dataclasses
 import functools
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_origin
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_origin
 
 from wsss import declared, settings
+from wsss.configs import CONFIGS
 from wsss.data.documents import DEEPEST, Keys, dotted, dump, in_file, parse, read_document
 from wsss.errors import BadInput, NoSuchName, is_regular, nearest
 from wsss.settings import KIND, Field, Layer
@@ -55,6 +57,21 @@ class Argument:
     positional: bool = False
 
 
+class Presets(Protocol):
+    """The presets of a command; see `wsss.presets`."""
+
+    def choose(self, given: Mapping[str, Any], configured: bool) -> tuple[str | None, str]:
+        """The preset that a command line asks for or that suits this computer, and why; None if there is none.
+
+        Args:
+            given: the options and settings given.
+            configured: whether a settings file is given.
+        """
+
+    def settings(self, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings of a preset, nested like those of a run; `given` are those that override them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DeclaredSettings:
     """The settings of a command, as mirrors of the real dataclasses (see `wsss.declared`).
@@ -63,13 +80,15 @@ class DeclaredSettings:
         below: sections of settings, by the name with which their flags begin.
         top: settings whose fields are flags without a prefix; None if there are none.
         stage: the section of a run's YAML that applies to this command; empty for a command with several stages.
-        others: function that gives the names of all sections of such files.
+        others: function that gives the names of all sections and options in such files.
+        presets: the presets of the command, if it has any.
     """
 
     below: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     top: Any = None
     stage: str = ""
     others: Callable[[], Collection[str]] = tuple
+    presets: Presets | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +98,16 @@ class ParsedSettings:
     Attributes:
         mirrors: mirrors of the settings by section; `""` for settings without a section.
         where: maps the keys of a setting to the name under which it was given.
+        preset: the preset that they are put over, None if there is none.
+        why: why this preset was chosen.
+        given: the settings given in files and flags, without the options of the command.
     """
 
     mirrors: Mapping[str, Any]
     where: Callable[[Keys], str] = dotted
+    preset: str | None = None
+    why: str = ""
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self, name: str = "") -> Any:
         """The real settings of a section; imports their module, and their checks run.
@@ -91,6 +116,14 @@ class ParsedSettings:
             BadInput: a value fails their checks.
         """
         return settings.from_mirror(self.mirrors[name], (name,) if name else (), self.where)
+
+
+class _Given(NamedTuple):
+    """The values given in files and flags, whether they are only to be printed, and whether there are files."""
+
+    layer: Layer
+    printed: bool
+    configured: bool
 
 
 class Parser(Generic[Options]):
@@ -156,15 +189,22 @@ class Parser(Generic[Options]):
             print(self.help(), end="")
             sys.exit(0)
         if "--help-all" in words:
-            given, _ = self._given(words[: words.index("--help-all")])
-            print(self.help_all(given.content), end="")
+            print(self.help_all(self._given(words[: words.index("--help-all")]).layer.content), end="")
             sys.exit(0)
-        given, printed = self._given(words)
+        given, printed, configured = self._given(words)
         typed = settings.values(self.table, None, given.content, (), given.where)
         missing = [argument for key, argument in self.arguments.items() if argument.required and typed.get(key) is None]
         if missing and not printed:
             names = ", ".join(argument.flag for argument in missing)
             raise BadInput(names, "nothing", missing[0].field.help, "Give it.")
+        preset, why = None, ""
+        if self.settings.presets is not None:
+            preset, why = self.settings.presets.choose(typed, configured)
+        if self.settings.presets is not None and preset is not None:
+            below = Layer(self.table)
+            self._add_document(below, f"preset {preset}", self.settings.presets.settings(preset, given.content))
+            both = given.over(below)
+            typed = settings.values(self.table, None, both.content, (), both.where) | {"preset": preset}
         everything = {key: field.default for key, field in self.table.items()} | typed
         if printed:
             absent = {_key(argument.flag) for argument in missing}
@@ -176,10 +216,11 @@ class Parser(Generic[Options]):
         if self.settings.top is not None:
             top = {key: everything[key] for key in settings.fields(type(self.settings.top))}
             mirrors[""] = dataclasses.replace(self.settings.top, **top)
-        return self.options(**{key: everything[key] for key in self.arguments}), ParsedSettings(mirrors, given.where)
+        options = self.options(**{key: everything[key] for key in self.arguments})
+        own = {key: value for key, value in given.content.items() if key not in self.arguments}
+        return options, ParsedSettings(mirrors, given.where, preset, why, own)
 
-    def _given(self, words: Sequence[str]) -> tuple[Layer, bool]:
-        """The values given in files and flags, and whether they are only to be printed."""
+    def _given(self, words: Sequence[str]) -> "_Given":
         flags: list[tuple[Keys, str, str | None]] = []
         positional: list[str] = []
         files: list[str] = []
@@ -220,17 +261,22 @@ class Parser(Generic[Options]):
         for keys, flag, value in flags:
             self._add_flag(last, keys, flag, value)
         self._add_positional(positional, last)
-        return last.over(given), printed
+        return _Given(last.over(given), printed, bool(files))
 
     def _in_document(self, file: str) -> Layer:
-        """The values in a file; from the file of a whole run, the section of this stage and keys that are not sections of others."""
         place, content = _read_config(file)
-        given, stage = Layer(self.table), self.settings.stage
+        given = Layer(self.table)
+        self._add_document(given, place, content)
+        return given
+
+    def _add_document(self, given: Layer, place: str, content: Mapping[str, Any]) -> None:
+        """Add the values in a file; from the file of a whole run, the section of this stage and keys that are not sections of others."""
+        stage = self.settings.stage
         section = content.get(stage, {})
         others = self.settings.others()
         if stage not in content and not any(key in others and key not in self.table for key in content):
             given.add((), content, partial(in_file, place))
-            return given
+            return
         rest = {key: value for key, value in content.items() if key not in others}
         given.add((), rest, partial(in_file, place))
         if stage in self.table:
@@ -239,7 +285,6 @@ class Parser(Generic[Options]):
             given.add((), section, lambda keys: in_file(place, (stage, *keys)))
         else:
             raise BadInput(in_file(place, (stage,)), settings.describe(section), "settings", "Correct it.")
-        return given
 
     def _keys(self, flag: str) -> Keys:
         """The keys that a flag stands for.
@@ -475,14 +520,31 @@ def _in_part(path: str, depth: int, keys: Keys) -> str:
 
 
 def _read_config(given: str) -> tuple[str, Mapping[str, Any]]:
-    """The name and content of a config file; YAML text may be given in place of a file."""
+    """The name and content of a config file; YAML text, or the name of a file in the package, may be given in place of a file."""
     inline = "\n" in given or ": " in given or given.startswith("{")
     place = f"--{CONFIG}" if inline or not given else given
     if inline:
         content = parse(given, _DOCUMENT, partial(in_file, place))
     else:
-        content = read_document(Path(given), _DOCUMENT) if given else None
+        content = read_document(_config_file(given), _DOCUMENT) if given else None
     if not isinstance(content, dict):
         found = "no settings" if content is None else settings.describe(content)
         raise BadInput(place, found, _DOCUMENT, "Write settings into it, or omit --config.")
     return place, content
+
+
+def _config_file(given: str) -> Path:
+    """A config file, from its path or from the name of a file that comes with the package.
+
+    Raises:
+        BadInput: there is no such file.
+    """
+    packaged = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+    name = given.removesuffix(".yaml")
+    if os.path.lexists(given) or "/" in given:
+        return Path(given)
+    if name in packaged:
+        return packaged[name]
+    near = nearest(name, packaged)
+    do = f"Did you mean {near}?" if near else f"Check the path, or choose one of {', '.join(packaged)}."
+    raise BadInput(given, "no such file", _DOCUMENT, do)

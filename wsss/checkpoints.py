@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from wsss import hub
 from wsss.errors import BadInput, reading
 from wsss.foreign.mxnet import resnet38_params
 from wsss.weights import SUFFIXES, WEIGHTS, State, expected_checkpoint, finite, head_of, read_weights, weights_in
@@ -50,11 +51,12 @@ def read_checkpoint(path: Path) -> State:
     return finite(_state_in(_read_torch(path), path), path)
 
 
-def imagenet_weights(name: str) -> tuple[State, Path]:
+def imagenet_weights(name: str, setting: str = "init") -> tuple[State, Path]:
     """torchvision's ImageNet weights (V1) of one of its models, from torch's cache or downloaded.
 
     Args:
         name: for example `resnet50`.
+        setting: the setting that asks for them, for errors.
 
     Returns:
         The state dict, including the classifier, and its file.
@@ -69,12 +71,14 @@ def imagenet_weights(name: str) -> tuple[State, Path]:
             f"ImageNet weights of {name}",
             "no such weights in torchvision",
             "a model with weights IMAGENET1K_V1, for example resnet50",
-            "Choose another backbone, give its weights with --init FILE, or train from scratch with --init none.",
+            f"Choose another backbone, or {_other_weights(setting)}",
         ) from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not path.exists():
         digest = re.search(r"-([0-9a-f]+)\.", path.name)
         try:
+            if not hub.is_reachable(url):
+                raise OSError("no connection")
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
         except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -82,13 +86,17 @@ def imagenet_weights(name: str) -> tuple[State, Path]:
                 path,
                 f"no file, and it cannot be downloaded from {url} ({error})",
                 f"torchvision's ImageNet weights of {name}",
-                "Put that file there, give another with --init FILE, or train from scratch with --init none.",
+                f"Put that file there, or {_other_weights(setting)}",
             ) from error
     return read_checkpoint(path), path
 
 
-def timm_weights(name: str) -> tuple[State, str]:
+def timm_weights(name: str, setting: str = "init") -> tuple[State, str]:
     """timm's default pretrained weights of one of its models, from its cache or downloaded.
+
+    Args:
+        name: timm's name of the model.
+        setting: the setting that asks for them, for errors.
 
     Returns:
         The state dict of the full model, and a description of its source.
@@ -98,14 +106,25 @@ def timm_weights(name: str) -> tuple[State, str]:
     """
     where = f"timm's pretrained weights of {name}"
     try:
-        return dict(timm.create_model(name, pretrained=True).state_dict()), where
+        with hub.cache_if_offline():
+            return dict(timm.create_model(name, pretrained=True).state_dict()), where
     except (OSError, RuntimeError, http.client.HTTPException) as error:
+        config = timm.models.get_pretrained_cfg(name)
+        cached = hub.cached(config.hf_hub_id) if config and config.hf_hub_id else Path(torch.hub.get_dir())
         raise BadInput(
             where,
-            f"none that can be downloaded ({str(error).splitlines()[0][:200]})",
-            "weights in timm's cache, or a network connection",
-            "Give a file with --init FILE, or train from scratch with --init none.",
+            f"none in {cached}, and none that can be downloaded",
+            "weights in that cache, or an internet connection",
+            f"Copy that folder from a computer that has used {name}, or {_other_weights(setting)}",
         ) from error
+
+
+def _other_weights(setting: str) -> str:
+    """What else can be done if pretrained weights are not available."""
+    return (
+        f"give a file with --{setting} FILE, or train from scratch with --{setting} none (this needs hundreds of pictures of each class "
+        "and more epochs, and its maps are worse)."
+    )
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:

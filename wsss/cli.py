@@ -54,10 +54,16 @@ def _run(words: Sequence[str]) -> None:
     options, settings = chosen.parser(name).parse(words[len(name.split()) :])
     if isinstance(options, OutOptions) and options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif isinstance(options, OutOptions) and options.device != "auto":
+        from wsss import launch
+
+        launch.require(options.device)
     if any(int(os.environ.get(several, "1")) > 1 for several in ("WORLD_SIZE", "SLURM_NTASKS")):
         from wsss import launch
 
         launch.join()
+    if settings.preset is not None and peers.rank() == 0:
+        show(f"preset {settings.preset} ({settings.why}); --preset chooses another", stream=sys.stderr)
     with _locked(options):
         chosen.run(options, settings)
 

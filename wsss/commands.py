@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from wsss import registry, settings
+from wsss import presets, registry, settings
 from wsss.arguments import DeclaredSettings, ParsedSettings, Parser
-from wsss.data.documents import Keys
+from wsss.data.documents import Keys, dump
 from wsss.errors import BadInput, NoSuchName, nearest
 from wsss.formats import FORMATS, format_named
 from wsss.formats.format import ExportOptions, ImportOptions
@@ -33,7 +33,10 @@ from wsss.options import (
     SegmentOptions,
     ShapesOptions,
     SplitOptions,
+    StageOptions,
 )
+from wsss.presets import RECORDED, MethodPresets
+from wsss.storage import read_only, write_text
 from wsss.terminal import show
 
 if TYPE_CHECKING:
@@ -44,8 +47,8 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 # shown on the short help pages of commands that have them: options, and settings of runs and of single stages
 _COMMON_OPTIONS = (
-    "data", "tags", "classes", "split", "out", "skip_bad", "cams", "competition", "weights", "masks", "pictures", "instances", "methods",
-    "common", "runs", "clip", "corrected", "file", "format", "unsure", "per", "copy_pictures", "rename",
+    "data", "tags", "classes", "split", "out", "preset", "device", "skip_bad", "cams", "competition", "weights", "masks", "pictures",
+    "instances", "methods", "common", "runs", "clip", "corrected", "file", "format", "unsure", "per", "copy_pictures", "rename",
 )  # fmt: skip
 _COMMON_SETTINGS = {
     "": (
@@ -137,15 +140,18 @@ def _method_command(verb: str, name: str) -> Command[Any]:
     about = registry.declared_method(name).paper
     if verb == "train":
         of_training = partial(registry.stage_settings, name, "classifier")
-        return Command(f"train {about}", SplitOptions, _train, of_training)
+        return Command(f"train {about}", StageOptions, _train, _with_presets(name, of_training))
     if verb == "localize":
-        options = LocalizeOptions if "train" in registry.verbs(name) else SplitOptions
-        return Command(
-            f"activation maps of {about}", options, _localize, partial(registry.stage_settings, name, "inference")
-        )
-    return Command(
-        f"tags to a segmenter by {about}", RunOptions, partial(_run, name), partial(registry.run_settings, name)
-    )
+        options = LocalizeOptions if "train" in registry.verbs(name) else StageOptions
+        of_maps = partial(registry.stage_settings, name, "inference")
+        return Command(f"activation maps of {about}", options, _localize, _with_presets(name, of_maps))
+    of_run = partial(registry.run_settings, name)
+    return Command(f"tags to a segmenter by {about}", RunOptions, partial(_run, name), _with_presets(name, of_run))
+
+
+def _with_presets(method: str | None, declare: Callable[[], DeclaredSettings]) -> Callable[[], DeclaredSettings]:
+    """The settings of a command, with the presets of a method."""
+    return lambda: dataclasses.replace(declare(), presets=MethodPresets(method))
 
 
 def _format_in(words: Sequence[str]) -> str | None:
@@ -223,9 +229,14 @@ def _run_method(
 
 
 def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
+    from wsss import launch
+
     tagger = chosen.build("tagger") if options.by_tagclip else None
     made = _build_run_settings(name, chosen.mirrors, chosen.where)
-    _run_method(name, made, options.open(), options.out, tagger, options.corrected)
+    data = options.open()
+    if launch.is_first() and not read_only(options.out):
+        write_text(options.out / RECORDED, dump({**chosen.given, "preset": chosen.preset}))
+    _run_method(name, made, data, options.out, tagger, options.corrected)
     _print_table(options.out)
 
 
@@ -241,12 +252,12 @@ def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
     from wsss.stages.compare import Comparison, compare, table
     from wsss.stages.runs import open_runs
     from wsss.stages.train import train
-    from wsss.storage import read_only
 
     clip, tagger = chosen.build("clip"), chosen.build("tagger") if options.by_tagclip else None
     common = protocol.with_clip(options.common or {}, options.out, options.by_tagclip) if clip else options.common or {}
     tables = {name: registry.sections(registry.declared_method(name)) for name in _methods_with("run")}
-    planned = protocol.plan(tables, common, options.runs or {}, options.chosen, chosen.where)
+    preset = partial(presets.settings, chosen.preset) if chosen.preset else None
+    planned = protocol.plan(tables, common, options.runs or {}, options.chosen, chosen.where, preset)
     made = {one.name: _build_run_settings(one.method, one.settings(tables), one.where) for one in planned}
     data = options.open()
 
@@ -423,14 +434,17 @@ def _print_table(run: Path) -> None:
         show(table(run))
 
 
+_REFINER, _SEGMENTER = (
+    _with_presets(None, partial(registry.shared_stage_settings, section)) for section in ("refiner", "segmenter")
+)
 _COMMANDS: dict[str, Command[Any]] = {
     "demo": Command("generate pictures, run CAM and CLIP-ES on them, print the scores", DemoOptions, _demo, has_config=False),
-    "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _all_settings),
+    "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _with_presets(None, _all_settings)),
     "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare),
     "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.shared_stage_settings, "tagger")),
     "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, partial(registry.shared_stage_settings, "questions")),
-    "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, partial(registry.shared_stage_settings, "refiner")),
-    "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, partial(registry.shared_stage_settings, "segmenter")),
+    "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, _REFINER),
+    "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, _SEGMENTER),
     "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, partial(registry.shared_stage_settings, "test")),
     "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
     "report": Command("write the report of a run again", ReportOptions, _report),

@@ -9,7 +9,7 @@ import datetime
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -82,6 +82,13 @@ def _on_cpu() -> bool:
 def device() -> torch.device:
     """The device of this process: a GPU if there is one, unless ACCELERATE_USE_CPU is set."""
     return _state().device
+
+
+def require(kind: Literal["cuda", "mps"]) -> None:
+    """Raise BadInput unless torch can use a device of this kind."""
+    if not {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}[kind]():
+        found = f"{kind}, but torch {torch.__version__} finds no such device"
+        raise BadInput("--device", found, "a device of this machine", "Use --device auto or cpu, or check the driver.")
 
 
 def processes() -> int:

@@ -3,6 +3,7 @@
 An architecture knows its published tensor names (`wsss.networks.body`); here they are matched, tensor by tensor.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -25,7 +26,9 @@ from wsss.weights import State, read_metadata, read_weights, weights_in
 log = logging.getLogger("wsss")
 
 # initial weights that are not in a file which the user names
-_WORDS = ("none", "imagenet", "classifier")
+# initial weights: the classifier's where it has this backbone, otherwise ImageNet's
+AUTO = "auto"
+_WORDS = ("none", "imagenet", "classifier", AUTO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,10 @@ class WrongNetwork(BadInput):
             "the file, or use new weights for the layers that depend on it.",
         )
         self.faults = faults
+
+
+class WrongBackbone(BadInput):
+    """A classifier with another backbone than the network that should start from it."""
 
 
 def load_into(
@@ -207,24 +214,26 @@ def _check_layers(path: Path, before: Any, layers: Mapping[str, Any]) -> None:
     raise BadInput(path, f"a network with {texts[0]}", f"{texts[1]}, as in the settings", f"Set {flags}.")
 
 
-def load_backbone(body: Body, name: str, init: str) -> LoadReport:
+def load_backbone(body: Body, name: str, init: str, setting: str = "init") -> LoadReport:
     """Load the initial weights of a backbone.
 
     Args:
         body: the backbone; on the meta device, the weights are only checked.
         name: of the backbone.
-        init: `imagenet`, or the weights of the backbone or of a network that contains it: a file, or the folder of a training stage.
+        init: `imagenet` (or `auto`, which is that without a classifier), or the weights of the backbone or of a network that contains it:
+            a file, or the folder of a training stage.
+        setting: the setting to name in an error.
 
     Raises:
         BadInput: the weights are not available, or belong to another network.
     """
     where: str | Path = init
-    if init != "imagenet":
+    if init not in ("imagenet", AUTO):
         state = _part_of(read_checkpoint(Path(init)), name)
     elif body.IMAGENET is None:
-        raise _no_imagenet("init", body, name)
+        raise _no_imagenet(setting, body, name)
     else:
-        state, where = (imagenet_weights if body.IMAGENET == "torchvision" else timm_weights)(name)
+        state, where = (imagenet_weights if body.IMAGENET == "torchvision" else timm_weights)(name, setting)
     return load_into(body, body.named(state), where, ignore=body.LEFT_OUT)
 
 
@@ -261,27 +270,29 @@ def check_initial(setting: str, body: Body, name: str, init: str, classifier: Pa
         setting: the setting to name in an error.
         body: the backbone, on the meta device.
         name: of the backbone.
-        init: `none`, `imagenet`, `classifier`, or a file or folder.
+        init: `none`, `imagenet`, `classifier`, `auto`, or a file or folder.
         classifier: the network that produces the maps: its weights, or its backbone if it is not trained yet (`to_be_trained`); None if
             no network is trained.
     """
-    if init == "imagenet" and body.IMAGENET is None:
-        raise _no_imagenet(setting, body, name)
+    if init == AUTO and classifier is not None:
+        with contextlib.suppress(WrongBackbone):
+            check_continues(setting, body, name, classifier)
+            return
     if init == "classifier":
         check_continues(setting, body, name, classifier)
-    elif init not in ("imagenet", "none"):
-        load_backbone(body, name, init)
+    elif init != "none":
+        load_backbone(body, name, init, setting)
 
 
 def check_continues(setting: str, body: Body, name: str, classifier: Path | Backbone | None) -> None:
-    """Raise BadInput unless the weights of the classifier contain all tensors of a backbone; arguments as in `check_initial`."""
+    """Raise WrongBackbone unless the weights of the classifier contain all tensors of a backbone; arguments as in `check_initial`."""
     try:
         if isinstance(classifier, Backbone):
             load_into(body, body.named(classifier.state_dict()), "the classifier", ignore=body.LEFT_OUT)
         else:
             load_backbone(body, name, str(_weights_of(setting, classifier)))
     except WrongNetwork as error:
-        raise BadInput(
+        raise WrongBackbone(
             setting,
             f"`classifier` for {name}, but the classifier has another backbone ({error.faults})",
             f"the same backbone in both, so that every tensor of {name} is found",
@@ -310,7 +321,7 @@ S = TypeVar("S")
 
 
 def started_from(settings: S, setting: str, classifier: Path | None) -> S:
-    """Settings in which `init: classifier` is replaced by the file of the classifier's weights.
+    """Settings in which `init: classifier` is replaced by the file of the classifier's weights, and `auto` by that file or `imagenet`.
 
     Args:
         settings: a frozen dataclass; without a field `init`, it always starts from new weights.
@@ -321,8 +332,15 @@ def started_from(settings: S, setting: str, classifier: Path | None) -> S:
         BadInput: `init` is `classifier`, but there is none.
     """
     initial: Any = settings
-    if "init" not in {field.name for field in dataclasses.fields(initial)} or initial.init != "classifier":
+    if "init" not in {field.name for field in dataclasses.fields(initial)} or initial.init not in ("classifier", AUTO):
         return settings
+    if initial.init == AUTO:
+        if classifier is None:
+            return dataclasses.replace(initial, init="imagenet")
+        try:
+            dataclasses.replace(initial, init="classifier").check(classifier)
+        except WrongBackbone:
+            return dataclasses.replace(initial, init="imagenet")
     return dataclasses.replace(initial, init=str(_weights_of(setting, classifier)))
 
 
@@ -330,9 +348,9 @@ def _weights_of(setting: str, classifier: Path | None) -> Path:
     if classifier is None:
         raise BadInput(
             setting,
-            "`classifier`, but no trained classifier produced the maps",
-            "a file, or another of its options",
-            "Give the weights file to start from.",
+            "`classifier`, but no classifier that was trained here",
+            "the folder or weights file of the network to start from, or another of its options",
+            f"Give that folder, for example --{setting} runs/classifier.",
         )
     return weights_in(classifier)
 

@@ -92,8 +92,8 @@ class OutOptions:
 
     out: Path = required()
     """output folder; a stopped command continues there"""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto uses a GPU if there is one"""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """device of the networks; auto: a GPU if there is one"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,15 @@ class CorrectedOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(CorrectedOptions, OutOptions, DataOptions):
+class PresetOptions:
+    """Which settings are used where none are given."""
+
+    preset: Literal["quick", "small-cpu", "gpu", "paper"] | None = None
+    """settings for a computer; by default gpu or small-cpu, and with --config the defaults below"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(CorrectedOptions, PresetOptions, OutOptions, DataOptions):
     """A run on a dataset."""
 
     def open(self) -> "Dataset":
@@ -138,6 +146,11 @@ class SplitOptions(OutOptions, DataOptions):
         """The pictures of the split; by default the training split, or the one on which maps and masks are scored."""
         data = self.open_path(self.data, split=self.split)
         return data.split(self.split or (data.scored_split if scored else None) or data.train)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOptions(PresetOptions, SplitOptions):
+    """A single stage on one split of a dataset, with presets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +183,7 @@ class CompareOptions(ReadingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalizeOptions(SplitOptions):
+class LocalizeOptions(StageOptions):
     """Options of `wsss localize`, for methods with a trained network."""
 
     weights: Path = required()
@@ -178,7 +191,7 @@ class LocalizeOptions(SplitOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineOptions(SplitOptions):
+class RefineOptions(StageOptions):
     """Options of `wsss refine`."""
 
     out: Path = required()
@@ -192,7 +205,7 @@ class RefineOptions(SplitOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentOptions(CorrectedOptions, SplitOptions):
+class SegmentOptions(CorrectedOptions, StageOptions):
     """Options of `wsss segment`."""
 
     masks: Path = required()

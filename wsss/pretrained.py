@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from wsss import hub
 from wsss.checkpoints import read_checkpoint
 from wsss.errors import BadInput, is_regular, reading
 from wsss.foreign.torchscript import is_torchscript, read_torchscript
@@ -262,7 +263,8 @@ def _reading(where: str, folder: Path | None, what: str, expected: str) -> Itera
         with reading(where, expected, do):
             if folder and folder.is_dir():
                 _check_folder(folder, expected)
-            yield
+            with contextlib.nullcontext() if folder else hub.cache_if_offline():
+                yield
     finally:
         transformers_logging.set_verbosity(verbosity)
 

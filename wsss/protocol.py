@@ -13,9 +13,9 @@ from wsss import launch, peers
 from wsss.data.documents import Keys, dotted, dump
 from wsss.data.names import name_problem
 from wsss.errors import BadInput, NoSuchName, nearest, suggestion
-from wsss.registry import SHARED
+from wsss.registry import method_sections, places
 from wsss.run import sharing_stages
-from wsss.settings import Field, Layer, describe, fields, section_of, values
+from wsss.settings import Field, Layer, describe, values
 from wsss.stages.check import DATA
 from wsss.stages.runs import FAILED, RUNS
 from wsss.storage import read_json, write_json, write_text
@@ -87,6 +87,7 @@ def plan(
     runs: Mapping[str, Any],
     chosen: Sequence[str] | None = None,
     where: Callable[[Keys], str] = dotted,
+    preset: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> list[PlannedRun]:
     """The runs with their settings.
 
@@ -103,6 +104,7 @@ def plan(
         runs: settings of single runs by name; None for a run with common settings only.
         chosen: names of runs, or of methods to select all of their runs; None for all.
         where: maps the keys of a setting, such as `common`, `training`, to its name for errors.
+        preset: the settings of a preset for a method and the settings given for it, which override the preset.
 
     Raises:
         BadInput: an unknown method, run or common setting, or a name that cannot be the folder of a run.
@@ -132,11 +134,15 @@ def plan(
         table = methods[method]
         shared, single = Layer(table), Layer(table)
         for key, value in common.items():
-            for keys in _places(key, table):
+            for keys in places(key, table):
                 shared.add(keys, value, partial(_place_of, where, keys, ("common", key)))
         content = {key: value for key, value in (runs.get(name) or {}).items() if key != "method"}
         single.add((), content, partial(_place_of, where, (), ("runs", name)))
         both = single.over(shared)
+        if preset is not None:
+            below = Layer(table)
+            below.add((), preset(method, both.content), dotted)
+            both = both.over(below)
         planned.append(PlannedRun(name, method, both.content, both.where))
     return planned
 
@@ -146,11 +152,11 @@ def _check_common(
 ) -> None:
     """Raise BadInput for a common setting that no method has."""
     for key in common:
-        if not any(_places(key, table) for table in tables):
+        if not any(places(key, table) for table in tables):
             known = {
                 name
                 for table in tables
-                for name in (*table, *(n for part in _method_sections(table).values() for n in part))
+                for name in (*table, *(n for part in method_sections(table).values() for n in part))
             }
             near = nearest(key, sorted(known))
             do = f"Did you mean {near}?" if near else "`wsss run METHOD --help-all` lists those of a method."
@@ -164,27 +170,6 @@ def _place_of(where: Callable[[Keys], str], place: Keys, origin: Keys, keys: Key
 
 def _is_folder_name(name: str) -> bool:
     return name.isprintable() and "/" not in name and not name.startswith(".") and name_problem(name) is None
-
-
-def _method_sections(table: Mapping[str, Field]) -> dict[str, Mapping[str, Field]]:
-    """The settings in the sections that are not shared by all methods."""
-    return {
-        name: fields(section)
-        for name, field in table.items()
-        if name not in SHARED and (section := section_of(field.kind)) is not None
-    }
-
-
-def _places(key: str, table: Mapping[str, Field]) -> list[Keys]:
-    """The places in a method's settings to which a common setting applies."""
-    if key in table:
-        return [(key,)]
-    # a network that is fine-tuned from another network of the method has an `init` too
-    return [
-        (name, key)
-        for name, part in _method_sections(table).items()
-        if key in part and (key != "init" or "backbone" in part)
-    ]
 
 
 def run_all(

@@ -7,8 +7,9 @@ from typing import Any
 
 from wsss import declared
 from wsss.arguments import DeclaredSettings
+from wsss.data.documents import Keys
 from wsss.methods import METHODS
-from wsss.settings import Field, kinds
+from wsss.settings import Field, fields, kinds, section_of
 
 # value of `weights` for a run that trains the classifier
 NONE = "none"
@@ -75,6 +76,32 @@ def sections(method: Any) -> dict[str, Field]:
     }
     found["inference"] = Field(type(method.inference), method.inference, help="activation maps")
     return found | {name: Field(types[name], getattr(method, name), help=about) for name, about in abouts.items()}
+
+
+def method_sections(table: Mapping[str, Field]) -> dict[str, Mapping[str, Field]]:
+    """The settings in the sections that are not shared by all methods."""
+    return {
+        name: fields(section)
+        for name, field in table.items()
+        if name not in SHARED and (section := section_of(field.kind)) is not None
+    }
+
+
+def places(key: str, table: Mapping[str, Field]) -> list[Keys]:
+    """The places in a method's settings to which a setting applies that is given for all methods.
+
+    Args:
+        key: name of a section, or of a setting in sections that are not shared by all methods.
+        table: the sections of the method.
+    """
+    if key in table:
+        return [(key,)]
+    # a network that is fine-tuned from another network of the method has an `init` too
+    return [
+        (name, key)
+        for name, part in method_sections(table).items()
+        if key in part and (key != "init" or "backbone" in part)
+    ]
 
 
 def run_settings(name: str) -> DeclaredSettings:

@@ -1,6 +1,7 @@
 """DeepLab v2 (Chen et al., TPAMI 2018): training on pseudo masks and testing as in deeplab-pytorch and CLIMS."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from wsss.checkpoints import read_checkpoint
 from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
-from wsss.loading import check_batch_norm, check_initial, load_backbone, load_deeplab, load_segmenter
+from wsss.loading import AUTO, check_batch_norm, check_initial, load_backbone, load_deeplab, load_segmenter
 from wsss.networks.body import Backbone, Body
 from wsss.networks.deeplab import (
     MSC,
@@ -39,11 +40,12 @@ class DeepLabSettings:
 
     kind: Literal["deeplab"] = "deeplab"
     """DeepLab v2"""
-    network: DeepLabLayers = DeepLabLayers()
+    # the published backbone, `deeplab-resnet101`, needs a file of its authors (preset paper)
+    network: DeepLabLayers = DeepLabLayers(backbone="resnet101")
     """layers"""
-    init: str = maybe_file("imagenet")
-    """initial weights: a file such as deeplabv1_resnet101-coco.pth, `imagenet` for other backbones, `classifier` (the network that produced
-    the maps), the folder of a segmenter to train on from, or `none`"""
+    init: str = maybe_file("auto")
+    """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
+    or one of these two, `none`, the folder of a segmenter to train on from, or a file; deeplab-resnet101 needs a file such as deeplabv1_resnet101-coco.pth"""
     loss: Literal["plain", "balanced"] = "plain"
     """plain: cross-entropy over all pixels; balanced: half over background and half over foreground"""
     head_lr: tuple[float, float] = (10.0, 20.0)
@@ -66,10 +68,10 @@ class DeepLabSettings:
 
     def check(self, classifier: Path | Backbone | None = None) -> None:
         """Raise BadInput for settings that cannot work, before any stage runs."""
-        if self.network.backbone == PUBLISHED_BODY and self.init == "imagenet":
+        if self.network.backbone == PUBLISHED_BODY and self.init in (AUTO, "imagenet"):
             raise BadInput(
                 "segmenter.init",
-                "`imagenet`, which no library offers for this backbone",
+                f"`{self.init}`, ImageNet weights, which no library offers for this backbone",
                 "a file: deeplabv1_resnet101-coco.pth (deeplab-pytorch) or deeplabv1_resnet101-imagenet.pth (AdvCAM)",
                 "Download one of them from its authors, choose another segmenter.network.backbone, or train from scratch with `none`.",
             )
@@ -88,6 +90,9 @@ class DeepLabSettings:
             body = cast(Body, network.get_submodule("base.backbone"))
             check_initial("segmenter.init", body, self.network.backbone, self.init, classifier)
         elif self.init != "none":
+            if not os.path.exists(self.init):
+                do = "Download it from its authors and give its path, or use another preset or segmenter.network.backbone."
+                raise BadInput("segmenter.init", f"no file {self.init}", f"initial weights of {PUBLISHED_BODY}", do)
             load_deeplab(network, read_checkpoint(Path(self.init)), self.init, new_head=True)
         check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 

@@ -1,0 +1,161 @@
+"""Presets: settings that suit a computer, for every method.
+
+A preset is a file in `wsss/configs/presets` with up to three sections: `common` has settings that apply wherever a method has a setting
+of that name, as those of `wsss run all` do (`registry.places`); `kinds` has settings of a refiner or segmenter, by its kind; `methods`
+has settings of single methods. Settings files and flags override a preset. Nothing here imports torch, unless a GPU is found.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wsss import registry
+from wsss.configs import CONFIGS
+from wsss.data.documents import Keys, dotted, read_document
+from wsss.errors import is_regular
+from wsss.settings import KIND, Field, Layer, fields, kinds, section_of, tag
+
+NAMES = ("quick", "small-cpu", "gpu", "paper")
+FOLDER = CONFIGS / "presets"
+
+
+# of a run folder: the preset, and the settings given over it
+RECORDED = "settings.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodPresets:
+    """The presets of a command.
+
+    Attributes:
+        method: the method; None for a stage that all methods share.
+    """
+
+    method: str | None = None
+
+    def choose(self, given: Mapping[str, Any], configured: bool) -> tuple[str | None, str]:
+        """The preset and the reason: as asked for, none with a settings file, as in the run folder, or for this computer."""
+        if given.get("preset") is not None:
+            return str(given["preset"]), "as asked for"
+        if configured:
+            return None, "a settings file is given"
+        if (before := recorded(given.get("out"))) is not None:
+            return before, "the run began with it"
+        device = str(given.get("device", "auto"))
+        name = automatic(device)
+        return (
+            name,
+            "a CUDA device" if name == "gpu" else "no CUDA device" if device == "auto" else f"--device {device}",
+        )
+
+    def settings(self, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `settings`."""
+        return settings(name, self.method, given)
+
+
+def recorded(out: Path | None) -> str | None:
+    """The preset that a run folder was begun with, if it says so."""
+    file = None if out is None else out / RECORDED
+    if file is None or not is_regular(file):
+        return None
+    content = read_document(file, "the settings of a run")
+    name = content.get("preset") if isinstance(content, dict) else None
+    return name if name in NAMES else None
+
+
+def automatic(device: str = "auto") -> str:
+    """The preset for this computer: `gpu` if CUDA is available and not excluded by `--device`, otherwise `small-cpu`."""
+    return "gpu" if device in ("auto", "cuda") and _has_cuda() else "small-cpu"
+
+
+def _has_cuda() -> bool:
+    """Whether torch can use a CUDA device; torch is imported only if the driver finds one."""
+    if sys.platform == "linux":
+        try:
+            driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
+            if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+                return False
+        except (OSError, AttributeError):
+            return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def settings(name: str, method: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a preset, nested like those of a run.
+
+    Args:
+        name: one of `NAMES`.
+        method: the method, or None for the sections that all methods share.
+        given: settings that override the preset. They decide which refiner and segmenter it is applied to.
+    """
+    table, content = _table(method), read(name)
+    common, of_method = content.get("common", {}), content.get("methods", {}).get(method, {})
+    chosen = {
+        key: _kind(field, *(source.get(key) for source in (given, of_method, common))) for key, field in table.items()
+    }
+    found = Layer(table)
+    for key, value in common.items():
+        for keys in registry.places(key, table):
+            _add(found, table[keys[0]], keys, value, chosen)
+    for key, field in table.items():
+        if (kind := chosen[key]) is not None:
+            _add(found, field, (key,), content.get("kinds", {}).get(kind, {}), chosen)
+    for key, value in of_method.items():
+        _add(found, table[key], (key,), value, chosen)
+    return found.content
+
+
+@functools.cache
+def read(name: str) -> dict[str, Any]:
+    """The content of a preset's file."""
+    content = read_document(path(name), "a preset")
+    assert isinstance(content, dict)
+    return content
+
+
+def path(name: str) -> Path:
+    """The file of a preset."""
+    return FOLDER / f"{name}.yaml"
+
+
+def _table(method: str | None) -> Mapping[str, Field]:
+    if method is not None:
+        return registry.sections(registry.declared_method(method))
+    return {name: registry.shared_section(name) for name in registry.SHARED}
+
+
+def _add(found: Layer, field: Field, keys: Keys, value: Any, chosen: Mapping[str, str | None]) -> None:
+    """Add the part of a value that exists in the settings of a section, of which `field` is the declaration."""
+    section = keys[0]
+    for key in reversed(keys[1:]):
+        value = {key: value}
+    kind = chosen[section]
+    if kind is None:
+        fitted = _fitted(section_of(field.kind), value)
+    else:
+        fitted = {KIND: kind, **_fitted(kinds(field.kind)[kind], value)}
+    found.add((section,), fitted, dotted)
+
+
+def _kind(field: Field, *given: Any) -> str | None:
+    """The kind of a section: the first one given, or that of the default; None if it is no choice."""
+    words = [
+        value if isinstance(value, str) else value.get(KIND) for value in given if isinstance(value, str | Mapping)
+    ]
+    known = [word for word in words if word in kinds(field.kind)]
+    return (known[0] if known else tag(type(field.default))) if len(kinds(field.kind)) > 1 else None
+
+
+def _fitted(section: type | None, value: Any) -> Any:
+    """The settings in `value` that exist in a section, recursively; a value that is no section is unchanged."""
+    if section is None or not isinstance(value, Mapping):
+        return value
+    table = fields(section)
+    fitted = {key: _fitted(section_of(table[key].kind), inner) for key, inner in value.items() if key in table}
+    return {key: inner for key, inner in fitted.items() if inner != {}}
