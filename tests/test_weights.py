@@ -322,6 +322,7 @@ def test_irnet_file_keeps_each_tensor_once():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("wsss.hub.is_reachable", lambda address: True)
     return tmp_path / "checkpoints"
 
 
@@ -356,6 +357,18 @@ def test_imagenet_weights_without_network(hub, monkeypatch, error):
     assert caught.value.where.startswith(str(hub / "resnet101-"))
     assert "--init FILE" in caught.value.do
     assert "--init none" in caught.value.do
+
+
+def test_weights_are_not_asked_for_where_nothing_answers(hub, monkeypatch):
+    monkeypatch.setattr("wsss.hub.is_reachable", lambda address: False)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("tried to download"))
+    with pytest.raises(BadInput, match="no connection") as caught:
+        checkpoints.imagenet_weights("resnet18", "classifier.init")
+    assert str(hub / "resnet18-") in caught.value.where
+    assert "--classifier.init FILE" in caught.value.do
+    with pytest.raises(BadInput, match="models--timm--resnet10t") as caught:
+        checkpoints.timm_weights("resnet10t", "segmenter.init")
+    assert "--segmenter.init none" in caught.value.do
 
 
 def test_imagenet_weights_of_an_unknown_model():

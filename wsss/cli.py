@@ -54,7 +54,7 @@ def _run(words: Sequence[str]) -> None:
     options, settings = chosen.parser(name).parse(words[len(name.split()) :])
     if isinstance(options, OutOptions) and options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    elif isinstance(options, OutOptions) and options.device != "auto":
+    elif isinstance(options, OutOptions) and (options.device == "cuda" or options.device == "mps"):
         from wsss import launch
 
         launch.require(options.device)

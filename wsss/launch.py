@@ -86,7 +86,7 @@ def device() -> torch.device:
 
 def require(kind: Literal["cuda", "mps"]) -> None:
     """Raise BadInput unless torch can use a device of this kind."""
-    if not {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}[kind]():
+    if not (torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()):
         found = f"{kind}, but torch {torch.__version__} finds no such device"
         raise BadInput("--device", found, "a device of this machine", "Use --device auto or cpu, or check the driver.")
 

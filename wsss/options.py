@@ -93,7 +93,7 @@ class OutOptions:
     out: Path = required()
     """output folder; a stopped command continues there"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """device of the networks; auto: a GPU if there is one"""
+    """where networks run"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class PresetOptions:
     """Which settings are used where none are given."""
 
     preset: Literal["quick", "small-cpu", "gpu", "paper"] | None = None
-    """settings for a computer; by default gpu or small-cpu, and with --config the defaults below"""
+    """settings for a kind of computer; docs/presets.md"""
 
 
 @dataclasses.dataclass(frozen=True)
