@@ -54,6 +54,46 @@ class NoSuchName(BadInput):
         return NoSuchName, (self.where, self.what, self.do)
 
 
+class SeveralFaults(BadInput):
+    """Several things that cannot be used, reported together.
+
+    Args:
+        faults: one error for each; at least two.
+    """
+
+    def __init__(self, faults: Sequence[BadInput]) -> None:
+        first = faults[0]
+        super().__init__(first.where, first.found, first.expected, first.do)
+        self.faults = tuple(faults)
+        self.args = ("\n".join([f"{len(faults)} things have to be changed:", *(f"  {fault}" for fault in faults)]),)
+
+    def __reduce__(self) -> tuple[type["SeveralFaults"], tuple[tuple[BadInput, ...]]]:  # type: ignore[override]
+        return SeveralFaults, (self.faults,)
+
+
+class Faults:
+    """Collects the errors of independent checks; `stop` raises them together."""
+
+    def __init__(self) -> None:
+        self.found: list[BadInput] = []
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the BadInput that this block raises, if it raises one."""
+        try:
+            yield
+        except BadInput as error:
+            if str(error) not in map(str, self.found):
+                self.found.append(error)
+
+    def stop(self) -> None:
+        """Raise what was collected; nothing if all checks passed."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise SeveralFaults(self.found)
+
+
 class Unreadable(ValueError):
     """Unexpected content that a reader found; `reading` turns it into BadInput with the name of the file."""
 

@@ -25,8 +25,7 @@ from wsss.weights import State, read_metadata, read_weights, weights_in
 
 log = logging.getLogger("wsss")
 
-# initial weights that are not in a file which the user names
-# initial weights: the classifier's where it has this backbone, otherwise ImageNet's
+# the words for initial weights; auto: the classifier's where it has this backbone, otherwise those of ImageNet
 AUTO = "auto"
 _WORDS = ("none", "imagenet", "classifier", AUTO)
 

@@ -1,14 +1,16 @@
 """The pipeline of all methods: tags -> classifier -> maps -> pseudo masks -> segmenter -> predictions -> scores -> report."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from wsss import registry
 from wsss.corrections import corrected_pictures
 from wsss.data.images import Dataset, Images
-from wsss.errors import BadInput
+from wsss.errors import BadInput, Faults
 from wsss.loading import started_from
 from wsss.networks.body import Backbone
 from wsss.refiners import RefinerSettings
@@ -37,6 +39,14 @@ class ClassifierSettings(TrainableSettings, Protocol):
             What a network with `init: classifier` will be initialised from: the backbone that will be trained, on the meta device, or
             weights with the same backbone. None if a `Need` makes it, or if no network can be initialised from this classifier.
         """
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """Settings that can be checked before any stage runs."""
+
+    def check(self, images: Images) -> Any:
+        """Raise BadInput for settings or files that cannot be used for these pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +147,7 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path, correct
         BadInput: settings or data that cannot be used; most are found before the first stage.
     """
     images = data.split(data.train)
-    _check(method, settings, images)
+    check(method, settings, images)
     if corrected is not None:
         corrected_pictures(images, corrected)
     with reporting(out, data, _title(method, settings), planned_stages(method, settings, data)):
@@ -202,34 +212,62 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
         _score_both_splits(settings, data, task, inputs)
 
 
-def _check(method: Method, settings: RunSettings, images: Images) -> None:
-    """Raise BadInput for settings that cannot work, before the first stages take hours."""
-    refiner = settings.refiner
+def check(method: Method, settings: RunSettings, images: Images) -> None:
+    """Raise BadInput for all settings and files that cannot work, before the first stages take hours.
+
+    Args:
+        method: the method.
+        settings: an instance of `settings_of(method)`.
+        images: the training pictures, of which only the names and classes are used.
+    """
+    refiner, faults = settings.refiner, Faults()
     finds_exponent = isinstance(refiner, CRFSettings) and refiner.by == "scores" and refiner.exponent is None
     if finds_exponent and settings.scores.background != "power":
-        raise BadInput(
-            "scores.background",
-            settings.scores.background,
-            "`power`, since refiner.exponent is null and the best one will be searched for",
-            "Set scores.background to power, or set refiner.exponent.",
-        )
-    classifier = _check_classifier(method, settings, images)
-    refiner.check(classifier)
-    settings.segmenter.check(classifier)
+        with faults.collected():
+            raise BadInput(
+                "scores.background",
+                settings.scores.background,
+                "`power`, since refiner.exponent is null and the best one will be searched for",
+                "Set scores.background to power, or set refiner.exponent.",
+            )
+    if isinstance(settings.inference, Checked):
+        with faults.collected():
+            settings.inference.check(images)
+    initial = _check_classifier(method, settings, images, faults)
+    with faults.collected():
+        refiner.check(initial)
+    with faults.collected():
+        settings.segmenter.check(initial)
+    faults.stop()
 
 
-def _check_classifier(method: Method, settings: RunSettings, images: Images) -> Path | Backbone | None:
-    """Check the classifier's settings; see `ClassifierSettings.check` for what is returned."""
+def _check_classifier(method: Method, settings: RunSettings, images: Images, faults: Faults) -> Path | Backbone | None:
+    """Check the classifier's settings, and those of what it needs; see `ClassifierSettings.check` for what is returned."""
     if method.classifier is None:
         return None
     if settings.weights != registry.NONE:
         return Path(settings.weights)
-    classifier = _classifier_settings(settings)
-    initial = classifier.check(images)
+    classifier, initial = _classifier_settings(settings), None
+    with faults.collected():
+        initial = classifier.check(images)
     for name, need in method.needs.items():
-        if need.field == "init" and getattr(classifier, need.field) == need.placeholder:
-            initial = getattr(settings, name).check(images)
+        section = getattr(settings, name)
+        if getattr(classifier, need.field) != need.placeholder or not isinstance(section, Checked):
+            continue
+        with faults.collected(), _named_after(name):
+            made = section.check(images)
+            initial = made if need.field == "init" else initial
     return initial
+
+
+@contextlib.contextmanager
+def _named_after(section: str) -> Iterator[None]:
+    """Errors about `classifier` become errors about another section, whose settings are those of a classifier too."""
+    try:
+        yield
+    except BadInput as error:
+        texts = (error.where, error.found, error.expected, error.do)
+        raise BadInput(*(re.sub(r"\bclassifier\.(?=\w)", f"{section}.", text) for text in texts)) from error
 
 
 def _classifier_settings(settings: RunSettings) -> ClassifierSettings:

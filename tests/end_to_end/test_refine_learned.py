@@ -139,8 +139,8 @@ def test_two_processes_make_the_same_masks_of_the_same_weights(
 )
 def test_settings_that_cannot_work_are_refused_at_once(tmp_path, shapes, finished, capsys, refiner, name, value, found):
     for words in (
-        ("run", "cam", "--refiner", refiner, f"--refiner.{name}", value),
-        ("refine", "--refiner", refiner, "--cams", finished / "cams", f"--refiner.{name}", value),
+        ("run", "cam", "--preset", "paper", "--refiner", refiner, f"--refiner.{name}", value),
+        ("refine", "--preset", "paper", "--refiner", refiner, "--cams", finished / "cams", f"--refiner.{name}", value),
     ):
         assert main([str(word) for word in (*words, "--data", shapes, "--out", tmp_path / "run")]) == 2
         assert found in capsys.readouterr().err

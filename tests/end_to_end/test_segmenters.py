@@ -89,7 +89,7 @@ def test_bad_choices(shapes, tmp_path, capsys):
     words = ("segment", "--data", shapes, "--masks", shapes / "SegmentationClass", "--out", tmp_path / "out")
     assert run(*words, "--segmenter", "fcn") == 2
     assert "deeplab_v1" in capsys.readouterr().err
-    assert run(*words, "--segmenter", "deeplab_v1") == 2
+    assert run(*words, "--segmenter", "deeplab_v1", "--preset", "paper") == 2
     assert "`imagenet`, which no library offers for resnet38" in capsys.readouterr().err
     assert run(*words, "--segmenter", "emanet", "--segmenter.head_lr", "[1, 1]") == 2
     assert "--segmenter.head_lr: found a setting of deeplab, while kind is emanet" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_another_checkpoint_is_refused(tmp_path):
 
 def test_the_published_body_wants_a_file(tmp_path, squares):
     with pytest.raises(BadInput, match=r"deeplabv1_resnet101-coco\.pth"):
-        DeepLabSettings().trainable(squares, tmp_path)
+        DeepLabSettings(network=DeepLabLayers()).trainable(squares, tmp_path)
 
 
 @pytest.mark.parametrize(

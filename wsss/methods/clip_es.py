@@ -78,6 +78,11 @@ class CLIPESInference:
             check_range("inference.box_threshold", self.box_threshold, 0, 1)
         check_templates("inference.templates", self.templates)
 
+    def check(self, images: Images) -> None:
+        """Raise BadInput for words or a CLIP that cannot be used, before any stage runs."""
+        read_words(self.words, images.class_names)
+        load_clip(self.clip, self.activation)
+
     def localizer(self, images: Images) -> "CLIPESLocalizer":
         """The localizer: CLIP on the device, with the text features of these classes."""
         words = read_words(self.words, images.class_names)

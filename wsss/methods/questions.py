@@ -105,6 +105,10 @@ class QuestionSettings:
         if len(set(asked)) < len(asked):
             raise BadInput("foreground and background", "a question twice", "distinct questions", "Remove one.")
 
+    def check(self, images: Images) -> None:
+        """Raise BadInput for a network that cannot be used, before any stage runs."""
+        self.load()
+
     def load(self) -> BLIP:
         """The network, on the CPU."""
         return load_blip(self.blip, self.vocabulary, self.size)
