@@ -11,7 +11,7 @@ from wsss import registry
 from wsss.corrections import corrected_pictures
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, Faults
-from wsss.loading import started_from
+from wsss.loading import AUTO, started_from
 from wsss.networks.body import Backbone
 from wsss.refiners import RefinerSettings
 from wsss.refiners.crf import CRFSettings
@@ -234,11 +234,17 @@ def check(method: Method, settings: RunSettings, images: Images) -> None:
         with faults.collected():
             settings.inference.check(images)
     initial = _check_classifier(method, settings, images, faults)
-    with faults.collected():
-        refiner.check(initial)
-    with faults.collected():
-        settings.segmenter.check(initial)
+    failed = bool(faults.found)
+    for part in (refiner, settings.segmenter):
+        # what starts from a classifier that cannot be made is checked once it can
+        if not (failed and _starts_from_classifier(part)):
+            with faults.collected():
+                part.check(initial)
     faults.stop()
+
+
+def _starts_from_classifier(settings: RefinerSettings | SegmenterSettings) -> bool:
+    return getattr(getattr(settings, "network", None), "init", getattr(settings, "init", None)) in (AUTO, "classifier")
 
 
 def _check_classifier(method: Method, settings: RunSettings, images: Images, faults: Faults) -> Path | Backbone | None:

@@ -45,7 +45,8 @@ class DeepLabSettings:
     """layers"""
     init: str = maybe_file("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
-    or one of these two, `none`, the folder of a segmenter to train on from, or a file; deeplab-resnet101 needs a file such as deeplabv1_resnet101-coco.pth"""
+    or one of these two, `none`, the folder of a segmenter to train on from, or a file; deeplab-resnet101 needs a file such as
+    deeplabv1_resnet101-coco.pth"""
     loss: Literal["plain", "balanced"] = "plain"
     """plain: cross-entropy over all pixels; balanced: half over background and half over foreground"""
     head_lr: tuple[float, float] = (10.0, 20.0)

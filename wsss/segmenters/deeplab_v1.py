@@ -43,7 +43,8 @@ class DeepLabV1Settings:
     """layers"""
     init: str = maybe_file("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
-    or one of these two, `none`, the folder of a segmenter to train on from, or a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params (required for resnet38)"""
+    or one of these two, `none`, the folder of a segmenter to train on from, or a file such as
+    ilsvrc-cls_rna-a1_cls1000_ep-0001.params (required for resnet38)"""
     similarity: float = 0.5
     """weight of the feature similarity loss; 0 in the final stages of SEAM and HFPL"""
     mu: float = 2.5

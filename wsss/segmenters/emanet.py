@@ -45,7 +45,8 @@ class EMANetSettings:
     """layers"""
     init: str = maybe_file("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
-    or one of these two, `none`, the folder of a segmenter to train on from, or a file such as resnet101-2a57e44d.pth"""
+    or one of these two, `none`, the folder of a segmenter to train on from, or a file such as
+    resnet101-2a57e44d.pth"""
     loss: Literal["all", "plain", "balanced"] = "all"
     """all: cross-entropy summed over the labelled pixels and divided by the number of all pixels, as published; plain: its mean over the
     labelled pixels; balanced: half over background and half over foreground"""

@@ -38,7 +38,8 @@ class PSPNetSettings:
     """layers"""
     init: str = maybe_file("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
-    or one of these two, `none`, the folder of a segmenter to train on from, or a file such as res2net101_v1b_26w_4s-0812c246.pth (required for resnet38)"""
+    or one of these two, `none`, the folder of a segmenter to train on from, or a file such as
+    res2net101_v1b_26w_4s-0812c246.pth (required for resnet38)"""
     underfitting: Literal["clamp", "pow", "ignore", "off"] = "clamp"
     """pretended underfitting: how the loss of hard pixels is limited once the mean loss is low; PMM trains a second time with `off`"""
     beta: float = 0.5
