@@ -1,5 +1,6 @@
 """Presets: they apply to every method, kinds choose what of them applies, files and flags override them, and the choice is remembered."""
 
+import functools
 import itertools
 from pathlib import Path
 from typing import get_args
@@ -7,9 +8,10 @@ from typing import get_args
 import pytest
 import yaml
 
-from wsss import presets, registry, settings
+from wsss import presets, protocol, registry, settings
 from wsss.commands import command, commands
 from wsss.configs import CONFIGS
+from wsss.data.documents import dotted
 from wsss.errors import BadInput
 from wsss.methods import METHODS
 from wsss.options import PresetOptions
@@ -147,3 +149,23 @@ def test_a_path_is_never_taken_for_a_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("demo_cam").write_text("classifier: {backbone: resnet34}\n")
     assert printed(capsys, "run", "cam", "--config", "demo_cam")["classifier"]["backbone"] == "resnet34"
+
+
+def test_a_setting_of_the_default_refiner_keeps_that_refiner(capsys):
+    """`quick` has a dense CRF for all methods; a setting of IRNet, the default of CLIMS, selects IRNet."""
+    words = ("run", "clims", "--preset", "quick")
+    assert printed(capsys, *words)["refiner"]["kind"] == "crf"
+    assert printed(capsys, *words, "--refiner.walk.beta", "3")["refiner"]["kind"] == "irnet"
+
+
+def test_all_methods_have_the_preset_below_common_settings(capsys):
+    tables = {name: registry.sections(registry.declared_method(name)) for name in RUNS}
+    preset = functools.partial(presets.settings, "quick")
+    common = {"training": {"epochs": 2}, "refiner": {"threshold": 0.3}}
+    planned = {one.name: one for one in protocol.plan(tables, common, {}, None, dotted, preset)}
+    training = planned["cam"].content["classifier"]["training"]
+    assert (training["epochs"], training["optimizer"]) == (2, "adamw")
+    assert planned["vwl"].content["refiner"] == {"kind": "crf", "threshold": 0.3}
+    for one in planned.values():
+        assert one.settings(tables)["segmenter"].kind == "deeplab"
+    assert printed(capsys, "run", "all", "--preset", "quick")["preset"] == "quick"

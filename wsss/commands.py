@@ -149,9 +149,11 @@ def _method_command(verb: str, name: str) -> Command[Any]:
     return Command(f"tags to a segmenter by {about}", RunOptions, partial(_run, name), _with_presets(name, of_run))
 
 
-def _with_presets(method: str | None, declare: Callable[[], DeclaredSettings]) -> Callable[[], DeclaredSettings]:
+def _with_presets(
+    method: str | None, declare: Callable[[], DeclaredSettings], several: bool = False
+) -> Callable[[], DeclaredSettings]:
     """The settings of a command, with the presets of a method."""
-    return lambda: dataclasses.replace(declare(), presets=MethodPresets(method))
+    return lambda: dataclasses.replace(declare(), presets=MethodPresets(method, several))
 
 
 def _format_in(words: Sequence[str]) -> str | None:
@@ -437,9 +439,10 @@ def _print_table(run: Path) -> None:
 _REFINER, _SEGMENTER = (
     _with_presets(None, partial(registry.shared_stage_settings, section)) for section in ("refiner", "segmenter")
 )
+_ALL = _with_presets(None, _all_settings, several=True)
 _COMMANDS: dict[str, Command[Any]] = {
     "demo": Command("generate pictures, run CAM and CLIP-ES on them, print the scores", DemoOptions, _demo, has_config=False),
-    "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _with_presets(None, _all_settings)),
+    "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _ALL),
     "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare),
     "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.shared_stage_settings, "tagger")),
     "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, partial(registry.shared_stage_settings, "questions")),

@@ -33,9 +33,11 @@ class MethodPresets:
 
     Attributes:
         method: the method; None for a stage that all methods share.
+        several: whether the command has runs of several methods, which apply the preset themselves.
     """
 
     method: str | None = None
+    several: bool = False
 
     def choose(self, given: Mapping[str, Any], configured: bool) -> tuple[str | None, str]:
         """The preset and the reason: as asked for, none with a settings file, as in the run folder, or for this computer."""
@@ -54,7 +56,7 @@ class MethodPresets:
 
     def settings(self, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `settings`."""
-        return settings(name, self.method, given)
+        return {} if self.several else settings(name, self.method, given)
 
 
 def recorded(out: Path | None) -> str | None:
@@ -143,13 +145,24 @@ def _add(found: Layer, field: Field, keys: Keys, value: Any, chosen: Mapping[str
     found.add((section,), fitted, dotted)
 
 
-def _kind(field: Field, *given: Any) -> str | None:
-    """The kind of a section: the first one given, or that of the default; None if it is no choice."""
-    words = [
-        value if isinstance(value, str) else value.get(KIND) for value in given if isinstance(value, str | Mapping)
-    ]
-    known = [word for word in words if word in kinds(field.kind)]
-    return (known[0] if known else tag(type(field.default))) if len(kinds(field.kind)) > 1 else None
+def _kind(field: Field, given: Any, *preset: Any) -> str | None:
+    """The kind of a section, None if it is no choice.
+
+    It is the one that is given; or the first one of the preset, or that of the default, which has all the settings that are given.
+    """
+    choices = kinds(field.kind)
+    if len(choices) < 2:
+        return None
+    words = [value if isinstance(value, str) else _inside(value, KIND) for value in (given, *preset)]
+    if words[0] in choices:
+        return str(words[0])
+    known = [word for word in (*words[1:], tag(type(field.default))) if word in choices]
+    keys = given if isinstance(given, Mapping) else ()
+    return next((word for word in known if all(key in fields(choices[word]) for key in keys)), known[0])
+
+
+def _inside(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, Mapping) else None
 
 
 def _fitted(section: type | None, value: Any) -> Any:
