@@ -65,6 +65,10 @@ class CAMNetwork(nn.Module):
         pooled = self.body(image)[-1].mean((2, 3), keepdim=True)
         return self.classifier(pooled)[:, :, 0, 0]
 
+    def feature_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """The feature maps of the backbone's stages, the deepest last."""
+        return self.body(image)
+
     def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
         """Raw class activation maps M, before ReLU."""
         return self.classifier(self.body(image)[-1])
@@ -332,6 +336,9 @@ class MultiScale:
 class Classifier(Protocol):
     """A network that computes class activation maps."""
 
+    def feature_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Feature maps (b, d, hs, ws), the deepest last."""
+
     def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
         """Raw class activation maps M, before ReLU."""
 
@@ -378,6 +385,12 @@ class CAMLocalizer:
         return at_scales(image, self.settings.scales, self.colours)
 
     @torch.inference_mode()
+    def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
+        """The highest values of the features of a picture at its own size; see `wsss.stages.localize.Describer`."""
+        view = at_scales(image, (1.0,), self.colours)[0].to(next(self.network.parameters()).device)
+        return highest_features(self.network.feature_maps(view))
+
+    @torch.inference_mode()
     def cams(
         self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
     ) -> Cams:
@@ -404,6 +417,15 @@ class CAMLocalizer:
             _divided_by_maximum(full[:, :height, :width]).cpu().numpy(),
             _divided_by_maximum(stride4).cpu().numpy(),
         )
+
+
+def highest_features(stages: Sequence[Tensor]) -> Float[np.ndarray, " d"]:
+    """The highest value of each feature of one picture, in the last stage but one: the last has memorised more of the tags (docs/health.md).
+
+    Args:
+        stages: feature maps (1, d, h, w), the deepest last; a network with a single stage is described by that.
+    """
+    return stages[-2:][0][0].amax((1, 2)).float().cpu().numpy()
 
 
 def _divided_by_maximum(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:

@@ -11,6 +11,7 @@ from wsss import registry
 from wsss.corrections import corrected_pictures
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, Faults
+from wsss.health import stages as health
 from wsss.loading import AUTO, started_from
 from wsss.networks.body import Backbone
 from wsss.refiners import RefinerSettings
@@ -166,6 +167,7 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset) -> dict
     stages = [
         *((name, need.about, True) for name, need in pending.items()),
         ("classifier", "trains the classifier on the tags", trains),
+        ("classifier-health", "looks for tags that the pictures contradict", True),
         ("cams", "makes the activation maps", True),
         ("cams-scores", "scores the maps", scored),
         ("masks", "turns the maps into pseudo masks", True),
@@ -189,13 +191,18 @@ def _title(method: Method, settings: RunSettings) -> str:
 
 def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path, corrected: Mapping[str, Path]) -> None:
     images = data.split(data.train)
+    health.check_data(images, out=out / "data-health")
     trained = _train_classifier(method, settings, images, out)
     for name, extra in method.extras.items():
         if trained is not None:
             extra.make(getattr(settings, name), images, trained, out / name)
     inputs = {} if trained is None else {"weights": trained}
+    checked = health.check_tags(settings.inference, images, out=out / "classifier-health", **inputs)
+    health.offer_review(out, checked, data, out / "tags")
     cams = localize(settings.inference, images, out=out / "cams", **inputs)
+    health.check_maps(images, cams=cams, out=out / "cams-health")
     task = _refine(settings, data, cams, out, trained)
+    health.check_masks(images, masks=out / "masks", out=out / "masks-health")
     segmenter = train(
         started_from(settings.segmenter, "segmenter.init", trained),
         images,
@@ -203,6 +210,7 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
         out=out / "segmenter",
         **corrected,
     )
+    health.check_segmenter(images, weights=segmenter, out=out / "segmenter-health")
     if data.val:
         val = data.split(data.val)
         predictions = predict(settings.test, val, weights=segmenter, out=out / "predictions")

@@ -49,7 +49,7 @@ CLOCK_EVERY = 30.0
 # What a stage can make
 Makes = Literal[
     "weights", "answers", "tags", "maps", "labels", "masks", "instances", "predictions", "probabilities", "descriptions",
-    "scores", "figures",
+    "scores", "figures", "notes",
 ]  # fmt: skip
 
 log = logging.getLogger("wsss")

@@ -152,6 +152,19 @@ def table_text(rows: Iterable[Sequence[object]]) -> str:
     return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
 
 
+def name_in_table(name: str, file: str) -> str:
+    """How a table names a picture: without the suffix of its file, unless the name itself ends like a suffix.
+
+    The name of `a.jpg.png` is `a.jpg`, which a reader of the table would take for `a`.
+    """
+    return name if without_suffix(name) == name else f"{name}{Path(file).suffix}"
+
+
+def cannot_be_listed(class_names: Iterable[str]) -> str | None:
+    """The first class name that contains a separator of tags, so that no table can hold it; None if there is none."""
+    return next((name for name in class_names if re.search("[;|,]", name)), None)
+
+
 def _cell(value: object) -> str:
     if not isinstance(value, str):
         return "" if value is None else str(value)

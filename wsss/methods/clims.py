@@ -240,6 +240,10 @@ class CameraReadyNetwork(ResNet):
         nn.init.normal_(classifier.weight, std=0.01)
         self.cam_head = nn.Sequential(block, classifier)
 
+    def feature_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """The feature maps of the ResNet's stages, the deepest last."""
+        return self(image)
+
     def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
         """Raw class activation maps M, without the background's."""
         return self.cam_head(self(image)[-1])[:, 1:]

@@ -169,6 +169,17 @@ class CLIPESLocalizer:
         """The picture, resized so that both sides are multiples of the patch, and normalised."""
         return torch.from_numpy(patched(image, self.clip.patch))[None]
 
+    @torch.inference_mode()
+    def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
+        """CLIP's embedding of a picture, a unit vector; see `wsss.stages.localize.Describer`."""
+        view = self.prepare(image).to(self.classes.device)
+        x = self.clip.embed(
+            view, self.clip.positions((view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch))
+        )
+        for index in range(self.clip.n_blocks):
+            x, _ = self.clip.block(index, x)
+        return F.normalize(self.clip.project(x[:, 0]).float(), dim=1)[0].cpu().numpy()
+
     def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
         present = np.flatnonzero(label)

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.classifier import MultiScale, at_scales, example, trained_classifier
+from wsss.classifier import MultiScale, at_scales, example, highest_features, trained_classifier
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
@@ -344,6 +344,12 @@ class ICAMLocalizer:
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
         """The picture at each scale."""
         return at_scales(image, self.settings.scales)
+
+    @torch.inference_mode()
+    def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
+        """The highest values of the features of a picture at its own size; see `wsss.stages.localize.Describer`."""
+        view = at_scales(image, (1.0,))[0].to(next(self.network.parameters()).device)
+        return highest_features(self.network.body(view))
 
     @torch.inference_mode()
     def cams(

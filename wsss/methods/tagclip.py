@@ -12,7 +12,6 @@ patches do not attend to each other; T_k are the unit text vectors of the classe
 
 import dataclasses
 import math
-import re
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +24,7 @@ from torch import Tensor
 
 from wsss import launch
 from wsss.data.images import Dataset, Images
-from wsss.data.lists import without_suffix
-from wsss.data.tables import labels_by_name, labels_of, table_text
+from wsss.data.tables import cannot_be_listed, labels_by_name, labels_of, name_in_table, table_text
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.methods.clip_es import check_names, patched, text_features
@@ -297,9 +295,8 @@ def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, fl
     Raises:
         BadInput: a class name contains a separator of tags, or a picture is too small.
     """
-    for name in images.class_names:
-        if re.search("[;|,]", name):
-            raise BadInput(f"the class name {name!r}", "a separator of tags", "none of ; | ,", "Rename the class.")
+    if (name := cannot_be_listed(images.class_names)) is not None:
+        raise BadInput(f"the class name {name!r}", "a separator of tags", "none of ; | ,", "Rename the class.")
     tagger = settings.tagger(images)
     folder = out / "pictures"
 
@@ -329,8 +326,7 @@ def _join(settings: TagCLIPSettings, images: Images, folder: Path, out: Path) ->
         np.savez(stream, names=np.array(images.names), classes=np.array(images.class_names), scores=scores)
     rows: list[tuple[str, str]] = [("image", "tags")]
     for index, (name, row) in enumerate(zip(images.names, tags, strict=True)):
-        # the name of `a.jpg.png` is `a.jpg`, which a reader of the table would take for `a`
-        image = name if without_suffix(name) == name else f"{name}{Path(images.where(index)).suffix}"
+        image = name_in_table(name, images.where(index))
         rows.append((image, ";".join(images.class_names[cls] for cls in np.flatnonzero(row))))
     # names that are not UTF-8 keep their bytes
     with whole_file(out / TAGS) as temporary:

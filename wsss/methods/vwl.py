@@ -198,6 +198,10 @@ class VWLNetwork(nn.Module):
         """The words, as rows."""
         return self.VWE.centroid[:, :, 0, 0] if self.learned else self.bank.codebook
 
+    def feature_maps(self, image: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+        """The feature maps of the backbone's stages, the deepest last."""
+        return self.body(image)
+
     def features(self, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d hs ws"]:
         """X."""
         return self.body(image)[-1]

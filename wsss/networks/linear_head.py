@@ -58,14 +58,18 @@ class LinearHead(nn.Module):
         return self.network.parameters(recurse)
 
     @torch.inference_mode()
-    def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
-        """Raw class activation maps M, before ReLU."""
+    def feature_maps(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """The last feature map f, as a list."""
         _, outputs = self._run(image, self.feature.module)
         value = next(output.value for output in outputs if output.call == self.feature.call)
+        return [_channels_first(value, self.rectified, self.channels_last)]
+
+    @torch.inference_mode()
+    def maps(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hs ws"]:
+        """Raw class activation maps M, before ReLU."""
         layer = _linear(self.head)
         assert layer is not None
-        feature = _channels_first(value, self.rectified, self.channels_last)
-        return F.conv2d(feature, layer[0][:, :, None, None]).float()
+        return F.conv2d(self.feature_maps(image)[0], layer[0][:, :, None, None]).float()
 
     @torch.inference_mode()
     def _run(self, image: Tensor, of: nn.Module | None = None) -> tuple[Tensor, list[_Output]]:

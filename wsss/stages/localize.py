@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from wsss.data.files import write_cams
 from wsss.data.images import Images
@@ -39,6 +39,14 @@ class Localizer(Protocol):
 
     def cams(self, prepared: Any, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """The maps of the classes in `label`."""
+
+
+@runtime_checkable
+class Describer(Protocol):
+    """A localizer that can also describe a picture, so that its tags can be checked; see `wsss.health.tags`."""
+
+    def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
+        """A vector, on any scale, that is similar for pictures with the same classes. It must not depend on the picture's tags."""
 
 
 class LocalizerSettings(Protocol):

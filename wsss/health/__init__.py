@@ -1,0 +1,8 @@
+"""What a run thinks of itself: notes on each stage, and tags that look wrong. No true mask is used.
+
+`notes(run)` returns the notes of a run; docs/health.md lists them, with the measurements behind their thresholds.
+"""
+
+from wsss.health.note import Health, Note, notes, rendered
+
+__all__ = ["Health", "Note", "notes", "rendered"]

@@ -1,0 +1,221 @@
+"""Doubts about pseudo masks and about a segmenter, from a sample of training pictures and their tags; no true mask is used."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from wsss.data.files import read_mask
+from wsss.data.images import IGNORE, Images
+from wsss.health.note import Health, Note, listed, percentage
+from wsss.health.sample import collected, same, sampled
+from wsss.stages.predict import PredictSettings, Segmenter
+
+# A mask is almost all foreground above the first share of its pixels, and almost nothing below the second
+ALMOST_ALL, ALMOST_NOTHING = 0.9, 0.01
+# A note on such masks appears from this share of the pictures on
+NOTABLE = 0.2
+# A class that has no pixel in this share of its pictures never wins; one that has this share of the foreground in this share of its
+# pictures with other classes always wins
+NEARLY_ALWAYS = 0.95
+# A rule about a class needs at least this many pictures
+FEWEST = 5
+# Training pictures on which a segmenter is looked at
+PREDICTED = 48
+# A label with more than this share of all predicted pixels is nearly the only one
+ONLY = 0.99
+
+
+def label_shares(mask: UInt8[np.ndarray, "h w"], n_labels: int) -> Float[np.ndarray, " l"]:
+    """The share of each label in the pixels of a mask that are not ignored; zeros if there is none."""
+    counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[:n_labels]
+    return counts / max(counts.sum(), 1)
+
+
+def mask_health(images: Images, masks: Path, threshold: float | None) -> Health:
+    """Find masks that cover everything or nothing, and classes that never or always win. All processes must call this, and get the same.
+
+    Args:
+        images: the pictures and their tags.
+        masks: folder of their pseudo masks.
+        threshold: the background threshold that they were made with; None if they have none.
+    """
+    chosen = sampled(images)
+
+    def measure(index: int) -> Float[np.ndarray, " l"]:
+        return label_shares(read_mask(masks / f"{images.names[index]}.png"), images.n_labels)
+
+    found = collected(images, chosen, measure, same, f"health {masks.name}")
+    shares = np.array(found).reshape(len(chosen), images.n_labels)
+    return judged_masks(shares, images.labels[chosen], images.class_names, threshold)
+
+
+def judged_masks(
+    shares: Float[np.ndarray, "n l"],
+    labels: Bool[np.ndarray, "n c"],
+    class_names: Sequence[str],
+    threshold: float | None = None,
+) -> Health:
+    """The health of pseudo masks.
+
+    Args:
+        shares: the share of the background and of each class in each mask.
+        labels: the tags of the pictures.
+        class_names: names of the classes.
+        threshold: see `mask_health`.
+    """
+    tagged = labels.any(1)
+    shares, labels = shares[tagged], labels[tagged]
+    foreground = shares[:, 1:].sum(1)
+    everything, nothing = foreground > ALMOST_ALL, foreground < ALMOST_NOTHING
+    never, always = never_win(shares, labels), always_win(shares, labels)
+    measured = {
+        "masks": len(shares),
+        "almost all foreground": int(everything.sum()),
+        "almost nothing": int(nothing.sum()),
+        "median foreground": round(float(np.median(foreground)), 4) if len(shares) else None,
+        "never win": [class_names[c] for c in never],
+        "always win": [class_names[c] for c in always],
+    }
+    used = "" if threshold is None else f" ({threshold:g} was used)"
+    notes = []
+    if len(shares) and everything.mean() >= NOTABLE:
+        notes.append(
+            Note(
+                "masks-cover-everything",
+                f"{int(everything.sum())} of {len(shares)} sampled pseudo masks ({percentage(everything.mean())}) label over "
+                f"{percentage(ALMOST_ALL)} of the picture as foreground.",
+                "Unless your objects fill the pictures, the segmenter will learn to paint over the background.",
+                f"Raise --refiner.threshold{used}; if the maps themselves are wide, add pictures without these classes.",
+            )
+        )
+    if len(shares) and nothing.mean() >= NOTABLE:
+        notes.append(
+            Note(
+                "masks-are-empty",
+                f"{int(nothing.sum())} of {len(shares)} sampled pseudo masks ({percentage(nothing.mean())}) label under "
+                f"{percentage(ALMOST_NOTHING)} of the picture as foreground, though their pictures have tags.",
+                "The segmenter will learn that these objects are background.",
+                f"Lower --refiner.threshold{used}; if the objects are tiny, use larger pictures or crops of them.",
+            )
+        )
+    return Health(measured, notes + _winners(never, always, class_names))
+
+
+def never_win(shares: Float[np.ndarray, "n l"], labels: Bool[np.ndarray, "n c"]) -> list[int]:
+    """Classes without a pixel in nearly all of their pictures; none if that is so for all classes."""
+    counts = labels.sum(0)
+    missing = (labels & (shares[:, 1:] == 0)).sum(0)
+    possible = np.flatnonzero(counts >= FEWEST)
+    found = [int(c) for c in possible if missing[c] >= NEARLY_ALWAYS * counts[c]]
+    return found if len(found) < len(possible) else []
+
+
+def always_win(shares: Float[np.ndarray, "n l"], labels: Bool[np.ndarray, "n c"]) -> list[int]:
+    """Classes with nearly all of the foreground in nearly all of their pictures that have other classes too."""
+    several = labels.sum(1) > 1
+    foreground = shares[:, 1:].sum(1)
+    found = []
+    for c in range(labels.shape[1]):
+        rows = several & labels[:, c] & (foreground > 0)
+        if rows.sum() >= FEWEST and np.mean(shares[rows, 1 + c] >= NEARLY_ALWAYS * foreground[rows]) >= NEARLY_ALWAYS:
+            found.append(c)
+    return found
+
+
+def _winners(never: Sequence[int], always: Sequence[int], class_names: Sequence[str]) -> list[Note]:
+    notes = []
+    if never:
+        shown = listed(f"`{class_names[c]}`" for c in never)
+        notes.append(
+            Note(
+                "class-never-wins",
+                f"Classes with no pixel in the sampled pseudo masks of their pictures: {shown}.",
+                "The segmenter cannot learn a class that has no pixels.",
+                "Look at its maps in the report. If they are right but weak, lower --refiner.threshold; if not, check its tags, or add "
+                "pictures that show it alone.",
+            )
+        )
+    if always:
+        shown = listed(f"`{class_names[c]}`" for c in always)
+        notes.append(
+            Note(
+                "class-always-wins",
+                f"Classes that take nearly all foreground from the others in their pictures: {shown}.",
+                "The classes that occur with it get no pixels there.",
+                "Add pictures that show it without the other classes, and the others without it.",
+            )
+        )
+    return notes
+
+
+def segmenter_health(images: Images, weights: Path) -> Health:
+    """Find a segmenter that predicts only one label, and classes that it never predicts, on training pictures at their own size.
+
+    All processes must call this, and get the same.
+
+    Args:
+        images: the training pictures and their tags.
+        weights: folder of the trained segmenter.
+    """
+    segmenter = Segmenter(weights, PredictSettings(scales=(1.0,), flip=False))
+    chosen = sampled(images, PREDICTED)
+    found = collected(
+        images,
+        chosen,
+        images.read,
+        lambda image: label_shares(segmenter(image), images.n_labels),
+        f"health {weights.name}",
+    )
+    shares = np.array(found).reshape(len(chosen), images.n_labels)
+    return judged_predictions(shares, images.labels[chosen], images.class_names)
+
+
+def judged_predictions(
+    shares: Float[np.ndarray, "n l"], labels: Bool[np.ndarray, "n c"], class_names: Sequence[str]
+) -> Health:
+    """The health of a segmenter's predictions for training pictures.
+
+    Args:
+        shares: the share of the background and of each class in each predicted mask.
+        labels: the tags of these pictures.
+        class_names: names of the classes.
+    """
+    names = ["background", *class_names]
+    mean = shares.mean(0) if len(shares) else np.zeros(len(names))
+    found = (labels & (shares[:, 1:] > 0)).sum(0)
+    counts = labels.sum(0)
+    missing = [int(c) for c in np.flatnonzero((found == 0) & (counts >= FEWEST))]
+    measured = {
+        "predictions": len(shares),
+        "share of pixels": {name: round(float(share), 4) for name, share in zip(names, mean, strict=True)},
+        "never predicted": [class_names[c] for c in missing],
+    }
+    longer = (
+        "Train longer (--segmenter.training.epochs or --segmenter.training.steps) or with another --segmenter.training.lr; check the "
+        "pseudo masks first, since the segmenter cannot be better than what they teach."
+    )
+    top = int(mean.argmax())
+    if len(shares) and mean[top] > ONLY:
+        one = Note(
+            "one-label-predicted",
+            f"The segmenter predicts `{names[top]}` for {100 * mean[top]:.1f} % of all pixels of {len(shares)} training pictures.",
+            "It has not learned to tell the classes apart.",
+            longer,
+        )
+        return Health(measured, [one])
+    if not missing:
+        return Health(measured, [])
+    shown = listed(f"`{class_names[c]}` ({counts[c]} pictures)" for c in missing)
+    return Health(
+        measured,
+        [
+            Note(
+                "class-never-predicted",
+                f"Classes that the segmenter predicts in none of the sampled pictures that have their tag: {shown}.",
+                "It has not learned these classes.",
+                longer,
+            )
+        ],
+    )

@@ -1,0 +1,178 @@
+"""The stages that look at what a run has made so far, and write their notes.
+
+They use pictures, tags and the results of other stages, and never true masks. What they cost is bounded: they look at samples of fixed size, and
+the check of the tags computes one forward pass of each picture.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsss import launch
+from wsss.data.images import Dataset, Images
+from wsss.errors import BadInput
+from wsss.health.data import tag_health
+from wsss.health.maps import map_health
+from wsss.health.masks import mask_health, segmenter_health
+from wsss.health.note import HEALTH, Health
+from wsss.health.tags import Suspect, described, judged_tags, write_review
+from wsss.run import read_record, stage
+from wsss.stages.localize import Describer, LocalizerSettings
+from wsss.storage import read_json, write_json
+
+# In the folder of the check of the tags: all suspicious tags, worst first
+SUSPECTS = "suspects.json"
+# In the run folder: the table to correct
+REVIEW = "tags-review.csv"
+
+log = logging.getLogger("wsss")
+
+
+def _written(health: Health, out: Path) -> dict[str, Any]:
+    if launch.is_first():
+        write_json(out / HEALTH, health.plain())
+        announce(health)
+    return {"notes": [note.kind for note in health.notes]}
+
+
+def announce(health: Health) -> None:
+    """Log the notes of a stage."""
+    for note in health.notes:
+        log.warning("note: %s", note)
+
+
+@stage(kind="check-data", makes="notes", title="tags of the dataset")
+def check_data(images: Images, *, out: Path) -> dict[str, Any]:
+    """Look for classes in all pictures, and for classes that always occur together.
+
+    Args:
+        images: the training pictures.
+        out: the stage's folder.
+    """
+    return _written(tag_health(images), out)
+
+
+@stage(kind="check-tags", makes="notes", title="tags against the pictures")
+def check_tags(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
+    """Look for tags that the pictures contradict, and for a classifier that has learned nothing; also writes `suspects.json`.
+
+    Args:
+        settings: settings of the method's maps, which know how to load its network.
+        images: the training pictures.
+        out: the stage's folder.
+        inputs: what the method needs, as for `localize`.
+    """
+    localizer = settings.localizer(images, **inputs)
+    if not isinstance(localizer, Describer):
+        measured = {"pictures": len(images), "checked": f"no: {settings.title} does not describe pictures"}
+        health, found = Health(measured, []), list[Suspect]()
+    else:
+        chosen, descriptions = described(localizer, images, "health of the tags")
+        names = [images.names[index] for index in chosen]
+        health, found = launch.decided_by_first(
+            lambda: judged_tags(names, images.class_names, images.labels[chosen], descriptions)
+        )
+    if launch.is_first():
+        write_json(out / SUSPECTS, [dataclasses.asdict(suspect) for suspect in found])
+    return {**_written(health, out), "suspicious tags": len(found), "checked": health.measured["checked"]}
+
+
+@stage(kind="check-maps", makes="notes", title="activation maps")
+def check_maps(images: Images, *, cams: Path, out: Path) -> dict[str, Any]:
+    """Look for flat maps.
+
+    Args:
+        images: the pictures.
+        cams: folder of their maps.
+        out: the stage's folder.
+    """
+    return _written(map_health(images, cams), out)
+
+
+@stage(kind="check-masks", makes="notes", title="pseudo masks")
+def check_masks(images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
+    """Look for masks that cover everything or nothing, and for classes that never or always win.
+
+    Args:
+        images: the pictures.
+        masks: folder of their pseudo masks.
+        out: the stage's folder.
+    """
+    return _written(mask_health(images, masks, threshold_of(masks)), out)
+
+
+@stage(kind="check-segmenter", makes="notes", title="segmenter")
+def check_segmenter(images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
+    """Look for a segmenter that predicts one label, and for classes that it never predicts.
+
+    Args:
+        images: the training pictures.
+        weights: folder of the segmenter.
+        out: the stage's folder.
+    """
+    return _written(segmenter_health(images, weights), out)
+
+
+def threshold_of(masks: Path) -> float | None:
+    """The background threshold that masks were made with; None if they were made without one."""
+    settings = read_record(masks)["inputs"].get("settings")
+    value = settings.get("threshold") if isinstance(settings, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def read_suspects(folder: Path) -> list[Suspect]:
+    """The suspicious tags that `check_tags` found, worst first; empty if there is no such file.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    path = folder / SUSPECTS
+    if not path.exists():
+        return []
+    expected = "the suspicious tags of a run"
+    content = read_json(path, expected)
+    try:
+        return [Suspect(**one) for one in content]
+    except TypeError as error:
+        do = f"It was changed after it was written: remove {folder}, and run the same command again."
+        raise BadInput(path, f"{content!s:.50}", expected, do) from error
+
+
+def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None) -> None:
+    """Write `tags-review.csv` of a run once; a file that is there may have been corrected, and is kept.
+
+    Args:
+        run: the run folder.
+        checked: folder of `check_tags`.
+        data: the dataset of the run.
+        tagger: folder of TagCLIP's tags, if it predicted them.
+    """
+    found = read_suspects(checked)
+    path = run / REVIEW
+
+    def write() -> None:
+        if not found or path.exists():
+            return
+        if write_review(path, data, data.split(data.train), found, _scores_of(tagger)):
+            log.warning(
+                "note: %d tags look wrong: see %s; correct its column `tags`, and give it to --tags", len(found), path
+            )
+        else:
+            log.warning("note: %d tags look wrong: see the report", len(found))
+
+    launch.decided_by_first(write)
+
+
+def _scores_of(tagger: Path | None) -> dict[str, dict[str, float]]:
+    """TagCLIP's score of each class in each picture."""
+    if tagger is None or not (tagger / "scores.npz").exists():
+        return {}
+    with np.load(tagger / "scores.npz", allow_pickle=False) as stored:
+        names, classes, scores = (stored[key] for key in ("names", "classes", "scores"))
+    return {
+        str(name): dict(zip(map(str, classes), row, strict=True))
+        for name, row in zip(names, scores.tolist(), strict=True)
+    }

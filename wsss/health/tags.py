@@ -1,0 +1,249 @@
+"""Tags that the pictures themselves contradict: each tag is predicted by a linear model that was fitted to all other pictures.
+
+The pictures are described by the deepest features of the classifier that a method trained, or by CLIP. The classifier was trained on the tags that
+are checked here, and its own loss on them is therefore a worse measure; docs/health.md compares both.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from wsss.data.images import Dataset, Images
+from wsss.data.tables import cannot_be_listed, name_in_table, table_text
+from wsss.health.note import Health, Note, listed
+from wsss.health.sample import collected, sampled
+from wsss.ops.leave_one_out import leave_one_out
+from wsss.stages.localize import Describer
+from wsss.storage import whole_file
+
+# Most pictures whose tags are checked
+MOST_CHECKED = 10_000
+# A tag is suspicious if its prediction is further away than this: 1 is the opposite of the tag, 0 agrees with it
+SUSPICIOUS = 0.5
+# Fewest pictures for a check, and fewest with a class (and without it) for a check of this class
+FEWEST, FEWEST_OF_CLASS = 20, 3
+# A classifier explains this share of the variance of tags, or is no better than their frequencies; the same for one class
+NO_BETTER, NOT_BELIEVED = 0.1, 0.02
+# Rules about a class need at least this many pictures with it
+FEWEST_TO_JUDGE = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Suspect:
+    """A suspicious tag.
+
+    Attributes:
+        image: name of the picture.
+        tag: the class.
+        present: whether the picture has the tag.
+        score: distance between the tag (1 or 0) and its prediction, at most 1.
+    """
+
+    image: str
+    tag: str
+    present: bool
+    score: float
+
+    @property
+    def direction(self) -> str:
+        """What contradicts the tag, in words."""
+        return "tagged, but not believed" if self.present else "not tagged, but believed"
+
+
+def described(localizer: Describer, images: Images, title: str) -> tuple[list[int], Float[np.ndarray, "n d"]]:
+    """The pictures that are checked, and their descriptions. All processes must call this, and get the same."""
+    chosen = sampled(images, MOST_CHECKED)
+    found = collected(images, chosen, images.read, localizer.describe, title)
+    return chosen, np.array(found, np.float32).reshape(len(chosen), -1)
+
+
+def skill(labels: Bool[np.ndarray, "n c"], predicted: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " c"]:
+    """The share of each tag's variance that its predictions explain: 1 - sum (y - z)^2 / sum (y - m)^2.
+
+    m is the frequency of the tag in all other pictures. At most 1; 0 is no better than the frequency; NaN for a tag that all or no pictures have.
+    """
+    y = labels.astype(np.float64)
+    n = len(y)
+    without = (y.sum(0) - y) / max(n - 1, 1)
+    by_frequency = ((y - without) ** 2).sum(0)
+    varies = labels.any(0) & ~labels.all(0)
+    return np.where(varies, 1 - ((y - predicted) ** 2).sum(0) / np.where(varies, by_frequency, 1), np.nan)
+
+
+def suspects(
+    names: Sequence[str],
+    class_names: Sequence[str],
+    labels: Bool[np.ndarray, "n c"],
+    predicted: Float[np.ndarray, "n c"],
+) -> list[Suspect]:
+    """The tags that their predictions contradict, worst first."""
+    counts = labels.sum(0)
+    checked = (counts >= FEWEST_OF_CLASS) & (len(labels) - counts >= FEWEST_OF_CLASS)
+    distance = np.where(checked, np.abs(labels - predicted), 0)
+    order = np.argsort(-distance, axis=None, kind="stable")
+    found = []
+    for row, column in zip(*np.unravel_index(order, distance.shape), strict=True):
+        if distance[row, column] <= SUSPICIOUS:
+            break
+        score = round(min(float(distance[row, column]), 1.0), 4)
+        found.append(Suspect(names[row], class_names[column], bool(labels[row, column]), score))
+    return found
+
+
+def judged_tags(
+    names: Sequence[str],
+    class_names: Sequence[str],
+    labels: Bool[np.ndarray, "n c"],
+    descriptions: Float[np.ndarray, "n d"],
+) -> tuple[Health, list[Suspect]]:
+    """The health of a classifier on its tags, and the suspicious tags.
+
+    Args:
+        names: of the pictures.
+        class_names: names of the classes.
+        labels: the tags.
+        descriptions: of the pictures; see `wsss.stages.localize.Describer`.
+    """
+    n, counts = len(labels), labels.sum(0)
+    if n < FEWEST:
+        return Health({"pictures": n, "checked": f"no: fewer than {FEWEST} pictures"}, []), []
+    if not np.isfinite(descriptions).all():
+        return Health({"pictures": n, "checked": "no: the network gives values that are not finite"}, []), []
+    predicted = leave_one_out(descriptions, labels)
+    explained = skill(labels, predicted)
+    found = suspects(names, class_names, labels, predicted)
+    known = np.isfinite(explained)
+    mean = float(explained[known].mean()) if known.any() else None
+    frequent = known & (counts >= FEWEST_TO_JUDGE)
+    unbelieved = [int(c) for c in np.flatnonzero(frequent & (np.nan_to_num(explained) < NOT_BELIEVED))]
+    tagged = np.array(
+        [np.abs(1 - predicted[labels[:, c], c]).mean() if counts[c] else np.nan for c in range(len(counts))]
+    )
+    measured: dict[str, Any] = {
+        "pictures": n,
+        "checked": "yes",
+        "explained": None if mean is None else round(mean, 4),
+        "explained of each class": _by_class(class_names, explained),
+        "mean distance of the tags of each class": _by_class(class_names, tagged),
+        "suspicious tags": len(found),
+        "tags": int(counts.sum()),
+    }
+    notes: list[Note] = []
+    if mean is not None and mean < NO_BETTER:
+        notes.append(_no_better(mean))
+    elif unbelieved:
+        notes.append(_never_believed(unbelieved, class_names, counts, explained))
+    return Health(measured, notes), found
+
+
+def _by_class(class_names: Sequence[str], values: Float[np.ndarray, " c"]) -> dict[str, float | None]:
+    return {
+        name: round(float(value), 4) if np.isfinite(value) else None
+        for name, value in zip(class_names, values, strict=True)
+    }
+
+
+def _no_better(explained: float) -> Note:
+    return Note(
+        "no-better-than-frequencies",
+        f"The features of the classifier explain {100 * max(explained, 0):.0f} % of the tags: no better than how frequent each tag is.",
+        "Maps of such a classifier show anything but the classes.",
+        "Check with `wsss data info` that the tags belong to these pictures. If they do, look at the loss curve: lower --classifier.training.lr (a "
+        "tenth), raise --classifier.training.epochs, or start from trained weights (--classifier.init).",
+    )
+
+
+def _never_believed(
+    classes: Sequence[int], class_names: Sequence[str], counts: np.ndarray, explained: Float[np.ndarray, " c"]
+) -> Note:
+    shown = listed(
+        f"`{class_names[c]}` ({counts[c]} pictures, {100 * max(explained[c], 0):.0f} % explained)" for c in classes
+    )
+    return Note(
+        "tags-never-believed",
+        f"Tags that the classifier never believes: {shown}.",
+        "It finds nothing that the pictures with such a tag have in common, so the maps of these classes are arbitrary.",
+        "Look at the pictures with these tags: correct wrong ones in tags-review.csv, add pictures of rare classes, and use larger pictures "
+        "(--classifier.augment.crop) if the objects are small.",
+    )
+
+
+def write_review(
+    path: Path, data: Dataset, images: Images, found: Sequence[Suspect], scored: dict[str, dict[str, float]]
+) -> bool:
+    """Write the table of all pictures and tags, suspicious ones first, that people correct and give to `--tags`.
+
+    Args:
+        path: the table.
+        data: the dataset; its other splits are listed too.
+        images: the pictures that were checked.
+        found: see `suspects`.
+        scored: TagCLIP's scores by picture and class; empty if it did not predict the tags.
+
+    Returns:
+        False if a class has a name that a table of tags cannot hold; then nothing is written.
+    """
+    if cannot_be_listed(images.class_names):
+        return False
+    of_picture: dict[str, list[Suspect]] = {}
+    for suspect in found:
+        of_picture.setdefault(suspect.image, []).append(suspect)
+    index = {name: position for position, name in enumerate(images.names)}
+    first = [index[name] for name in of_picture]
+    rest = [position for position, name in enumerate(images.names) if name not in of_picture]
+    header: list[object] = [
+        "image",
+        "tags",
+        "split",
+        "suspicious",
+        "why",
+        "score",
+        "suggested",
+        *(["tagger_score"] if scored else []),
+    ]
+    rows: list[list[object]] = [header]
+    for position in first + rest:
+        name = images.names[position]
+        tags = [images.class_names[c] for c in images.classes(position)]
+        doubts = of_picture.get(name, [])
+        wrong = {doubt.tag for doubt in doubts}
+        suggested = [tag for tag in images.class_names if (tag in tags) != (tag in wrong)]
+        by_tagger = [";".join(f"{scored[name][doubt.tag]:.3f}" for doubt in doubts)] if scored else []
+        rows.append(
+            [
+                name_in_table(name, images.where(position)),
+                ";".join(tags),
+                data.train,
+                ";".join(doubt.tag for doubt in doubts),
+                ";".join(doubt.direction for doubt in doubts),
+                ";".join(f"{doubt.score:.3f}" for doubt in doubts),
+                ";".join(suggested) if doubts else "",
+                *by_tagger,
+            ]
+        )
+    rows += _other_rows(data, set(images.names), len(header))
+    # names that are not UTF-8 keep their bytes
+    with whole_file(path) as temporary:
+        temporary.write_text(table_text(rows), encoding="utf-8", errors="surrogateescape", newline="")
+    return True
+
+
+def _other_rows(data: Dataset, listed_names: set[str], columns: int) -> list[list[object]]:
+    """The rows of the validation split, which a folder with tables would otherwise lose."""
+    if data.val is None:
+        return []
+    val = data.split(data.val)
+    return [
+        [
+            name_in_table(name, val.where(position)),
+            ";".join(val.class_names[c] for c in val.classes(position)),
+            data.val,
+            *[""] * (columns - 3),
+        ]
+        for position, name in enumerate(val.names)
+        if name not in listed_names
+    ]
