@@ -13,18 +13,16 @@ import numpy as np
 
 from wsss import launch
 from wsss.data.images import Dataset, Images
-from wsss.errors import BadInput
 from wsss.health.data import tag_health
 from wsss.health.maps import map_health
 from wsss.health.masks import mask_health, segmenter_health
 from wsss.health.note import HEALTH, Health
-from wsss.health.tags import Suspect, described, judged_tags, write_review
+from wsss.health.suspects import SUSPECTS, Suspect, read_suspects, write_review
+from wsss.health.tags import described, judged_tags
 from wsss.run import read_record, stage
 from wsss.stages.localize import Describer, LocalizerSettings
-from wsss.storage import read_json, write_json
+from wsss.storage import write_json
 
-# In the folder of the check of the tags: all suspicious tags, worst first
-SUSPECTS = "suspects.json"
 # In the run folder: the table to correct
 REVIEW = "tags-review.csv"
 
@@ -123,24 +121,6 @@ def threshold_of(masks: Path) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def read_suspects(folder: Path) -> list[Suspect]:
-    """The suspicious tags that `check_tags` found, worst first; empty if there is no such file.
-
-    Raises:
-        BadInput: the file is damaged.
-    """
-    path = folder / SUSPECTS
-    if not path.exists():
-        return []
-    expected = "the suspicious tags of a run"
-    content = read_json(path, expected)
-    try:
-        return [Suspect(**one) for one in content]
-    except TypeError as error:
-        do = f"It was changed after it was written: remove {folder}, and run the same command again."
-        raise BadInput(path, f"{content!s:.50}", expected, do) from error
-
-
 def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None) -> None:
     """Write `tags-review.csv` of a run once; a file that is there may have been corrected, and is kept.
 
@@ -157,11 +137,9 @@ def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None) -
         if not found or path.exists():
             return
         if write_review(path, data, data.split(data.train), found, _scores_of(tagger)):
-            log.warning(
-                "note: %d tags look wrong: see %s; correct its column `tags`, and give it to --tags", len(found), path
+            log.info(
+                "%s: %d tags that similar pictures contradict, worst first, to correct for --tags", path, len(found)
             )
-        else:
-            log.warning("note: %d tags look wrong: see the report", len(found))
 
     launch.decided_by_first(write)
 

@@ -4,21 +4,18 @@ The pictures are described by the deepest features of the classifier that a meth
 are checked here, and its own loss on them is therefore a worse measure; docs/health.md compares both.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from wsss.data.images import Dataset, Images
-from wsss.data.tables import cannot_be_listed, name_in_table, table_text
+from wsss.data.images import Images
 from wsss.health.note import Health, Note, listed
 from wsss.health.sample import collected, sampled
+from wsss.health.suspects import Suspect
 from wsss.ops.leave_one_out import leave_one_out
 from wsss.stages.localize import Describer
-from wsss.storage import whole_file
 
 # Most pictures whose tags are checked
 MOST_CHECKED = 10_000
@@ -30,28 +27,6 @@ FEWEST, FEWEST_OF_CLASS = 20, 3
 NO_BETTER, NOT_BELIEVED = 0.1, 0.02
 # Rules about a class need at least this many pictures with it
 FEWEST_TO_JUDGE = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Suspect:
-    """A suspicious tag.
-
-    Attributes:
-        image: name of the picture.
-        tag: the class.
-        present: whether the picture has the tag.
-        score: distance between the tag (1 or 0) and its prediction, at most 1.
-    """
-
-    image: str
-    tag: str
-    present: bool
-    score: float
-
-    @property
-    def direction(self) -> str:
-        """What contradicts the tag, in words."""
-        return "tagged, but not believed" if self.present else "not tagged, but believed"
 
 
 def described(localizer: Describer, images: Images, title: str) -> tuple[list[int], Float[np.ndarray, "n d"]]:
@@ -170,80 +145,3 @@ def _never_believed(
         "Look at the pictures with these tags: correct wrong ones in tags-review.csv, add pictures of rare classes, and use larger pictures "
         "(--classifier.augment.crop) if the objects are small.",
     )
-
-
-def write_review(
-    path: Path, data: Dataset, images: Images, found: Sequence[Suspect], scored: dict[str, dict[str, float]]
-) -> bool:
-    """Write the table of all pictures and tags, suspicious ones first, that people correct and give to `--tags`.
-
-    Args:
-        path: the table.
-        data: the dataset; its other splits are listed too.
-        images: the pictures that were checked.
-        found: see `suspects`.
-        scored: TagCLIP's scores by picture and class; empty if it did not predict the tags.
-
-    Returns:
-        False if a class has a name that a table of tags cannot hold; then nothing is written.
-    """
-    if cannot_be_listed(images.class_names):
-        return False
-    of_picture: dict[str, list[Suspect]] = {}
-    for suspect in found:
-        of_picture.setdefault(suspect.image, []).append(suspect)
-    index = {name: position for position, name in enumerate(images.names)}
-    first = [index[name] for name in of_picture]
-    rest = [position for position, name in enumerate(images.names) if name not in of_picture]
-    header: list[object] = [
-        "image",
-        "tags",
-        "split",
-        "suspicious",
-        "why",
-        "score",
-        "suggested",
-        *(["tagger_score"] if scored else []),
-    ]
-    rows: list[list[object]] = [header]
-    for position in first + rest:
-        name = images.names[position]
-        tags = [images.class_names[c] for c in images.classes(position)]
-        doubts = of_picture.get(name, [])
-        wrong = {doubt.tag for doubt in doubts}
-        suggested = [tag for tag in images.class_names if (tag in tags) != (tag in wrong)]
-        by_tagger = [";".join(f"{scored[name][doubt.tag]:.3f}" for doubt in doubts)] if scored else []
-        rows.append(
-            [
-                name_in_table(name, images.where(position)),
-                ";".join(tags),
-                data.train,
-                ";".join(doubt.tag for doubt in doubts),
-                ";".join(doubt.direction for doubt in doubts),
-                ";".join(f"{doubt.score:.3f}" for doubt in doubts),
-                ";".join(suggested) if doubts else "",
-                *by_tagger,
-            ]
-        )
-    rows += _other_rows(data, set(images.names), len(header))
-    # names that are not UTF-8 keep their bytes
-    with whole_file(path) as temporary:
-        temporary.write_text(table_text(rows), encoding="utf-8", errors="surrogateescape", newline="")
-    return True
-
-
-def _other_rows(data: Dataset, listed_names: set[str], columns: int) -> list[list[object]]:
-    """The rows of the validation split, which a folder with tables would otherwise lose."""
-    if data.val is None:
-        return []
-    val = data.split(data.val)
-    return [
-        [
-            name_in_table(name, val.where(position)),
-            ";".join(val.class_names[c] for c in val.classes(position)),
-            data.val,
-            *[""] * (columns - 3),
-        ]
-        for position, name in enumerate(val.names)
-        if name not in listed_names
-    ]

@@ -103,6 +103,7 @@ class Comparison:
                     covered.setdefault((kind, score.coverage), []).append(run.name)
         lines = [f"{', '.join(names)}: {kind}: {text}" for (kind, text), names in covered.items()]
         lines += [f"{name}: {kind} not comparable: {why}" for (name, kind), why in self.not_comparable.items()]
+        lines += [f"{run.name}: health notes: {note.found}" for run in self.runs for note in run.health]
         lines += [f"{run.name}: failed: {run.failed}" for run in self.runs if run.failed is not None]
         return lines + [f"{run.name}: {run.status}" for run in self.runs if run.status.startswith("unfinished")]
 
@@ -232,6 +233,7 @@ def _json(comparison: Comparison) -> dict[str, object]:
                 "error": run.failed,
                 "seconds": round(run.seconds, 3),
                 "seconds of stages": {stage.name: stage.seconds for stage in run.stages},
+                "health": [dataclasses.asdict(note) for note in run.health],
                 "protocol": run.protocol,
                 "scores": {
                     row["what"]: {key: value for key, value in row.items() if key not in ("run", "status", "what")}

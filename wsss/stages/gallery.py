@@ -10,6 +10,7 @@ from PIL import Image
 from wsss.data.files import read_mask
 from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams
+from wsss.health.suspects import read_suspects
 from wsss.stages.pages import (
     PICTURE_BYTES,
     PICTURES_BYTES,
@@ -28,6 +29,8 @@ from wsss.stages.records import Score, Stage, result_kind
 WORST, BEST, RANDOM, MAPS = 6, 6, 4, 3
 # Pictures of each split while a run is not finished
 GROWING = 4
+# Suspicious tags that are shown with their pictures
+SUSPECTS = 24
 # Suffixes of the results that are shown
 _SUFFIXES = {"maps": ".npz", "masks": ".png", "predictions": ".png", "instances": ".png"}
 
@@ -203,3 +206,20 @@ def _row(
         ]
     tags = [(label + 1, images.class_names[label]) for label in images.classes(position)]
     return {"name": name, "tags": tags, "scores": reached, "figures": figures}
+
+
+def suspicious_tags(stages: Sequence[Stage], splits: Mapping[str, Images]) -> dict[str, object] | None:
+    """The most suspicious tags, with their pictures; None if there are none."""
+    for stage in stages:
+        images = splits.get(stage.fingerprint or "")
+        found = read_suspects(stage.folder)
+        if images is None or not found:
+            continue
+        index = {name: position for position, name in enumerate(images.names)}
+        rows = []
+        for suspect in [one for one in found if one.image in index][:SUSPECTS]:
+            picture = shrunk(Image.fromarray(images.read(index[suspect.image])), SIDE // 2)
+            tags = [images.class_names[label] for label in images.classes(index[suspect.image])]
+            rows.append({"suspect": suspect, "tags": tags, "uri": data_uri(picture, PICTURE_BYTES // 6)})
+        return {"count": len(found), "rows": rows}
+    return None

@@ -13,10 +13,11 @@ from PIL import Image
 from wsss import __version__
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
+from wsss.health import notes
 from wsss.run import STARTED
 from wsss.stages.charts import loss_charts, threshold_chart
 from wsss.stages.check import read_notes
-from wsss.stages.gallery import galleries, growing_galleries
+from wsss.stages.gallery import galleries, growing_galleries, suspicious_tags
 from wsss.stages.pages import (
     CONTOUR_COLOURS,
     aligned,
@@ -143,6 +144,8 @@ def _content(
         "figures": [_figure(stage) for stage in stages if (stage.folder / FIGURE).exists()],
         "contour_colours": {name: f"rgb{colour}" for name, colour in CONTOUR_COLOURS.items()},
         "notes": list(data.notes),
+        "health": notes(run),
+        "suspects": suspicious_tags(stages, splits),
         "overview": list(flattened(found.get("overview", {}))),
         "bad": found.get("bad", {}),
         "version": __version__,

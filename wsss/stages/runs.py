@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from wsss.health import Note, notes
 from wsss.run import DONE, STARTED
 from wsss.stages.check import DATA, read_notes
 from wsss.stages.live import is_finished
@@ -72,6 +73,11 @@ class Run:
         """Why the run failed, if `wsss run all` says so."""
         path = self.folder / FAILED
         return read_json(path, "why a run failed")["error"] if path.exists() else None
+
+    @cached_property
+    def health(self) -> list[Note]:
+        """What the run thinks of itself; see `wsss.health`."""
+        return notes(self.folder)
 
     @property
     def status(self) -> str:
