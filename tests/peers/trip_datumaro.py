@@ -1,4 +1,4 @@
-"""Datumaro reads what we export for CVAT or in VOC's layout, compiles each picture's masks, and writes them again.
+"""Datumaro reads what we export for CVAT or in VOC's layout, and writes it again: as it is, and for CVAT also as polygons.
 
 python trip_datumaro.py EXPORT MASKS OUT cvat|voc_segmentation
 """
@@ -19,15 +19,30 @@ labels = [
     for at, name in enumerate(names if names[0] == "background" else ["background", *names])
 ]
 first = 0 if names[0] == "background" else 1
-count = 0
-for item in data:
-    truth = np.asarray(Image.open(masks / f"{item.id}.png"))
-    drawn = np.zeros_like(truth)
+
+
+def compiled(item) -> np.ndarray:
+    """The labels of a picture's pixels."""
+    drawn = np.zeros(item.media.size, np.uint8)
     for one in sorted(item.annotations, key=lambda one: one.z_order):
         if one.type == AnnotationType.mask:
             drawn[np.asarray(one.image) > 0] = labels[one.label + first]
-    np.testing.assert_array_equal(drawn, truth, err_msg=item.id)
+    return drawn
+
+
+count = 0
+for item in data:
+    truth = np.asarray(Image.open(masks / f"{item.id}.png"))
+    np.testing.assert_array_equal(compiled(item), truth, err_msg=item.id)
     count += 1
 assert count == len(list(masks.rglob("*.png")))
 data.export(str(out), form, save_media=True)
+if form == "cvat":
+    data.transform("masks_to_polygons")
+    data.export(str(out / "polygons"), form, save_media=True)
+    data.transform("polygons_to_masks")
+    for item in data:
+        place = out / "drawn" / f"{item.id}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(compiled(item)).save(place)
 print(f"datumaro reads {count} masks as they are")
