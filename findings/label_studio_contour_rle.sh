@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Expected: a contour packed with the picture's width and height is a brush stroke on that contour. Seen: label-studio-sdk's contour2rle draws on a canvas of width rows and height columns, so on pictures that are not square the stroke is torn into pieces elsewhere.
-# For a user: pre-annotations made from contours lie beside the objects, cut off at the picture's height, and with an opacity of 100 of 255; draw the mask and use mask2rle with 0 and 255.
+# For a user: pre-annotations made from contours miss the objects, are cut off at the picture's height, and have an opacity of 100 of 255; draw the mask and use mask2rle with 0 and 255.
 set -euo pipefail
 venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
