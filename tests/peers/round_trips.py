@@ -85,7 +85,7 @@ def _walk(trip: Trip, folder: Path, source: str) -> None:
     wsss.export(trip.format, root / "masks", place / "ours", **given, **dict(trip.options))
     script = HERE / f"trip_{trip.tool}.py"
     words = [place / "ours", root / "masks", *([place / "theirs"] if trip.results else []), *trip.words]
-    done = subprocess.run([_python(trip.tool, folder), script, *words], capture_output=True, text=True)
+    done = subprocess.run([environment(trip.tool, folder), script, *words], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{trip} {source}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
     options = " ".join(f"--{name} {value}" for name, value in trip.options)
@@ -108,7 +108,7 @@ def _compared(found: Path, known: Path) -> str:
     return f"{differ} masks differ, in {lost} of {pixels} pixels"
 
 
-def _python(tool: str, folder: Path) -> Path:
+def environment(tool: str, folder: Path) -> Path:
     """The interpreter of the tool's environment, which is made if it is missing."""
     place = folder / "environments" / tool
     python = place / "bin" / "python"
