@@ -48,7 +48,7 @@ Options = TypeVar("Options")
 # shown on the short help pages of commands that have them: options, and settings of runs and of single stages
 _COMMON_OPTIONS = (
     "data", "tags", "classes", "split", "out", "preset", "device", "skip_bad", "cams", "competition", "weights", "masks", "pictures",
-    "instances", "methods", "common", "runs", "clip", "corrected", "file", "format", "unsure", "per", "copy_pictures", "rename",
+    "instances", "methods", "common", "runs", "clip", "corrected", "plots", "file", "format", "unsure", "per", "copy_pictures", "rename",
 )  # fmt: skip
 _COMMON_SETTINGS = {
     "": (
@@ -223,11 +223,13 @@ def _run_method(
     out: Path,
     tagger: "TagCLIPSettings | None",
     corrected: Path | None,
+    plots: bool,
 ) -> None:
     from wsss.methods import tagclip
     from wsss.recipe import run
 
-    run(method(name), chosen, tagclip.tagged(tagger, data, out=out / "tags") if tagger else data, out, corrected)
+    tagged = tagclip.tagged(tagger, data, out=out / "tags") if tagger else data
+    run(method(name), chosen, tagged, out, corrected, plots)
 
 
 def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
@@ -238,7 +240,7 @@ def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
     data = options.open()
     if launch.is_first() and not read_only(options.out):
         write_text(options.out / RECORDED, dump({**chosen.given, "preset": chosen.preset}))
-    _run_method(name, made, data, options.out, tagger, options.corrected)
+    _run_method(name, made, data, options.out, tagger, options.corrected, options.plots)
     _print_table(options.out)
 
 
@@ -266,7 +268,7 @@ def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
     def make(one: protocol.PlannedRun, run: Path) -> None:
         if clip and one.mentions(common["clip"]):
             train(clip, data.split(data.train), out=options.out / protocol.CLIP)
-        _run_method(one.method, made[one.name], data, run, tagger, options.corrected)
+        _run_method(one.method, made[one.name], data, run, tagger, options.corrected, options.plots)
 
     launch.decided_by_first(lambda: protocol.write_run_names(options.out, planned))
     failed = protocol.run_all(options.out, planned, make)

@@ -128,6 +128,9 @@ class PresetOptions:
 class RunOptions(CorrectedOptions, PresetOptions, OutOptions, DataOptions):
     """A run on a dataset."""
 
+    plots: bool = switch()
+    """draw maps and predictions of a few pictures in the report while networks are trained; takes at most a tenth of the time"""
+
     def open(self) -> "Dataset":
         """The dataset of a run, whose pictures can get masks."""
         data = self.open_path(self.data, remember=self.out)

@@ -21,6 +21,7 @@ from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.evaluate import ScoreSettings, best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.examples import Examples
 from wsss.stages.live import reporting
 from wsss.stages.localize import LocalizerSettings, localize
 from wsss.stages.predict import PredictSettings, predict
@@ -134,7 +135,14 @@ def settings_of(method: Method) -> type:
     return made
 
 
-def run(method: Method, settings: RunSettings, data: Dataset, out: Path, corrected: Path | None = None) -> None:
+def run(
+    method: Method,
+    settings: RunSettings,
+    data: Dataset,
+    out: Path,
+    corrected: Path | None = None,
+    plots: bool = False,
+) -> None:
     """Run a method, with a folder in `out` for each stage.
 
     Args:
@@ -143,6 +151,7 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path, correct
         data: the dataset; it needs a training split.
         out: folder of the run.
         corrected: folder of corrected masks of some training pictures, which the segmenter is trained on in place of the pseudo masks.
+        plots: draw what the classifier and the segmenter make of a few pictures while they are trained, in the report.
 
     Raises:
         BadInput: settings or data that cannot be used; most are found before the first stage.
@@ -151,7 +160,10 @@ def run(method: Method, settings: RunSettings, data: Dataset, out: Path, correct
     check(method, settings, images)
     if corrected is not None:
         corrected_pictures(images, corrected)
-    with reporting(out, data, _title(method, settings), planned_stages(method, settings, data)):
+    planned = planned_stages(method, settings, data)
+    inference = settings.inference if method.inference is not None else None
+    examples = Examples(out, images, inference) if plots else None
+    with reporting(out, data, _title(method, settings), planned, examples):
         _run_stages(method, settings, data, out, {} if corrected is None else {"corrected": corrected})
         report(out, data)
 

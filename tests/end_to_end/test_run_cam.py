@@ -72,10 +72,14 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, finished, shapes, tiny, m
     words = ("run", "cam", "--data", shapes, "--config", tiny, "--out", tmp_path / "killed")
     kill_at(tmp_path / "killed", moment, *words)
     assert not (tmp_path / "killed" / "predictions-scores" / "done.json").exists()
+    page = (tmp_path / "killed" / "report.html").read_text()
+    assert 'http-equiv="refresh"' in page
+    assert page.endswith("</html>")
     if not moment.startswith("segmenter"):  # its record says which masks it was trained on
         shutil.copytree(finished / "segmenter", tmp_path / "killed" / "segmenter")
     ok(*words)
     assert stages(tmp_path / "killed") == stages(finished)
+    assert 'http-equiv="refresh"' not in (tmp_path / "killed" / "report.html").read_text()
 
 
 def test_two_processes_train_like_one(tmp_path, shapes):

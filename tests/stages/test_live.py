@@ -4,10 +4,11 @@ import itertools
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from tests.stages.test_report import Method, Page, localize, opened, refine, train
 from wsss import watch
@@ -18,7 +19,9 @@ from wsss.progress import Progress
 from wsss.run import StageInfo, stage
 from wsss.stages import live
 from wsss.stages.each import for_each_picture
+from wsss.stages.examples import Examples
 from wsss.stages.live import RUN_STATE, LiveReport, is_finished, reporting
+from wsss.stages.localize import Cams
 from wsss.stages.report import report
 from wsss.storage import read_json
 
@@ -137,7 +140,7 @@ def test_the_maps_of_an_unfinished_stage_are_shown_and_a_stop_says_why(
         maps_of_some(Method(), data.split("train"), out=run / "cams")
     text = text_of(run)
     assert not refreshes(text)
-    assert "Stopped." in text
+    assert "The run is not finished:" in text
     assert "a &lt;hole&gt; in it" in text
     names = [inner for _, inner in Page(text).all("span", "name")]
     images = data.split("train")
@@ -210,6 +213,74 @@ def test_stages_are_the_same_bytes_with_and_without_the_page(tmp_path: Path, dat
     for path in (tmp_path / "without" / "classifier").iterdir():
         if path.name != "seconds.json":
             assert (tmp_path / "with" / "classifier" / path.name).read_bytes() == path.read_bytes()
+
+
+class Constant:
+    """Settings of a method, a network that is trained, and its maps."""
+
+    title = "CAM"
+
+    def localizer(self, images: Images, *, weights: Path) -> "Constant":
+        assert (weights / "weights").exists()
+        torch.rand(3)
+        return self
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    def cams(self, prepared: np.ndarray, size_hw: tuple[int, int], label: np.ndarray) -> Cams:
+        assert prepared.shape[:2] == size_hw
+        assert label.sum() == 1
+        return Cams(np.flatnonzero(label), np.full((1, *size_hw), 0.5, np.float32), None)
+
+    def write(self, out: Path) -> None:
+        (out / "weights").touch()
+
+
+@stage(kind="train", makes="weights", title="CAM")
+def constant_training(settings: Method, images: Images, *, out: Path) -> dict[str, Any]:
+    history: list[dict[str, float]] = []
+    with Progress("train", settings.steps) as progress:
+        watch.training(out, cast(Any, Constant()), history)
+        for step in range(settings.steps):
+            history.append({"step": step, "lr": 0.1, "loss": 1.0})
+            before = torch.get_rng_state()
+            progress.advance(stop=False)
+            assert torch.equal(torch.get_rng_state(), before)
+    Constant().write(out)
+    return {}
+
+
+def test_examples_of_the_current_weights(
+    tmp_path: Path, data: Dataset, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "EXAMPLES_SHARE", 1e9)
+    run, images = tmp_path / "run", data.split("train")
+    examples = Examples(run, images, cast(Any, Constant()))
+    with reporting(run, data, "CAM", PLANNED, examples):
+        constant_training(Method(steps=8), images, out=run / "classifier")
+    (run / "plots" / "classifier" / "000003" / "999.png").touch()
+    report(run, data)
+    page = Page(text_of(run))
+    captions = [caption for _, caption in page.all("figcaption")]
+    # the drawing after the last update is that of the trained weights
+    assert captions[:7] == ["picture", *(f"update {number}" for number in (1, 2, 4, 5, 7, 8))]
+    assert captions == captions[:7] * 4
+    names = [name for _, name in page.all("span", "name")]
+    assert names == [images.names[index] for index in examples.indices]
+    damaged = run / "plots" / "classifier" / "000001" / f"{examples.indices[0]}.png"
+    damaged.write_bytes(b"no picture")
+    with pytest.raises(BadInput, match="plots"):
+        report(run, data)
+
+
+def test_only_the_first_process_writes(tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsss.peers.rank", lambda: 1)
+    growing = LiveReport(tmp_path / "run", data, "CAM", PLANNED)
+    growing.start()
+    growing.stop("a reason")
+    growing.finish()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def loss_charts(name: str, history: Sequence[Mapping[str, float]]) -> dict[str, 
         name: name of the training's stage.
         history: step, learning rate and losses of each update, as `wsss.stages.train` records them.
     """
-    if not history:
-        return {"name": name, "steps": 0, "every": 1, "charts": []}
+    if len(history) < 2:  # a single point is no curve
+        return {"name": name, "steps": len(history), "every": 1, "charts": []}
     every = -(-len(history) // CURVE_POINTS)
     parts = [history[start : start + every] for start in range(0, len(history), every)]
 

@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsss import peers, watch
 from wsss.data.images import Dataset
 from wsss.errors import BadInput
 from wsss.run import StageInfo
+from wsss.stages.examples import DRAWN_STAGES, Examples
 from wsss.stages.progress import RunProgress, StageProgress
 from wsss.stages.records import Stage, read_running_stage, read_stage
 from wsss.stages.report import REPORT, write_growing_report
@@ -22,10 +23,43 @@ from wsss.storage import read_json, read_only, write_json
 RUN_STATE = "run.json"
 # The largest share of the run's time that writing pages may take
 SHARE = 0.03
+# The largest share that drawing examples may take, with `--plots`
+EXAMPLES_SHARE = 0.1
 # Seconds between two pages during a stage: they grow with the time that the run has taken
 SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 180.0
 
 log = logging.getLogger("wsss")
+
+
+class _Training(NamedTuple):
+    """A training under way: its stage, its network, and its losses."""
+
+    name: str
+    trainable: Trainable
+    history: Sequence[Mapping[str, float]]
+
+
+class _Budget:
+    """Time that some work may take, as a share of all the time.
+
+    Args:
+        share: the share.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share, self.spent, self._last = share, 0.0, 0.0
+
+    def has_room(self, seconds: float) -> bool:
+        """Whether the work may be done once more, if it takes as long as last time, when so many seconds have passed."""
+        return self.spent + self._last <= self.share * seconds
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count the time of this block."""
+        before = time.monotonic()
+        yield
+        self._last = time.monotonic() - before
+        self.spent += self._last
 
 
 class LiveReport:
@@ -39,17 +73,21 @@ class LiveReport:
         title: title of the method.
         planned: the stages that the run will make, in order: folders, relative to the run folder, and what the stage does; others
             may come between.
+        examples: draws what networks make of a few pictures while they are trained; None to draw nothing.
     """
 
-    def __init__(self, run: Path, data: Dataset, title: str, planned: Mapping[str, str]) -> None:
+    def __init__(
+        self, run: Path, data: Dataset, title: str, planned: Mapping[str, str], examples: Examples | None = None
+    ) -> None:
         self.run, self.data, self.title = run, data, title
         self._planned = dict(planned)
         self._stages: dict[str, Stage] = {}
         self._running: list[tuple[str, StageInfo, float]] = []
         self._steps: tuple[int, int] | None = None
-        self._training: tuple[str, Sequence[Mapping[str, float]]] | None = None
+        self._training: _Training | None = None
         self._started = self._written = time.monotonic()
-        self._spent = self._last_cost = 0.0
+        self._pages, self._drawings = _Budget(SHARE), _Budget(EXAMPLES_SHARE)
+        self._examples = examples
         self._complaints: set[str] = set()
         self._silent = peers.rank() > 0 or read_only(run)
 
@@ -80,9 +118,11 @@ class LiveReport:
         """See `wsss.watch.Listener`."""
         name = self._name(folder)
         self._running = [one for one in self._running if one[0] != name]
-        self._training = self._steps = None
+        training, self._training, self._steps = self._training, None, None
         if self._silent:
             return
+        if training and not made_before:
+            self._draw_examples(training, folder)
         with self._never_ending_the_run():
             self._stages[name] = read_stage(folder.resolve(), name)
         if not made_before:
@@ -90,16 +130,19 @@ class LiveReport:
 
     def training(self, folder: Path, trainable: Trainable, history: Sequence[dict[str, float]]) -> None:
         """See `wsss.watch.Listener`."""
-        self._training = (self._name(folder), history)
+        self._training = _Training(self._name(folder), trainable, history)
 
     def advanced(self, title: str, done: int, total: int) -> None:
         """See `wsss.watch.Listener`."""
-        if self._running:
-            self._steps = (done, total)
-            now = time.monotonic()
-            pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, (now - self._started) / 10))
-            if now - self._written >= pause:
-                self._write_if_affordable()
+        if not self._running or self._silent:
+            return
+        self._steps = (done, total)
+        now = time.monotonic()
+        pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, (now - self._started) / 10))
+        if now - self._written >= pause:
+            if self._training:
+                self._draw_examples(self._training, None)
+            self._write_if_affordable()
 
     def _name(self, folder: Path) -> str:
         return os.path.relpath(folder.resolve(), self.run.resolve())
@@ -112,22 +155,32 @@ class LiveReport:
         return is_finished(self.run)
 
     def _write_if_affordable(self) -> None:
-        if self._spent + self._last_cost <= SHARE * (time.monotonic() - self._started):
+        if self._pages.has_room(time.monotonic() - self._started):
             self._write("")
+
+    def _draw_examples(self, training: "_Training", weights: Path | None) -> None:
+        """Draw what the network makes of the pictures, from its trained weights or, without any, from its current ones."""
+        name, updates = training.name, len(training.history)
+        if self._examples is None or name not in DRAWN_STAGES or not updates:
+            return
+        if not self._drawings.has_room(time.monotonic() - self._started):
+            return
+        with self._drawings.spending(), self._never_ending_the_run():
+            if weights is None:
+                self._examples.draw_current(name, updates, training.trainable)
+            else:
+                self._examples.draw(name, updates, weights)
 
     def _write(self, stopped: str) -> None:
         if self._silent:
             return
-        before = time.monotonic()
-        with self._never_ending_the_run():
+        with self._pages.spending(), self._never_ending_the_run():
             stages = list(self._stages.values())
             for name, _, _ in self._running[-1:]:
                 stages.append(read_running_stage((self.run / name).resolve(), name))
             write_growing_report(self.run, self.data, stages, self._progress(stopped))
         self._written = time.monotonic()
-        self._last_cost = self._written - before
-        self._spent += self._last_cost
-        log.debug("%s written in %.2f s, %.1f s in all", REPORT, self._last_cost, self._spent)
+        log.debug("%s: %.1f s for pages, %.1f s for examples", REPORT, self._pages.spent, self._drawings.spent)
 
     @contextlib.contextmanager
     def _never_ending_the_run(self) -> Iterator[None]:
@@ -165,14 +218,16 @@ class LiveReport:
             time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             now - self._started,
             stopped,
-            self._training,
+            (self._training.name, self._training.history) if self._training else None,
         )
 
 
 @contextlib.contextmanager
-def reporting(run: Path, data: Dataset, title: str, planned: Mapping[str, str]) -> Iterator[None]:
+def reporting(
+    run: Path, data: Dataset, title: str, planned: Mapping[str, str], examples: Examples | None = None
+) -> Iterator[None]:
     """Inside this block, the report of the run is kept up to date; see `LiveReport`."""
-    live = LiveReport(run, data, title, planned)
+    live = LiveReport(run, data, title, planned, examples)
     live.start()
     try:
         with watch.listening(live):

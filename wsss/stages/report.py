@@ -17,6 +17,7 @@ from wsss.health import notes
 from wsss.run import STARTED
 from wsss.stages.charts import loss_charts, threshold_chart
 from wsss.stages.check import read_notes
+from wsss.stages.examples import example_rows
 from wsss.stages.gallery import galleries, growing_galleries, suspicious_tags
 from wsss.stages.pages import (
     CONTOUR_COLOURS,
@@ -140,6 +141,7 @@ def _content(
         "bars": class_bars([(f"{score.short} on {score.split}", score) for score in scored]),
         "thresholds": threshold_chart(scored),
         "trainings": _trainings(stages),
+        "examples": example_rows(run, data.split(data.train)),
         "confusions": [_confusion(score) for score in scored],
         "figures": [_figure(stage) for stage in stages if (stage.folder / FIGURE).exists()],
         "contour_colours": {name: f"rgb{colour}" for name, colour in CONTOUR_COLOURS.items()},
