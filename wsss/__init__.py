@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from wsss.data.images import Dataset, Images
     from wsss.data.open import open_dataset
     from wsss.errors import BadInput
-    from wsss.library import cams, clip_es, dense_crf, export, import_masks, pseudo_mask, random_walk
+    from wsss.library import (
+        background_threshold,
+        cams,
+        clip_es,
+        dense_crf,
+        export,
+        import_masks,
+        pseudo_mask,
+        random_walk,
+    )
     from wsss.metrics import score
     from wsss.predictor import load
 
@@ -21,6 +30,7 @@ _HOMES = {
     "BadInput": "wsss.errors",
     "Dataset": "wsss.data.images",
     "Images": "wsss.data.images",
+    "background_threshold": "wsss.library",
     "cams": "wsss.library",
     "clip_es": "wsss.library",
     "dense_crf": "wsss.library",
@@ -37,6 +47,7 @@ __all__ = [
     "BadInput",
     "Dataset",
     "Images",
+    "background_threshold",
     "cams",
     "clip_es",
     "dense_crf",

@@ -416,7 +416,15 @@ def _sbd(options: SBDOptions, chosen: ParsedSettings) -> None:
 def _shapes(options: ShapesOptions, chosen: ParsedSettings) -> None:
     from wsss.data.shapes import make_shapes
 
-    make_shapes(options.out, train=options.train, val=options.val, size=options.size, seed=options.seed)
+    make_shapes(
+        options.out,
+        train=options.train,
+        val=options.val,
+        size=options.size,
+        classes=options.classes,
+        radii=options.radii,
+        seed=options.seed,
+    )
     show(f"{options.train} training and {options.val} validation pictures in {options.out}")
 
 

@@ -9,7 +9,7 @@ import functools
 import os
 import types
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -36,9 +36,10 @@ from wsss.ops.affinity import directions
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, unary_from_labels, unary_from_scores
 from wsss.ops.crf import dense_crf as mean_field
 from wsss.ops.random_walk import random_walk as walk
+from wsss.ops.thresholds import BINS, highest_values, otsu, thresholds
 from wsss.pretrained import load_clip
 from wsss.refiners import crf
-from wsss.refiners.crf import DEFAULT_THRESHOLD, MaskSettings
+from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetWalk, walked
 
 _Made = TypeVar("_Made", bound=ExportOptions | ImportOptions)
@@ -267,8 +268,8 @@ def pseudo_mask(
     maps: np.ndarray | Tensor,
     classes: Sequence[int],
     *,
-    threshold: float = DEFAULT_THRESHOLD,
-    lower: float | None = None,
+    threshold: float | Literal["otsu"] = "otsu",
+    lower: float | Literal["otsu"] | None = None,
     picture: AnyPicture | None = None,
     preset: Preset | DenseCRF = "irn",
     certainty: float = 0.7,
@@ -281,8 +282,10 @@ def pseudo_mask(
     Args:
         maps: floats (k, h, w) in [0, 1].
         classes: the 0-based class of each map; class `c` has the label `c + 1`.
-        threshold: background score in [0, 1]; the default is that of IRNet on VOC.
-        lower: a second, lower background score: pixels that are foreground at `lower` but not at `threshold` become 255.
+        threshold: background score in [0, 1]. `otsu` is Otsu's threshold of the highest map values of this picture alone; for
+            several pictures, `background_threshold` gives a common one, as `wsss refine` uses.
+        lower: a second, lower background score: pixels that are foreground at `lower` but not at `threshold` become 255. `otsu`
+            is Otsu's threshold of the values below Otsu's threshold.
         picture: RGB, with the size of the maps.
         preset: kernels and iterations of the CRF.
         certainty: the probability of the thresholded label in the unary term of the CRF.
@@ -317,6 +320,8 @@ def pseudo_mask(
         certainty=certainty,
         crf=_preset(preset),
     )
+    if settings.rule is not None:  # without maps, all is background at any threshold
+        settings = settings.of(thresholds(highest_values(found))) if len(found) else MaskSettings(threshold=1.0)
     size_hw = found.shape[1:]
     rgb = np.zeros((*size_hw, 3), np.uint8) if picture is None else as_rgb(picture)
     if rgb.shape[:2] != size_hw:
@@ -325,6 +330,36 @@ def pseudo_mask(
             "picture", f"a picture of {rgb.shape[0]}x{rgb.shape[1]}", expected, "Resize the maps to the picture."
         )
     return crf.pseudo_mask(rgb, np.asarray(classes, np.int16).reshape(len(found)), found, settings)
+
+
+def background_threshold(maps: Iterable[np.ndarray | Tensor]) -> float:
+    """The background threshold for the activation maps of many pictures, found without true masks.
+
+    It is Otsu's threshold (IEEE Trans. SMC 1979) of the highest map value of each pixel of all pictures; docs/thresholds.md says how
+    close it is to the best one. The more pictures, the better.
+
+    Args:
+        maps: floats (k, h, w) in [0, 1] for each picture; a generator is accepted, and pictures without maps do not count.
+
+    Returns:
+        The threshold, in (0, 1).
+
+    Raises:
+        BadInput: no maps, or maps of another type, shape or range.
+
+    Example:
+        >>> import numpy as np
+        >>> import wsss
+        >>> values = np.array([0.1, 0.2, 0.15, 0.7, 0.8, 0.75], np.float32)
+        >>> wsss.background_threshold([values.reshape(1, 2, 3)])
+        0.203125
+    """
+    counts = np.zeros(BINS, np.int64)
+    for one in maps:
+        found = one.detach().cpu().numpy() if isinstance(one, Tensor) else one
+        _check_maps(found, "maps")
+        counts += highest_values(found)
+    return otsu(counts)
 
 
 def random_walk(

@@ -295,5 +295,9 @@ class ShapesOptions:
     """number of validation pictures"""
     size: int = 128
     """longest side of the pictures, in pixels"""
+    classes: tuple[str, ...] = ("ball", "boat", "cross", "ring", "star")
+    """some of these classes"""
+    radii: tuple[float, float] = (0.2, 0.38)
+    """smallest and largest radius of the objects, as shares of the shorter side of the picture"""
     seed: int = 0
     """random seed"""

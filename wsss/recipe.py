@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -20,7 +21,7 @@ from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
-from wsss.stages.evaluate import ScoreSettings, best_threshold, evaluate_cams, evaluate_masks
+from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.examples import Examples
 from wsss.stages.live import reporting
 from wsss.stages.localize import LocalizerSettings, localize
@@ -157,7 +158,7 @@ def run(
         BadInput: settings or data that cannot be used; most are found before the first stage.
     """
     images = data.split(data.train)
-    check(method, settings, images)
+    check(method, settings, images, scored=bool(data.scored_split))
     if corrected is not None:
         corrected_pictures(images, corrected)
     planned = planned_stages(method, settings, data)
@@ -232,34 +233,28 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
         _score_both_splits(settings, data, task, inputs)
 
 
-def check(method: Method, settings: RunSettings, images: Images) -> None:
+def check(method: Method, settings: RunSettings, images: Images, scored: bool) -> None:
     """Raise BadInput for all settings and files that cannot work, before the first stages take hours.
 
     Args:
         method: the method.
         settings: an instance of `settings_of(method)`.
         images: the training pictures, of which only the names and classes are used.
+        scored: whether the maps will be scored on true masks.
     """
     refiner, faults = settings.refiner, Faults()
-    finds_exponent = isinstance(refiner, CRFSettings) and refiner.by == "scores" and refiner.exponent is None
-    if finds_exponent and settings.scores.background != "power":
-        with faults.collected():
-            raise BadInput(
-                "scores.background",
-                settings.scores.background,
-                "`power`, since refiner.exponent is null and the best one will be searched for",
-                "Set scores.background to power, or set refiner.exponent.",
-            )
     if isinstance(settings.inference, Checked):
         with faults.collected():
             settings.inference.check(images)
     initial = _check_classifier(method, settings, images, faults)
     failed = bool(faults.found)
-    for part in (refiner, settings.segmenter):
+    background = settings.scores.background if scored else None
+    checks = ((refiner, partial(refiner.check, scored=background)), (settings.segmenter, settings.segmenter.check))
+    for part, check_part in checks:
         # what starts from a classifier that cannot be made is checked once it can
         if not (failed and _starts_from_classifier(part)):
             with faults.collected():
-                part.check(initial)
+                check_part(initial)
     faults.stop()
 
 
@@ -327,7 +322,7 @@ def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classif
     if data.scored_split:
         scored = data.split(data.scored_split)
         scores = evaluate_cams(settings.scores, scored, cams=cams, out=out / "cams-scores")
-        task = dataclasses.replace(task, scored=scored, best=best_threshold(scores))
+        task = dataclasses.replace(task, scored=scored, cams_scores=scores)
     masks = settings.refiner.refined(task)
     if task.scored is not None:
         evaluate_masks(settings.scores, task.scored, masks=masks, out=out / "masks-scores")

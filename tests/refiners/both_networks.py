@@ -11,6 +11,7 @@ from tests.double import Double
 from wsss import launch
 from wsss.data.augment import AffinityAugment, PosteriorAugment
 from wsss.refiners import affinitynet, irnet
+from wsss.stages.thresholds import choose_thresholds
 from wsss.stages.train import Training, train
 
 BACKBONE = "test_resnet"  # timm's, of 0.4 million parameters
@@ -28,7 +29,9 @@ def work(folder: Path) -> None:
     cams, weights = folder / "cams", {name: folder / f"{name}.safetensors" for name in ("irnet", "affinitynet")}
     irnet.walk(irnet.IRNetWalk(pad_to=0), images, cams=cams, weights=weights["irnet"], out=out / "irnet-walk")
     irnet.centre(images, weights=weights["irnet"], crop=32, batch=3, out=out / "centred")
-    affinitynet.label_sets(affinitynet.AffinityNetLabels(), images, cams=cams, out=out / "sets")
+    chosen = choose_thresholds(images, cams=cams, out=out / "thresholds")
+    alphas = affinitynet.AffinityNetLabels(low="otsu", high="otsu")
+    affinitynet.label_sets(alphas, images, cams=cams, thresholds=chosen, out=out / "sets")
     walk = affinitynet.AffinityNetWalk()
     affinitynet.walk_to_masks(walk, images, cams=cams, weights=weights["affinitynet"], out=out / "masks")
 

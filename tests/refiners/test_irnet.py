@@ -106,14 +106,15 @@ def test_masks_are_better_than_the_maps(tmp_path, backbone):
 
 
 def test_the_best_threshold_of_the_walked_maps(tmp_path, squares, cams, trained):
-    refinement = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0), masks=MaskSettings(by="threshold"))
+    refinement = IRNetSettings(weights=str(trained), walk=IRNetWalk(pad_to=0), masks=MaskSettings("threshold", "best"))
     # exponents of other maps do not matter
     scores = ScoreSettings(thresholds=(1.0, 2.0), background="power")
     refinement.refined(RefinementTask(squares, cams, tmp_path / "run", scored=squares, scores=scores))
     curve = json.loads((tmp_path / "run" / "irnet-walk-scores" / "scores.json").read_text())["curve"]
     best = curve["thresholds"][int(np.argmax(curve["miou"]))]
     assert len(curve["thresholds"]) == len(ScoreSettings.thresholds)
-    assert read_record(tmp_path / "run" / "masks")["inputs"]["settings"]["threshold"] == best
+    result = read_record(tmp_path / "run" / "masks")["result"]
+    assert (result["threshold"], result["pixel labels used"]) == (best, "threshold")
 
 
 def test_a_walk_that_was_stopped_ends_in_the_same_bytes(tmp_path, squares, cams, trained, monkeypatch):

@@ -55,7 +55,7 @@ def test_the_stage_writes_one_mask_a_picture(tmp_path, squares):
 
 def test_a_threshold_has_to_be_there(tmp_path, squares):
     write_maps(squares, tmp_path / "cams")
-    with pytest.raises(BadInput, match=r"refiner\.threshold: found nothing"):
+    with pytest.raises(BadInput, match=r"refiner\.threshold: found no number"):
         refine(MaskSettings(), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
 
 

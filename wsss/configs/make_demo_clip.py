@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from wsss.cli import main
-from wsss.data.shapes import SHAPES, ground, place, put, water
+from wsss.data.shapes import RADII, SHAPES, ground, place, put, water
 from wsss.storage import whole_file
 from wsss.stream import in_threads
 
@@ -36,7 +36,7 @@ def draw(index: int) -> tuple[np.ndarray, list[str]]:
         places = [(row, column, radius)]
     else:
         for _ in range(count):
-            if free := place(SIDE, SIDE, places, chance):
+            if free := place(SIDE, SIDE, places, RADII, chance):
                 places.append(free)
     shown = []
     for where in places:

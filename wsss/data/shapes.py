@@ -24,6 +24,8 @@ GROUNDS = ("clouds", "shade", "stripes")
 RECORD = "shapes.json"
 # Must change whenever the same settings give other pictures
 _VERSION = 1
+# Radii of the objects, as shares of the shorter side of the picture
+RADII = (0.2, 0.38)
 
 Plane = Float[np.ndarray, "h w"]
 Colours = Float[np.ndarray, "h w 3"]
@@ -36,6 +38,7 @@ def make_shapes(
     val: int = 100,
     size: int = 128,
     classes: Sequence[str] = SHAPES,
+    radii: tuple[float, float] = RADII,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -47,6 +50,7 @@ def make_shapes(
         val: number of pictures to score on.
         size: longest side in pixels, at least 48.
         classes: some of `SHAPES`.
+        radii: smallest and largest radius of the objects, as shares of the shorter side of the picture, in [0.05, 0.48].
         seed: the random seed; a picture depends only on the seed, its split and its number.
         progress: called with the number of pictures done and of all pictures.
 
@@ -63,7 +67,18 @@ def make_shapes(
     if min(train, val) < 1 or size < 48 or seed < 0:
         found = f"train {train}, val {val}, size {size}, seed {seed}"
         raise BadInput("shapes", found, "at least 1, 1, 48 and 0", "Choose larger numbers.")
-    settings = {"version": _VERSION, "train": train, "val": val, "size": size, "classes": list(names), "seed": seed}
+    if not 0.05 <= radii[0] <= radii[1] <= 0.48:
+        found = f"radii from {radii[0]:g} to {radii[1]:g} of the shorter side"
+        raise BadInput("shapes", found, "two ascending numbers in [0.05, 0.48]", "Choose other radii.")
+    settings = {
+        "version": _VERSION,
+        "train": train,
+        "val": val,
+        "size": size,
+        "classes": list(names),
+        "radii": list(radii),
+        "seed": seed,
+    }
     _claim(out, settings)
     pictures = [(split, index) for split, count in (("train", train), ("val", val)) for index in range(count)]
 
@@ -72,7 +87,7 @@ def make_shapes(
         name = f"{split}_{index:05d}"
         annotation = out / "Annotations" / f"{name}.xml"
         if not annotation.is_file():
-            image, mask, boxes = draw(split, index, size=size, classes=names, seed=seed)
+            image, mask, boxes = draw(split, index, size=size, classes=names, radii=radii, seed=seed)
             with whole_file(out / "JPEGImages" / f"{name}.jpg") as temporary:
                 Image.fromarray(image).save(temporary, format="JPEG", quality=92)
             write_mask(out / "SegmentationClass" / f"{name}.png", mask)
@@ -123,7 +138,7 @@ def _annotation(name: str, size_hw: tuple[int, ...], boxes: Sequence[tuple[str, 
 
 
 def draw(
-    split: str, index: int, *, size: int, classes: Sequence[str], seed: int
+    split: str, index: int, *, size: int, classes: Sequence[str], radii: tuple[float, float] = RADII, seed: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"], list[tuple[str, tuple[int, int, int, int]]]]:
     """One picture (RGB), its mask (255 on the edge pixels that object and background share) and its objects with their boxes.
 
@@ -140,7 +155,7 @@ def draw(
     boxes: list[tuple[str, tuple[int, int, int, int]]] = []
     taken: list[tuple[float, float, float]] = []
     for tag in tags:
-        free = place(height, width, taken, chance)
+        free = place(height, width, taken, radii, chance)
         if free is None:
             continue
         taken.append(free)
@@ -155,11 +170,15 @@ def draw(
 
 
 def place(
-    height: int, width: int, taken: Sequence[tuple[float, float, float]], chance: np.random.Generator
+    height: int,
+    width: int,
+    taken: Sequence[tuple[float, float, float]],
+    radii: tuple[float, float],
+    chance: np.random.Generator,
 ) -> tuple[float, float, float] | None:
     """Row, column and radius of a disk that lies in the picture and touches no other, None if none is found."""
     for attempt in range(30):
-        radius = min(height, width) * chance.uniform(0.2, 0.38) * (1 - attempt / 60)
+        radius = min(height, width) * chance.uniform(*radii) * (1 - attempt / 60)
         row, column = chance.uniform(radius, height - radius), chance.uniform(radius, width - radius)
         if all(np.hypot(row - y, column - x) > 0.92 * (radius + r) for y, x, r in taken):
             return row, column, radius

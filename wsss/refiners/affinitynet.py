@@ -8,7 +8,7 @@ SEAM and ICAM use the same refinement with other values.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +23,18 @@ from wsss.data.images import IGNORE, Images
 from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into, started_from
+from wsss.metrics import Background
 from wsss.networks.affinitynet import AffinityNet, affinity_losses
 from wsss.networks.body import Backbone
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
 from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.random_walk import random_walk
+from wsss.ops.thresholds import exponent_at
 from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
 from wsss.stages.each import as_loaded, for_each_picture
+from wsss.stages.thresholds import PIXEL_LABELS, found_thresholds, given
 from wsss.stages.train import Training, train
 from wsss.weights import trained_weights
 
@@ -44,14 +47,39 @@ _PADDING = 1e-5
 class AffinityNetLabels:
     """The two dense CRFs; their background scores are (1 - highest map)^alpha."""
 
-    low: float = 4.0
-    """alpha of the high background score; 4 in PSA and SEAM, 2 in ICAM"""
-    high: float = 32.0
-    """alpha of the low background score; 32 in PSA's repository, 24 in its paper and in SEAM, 4 in ICAM"""
+    low: float | Literal["otsu"] = 4.0
+    """alpha of the high background score; published: 4 in PSA and SEAM, 2 in ICAM; otsu, for both: background and map
+    are equal at Otsu's threshold for `low`, and at that of the values below it for `high`"""
+    high: float | Literal["otsu"] = 32.0
+    """alpha of the low background score; published: 32 in PSA's repository, 24 in its paper and in SEAM, 4 in ICAM"""
 
     def __post_init__(self) -> None:
-        check_range("labels.low", self.low, 0)
-        check_range("labels.high", self.high, self.low)
+        if isinstance(self.low, str) != isinstance(self.high, str):
+            found = f"low {self.low} and high {self.high}"
+            raise BadInput("labels", found, "otsu for both, or two numbers", "Change one.")
+        if not isinstance(self.low, str) and not isinstance(self.high, str):
+            check_range("labels.low", self.low, 0)
+            check_range("labels.high", self.high, self.low)
+
+    @property
+    def rule(self) -> Literal["otsu"] | None:
+        """How the exponents are chosen; None if they are given."""
+        return "otsu" if self.low == "otsu" else None
+
+    def alphas(self, thresholds: Path | None) -> tuple[float, float]:
+        """`low` and `high` as numbers.
+
+        Args:
+            thresholds: folder of the stage that chose them.
+
+        Raises:
+            BadInput: there is no such folder.
+        """
+        if not isinstance(self.low, str) and not isinstance(self.high, str):
+            return self.low, self.high
+        found = found_thresholds(given("labels", thresholds))
+        # a high threshold is a high background score
+        return exponent_at(found.otsu), exponent_at(found.lower)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,20 +198,24 @@ def with_background(maps: Float[np.ndarray, "k h w"], alpha: float) -> Float[np.
 
 
 @stage(kind="labels", makes="labels", title="AffinityNet")
-def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: Path) -> dict[str, int]:
+def label_sets(
+    settings: AffinityNetLabels, images: Images, *, cams: Path, thresholds: Path | None = None, out: Path
+) -> dict[str, Any]:
     """Write the class probabilities of both CRFs, `NAME.npz`; pictures with an existing file are skipped.
 
     Args:
         settings: the background scores.
         images: the pictures.
         cams: folder of their activation maps.
+        thresholds: folder of the stage that chose the exponents, if they are not numbers.
         out: the stage's folder.
     """
+    alphas = settings.alphas(thresholds)
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = images.read(index)
         classes, maps = read_matching_cams(images, cams, index, image.shape[:2])
-        low, high = (with_background(maps, alpha) for alpha in (settings.low, settings.high))
+        low, high = (with_background(maps, alpha) for alpha in alphas)
         if len(classes):
             low, high = dense_crf(image, [unary_from_scores(score) for score in (low, high)], PRESETS["psa"], threads=1)
         return classes, low, high
@@ -192,7 +224,7 @@ def label_sets(settings: AffinityNetLabels, images: Images, *, cams: Path, out: 
         write_posteriors(path, *posteriors)
 
     for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"label {out.name}")
-    return {"images": len(images)}
+    return {"images": len(images), "low": alphas[0], "high": alphas[1], PIXEL_LABELS: "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +233,9 @@ class AffinityNetWalk:
 
     radius: int = 5
     """maximum distance of a step in cells (exclusive)"""
-    alpha: float = 16.0
-    """background scores are (1 - highest map)^alpha; 16 in PSA, 6 in SEAM and ICAM"""
+    alpha: float | Literal["otsu"] = 16.0
+    """background scores are (1 - highest map)^alpha; published: 16 in PSA, 6 in SEAM and ICAM; otsu: background and map are equal at Otsu's
+    threshold of the map values"""
     beta: float = 8.0
     """exponent of the affinities"""
     doublings: int = 8
@@ -217,7 +250,19 @@ class AffinityNetWalk:
     def __post_init__(self) -> None:
         check_range("walk.radius", self.radius, 2)
         for name in ("alpha", "beta", "doublings"):
-            check_range(f"walk.{name}", getattr(self, name), 0)
+            if not isinstance(getattr(self, name), str):
+                check_range(f"walk.{name}", getattr(self, name), 0)
+
+    @property
+    def rule(self) -> Literal["otsu"] | None:
+        """How alpha is chosen; None if it is given."""
+        return "otsu" if self.alpha == "otsu" else None
+
+    def at(self, thresholds: Path | None) -> "AffinityNetWalk":
+        """These settings with a number for `alpha`, from the folder of the stage that chose it."""
+        if self.rule is None:
+            return self
+        return dataclasses.replace(self, alpha=exponent_at(found_thresholds(given("walk.alpha", thresholds)).otsu))
 
 
 def load(weights: Path) -> AffinityNet:
@@ -254,7 +299,15 @@ class _Walked(NamedTuple):
 
 
 @stage(kind="walk", makes="masks", title="AffinityNet")
-def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, int]:
+def walk_to_masks(
+    settings: AffinityNetWalk,
+    images: Images,
+    *,
+    cams: Path,
+    weights: Path,
+    thresholds: Path | None = None,
+    out: Path,
+) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` of the walked maps for every picture; pictures with an existing mask are skipped.
 
     Args:
@@ -262,8 +315,10 @@ def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weig
         images: the pictures.
         cams: folder of their activation maps.
         weights: folder of the trained network, or a published checkpoint.
+        thresholds: folder of the stage that chose alpha, if it is not a number.
         out: the stage's folder.
     """
+    settings = settings.at(thresholds)
     network = load(weights)
     images.check_maskable()
 
@@ -284,7 +339,7 @@ def walk_to_masks(settings: AffinityNetWalk, images: Images, *, cams: Path, weig
         write_mask(path, mask[: one.image.shape[0], : one.image.shape[1]])
 
     for_each_picture(images, out, ".png", load_one, compute, write, title=f"walk {out.name}")
-    return {"images": len(images)}
+    return {"images": len(images), "alpha": settings.alpha, PIXEL_LABELS: "none"}
 
 
 @torch.inference_mode()
@@ -296,6 +351,7 @@ def walked_scores(
     Picture and scores (also those of the background) are padded with zeros to multiples of the stride, at the right and bottom.
     """
     device = launch.device()
+    assert isinstance(settings.alpha, float)
     view = torch.from_numpy(_padded(normalise(image, network.colours))).to(device)
     scores = torch.from_numpy(_padded(with_background(maps, settings.alpha))).to(device)
     after = walked(scores, network(view[None])[0], settings)
@@ -340,7 +396,7 @@ class AffinityNetSettings:
     walk: AffinityNetWalk = AffinityNetWalk()
     """the random walk of the maps"""
 
-    def check(self, classifier: Path | Backbone | None) -> None:
+    def check(self, classifier: Path | Backbone | None, scored: Background | None = None) -> None:
         """See `wsss.refiners.task.Refiner`."""
         if self.weights == "none":
             self.network.check(classifier)
@@ -350,7 +406,9 @@ class AffinityNetSettings:
     def refined(self, task: RefinementTask) -> Path:
         """Make the pseudo masks, and return their folder; label sets and network are next to it."""
         weights = self._trained(task)
-        return walk_to_masks(self.walk, task.images, cams=task.cams, weights=weights, out=task.folder("masks"))
+        thresholds = task.thresholds(self.walk.rule, task.cams, "cams", None)
+        out = task.folder("masks")
+        return walk_to_masks(self.walk, task.images, cams=task.cams, weights=weights, thresholds=thresholds, out=out)
 
     def _trained(self, task: RefinementTask) -> Path:
         if self.weights != "none":
@@ -358,5 +416,8 @@ class AffinityNetSettings:
         if task.trained is not None:
             return task.trained / "affinitynet"
         network = started_from(self.network, "refiner.network.init", task.classifier)
-        labels = label_sets(self.labels, task.images, cams=task.cams, out=task.folder("affinitynet-labels"))
+        thresholds = task.thresholds(self.labels.rule, task.cams, "cams", None)
+        labels = label_sets(
+            self.labels, task.images, cams=task.cams, thresholds=thresholds, out=task.folder("affinitynet-labels")
+        )
         return train(network, task.images, labels=labels, out=task.folder("affinitynet"))

@@ -1,8 +1,9 @@
 """Pseudo masks from activation maps with a background threshold and an optional dense CRF; nothing is trained."""
 
 import dataclasses
+import logging
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -11,14 +12,17 @@ from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
+from wsss.metrics import Background
 from wsss.networks.body import Backbone
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
-from wsss.refiners.task import RefinementTask
+from wsss.ops.thresholds import Thresholds, exponent_at
+from wsss.refiners.task import RefinementTask, Rule
 from wsss.run import stage
 from wsss.stages.each import as_loaded, for_each_picture
+from wsss.stages.evaluate import best_threshold
+from wsss.stages.thresholds import PIXEL_LABELS, found_thresholds, given
 
-# IRNet's threshold on VOC, used if there are no true masks to find a better one
-DEFAULT_THRESHOLD = 0.15
+log = logging.getLogger("wsss")
 
 S = TypeVar("S", bound="MaskSettings")
 
@@ -30,15 +34,17 @@ class MaskSettings:
     by: Literal["crf", "threshold", "scores"] = "crf"
     """threshold: only a background threshold; crf: a dense CRF on the thresholded maps (IRNet's label step); scores: a dense CRF on the maps
     (CLIP-ES)"""
-    threshold: float | None = None
-    """background threshold; by default the best one on the split with true masks, or 0.15 if there is none"""
-    lower: float | None = None
-    """a second, lower background threshold: pixels between the two become 255 (ignored)"""
+    threshold: float | Literal["otsu", "otsu_sqrt", "best"] = "otsu"
+    """background threshold; otsu: Otsu's threshold of the highest map values of all pictures, which needs no true masks; otsu_sqrt: that of
+    their square roots, for walked maps; best: the best one on the split with true masks"""
+    lower: float | Literal["otsu"] | None = None
+    """a second, lower background threshold: pixels between the two become 255 (ignored); otsu: Otsu's threshold of the values below
+    Otsu's threshold"""
     certainty: float = 0.7
     """initial probability of the thresholded label in the CRF"""
-    exponent: float | None = 1.0
-    """exponent of the background score (1 - highest map)^exponent in the CRF on the maps; null: the best one on the split with true masks,
-    or 1 if there is none"""
+    exponent: float | Literal["otsu", "otsu_sqrt", "best"] = "otsu_sqrt"
+    """exponent of the background score (1 - highest map)^exponent in the CRF on the maps; otsu, otsu_sqrt: background and map are equal at
+    this threshold; best: the best one on the split with true masks"""
     confidence: float = 0.0
     """pixels whose probability after the CRF on the maps is below this become 255 (ignored)"""
     crf: Preset | DenseCRF = "irn"
@@ -51,22 +57,81 @@ class MaskSettings:
         return ways[self.by]
 
     def __post_init__(self) -> None:
-        if self.threshold is not None:
+        if not isinstance(self.threshold, str):
             check_range("refiner.threshold", self.threshold, 0, 1)
-        if self.lower is not None:
-            check_range("refiner.lower", self.lower, 0, 1 if self.threshold is None else self.threshold)
-        if self.exponent is not None:
+        if isinstance(self.lower, str) and self.threshold != "otsu":
+            raise BadInput(
+                "refiner.lower", f"otsu with a threshold of {self.threshold}", "otsu for both", "Change one."
+            )
+        if self.lower is not None and not isinstance(self.lower, str):
+            check_range("refiner.lower", self.lower, 0, 1 if isinstance(self.threshold, str) else self.threshold)
+        if not isinstance(self.exponent, str):
             check_range("refiner.exponent", self.exponent, 0)
         check_range("refiner.certainty", self.certainty, 0, 1)
         check_range("refiner.confidence", self.confidence, 0, 1)
 
-    def at(self: S, best: float | None) -> S:
-        """These settings; a threshold or exponent that is not set becomes `best`, or the default if that is None."""
-        if self.by == "scores":
-            return self if self.exponent is not None else dataclasses.replace(self, exponent=best or 1.0)
-        if self.threshold is not None:
+    @property
+    def chosen(self) -> str:
+        """The setting that chooses between background and classes: its name."""
+        return "exponent" if self.by == "scores" else "threshold"
+
+    @property
+    def rule(self) -> Rule | None:
+        """How the threshold or exponent is chosen; None if it is given."""
+        value = self.exponent if self.by == "scores" else self.threshold
+        return value if isinstance(value, str) else None
+
+    def check_rule(self, where: str, scored: Background | None) -> None:
+        """Raise BadInput if the best value is to be found, but the maps will not be scored accordingly.
+
+        Args:
+            where: name of these settings.
+            scored: the background score with which the maps will be scored on true masks; None if they will not be.
+        """
+        wanted = "power" if self.by == "scores" else "constant"
+        if self.rule != "best" or scored == wanted:
+            return
+        name = f"{where}.{self.chosen}"
+        if scored is None:
+            do = (
+                "Choose otsu, which needs no true masks, or a number. `wsss run` and `wsss evaluate` find the best one."
+            )
+            raise BadInput(name, "best, without scores of the maps on true masks", "otsu or a number", do)
+        do = f"Set scores.background to {wanted}, or choose otsu or a number for {name}."
+        raise BadInput("scores.background", scored, f"{wanted}, since {name} is best", do)
+
+    def at(self: S, thresholds: Path | None) -> S:
+        """These settings with numbers.
+
+        Args:
+            thresholds: folder of the stage that chose them: of `evaluate_cams` for `best`, otherwise of `choose_thresholds`.
+
+        Raises:
+            BadInput: there is no such folder, or `lower` is above the chosen threshold.
+        """
+        if self.rule is None:
             return self
-        return dataclasses.replace(self, threshold=DEFAULT_THRESHOLD if best is None else best)
+        folder = given(f"refiner.{self.chosen}", thresholds)
+        if self.rule == "best":
+            best = best_threshold(folder)
+            scores = self.by == "scores"
+            return dataclasses.replace(self, exponent=best) if scores else dataclasses.replace(self, threshold=best)
+        return self.of(found_thresholds(folder))
+
+    def of(self: S, found: Thresholds) -> S:
+        """These settings with numbers for `otsu` and `otsu_sqrt`."""
+        if self.rule is None or self.rule == "best":
+            return self
+        threshold = found.otsu if self.rule == "otsu" else found.otsu_sqrt
+        if self.by == "scores":
+            return dataclasses.replace(self, exponent=exponent_at(threshold))
+        lower = found.lower if self.lower == "otsu" else self.lower
+        return dataclasses.replace(self, threshold=threshold, lower=lower)
+
+    def values(self) -> dict[str, float]:
+        """The numbers that decide between background and classes, by the names of their settings."""
+        names = ("exponent",) if self.by == "scores" else ("threshold", "lower")
+        return {name: value for name in names if isinstance(value := getattr(self, name), float)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,33 +141,36 @@ class CRFSettings(MaskSettings):
     kind: Literal["crf"] = "crf"
     """a threshold and a dense CRF; nothing is trained"""
 
-    def check(self, classifier: Path | Backbone | None) -> None:
-        """All settings work with any classifier; see `wsss.refiners.task.Refiner`."""
+    def check(self, classifier: Path | Backbone | None, scored: Background | None = None) -> None:
+        """See `wsss.refiners.task.Refiner`; all settings work with any classifier."""
+        self.check_rule("refiner", scored)
 
     def refined(self, task: RefinementTask) -> Path:
         """Make the pseudo masks, and return their folder."""
-        return refine(self.at(task.best), task.images, cams=task.cams, out=task.folder("masks"))
+        thresholds = task.thresholds(self.rule, task.cams, "cams", task.cams_scores)
+        return refine(self, task.images, cams=task.cams, thresholds=thresholds, out=task.folder("masks"))
 
 
 @stage(kind="refine", makes="masks", title=None)
-def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> dict[str, int]:
+def refine(
+    settings: MaskSettings, images: Images, *, cams: Path, thresholds: Path | None = None, out: Path
+) -> dict[str, Any]:
     """Write a pseudo mask `NAME.png` for every picture; pictures with an existing mask are skipped.
 
     Args:
-        settings: with a threshold or exponent.
+        settings: how masks are made.
         images: the pictures.
         cams: folder of their activation maps.
+        thresholds: folder of the stage that chose the threshold or exponent, if it is not a number; see `MaskSettings.at`.
         out: the stage's folder.
 
     Raises:
-        BadInput: no threshold or exponent is set, or the maps do not match the picture.
+        BadInput: no threshold or exponent is set or chosen, or the maps do not match the picture.
     """
-    name = "exponent" if settings.by == "scores" else "threshold"
-    if getattr(settings, name) is None:
-        expected = "a number of at least 0" if settings.by == "scores" else "a number in [0, 1]"
-        raise BadInput(
-            f"refiner.{name}", "nothing", expected, "Set it, for example to the best value found by `wsss evaluate`."
-        )
+    pixel_labels = settings.chosen if settings.rule == "best" else "none"
+    rule, settings = settings.rule, settings.at(thresholds)
+    numbers = ", ".join(f"{name} {value:.3g}" for name, value in settings.values().items())
+    log.info("%s: %s (%s); %s: %s", out, numbers, rule or "given", PIXEL_LABELS, pixel_labels)
     images.check_maskable()
 
     def load(index: int) -> UInt8[np.ndarray, "h w"]:
@@ -111,7 +179,7 @@ def refine(settings: MaskSettings, images: Images, *, cams: Path, out: Path) -> 
         return pseudo_mask(image, classes, maps, settings)
 
     for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"refine {out.name}")
-    return {"images": len(images)}
+    return {"images": len(images), **settings.values(), PIXEL_LABELS: pixel_labels}
 
 
 def pseudo_mask(
@@ -131,18 +199,17 @@ def pseudo_mask(
         image: RGB.
         classes: 0-based, of the maps.
         maps: in [0, 1].
+        settings: with numbers.
     """
     labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
     kernels = PRESETS[settings.crf] if isinstance(settings.crf, str) else settings.crf
     if settings.by == "scores":
         if len(classes) == 0:
             return np.zeros(image.shape[:2], np.uint8)
-        assert settings.exponent is not None
+        assert isinstance(settings.exponent, float)
         q = dense_crf(image, scores_unary(maps, settings.exponent), kernels, threads=1)
         return np.where(q.max(0) < settings.confidence, IGNORE, labels[q.argmax(0)]).astype(np.uint8)
-    assert settings.threshold is not None
-    thresholds = (settings.threshold,) if settings.lower is None else (settings.threshold, settings.lower)
-    masks = [_thresholded(maps, threshold) for threshold in thresholds]
+    masks = [_thresholded(maps, threshold) for threshold in settings.values().values()]
     if settings.by == "crf" and len(classes):
         unaries = [unary_from_labels(mask, len(labels), settings.certainty) for mask in masks]
         masks = [q.argmax(0) for q in dense_crf(image, unaries, kernels, threads=1)]

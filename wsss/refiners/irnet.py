@@ -26,6 +26,7 @@ from wsss.data.images import IGNORE, Images
 from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into, started_from
+from wsss.metrics import Background
 from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES, IRNet, boundaries, irnet_losses
 from wsss.objective import Objective
@@ -37,7 +38,7 @@ from wsss.refiners.crf import MaskSettings, refine
 from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file, stage
 from wsss.stages.each import for_each_picture
-from wsss.stages.evaluate import best_threshold, evaluate_cams
+from wsss.stages.evaluate import evaluate_cams
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
 from wsss.stream import in_threads
@@ -413,7 +414,7 @@ class IRNetSettings:
     kind: Literal["irnet"] = "irnet"
     """IRNet: a random walk that stops at object boundaries; the boundary network is trained on labels from the maps"""
     labels: MaskSettings = MaskSettings(by="crf", threshold=0.30, lower=0.05)
-    """confident labels made from the maps; CLIMS has `lower` 0.10 on VOC, and 0.35 and 0.10 on COCO"""
+    """confident labels made from the maps; published: 0.30 and 0.05 on VOC, for CLIMS 0.30 and 0.10, and on COCO 0.35 and 0.10"""
     network: IRNetTraining = IRNetTraining()
     """the network trained on the labels"""
     weights: str = maybe_file("none")
@@ -423,10 +424,13 @@ class IRNetSettings:
     instances: Instances = Instances()
     """instances, if they are requested"""
     masks: MaskSettings = MaskSettings(by="threshold", threshold=0.25)
-    """pseudo masks from the walked maps; CLIMS has a threshold of 0.20 on VOC; null: the best threshold, if there are true masks"""
+    """pseudo masks from the walked maps; published: a threshold of 0.25 on VOC, for CLIMS 0.20"""
 
-    def check(self, classifier: Path | Backbone | None) -> None:
+    def check(self, classifier: Path | Backbone | None, scored: Background | None = None) -> None:
         """See `wsss.refiners.task.Refiner`."""
+        self.labels.check_rule("refiner.labels", scored)
+        # walked maps are scored with a constant, however the maps are
+        self.masks.check_rule("refiner.masks", scored and "constant")
         if self.weights == "none":
             self.network.check(classifier)
         else:
@@ -436,13 +440,13 @@ class IRNetSettings:
         """Make the pseudo masks, and return their folder; labels, network and walked maps are next to it."""
         weights = self._trained(task)
         after = walk(self.walk, task.images, cams=task.cams, weights=weights, out=task.folder("irnet-walk"))
-        best = None
+        scores = task.trained / "irnet-walk-scores" if task.trained is not None else None
         if task.scored is not None:
             scores = evaluate_cams(
                 task.scores.of_constants(), task.scored, cams=after, out=task.folder("irnet-walk-scores")
             )
-            best = best_threshold(scores)
-        return refine(self.masks.at(best), task.images, cams=after, out=task.folder("masks"))
+        thresholds = task.thresholds(self.masks.rule, after, "irnet-walk", scores)
+        return refine(self.masks, task.images, cams=after, thresholds=thresholds, out=task.folder("masks"))
 
     def instances_of(self, task: RefinementTask) -> Path:
         """Find the instances, and return their folder, `out/instances`; labels and networks are next to it."""
@@ -461,5 +465,8 @@ class IRNetSettings:
         if task.trained is not None:
             return task.trained / "irnet"
         network = started_from(self.network, "refiner.network.init", task.classifier)
-        labels = refine(self.labels, task.images, cams=task.cams, out=task.folder("irnet-labels"))
+        thresholds = task.thresholds(self.labels.rule, task.cams, "cams", task.cams_scores)
+        labels = refine(
+            self.labels, task.images, cams=task.cams, thresholds=thresholds, out=task.folder("irnet-labels")
+        )
         return train(network, task.images, labels=labels, out=task.folder("irnet"))

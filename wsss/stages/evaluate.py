@@ -26,6 +26,7 @@ from wsss.metrics import (
 from wsss.ops.contour import tolerance_radius
 from wsss.run import stage
 from wsss.stages.each import sum_over_pictures
+from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 from wsss.storage import read_json, write_json
 
 SCORES, PER_IMAGE, PER_IMAGE_CONTOUR = "scores.json", "per_image.json", "per_image_contour.json"
@@ -49,6 +50,11 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         check_range("scores.thresholds", self.thresholds, 0, 1 if self.background == "constant" else 1000)
         tolerance_radius((1, 1), self.contour_tolerance)  # raises if it is neither
+
+    @property
+    def chosen(self) -> str:
+        """The name of the setting that the best of `thresholds` is a value of."""
+        return "threshold" if self.background == "constant" else "exponent"
 
     def of_constants(self) -> "ScoreSettings":
         """These settings for maps whose background score is a constant."""
@@ -106,7 +112,12 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
         images,
         thresholded,
         out,
-        {"maps": f"argmax over [{shown}, maps]", "background": settings.background, "threshold": best},
+        {
+            "maps": f"argmax over [{shown}, maps]",
+            "background": settings.background,
+            "threshold": best,
+            PIXEL_LABELS: settings.chosen if len(settings.thresholds) > 1 else "none",
+        },
         curve,
     )
 
@@ -129,7 +140,9 @@ def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out:
         mask = read_mask(masks / f"{images.names[index]}.png")
         return np.where(mask == IGNORE, 0, mask)
 
-    return _score(settings, images, read, out, {"unsure pixels": "count as background"}, None)
+    return _score(
+        settings, images, read, out, {"unsure pixels": "count as background", PIXEL_LABELS: pixel_labels(masks)}, None
+    )
 
 
 def best_threshold(scored: Path) -> float:

@@ -24,6 +24,7 @@ from wsss.stages.records import (
     read_stages,
     relative_name,
 )
+from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 from wsss.storage import read_json
 from wsss.weights import WEIGHTS, read_metadata
 
@@ -150,6 +151,7 @@ class Run:
         ]
         yield "refiner", ", then ".join(refiners)
         yield "threshold of pseudo masks", "".join(self._mask_threshold(one) for one in masks)
+        yield f"{PIXEL_LABELS} for pseudo masks", "".join(pixel_labels(one.folder) for one in masks)
 
     def _about_the_segmenter(self) -> Iterator[tuple[str, str]]:
         tests = [stage for stage in self.stages if stage.makes == "predictions"][-1:]
@@ -199,18 +201,14 @@ class Run:
         ]
 
     def _mask_threshold(self, masks: Stage) -> str:
-        settings = masks.inputs["settings"]
+        settings, result = masks.inputs["settings"], masks.record["result"]
         name = "exponent" if settings.get("by") == "scores" else "threshold"
-        value = settings.get(name)
-        if value is None:
+        if name not in result:
             return ""
-        swept = [score for kind, score in self.scores.items() if kind in (MAPS, REFINED) and _is_swept(score)]
-        best = [
-            score.protocol["threshold"]
-            for score in swept
-            if score.source and score.source.folder in masks.folders.values()
-        ]
-        return f"{name} {value:g}" + (", the best of the maps" if value in best else "")
+        how = {"otsu": "Otsu's", "otsu_sqrt": "Otsu's of the square roots", "best": "the best of the maps"}.get(
+            settings.get(name), "given"
+        )
+        return f"{name} {result[name]:.4g}, {how}"
 
 
 def _raw(stage: Stage, *keys: str) -> list[Any]:
