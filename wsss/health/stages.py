@@ -116,8 +116,7 @@ def check_segmenter(images: Images, *, weights: Path, out: Path) -> dict[str, An
 
 def threshold_of(masks: Path) -> float | None:
     """The background threshold that masks were made with; None if they were made without one."""
-    settings = read_record(masks)["inputs"].get("settings")
-    value = settings.get("threshold") if isinstance(settings, dict) else None
+    value = read_record(masks)["result"].get("threshold")
     return float(value) if isinstance(value, int | float) else None
 
 
