@@ -6,6 +6,15 @@ import pytest
 from tests.peers.masks import masks
 
 EXACT = [
+    ("coco", {}),
+    ("coco", {"polygons": True}),
+    ("coco", {"per": "class"}),
+    ("coco", {"per": "class", "polygons": True}),
+    ("coco-panoptic", {}),
+    ("coco-panoptic", {"per": "class"}),
+    ("hf", {}),
+    ("yolo-seg", {}),
+    ("yolo-semantic", {}),
     ("cvat", {}),
     ("cvat", {"per": "class"}),
     ("cvat-masks", {}),
@@ -31,7 +40,16 @@ def test_hard_masks_come_back(format, options, hard_masks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "options"), [("labelme", {}), ("labelme", {"shapes": "polygon"}), ("voc", {})], ids=str
+    ("format", "options"),
+    [
+        ("coco-panoptic", {}),
+        ("hf", {}),
+        ("labelme", {}),
+        ("labelme", {"shapes": "polygon"}),
+        ("voc", {}),
+        ("yolo-semantic", {}),
+    ],
+    ids=str,
 )
 def test_unsure_pixels_come_back_where_they_can_be_ignored(format, options, unsure_masks, tmp_path):
     out = tmp_path / "out"
@@ -39,14 +57,16 @@ def test_unsure_pixels_come_back_where_they_can_be_ignored(format, options, unsu
     check_same(unsure_masks.imported(format, out), masks(unsure=True))
 
 
-@pytest.mark.parametrize("format", ["cvat", "cvat-masks", "labelme", "voc"])
+@pytest.mark.parametrize(
+    "format", ["coco", "coco-panoptic", "cvat", "cvat-masks", "hf", "labelme", "voc", "yolo-seg", "yolo-semantic"]
+)
 def test_unsure_pixels_may_be_a_class_of_their_own(format, unsure_masks, tmp_path):
     out = tmp_path / "out"
     unsure_masks.export(format, out, unsure="class")
     check_same(unsure_masks.imported(format, out), masks(unsure=True))
 
 
-@pytest.mark.parametrize("format", ["cvat", "cvat-masks"])
+@pytest.mark.parametrize("format", ["coco", "cvat", "cvat-masks", "yolo-seg"])
 def test_unsure_pixels_become_background_where_nothing_can_be_ignored(format, unsure_masks, tmp_path):
     out = tmp_path / "out"
     unsure_masks.export(format, out)

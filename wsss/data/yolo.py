@@ -71,7 +71,7 @@ class PolygonMask:
 
 
 def draw_objects(
-    objects: Sequence[tuple[int, Float[np.ndarray, "k 2"]]], labels: Sequence[int], size_hw: tuple[int, int]
+    objects: Sequence[tuple[int, Float[np.ndarray, "_ 2"]]], labels: Sequence[int], size_hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w"]:
     """Draw polygons as Ultralytics does: corners truncated to whole pixels, borders included, large objects first.
 
