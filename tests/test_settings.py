@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from wsss.arguments import DeclaredSettings, Parser, required, switch
-from wsss.commands import commands
+from wsss.commands import _with_clip, commands
 from wsss.configs import CONFIGS
 from wsss.errors import BadInput, check_range
 from wsss.run import maybe_file
@@ -518,6 +518,23 @@ def test_one_number_is_a_list_of_one_and_null_none():
         assert parser_of("predict").parse([*words, text])[1].build().scales == expected
     with pytest.raises(BadInput, match=r"--scales\.1: found 'much'; expected a number"):
         parser_of("predict").parse([*words, "1,much"])
+
+
+def test_one_clip_serves_the_tagger_and_the_method():
+    words = ["--data", "d", "--out", "o", "--tagger.clip", "other.pt"]
+
+    def clips(name, *more, by_tagclip=True):
+        _, chosen = parser_of(name).parse([*words, *more])
+        changed = _with_clip(name.removeprefix("run "), "mine.pt", chosen, by_tagclip=by_tagclip)
+        return {section: one.clip for section, one in changed.mirrors.items() if hasattr(one, "clip")}
+
+    assert clips("run clip_es") == {"inference": "mine.pt", "tagger": "other.pt"}
+    words = words[:4]
+    assert clips("run clip_es") == {"inference": "mine.pt", "tagger": "mine.pt"}
+    assert clips("run clims", "--classifier.clip", "x.pt") == {"classifier": "x.pt", "tagger": "mine.pt"}
+    assert clips("run cam") == {"tagger": "mine.pt"}
+    with pytest.raises(BadInput, match=r"--clip: found 'mine\.pt'; expected a method with a CLIP, unlike cam"):
+        clips("run cam", by_tagclip=False)
 
 
 def test_a_flag_leads_no_deeper_than_a_file():

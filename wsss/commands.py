@@ -25,10 +25,10 @@ from wsss.options import (
     EvaluateOptions,
     InfoOptions,
     LocalizeOptions,
+    MethodOptions,
     PredictOptions,
     RefineOptions,
     ReportOptions,
-    RunOptions,
     SBDOptions,
     SegmentOptions,
     ShapesOptions,
@@ -146,7 +146,7 @@ def _method_command(verb: str, name: str) -> Command[Any]:
         of_maps = partial(registry.stage_settings, name, "inference")
         return Command(f"activation maps of {about}", options, _localize, _with_presets(name, of_maps))
     of_run = partial(registry.run_settings, name)
-    return Command(f"tags to a segmenter by {about}", RunOptions, partial(_run, name), _with_presets(name, of_run))
+    return Command(f"tags to a segmenter by {about}", MethodOptions, partial(_run, name), _with_presets(name, of_run))
 
 
 def _with_presets(
@@ -232,9 +232,11 @@ def _run_method(
     run(method(name), chosen, tagged, out, corrected, plots)
 
 
-def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
+def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
     from wsss import launch
 
+    if options.clip is not None:
+        chosen = _with_clip(name, options.clip, chosen, by_tagclip=options.by_tagclip)
     tagger = chosen.build("tagger") if options.by_tagclip else None
     made = _build_run_settings(name, chosen.mirrors, chosen.where)
     data = options.open()
@@ -242,6 +244,27 @@ def _run(name: str, options: RunOptions, chosen: ParsedSettings) -> None:
         write_text(options.out / RECORDED, dump({**chosen.given, "preset": chosen.preset}))
     _run_method(name, made, data, options.out, tagger, options.corrected, options.plots)
     _print_table(options.out)
+
+
+def _with_clip(name: str, clip: str, chosen: ParsedSettings, *, by_tagclip: bool) -> ParsedSettings:
+    """The settings with this CLIP in each section that has one and names no other.
+
+    Raises:
+        BadInput: no section has a CLIP.
+    """
+    declared = registry.run_settings(name).below
+    sections = [one for one, field in declared.items() if getattr(field.default, "clip", None) is not None]
+    sections = [one for one in sections if one != registry.TAGGER or by_tagclip]
+    if not sections:
+        do = "Leave it out, or let TagCLIP predict the tags with --tags tagclip."
+        raise BadInput("--clip", f"{clip!r}", f"a method with a CLIP, unlike {name}", do)
+    mirrors, given = dict(chosen.mirrors), dict(chosen.given)
+    for one in sections:
+        below = given.get(one, {})
+        if "clip" not in below:
+            given[one] = {**below, "clip": clip}
+            mirrors[one] = dataclasses.replace(mirrors[one], clip=clip)
+    return dataclasses.replace(chosen, mirrors=mirrors, given=given)
 
 
 def _all_settings() -> DeclaredSettings:
@@ -354,7 +377,9 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
     if weights != options.weights:
         show(f"weights: {weights}", stream=sys.stderr)
     request = ReadingRequest.of(options.value_range, options.bands, options.page)
-    images, notes = predict.pictures(options.pictures, weights=weights, request=request)
+    images, notes = predict.pictures(
+        options.pictures, weights=weights, request=request, allow_outside=options.allow_outside
+    )
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     if options.skip_bad:
         bad = bad_pictures(images, check_pictures(images))

@@ -137,6 +137,21 @@ class RunOptions(CorrectedOptions, PresetOptions, OutOptions, DataOptions):
         data.split(data.train).check_maskable()
         return data
 
+    def check_tagged(self) -> None:
+        """Raise BadInput for pictures without tags that are not to be tagged, before anything slow is imported."""
+        from wsss.data.open import holds_loose_pictures, open_dataset
+
+        if self.tags is None and holds_loose_pictures(self.data):
+            open_dataset(self.data, **self.reading())
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodOptions(RunOptions):
+    """Options of `wsss run METHOD`."""
+
+    clip: str | None = None
+    """CLIP of the tagger and the method, where their settings name none: a file, a folder or a name on the hub"""
+
 
 @dataclasses.dataclass(frozen=True)
 class SplitOptions(OutOptions, DataOptions):
@@ -229,6 +244,8 @@ class PredictOptions(OutOptions, PictureOptions):
     """also list classes, areas, confidences and boxes in JSON, in OUT/json"""
     probabilities: bool = switch()
     """also write the probability of each class, in OUT/probabilities"""
+    allow_outside: bool = switch()
+    """also read files outside the folder of pictures, to which links in it lead"""
     skip_bad: bool = switch()
     """leave bad pictures out and list them"""
 

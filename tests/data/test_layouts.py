@@ -274,6 +274,17 @@ def test_files_of_labelme_apart_from_the_pictures(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_skipped_pictures_of_labelme_on_windows_are_named(tmp_path):
+    root = LAYOUTS["labelme"][0](tmp_path)
+    (root / "pictures").mkdir()
+    shutil.move(root / "train/1.jpg", root / "pictures/1.jpg")
+    content = labelme_content("1") | {"imagePath": "..\\pictures\\1.jpg", "flags": {"__ignore__": True}}
+    write_text(root / "train/1.json", json.dumps(content))
+    notes = open_dataset(root).notes
+    assert any("1 pictures with the flag __ignore__ are left out" in note for note in notes)
+    assert not any("no file of labelme names them" in note for note in notes)
+
+
 def test_flags_and_shapes_of_labelme(tmp_path):
     root = LAYOUTS["labelme"][0](tmp_path)
     content = labelme_content("0")

@@ -103,3 +103,13 @@ def test_slow_libraries_are_not_needed(voc, coco, folders, table):
     roots = [str(root) for root in (voc, coco, folders, table)]
     done = subprocess.run([sys.executable, "-c", code, *roots], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("place", ["run", "run/masks", "."])
+def test_the_results_of_runs_are_no_data_sets(tmp_path, place):
+    for name in ("run/data.json", "run/masks/done.json", "run/cams/started.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    kinds = {"run": "a run folder", "run/masks": "the folder of a stage", ".": "a folder of runs"}
+    with pytest.raises(BadInput, match=f"found {kinds[place]}, which `wsss` made; expected a data set"):
+        open_dataset(tmp_path / place)

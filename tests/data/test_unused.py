@@ -105,7 +105,9 @@ def test_info_says_what_a_run_stops_at(tmp_path, capsys):
     missing = sorted((root / "train2014").iterdir())[0]
     missing.unlink()
     assert main(["data", "info", str(root)]) == 0
-    stops = capsys.readouterr().out.partition("a run stops at:")[2]
+    text = capsys.readouterr().out
+    assert "\nnotes:\n  a run stops at this data set, for " in text
+    stops = text.partition("a run stops at:")[2]
     assert "names without a picture" in stops
     assert "--skip-bad" in stops
     assert main(["data", "info", str(root), "--skip-bad"]) == 0

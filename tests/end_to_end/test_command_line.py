@@ -14,11 +14,14 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.conftest import tree
 from tests.end_to_end.conftest import TINY, wsss
 from wsss import lock
 from wsss.cli import main
+from wsss.data.files import write_mask
 from wsss.data.shapes import make_shapes
 from wsss.outputs import LOCK
+from wsss.weights import WEIGHTS, read_metadata
 
 
 @pytest.fixture
@@ -145,6 +148,38 @@ def test_predict_leaves_bad_pictures_out_where_it_may(finished, pictures, tmp_pa
     shutil.rmtree(tmp_path / "masks")
     ok(*words, "--skip-bad")
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 7
+
+
+@pytest.mark.slow
+def test_two_processes_predict_the_same_files(finished, shapes, tmp_path):
+    words = ("--weights", finished, "--pictures", shapes / "JPEGImages", "--overlay", "--json", "--probabilities")
+    for processes in (1, 2):
+        done = wsss("predict", *words, "--out", tmp_path / str(processes), processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"weights: {finished / 'segmenter'}" in done.stderr
+    one, two = tree(tmp_path / "1"), tree(tmp_path / "2")
+    assert one == two
+    count = len(list((shapes / "JPEGImages").iterdir()))
+    for suffix in (".png", ".jpg", ".json", ".npz"):
+        found = [name for name in one if name.endswith(suffix) and not name.endswith("done.json")]
+        assert len(found) == count, suffix
+
+
+def test_a_run_with_corrected_masks(pictures, tmp_path, tiny, ok, refused):
+    write_mask(tmp_path / "corrected" / "cat" / "1.png", np.ones((40, 48), np.uint8))
+    words = ("run", "cam", "--data", pictures, "--config", tiny, "--corrected", tmp_path / "corrected")
+    ok(*words, "--out", tmp_path / "run")
+    assert read_metadata(tmp_path / "run" / "segmenter" / WEIGHTS)["corrected"] == ["cat/1"]
+    write_mask(tmp_path / "corrected" / "cat" / "9.png", np.ones((40, 48), np.uint8))
+    assert "cat/9.png, which belongs to no picture" in refused(*words, "--out", tmp_path / "other")
+    assert not (tmp_path / "other" / "classifier").exists()
+    segment = ("segment", "--data", pictures, "--masks", tmp_path / "run" / "masks", "--config", tiny)
+    (tmp_path / "corrected" / "cat" / "9.png").unlink()
+    more = ("--corrected", tmp_path / "corrected", "--corrected_weight", "2", "--init", tmp_path / "run" / "segmenter")
+    ok(*segment, *more, "--out", tmp_path / "further")
+    settings = json.loads((tmp_path / "further" / "done.json").read_text())["inputs"]["settings"]
+    assert settings["corrected_weight"] == 2
+    assert settings["init"]["file"] == WEIGHTS
 
 
 def test_a_folder_without_true_masks_goes_all_the_way(pictures, tmp_path, tiny, ok):

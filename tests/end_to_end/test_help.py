@@ -1,5 +1,6 @@
 """Help pages, misspelt words, and that none of them waits for torch."""
 
+import shutil
 import subprocess
 import sys
 
@@ -64,6 +65,24 @@ def test_misspelt_words_and_printed_settings_need_no_torch():
 def test_an_overview_of_a_data_set_needs_no_torch(pictures):
     (pictures / "cat" / "notes.jpg").write_text("not a picture")
     assert "notes.jpg: found no picture" in light([["data", "info", pictures]]).stdout
+
+
+def test_pictures_without_tags_are_refused_at_once_with_what_is_missing(pictures, tmp_path):
+    (tmp_path / "flat").mkdir()
+    shutil.copy(pictures / "cat" / "0.jpg", tmp_path / "flat")
+    run = ["run", "clip_es", "--data", tmp_path / "flat", "--out", tmp_path / "run"]
+    missing = (
+        ([], "add --tags tagclip and --classes 'cat, dog'."),
+        (["--classes", "a, b"], "add --tags tagclip."),
+    )
+    for words, message in missing:
+        for line in (
+            light([[*run, *words]], status=2).stderr,
+            light([["data", "info", run[3], *words]], status=2).stderr,
+        ):
+            assert line.endswith(f"{message}\n"), line
+    assert not (tmp_path / "run").exists()
+    assert "2 classes: a, b" in light([["data", "info", run[3], "--classes", "a, b", "--tags", "tagclip"]]).stdout
 
 
 def test_the_package_alone_is_light():

@@ -290,3 +290,17 @@ def test_published_and_older_weights_keep_the_size(trained, tmp_path):
         Segmenter(tmp_path / "odd.safetensors", PredictSettings())
     with pytest.raises(BadInput, match=r"test\.size"):
         PredictSettings(size=3)
+
+
+def test_links_that_lead_out_of_the_folder(trained, new, tmp_path):
+    (tmp_path / "in").mkdir()
+    shutil.copy(new.paths[0], tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").symlink_to(new.paths[1])
+    with pytest.raises(BadInput, match=r"b\.png: found a file outside the data set .*--allow-outside"):
+        predict_module.pictures(tmp_path / "in", weights=trained)
+    images, _ = predict_module.pictures(tmp_path / "in", weights=trained, allow_outside=True)
+    assert images.names == ("a", "b")
+    (tmp_path / "in" / "b.png").unlink()
+    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "in" / "a.png")
+    with pytest.raises(BadInput, match="one file for two pictures"):
+        predict_module.pictures(tmp_path / "in", weights=trained)

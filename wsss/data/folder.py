@@ -234,6 +234,13 @@ def _by_folder(layout: _Layout, class_names: tuple[str, ...] | None) -> dict[str
     }
 
 
+def _tagging(options: LayoutOptions) -> str:
+    """What has to be given so that pictures without tags are tagged."""
+    needed = [] if options.untagged else ["--tags tagclip"]
+    needed += [] if options.class_names else ["--classes 'cat, dog'"]
+    return f"add {' and '.join(needed)}"
+
+
 def _split_folders(layout: _Layout) -> set[str]:
     """The folders of splits above the class folders; none if the class folders are at the top.
 
@@ -246,7 +253,7 @@ def _split_folders(layout: _Layout) -> set[str]:
             layout.base,
             f"{len(loose)} pictures outside any class folder ({layout.pictures[loose[0]].name} first) and no table of tags",
             "one folder per class (cat/1.jpg), or a table tags.csv with the columns image and tags",
-            "Move the pictures into folders named after their classes, or write the table.",
+            f"Move the pictures into folders named after their classes, or write the table. To have them tagged, {_tagging(layout.options)}.",
         )
     tops = {name.partition("/")[0] for name in layout.pictures}
     splits = {

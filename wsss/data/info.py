@@ -190,8 +190,8 @@ def render(summary: dict[str, Any], most: int = 10) -> str:
     """The summary as text; it names at most `most` bad files and groups of identical files, and at most 30 classes."""
     stops = [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]
     lines = [f"{summary['kind']} data set at {summary['root']}"]
+    reasons = "1 reason" if len(stops) == 1 else f"{len(stops)} reasons"
     if stops:
-        reasons = "1 reason" if len(stops) == 1 else f"{len(stops)} reasons"
         lines.append(f"note: a run stops at this data set, for {reasons} listed at the end. The first: {stops[0]}")
     lines += [
         f"{len(summary['classes'])} classes: {_first_words(summary['classes'], 30)}",
@@ -205,6 +205,8 @@ def render(summary: dict[str, Any], most: int = 10) -> str:
         lines += ["", f"{len(summary['identical'])} groups of pictures with the same content:"]
         lines += [f"  {' = '.join(group)}" for group in summary["identical"][:most]]
     notes = [*summary["notes"], *(note for split in summary["splits"].values() for note in split["doubts"])]
+    if stops:
+        notes.insert(0, f"a run stops at this data set, for {reasons} listed below")
     if notes:
         lines += ["", "notes:", *(f"  {note}" for note in notes)]
     if stops:

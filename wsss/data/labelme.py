@@ -257,15 +257,18 @@ def read_labelme(root: Path, files: list[Path], options: LayoutOptions) -> Layou
         notes.append(
             f"true masks are drawn from shapes: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}"
         )
-    named = {entry.path for entry in entries} | {
-        Path(os.path.normpath(p.parent / drawings[p].picture)) for p in skipped
-    }
+    named = {entry.path for entry in entries} | {_picture(path, drawings[path]) for path in skipped}
     unlisted = [path for path in files_below(root) if is_picture(path) and path not in named]
     if unlisted:
         notes.append(
             f"{len(unlisted)} pictures left out, since no file of labelme names them ({os.path.relpath(unlisted[0], root)} first)"
         )
     return LayoutContents("labelme", entries, class_names, notes, tags_by_picture=not has_shapes)
+
+
+def _picture(path: Path, drawing: LabelmeFile) -> Path:
+    """The picture of a file, which may have been written on Windows."""
+    return Path(os.path.normpath(path.parent / drawing.picture.replace("\\", "/")))
 
 
 def _entry(root: Path, path: Path, drawing: LabelmeFile, roles: Roles, *, has_shapes: bool) -> Entry:
@@ -275,7 +278,7 @@ def _entry(root: Path, path: Path, drawing: LabelmeFile, roles: Roles, *, has_sh
         if roles.label(label) is None:
             expected = f"one of {', '.join(roles.class_names[:8])}"
             raise BadInput(path, f"the label {label!r}", expected, "Complete the list of classes.")
-    picture = Path(os.path.normpath(path.parent / drawing.picture.replace("\\", "/")))
+    picture = _picture(path, drawing)
     if not picture.is_relative_to(root):
         raise BadInput(
             path,

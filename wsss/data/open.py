@@ -176,6 +176,7 @@ _LAYOUT_TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")
 
 def _open_layout(root: Path, options: LayoutOptions) -> Dataset:
     """The data set in the one layout that is recognised."""
+    _check_no_results(root)
     voc_root, coco_root = find_voc(root), find_coco(root)
     if voc_root and coco_root and (voc_root / "ImageSets").is_dir():
         raise BadInput(
@@ -203,6 +204,31 @@ def _open_layout(root: Path, options: LayoutOptions) -> Dataset:
     if untagged_classes is not None and table is None:
         return _open_untagged(root, untagged_classes, upright=True if options.upright is None else options.upright)
     return open_folder(root, options)
+
+
+def holds_loose_pictures(path: Path) -> bool:
+    """Whether a folder has pictures directly in it, and no table of tags."""
+    return path.is_dir() and any(is_picture(file) for file in path.iterdir()) and find_table(path) is None
+
+
+def _check_no_results(root: Path) -> None:
+    """Raise BadInput for the folder of a stage, of a run, or of several runs."""
+
+    def is_stage(folder: Path) -> bool:
+        return (folder / "done.json").is_file() or (folder / "started.json").is_file()
+
+    def is_run(folder: Path) -> bool:
+        return (folder / "data.json").is_file() and any(is_stage(inner) for inner in folder.iterdir())
+
+    inner = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path.name)]
+    found = "the folder of a stage, which `wsss` made" if is_stage(root) else ""
+    if not found and is_run(root):
+        found = "a run folder, which `wsss` made"
+    if not found and any(is_run(path) for path in inner) and all(is_run(path) or is_stage(path) for path in inner):
+        found = "a folder of runs, which `wsss` made"
+    if found:
+        do = "Give the data set that it was made from. `wsss report` and `wsss compare` describe runs."
+        raise BadInput(root, found, "a data set in one of the layouts of docs/data.md", do)
 
 
 def _check_not_above(root: Path, *, has_tags: bool) -> None:

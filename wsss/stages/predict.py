@@ -15,8 +15,9 @@ from torch import Tensor
 
 from wsss import launch
 from wsss.data.augment import SMALLEST_SCALE
+from wsss.data.file_checks import check_files
 from wsss.data.files import read_mask, write_mask, write_picture
-from wsss.data.images import Images, check_labels
+from wsss.data.images import Dataset, Images, check_labels
 from wsss.data.lists import notes_on_unreadable
 from wsss.data.open import open_pictures
 from wsss.data.predictions import read_probabilities, write_description, write_probabilities
@@ -208,7 +209,9 @@ def most_probable(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray
     return probabilities.argmax(0).astype(np.uint8)
 
 
-def pictures(path: Path, *, weights: Path, request: ReadingRequest = DEFAULT_REQUEST) -> tuple[Images, list[str]]:
+def pictures(
+    path: Path, *, weights: Path, request: ReadingRequest = DEFAULT_REQUEST, allow_outside: bool = False
+) -> tuple[Images, list[str]]:
     """A picture, or all pictures of a folder, read like the training pictures of a segmenter, with notes for the user.
 
     Published checkpoints do not say how those were read; then it is decided from these pictures, as for a dataset.
@@ -217,11 +220,15 @@ def pictures(path: Path, *, weights: Path, request: ReadingRequest = DEFAULT_REQ
         path: the picture or the folder.
         weights: folder of a trained segmenter, or its weights file.
         request: the user's choice instead. With a value range, pictures of any kind are accepted.
+        allow_outside: links in the folder may lead out of it.
 
     Raises:
-        BadInput: there are no pictures, or they are not of the same kind as the training pictures.
+        BadInput: there are no pictures; a link leads to a file outside the folder, or two to the same file; or the pictures are not of
+            the same kind as the training pictures.
     """
     images = open_pictures(path)
+    if path.is_dir():
+        check_files(Dataset("pictures", path, {"pictures": images}, "pictures"), allow_outside=allow_outside)
     reading, notes = choose_reading(images.paths, path, request, reading_of(weights))
     ignored = notes_on_unreadable(path) if path.is_dir() else []
     return dataclasses.replace(images, reading=reading), notes + ignored
