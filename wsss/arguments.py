@@ -415,7 +415,8 @@ class Parser(Generic[Options]):
         needed = []
         for argument in self.arguments.values():
             if argument.positional:
-                needed.append(f"{argument.flag.upper()}{' ...' if get_origin(argument.field.kind) is list else ''}")
+                name = f"{argument.flag.upper()}{' ...' if get_origin(argument.field.kind) is list else ''}"
+                needed.append(name if argument.required else f"[{name}]")
             elif argument.required:
                 needed.append(f"{argument.flag} {_metavar(argument.flag)}")
         usage = " ".join(

@@ -37,6 +37,7 @@ from wsss.options import (
 )
 from wsss.presets import RECORDED, MethodPresets
 from wsss.storage import read_only, write_text
+from wsss.review.options import ReviewOptions, TryOptions
 from wsss.terminal import show
 
 if TYPE_CHECKING:
@@ -407,6 +408,18 @@ def _report(options: ReportOptions, chosen: ParsedSettings) -> None:
     show(report(options.run, options.open_path(options.data), options.out))
 
 
+def _review(options: ReviewOptions, chosen: ParsedSettings) -> None:
+    from wsss.review import commands as pages
+
+    pages.review(options)
+
+
+def _try(options: TryOptions, chosen: ParsedSettings) -> None:
+    from wsss.review import commands as pages
+
+    pages.try_out(options)
+
+
 def _info(options: InfoOptions, chosen: ParsedSettings) -> None:
     from wsss.data.info import overview, render
     from wsss.data.open import open_dataset
@@ -485,6 +498,8 @@ _COMMANDS: dict[str, Command[Any]] = {
     "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, _SEGMENTER),
     "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, partial(registry.shared_stage_settings, "test")),
     "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
+    "review": Command("check tags and correct masks on a local page", ReviewOptions, _review, has_config=False),
+    "try": Command("drop pictures on a local page and see their masks", TryOptions, _try, has_config=False),
     "report": Command("write the report of a run again", ReportOptions, _report),
     "data info": Command("describe a dataset and list its bad files", InfoOptions, _info, has_config=False),
     "data sbd": Command("make VOC's train_aug masks and list from SBD", SBDOptions, _sbd, has_config=False),

@@ -173,7 +173,8 @@ def _cell(value: object) -> str:
     return '"{}"'.format(text.replace('"', '""')) if re.search(r'[",;\0-\x1f]|^\s|\s$', text) else text
 
 
-def _without_apostrophes(text: str) -> str:
+def plain_text(text: str) -> str:
+    """The text of a cell, without the apostrophes that `table_text` adds."""
     return re.sub(rf"(^|[;\r\n])'(?=[{_AT_START}])", r"\1", text)
 
 
@@ -254,7 +255,7 @@ def _numbered(path: Path, n_classes: int) -> Iterator[tuple[str, Bool[np.ndarray
 def _cells(path: Path, class_names: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:
     columns = partial(_columns, class_names=class_names)
     for line, cells in csv_rows(path, "a table with the columns `image` and `tags`", columns):
-        texts = {name: _without_apostrophes(cell) for name, cell in cells.items()}
+        texts = {name: plain_text(cell) for name, cell in cells.items()}
         row: dict[str, object] = dict(texts)
         if "tags" not in row:
             where = f"{path}, line {line}"
@@ -264,7 +265,7 @@ def _cells(path: Path, class_names: Sequence[str]) -> Iterator[tuple[int, dict[s
 
 def _columns(cells: Sequence[str], where: str, class_names: Sequence[str]) -> list[str]:
     """The names of the columns: known ones in lower case, those of classes as written."""
-    stripped = [_without_apostrophes(cell.strip()) for cell in cells]
+    stripped = [plain_text(cell.strip()) for cell in cells]
     names = [name.lower() if name.lower() in _COLUMNS else name for name in stripped]
     twice = [name for name in names if names.count(name) > 1]
     if "image" not in names or set(names) <= {"image", "split", "mask"} or twice:

@@ -1,0 +1,171 @@
+"""What `wsss review` works on: the dataset of a run, or the one on the command line, its tags, masks and maps, and commands that use the result."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsss.data.images import Dataset
+from wsss.data.open import open_dataset
+from wsss.data.tables import labels_by_name, labels_of
+from wsss.errors import BadInput
+from wsss.methods import METHODS
+from wsss.review.decisions import CLASSES, CORRECTED, TAGS, TRAIN, Counts
+from wsss.review.options import ReviewOptions
+from wsss.run import DONE, read_record
+from wsss.stages.check import read_notes, reopen
+from wsss.stages.records import folders_with
+
+# Layouts whose classes are the sorted tags, unless they are listed
+_WITHOUT_CLASS_LIST = ("folders", "tags", "pictures")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What is reviewed.
+
+    Attributes:
+        data: the dataset; the labels of the split are the tags at the beginning.
+        split: the split.
+        masks, cams: folders, None if there are none.
+        out: output folder.
+        run: run folder, None if only tags are reviewed.
+        opened: path and options with which the dataset was opened.
+        skip_bad: whether bad pictures were left out.
+    """
+
+    data: Dataset
+    split: str
+    masks: Path | None
+    cams: Path | None
+    out: Path
+    run: Path | None
+    opened: Mapping[str, Any]
+    skip_bad: bool
+
+    def commands(self, counts: Counts) -> list[tuple[str, str]]:
+        """Titles and command lines that train on the result of a review; none if nothing was changed."""
+        found = []
+        method = _method_of(self.run)
+        base = self.run or self.out
+        if counts.retagged or counts.rejected:
+            words = ["wsss", "run", method, *self._dataset(counts, retagged=True)]
+            found.append(("Train on the reviewed tags", [*words, "--out", f"{base}-reviewed"]))
+        if counts.corrected and self.masks is not None:
+            words = ["wsss", "segment", *self._dataset(counts, retagged=False), "--masks", str(self.masks)]
+            words += ["--corrected", str(self.out / CORRECTED), "--out", str(base / "segmenter-corrected")]
+            found.append(("Train a segmenter on the corrected masks", words))
+        return [(title, shlex.join(words)) for title, words in found]
+
+    def _dataset(self, counts: Counts, *, retagged: bool) -> list[str]:
+        """Flags that open the dataset."""
+        opened = dict(self.opened)
+        if retagged or opened.get("untagged"):
+            opened["tags"] = self.out / TAGS
+            if self.data.kind in _WITHOUT_CLASS_LIST:
+                opened["classes"] = self.out / CLASSES
+        if counts.rejected:
+            opened["train"] = self.out / TRAIN
+        words = ["--data", str(opened.pop("path"))]
+        if negatives := opened.pop("negatives", None):
+            words += ["--negative", ", ".join(negatives)]
+        switches = {"allow_outside": opened.pop("allow_outside", False), "skip_bad": self.skip_bad}
+        opened.pop("untagged", None)
+        for name, value in opened.items():
+            if value is not None and value is not False:
+                words += [f"--{name.replace('_', '-')}", _flag_text(value)]
+        if opened.get("upright") is False:
+            words += ["--upright", "false"]
+        return words + [f"--{name.replace('_', '-')}" for name, given in switches.items() if given]
+
+
+def open_sources(options: ReviewOptions) -> Sources:
+    """Open what the options name.
+
+    Raises:
+        BadInput: there is neither a run nor a dataset, the run is none, or a folder or split does not exist.
+    """
+    run = options.run
+    if options.by_tagclip:
+        raise BadInput("--tags", "tagclip", "a table of tags", "Predict them first: wsss tag, or wsss run.")
+    if run is not None and not run.is_dir():
+        raise BadInput(run, "no such folder", "a run folder", "Check the path.")
+    if options.data is not None:
+        opened = {"path": options.data, **options.reading()}
+        data: Dataset | None = open_dataset(options.data, skip_missing=options.skip_bad, **options.reading())
+        skip_bad = options.skip_bad
+    elif run is not None:
+        _check_no_reading(options)
+        data, notes = reopen(run), read_notes(run)
+        opened, skip_bad = dict(notes.get("opened", {})), bool(notes.get("bad"))
+    else:
+        do = "Give the run folder, or --tags and --data to review tags only."
+        raise BadInput("RUN and --data", "neither", "a run folder, or a dataset", do)
+    if data is None:
+        raise BadInput(run or "", "a folder that does not name its dataset", "the dataset too", "Give it with --data.")
+    split = options.split or data.train
+    masks = _folder(options.masks, run, "masks")
+    images = data.split(split)
+    if masks is not None:
+        images.check_maskable()
+    default = Path("review") if run is None else run / "review"
+    return Sources(
+        _with_predicted_tags(data, split, run, is_untagged=bool(opened.get("untagged"))),
+        split,
+        masks,
+        _folder(options.cams, run, "cams"),
+        options.out or default,
+        run,
+        opened,
+        skip_bad,
+    )
+
+
+def _check_no_reading(options: ReviewOptions) -> None:
+    """Raise BadInput for options of the dataset, which is opened as the run opened it."""
+    defaults = {field.name: field.default for field in dataclasses.fields(ReviewOptions)}
+    given = [
+        name
+        for name in (*options.reading(), "skip_bad")
+        if name in defaults and getattr(options, name) != defaults[name]
+    ]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise BadInput(flag, "a flag that changes how the dataset is read", "the dataset too", "Give it with --data.")
+
+
+def _folder(given: Path | None, run: Path | None, name: str) -> Path | None:
+    if given is not None and not given.is_dir():
+        raise BadInput(given, "no such folder", f"a folder of {name}", "Check the path.")
+    return given or (run / name if run is not None and (run / name).is_dir() else None)
+
+
+def _with_predicted_tags(data: Dataset, split: str, run: Path | None, *, is_untagged: bool) -> Dataset:
+    """The dataset, with TagCLIP's tags if a run predicted them."""
+    if run is None or not is_untagged:
+        return data
+    table, images = run / "tags" / TAGS, data.split(split)
+    if not table.exists():
+        do = "Run the same command again; it continues."
+        raise BadInput(table, "no such file", "the tags that the run has predicted", do)
+    labels, _ = labels_of(images.names, labels_by_name(table, images.class_names), len(images.class_names))
+    return dataclasses.replace(data, splits={**data.splits, split: dataclasses.replace(images, labels=labels)})
+
+
+def _method_of(run: Path | None) -> str:
+    """The name of the method that made the maps of a run, `METHOD` if it is unknown."""
+    for folder in folders_with(run, DONE) if run is not None else ():
+        # methods are named after their titles; importing all of them would take seconds
+        name = str(read_record(folder)["title"]).lower().replace("-", "_")
+        if folder.name == "cams" and name in METHODS:
+            return name
+    return "METHOD"
+
+
+def _flag_text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return str(value)
