@@ -36,8 +36,8 @@ from wsss.options import (
     StageOptions,
 )
 from wsss.presets import RECORDED, MethodPresets
-from wsss.storage import read_only, write_text
 from wsss.review.options import ReviewOptions, TryOptions
+from wsss.storage import read_only, write_text
 from wsss.terminal import show
 
 if TYPE_CHECKING:
