@@ -79,17 +79,17 @@ class Trial:
             path.write_bytes(content)
             check_shown(picture_size_hw(path, upright=True), "picture")
             started = time.perf_counter()
-            found = self.predictor.predict(path)
+            result = self.predictor.predict(path)
             seconds = time.perf_counter() - started
             self._number += 1
-            self._results[self._number] = found
+            self._results[self._number] = result
             while len(self._results) > _KEPT:
                 self._results.popitem(last=False)
             number = self._number
-        height, width = found.labels.shape
+        height, width = result.labels.shape
         areas = [
             {"label": label, "name": name, "share": share}
-            for label, (name, share) in enumerate(found.areas().items())
+            for label, (name, share) in enumerate(result.areas().items())
             if share
         ]
         return {
@@ -98,7 +98,7 @@ class Trial:
             "width": width,
             "seconds": seconds,
             "areas": sorted(areas, key=lambda area: -float(str(area["share"]))),
-            "confidence": float(found.probabilities.max(axis=0).mean()),
+            "confidence": float(result.probabilities.max(axis=0).mean()),
         }
 
     def picture(self, request: Request) -> Response:
