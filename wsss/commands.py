@@ -235,6 +235,7 @@ def _run_method(
 
 def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
     from wsss import launch
+    from wsss.health import notes
 
     if options.clip is not None:
         chosen = _with_clip(name, options.clip, chosen, by_tagclip=options.by_tagclip)
@@ -245,6 +246,8 @@ def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
         write_text(options.out / RECORDED, dump({**chosen.given, "preset": chosen.preset}))
     _run_method(name, made, data, options.out, tagger, options.corrected, options.plots)
     _print_table(options.out)
+    if launch.is_first():
+        show("".join(f"{note.rendered()}\n" for note in notes(options.out)), end="")
 
 
 def _with_clip(name: str, clip: str, chosen: ParsedSettings, *, by_tagclip: bool) -> ParsedSettings:
@@ -330,19 +333,26 @@ def _ask(options: SplitOptions, chosen: ParsedSettings) -> None:
 
 
 def _train(options: SplitOptions, chosen: ParsedSettings) -> None:
+    from wsss.health import stages as health
     from wsss.stages.train import train
 
-    train(chosen.build(), options.images(), out=options.out)
+    images = options.images()
+    health.announce(health.tag_health(images))
+    train(chosen.build(), images, out=options.out)
 
 
 def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
+    from wsss.health import stages as health
     from wsss.stages.localize import localize
 
     inputs = {"weights": options.weights} if isinstance(options, LocalizeOptions) else {}
-    localize(chosen.build(), options.images(), out=options.out, **inputs)
+    images = options.images()
+    cams = localize(chosen.build(), images, out=options.out, **inputs)
+    health.announce(health.map_health(images, cams))
 
 
 def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
+    from wsss.health import stages as health
     from wsss.refiners.task import RefinementTask
 
     refiner = chosen.build("refiner")
@@ -350,22 +360,30 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
         raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "Only IRNet separates instances.")
     refiner.check(options.classifier)
     task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
-    show((refiner.instances_of if options.instances else refiner.refined)(task))
+    if options.instances:
+        show(refiner.instances_of(task))
+        return
+    masks = refiner.refined(task)
+    health.announce(health.mask_health(task.images, masks))
+    show(masks)
 
 
 def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
+    from wsss.health import stages as health
     from wsss.loading import started_from
     from wsss.stages.train import train
 
     segmenter = chosen.build("segmenter")
     segmenter.check()
-    train(
+    images = options.images()
+    weights = train(
         started_from(segmenter, "segmenter.init", None),
-        options.images(),
+        images,
         masks=options.masks,
         out=options.out,
         **options.corrected_masks(),
     )
+    health.announce(health.segmenter_health(images, weights))
 
 
 def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:

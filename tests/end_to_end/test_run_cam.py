@@ -21,6 +21,11 @@ STAGES = (
     "segmenter",
     "predictions",
     "predictions-scores",
+    "data-health",
+    "classifier-health",
+    "cams-health",
+    "masks-health",
+    "segmenter-health",
 )
 
 
@@ -101,6 +106,6 @@ def test_two_processes_train_like_one(tmp_path, shapes):
 def test_two_processes_go_on_from_the_same_weights_to_the_same_bytes(tmp_path, finished, shapes, tiny):
     shutil.copytree(finished / "classifier", tmp_path / "run" / "classifier")
     ok("run", "cam", "--data", shapes, "--config", tiny, "--out", tmp_path / "run", processes=2)
-    for stage in ("cams", "cams-scores", "masks", "masks-scores"):
+    for stage in ("classifier-health", "cams", "cams-health", "cams-scores", "masks", "masks-health", "masks-scores"):
         assert prefixed(tmp_path / "run", stage) == prefixed(finished, stage)
     assert (tmp_path / "run" / "report.html").exists()

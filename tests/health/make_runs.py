@@ -1,7 +1,7 @@
 """Make the runs that health notes are calibrated on: a good one, and spoiled ones, all of the CAM classifier on generated pictures.
 
     wsss data shapes SHAPES --train 200 --val 20 --size 112
-    python -m tests.health.make_runs SHAPES RUNS tests/health/runs
+    python -m tests.health.make_runs SHAPES RUNS tests/data/health
 
 It keeps what the notes are computed from: tags, descriptions of the pictures, statistics of the maps, and shares of the labels in masks and
 predictions. About 10 minutes on two free cores; finished stages are kept in RUNS.
@@ -74,11 +74,11 @@ def of_masks(images: Images, masks: Path) -> np.ndarray:
     )
 
 
-def of_segmenter(images: Images, weights: Path) -> np.ndarray:
+def of_segmenter(images: Images, weights: Path) -> dict[str, np.ndarray]:
     segmenter = Segmenter(weights, PredictSettings(scales=(1.0,), flip=False))
-    return np.array(
-        [label_shares(segmenter(images.read(index)), images.n_labels) for index in sampled(images, PREDICTED)]
-    )
+    chosen = sampled(images, PREDICTED)
+    shares = [label_shares(segmenter(images.read(index)), images.n_labels) for index in chosen]
+    return {"predictions": np.array(shares, np.float32), "predicted_labels": images.labels[chosen]}
 
 
 def spoiled(images: Images) -> dict[str, tuple[Images, float]]:
@@ -109,11 +109,11 @@ def run(images: Images, lr: float, folder: Path, threshold: float = THRESHOLD) -
     }
 
 
-def segmented(images: Images, folder: Path, training: Training, name: str) -> np.ndarray:
+def segmented(images: Images, folder: Path, training: Training, name: str) -> dict[str, np.ndarray]:
     settings = dataclasses.replace(SEGMENTER, training=training)
     started = started_from(settings, "segmenter.init", folder / "classifier")
     weights = train(started, images, masks=folder / f"masks-{THRESHOLD}", out=folder / name)
-    return of_segmenter(images, weights).astype(np.float32)
+    return of_segmenter(images, weights)
 
 
 def main(shapes: Path, runs: Path, out: Path) -> None:
@@ -125,10 +125,10 @@ def main(shapes: Path, runs: Path, out: Path) -> None:
         np.savez_compressed(out / f"{name}.npz", labels=images.labels, masks=masks)
     once = dataclasses.replace(SEGMENTER.training, epochs=None, steps=1)
     one_step = segmented(images, runs / "good", once, "segmenter-1")
-    np.savez_compressed(out / "segmenter-1-step.npz", labels=images.labels, predictions=one_step)
+    np.savez_compressed(out / "segmenter-1-step.npz", labels=images.labels, **one_step)
     for name, (pictures, lr) in spoiled(images).items():
         np.savez_compressed(out / f"{name}.npz", **run(pictures, lr, runs / name))
-    made["predictions"] = segmented(images, runs / "good", SEGMENTER.training, "segmenter")
+    made |= segmented(images, runs / "good", SEGMENTER.training, "segmenter")
     np.savez_compressed(out / "good.npz", **made)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wsss.data.images import Images
 from wsss.errors import BadInput
-from wsss.health import Health, Note, notes, rendered
+from wsss.health import Health, Note, notes
 from wsss.health.data import INSEPARABLE, inseparable_pairs, tag_health
 from wsss.health.maps import MapStatistics, judged_maps, map_statistics
 from wsss.health.masks import always_win, judged_masks, judged_predictions, label_shares, never_win
@@ -147,6 +147,9 @@ def test_predictions():
     labels = np.tile([True, True, False], (6, 1))
     assert kinds(judged_predictions(shares(*[[1, 0, 0, 0]] * 6), labels, CLASSES)) == ["one-label-predicted"]
     assert kinds(judged_predictions(shares(*[[0, 0, 1, 0]] * 6), labels, CLASSES)) == ["one-label-predicted"]
+    others = judged_predictions(shares(*[[0.5, 0.1, 0.1, 0.3]] * 6), labels, CLASSES)
+    assert kinds(others) == ["other-classes-predicted"]
+    assert others.measured["foreground in other classes"] == 0.6
     missing = judged_predictions(shares(*[[0.5, 0.5, 0, 0]] * 6), labels, CLASSES)
     assert kinds(missing) == ["class-never-predicted"]
     assert missing.measured["never predicted"] == ["dog"]
@@ -169,7 +172,7 @@ def test_notes_of_a_run_in_the_order_of_its_stages(tmp_path):
     write_json(tmp_path / "masks-health" / HEALTH, Health({}, [second]).plain())
     write_json(tmp_path / "data-health" / HEALTH, Health({"n": 1}, [first]).plain())
     assert notes(tmp_path) == [first, second]
-    assert rendered(notes(tmp_path)).splitlines()[:2] == ["note: first! Bad.", "      Repair it."]
+    assert first.rendered() == "note: first! Bad.\n      Repair it."
 
 
 @pytest.mark.parametrize(

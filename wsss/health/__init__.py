@@ -3,6 +3,6 @@
 `notes(run)` returns the notes of a run; docs/health.md lists them, with the measurements behind their thresholds.
 """
 
-from wsss.health.note import Health, Note, notes, rendered
+from wsss.health.note import Health, Note, notes
 
-__all__ = ["Health", "Note", "notes", "rendered"]
+__all__ = ["Health", "Note", "notes"]

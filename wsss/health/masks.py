@@ -10,6 +10,7 @@ from wsss.data.files import read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.health.note import Health, Note, listed, percentage
 from wsss.health.sample import collected, same, sampled
+from wsss.run import read_record
 from wsss.stages.predict import PredictSettings, Segmenter
 
 # A mask is almost all foreground above the first share of its pixels, and almost nothing below the second
@@ -21,6 +22,8 @@ NOTABLE = 0.2
 NEARLY_ALWAYS = 0.95
 # A rule about a class needs at least this many pictures
 FEWEST = 5
+# More than this share of the predicted foreground in classes that the pictures do not have is no better than a guess
+OTHER_CLASSES = 0.5
 # Training pictures on which a segmenter is looked at
 PREDICTED = 48
 # A label with more than this share of all predicted pixels is nearly the only one
@@ -33,13 +36,18 @@ def label_shares(mask: UInt8[np.ndarray, "h w"], n_labels: int) -> Float[np.ndar
     return counts / max(counts.sum(), 1)
 
 
-def mask_health(images: Images, masks: Path, threshold: float | None) -> Health:
+def _threshold_of(masks: Path) -> float | None:
+    """The background threshold that masks were made with; None if they were made without one."""
+    value = read_record(masks)["result"].get("threshold")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def mask_health(images: Images, masks: Path) -> Health:
     """Find masks that cover everything or nothing, and classes that never or always win. All processes must call this, and get the same.
 
     Args:
         images: the pictures and their tags.
-        masks: folder of their pseudo masks.
-        threshold: the background threshold that they were made with; None if they have none.
+        masks: folder of their pseudo masks, with its record.
     """
     chosen = sampled(images)
 
@@ -48,7 +56,7 @@ def mask_health(images: Images, masks: Path, threshold: float | None) -> Health:
 
     found = collected(images, chosen, measure, same, f"health {masks.name}")
     shares = np.array(found).reshape(len(chosen), images.n_labels)
-    return judged_masks(shares, images.labels[chosen], images.class_names, threshold)
+    return judged_masks(shares, images.labels[chosen], images.class_names, _threshold_of(masks))
 
 
 def judged_masks(
@@ -63,7 +71,7 @@ def judged_masks(
         shares: the share of the background and of each class in each mask.
         labels: the tags of the pictures.
         class_names: names of the classes.
-        threshold: see `mask_health`.
+        threshold: the background threshold that the masks were made with; None if they have none.
     """
     tagged = labels.any(1)
     shares, labels = shares[tagged], labels[tagged]
@@ -187,8 +195,11 @@ def judged_predictions(
     found = (labels & (shares[:, 1:] > 0)).sum(0)
     counts = labels.sum(0)
     missing = [int(c) for c in np.flatnonzero((found == 0) & (counts >= FEWEST))]
+    foreground = float(shares[:, 1:].sum())
+    other = float((shares[:, 1:] * ~labels).sum()) / foreground if foreground else 0.0
     measured = {
         "predictions": len(shares),
+        "foreground in other classes": round(other, 4),
         "share of pixels": {name: round(float(share), 4) for name, share in zip(names, mean, strict=True)},
         "never predicted": [class_names[c] for c in missing],
     }
@@ -205,6 +216,15 @@ def judged_predictions(
             longer,
         )
         return Health(measured, [one])
+    if other > OTHER_CLASSES:
+        guessing = Note(
+            "other-classes-predicted",
+            f"{percentage(other)} of the foreground that the segmenter predicts for {len(shares)} training pictures is of classes that these "
+            "pictures are not tagged with.",
+            "It has not learned to tell the classes apart.",
+            longer,
+        )
+        return Health(measured, [guessing])
     if not missing:
         return Health(measured, [])
     shown = listed(f"`{class_names[c]}` ({counts[c]} pictures)" for c in missing)

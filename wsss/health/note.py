@@ -30,8 +30,9 @@ class Note:
     why: str
     do: str
 
-    def __str__(self) -> str:
-        return f"{self.found} {self.why} {self.do}"
+    def rendered(self) -> str:
+        """The note as text: what was found and why it matters, then what to do."""
+        return f"note: {self.found} {self.why}\n      {self.do}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,6 @@ def notes(run: Path) -> list[Note]:
     """
     found = [read_health(run / folder) for folder in FOLDERS]
     return [note for health in found if health for note in health.notes]
-
-
-def rendered(found: Iterable[Note]) -> str:
-    """Notes as text: what was found, then what to do about it."""
-    return "\n".join(f"note: {note.found} {note.why}\n      {note.do}" for note in found)
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

@@ -19,7 +19,7 @@ from wsss.health.masks import mask_health, segmenter_health
 from wsss.health.note import HEALTH, Health
 from wsss.health.suspects import SUSPECTS, Suspect, read_suspects, write_review
 from wsss.health.tags import described, judged_tags
-from wsss.run import read_record, stage
+from wsss.run import stage
 from wsss.stages.localize import Describer, LocalizerSettings
 from wsss.storage import write_json
 
@@ -32,14 +32,14 @@ log = logging.getLogger("wsss")
 def _written(health: Health, out: Path) -> dict[str, Any]:
     if launch.is_first():
         write_json(out / HEALTH, health.plain())
-        announce(health)
+    announce(health)
     return {"notes": [note.kind for note in health.notes]}
 
 
 def announce(health: Health) -> None:
-    """Log the notes of a stage."""
-    for note in health.notes:
-        log.warning("note: %s", note)
+    """Log the notes of a stage, once for all processes."""
+    for note in health.notes if launch.is_first() else ():
+        log.warning("%s", note.rendered())
 
 
 @stage(kind="check-data", makes="notes", title="tags of the dataset")
@@ -99,7 +99,7 @@ def check_masks(images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
         masks: folder of their pseudo masks.
         out: the stage's folder.
     """
-    return _written(mask_health(images, masks, threshold_of(masks)), out)
+    return _written(mask_health(images, masks), out)
 
 
 @stage(kind="check-segmenter", makes="notes", title="segmenter")
@@ -112,12 +112,6 @@ def check_segmenter(images: Images, *, weights: Path, out: Path) -> dict[str, An
         out: the stage's folder.
     """
     return _written(segmenter_health(images, weights), out)
-
-
-def threshold_of(masks: Path) -> float | None:
-    """The background threshold that masks were made with; None if they were made without one."""
-    value = read_record(masks)["result"].get("threshold")
-    return float(value) if isinstance(value, int | float) else None
 
 
 def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from wsss.data.images import Images
+from wsss.errors import BadInput
 from wsss.health.note import Health, Note, listed
 from wsss.health.sample import collected, sampled
 from wsss.health.suspects import Suspect
@@ -32,7 +33,15 @@ FEWEST_TO_JUDGE = 5
 def described(localizer: Describer, images: Images, title: str) -> tuple[list[int], Float[np.ndarray, "n d"]]:
     """The pictures that are checked, and their descriptions. All processes must call this, and get the same."""
     chosen = sampled(images, MOST_CHECKED)
-    found = collected(images, chosen, images.read, localizer.describe, title)
+
+    def describe(loaded: tuple[int, UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, " d"]:
+        index, image = loaded
+        try:
+            return localizer.describe(image)
+        except BadInput as error:
+            raise BadInput(images.where(index), error.found, error.expected, error.do) from error
+
+    found = collected(images, chosen, lambda index: (index, images.read(index)), describe, title)
     return chosen, np.array(found, np.float32).reshape(len(chosen), -1)
 
 
