@@ -24,6 +24,7 @@ from wsss.health.sample import sampled
 from wsss.loading import started_from
 from wsss.methods.cam import CAMInference, CAMSettings
 from wsss.networks.deeplab import DeepLabLayers
+from wsss.ops.thresholds import BINS, highest_values
 from wsss.refiners.crf import MaskSettings, refine
 from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.localize import localize
@@ -61,11 +62,13 @@ def described(images: Images, weights: Path) -> np.ndarray:
     return np.array([localizer.describe(images.read(index)) for index in range(len(images))])
 
 
-def of_maps(images: Images, cams: Path) -> np.ndarray:
-    found = []
+def of_maps(images: Images, cams: Path) -> dict[str, np.ndarray]:
+    found, histogram = [], np.zeros(BINS, np.int64)
     for index in sampled(images):
-        found += map_statistics(*read_matching_cams(images, cams, index, images.size_hw(index)))
-    return np.array(found)
+        classes, maps = read_matching_cams(images, cams, index, images.size_hw(index))
+        found += map_statistics(classes, maps)
+        histogram += highest_values(maps)
+    return {"maps": np.array(found, np.float32), "histogram": histogram}
 
 
 def of_masks(images: Images, masks: Path) -> np.ndarray:
@@ -92,7 +95,8 @@ def spoiled(images: Images) -> dict[str, tuple[Images, float]]:
         "shuffled": (dataclasses.replace(images, labels=shuffled), 0.003),
         "one-class": (one, 0.003),
         "together": (dataclasses.replace(images, labels=together), 0.003),
-        "high-rate": (images, 0.3),
+        "rate-0.3": (images, 0.3),
+        "rate-3": (images, 3.0),
     }
 
 
@@ -104,7 +108,7 @@ def run(images: Images, lr: float, folder: Path, threshold: float = THRESHOLD) -
     return {
         "labels": images.labels,
         "descriptions": described(images, weights).astype(np.float16),
-        "maps": of_maps(images, cams).astype(np.float32),
+        **of_maps(images, cams),
         "masks": of_masks(images, masks).astype(np.float32),
     }
 

@@ -13,9 +13,11 @@ from wsss.health.maps import MapStatistics, judged_maps, map_statistics
 from wsss.health.masks import always_win, judged_masks, judged_predictions, label_shares, never_win
 from wsss.health.note import HEALTH
 from wsss.health.sample import SAMPLE, sampled
+from wsss.ops.thresholds import BINS, highest_values
 from wsss.storage import write_json
 
 CLASSES = ("cat", "dog", "owl")
+TWO_HUMPS = highest_values(np.array([[[0.1] * 60 + [0.9] * 40]]))
 
 
 def tagged(labels) -> Images:
@@ -81,14 +83,21 @@ def test_statistics_of_maps():
 )
 def test_flat_maps(flat, peaked, expected):
     maps = [MapStatistics(c, 0.9, 0.01) for c in flat] + [MapStatistics(c, 0.3, 0.25) for c in peaked]
-    health = judged_maps(maps, CLASSES)
+    health = judged_maps(maps, TWO_HUMPS, CLASSES)
     assert kinds(health) == expected
     assert health.measured["flat maps"] == len(flat)
 
 
+def test_values_in_one_group():
+    maps = [MapStatistics(0, 0.3, 0.25)] * 10
+    one = highest_values(np.random.default_rng(0).normal(0.4, 0.05, (1, 50, 50)))
+    assert kinds(judged_maps(maps, one, CLASSES)) == ["one-hump"]
+    assert kinds(judged_maps(maps, np.zeros(BINS, np.int64), CLASSES)) == []
+
+
 def test_the_class_with_flat_maps_is_named():
     maps = [MapStatistics(2, 0.9, 0.01)] * 5 + [MapStatistics(0, 0.3, 0.25)] * 40
-    (note,) = judged_maps(maps, CLASSES).notes
+    (note,) = judged_maps(maps, TWO_HUMPS, CLASSES).notes
     assert "`owl`" in note.found
     assert "`cat`" not in note.found
 

@@ -106,8 +106,8 @@ def test_notes_of_maps_and_masks(coloured, tmp_path):
     masks = refine(settings, coloured, cams=tmp_path / "maps", out=run / "masks")
     stages.check_masks(coloured, masks=masks, out=run / FOLDERS[3])
     found = notes(run)
-    assert [note.kind for note in found] == ["flat-maps", "masks-cover-everything"]
-    assert "(0.25 was used)" in found[1].do
+    assert [note.kind for note in found] == ["flat-maps", "one-hump", "masks-cover-everything"]
+    assert "(0.25 was used)" in found[2].do
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams
 from wsss.health.note import Health, Note, listed
 from wsss.health.sample import collected, same, sampled
+from wsss.ops.thresholds import BINS, Counts, highest_values, humps
 
 # A map is flat if the standard deviation of its values, which are in [0, 1], is below this; docs/health.md has the measured values
 FLAT_DEVIATION = 0.08
@@ -52,15 +53,24 @@ def map_health(images: Images, cams: Path) -> Health:
         BadInput: the maps do not match the pictures.
     """
 
-    def measure(index: int) -> list[MapStatistics]:
-        return map_statistics(*read_matching_cams(images, cams, index, images.size_hw(index)))
+    def measure(index: int) -> tuple[list[MapStatistics], Counts]:
+        classes, maps = read_matching_cams(images, cams, index, images.size_hw(index))
+        return map_statistics(classes, maps), highest_values(maps)
 
     by_picture = collected(images, sampled(images), measure, same, f"health {cams.name}")
-    return judged_maps([one for maps in by_picture for one in maps], images.class_names)
+    histogram = sum((counts for _, counts in by_picture), np.zeros(BINS, np.int64))
+    return judged_maps([one for maps, _ in by_picture for one in maps], histogram, images.class_names)
 
 
-def judged_maps(maps: Sequence[MapStatistics], class_names: Sequence[str]) -> Health:
-    """The health of maps with these statistics."""
+def judged_maps(maps: Sequence[MapStatistics], histogram: Counts, class_names: Sequence[str]) -> Health:
+    """The health of maps.
+
+    Args:
+        maps: their statistics.
+        histogram: of the highest map of each pixel; see `wsss.ops.thresholds.highest_values`.
+        class_names: names of the classes.
+    """
+    shape = humps(histogram) if histogram.any() else None
     deviations = np.array([one.deviation for one in maps])
     flat = deviations < FLAT_DEVIATION
     labels = np.array([one.label for one in maps], int)
@@ -74,17 +84,34 @@ def judged_maps(maps: Sequence[MapStatistics], class_names: Sequence[str]) -> He
         "median deviation": round(float(np.median(deviations)), 4) if len(maps) else None,
         "median mean": round(float(np.median([one.mean for one in maps])), 4) if len(maps) else None,
         "flat maps of each class": {name: count for name, (count, _) in of_class.items()},
+        "valley": None if shape is None else round(shape.valley, 4),
     }
     some = [name for name, (count, every) in of_class.items() if every >= FEWEST and count >= NOTABLE_IN_CLASS * every]
-    if not len(maps) or (flat.mean() < NOTABLE and not some):
-        return Health(measured, [])
-    where = "" if len(some) in (0, len(of_class)) else f" (mainly of {listed(f'`{name}`' for name in some)})"
-    note = Note(
+    notes = []
+    if len(maps) and (flat.mean() >= NOTABLE or some):
+        where = "" if len(some) in (0, len(of_class)) else f" (mainly of {listed(f'`{name}`' for name in some)})"
+        notes.append(_flat(int(flat.sum()), len(maps), where))
+    if len(maps) >= FEWEST and shape is not None and shape.one_hump:
+        notes.append(_one_hump(shape.valley))
+    return Health(measured, notes)
+
+
+def _flat(count: int, every: int, where: str) -> Note:
+    return Note(
         "flat-maps",
-        f"{int(flat.sum())} of {len(maps)} sampled maps are flat{where}: their values hardly differ "
-        f"(standard deviation below {FLAT_DEVIATION}).",
+        f"{count} of {every} sampled maps are flat{where}: their values hardly differ (standard deviation below {FLAT_DEVIATION}).",
         "A flat map says nothing about where the object is; a threshold makes it all foreground or all background.",
         "Look at the loss curve in the report: if it does not fall, lower --classifier.training.lr (a tenth) or raise "
         "--classifier.training.epochs; if it does, check the tags of these classes.",
     )
-    return Health(measured, [note])
+
+
+def _one_hump(valley: float) -> Note:
+    return Note(
+        "one-hump",
+        "The values of the maps form one group: their histogram has no valley between low and high values "
+        f"(depth {valley:.2f}).",
+        "Nothing in the maps separates objects from background, so any threshold is a guess.",
+        "Look at the maps in the report. If they show the objects, try other values of --refiner.threshold and compare the masks; if they do not, "
+        "the classifier or its tags are the problem (see the other notes).",
+    )

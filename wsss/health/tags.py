@@ -24,8 +24,8 @@ MOST_CHECKED = 10_000
 SUSPICIOUS = 0.5
 # Fewest pictures for a check, and fewest with a class (and without it) for a check of this class
 FEWEST, FEWEST_OF_CLASS = 20, 3
-# A classifier explains this share of the variance of tags, or is no better than their frequencies; the same for one class
-NO_BETTER, NOT_BELIEVED = 0.1, 0.02
+# A classifier explains this share of the variance of tags, on average and for each class, or is no better than their frequencies
+NO_BETTER = 0.1
 # Rules about a class need at least this many pictures with it
 FEWEST_TO_JUDGE = 5
 
@@ -103,7 +103,7 @@ def judged_tags(
     known = np.isfinite(explained)
     mean = float(explained[known].mean()) if known.any() else None
     frequent = known & (counts >= FEWEST_TO_JUDGE)
-    unbelieved = [int(c) for c in np.flatnonzero(frequent & (np.nan_to_num(explained) < NOT_BELIEVED))]
+    unbelieved = [int(c) for c in np.flatnonzero(frequent & (np.nan_to_num(explained) < NO_BETTER))]
     tagged = np.array(
         [np.abs(1 - predicted[labels[:, c], c]).mean() if counts[c] else np.nan for c in range(len(counts))]
     )
