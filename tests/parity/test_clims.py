@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.parity import fixtures, inputs
-from wsss import classifier, clip_regions
+from wsss import classifier, clip_regions, presets
 from wsss.data.augment import CLIP_MEAN, CLIP_STD
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images
@@ -446,8 +446,12 @@ def test_pseudo_masks(case, seed):
 
 def test_the_defaults_are_the_scripts():
     refiner, settings = clims.METHOD.refiner, clims.METHOD.classifier
-    labels, masks = refiner.labels, refiner.masks
-    assert (labels.by, labels.threshold, labels.lower, masks.threshold) == ("crf", 0.3, 0.1, 0.2)
+    published = presets.settings("paper", "clims", {})["refiner"]
+    assert (refiner.labels.by, published["labels"], published["masks"]) == (
+        "crf",
+        {"threshold": 0.3, "lower": 0.1},
+        {"threshold": 0.2},
+    )
     assert refiner.walk == irnet.IRNetWalk(pad_to=0)
     baseline = clims.METHOD.needs["baseline"].settings
     assert (baseline.training.lr, baseline.training.epochs, baseline.frozen_layers) == (0.1, 5, "stem")

@@ -21,6 +21,7 @@ from wsss.refiners.irnet import IRNetSettings, IRNetTraining, IRNetWalk, centre,
 from wsss.refiners.task import RefinementTask
 from wsss.run import read_record
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
+from wsss.stages.thresholds import found_thresholds
 from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
@@ -60,7 +61,10 @@ def test_the_stages_write_what_they_promise(tmp_path, squares, cams, settings, b
     )
     run = tmp_path / "run"
     assert out == run / "masks"
-    assert sorted(folder.name for folder in run.iterdir()) == ["irnet", "irnet-labels", "irnet-walk", "masks"]
+    stages = ["cams-threshold", "irnet", "irnet-labels", "irnet-walk", "irnet-walk-threshold", "masks"]
+    assert sorted(folder.name for folder in run.iterdir()) == stages
+    threshold = read_record(out)["result"]["threshold"]
+    assert threshold == found_thresholds(run / "irnet-walk-threshold").otsu_sqrt
     for index, name in enumerate(squares.names):
         classes, maps = read_cams(run / "irnet-walk" / f"{name}.npz")
         assert classes.tolist() == squares.classes(index)
@@ -68,7 +72,7 @@ def test_the_stages_write_what_they_promise(tmp_path, squares, cams, settings, b
         assert maps.min() >= 0
         assert maps.max() == 1
         mask = read_mask(out / f"{name}.png")
-        best = np.array([0, *(classes + 1)])[np.concatenate([np.full((1, 32, 36), 0.25), maps]).argmax(0)]
+        best = np.array([0, *(classes + 1)])[np.concatenate([np.full((1, 32, 36), threshold), maps]).argmax(0)]
         np.testing.assert_array_equal(mask, best)
         assert set(np.unique(read_mask(run / "irnet-labels" / f"{name}.png"))) <= {0, *(classes + 1), 255}
     state, metadata = read_weights(run / "irnet" / WEIGHTS)
@@ -257,7 +261,9 @@ def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams, setti
     kept = [name for name in state if name.startswith("backbone.")]
     assert kept
     assert all(torch.equal(state[name], source[name]) for name in kept)
-    with pytest.raises(BadInput, match=r"refiner\.network\.init: found `classifier`, but no trained classifier"):
+    with pytest.raises(
+        BadInput, match=r"refiner\.network\.init: found `classifier`, but no classifier that was trained"
+    ):
         refinement.refined(RefinementTask(squares, cams, tmp_path / "other"))
 
 

@@ -51,7 +51,6 @@ from wsss.networks.resnet import DEPTHS, ResNet
 from wsss.objective import Groups, Objective, body_and_head, one_group
 from wsss.pretrained import Activation, load_any_clip
 from wsss.recipe import Method
-from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetSettings, IRNetWalk
 from wsss.run import maybe_file, unrecorded
 from wsss.stages.train import Training
@@ -401,10 +400,8 @@ METHOD = Method(
     needs={BASELINE: baseline(CAMSettings(frozen="stem"))},
     classifier=CLIMSSettings(),
     inference=CLIMSInference(),
-    # thresholds of the scripts for VOC; no padding, since it is commented out in make_sem_seg_labels.py
+    # no padding, since it is commented out in make_sem_seg_labels.py
     refiner=IRNetSettings(
-        labels=MaskSettings(by="crf", threshold=0.30, lower=0.10),
         walk=IRNetWalk(pad_to=0),
-        masks=MaskSettings(by="threshold", threshold=0.20),
     ),
 )

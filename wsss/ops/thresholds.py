@@ -15,6 +15,8 @@ from wsss.errors import BadInput
 BINS = 256
 # A valley has to be at least this deep, relative to the lower of the two peaks next to it, to count as one
 _DEEP = 0.1
+# The separation of a uniform distribution
+_UNIFORM = 0.75
 # Standard deviation of the Gaussian that smooths a histogram before its peaks are counted, as a share of the range
 _SMOOTHING = 0.02
 
@@ -105,8 +107,11 @@ class Humps(NamedTuple):
 
     @property
     def one_hump(self) -> bool:
-        """Whether no threshold is suggested by the values: there is no valley to speak of."""
-        return self.valley < _DEEP
+        """Whether the values suggest no threshold: no valley to speak of, and separated less than uniform values are.
+
+        Values with a single peak at 0 and a long tail have no valley either, but are separated well.
+        """
+        return self.valley < _DEEP and (self.separation is None or self.separation < _UNIFORM)
 
 
 def humps(counts: Counts) -> Humps:
@@ -119,7 +124,8 @@ def humps(counts: Counts) -> Humps:
     shares = counts / counts.sum()
     middles = _middles(len(counts))
     spread = float((shares * (middles - (shares * middles).sum()) ** 2).sum())
-    separation = float(_between(counts, middles).max()) / spread if np.count_nonzero(counts) > 1 else None
+    several = np.count_nonzero(counts) > 1
+    separation = min(float(_between(counts, middles).max()) / spread, 1.0) if several else None
     return Humps(separation, _valley(_smoothed(shares)))
 
 

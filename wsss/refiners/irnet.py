@@ -413,7 +413,7 @@ class IRNetSettings:
 
     kind: Literal["irnet"] = "irnet"
     """IRNet: a random walk that stops at object boundaries; the boundary network is trained on labels from the maps"""
-    labels: MaskSettings = MaskSettings(by="crf", threshold=0.30, lower=0.05)
+    labels: MaskSettings = MaskSettings(by="crf", threshold="otsu", lower="otsu")
     """confident labels made from the maps; published: 0.30 and 0.05 on VOC, for CLIMS 0.30 and 0.10, and on COCO 0.35 and 0.10"""
     network: IRNetTraining = IRNetTraining()
     """the network trained on the labels"""
@@ -423,7 +423,7 @@ class IRNetSettings:
     """the random walk of the maps"""
     instances: Instances = Instances()
     """instances, if they are requested"""
-    masks: MaskSettings = MaskSettings(by="threshold", threshold=0.25)
+    masks: MaskSettings = MaskSettings(by="threshold", threshold="otsu_sqrt")
     """pseudo masks from the walked maps; published: a threshold of 0.25 on VOC, for CLIMS 0.20"""
 
     def check(self, classifier: Path | Backbone | None, scored: Background | None = None) -> None:
