@@ -123,7 +123,7 @@ def shares(*rows):
 def test_masks_of_one_kind(mask, expected):
     good = [0.6, 0.4, 0, 0]
     labels = np.tile([True, False, False], (10, 1))
-    few, many = shares(mask, *[good] * 9), shares(mask, mask, *[good] * 8)
+    few, many = shares(mask, *[good] * 9), shares(*[mask] * 3, *[good] * 7)
     assert kinds(judged_masks(few, labels, CLASSES)) == []
     assert kinds(judged_masks(many, labels, CLASSES)) == ([expected] if expected else [])
 

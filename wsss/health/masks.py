@@ -16,14 +16,14 @@ from wsss.stages.predict import PredictSettings, Segmenter
 # A mask is almost all foreground above the first share of its pixels, and almost nothing below the second
 ALMOST_ALL, ALMOST_NOTHING = 0.9, 0.01
 # A note on such masks appears from this share of the pictures on
-NOTABLE = 0.2
+NOTABLE = 0.25
 # A class that has no pixel in this share of its pictures never wins; one that has this share of the foreground in this share of its
 # pictures with other classes always wins
 NEARLY_ALWAYS = 0.95
 # A rule about a class needs at least this many pictures
 FEWEST = 5
-# More than this share of the predicted foreground in classes that the pictures do not have is no better than a guess
-OTHER_CLASSES = 0.5
+# More than this share of the predicted foreground in classes that the training pictures do not have is little better than a guess
+OTHER_CLASSES = 0.25
 # Training pictures on which a segmenter is looked at
 PREDICTED = 48
 # A label with more than this share of all predicted pixels is nearly the only one
