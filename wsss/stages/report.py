@@ -17,6 +17,7 @@ from wsss.health import notes
 from wsss.run import STARTED
 from wsss.stages.charts import loss_charts, threshold_chart
 from wsss.stages.check import read_notes
+from wsss.stages.closing import next_commands
 from wsss.stages.examples import example_rows
 from wsss.stages.gallery import galleries, growing_galleries, suspicious_tags
 from wsss.stages.pages import (
@@ -145,6 +146,7 @@ def _content(
         "confusions": [_confusion(score) for score in scored],
         "figures": [_figure(stage) for stage in stages if (stage.folder / FIGURE).exists()],
         "contour_colours": {name: f"rgb{colour}" for name, colour in CONTOUR_COLOURS.items()},
+        "next_commands": next_commands(run),
         "notes": list(data.notes),
         "health": notes(run),
         "suspects": suspicious_tags(stages, splits),
