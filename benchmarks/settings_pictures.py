@@ -21,16 +21,18 @@ from wsss.data.images import Images
 from wsss.ops.crf import PRESETS, DenseCRF
 from wsss.stages.pages import heatmap
 
-# Indices of the pictures shown
-SHOWN = (3, 8)
+# Classes of the two pictures shown
+SHOWN = ("star", "ball")
 SIDE = 168
 SIZE = ("--augment.long_side", "[60,80]", "--augment.crop", "68")
 LENGTH = ("--training.epochs", "12")
 # name of a training, and its flags
 TRAININGS = {
     "enough": (*SIZE, *LENGTH),
-    "short": (*SIZE, "--training.epochs", "1"),
+    "short": (*SIZE, "--training.epochs", "3"),
+    "long": (*SIZE, "--training.epochs", "40"),
     "coarse": (*SIZE, *LENGTH, "--output_stride", "32"),
+    "large": ("--augment.long_side", "[200,260]", "--augment.crop", "68", *LENGTH),
     "small": ("--augment.long_side", "[20,26]", "--augment.crop", "20", *LENGTH),
 }
 
@@ -60,6 +62,9 @@ class Maps:
 
     def __init__(self, work: Path, images: Images) -> None:
         self.work, self.images = work, images
+        wanted = [(images.class_names.index(name),) for name in SHOWN]
+        alone = [tuple(images.classes(index)) for index in range(len(images))]
+        self.shown = [alone.index(classes) for classes in wanted]
 
     def of(self, training: str, index: int, scales: tuple[float, ...] = (1.0, 0.75, 1.5)) -> np.ndarray:
         names = [self.images.class_names[label] for label in self.images.classes(index)]
@@ -105,20 +110,22 @@ def strips(maps: Maps) -> dict[str, Image.Image]:
     tolerant = dataclasses.replace(PRESETS["irn"], bilateral_srgb=60.0, bilateral_weight=40.0)
 
     def column(caption: str, draw: Callable[[int], Image.Image]) -> tuple[str, list[Image.Image]]:
-        return caption, [draw(index) for index in SHOWN]
+        return caption, [draw(index) for index in maps.shown]
 
     plain = column("picture", lambda index: Image.fromarray(maps.images.read(index)))
     return {
         "threshold": strip([plain, *(column(f"{t:g}", lambda index, t=t: maps.masked(index, t)) for t in (0.1, 0.4, 0.8))]),
         "epochs": strip([
             plain,
-            column("1 epoch", lambda index: maps.drawn("short", index)),
+            column("3 epochs", lambda index: maps.drawn("short", index)),
             column("12 epochs", lambda index: maps.drawn("enough", index)),
+            column("40 epochs", lambda index: maps.drawn("long", index)),
         ]),
         "size": strip([
             plain,
-            column("trained at 20 px", lambda index: maps.drawn("small", index, (0.3,))),
-            column("trained at 68 px", lambda index: maps.drawn("enough", index)),
+            column("at 20 px", lambda index: maps.drawn("small", index, (0.3,))),
+            column("at 68 px", lambda index: maps.drawn("enough", index)),
+            column("at 230 px", lambda index: maps.drawn("large", index, (3.0,))),
         ]),
         "output-stride": strip([
             plain,

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -23,6 +24,7 @@ from wsss.errors import BadInput
 from wsss.ops.contour import boundary_matches
 from wsss.run import stage
 from wsss.stages import evaluate
+from wsss.stages.closing import next_commands
 from wsss.stages.pages import CONTOUR_COLOURS, contour_uri, contours
 from wsss.stages.report import report, table
 from wsss.storage import read_json, write_json
@@ -251,6 +253,27 @@ def test_stages_follow_what_they_were_made_from(page: Page) -> None:
     assert re.search(r"lr ?0\.02", stages)
 
 
+def test_what_to_do_next_and_what_pixel_labels_were_used_for(whole: tuple[Path, Dataset], page: Page) -> None:
+    run, _ = whole
+    commands = [inner for _, inner in page.all("code") if inner.startswith("wsss ")]
+    assert commands == [
+        f"wsss predict --weights {run} --pictures NEW_PICTURES --out MASKS --overlay",
+        f"wsss export masks {run}/masks --format coco --out {run}-coco",
+    ]
+    assert "pixel labels used: none" in page.all("header", "top")[0][1]
+
+
+def test_next_commands_are_for_what_there_is(tmp_path: Path) -> None:
+    run = tmp_path / "my $HOME; run"
+    assert next_commands(run) == []
+    (run / "masks").mkdir(parents=True)
+    (run / "masks" / "done.json").touch()
+    (run / "tags-review.csv").touch()
+    export, again = (shlex.split(one.command) for one in next_commands(run))
+    assert str(run / "masks") in export
+    assert again[again.index("--tags") + 1] == str(run / "tags-review.csv")
+
+
 def test_bars_are_as_long_as_the_scores(whole: tuple[Path, Dataset], page: Page) -> None:
     run, _ = whole
     masks = read_json(run / "masks-scores" / "scores.json", "scores")
@@ -413,8 +436,9 @@ def test_no_true_masks(tmp_path: Path) -> None:
     data = opened(tmp_path / "data", with_masks=False)
     run = made(tmp_path / "run", data)
     page = Page(report(run, data).read_text(encoding="utf-8"))
-    notes, scores, *_ = (inner for _, inner in page.all("section"))
+    notes, _, scores, *_ = (inner for _, inner in page.all("section"))
     assert "seen from above" in notes, "what to know about the data comes first"
+    assert "pseudo masks over the picture" in {inner for _, inner in page.all("figcaption")}
     assert "No scores" in scores
     assert len(page.all("div", "row")) == 12
     captions = {inner for _, inner in page.all("figcaption")}

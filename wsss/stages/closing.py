@@ -27,7 +27,9 @@ def next_commands(run: Path) -> list[NextCommand]:
 
     found = []
     if (run / "segmenter" / DONE).exists():
-        command = words("wsss", "predict", "--weights", run, "--pictures", "NEW_PICTURES", "--out", "MASKS", "--overlay")
+        command = words(
+            "wsss", "predict", "--weights", run, "--pictures", "NEW_PICTURES", "--out", "MASKS", "--overlay"
+        )
         found.append(NextCommand(command, "masks of new pictures, and pictures with the masks drawn over them"))
     if (run / "masks" / DONE).exists():
         command = words("wsss", "export", "masks", run / "masks", "--format", "coco", "--out", f"{run}-coco")

@@ -20,6 +20,7 @@ from wsss.stages.pages import (
     contours,
     data_uri,
     heatmap,
+    overlaid,
     random_names,
     shrunk,
 )
@@ -195,6 +196,9 @@ def _row(
         else:
             mask = read_mask(one.file(name))
             figures.append({"caption": one.title, "kind": "mask", "uri": data_uri(coloured_mask(mask), limit)})
+            if truth is None:
+                over = data_uri(overlaid(picture, mask), limit)
+                figures.append({"caption": f"{one.title} over the picture", "kind": "picture", "uri": over})
             tolerance = next((score.protocol["contour tolerance"] for score in judges if score.contour), None)
             if with_contours and truth is not None and tolerance is not None:
                 outlines = contour_uri(full, contours(truth, mask, tolerance), limit)

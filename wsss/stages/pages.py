@@ -174,6 +174,14 @@ def coloured_mask(mask: UInt8[np.ndarray, "h w"]) -> Image.Image:
     return shrunk(picture, SIDE)
 
 
+def overlaid(picture: Image.Image, mask: UInt8[np.ndarray, "h w"]) -> Image.Image:
+    """A mask in VOC's colours over its picture; background is darkened, and unsure pixels (255) are pale."""
+    labels = np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST))[..., None]
+    colours = voc_palette()[labels[..., 0]]
+    seen = np.asarray(picture)
+    return Image.fromarray(np.where(labels > 0, 0.45 * seen + 0.55 * colours, 0.4 * seen).astype(np.uint8))
+
+
 def heatmap(picture: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
     """A map in [0, 1] as a heat map over its picture."""
     resized = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR))
