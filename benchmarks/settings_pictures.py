@@ -9,6 +9,7 @@ A few minutes on two cores; trainings that are there already are used again.
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def strips(maps: Maps) -> dict[str, Image.Image]:
 
     plain = column("picture", lambda index: Image.fromarray(maps.images.read(index)))
     return {
-        "threshold": strip([plain, *(column(f"{t:g}", lambda index, t=t: maps.masked(index, t)) for t in (0.1, 0.4, 0.8))]),
+        "threshold": strip([plain, *(column(f"{t:g}", partial(maps.masked, threshold=t)) for t in (0.1, 0.4, 0.8))]),
         "epochs": strip([
             plain,
             column("3 epochs", lambda index: maps.drawn("short", index)),

@@ -258,6 +258,7 @@ def test_what_to_do_next_and_what_pixel_labels_were_used_for(whole: tuple[Path, 
     commands = [inner for _, inner in page.all("code") if inner.startswith("wsss ")]
     assert commands == [
         f"wsss predict --weights {run} --pictures NEW_PICTURES --out MASKS --overlay",
+        f"wsss review {run}",
         f"wsss export masks {run}/masks --format coco --out {run}-coco",
     ]
     assert "pixel labels used: none" in page.all("header", "top")[0][1]
@@ -269,7 +270,8 @@ def test_next_commands_are_for_what_there_is(tmp_path: Path) -> None:
     (run / "masks").mkdir(parents=True)
     (run / "masks" / "done.json").touch()
     (run / "tags-review.csv").touch()
-    export, again = (shlex.split(one.command) for one in next_commands(run))
+    review, export, again = (shlex.split(one.command) for one in next_commands(run))
+    assert review == ["wsss", "review", str(run)]
     assert str(run / "masks") in export
     assert again[again.index("--tags") + 1] == str(run / "tags-review.csv")
 

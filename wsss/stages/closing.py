@@ -32,6 +32,7 @@ def next_commands(run: Path) -> list[NextCommand]:
         )
         found.append(NextCommand(command, "masks of new pictures, and pictures with the masks drawn over them"))
     if (run / "masks" / DONE).exists():
+        found.append(NextCommand(words("wsss", "review", run), "tags and masks on a local page, to correct them"))
         command = words("wsss", "export", "masks", run / "masks", "--format", "coco", "--out", f"{run}-coco")
         found.append(NextCommand(command, "the pseudo masks for another program; --help lists its formats"))
     if (run / REVIEW).exists():
