@@ -254,6 +254,7 @@ def test_a_decision_needs_the_type_of_json(client):
 
 def test_the_commands_at_the_end_are_accepted_by_the_command_line(client, made, capsys):
     assert client.get("api/commands").json()["commands"] == []
+    (made.run / "settings.yaml").write_text("preset: quick\n")
     client.post("api/picture/0", json={"tags": [0, 1], "state": "accepted"})
     client.post("api/picture/4", json={"tags": [], "state": "rejected"})
     found = client.post("api/finish", json={}).json()
@@ -272,9 +273,13 @@ def test_the_commands_at_the_end_are_accepted_by_the_command_line(client, made, 
     printed = capsys.readouterr().out
     assert "2 of 5 pictures done; 1 with other tags, 1 with a corrected mask" in printed
     assert found["commands"][0]["command"] in printed
+    segment, _ = command(["segment"])[1].parser("segment").parse(words[1][1:])
+    assert segment.corrected == out / "corrected"
     line = ["run", "cam", *words[0][2:]]
+    assert line[line.index("--config") + 1] == str(made.run / "settings.yaml")
     name, chosen = command(line)
     options, _ = chosen.parser(name).parse(line[2:])
+    assert options.corrected == out / "corrected"
     data = options.open_path(options.data)
     images = data.split(data.train)
     assert len(images) == 4

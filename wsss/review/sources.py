@@ -11,6 +11,7 @@ from wsss.data.open import open_dataset
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.errors import BadInput
 from wsss.methods import METHODS
+from wsss.presets import RECORDED
 from wsss.review.decisions import CLASSES, CORRECTED, TAGS, TRAIN, Counts
 from wsss.review.options import ReviewOptions
 from wsss.run import DONE, read_record
@@ -47,16 +48,22 @@ class Sources:
     def commands(self, counts: Counts) -> list[tuple[str, str]]:
         """Titles and command lines that train on the result of a review; none if nothing was changed."""
         found = []
-        method = _method_of(self.run)
         base = self.run or self.out
+        corrected = ["--corrected", str(self.out / CORRECTED)] if counts.corrected and self.masks is not None else []
         if counts.retagged or counts.rejected:
-            words = ["wsss", "run", method, *self._dataset(counts, retagged=True)]
-            found.append(("Train on the reviewed tags", [*words, "--out", f"{base}-reviewed"]))
-        if counts.corrected and self.masks is not None:
-            words = ["wsss", "segment", *self._dataset(counts, retagged=False), "--masks", str(self.masks)]
-            words += ["--corrected", str(self.out / CORRECTED), "--out", str(base / "segmenter-corrected")]
-            found.append(("Train a segmenter on the corrected masks", words))
+            words = ["wsss", "run", _method_of(self.run), *self._settings(), *self._dataset(counts, retagged=True)]
+            title = "Run again with the reviewed tags" + (" and the corrected masks" if corrected else "")
+            found.append((title, [*words, *corrected, "--out", f"{base}-reviewed"]))
+        if corrected:
+            words = ["wsss", "segment", *self._settings(), *self._dataset(counts, retagged=False)]
+            words += ["--masks", str(self.masks), *corrected, "--out", str(base / "segmenter-corrected")]
+            found.append(("Train a segmenter on the present masks, with the corrections", words))
         return [(title, shlex.join(words)) for title, words in found]
+
+    def _settings(self) -> list[str]:
+        """The flag that gives the settings of the run."""
+        recorded = self.run / RECORDED if self.run is not None else None
+        return ["--config", str(recorded)] if recorded is not None and recorded.exists() else []
 
     def _dataset(self, counts: Counts, *, retagged: bool) -> list[str]:
         """Flags that open the dataset."""
