@@ -28,7 +28,7 @@ TOKEN, ORIGIN = "secret-token", "http://127.0.0.1:8000"
 def page_of(sources, doubts=None):
     decisions = Decisions(sources.data, sources.split, sources.out, sources.masks)
     material = Material(decisions.images, sources.cams, sources.out)
-    measures = Measures(material, decisions.pseudo_mask, doubts or {}, sources.out)
+    measures = Measures(material, decisions.mask_path, doubts or {}, sources.out)
     measures.start(wait=60)
     return Review(sources, decisions, material, measures)
 
@@ -216,6 +216,7 @@ def test_a_painted_mask_is_written_at_once(client, made):
     answer = client.post("mask/0", content=mask.tobytes())
     assert answer.json()["corrected"]
     assert answer.json()["state"] == "changed"
+    assert answer.json()["reasons"] == ["=1+1: 10% of the picture, but not tagged"]
     np.testing.assert_array_equal(read_mask(made.run / "review" / "corrected" / "a" / "one.png"), mask)
     np.testing.assert_array_equal(labels(client.get("mask/0")), mask)
     assert labels(client.get("mask/0?original"))[0, 0] == 0

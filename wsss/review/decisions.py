@@ -101,15 +101,17 @@ class Decisions:
         path = self.masks / f"{self.images.names[index]}.png" if self.masks else None
         return path if path and path.is_file() else None
 
+    def mask_path(self, index: int) -> Path | None:
+        """The file of the current mask: the corrected one if there is one, and otherwise the pseudo mask."""
+        return self.corrected_path(index) if index in self.corrected else self.pseudo_mask(index)
+
     def mask(self, index: int, *, original: bool = False) -> UInt8[np.ndarray, "h w"]:
         """The mask of a picture: the corrected one if there is one, unless `original`, and otherwise the pseudo mask.
 
         Raises:
             BadInput: there is none, or it does not fit the picture and the classes.
         """
-        path = self.pseudo_mask(index)
-        if index in self.corrected and not original:
-            path = self.corrected_path(index)
+        path = self.pseudo_mask(index) if original else self.mask_path(index)
         if path is None:
             raise BadInput(self.images.names[index], "no mask", "a pseudo mask", "Make the masks first.")
         mask, size_hw = read_mask(path), self.images.size_hw(index)

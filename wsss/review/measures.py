@@ -50,7 +50,7 @@ class Measures:
 
     Args:
         material: pictures and maps.
-        mask_path: function that gives a picture's pseudo mask, None if it has none.
+        mask_path: function that gives a picture's current mask, None if it has none.
         doubts: doubts about tags by the name of the picture.
         cache: folder in which measures are stored.
     """
@@ -77,6 +77,12 @@ class Measures:
         """Stop measuring, and wait until what was measured is stored."""
         self._stop.set()
         self._ended.wait()
+
+    def update(self, index: int) -> None:
+        """Measure the mask of a picture again, after it was corrected."""
+        path = self.mask_path(index)
+        if path is not None:
+            self.shares[index] = self._shares(path)
 
     def suspicion(self, tags: Bool[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
         """The suspicion of each picture with these tags."""

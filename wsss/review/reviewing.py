@@ -150,6 +150,7 @@ class Review:
             raise HTTPException(400, f"{len(body)} bytes for {height * width} pixels.")
         mask = np.frombuffer(body, np.uint8).reshape(height, width)
         await run_in_threadpool(self.decisions.correct, index, mask)
+        await run_in_threadpool(self.measures.update, index)
         return as_json({**self._row(index), **self._progress()})
 
     def mask(self, request: Request) -> Response:
@@ -258,7 +259,7 @@ def review(options: ReviewOptions) -> None:
         material = Material(decisions.images, sources.cams, sources.out)
         table = sources.run / SUSPICIOUS_TAGS if sources.run else None
         doubts = read_doubts(table, decisions.images) if table and table.exists() else {}
-        measures = Measures(material, decisions.pseudo_mask, doubts, sources.out)
+        measures = Measures(material, decisions.mask_path, doubts, sources.out)
         page = Review(sources, decisions, material, measures)
         measures.start(_WAIT_FOR_MEASURES)
         try:

@@ -9,6 +9,7 @@ from typing import Any
 from wsss.data.images import Dataset
 from wsss.data.open import open_dataset
 from wsss.data.tables import labels_by_name, labels_of
+from wsss.digests import content_digest
 from wsss.errors import BadInput
 from wsss.methods import METHODS
 from wsss.presets import RECORDED
@@ -16,7 +17,8 @@ from wsss.review.decisions import CLASSES, CORRECTED, TAGS, TRAIN, Counts
 from wsss.review.options import ReviewOptions
 from wsss.run import DONE, read_record
 from wsss.stages.check import read_notes, reopen
-from wsss.stages.records import folders_with
+from wsss.stages.records import folders_with, holds
+from wsss.weights import WEIGHTS
 
 # Layouts whose classes are the sorted tags, unless they are listed
 _WITHOUT_CLASS_LIST = ("folders", "tags", "pictures")
@@ -56,7 +58,8 @@ class Sources:
             found.append((title, [*words, *corrected, "--out", f"{base}-reviewed"]))
         if corrected:
             words = ["wsss", "segment", *self._settings(), *self._dataset(counts, retagged=False)]
-            words += ["--masks", str(self.masks), *corrected, "--out", str(base / "segmenter-corrected")]
+            words += [*self._initial_weights(), "--masks", str(self.masks), *corrected]
+            words += ["--out", str(base / "segmenter-corrected")]
             found.append(("Train a segmenter on the present masks, with the corrections", words))
         return [(title, shlex.join(words)) for title, words in found]
 
@@ -64,6 +67,16 @@ class Sources:
         """The flag that gives the settings of the run."""
         recorded = self.run / RECORDED if self.run is not None else None
         return ["--config", str(recorded)] if recorded is not None and recorded.exists() else []
+
+    def _initial_weights(self) -> list[str]:
+        """The flag that initialises a segmenter from the classifier of the run, if the run did so."""
+        if self.run is None or not (self.run / "segmenter" / DONE).exists():
+            return []
+        init = read_record(self.run / "segmenter")["inputs"]["settings"].get("init")
+        weights = self.run / "classifier" / WEIGHTS
+        if not holds(init, "identity") or not weights.exists() or content_digest(weights) != init["identity"]:
+            return []
+        return ["--segmenter.init", str(weights.parent)]
 
     def _dataset(self, counts: Counts, *, retagged: bool) -> list[str]:
         """Flags that open the dataset."""

@@ -84,13 +84,6 @@ export class Drawing {
         }
       : { left, top, right, bottom };
   }
-
-  // The number of pixels of each label.
-  counts() {
-    const counts = new Uint32Array(256);
-    for (const label of this.labels) counts[label]++;
-    return counts;
-  }
 }
 
 function crop(labels, width, { left, top, right, bottom }) {

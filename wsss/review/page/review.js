@@ -183,7 +183,7 @@ class ReviewPage {
     const { name, tags, state, reasons } = this.current;
     const steps = this.histories.get(this.current.index);
     element("name").textContent = `${name}${state ? ` (${state})` : ""}`;
-    const lines = [...reasons, ...this.contradictions()].map((reason) => {
+    const lines = reasons.map((reason) => {
       const line = document.createElement("li");
       line.textContent = reason;
       return line;
@@ -194,17 +194,6 @@ class ReviewPage {
     element("redo").disabled = !steps.undone.length;
     element("reopen").disabled = !["accepted", "rejected"].includes(state);
     for (const id of ["brush", "eraser", "region", "original"]) element(id).disabled = !this.drawing;
-  }
-
-  // Differences between the tags and the mask as it is now.
-  contradictions() {
-    if (!this.drawing || !this.current.corrected) return [];
-    const counts = this.drawing.counts();
-    return this.classes.flatMap((name, index) => {
-      const tagged = this.current.tags.includes(index);
-      if (tagged === counts[index + 1] > 0) return [];
-      return [tagged ? `${name}: tagged, but not in the corrected mask` : `${name}: in the corrected mask, but not tagged`];
-    });
   }
 
   step(by) {
