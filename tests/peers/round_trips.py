@@ -19,6 +19,7 @@ import wsss
 from tests.peers import masks as hard
 from wsss.data.files import read_mask
 from wsss.data.shapes import make_shapes
+from wsss.errors import BadInput
 
 HERE = Path(__file__).parent
 
@@ -51,6 +52,11 @@ TRIPS = (
     Trip("datumaro", "cvat", words=("cvat",), results=(".", "polygons")),
     Trip("datumaro", "cvat-masks", words=("voc_segmentation",)),
     Trip("datumaro", "voc", words=("voc_segmentation",), unsure=True),
+    Trip("datumaro", "coco", words=("coco_instances",), results=("masks", ".")),
+    Trip("datumaro", "coco-panoptic", words=("coco_panoptic",)),
+    Trip("ultralytics", "yolo-seg", words=("segment",)),
+    Trip("ultralytics", "yolo-semantic", words=("semantic",), unsure=True),
+    Trip("datasets", "hf", unsure=True),
     Trip("label_studio_sdk", "labelstudio", results=("tasks.json", "min/result.json")),
 )
 
@@ -92,7 +98,11 @@ def _walk(trip: Trip, folder: Path, source: str) -> None:
     print(f"{trip.format} {options} | {source} | {done.stdout.splitlines()[-1]}", flush=True)
     for number, result in enumerate(trip.results):
         file = place / "theirs" / result
-        out = wsss.import_masks(trip.format, file, place / f"again{number}", **given)
+        try:
+            out = wsss.import_masks(trip.format, file, place / f"again{number}", **given)
+        except BadInput as error:
+            print(f"    back from {result}: refused, {error.found}", flush=True)
+            continue
         print(f"    back from {result}: {_compared(out, root / 'masks')}", flush=True)
         if result == "polygons":
             print(f"    against what the tool draws: {_compared(out, place / 'theirs' / 'drawn')}", flush=True)
@@ -100,12 +110,13 @@ def _walk(trip: Trip, folder: Path, source: str) -> None:
 
 def _compared(found: Path, known: Path) -> str:
     pixels = lost = differ = 0
-    for path in sorted(known.rglob("*.png")):
-        before, after = read_mask(path), read_mask(found / path.relative_to(known))
+    for path in sorted(found.rglob("*.png")):
+        after, before = read_mask(path), read_mask(known / path.relative_to(found))
         pixels += before.size
         lost += int((before != after).sum())
         differ += bool((before != after).any())
-    return f"{differ} masks differ, in {lost} of {pixels} pixels"
+    missing = len(list(known.rglob("*.png"))) - len(list(found.rglob("*.png")))
+    return f"{differ} masks differ, in {lost} of {pixels} pixels; {missing} masks are missing"
 
 
 def environment(tool: str, folder: Path) -> Path:

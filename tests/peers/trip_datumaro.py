@@ -1,6 +1,6 @@
-"""Datumaro reads what we export for CVAT or in VOC's layout, and writes it again: as it is, and for CVAT also as polygons.
+"""Datumaro reads what we export for CVAT, in VOC's layout or in COCO's formats, and writes it again: as it is, and for CVAT also as polygons.
 
-python trip_datumaro.py EXPORT MASKS OUT cvat|voc_segmentation
+python trip_datumaro.py EXPORT MASKS OUT cvat|voc_segmentation|coco_instances|coco_panoptic
 """
 
 import sys
@@ -15,7 +15,7 @@ export, masks, out, form = *map(Path, sys.argv[1:4]), sys.argv[4]
 data = Dataset.import_from(str(export), form)
 names = [label.name for label in data.categories()[AnnotationType.label]]
 labels = [
-    255 if name == "ignored" else at
+    255 if name == "ignored" else 0 if name == "background" else at
     for at, name in enumerate(names if names[0] == "background" else ["background", *names])
 ]
 first = 0 if names[0] == "background" else 1
@@ -37,6 +37,8 @@ for item in data:
     count += 1
 assert count == len(list(masks.rglob("*.png")))
 data.export(str(out), form, save_media=True)
+if form == "coco_instances":  # masks are polygons otherwise
+    data.export(str(out / "masks"), form, save_media=True, segmentation_mode="mask")
 if form == "cvat":
     data.transform("masks_to_polygons")
     data.export(str(out / "polygons"), form, save_media=True)

@@ -1,11 +1,11 @@
 """COCO's panoptic format (Kirillov et al., CVPR 2019): a PNG of segment ids for each picture, and a JSON file.
 
-    annotations/panoptic_train.json          categories 1..n in the order of our classes, and 0 for the background
+    annotations/panoptic_train.json          categories 1..n in the order of our classes, and n + 1 for the background
     annotations/panoptic_train/NAME.png      red + 256 green + 65536 blue is the id of a segment; 0 is void
     images/train/NAME.jpg
 
 With `per component` the classes are things, with `per class` they are stuff. The background is stuff, and a segment too, since scores do not count
-void pixels: void are only the pixels that are 255, with `unsure ignore`.
+void pixels: void are only the pixels that are 255, with `unsure ignore`. Its category is not 0, which Datumaro (1.13.12) takes for no category.
 """
 
 import json
@@ -42,7 +42,7 @@ def write(task: Task[ObjectOptions], item: Item) -> list[dict[str, Any]]:
         rows, columns = np.flatnonzero(background.any(1)).tolist(), np.flatnonzero(background.any(0)).tolist()
         box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
         ids[background] = 1
-        segments.append(_segment(1, 0, int(background.sum()), box))
+        segments.append(_segment(1, len(task.class_names) + 1, int(background.sum()), box))
     for number, region in enumerate(regions(item.labels, task.options.per), 2):
         x, y, width, height = region.box
         ids[y : y + height, x : x + width][region.inside] = number
@@ -60,10 +60,13 @@ def _segment(number: int, category: int, area: int, box: list[int]) -> dict[str,
 def finish(task: Task[ObjectOptions], parts: Iterable[Part]) -> Path:
     """Write the JSON file, picture by picture."""
     path, things = task.out / ANNOTATIONS, int(task.options.per == "component")
-    names = (BACKGROUND, *task.class_names)
+    names = (*task.class_names, BACKGROUND)
     with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as stream:
         stream.write(f'{{"info": {json.dumps(info(task))},\n"licenses": [],\n"categories": ')
-        write_list(stream, (_category(number, name, things) for number, name in enumerate(names)))
+        write_list(
+            stream,
+            (_category(at, name, things if at <= len(task.class_names) else 0) for at, name in enumerate(names, 1)),
+        )
         stream.write(',\n"images": ')
         write_list(stream, map(image, parts))
         stream.write(',\n"annotations": ')
@@ -78,9 +81,9 @@ def finish(task: Task[ObjectOptions], parts: Iterable[Part]) -> Path:
     return path
 
 
-def _category(number: int, name: str, things: int) -> dict[str, Any]:
+def _category(number: int, name: str, is_thing: int) -> dict[str, Any]:
     colour = voc_palette()[number].tolist()
-    return {"id": number, "name": name, "supercategory": "", "isthing": things if number else 0, "color": colour}
+    return {"id": number, "name": name, "supercategory": "", "isthing": is_thing, "color": colour}
 
 
 def read(ours: Ours, options: ImportOptions) -> Iterator[Corrected]:
