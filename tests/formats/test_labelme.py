@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.peers.masks import CLASSES, masks
 from wsss.data.files import read_mask
+from wsss.data.open import open_dataset
 from wsss.errors import BadInput
 
 
@@ -61,6 +63,16 @@ def test_corrections_and_renamed_classes(two, tmp_path):
     known[0, 5] = 255
     assert found.keys() == {"a"}
     np.testing.assert_array_equal(found["a"], known)
+
+
+@pytest.mark.parametrize("shapes", ["mask", "polygon"])
+def test_it_is_read_as_a_data_set(shapes, hard_masks, tmp_path):
+    out = hard_masks.export("labelme", tmp_path / "out", shapes=shapes)
+    images = open_dataset(out).split("train")
+    assert images.class_names == CLASSES
+    for at, name in enumerate(images.names):
+        np.testing.assert_array_equal(images.read_mask(at, images.size_hw(at)), masks(unsure=False)[name], err_msg=name)
+    assert set(images.names) == set(masks(unsure=False))
 
 
 @pytest.mark.parametrize(

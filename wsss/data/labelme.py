@@ -19,7 +19,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
 from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
-from wsss.data.lists import files_below, is_picture, read_lines
+from wsss.data.lists import EXPORT_RECORD, files_below, is_picture, read_lines
 from wsss.data.roles import IGNORED, Roles, only_classes
 from wsss.digests import content_digest
 from wsss.errors import BadInput, is_regular, reading
@@ -215,9 +215,14 @@ def _patched(
     return inside
 
 
+def json_files(root: Path) -> list[Path]:
+    """The JSON files below a folder, without the record of an export."""
+    return [path for path in files_below(root) if path.suffix.lower() == ".json" and path.name != EXPORT_RECORD]
+
+
 def find_labelme(root: Path) -> list[Path]:
     """The JSON files below a folder, if one of the first is a file of labelme."""
-    files = [path for path in files_below(root) if path.suffix.lower() == ".json"]
+    files = json_files(root)
     first = next((path for path in files if is_regular(path)), None)
     if first is None:
         return []

@@ -13,6 +13,9 @@ from jaxtyping import Bool
 from wsss.data.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from wsss.errors import BadInput, reading, suggestion
 
+# The record that `wsss export masks` leaves with its files
+EXPORT_RECORD = "wsss-export.json"
+
 
 def read_text(path: Path, expected: str) -> str:
     """The text of a UTF-8 file, without a byte order mark; `expected` describes its content in errors.

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from wsss import launch
 from wsss.data.files import read_mask
 from wsss.data.images import IGNORE, Images, check_labels
-from wsss.data.lists import without_suffix
+from wsss.data.lists import EXPORT_RECORD, without_suffix
 from wsss.data.pictures import read_header
 from wsss.digests import folder_digests
 from wsss.errors import BadInput, reading
@@ -27,7 +27,6 @@ from wsss.run import content_of, plain
 from wsss.stages.each import as_loaded, for_each_picture
 from wsss.storage import digest, read_json, whole_file, writing
 
-RECORD = "wsss-export.json"
 # Pictures are copied in pieces of this size
 _PIECE = 1 << 20
 
@@ -57,7 +56,7 @@ def export_masks(format: Format, options: ExportOptions) -> Exported:
     _check_places(source, options.out)
     unsure, class_names = _classes(format, options.unsure, source.images.class_names)
     task = Task(options, options.out, class_names, unsure, len(source.images))
-    job = Job(options.out, RECORD, _made_from(format, task, source))
+    job = Job(options.out, EXPORT_RECORD, _made_from(format, task, source))
     known = launch.decided_by_first(job.finished)
     if known is None:
         with job.discarding():

@@ -18,12 +18,11 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from wsss.data.labelme import LabelmeFile, draw_shapes, read_labelme_file
+from wsss.data.labelme import LabelmeFile, draw_shapes, json_files, read_labelme_file
 from wsss.data.labels import IGNORE
-from wsss.data.lists import files_below
+from wsss.data.lists import EXPORT_RECORD
 from wsss.data.roles import IGNORED
 from wsss.errors import BadInput
-from wsss.formats.export import RECORD
 from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
 from wsss.formats.objects import regions
 from wsss.ops.painting import polygons
@@ -60,7 +59,7 @@ def _write(task: Task[LabelmeOptions], item: Item) -> None:
             corners = [[left, top], [left + width - 1, top + height - 1]]
             shapes.append(_shape(name, "mask", corners, _packed(one.inside)))
     place = task.out / f"{item.name}.json"
-    if place.relative_to(task.out) == Path(RECORD):
+    if place.relative_to(task.out) == Path(EXPORT_RECORD):
         raise BadInput(
             item.picture, "a picture whose file for labelme would be that of the record", "another name", "Rename it."
         )
@@ -106,12 +105,10 @@ def _finish(task: Task[LabelmeOptions], parts: Iterable[Part]) -> Path:
 
 def _read(ours: Ours, options: ImportOptions) -> Iterator[Corrected]:
     root = options.file
-    files = [path for path in files_below(root) if path.suffix.lower() == ".json"] if root.is_dir() else [root]
+    files = json_files(root) if root.is_dir() else [root]
     if not files:
         raise BadInput(root, "no JSON file", "the folder with the files that labelme saved", "Check the path.")
     for path in files:
-        if path.name == RECORD:
-            continue
         drawing = read_labelme_file(path)
         _check_shapes(path, drawing)
         labels = {name: _label(ours, name, path) for name in {shape[0] for shape in drawing.shapes}}
