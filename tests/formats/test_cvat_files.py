@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+import zipfile
 
 import numpy as np
 import pytest
@@ -56,13 +57,22 @@ def test_boxes_are_no_masks(two, tmp_path):
 def test_a_folder_with_one_xml_file(two, tmp_path):
     out = tmp_path / "unpacked"
     out.mkdir()
-    with pytest.raises(BadInput, match="no XML file"):
+    with pytest.raises(BadInput, match=r"no \.xml file"):
         two.imported("cvat", out)
     (out / "train.xml").write_text(B.format(""))
     assert not two.imported("cvat", out)["in/b"].any()
     (out / "val.xml").write_text(B.format(""))
-    with pytest.raises(BadInput, match=r"the XML files train\.xml, val\.xml"):
+    with pytest.raises(BadInput, match=r"the files train\.xml, val\.xml"):
         two.imported("cvat", out)
+
+
+def test_an_archive_has_to_be_unpacked(two, tmp_path):
+    """CVAT exports archives."""
+    path = tmp_path / "task.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("annotations.xml", B.format(""))
+    with pytest.raises(BadInput, match=r"task\.zip: found a ZIP archive; .* Unpack it"):
+        two.imported("cvat", path)
 
 
 def test_a_name_that_xml_cannot_hold(two, tmp_path):

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from wsss.data.cvat import CvatPicture, read_cvat, run_lengths
 from wsss.data.labels import web_colours
-from wsss.errors import BadInput
+from wsss.formats.files import only_file
 from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
 from wsss.formats.objects import regions
 from wsss.formats.xml_text import check_xml
@@ -70,23 +70,10 @@ def _finish(task: Task[CvatOptions], parts: Iterable[Part]) -> Path:
 
 
 def _read(ours: Ours, options: ImportOptions) -> Iterator[Corrected]:
-    for picture in read_cvat(_file(options.file)):
+    for picture in read_cvat(only_file(options.file, ".xml")):
         labels = {shape.label: ours.label(shape.label, picture.where) for shape in picture.shapes}
         draw = partial(_draw, picture, labels)
         yield Corrected(picture.name, picture.where, draw, picture.size_hw, len(picture.shapes))
-
-
-def _file(path: Path) -> Path:
-    """The XML file: the path itself, or the only one in a folder."""
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("*.xml"))
-    if len(found) != 1:
-        shown = ", ".join(one.name for one in found[:4])
-        raise BadInput(
-            path, f"the XML files {shown}" if found else "no XML file", "one, such as annotations.xml", "Give the file."
-        )
-    return found[0]
 
 
 def _draw(picture: CvatPicture, labels: dict[str, int], size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -1,6 +1,7 @@
 """`wsss import masks`: what all formats share when corrected masks are read. See `wsss.formats.format` for what a format adds."""
 
 import dataclasses
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Images, check_labels
 from wsss.data.lists import without_suffix
 from wsss.digests import path_digest
-from wsss.errors import BadInput, suggestion
+from wsss.errors import BadInput, is_regular, suggestion
 from wsss.formats.format import UNSURE, Corrected, Format, ImportOptions, Ours
 from wsss.formats.job import Job
 from wsss.formats.source import Source, open_ours, options_of_result
@@ -49,6 +50,9 @@ def import_masks(format: Format, options: ImportOptions) -> Imported:
         raise BadInput("--format", format.name, "a format that can be read", f"{format.name} is only written.")
     if not options.file.exists():
         raise BadInput(options.file, "no such file or folder", format.about, "Check the path.")
+    if is_regular(options.file) and zipfile.is_zipfile(options.file):
+        do = "Unpack it, and give the folder or the file in it."
+        raise BadInput(options.file, "a ZIP archive", format.about, do)
     _check_places(options)
     opened = open_ours(options.masks, options)
     images = opened.images if isinstance(opened, Source) else opened

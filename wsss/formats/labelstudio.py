@@ -24,6 +24,7 @@ from wsss.data.label_studio import UPLOADED, location
 from wsss.data.labels import web_colours
 from wsss.data.lists import is_picture, without_suffix
 from wsss.errors import BadInput, Unreadable, reading
+from wsss.formats.files import only_file
 from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
 from wsss.formats.objects import regions
 from wsss.formats.xml_text import check_xml
@@ -116,7 +117,7 @@ class _Region:
 
 
 def _read(ours: Ours, options: ImportOptions) -> Iterator[Corrected]:
-    path = options.file / _TASKS if options.file.is_dir() else options.file
+    path = only_file(options.file, ".json")
     names = {name.rpartition("/")[2] for name in ours.names}
     answered = total = 0
     for total, task in enumerate(json_list(path, _EXPECTED, _DO), 1):
