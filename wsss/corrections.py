@@ -4,7 +4,7 @@ from pathlib import Path
 
 from wsss.data.files import read_mask
 from wsss.data.images import Images, check_labels
-from wsss.data.lists import files_below
+from wsss.data.lists import IMPORT_RECORD, files_below
 from wsss.errors import BadInput
 from wsss.outputs import RECORDS
 from wsss.stream import in_threads
@@ -15,7 +15,7 @@ def corrected_pictures(images: Images, folder: Path) -> list[int]:
 
     Args:
         images: the pictures.
-        folder: the folder; it may contain the records of a stage besides the masks.
+        folder: the folder; it may contain the records of a stage or an import besides the masks.
 
     Raises:
         BadInput: there is no such folder or no mask in it; or files in it are no masks, belong to none of the pictures, have
@@ -27,8 +27,9 @@ def corrected_pictures(images: Images, folder: Path) -> list[int]:
             folder, "a file" if folder.exists() else "no such folder", f"a folder of {expected}", "Check --corrected."
         )
     positions = {name: index for index, name in enumerate(images.names)}
+    records = (*RECORDS, IMPORT_RECORD)
     files = {
-        _name(path, folder): path for path in files_below(folder) if path.parent != folder or path.name not in RECORDS
+        _name(path, folder): path for path in files_below(folder) if path.parent != folder or path.name not in records
     }
     unknown = [name for name in files if name.removesuffix(".png") not in positions or not name.endswith(".png")]
     if unknown or not files:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.peers.masks import CLASSES, masks
+from wsss.corrections import corrected_pictures
 from wsss.data.files import read_mask
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
@@ -95,9 +96,11 @@ def test_another_size_and_a_file_from_elsewhere(two, tmp_path):
         two.imported("labelme", out)
 
 
-def test_one_file_alone(two, tmp_path):
+def test_one_file_alone_is_a_folder_of_corrections(two, tmp_path):
     out = two.export("labelme", tmp_path / "out")
     found = two.imported("labelme", out / "in/b.json")
+    images = open_dataset(two.export("voc", tmp_path / "voc")).split("train")
+    assert corrected_pictures(images, out / "in/b.json imported") == [1]
     assert found.keys() == {"in/b"}
     np.testing.assert_array_equal(found["in/b"], read_mask(two.root / "masks/in/b.png"))
 

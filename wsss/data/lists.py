@@ -13,8 +13,8 @@ from jaxtyping import Bool
 from wsss.data.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from wsss.errors import BadInput, reading, suggestion
 
-# The record that `wsss export masks` leaves with its files
-EXPORT_RECORD = "wsss-export.json"
+# The records that `wsss export masks` and `wsss import masks` leave with their files
+EXPORT_RECORD, IMPORT_RECORD = "wsss-export.json", "wsss-import.json"
 
 
 def read_text(path: Path, expected: str) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from wsss import launch
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Images, check_labels
-from wsss.data.lists import without_suffix
+from wsss.data.lists import IMPORT_RECORD, without_suffix
 from wsss.digests import path_digest
 from wsss.errors import BadInput, is_regular, suggestion
 from wsss.formats.format import UNSURE, Corrected, Format, ImportOptions, Ours
@@ -23,8 +23,6 @@ from wsss.run import plain
 from wsss.stages.each import as_loaded, for_each_picture
 from wsss.storage import digest
 from wsss.stream import in_threads
-
-RECORD = "wsss-import.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ def import_masks(format: Format, options: ImportOptions) -> Imported:
         "pictures": digest([images.names[index] for index in corrected]),
         **plain(options_of_result(options)),
     }
-    job = Job(options.out, RECORD, made_from)
+    job = Job(options.out, IMPORT_RECORD, made_from)
     known = launch.decided_by_first(job.finished)
     if known is None:
         with job.discarding():
