@@ -78,7 +78,7 @@ class Maps:
     def masked(self, index: int, threshold: float, preset: DenseCRF | None = None) -> Image.Image:
         """The picture with the mask of a threshold, and of a dense CRF if there is one."""
         picture = self.images.read(index)
-        maps, classes = self.of("enough", index), self.images.classes(index)
+        maps, classes = self.of("long", index), self.images.classes(index)
         if preset is None:
             mask = wsss.pseudo_mask(maps, classes, threshold=threshold)
         else:
