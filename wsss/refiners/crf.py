@@ -93,9 +93,7 @@ class MaskSettings:
             return
         name = f"{where}.{self.chosen}"
         if scored is None:
-            do = (
-                "Choose otsu, which needs no true masks, or a number. `wsss run` and `wsss evaluate` find the best one."
-            )
+            do = "Choose otsu, which needs no true masks, or a number; with true masks, `wsss evaluate` finds the best one."
             raise BadInput(name, "best, without scores of the maps on true masks", "otsu or a number", do)
         do = f"Set scores.background to {wanted}, or choose otsu or a number for {name}."
         raise BadInput("scores.background", scored, f"{wanted}, since {name} is best", do)
