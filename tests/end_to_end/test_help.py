@@ -14,7 +14,7 @@ from wsss.methods import METHODS, method
 from wsss.recipe import settings_of
 
 # all that takes seconds to import
-HEAVY = ("torch", "torchvision", "timm", "accelerate", "transformers")
+HEAVY = ("torch", "torchvision", "timm", "accelerate", "transformers", "starlette", "uvicorn")
 LIGHT = """
 import sys
 from wsss.cli import main

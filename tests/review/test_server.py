@@ -326,6 +326,7 @@ def test_what_cannot_be_reviewed_is_named(made, options, found, monkeypatch):
         open_sources(ReviewOptions(**paths))
 
 
+@pytest.mark.whole
 def test_twenty_thousand_pictures_are_listed_in_pages(tmp_path):
     n = 20_000
     names = tuple(f"{index % 100:02}/{index:05}" for index in range(n))
