@@ -72,32 +72,14 @@ def main(data: Path, folder: Path) -> None:
         CONFIG,
         "--init",
         run_ / "classifier",
+        # as many updates as without corrections
+        "--training.steps",
+        280,
     )
     run("segment", *words, "--out", segmenter)
-    run(
-        "predict",
-        "--pictures",
-        data / "JPEGImages",
-        "--weights",
-        segmenter,
-        "--config",
-        CONFIG,
-        "--out",
-        again / "predictions",
-    )
-    run(
-        "evaluate",
-        "--data",
-        data,
-        "--split",
-        "val",
-        "--config",
-        CONFIG,
-        "--masks",
-        again / "predictions",
-        "--out",
-        again / "scores",
-    )
+    run("predict", "--pictures", data / "JPEGImages", "--weights", segmenter, "--out", again / "predictions")
+    masks = ("--masks", again / "predictions")
+    run("evaluate", "--data", data, "--split", "val", *masks, "--out", again / "scores")
     for what, place in (("pseudo masks alone", run_ / "predictions-scores"), ("ten corrected", again / "scores")):
         scores = json.loads((place / "scores.json").read_text())["scores"]
         print(f"{what}: mIoU {100 * scores['miou']:.1f} %, pixel accuracy {100 * scores['pixel_accuracy']:.1f} %")
