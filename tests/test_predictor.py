@@ -1,6 +1,8 @@
 """A trained network on single pictures, wherever it lies and whatever a picture is."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +102,22 @@ def test_where_the_network_may_lie(tmp_path, run):
     before = tree(run)
     wsss.load(run, device="cpu").predict(np.zeros((9, 9, 3), np.uint8))
     assert tree(run) == before
+
+
+def test_the_lines_in_the_readme(tmp_path, run, images, monkeypatch):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = [
+        one for one in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "wsss.load(" in one
+    ]
+    assert len(block.strip().splitlines()) <= 4  # an import, an empty line, two lines
+    shutil.copytree(run, tmp_path / "runs" / "mine")
+    Image.fromarray(images.read(0)).save(tmp_path / "new.jpg")
+    monkeypatch.chdir(tmp_path)
+    known = {}
+    exec(compile(block, "README.md", "exec"), known)
+    assert known["found"].labels.shape == images.size_hw(0)
+    with Image.open(tmp_path / "overlay.png") as drawn:
+        assert drawn.size == images.size_hw(0)[::-1]
 
 
 def test_what_a_network_does_not_do_is_said(run):

@@ -352,6 +352,7 @@ def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
 
 
 def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
+    from wsss.corrections import correct_cams
     from wsss.health import stages as health
     from wsss.refiners.task import RefinementTask
 
@@ -359,7 +360,10 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
     if options.instances and refiner.kind != "irnet":
         raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "Only IRNet separates instances.")
     refiner.check(options.classifier)
-    task = RefinementTask(options.images(), options.cams, options.out, options.classifier)
+    images, cams = options.images(), options.cams
+    if options.corrected is not None:
+        cams = correct_cams(images, cams=cams, corrected=options.corrected, out=options.out / "cams-corrected")
+    task = RefinementTask(images, cams, options.out, options.classifier)
     if options.instances:
         show(refiner.instances_of(task))
         return

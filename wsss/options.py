@@ -216,6 +216,8 @@ class RefineOptions(StageOptions):
     """output folder, with the masks in OUT/masks; a stopped command continues there"""
     cams: Path = required()
     """folder of activation maps"""
+    corrected: Path | None = None
+    """folder of corrected maps (NAME.npz, NAME.npy) or masks (NAME.png) of some pictures; see docs/corrections.md"""
     classifier: Path | None = None
     """folder of the network that made the maps, for `init: classifier`"""
     instances: bool = switch()

@@ -23,7 +23,7 @@ log = logging.getLogger("wsss")
 N = TypeVar("N", bound=nn.Module)
 _MOST_MEASURED = 1000
 # measured in docs/corrections.md
-CORRECTED_WEIGHT = 4
+CORRECTED_WEIGHT = 2
 
 
 class Augment(Protocol):
