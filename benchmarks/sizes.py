@@ -35,7 +35,7 @@ def main() -> None:
     ):
         pairs = [(segmenter(picture), truth) for picture, truth in enlarged(val, factor)]
         score = wsss.score([mask for mask, _ in pairs], [truth for _, truth in pairs], len(val.class_names))
-        print(f"{title}: {100 * score.miou:.1f}", flush=True)
+        print(f"{title}: {score.miou:.1%}" if score.miou is not None else f"{title}: no labels", flush=True)
 
 
 def enlarged(images: Images, factor: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
