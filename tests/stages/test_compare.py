@@ -14,9 +14,12 @@ from tests.stages.test_report import NASTY, SCORES, Method, Page, browser, local
 from wsss.data.images import Dataset
 from wsss.data.shapes import make_shapes
 from wsss.errors import BadInput
+from wsss.health import Health, Note
+from wsss.health.note import HEALTH
 from wsss.stages import evaluate
 from wsss.stages.check import open_checked, reopen
 from wsss.stages.compare import compare, table
+from wsss.stages.report import report
 from wsss.storage import read_json, write_json
 
 __all__ = ["browser"]
@@ -246,6 +249,20 @@ def test_runs_of_one_name_are_told_apart(runs: tuple[Path, Dataset], tmp_path: P
         shutil.copytree(runs[0] / "broken", tmp_path / place / "cam")
     comparison = compare([tmp_path / "a" / "cam", tmp_path / "b" / "cam"], tmp_path / "out")
     assert [run.name for run in comparison.runs] == ["a/cam", "b/cam"]
+
+
+def test_health_notes_are_in_the_report_and_the_remarks(runs: tuple[Path, Dataset], tmp_path: Path) -> None:
+    folder, data = runs
+    shutil.copytree(folder / "fewer", tmp_path / "noted")
+    noted = Health({}, [Note("flat-maps", "All is <flat>.", "Bad.", "Train longer.")])
+    write_json(tmp_path / "noted" / "cams-health" / HEALTH, noted.plain())
+    comparison = compare([tmp_path / "noted", folder / "whole"], tmp_path / "out", data)
+    assert "noted: health notes: All is <flat>." in table(comparison)
+    (one, other) = read_json(tmp_path / "out" / "compare.json", "a comparison")["runs"]
+    assert [note["kind"] for note in one["health"]] == ["flat-maps"]
+    assert other["health"] == []
+    text = report(tmp_path / "noted", data).read_text(encoding="utf-8")
+    assert "<strong>All is &lt;flat&gt;.</strong> Bad.<br>Train longer." in text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
