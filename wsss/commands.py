@@ -120,8 +120,8 @@ def command(words: Sequence[str]) -> tuple[str, Command[Any]]:
     if verb in registry.VERBS and name in METHODS and verb in registry.verbs(name):
         return two, _method_command(verb, name)
     names = list(commands())
-    near = nearest(two, names) or nearest(verb, names)
     known = [other for other in names if other.startswith(f"{verb} ")]
+    near = nearest(two, names) or nearest(verb, names) if " " in two or not known else ""
     do = (
         f"Did you mean {near}?"
         if near
@@ -234,14 +234,17 @@ def _run_method(
 
 
 def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
-    from wsss import launch
+    data = options.dataset()
+    registry.check_enough(data.split(data.train), chosen.mirrors)
+    from wsss import launch, recipe
     from wsss.health import notes
 
     if options.clip is not None:
         chosen = _with_clip(name, options.clip, chosen, by_tagclip=options.by_tagclip)
     tagger = chosen.build("tagger") if options.by_tagclip else None
     made = _build_run_settings(name, chosen.mirrors, chosen.where)
-    data = options.open()
+    recipe.check(method(name), made, data.split(data.train))
+    data = options.opened(data)
     if launch.is_first() and not read_only(options.out):
         write_text(options.out / RECORDED, dump({**chosen.given, "preset": chosen.preset}))
     _run_method(name, made, data, options.out, tagger, options.corrected, options.plots)
@@ -279,6 +282,7 @@ def _all_settings() -> DeclaredSettings:
 
 
 def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
+    data = options.dataset()
     from wsss import launch, protocol
     from wsss.stages.compare import Comparison, compare, table
     from wsss.stages.runs import open_runs
@@ -290,7 +294,7 @@ def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
     preset = partial(presets.settings, chosen.preset) if chosen.preset else None
     planned = protocol.plan(tables, common, options.runs or {}, options.chosen, chosen.where, preset)
     made = {one.name: _build_run_settings(one.method, one.settings(tables), one.where) for one in planned}
-    data = options.open()
+    data = options.opened(data)
 
     def make(one: protocol.PlannedRun, run: Path) -> None:
         if clip and one.mentions(common["clip"]):
@@ -322,36 +326,44 @@ def _compare(options: CompareOptions, chosen: ParsedSettings) -> None:
 def _tag(options: SplitOptions, chosen: ParsedSettings) -> None:
     from wsss.methods import tagclip
 
-    images = dataclasses.replace(options, tags=options.tags or Path(TAGCLIP)).images()
-    show(tagclip.tag(chosen.build(), images, out=options.out) / tagclip.TAGS)
+    tagged = dataclasses.replace(options, tags=options.tags or Path(TAGCLIP))
+    settings, images = chosen.build(), tagged.images(tagged.dataset())
+    show(tagclip.tag(settings, images, out=options.out) / tagclip.TAGS)
 
 
 def _ask(options: SplitOptions, chosen: ParsedSettings) -> None:
     from wsss.methods import questions
 
-    show(questions.ask(chosen.build(), options.images(), out=options.out) / questions.ANSWERS)
+    settings, images = chosen.build(), options.images(options.dataset())
+    show(questions.ask(settings, images, out=options.out) / questions.ANSWERS)
 
 
 def _train(options: SplitOptions, chosen: ParsedSettings) -> None:
+    data = options.dataset()
+    registry.check_enough(data.split(options.split or data.train), chosen.mirrors)
     from wsss.health import stages as health
     from wsss.stages.train import train
 
-    images = options.images()
+    settings = chosen.build()
+    settings.check(data.split(options.split or data.train))
+    images = options.images(data)
     health.announce(health.tag_health(images))
-    train(chosen.build(), images, out=options.out)
+    train(settings, images, out=options.out)
 
 
 def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
+    data = options.dataset()
     from wsss.health import stages as health
     from wsss.stages.localize import localize
 
     inputs = {"weights": options.weights} if isinstance(options, LocalizeOptions) else {}
-    images = options.images()
-    cams = localize(chosen.build(), images, out=options.out, **inputs)
+    settings, images = chosen.build(), options.images(data)
+    cams = localize(settings, images, out=options.out, **inputs)
     health.announce(health.map_health(images, cams))
 
 
 def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
+    data = options.dataset()
     from wsss.corrections import correct_cams
     from wsss.health import stages as health
     from wsss.refiners.task import RefinementTask
@@ -360,7 +372,7 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
     if options.instances and refiner.kind != "irnet":
         raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "Only IRNet separates instances.")
     refiner.check(options.classifier)
-    images, cams = options.images(), options.cams
+    images, cams = options.images(data), options.cams
     if options.corrected is not None:
         cams = correct_cams(images, cams=cams, corrected=options.corrected, out=options.out / "cams-corrected")
     task = RefinementTask(images, cams, options.out, options.classifier)
@@ -373,13 +385,15 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
 
 
 def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
+    data = options.dataset()
+    registry.check_enough(data.split(options.split or data.train), chosen.mirrors)
     from wsss.health import stages as health
     from wsss.loading import started_from
     from wsss.stages.train import train
 
     segmenter = chosen.build("segmenter")
     segmenter.check()
-    images = options.images()
+    images = options.images(data)
     weights = train(
         started_from(segmenter, "segmenter.init", None),
         images,
@@ -416,7 +430,7 @@ def _evaluate(options: EvaluateOptions, chosen: ParsedSettings) -> None:
 
     if (options.cams is None) == (options.masks is None):
         raise BadInput("--cams and --masks", "both or none", "exactly one of them", "Give the folder to score.")
-    settings, images = chosen.build(), options.images(scored=True)
+    settings, images = chosen.build(), options.images(options.dataset(), scored=True)
     if options.cams is not None:
         evaluate.evaluate_cams(settings, images, cams=options.cams, out=options.out)
     elif options.masks is not None:

@@ -15,16 +15,18 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
-from wsss import launch
+from wsss import peers
 from wsss.errors import BadInput
 from wsss.outputs import LOCK
 from wsss.storage import TEMPORARY_SUFFIX, read_json, read_only, writing
+
+T = TypeVar("T")
 
 # Seconds between renewals, and seconds without a renewal after which an owner on another host is assumed dead
 RENEW_EVERY, EXPIRES_AFTER = 20.0, 300.0
@@ -99,17 +101,26 @@ def locked(folder: Path) -> Iterator[None]:
     """
     locks = _locks.get()
     lock: _Lock | None = None
-    if launch.decided_by_first(lambda: _needed(folder, locks)):
+    if _decided_by_first(lambda: _needed(folder, locks)):
         lock = _Lock(folder)
-        launch.decided_by_first(lock.take)
+        _decided_by_first(lock.take)
         locks = (*locks, lock)
     token = _locks.set(locks)
     try:
         yield
     finally:
         _locks.reset(token)
-        if lock and launch.is_first():
+        if lock and peers.rank() == 0:
             lock.release()
+
+
+def _decided_by_first(decide: Callable[[], T]) -> T:
+    """As `launch.decided_by_first`, which imports torch, and is therefore used only if there are several processes."""
+    if peers.count() == 1:
+        return decide()
+    from wsss import launch
+
+    return launch.decided_by_first(decide)
 
 
 def check_locks() -> None:
@@ -162,7 +173,7 @@ class _Lock:
         self._renewing.start()
 
     def check(self) -> None:
-        if launch.is_first() and _token(self.path) != self.owner.token:
+        if peers.rank() == 0 and _token(self.path) != self.owner.token:
             other = _owner(self.path)
             raise BadInput(
                 self.shown,

@@ -71,11 +71,23 @@ class ReadingOptions(PictureOptions):
             "negatives": [name.strip() for name in (self.negative or "").split(",") if name.strip()],
         }
 
-    def open_path(self, path: Path, *, split: str | None = None, remember: Path | None = None) -> "Dataset":
-        """Open and check a dataset; see `wsss.stages.check.open_checked`."""
-        from wsss.stages.check import open_checked
+    def read(self, path: Path) -> "Dataset":
+        """The dataset, whose files are not decoded yet; imports no torch, so that mistakes in it are reported at once."""
+        from wsss.data.open import open_dataset
 
-        return open_checked(path, skip_bad=self.skip_bad, split=split, remember=remember, **self.reading())
+        return open_dataset(path, skip_missing=self.skip_bad, **self.reading())
+
+    def checked(
+        self, path: Path, data: "Dataset", *, split: str | None = None, remember: Path | None = None
+    ) -> "Dataset":
+        """The dataset `data` after all its files were checked; see `wsss.stages.check.checked`."""
+        from wsss.stages.check import checked
+
+        return checked(path, data, skip_bad=self.skip_bad, split=split, remember=remember, **self.reading())
+
+    def open_path(self, path: Path) -> "Dataset":
+        """The dataset, whose files were checked."""
+        return self.checked(path, self.read(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,18 +143,19 @@ class RunOptions(CorrectedOptions, PresetOptions, OutOptions, DataOptions):
     plots: bool = switch()
     """draw maps and predictions of a few pictures in the report while networks are trained; takes at most a tenth of the time"""
 
-    def open(self) -> "Dataset":
-        """The dataset of a run, whose pictures can get masks."""
-        data = self.open_path(self.data, remember=self.out)
+    def dataset(self) -> "Dataset":
+        """The dataset of a run, whose pictures can get masks; its files are not checked yet."""
+        from wsss.data.class_names import likely_typos
+
+        data = self.read(self.data)
         data.split(data.train).check_maskable()
+        if typos := likely_typos(data, self.classes):
+            raise typos
         return data
 
-    def check_tagged(self) -> None:
-        """Raise BadInput for pictures without tags that are not to be tagged, before anything slow is imported."""
-        from wsss.data.open import holds_loose_pictures, open_dataset
-
-        if self.tags is None and holds_loose_pictures(self.data):
-            open_dataset(self.data, **self.reading())
+    def opened(self, data: "Dataset") -> "Dataset":
+        """The dataset `data` after its files were checked; the run folder remembers what was found."""
+        return self.checked(self.data, data, remember=self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +173,15 @@ class SplitOptions(OutOptions, DataOptions):
     split: str | None = None
     """split to process; by default the training split, and for scores the one with true masks"""
 
-    def images(self, *, scored: bool = False) -> "Images":
-        """The pictures of the split; by default the training split, or the one on which maps and masks are scored."""
-        data = self.open_path(self.data, split=self.split)
+    def dataset(self) -> "Dataset":
+        """The dataset; its files are not checked yet."""
+        data = self.read(self.data)
+        data.split(self.split or data.train)
+        return data
+
+    def images(self, data: "Dataset", *, scored: bool = False) -> "Images":
+        """The pictures of the split, whose files were checked; by default the training split, or the one that is scored."""
+        data = self.checked(self.data, data, split=self.split)
         return data.split(self.split or (data.scored_split if scored else None) or data.train)
 
 

@@ -3,13 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsss import declared
 from wsss.arguments import DeclaredSettings
 from wsss.data.documents import Keys
+from wsss.errors import BadInput
 from wsss.methods import METHODS
 from wsss.settings import Field, fields, kinds, section_of
+
+if TYPE_CHECKING:
+    from wsss.data.images import Images
 
 # value of `weights` for a run that trains the classifier
 NONE = "none"
@@ -137,3 +141,26 @@ def all_sections() -> Mapping[str, None]:
     """The names of all sections in the settings of any run."""
     names = [name for method in METHODS for name in sections(declared_method(method))]
     return dict.fromkeys([*names, TAGGER])
+
+
+def check_enough(images: "Images", mirrors: Mapping[str, Any]) -> None:
+    """Raise BadInput if a training that these settings ask for needs more pictures than there are.
+
+    Args:
+        images: the training pictures.
+        mirrors: mirrors of the settings by section; `""` for settings without a section.
+    """
+    batches = {
+        name: training.batch
+        for name, section in mirrors.items()
+        if name != TAGGER and (training := getattr(section, "training", None)) is not None
+    }
+    section, batch = max(batches.items(), key=lambda item: item[1], default=("", 0))
+    if len(images) < batch:
+        flag = ".".join(part for part in (f"--{section}" if section else "", "training.batch") if part)
+        raise BadInput(
+            images.title,
+            f"{len(images)} picture{'' if len(images) == 1 else 's'} to train on",
+            f"at least {batch}, one batch ({flag.removeprefix('--')}); for useful maps, dozens of pictures of each class",
+            f"Add pictures, or set a smaller {flag if flag.startswith('--') else f'--{flag}'}.",
+        )

@@ -27,15 +27,24 @@ log = logging.getLogger("wsss")
 def open_checked(
     path: Path, *, skip_bad: bool, split: str | None = None, remember: Path | None = None, **options: Any
 ) -> Dataset:
-    """Open a dataset, print an overview, decode every picture and mask once, and compare true masks with tags.
+    """Open a dataset and check it; see `checked`."""
+    data = open_dataset(path, skip_missing=skip_bad, **options)
+    return checked(path, data, skip_bad=skip_bad, split=split, remember=remember, **options)
+
+
+def checked(
+    path: Path, data: Dataset, *, skip_bad: bool, split: str | None = None, remember: Path | None = None, **options: Any
+) -> Dataset:
+    """Print an overview of a dataset, decode every picture and mask once, and compare true masks with tags.
 
     Args:
         path: path of the dataset.
+        data: the dataset.
         skip_bad: leave bad pictures out instead of raising an error.
         split: the only split in use; None for the splits that `wsss run` uses.
         remember: run folder; the result of the checks, and how the dataset was opened, are written to its `data.json`,
             and the next command reuses them.
-        options: see `open_dataset`.
+        options: with which it was opened; see `open_dataset`.
 
     Returns:
         The dataset; doubts about it are added to its notes.
@@ -43,7 +52,6 @@ def open_checked(
     Raises:
         BadInput: there are bad files and `skip_bad` is off (the first few are named), or the true masks contradict the dataset.
     """
-    data = open_dataset(path, skip_missing=skip_bad, **options)
     used = [split] if split else list(dict.fromkeys(name for name in (data.train, data.scored_split, data.val) if name))
     # lists of classes and of pictures may be given as words or as files
     opened = {"path": str(path.resolve())} | {
