@@ -62,7 +62,8 @@ def _run(words: Sequence[str]) -> None:
         from wsss import launch
 
         launch.join()
-    if settings.preset is not None and peers.rank() == 0:
+    # a run says so in its plan
+    if settings.preset is not None and peers.rank() == 0 and not name.startswith("run "):
         show(f"preset {settings.preset} ({settings.why}); --preset chooses another", stream=sys.stderr)
     if isinstance(options, RunOptions):
         options.check_tagged()

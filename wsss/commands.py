@@ -4,7 +4,9 @@ Modules that import torch are imported inside the functions that run a command, 
 """
 
 import dataclasses
+import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -243,14 +245,20 @@ def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
         chosen = _with_clip(name, options.clip, chosen, by_tagclip=options.by_tagclip)
     tagger = chosen.build("tagger") if options.by_tagclip else None
     made = _build_run_settings(name, chosen.mirrors, chosen.where)
-    recipe.check(method(name), made, data.split(data.train))
+    recipe.check(method(name), made, data.split(data.train), scored=bool(data.scored_split))
     data = options.opened(data)
     if launch.is_first() and not read_only(options.out):
         write_text(options.out / RECORDED, dump({**chosen.given, "preset": chosen.preset}))
+    _print_plan(name, options, chosen, made, data)
+    began = time.monotonic()
     _run_method(name, made, data, options.out, tagger, options.corrected, options.plots)
     _print_table(options.out)
     if launch.is_first():
+        from wsss.plan import duration
+
         show("".join(f"{note.rendered()}\n" for note in notes(options.out)), end="")
+        show(f"finished after {duration(time.monotonic() - began)}; report: {options.out / 'report.html'}")
+        show(_next_commands(options.out))
 
 
 def _with_clip(name: str, clip: str, chosen: ParsedSettings, *, by_tagclip: bool) -> ParsedSettings:
@@ -272,6 +280,40 @@ def _with_clip(name: str, clip: str, chosen: ParsedSettings, *, by_tagclip: bool
             given[one] = {**below, "clip": clip}
             mirrors[one] = dataclasses.replace(mirrors[one], clip=clip)
     return dataclasses.replace(chosen, mirrors=mirrors, given=given)
+
+
+def _print_plan(name: str, options: MethodOptions, chosen: ParsedSettings, made: "RunSettings", data: "Dataset") -> None:
+    """Print what a run will do, unless it is finished; it does not begin if the disk is clearly too small."""
+    from wsss import launch, recipe
+    from wsss.plan import plan
+    from wsss.stages.live import is_finished
+
+    if is_finished(options.out):
+        return
+    planned = launch.decided_by_first(lambda: plan(recipe.planned_stages(method(name), made, data), made, data))
+    if launch.is_first():
+        where = launch.described_device()
+        preset = (
+            f"preset {chosen.preset} ({chosen.why})" if chosen.preset else "published defaults and the settings file"
+        )
+        splits = [f"{len(data.split(data.train))} pictures to train on", f"{len(data.class_names)} classes"]
+        if data.val:
+            splits.append(f"{len(data.split(data.val))} to validate on")
+        lines = [f"method {name}, {preset}", f"device {where}", f"data {data.root}: {', '.join(splits)}"]
+        show("\n".join([*lines, *planned.lines(options.out)]), stream=sys.stderr)
+    launch.decided_by_first(lambda: planned.check_disk(options.out))
+
+
+def _next_commands(run: Path) -> str:
+    """What can be done with a finished run."""
+    written = shlex.quote(str(run))
+    return "\n".join(
+        [
+            "next:",
+            f"  wsss predict --weights {written} --pictures NEW_PICTURES --out {shlex.quote(str(run) + '-predictions')}",
+            f"  wsss export masks {shlex.quote(str(run / 'masks'))} --format coco --out {shlex.quote(str(run) + '-coco')}",
+        ]
+    )
 
 
 def _all_settings() -> DeclaredSettings:

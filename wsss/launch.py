@@ -84,6 +84,14 @@ def device() -> torch.device:
     return _state().device
 
 
+def described_device() -> str:
+    """The device of this process, with its name or its number of threads, and how many processes there are."""
+    kind = device().type
+    name = torch.cuda.get_device_name(device()) if kind == "cuda" else f"{threads()} threads" if kind == "cpu" else ""
+    several = f", {processes()} processes" if processes() > 1 else ""
+    return f"{kind}{f' ({name})' if name else ''}{several}"
+
+
 def require(kind: Literal["cuda", "mps"]) -> None:
     """Raise BadInput unless torch can use a device of this kind."""
     if not (torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()):

@@ -1,6 +1,7 @@
 """Progress bars with rate and time left, on process 0 only."""
 
 import contextlib
+import contextvars
 import sys
 import time
 from types import TracebackType
@@ -17,6 +18,14 @@ from wsss.terminal import show
 LINE_EVERY = 30.0
 
 
+_stage: contextvars.ContextVar[str] = contextvars.ContextVar("stage", default="")
+
+
+def set_stage(number: int, count: int) -> None:
+    """Let the titles of later bars begin with the number of the stage."""
+    _stage.set(f"{number}/{count} ")
+
+
 class Progress:
     """A progress bar on a terminal; a line every 30 seconds elsewhere.
 
@@ -30,6 +39,7 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, done: int = 0, resumable: bool = True) -> None:
+        title = f"{_stage.get()}{title}"
         self.title, self.total, self.done, self.resumable = title, total, done, resumable
         self._first = done
         self._started = self._last_line = time.monotonic()

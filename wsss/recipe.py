@@ -15,6 +15,7 @@ from wsss.errors import BadInput, Faults
 from wsss.health import stages as health
 from wsss.loading import AUTO, started_from
 from wsss.networks.body import Backbone
+from wsss.plan import numbered
 from wsss.refiners import RefinerSettings
 from wsss.refiners.crf import CRFSettings
 from wsss.refiners.task import RefinementTask
@@ -164,7 +165,7 @@ def run(
     planned = planned_stages(method, settings, data)
     inference = settings.inference if method.inference is not None else None
     examples = Examples(out, images, inference) if plots else None
-    with reporting(out, data, _title(method, settings), planned, examples):
+    with numbered(out, planned), reporting(out, data, _title(method, settings), planned, examples):
         _run_stages(method, settings, data, out, {} if corrected is None else {"corrected": corrected})
         report(out, data)
 

@@ -49,7 +49,7 @@ ALL = r"one folder per class .*a table tags\.csv.*VOC 2012 .*COCO .*pairs of fol
 
 
 def test_nothing_to_open(tmp_path):
-    with pytest.raises(BadInput, match=rf"nowhere: found no such file or folder; expected one of: {ALL}"):
+    with pytest.raises(BadInput, match=r"nowhere: found no such file or folder; expected a dataset.*Check the path"):
         open_dataset(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=rf"empty: found an empty folder; expected one of: {ALL}"):

@@ -1,5 +1,6 @@
 """Recognises the layout of a data set and opens it."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,7 +27,7 @@ from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
 from wsss.data.value_range import ReadingRequest, choose_reading
 from wsss.data.voc import find_voc, open_voc
 from wsss.data.yolo import find_yolo, has_label_files, read_yolo
-from wsss.errors import BadInput, is_regular
+from wsss.errors import BadInput, is_regular, nearest
 from wsss.stream import Progress
 
 __all__ = ["LAYOUTS", "DatasetOptions", "open_dataset", "open_pictures"]
@@ -130,7 +131,11 @@ def _root_and_tags(path: Path, tags: str | Path | None) -> tuple[Path, Path | No
     elif is_regular(root) and root.suffix.lower() in (".json", ".jsonl", ".csv", ".yaml", ".yml"):
         root = root.parent
     if not os.path.exists(root):
-        raise BadInput(root, "no such file or folder", LAYOUTS, "Check the path.")
+        near = ""
+        with contextlib.suppress(OSError):
+            near = nearest(root.name, [path.name for path in root.parent.iterdir()])
+        do = f"Did you mean {root.parent / near}?" if near else "Check the path."
+        raise BadInput(root, "no such file or folder", "a dataset, in one of the layouts of docs/data.md", do)
     if not root.is_dir():
         raise BadInput(root, "a file", LAYOUTS, "Unpack it if it is an archive, and give the folder.")
     if source is not None and (not is_regular(source) or source.suffix.lower() not in TAG_SUFFIXES):
