@@ -10,7 +10,7 @@ from typing import Any
 from wsss import __version__, peers, registry
 from wsss.commands import Command, command, commands
 from wsss.methods import METHODS
-from wsss.options import OutOptions, RunOptions
+from wsss.options import OutOptions
 from wsss.terminal import Formatter, show
 
 HELP = """\
@@ -65,8 +65,6 @@ def _run(words: Sequence[str]) -> None:
     # a run says so in its plan
     if settings.preset is not None and peers.rank() == 0 and not name.startswith("run "):
         show(f"preset {settings.preset} ({settings.why}); --preset chooses another", stream=sys.stderr)
-    if isinstance(options, RunOptions):
-        options.check_tagged()
     with _locked(options):
         chosen.run(options, settings)
 

@@ -282,7 +282,9 @@ def _with_clip(name: str, clip: str, chosen: ParsedSettings, *, by_tagclip: bool
     return dataclasses.replace(chosen, mirrors=mirrors, given=given)
 
 
-def _print_plan(name: str, options: MethodOptions, chosen: ParsedSettings, made: "RunSettings", data: "Dataset") -> None:
+def _print_plan(
+    name: str, options: MethodOptions, chosen: ParsedSettings, made: "RunSettings", data: "Dataset"
+) -> None:
     """Print what a run will do, unless it is finished; it does not begin if the disk is clearly too small."""
     from wsss import launch, recipe
     from wsss.plan import plan

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from wsss import registry
+from wsss import presets, registry
 from wsss.corrections import corrected_pictures
+from wsss.data.documents import dotted
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, Faults
 from wsss.health import stages as health
@@ -22,6 +23,7 @@ from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
+from wsss.settings import Layer, build
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.examples import Examples
 from wsss.stages.live import reporting
@@ -135,6 +137,26 @@ def settings_of(method: Method) -> type:
     made = dataclasses.make_dataclass(f"{method.name}Run", fields, frozen=True)
     made.__doc__ = f"{method.paper}."
     return made
+
+
+def preset_settings(method: Method, preset: str, given: Mapping[str, Any] | None = None) -> RunSettings:
+    """The settings of a preset for a run.
+
+    Args:
+        method: the method.
+        preset: `quick`, `small-cpu`, `gpu` or `paper`.
+        given: other settings, nested like those of a settings file: `{"classifier": {"init": "none"}}`.
+
+    Raises:
+        BadInput: there is no such preset or setting.
+    """
+    if preset not in presets.NAMES:
+        raise BadInput("preset", repr(preset), f"one of {', '.join(presets.NAMES)}", "Correct it.")
+    table = registry.sections(method)
+    below, above = Layer(table), Layer(table)
+    below.add((), presets.settings(preset, method.name, given or {}), dotted)
+    above.add((), given or {}, dotted)
+    return cast(RunSettings, build(settings_of(method), above.over(below).content))
 
 
 def run(

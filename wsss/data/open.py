@@ -211,11 +211,6 @@ def _open_layout(root: Path, options: LayoutOptions) -> Dataset:
     return open_folder(root, options)
 
 
-def holds_loose_pictures(path: Path) -> bool:
-    """Whether a folder has pictures directly in it, and no table of tags."""
-    return path.is_dir() and any(is_picture(file) for file in path.iterdir()) and find_table(path) is None
-
-
 def _check_no_results(root: Path) -> None:
     """Raise BadInput for the folder of a stage, of a run, or of several runs."""
 

@@ -1,0 +1,99 @@
+"""The plan of a run: it names the stages with their durations, follows sizes and numbers, and refuses a disk that is too small."""
+
+import collections
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.test_presets import leaves
+from wsss import plan, recipe
+from wsss.data.open import open_dataset
+from wsss.data.shapes import make_shapes
+from wsss.errors import BadInput
+from wsss.methods import method
+
+SMALL = {
+    "classifier": {"backbone": "test_resnet", "init": "none"},
+    "segmenter": {"network": {"backbone": "test_resnet"}},
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return open_dataset(make_shapes(tmp_path_factory.mktemp("plan") / "shapes", train=6, val=3, size=48))
+
+
+@pytest.fixture(autouse=True)
+def costs(monkeypatch):
+    """Costs of all networks, instead of measured ones."""
+    monkeypatch.setattr(plan, "measured", lambda backbone, stride: plan.Cost(2e-6, 1e-6, 100.0, 4e6))
+
+
+def planned(data, **more):
+    cam = method("cam")
+    settings = recipe.preset_settings(cam, "quick", SMALL | more)
+    return plan.plan(recipe.planned_stages(cam, settings, data), settings, data)
+
+
+def test_every_stage_of_a_trained_method_has_a_duration(shapes):
+    made = planned(shapes)
+    assert [stage.folder for stage in made.stages] == [
+        "classifier", "cams", "cams-scores", "masks", "masks-scores", "segmenter", "predictions", "predictions-scores"
+    ]  # fmt: skip
+    assert all(stage.seconds is not None and stage.seconds >= 1 for stage in made.stages)
+
+
+def test_what_takes_longer_is_planned_longer(shapes):
+    def seconds(**training):
+        many = {**SMALL["classifier"], "training": {"epochs": None, **training}}
+        return next(stage.seconds for stage in planned(shapes, classifier=many).stages if stage.folder == "classifier")
+
+    assert seconds(steps=400) == pytest.approx(4 * seconds(steps=100))
+    assert seconds(steps=400, accumulate=2) == pytest.approx(2 * seconds(steps=400))
+    bigger = planned(shapes, classifier={**SMALL["classifier"], "training": {"batch": 64}})
+    assert bigger.memory > planned(shapes).memory
+
+
+def test_what_cannot_be_estimated_is_marked(shapes):
+    """The maps of a method without a network of its own."""
+    clip_es = method("clip_es")
+    settings = recipe.preset_settings(clip_es, "quick", {"segmenter": SMALL["segmenter"]})
+    made = plan.plan(recipe.planned_stages(clip_es, settings, shapes), settings, shapes)
+    assert [stage.folder for stage in made.stages if stage.seconds is None] == ["cams"]
+    assert "at least" in made.lines(shapes.root)[0]
+
+
+def test_a_disk_that_is_too_small_is_refused(shapes, tmp_path, monkeypatch):
+    made = planned(shapes)
+    made.check_disk(tmp_path)
+    usage = collections.namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, int(made.disk / 3)))
+    with pytest.raises(BadInput, match="of free space"):
+        made.check_disk(tmp_path / "new" / "run")
+
+
+def test_durations_read_naturally():
+    assert [plan.duration(seconds) for seconds in (1, 89, 90, 3600, 12000)] == [
+        "1 s",
+        "89 s",
+        "2 min",
+        "60 min",
+        "3 h 20 min",
+    ]
+
+
+def test_presets_for_programs_are_those_of_the_command_line(shapes):
+    made = recipe.preset_settings(method("cam"), "quick", SMALL)
+    quick = dict(leaves(recipe.presets.settings("quick", "cam", SMALL)))
+    values = dataclasses.asdict(made)
+    for keys, value in quick.items():
+        found = values
+        for key in keys:
+            found = found[key]
+        if keys[-1] != "backbone":
+            assert np.array_equal(found, value), keys
+    assert made.classifier.backbone == made.segmenter.network.backbone == "test_resnet"
+    with pytest.raises(BadInput, match="one of quick"):
+        recipe.preset_settings(method("cam"), "fast")
