@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from wsss import presets, registry, settings
+from wsss import peers, presets, registry, settings
 from wsss.arguments import DeclaredSettings, ParsedSettings, Parser
 from wsss.data.documents import Keys, dump
 from wsss.errors import BadInput, NoSuchName, nearest
@@ -55,9 +55,8 @@ _COMMON_OPTIONS = (
 )  # fmt: skip
 _COMMON_SETTINGS = {
     "": (
-        "classifier.variant", "classifier.backbone", "classifier.init", "classifier.clip", "classifier.training.epochs",
-        "classifier.training.batch", "classifier.training.lr", "classifier.training.seed", "inference.clip", "inference.scales",
-        "refiner", "segmenter", "segmenter.network.backbone", "segmenter.training.steps",
+        "classifier.variant", "classifier.backbone", "classifier.init", "classifier.training.epochs", "classifier.training.batch",
+        "classifier.training.lr", "classifier.training.seed", "inference.scales", "refiner", "segmenter",
     ),
     "classifier": (
         "variant", "backbone", "init", "clip", "augment.crop", "training.epochs", "training.batch", "training.lr", "training.seed",
@@ -238,6 +237,9 @@ def _run_method(
 def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
     registry.check_enough(data.split(data.train), chosen.mirrors)
+    if peers.rank() == 0:
+        # the overview shows them too, but only after the checks of the settings
+        show("".join(f"note: {note}\n" for note in data.notes), end="", stream=sys.stderr)
     from wsss import launch, recipe
     from wsss.health import notes
 

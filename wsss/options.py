@@ -121,7 +121,7 @@ class CorrectedOptions:
     """Masks that a person corrected."""
 
     corrected: Path | None = None
-    """folder of corrected masks NAME.png of some pictures, used in place of their pseudo masks; see docs/corrections.md"""
+    """folder of corrected masks NAME.png; docs/corrections.md"""
 
     def corrected_masks(self) -> dict[str, Path]:
         """The input of the segmenter's training, if there is one."""
@@ -141,7 +141,7 @@ class RunOptions(CorrectedOptions, PresetOptions, OutOptions, DataOptions):
     """A run on a dataset."""
 
     plots: bool = switch()
-    """draw maps and predictions of a few pictures in the report while networks are trained; takes at most a tenth of the time"""
+    """draw example maps in the report during training"""
 
     def dataset(self) -> "Dataset":
         """The dataset of a run, whose pictures can get masks; its files are not checked yet."""
@@ -163,7 +163,7 @@ class MethodOptions(RunOptions):
     """Options of `wsss run METHOD`."""
 
     clip: str | None = None
-    """CLIP of the tagger and the method, where their settings name none: a file, a folder or a name on the hub"""
+    """CLIP of tagger and method: a file, a folder or a name on the hub"""
 
 
 @dataclasses.dataclass(frozen=True)
