@@ -40,7 +40,7 @@ def planned(data, **more):
 def test_every_stage_of_a_trained_method_has_a_duration(shapes):
     made = planned(shapes)
     assert [stage.folder for stage in made.stages] == [
-        "classifier", "cams", "cams-scores", "masks", "masks-scores", "segmenter", "predictions", "predictions-scores"
+        "classifier", "classifier-health", "cams", "cams-scores", "masks", "masks-scores", "segmenter", "predictions", "predictions-scores"
     ]  # fmt: skip
     assert all(stage.seconds is not None and stage.seconds >= 1 for stage in made.stages)
 

@@ -87,7 +87,7 @@ class Plan:
             f"{len(self.stages)} stages, {more}{duration(sum(known))} in all:",
             *(
                 f"  {number} {stage.folder:<{width}}  {stage.about} "
-                f"({'depends on the answers before it' if stage.seconds is None else f'about {duration(stage.seconds)}'})"
+                f"({'not estimated' if stage.seconds is None else f'about {duration(stage.seconds)}'})"
                 for number, stage in enumerate(self.stages, start=1)
             ),
             f"disk about {_size(self.disk)} of {_size(_free(out))} free; memory about {_size(self.memory)}",
@@ -128,6 +128,10 @@ class _Estimate:
         section: Any = getattr(self.settings, folder, None)
         if folder.endswith("-scores"):
             return self._scoring(folder)
+        if folder.endswith("-health"):
+            return (
+                len(self.train) * self.pixels * self._cost(self._baseline.backbone, self._baseline.output_stride).infer
+            )
         if folder.startswith("cams"):
             return self._maps(self.val if folder == "cams-val" else self.train)
         if folder.startswith("masks"):
