@@ -129,6 +129,8 @@ class _Estimate:
         if folder.endswith("-scores"):
             return self._scoring(folder)
         if folder.endswith("-health"):
+            if self._baseline is None:
+                return None
             return (
                 len(self.train) * self.pixels * self._cost(self._baseline.backbone, self._baseline.output_stride).infer
             )
