@@ -146,7 +146,7 @@ class EMAUnit(nn.Module):
 
     def _estimate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.conv1(x).flatten(2)
-        mu = self.mu.expand(len(x), -1, -1)
+        mu = self.mu.expand(x.shape[0], -1, -1)
         z = mu.new_empty(0)
         for _ in range(self.stages):
             z = (y.mT @ mu).softmax(2)

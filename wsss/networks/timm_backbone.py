@@ -139,7 +139,8 @@ def _features(body: nn.Module, plan: _Plan, image: Tensor, strides: list[int]) -
     if plan.multiple > 1:
         image = F.pad(image, (0, -width % plan.multiple, 0, -height % plan.multiple))
     features = [f.permute(0, 3, 1, 2) if plan.channels_last else f for f in body(image)]
-    return [f[..., : -(-height // s), : -(-width // s)] for f, s in zip(features, strides, strict=True)]
+    # no division of negative numbers, which torch's ONNX exporter rounds towards zero
+    return [f[..., : (height + s - 1) // s, : (width + s - 1) // s] for f, s in zip(features, strides, strict=True)]
 
 
 def _built(name: str, options: Mapping[str, Any], depth: int) -> nn.Module:

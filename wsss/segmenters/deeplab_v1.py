@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, denormalise
+from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, ColourRule, denormalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import DeepLabV1Augment, resize_by_factor
 from wsss.errors import check_range
@@ -134,7 +134,9 @@ class TrainedDeepLabV1:
 
     scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
     averaged: Literal["probabilities", "logits"] = "logits"
-    fixed_size = False
+    colours: ColourRule = "imagenet"
+    fit: tuple[int, int] | None = None
+    window: int | None = None
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         # a published checkpoint has no metadata

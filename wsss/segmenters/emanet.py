@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import normalise
+from wsss.data.augment import ColourRule, normalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import EMANetAugment
 from wsss.errors import check_range
@@ -117,7 +117,9 @@ class TrainedEMANet:
 
     scales, flip = (1.0,), False
     averaged: Literal["probabilities", "logits"] = "probabilities"
-    fixed_size = False
+    colours: ColourRule = "imagenet"
+    fit: tuple[int, int] | None = None
+    window: int | None = None
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         metadata = metadata or _published(state)

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import normalise, resize_bilinear
+from wsss.data.augment import ColourRule, normalise, resize_bilinear
 from wsss.data.images import Images
 from wsss.data.mask_augment import PSPNetAugment, size_within
 from wsss.errors import check_range
@@ -130,12 +130,13 @@ class TrainedPSPNet:
 
     scales, flip = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True
     averaged: Literal["probabilities", "logits"] = "probabilities"
-    fixed_size = True
+    colours: ColourRule = "imagenet"
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         metadata = metadata or _published(state)
         self.classes: tuple[str, ...] = tuple(metadata["classes"])
-        self.fit, self.window = metadata["fit"], metadata["window"]
+        self.fit: tuple[int, int] | None = tuple(metadata["fit"])
+        self.window: int | None = metadata["window"]
         network = PSPNet(len(self.classes) + 1, settings_of(PSPNetLayers, metadata["network"]))
         load_into(network, state, path)
         self.network = network.eval()

@@ -27,7 +27,9 @@ class TrainedSegmenter(Protocol):
         classes: the class names.
         scales, flip: scales of the published test, and whether it includes mirror images.
         averaged: what is averaged over all views.
-        fixed_size: whether `view` brings pictures of any size to that of the training, so that nothing else has to.
+        colours: how pictures are normalised.
+        fit: the longest and the shortest side that pictures are resized to; None if they keep their size.
+        window: side of the overlapping windows in which logits are computed; None for the whole picture.
     """
 
     network: nn.Module
@@ -35,7 +37,9 @@ class TrainedSegmenter(Protocol):
     scales: tuple[float, ...]
     flip: bool
     averaged: Literal["probabilities", "logits"]
-    fixed_size: bool
+    colours: ColourRule
+    fit: tuple[int, int] | None
+    window: int | None
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         """An RGB picture, rescaled and normalised as input of the network, on the CPU."""
@@ -65,7 +69,8 @@ class TrainedNetwork:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     averaged: Literal["probabilities", "logits"] = "probabilities"
-    fixed_size: bool = False
+    fit: tuple[int, int] | None = None
+    window: int | None = None
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         return rescaled(torch.from_numpy(normalise(image, self.colours))[None], scale, align_corners=False)
