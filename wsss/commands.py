@@ -28,6 +28,7 @@ from wsss.options import (
     InfoOptions,
     LocalizeOptions,
     MethodOptions,
+    ModelOptions,
     PredictOptions,
     RefineOptions,
     ReportOptions,
@@ -203,6 +204,20 @@ def _import_masks(options: ImportOptions, chosen: ParsedSettings) -> None:
     if launch.is_first():
         show(imported.summary, stream=sys.stderr)
         show(imported.path)
+
+
+def _export_model(options: ModelOptions, chosen: ParsedSettings) -> None:
+    from wsss.deploy.export import ModelExport, export_model, push
+    from wsss.deploy.network import Views
+
+    if options.push is not None and options.format != "hub":
+        raise BadInput(
+            "--push", f"--format {options.format}", "--format hub", "Only the folder for the hub is uploaded."
+        )
+    settings = ModelExport(Views(options.scales, options.flip), options.int8, options.max_loss, options.licence)
+    show(export_model(options.weights, options.out, options.format, settings))
+    if options.push is not None:
+        show(push(options.out, options.push))
 
 
 def _build_run_settings(name: str, mirrors: Mapping[str, Any], where: Callable[[Keys], str]) -> "RunSettings":
@@ -582,6 +597,7 @@ _COMMANDS: dict[str, Command[Any]] = {
     "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
     "review": Command("check tags and correct masks on a local page", ReviewOptions, _review, has_config=False),
     "try": Command("drop pictures on a local page and see their masks", TryOptions, _try, has_config=False),
+    "export model": Command("a segmenter as ONNX, TorchScript, or for the hub", ModelOptions, _export_model, has_config=False),
     "report": Command("write the report of a run again", ReportOptions, _report),
     "data info": Command("describe a dataset and list its bad files", InfoOptions, _info, has_config=False),
     "data sbd": Command("make VOC's train_aug masks and list from SBD", SBDOptions, _sbd, has_config=False),

@@ -282,6 +282,28 @@ class PredictOptions(OutOptions, PictureOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelOptions(OutOptions):
+    """Options of `wsss export model`."""
+
+    weights: Path = required(positional=True)
+    """run folder, folder of a segmenter, or its weights file"""
+    format: Literal["onnx", "torchscript", "hub"] = "onnx"
+    """onnx: model.onnx and a small program that uses it; torchscript: model.pt; hub: a folder for Hugging Face's hub, which wsss.load reads"""
+    scales: tuple[float, ...] = (1.0,)
+    """scales of the picture over which scores are averaged, part of the model; not for hub"""
+    flip: bool = switch()
+    """also average over the mirrored picture; not for hub"""
+    int8: bool = switch()
+    """8-bit integers in the convolutions of an ONNX model, calibrated on the training pictures"""
+    max_loss: float = 2.0
+    """the mIoU, in points, that 8-bit integers may cost; more is an error"""
+    licence: str = "unknown"
+    """licence of the model in its card, such as mit or cc-by-4.0; the licence of the pictures and of initial weights may restrict it"""
+    push: str | None = None
+    """USER/NAME on the hub, to which the folder is uploaded"""
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateOptions(SplitOptions):
     """Options of `wsss evaluate`."""
 

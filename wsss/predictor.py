@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,10 +20,11 @@ from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range, suggestion
 from wsss.ops.crf import DenseCRF, Preset
 from wsss.stages.predict import PredictSettings, Segmenter, most_probable
-from wsss.weights import find_trained, read_metadata, reading_of, trained_weights, weights_in
+from wsss.weights import WEIGHTS, find_trained, read_metadata, reading_of, trained_weights, weights_in
 
 # Folders of a run that contain trained networks, in order of preference
 _TRAINED_FOLDERS = ("segmenter", "classifier")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,8 +133,9 @@ def load(
     """Load a trained segmenter or classifier.
 
     Args:
-        path: a run folder, whose segmenter is loaded; the folder of a training stage, or its weights file; or a published
-            checkpoint of a segmenter. No code in a file is run.
+        path: a run folder, whose segmenter is loaded; the folder of a training stage, or its weights file; a folder that
+            `wsss export model --format hub` wrote, or its name USER/NAME on Hugging Face's hub; or a published checkpoint of a
+            segmenter. No code in a file is run.
         device: device of the network; by default a GPU if there is one.
         scales: scales of the picture over which scores are averaged, or maps summed; by default as published.
         flip: whether the mirrored picture is included; by default as published.
@@ -154,7 +157,9 @@ def load(
         >>> round(sum(found.areas().values()), 6), found.overlay().size
         (1.0, (60, 40))
     """
-    found = weights_in(find_trained(Path(path), *_TRAINED_FOLDERS))
+    # a path whose first folder exists is a path, not a name on the hub
+    named = _HUB_NAME.fullmatch(os.fspath(path)) and not os.path.exists(path) and not Path(path).parent.exists()
+    found = _from_hub(os.fspath(path)) if named else weights_in(find_trained(Path(path), *_TRAINED_FOLDERS))
     where = None if device is None else torch.device(device)
     known = read_metadata(found) if found.suffix == ".safetensors" else {}
     if known.get("kind") != KIND:
@@ -171,3 +176,19 @@ def load(
     views = MultiScale(usual.scales if scales is None else tuple(scales), usual.flip if flip is None else flip)
     localizer = CAMLocalizer(network, views, classifier.metadata["colours"])
     return Predictor(found, KIND, localizer, tuple(classifier.metadata["classes"]))
+
+
+def _from_hub(name: str) -> Path:
+    """The weights file of a model on Hugging Face's hub, from the cache or downloaded."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, WEIGHTS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BadInput(
+            name,
+            "no such file or folder, and no such model in the cache or on the hub, or no connection to it",
+            "a run folder, the folder of a training stage, a weights file, or USER/NAME on the hub",
+            "Check the name and the connection.",
+        ) from error

@@ -96,7 +96,10 @@ def card(config: Mapping[str, Any], origin: Origin, licence: str, files: Sequenc
         notes: doubts about the run, in plain text.
     """
     metadata = ModelCardData(
-        license=licence, library_name="wsss", pipeline_tag="image-segmentation", tags=["weakly-supervised", config["kind"]]
+        license=licence,
+        library_name="wsss",
+        pipeline_tag="image-segmentation",
+        tags=["weakly-supervised", config["kind"]],
     )
     template = jinja2.Template(
         _TEMPLATE.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -15,15 +15,15 @@ from wsss.deploy import card, onnx, torchscript
 from wsss.deploy.network import DeployedSegmenter, Views
 from wsss.errors import BadInput, check_range
 from wsss.metrics import ConfusionMatrix, scores
-from wsss.predictor import find_weights
-from wsss.stages.check import reopen
+from wsss.outputs import LOCK
+from wsss.stages.check import read_notes, reopen
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.storage import write_json, write_text
-from wsss.weights import WEIGHTS, read_weights, write_weights
+from wsss.weights import WEIGHTS, find_trained, read_weights, weights_in, write_weights
 
 Format = Literal["onnx", "torchscript", "hub"]
 FLOAT, CONFIG, README, INFER = "model-float32.onnx", "config.json", "README.md", "infer.py"
-_OURS = frozenset([onnx.MODEL, FLOAT, torchscript.MODEL, WEIGHTS, CONFIG, README, INFER])
+_OURS = frozenset([LOCK, onnx.MODEL, FLOAT, torchscript.MODEL, WEIGHTS, CONFIG, README, INFER])
 # pictures on which the exported model is compared with torch, that calibrate 8-bit integers, and that measure their cost
 COMPARED, CALIBRATED, MEASURED = 20, 100, 500
 # sizes of the random pictures that stand in for a dataset that is not there
@@ -79,7 +79,7 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     if form == "onnx":
         onnx.check_installed()
     _check_out(out)
-    weights = find_weights(where)
+    weights = weights_in(find_trained(where, "segmenter"))
     segmenter = Segmenter(weights, PredictSettings(), torch.device("cpu"))
     run = where if where.is_dir() else where.parent
     origin = card.Origin.of(run)
@@ -94,7 +94,9 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     if form == "hub":
         state, metadata = read_weights(weights) if weights.suffix == ".safetensors" else (None, {})
         if state is None or not metadata:
-            raise BadInput(weights, "a published checkpoint", "a segmenter trained here", "Share the original file instead.")
+            raise BadInput(
+                weights, "a published checkpoint", "a segmenter trained here", "Share the original file instead."
+            )
         write_weights(out / WEIGHTS, state, metadata)
         main = out / WEIGHTS
     else:
@@ -122,7 +124,7 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     write_json(out / CONFIG, written)
     files = [INFER] if form == "onnx" else [main.name]
     write_text(out / README, card.card(written, origin, settings.licence, files, _notes(run)))
-    for name in _OURS - {main.name, CONFIG, README, *files, *([FLOAT] if settings.int8 else [])}:
+    for name in _OURS - {LOCK, main.name, CONFIG, README, *files, *([FLOAT] if settings.int8 else [])}:
         (out / name).unlink(missing_ok=True)  # of an earlier export in another format
     return main
 
@@ -154,7 +156,11 @@ def push(out: Path, repository: str) -> str:
 
 
 def _check_out(out: Path) -> None:
-    others = sorted(path.name for path in out.iterdir() if path.name not in _OURS and not path.name.startswith(".")) if out.is_dir() else []
+    others = (
+        sorted(path.name for path in out.iterdir() if path.name not in _OURS and not path.name.startswith("."))
+        if out.is_dir()
+        else []
+    )
     if others:
         raise BadInput(out, f"other files ({', '.join(others[:3])})", "an empty or new folder", "Choose another --out.")
 
@@ -170,7 +176,9 @@ def _pictures(run: Path, needed: bool) -> tuple[Images | None, Images | None]:
         return None, None
     if data is None:
         if needed:
-            raise BadInput(run, "no dataset", "a run folder whose dataset is still there", "Give the folder of `wsss run`.")
+            raise BadInput(
+                run, "no dataset", "a run folder whose dataset is still there", "Give the folder of `wsss run`."
+            )
         return None, None
     scored = data.split(data.val) if data.val else None
     return data.split(data.train), scored if scored is not None and scored.has_masks else None
@@ -180,7 +188,8 @@ def _examples(train: Images | None) -> list[UInt8[np.ndarray, "h w 3"]]:
     if train is None:
         random = np.random.default_rng(0)
         return [random.integers(0, 256, (*size, 3), np.uint8) for size in _SIZES_HW]
-    return [train.read(index) for index in _spread(len(train), COMPARED)]
+    # a copy, since torch warns of arrays that cannot be written
+    return [train.read(index).copy() for index in _spread(len(train), COMPARED)]
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -232,7 +241,4 @@ def _loss(plain: Path, quantised: Path, train: Images, scored: Images | None) ->
 
 def _notes(run: Path) -> Sequence[str]:
     """Doubts about the run, for the model card."""
-    from wsss.stages.check import read_notes
-
-    known = read_notes(run)
-    return [str(note) for note in known.get("doubts", [])]
+    return [str(note) for note in read_notes(run).get("doubts", [])]

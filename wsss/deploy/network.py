@@ -91,7 +91,8 @@ class DeployedSegmenter(nn.Module):
         long_side, short_side = (max(1, int(side * fraction)) for side in self.trained.fit)
         longest, shortest = _larger(*size_hw), _smaller(*size_hw)
         height, width = (
-            _larger(_smaller(_ratio(side * long_side, longest), _ratio(side * short_side, shortest)), 1) for side in size_hw
+            _larger(_smaller(_ratio(side * long_side, longest), _ratio(side * short_side, shortest)), 1)
+            for side in size_hw
         )
         return height, width
 
@@ -139,7 +140,9 @@ def _colours(colours: ColourRule) -> tuple[Tensor, Tensor, bool]:
     """Factor and shift of each plane for values 0 to 255, and whether the planes are in reverse order (BGR)."""
     if colours == "caffe":
         return torch.ones(3, 1, 1), -torch.tensor(CAFFE_MEAN_BGR)[:, None, None], True
-    mean, deviation = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in mean_and_deviation(colours))
+    mean, deviation = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None] for values in mean_and_deviation(colours)
+    )
     return (1 / (255 * deviation)).float(), (-mean / deviation).float(), False
 
 

@@ -153,7 +153,13 @@ def quantise(source: Path, target: Path, pictures: Sequence[UInt8[np.ndarray, "h
         target: the file to write.
         pictures: RGB, for example of the training split.
     """
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

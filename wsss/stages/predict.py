@@ -119,8 +119,8 @@ class Segmenter:
         self.classes = self.trained.classes
         self.reading = reading_of(path)
         known = _long_sides(metadata or {}, path)
-        self.long_sides = None if self.trained.fixed_size else known
-        if self.trained.fixed_size and isinstance(settings.size, int):
+        self.long_sides = known if self.trained.fit is None else None
+        if self.trained.fit is not None and isinstance(settings.size, int):
             do = "Leave it out."
             raise BadInput("test.size", f"{settings.size}", f"none for {kind}, which resizes all pictures itself", do)
         self.scales = self.trained.scales if settings.scales is None else settings.scales
