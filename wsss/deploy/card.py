@@ -13,8 +13,8 @@ from wsss.data.labels import voc_palette
 from wsss.data.samples import DEFAULT_READING
 from wsss.deploy.network import Views
 from wsss.outputs import DONE
-from wsss.segmenters.trained import TrainedSegmenter
 from wsss.stages.check import read_notes
+from wsss.stages.predict import Segmenter
 from wsss.stages.records import PREDICTIONS, Score, read_scores, read_stages
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -52,23 +52,22 @@ class Origin:
 
 
 def configuration(
-    trained: TrainedSegmenter, kind: str, views: Views, reading: Mapping[str, Any] | None, checks: Mapping[str, Any]
+    segmenter: Segmenter, views: Views, reading: Mapping[str, Any] | None, checks: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of `config.json`, plain values only.
 
     Args:
-        trained: the segmenter.
-        kind: its kind, for example `deeplab`.
+        segmenter: the segmenter.
         views: the views over which it averages.
         reading: how its training pictures were read, None for 8-bit pictures.
         checks: what was measured of the exported file.
     """
-    labels = ["background", *trained.classes]
+    labels = ["background", *segmenter.classes]
     return {
         "format": 1,
         "wsss": __version__,
-        "kind": kind,
-        "classes": list(trained.classes),
+        "kind": segmenter.kind,
+        "classes": list(segmenter.classes),
         "labels": dict(enumerate(labels)),
         "palette": voc_palette()[: len(labels)].tolist(),
         "input": {"picture": "uint8 (batch, height, width, 3), RGB, 0 to 255; any size"},
@@ -77,9 +76,10 @@ def configuration(
             "confidence": "float32 (batch, height, width): the probability of that label",
             "probabilities": "float32 (batch, labels, height, width): they sum to 1",
         },
-        "normalisation": f"{trained.colours}, part of the model",
+        "normalisation": f"{segmenter.trained.colours}, part of the model",
         "scales": list(views.scales),
         "flip": views.flip,
+        "long_sides": segmenter.long_sides,
         "reading": reading,
         "checks": dict(checks),
     }

@@ -87,7 +87,7 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     reading = dataclasses.asdict(segmenter.reading) if segmenter.reading else None
 
     def config(checks: Mapping[str, Any]) -> dict[str, Any]:
-        return card.configuration(segmenter.trained, segmenter.kind, settings.views, reading, checks)
+        return card.configuration(segmenter, settings.views, reading, checks)
 
     checks: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
         write_weights(out / WEIGHTS, state, metadata)
         main = out / WEIGHTS
     else:
-        network = DeployedSegmenter(segmenter.trained, settings.views)
+        network = DeployedSegmenter(segmenter.trained, settings.views, segmenter.long_sides)
         examples = _examples(train)
         source = "pictures of the training split" if train else "random pictures"
         if form == "onnx":

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
+from math import ceil, floor
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from wsss.data.augment import CAFFE_MEAN_BGR, ColourRule, mean_and_deviation
 from wsss.networks.deeplab import resize_logits
 from wsss.segmenters.trained import TrainedSegmenter
+from wsss.stages.predict import SIZE_TOLERANCE
 
 # Scales are rounded to fractions with at most this denominator, since sizes in a graph are computed with whole numbers
 _DENOMINATOR = 1000
@@ -46,15 +48,20 @@ class DeployedSegmenter(nn.Module):
     """A segmenter that includes normalisation, resizing, and the average over views; it contains no dense CRF.
 
     It differs from `wsss predict` in two ways: pictures are resized by antialiased bilinear interpolation, and a PSPNet sees the whole picture
-    at once, not in windows. With the default views, DeepLab and EMANet predict the same.
+    at once, not in windows. Where nothing is resized, the others predict the same.
 
     Args:
         trained: the segmenter, on the CPU; its adaptive pools are replaced by equal ones that can be exported.
         views: scales and mirror images.
+        long_sides: the smallest and largest usual longest sides of the training pictures, in pixels: as in `wsss predict`, pictures that are
+            much smaller or larger are resized to them. None: pictures keep their size.
     """
 
-    def __init__(self, trained: TrainedSegmenter, views: Views = Views()) -> None:
+    def __init__(
+        self, trained: TrainedSegmenter, views: Views = Views(), long_sides: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
+        self.long_sides = long_sides
         self.trained, self.network = trained, trained.network.requires_grad_(False)
         _make_pools_exportable(self.network)
         self.fractions = [Fraction(scale).limit_denominator(_DENOMINATOR) for scale in views.scales]
@@ -87,7 +94,8 @@ class DeployedSegmenter(nn.Module):
     def _size(self, size_hw: tuple[int, int], fraction: Fraction) -> tuple[int, int] | None:
         """The size of a view; None if it is that of the picture."""
         if self.trained.fit is None:
-            return None if fraction == 1 else _scaled(size_hw, fraction)
+            size_hw = size_hw if self.long_sides is None else _usual(size_hw, *self.long_sides)
+            return None if fraction == 1 and self.long_sides is None else _scaled(size_hw, fraction)
         long_side, short_side = (max(1, int(side * fraction)) for side in self.trained.fit)
         longest, shortest = _larger(*size_hw), _smaller(*size_hw)
         height, width = (
@@ -150,6 +158,17 @@ def _resized(image: Float[Tensor, "b 3 h w"], size_hw: Sequence[int] | None) -> 
     if size_hw is None:
         return image
     return F.interpolate(image, tuple(size_hw), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _usual(size_hw: tuple[int, int], low: int, high: int) -> tuple[int, int]:
+    """The size of a picture in the network; see `wsss.stages.predict.Segmenter.working_size`."""
+    side = _larger(*size_hw)
+    # 1 or 0, without a condition on a size
+    below = _smaller(_larger(ceil(low / SIZE_TOLERANCE) - side, 0), 1)
+    above = _smaller(_larger(side - floor(high * SIZE_TOLERANCE), 0), 1)
+    target = side + below * (low - side) + above * (high - side)
+    height, width = (_larger(_ratio(length * target, side), 1) for length in size_hw)
+    return height, width
 
 
 def _scaled(size_hw: tuple[int, int], fraction: Fraction) -> tuple[int, int]:

@@ -43,7 +43,7 @@ Output = Literal["overlays", "json", "probabilities"]
 OUTPUTS: Mapping[Output, Makes] = {"probabilities": "probabilities", "json": "descriptions", "overlays": "figures"}
 _SUFFIXES = {"masks": ".png", "overlays": ".jpg", "json": ".json", "probabilities": ".npz"}
 # scale augmentation covers pictures that exceed the sizes of the training pictures by up to this factor
-_SIZE_TOLERANCE = 1.25
+SIZE_TOLERANCE = 1.25
 _SMALLEST_SIZE = 16
 
 
@@ -141,7 +141,7 @@ class Segmenter:
             target = side
         else:
             low, high = self.long_sides
-            usual = low / _SIZE_TOLERANCE <= side <= high * _SIZE_TOLERANCE
+            usual = low / SIZE_TOLERANCE <= side <= high * SIZE_TOLERANCE
             target = side if usual else min(max(side, low), high)
         height, width = (max(1, round(length * target / side)) for length in size_hw)
         return height, width
