@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from wsss import launch
+from wsss import hub, launch
 from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, ClassifierWeights, MultiScale, cam_network
 from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb
@@ -184,8 +184,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(name, WEIGHTS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        with hub.cache_if_offline():
+            return Path(hf_hub_download(name, WEIGHTS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BadInput(
             name,
             "no such file or folder, and no such model in the cache or on the hub, or no connection to it",

@@ -14,6 +14,7 @@ from wsss.data.images import Images
 from wsss.deploy import card, onnx, torchscript
 from wsss.deploy.network import DeployedSegmenter, Views
 from wsss.errors import BadInput, check_range
+from wsss.health import notes
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.outputs import LOCK
 from wsss.stages.check import read_notes, reopen
@@ -239,6 +240,6 @@ def _loss(plain: Path, quantised: Path, train: Images, scored: Images | None) ->
     return Loss(first - second, measure)
 
 
-def _notes(run: Path) -> Sequence[str]:
-    """Doubts about the run, for the model card."""
-    return [str(note) for note in read_notes(run).get("doubts", [])]
+def _notes(run: Path) -> list[str]:
+    """Doubts about the dataset and the run, for the model card."""
+    return [*(str(doubt) for doubt in read_notes(run).get("doubts", [])), *(f"{note.found} {note.why}" for note in notes(run))]
