@@ -65,7 +65,9 @@ def main() -> None:
                 for picture in pictures:
                     model(picture)
                 times[name].append(1000 * (time.perf_counter() - start) / len(pictures))
-        sizes = [f"{min(sides)} to {max(sides)}" for sides in zip(*(picture.shape[:2] for picture in pictures), strict=True)]
+        sizes = [
+            f"{min(sides)} to {max(sides)}" for sides in zip(*(picture.shape[:2] for picture in pictures), strict=True)
+        ]
         print(f"{len(pictures)} pictures of {sizes[0]} x {sizes[1]} pixels, {options.threads} threads")
         for name, values in times.items():
             print(f"{name:20} {min(values):7.1f} ms per picture, {min(times['torch']) / min(values):4.2f} times torch")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -242,4 +242,7 @@ def _loss(plain: Path, quantised: Path, train: Images, scored: Images | None) ->
 
 def _notes(run: Path) -> list[str]:
     """Doubts about the dataset and the run, for the model card."""
-    return [*(str(doubt) for doubt in read_notes(run).get("doubts", [])), *(f"{note.found} {note.why}" for note in notes(run))]
+    return [
+        *(str(doubt) for doubt in read_notes(run).get("doubts", [])),
+        *(f"{note.found} {note.why}" for note in notes(run)),
+    ]

@@ -73,20 +73,28 @@ class DeployedSegmenter(nn.Module):
 
     def forward(self, picture: UInt8[Tensor, "b h w 3"]) -> Deployed:
         """Labels and probabilities of RGB pictures with values 0 to 255."""
+        return self.predicted(self.prepared(picture), picture)
+
+    def prepared(self, picture: UInt8[Tensor, "b h w 3"]) -> list[Float[Tensor, "b 3 _ _"]]:
+        """The normalised pictures at each scale."""
         planes = picture.permute(0, 3, 1, 2)
         planes = planes.flip(1) if self.reverse else planes
         image = planes.to(torch.float32) * self.factor + self.shift
         size_hw = (picture.shape[1], picture.shape[2])
+        return [_resized(image, self._size(size_hw, fraction)) for fraction in self.fractions]
+
+    def predicted(self, views: Sequence[Float[Tensor, "b 3 _ _"]], picture: UInt8[Tensor, "b h w 3"]) -> Deployed:
+        """Labels and probabilities from the output of `prepared`; of the pictures, only the size is used."""
+        size_hw = (picture.shape[1], picture.shape[2])
         total: Tensor | None = None
-        for fraction in self.fractions:
-            view = _resized(image, self._size(size_hw, fraction))
+        for view in views:
             for mirrored in self.mirrored:
                 logits = self._logits(view.flip(3) if mirrored else view, size_hw)
                 logits = logits.flip(3) if mirrored else logits
                 scores = logits if self.trained.averaged == "logits" else logits.softmax(1)
                 total = scores if total is None else total + scores
         assert total is not None
-        mean = total / (len(self.fractions) * len(self.mirrored))
+        mean = total / (len(views) * len(self.mirrored))
         probabilities = mean.softmax(1) if self.trained.averaged == "logits" else mean
         confidence, labels = probabilities.max(1)
         return Deployed(labels.to(torch.uint8), confidence, probabilities)

@@ -7,15 +7,19 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from wsss.deploy.network import DeployedSegmenter
 from wsss.errors import BadInput
 from wsss.storage import whole_file
+
+if TYPE_CHECKING:  # an optional package
+    from onnx import ModelProto, ValueInfoProto
 
 MODEL, METADATA = "model.onnx", "wsss"
 OUTPUTS = ("labels", "confidence", "probabilities")
@@ -69,37 +73,102 @@ def check_installed() -> None:
         )
 
 
+class _Prepare(nn.Module):
+    """The first half of a deployed segmenter: its views, and the picture again."""
+
+    def __init__(self, network: DeployedSegmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        return (*self.network.prepared(picture), picture.clone())
+
+
+class _Predict(nn.Module):
+    """The second half, from the output of the first."""
+
+    def __init__(self, network: DeployedSegmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network.predicted(inputs[:-1], inputs[-1]))
+
+
 def write_onnx(network: DeployedSegmenter, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write the graph with its weights as a single file, for batches and pictures of any size.
+
+    The graph is recorded in two halves: otherwise all sizes in the network would be long formulas in the size of the picture, which
+    torch would spend minutes on.
 
     Args:
         network: the segmenter, on the CPU.
         path: the file.
         metadata: stored in the file as JSON, under the key `wsss`.
     """
-    any_size = torch.export.Dim.AUTO
+    from onnx import compose, helper, save
+
+    picture = torch.zeros(EXAMPLE, dtype=torch.uint8)
+    # sides that differ, as equal ones could be taken for the same
+    views = [torch.zeros(EXAMPLE[0], 3, 65 + 16 * n, 91 + 16 * n) for n in range(len(network.fractions))]
+    names = [f"view{n}" for n in range(len(views))]
+    first = _recorded(_Prepare(network), [picture], ["picture"], [*names, "same_picture"])
+    second = _recorded(
+        _Predict(network), [*views, picture], [f"of_{name}" for name in [*names, "same_picture"]], OUTPUTS
+    )
+    joined = [(name, f"of_{name}") for name in [*names, "same_picture"]]
+    model = compose.merge_models(
+        compose.add_prefix(first, "prepare/", rename_inputs=False, rename_outputs=False), second, joined
+    )
+    _name_sizes(model.graph.input[0], ("batch", "height", "width"))
+    for output, sizes in zip(
+        model.graph.output, (("batch", "height", "width"),) * 2 + (("batch", None, "height", "width"),), strict=True
+    ):
+        _name_sizes(output, sizes)
+    helper.set_model_props(model, {METADATA: json.dumps(metadata, sort_keys=True)})
+    # the exporter would write a second file for the weights by default
+    with whole_file(path) as temporary:
+        save(model, str(temporary))
+
+
+def _recorded(
+    module: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], outputs: Sequence[str]
+) -> "ModelProto":
+    """The ONNX graph of a module, for inputs of any size."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
+    any_size = torch.export.Dim.AUTO
+    # the last axis of a picture, and the planes of a view
+    sizes = [
+        {0: any_size, 1: any_size, 2: any_size} if one.shape[-1] == 3 else {0: any_size, 2: any_size, 3: any_size}
+        for one in inputs
+    ]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                network,
-                (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+                module.eval(),
+                tuple(inputs),
                 dynamo=True,
-                dynamic_shapes={"picture": dict.fromkeys(range(3), any_size)},
-                input_names=["picture"],
-                output_names=list(OUTPUTS),
+                dynamic_shapes=(tuple(sizes),) if isinstance(module, _Predict) else tuple(sizes),
+                input_names=list(names),
+                output_names=list(outputs),
                 verbose=False,
             )
     finally:
         logger.setLevel(before)
     assert program is not None
-    program.model.metadata_props[METADATA] = json.dumps(metadata, sort_keys=True)
-    # the exporter would write a second file for the weights by default
-    with whole_file(path) as temporary:
-        program.save(temporary, external_data=False)
+    model = program.model_proto
+    # both halves name their sizes s1, s2, ..., and mean different ones
+    del model.graph.value_info[:]
+    return model
+
+
+def _name_sizes(value: "ValueInfoProto", names: Sequence[str | None]) -> None:
+    for size, name in zip(value.type.tensor_type.shape.dim, names):
+        if name is not None:
+            size.dim_param = name
 
 
 def agreement(network: DeployedSegmenter, path: Path, pictures: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Agreement:
