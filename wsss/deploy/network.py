@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil, floor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,8 @@ class DeployedSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.long_sides = long_sides
+        self.factor: Tensor
+        self.shift: Tensor
         self.trained, self.network = trained, trained.network.requires_grad_(False)
         _make_pools_exportable(self.network)
         self.fractions = [Fraction(scale).limit_denominator(_DENOMINATOR) for scale in views.scales]
@@ -194,8 +196,8 @@ def _ratio(a: int, b: int) -> int:
 
 def _larger(a: int, b: int) -> int:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
-    return torch.sym_max(a, b)
+        return cast(int, torch.maximum(torch.as_tensor(a), torch.as_tensor(b)))
+    return cast(int, torch.sym_max(a, b))
 
 
 def _smaller(a: int, b: int) -> int:

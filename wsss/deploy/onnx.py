@@ -231,7 +231,7 @@ def quantise(source: Path, target: Path, pictures: Sequence[UInt8[np.ndarray, "h
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self._pictures: Iterator[np.ndarray] = iter(pictures)
 

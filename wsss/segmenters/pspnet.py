@@ -135,8 +135,9 @@ class TrainedPSPNet:
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         metadata = metadata or _published(state)
         self.classes: tuple[str, ...] = tuple(metadata["classes"])
-        self.fit: tuple[int, int] | None = tuple(metadata["fit"])
-        self.window: int | None = metadata["window"]
+        long_side, short_side = metadata["fit"]
+        self.fit: tuple[int, int] = (long_side, short_side)
+        self.window: int = metadata["window"]
         network = PSPNet(len(self.classes) + 1, settings_of(PSPNetLayers, metadata["network"]))
         load_into(network, state, path)
         self.network = network.eval()

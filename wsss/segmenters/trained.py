@@ -38,8 +38,12 @@ class TrainedSegmenter(Protocol):
     flip: bool
     averaged: Literal["probabilities", "logits"]
     colours: ColourRule
-    fit: tuple[int, int] | None
-    window: int | None
+
+    @property
+    def fit(self) -> tuple[int, int] | None: ...
+
+    @property
+    def window(self) -> int | None: ...
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         """An RGB picture, rescaled and normalised as input of the network, on the CPU."""
