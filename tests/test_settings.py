@@ -455,7 +455,8 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
     for name in ("CONFIG", "CLASSIFIER", "CLASSIFIER__BACKBONE", "COMMON", "DEFAULT_ENV", "JSONARGPARSE_DEFAULT_ENV"):
         for prefix in ("", "WSSS_", "WSSS_RUN_CAM_"):
             monkeypatch.setenv(f"{prefix}{name}", CALL)
-    assert made("run cam", ["--data", "D", "--out", "O"])["classifier"].backbone == "resnet50"
+    given = ["--data", "D", "--out", "O", "--preset", "paper"]
+    assert made("run cam", given)["classifier"].backbone == "resnet50"
 
 
 @pytest.mark.parametrize(
@@ -469,7 +470,7 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
         (("--config", "classifier: {training: {epoch: 3}}"), "^--config: classifier.training.epoch: no such setting. Did you mean epochs?"),
         (("--config", "clasifier: {}"), "^--config: clasifier: no such setting. Did you mean classifier?"),
         (("--config", "classifier.training.epochs: 3"), "--config: classifier.training.epochs: no such setting"),
-        (("--clasifier.init", "none"), "^--clasifier.init: no such flag. Did you mean --classifier?"),
+        (("--clasifier.init", "none"), "^--clasifier.init: no such flag. Did you mean --classifier.init?"),
         (("--dta", "none"), "^--dta: no such flag. Did you mean --data. `wsss run cam --help` lists them.$"),
         (("--epochs", "3"), "^--epochs: no such flag. Did you mean --classifier.training.epochs?"),
         (("--qqqqqqq", "3"), "^--qqqqqqq: no such flag. `wsss run cam --help` lists them.$"),
@@ -492,7 +493,7 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
         (("--skip-bad=perhaps",), "--skip-bad: found 'perhaps'"),
         (("--classifier" + ".a" * 5000, "1"), "--classifier: found 5001 names in one flag"),
         (("--data", "\ud800"), "--data: found .*; expected a path"),
-        (("--device", "gpu"), "--device: found 'gpu'; expected one of auto, cpu"),
+        (("--device", "gpu"), "--device: found 'gpu'; expected one of auto, cuda, mps, cpu"),
         (("word",), "'word': found an extra argument"),
         (("-x",), "^-x: no such flag"),
         (("--config", ""), "--config: found no settings"),

@@ -305,7 +305,7 @@ class Parser(Generic[Options]):
             keys = (stage, *keys)  # the settings of a command with a single section
         argument = self.arguments.get(keys[0])
         if not flag.startswith("--") or keys[0] not in self.table or (argument is not None and argument.positional):
-            raise NoSuchName(flag, "flag", self._suggestion(keys[0], f"--{first}"))
+            raise NoSuchName(flag, "flag", self._suggestion(keys))
         for n, key in enumerate(keys[1:], start=1):
             kinds = self._kinds(keys[:n])
             if dict in kinds:
@@ -317,14 +317,19 @@ class Parser(Generic[Options]):
     def _sections(self, stage: str) -> tuple[type, ...]:
         return settings.sections(self.table[stage].kind) if stage in self.table else ()
 
-    def _suggestion(self, key: str, flag: str) -> str:
+    def _suggestion(self, keys: Keys) -> str:
         flags = [argument.flag for argument in self.arguments.values() if not argument.positional]
         flags += [f"--{name}" for name in self.table if name not in self.arguments]
         flags += [f"--{CONFIG}", f"--{PRINT}"] if self.has_config else []
         flags += ["--help", "--help-all"]
-        near = nearest(flag, flags)
+        # compared without dashes, which all flags have in common
+        bare = nearest(keys[0], [flag.removeprefix("--") for flag in flags])
+        near = f"--{bare}" if bare else ""
+        leaves = [leaf for leaf, _ in self._leaves({})]
+        if near and len(keys) > 1:
+            near = nearest(f"{near}.{dotted(keys[1:])}", [f"--{dotted(leaf)}" for leaf in leaves], 0.8) or near
         if not near:  # the last name of a setting
-            near = next((f"--{dotted(keys)}" for keys, _ in self._leaves({}) if keys[-1] == key), "")
+            near = next((f"--{dotted(leaf)}" for leaf in leaves if leaf[-1] == keys[0]), "")
         return f"{f'Did you mean {near}? ' if near else ''}`wsss {self.command} --help` lists them."
 
     def _is_switch(self, key: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from wsss import peers, presets, registry, settings
 from wsss.arguments import DeclaredSettings, ParsedSettings, Parser
 from wsss.data.documents import Keys, dump
-from wsss.errors import BadInput, NoSuchName, nearest
+from wsss.errors import PICTURES, TRAINED, BadInput, NoSuchName, existing, nearest
 from wsss.formats import FORMATS, format_named
 from wsss.formats.format import ExportOptions, ImportOptions
 from wsss.methods import METHODS, method
@@ -466,6 +466,10 @@ def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
 
 
 def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
+    # before torch is imported, which takes seconds
+    existing(options.weights, TRAINED)
+    existing(options.pictures, PICTURES)
+
     from wsss.data.info import bad_pictures, check_pictures
     from wsss.data.value_range import ReadingRequest
     from wsss.stages import predict

@@ -21,6 +21,10 @@ from types import TracebackType
 
 from PIL import UnidentifiedImageError
 
+# what paths are expected to be, in errors
+PICTURES = "a picture or a folder of pictures"
+TRAINED = "a run folder, the folder of a training stage, or a weights file"
+
 
 class BadInput(ValueError):
     """User input that cannot be used.
@@ -254,6 +258,13 @@ def suggestion(word: str, among: Iterable[str]) -> str:
     """`Did you mean ...? ` if one of the words is similar to this one, otherwise an empty text."""
     near = nearest(word, among)
     return f"Did you mean {near!r}? " if near else ""
+
+
+def existing(path: Path, expected: str) -> Path:
+    """The path; raise BadInput if there is nothing."""
+    if not os.path.exists(path):
+        raise BadInput(path, "no such file or folder", expected, "Check the path.")
+    return path
 
 
 def nearest(word: str, among: Iterable[str], at_least: float = 0.6) -> str:

@@ -1,6 +1,6 @@
 """What a run will do: its stages, and about how long they take, how much disk and memory they need.
 
-Networks are measured with one picture, which takes seconds; all other numbers are rough estimates.
+Networks are measured with a batch and a picture of the sizes of the run, which takes seconds; all other numbers are rough estimates.
 """
 
 import contextlib
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from wsss.recipe import RunSettings
     from wsss.run import StageInfo
 
-# pixels of the picture that a network is measured with; other sizes are proportional
-_MEASURED = 160
+# pixels of a batch that a network is measured with: more would take long, and fewer cost more each, as small pictures do
+_MEASURED = 4e5
+# seconds after which a network is not measured again
+_ENOUGH = 1.5
 # seconds of one core for one pixel: a dense CRF with ten iterations, for each label; reading, augmenting or scoring a picture
 _CRF, _PICTURE = 2.5e-7, 2e-7
 # bytes of torch, of the loader processes and of the pictures in progress
@@ -36,10 +38,15 @@ log = logging.getLogger("wsss")
 
 
 class Cost(NamedTuple):
-    """Seconds and bytes of activations for one pixel of a picture in a network, and the bytes of its weights."""
+    """What one pixel of a picture costs in a network.
 
-    train: float
-    infer: float
+    Attributes:
+        seconds: of a step of training, or of one forward pass.
+        activations: bytes kept for the gradients; 0 without training.
+        weights: bytes of the weights.
+    """
+
+    seconds: float
     activations: float
     weights: float
 
@@ -121,7 +128,7 @@ class _Estimate:
         self.scored = data.split(data.scored_split) if data.scored_split else None
         self.pixels, self.tags = _pixels(self.train), max(1.0, float(self.train.labels.sum(1).mean()))
         self.disk, self.memory = 0.0, _RESIDENT
-        self._costs: dict[tuple[str, int], Cost] = {}
+        self._costs: dict[tuple[str, int, int, int], Cost] = {}
 
     def seconds(self, folder: str) -> float | None:
         """The duration of a stage."""
@@ -131,9 +138,7 @@ class _Estimate:
         if folder.endswith("-health"):
             if self._baseline is None:
                 return None
-            return (
-                len(self.train) * self.pixels * self._cost(self._baseline.backbone, self._baseline.output_stride).infer
-            )
+            return len(self.train) * self.pixels * self._one_picture(self._baseline, self.pixels).seconds
         if folder.startswith("cams"):
             return self._maps(self.val if folder == "cams-val" else self.train)
         if folder.startswith("masks"):
@@ -160,7 +165,7 @@ class _Estimate:
         if network is None:
             return None
         training, crop = section.training, section.augment.crop
-        cost = self._cost(network.backbone, network.output_stride)
+        cost = self._cost(network.backbone, network.output_stride, int(crop), training.batch)
         steps = training.steps
         if steps is None:
             steps = max(1, len(self.train) // training.batch // training.accumulate) * training.epochs
@@ -170,7 +175,7 @@ class _Estimate:
             self.memory, _RESIDENT + 4 * cost.weights + training.batch * crop**2 * factor * cost.activations
         )
         decoding = self.pixels * _PICTURE / launch.threads()
-        return pictures * (crop**2 * factor * cost.train + decoding) / launch.processes()
+        return pictures * (crop**2 * factor * cost.seconds + decoding) / launch.processes()
 
     def _maps(self, images: Images | None) -> float | None:
         network, inference = self._baseline, self.settings.inference
@@ -181,8 +186,8 @@ class _Estimate:
         if network is None:
             return None
         views = sum(scale**2 for scale in scales) * (2 if getattr(inference, "flip", False) else 1)
-        cost = self._cost(network.backbone, network.output_stride)
-        return len(images) * self.pixels * (views * cost.infer + _PICTURE) / launch.processes()
+        cost = self._one_picture(network, self.pixels)
+        return len(images) * self.pixels * (views * cost.seconds + _PICTURE) / launch.processes()
 
     def _masks(self, images: Images | None) -> float | None:
         if images is None:
@@ -199,21 +204,26 @@ class _Estimate:
         if images is None:
             return 0.0
         self.disk += len(images) * self.pixels * 0.05
-        network, test = self.settings.segmenter.network, self.settings.test
+        network, test, pixels = self.settings.segmenter.network, self.settings.test, _pixels(images)
         pyramid = 1 + sum(scale**2 for scale in getattr(network, "pyramid_scales", ()))
         views = pyramid * sum(scale**2 for scale in test.scales or (1.0,)) * (2 if test.flip else 1)
-        cost = self._cost(network.backbone, network.output_stride)
-        return len(images) * _pixels(images) * (views * cost.infer + _PICTURE) / launch.processes()
+        cost = self._one_picture(network, pixels)
+        return len(images) * pixels * (views * cost.seconds + _PICTURE) / launch.processes()
 
     def _scoring(self, folder: str) -> float:
         images = self.val if "val" in folder or folder == "predictions-scores" else self.scored
         return 0.0 if images is None else len(images) * self.pixels * 5 * _PICTURE / launch.processes()
 
-    def _cost(self, backbone: str, stride: int) -> Cost:
+    def _one_picture(self, network: Any, pixels: float) -> Cost:
+        """The cost of a forward pass of a picture with an area."""
+        return self._cost(network.backbone, network.output_stride, round(pixels**0.5), 0)
+
+    def _cost(self, backbone: str, stride: int, side: int, batch: int) -> Cost:
         name = "resnet101" if backbone == PUBLISHED_BODY else backbone
-        if (name, stride) not in self._costs:
-            self._costs[name, stride] = measured(name, stride)
-        return self._costs[name, stride]
+        key = (name, stride, side, batch)
+        if key not in self._costs:
+            self._costs[key] = measured(*key)
+        return self._costs[key]
 
 
 class _WithStride:
@@ -223,11 +233,18 @@ class _WithStride:
         self.backbone, self.output_stride = network.backbone, getattr(network, "output_stride", 8)
 
 
-def measured(backbone: str, stride: int) -> Cost:
-    """Measure a backbone with one picture on the device of this process.
+def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
+    """Measure a backbone on the device of this process.
 
     A network that does not fit there, or that is only a part of a segmenter, counts as a ResNet-101.
+
+    Args:
+        backbone, stride: the network; see `create_backbone`.
+        side: pixels of the square pictures. Large ones are measured as smaller ones.
+        batch: pictures of a training step, of which at least one is measured; 0 for a forward pass of one picture.
     """
+    side = max(32, min(side, int(_MEASURED**0.5)))
+    number = max(1, min(batch, int(_MEASURED / side**2)))
     with torch.random.fork_rng():
         try:
             network = create_backbone(backbone, stride)
@@ -235,7 +252,14 @@ def measured(backbone: str, stride: int) -> Cost:
             network = create_backbone("resnet101", 8)
         device = launch.device()
         network = network.to(device)
-        picture = torch.zeros(2, 3, _MEASURED, _MEASURED, device=device)
+        picture = torch.zeros(number, 3, side, side, device=device)
+        weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+        pixels = picture.numel() / 3
+        if not batch:
+            network.eval()
+            with torch.inference_mode():
+                network(picture)
+                return Cost(_timed(lambda: network(picture)) / pixels, 0.0, weights)
         saved: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -247,20 +271,14 @@ def measured(backbone: str, stride: int) -> Cost:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             forward_and_backward()
-        train = _timed(forward_and_backward)
-        network.eval()
-        with torch.inference_mode():
-            infer = _timed(lambda: network(picture))
-    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    pixels = len(picture) * _MEASURED**2
-    kept = max(0, sum(saved.values()) - weights)
-    return Cost(train / pixels, infer / pixels, kept / pixels, weights)
+        kept = max(0, sum(saved.values()) - weights)
+        return Cost(_timed(forward_and_backward) / pixels, kept / pixels, weights)
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds of the faster of two times, which other programs have disturbed less."""
-    seconds = []
-    for _ in range(2):
+    """Seconds of the fastest of up to three times, which other programs have disturbed least."""
+    seconds: list[float] = []
+    while len(seconds) < 3 and sum(seconds) < _ENOUGH:
         before = time.perf_counter()
         work()
         if torch.cuda.is_available():

@@ -1,7 +1,6 @@
 """Our own weights files: `weights.safetensors` with metadata that describes the network. Code in a file is never run."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wsss.data.samples import PictureReading
-from wsss.errors import BadInput, reading
+from wsss.errors import TRAINED, BadInput, existing, reading
 from wsss.storage import whole_file
 
 State = dict[str, Tensor]
@@ -41,15 +40,12 @@ def find_trained(path: Path, *folders: str) -> Path:
     Raises:
         BadInput: the path does not exist, or there are no weights in the folder.
     """
-    expected = "a run folder, the folder of a training stage, or a weights file"
-    if not os.path.exists(path):
-        raise BadInput(path, "no such file or folder", expected, "Check the path.")
-    if not path.is_dir():
+    if not existing(path, TRAINED).is_dir():
         return path
     found = next((place for place in (path, *(path / name for name in folders)) if (place / WEIGHTS).exists()), None)
     if found is None:
         do = "Check the path, or wait until the training has finished."
-        raise BadInput(path, f"no {WEIGHTS}, and none in {' or '.join(folders)}", expected, do)
+        raise BadInput(path, f"no {WEIGHTS}, and none in {' or '.join(folders)}", TRAINED, do)
     return found
 
 

@@ -41,7 +41,7 @@ from wsss.data.pairs import MASK_FOLDERS
 from wsss.data.pictures import picture_size_hw
 from wsss.data.roles import check_ambiguous, means_no_class, only_classes
 from wsss.data.tables import TABLE_SUFFIXES, Row, labels_by_name, labels_of, read_table
-from wsss.errors import BadInput, is_regular
+from wsss.errors import PICTURES, BadInput, existing, is_regular
 
 CLASSES = "classes.txt"
 
@@ -95,9 +95,7 @@ def open_pictures(path: Path, *, upright: bool = True) -> Images:
     Raises:
         BadInput: there are none.
     """
-    if not os.path.exists(path):
-        raise BadInput(path, "no such file or folder", "a picture or a folder of pictures", "Check the path.")
-    pictures = pictures_below(path) if path.is_dir() else {path.stem: path}
+    pictures = pictures_below(path) if existing(path, PICTURES).is_dir() else {path.stem: path}
     if not pictures:
         raise BadInput(path, listing(path), "pictures", "Choose a folder with pictures in it.")
     none = np.zeros((len(pictures), 0), bool)
