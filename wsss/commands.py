@@ -4,7 +4,6 @@ Modules that import torch are imported inside the functions that run a command, 
 """
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -272,10 +271,11 @@ def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
     _print_table(options.out)
     if launch.is_first():
         from wsss.plan import duration
+        from wsss.stages.closing import next_commands
 
         show("".join(f"{note.rendered()}\n" for note in notes(options.out)), end="")
         show(f"finished after {duration(time.monotonic() - began)}; report: {options.out / 'report.html'}")
-        show(_next_commands(options.out))
+        show("\n".join(["next:", *(f"  {command}  # {about}" for command, about in next_commands(options.out))]))
 
 
 def _with_clip(name: str, clip: str, chosen: ParsedSettings, *, by_tagclip: bool) -> ParsedSettings:
@@ -321,18 +321,6 @@ def _print_plan(
         lines = [f"method {name}, {preset}", f"device {where}", f"data {data.root}: {', '.join(splits)}"]
         show("\n".join([*lines, *planned.lines(options.out)]), stream=sys.stderr)
     launch.decided_by_first(lambda: planned.check_disk(options.out))
-
-
-def _next_commands(run: Path) -> str:
-    """What can be done with a finished run."""
-    written = shlex.quote(str(run))
-    return "\n".join(
-        [
-            "next:",
-            f"  wsss predict --weights {written} --pictures NEW_PICTURES --out {shlex.quote(str(run) + '-predictions')}",
-            f"  wsss export masks {shlex.quote(str(run / 'masks'))} --format coco --out {shlex.quote(str(run) + '-coco')}",
-        ]
-    )
 
 
 def _all_settings() -> DeclaredSettings:

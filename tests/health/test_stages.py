@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.health import notes, stages
 from wsss.health.note import FOLDERS, read_health
-from wsss.health.suspects import read_suspects
+from wsss.health.suspects import SUSPECTS, Suspect, read_suspects
 from wsss.methods.cam import CAMInference
 from wsss.methods.icam import ICAMInference, ICAMLocalizer
 from wsss.networks.seam import SEAMNetwork
@@ -126,3 +127,16 @@ def test_a_picture_is_described_by_its_highest_features(localizer):
     with torch.no_grad():
         maps = made.network.body(at_scales(image, (1.0,))[0])[-2]
     np.testing.assert_allclose(made.describe(image), maps[0].flatten(1).max(1).values.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "doubted"), [(2, False), (39, True)])
+def test_many_suspicious_tags_are_put_down_to_the_classifier(coloured, tmp_path, caplog, count, doubted):
+    data = Dataset("tags", tmp_path, {"train": coloured}, "train", None, None, [])
+    found = [dataclasses.asdict(Suspect(name, "red", True, 0.9)) for name in coloured.names[:count]]
+    (tmp_path / "checked").mkdir()
+    (tmp_path / "checked" / SUSPECTS).write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    with caplog.at_level("INFO", logger="wsss"):
+        stages.offer_review(tmp_path / "run", tmp_path / "checked", data, None)
+    assert f"{count} tags" in caplog.text
+    assert ("has not learned enough" in caplog.text) == doubted

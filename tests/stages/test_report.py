@@ -25,7 +25,7 @@ from wsss.ops.contour import boundary_matches
 from wsss.run import stage
 from wsss.stages import evaluate
 from wsss.stages.closing import next_commands
-from wsss.stages.pages import CONTOUR_COLOURS, contour_uri, contours
+from wsss.stages.pages import CONTOUR_COLOURS, contour_uri, contours, with_code
 from wsss.stages.report import report, table
 from wsss.storage import read_json, write_json
 from wsss.weights import WEIGHTS, write_weights
@@ -593,3 +593,8 @@ def test_masks_that_were_corrected_are_named(whole: tuple[Path, Dataset], tmp_pa
     write_mask(path, mask)
     page = report(tmp_path / "run", data).read_text()
     assert f"masks: 1 file ({path.relative_to(tmp_path / 'run' / 'masks')}) was edited after" in page
+
+
+def test_backticks_become_code_and_the_rest_is_escaped() -> None:
+    assert with_code("map of `a<b` & `c`") == "map of <code>a&lt;b</code> &amp; <code>c</code>"
+    assert with_code("one ` alone") == "one ` alone"

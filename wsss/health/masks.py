@@ -86,7 +86,7 @@ def judged_masks(
         "never win": [class_names[c] for c in never],
         "always win": [class_names[c] for c in always],
     }
-    used = "" if threshold is None else f" ({threshold:g} was used)"
+    used = "" if threshold is None else f" ({threshold:.3g} was used)"
     notes = []
     if len(shares) and everything.mean() >= NOTABLE:
         notes.append(

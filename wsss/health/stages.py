@@ -114,6 +114,11 @@ def check_segmenter(images: Images, *, weights: Path, out: Path) -> dict[str, An
     return _written(segmenter_health(images, weights), out)
 
 
+# more suspicious tags than this share of all tags say less about the tags than about the classifier
+_TOO_MANY = 1 / 3
+_MANY = " (that many mean that the classifier has not learned enough to judge tags)"
+
+
 def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None) -> None:
     """Write `tags-review.csv` of a run once; a file that is there may have been corrected, and is kept.
 
@@ -131,7 +136,10 @@ def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None) -
             return
         if write_review(path, data, data.split(data.train), found, _scores_of(tagger)):
             log.info(
-                "%s: %d tags that similar pictures contradict, worst first, to correct for --tags", path, len(found)
+                "%s: %d tags that similar pictures contradict, worst first, to correct for --tags%s",
+                path,
+                len(found),
+                _MANY if len(found) > _TOO_MANY * data.split(data.train).labels.sum() else "",
             )
 
     launch.decided_by_first(write)

@@ -4,12 +4,14 @@ import base64
 import functools
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -61,6 +63,11 @@ def write_page_here(out: Path, template: str, content: Mapping[str, object], syn
         temporary.write_text(page, encoding="utf-8")
 
 
+def with_code(text: str) -> markupsafe.Markup:
+    """The text in HTML, with what stands between backticks as code."""
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(printable(text)))))
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -72,6 +79,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = with_code
     environment.filters |= {"percent": percent, "duration": duration}
     return environment
 
