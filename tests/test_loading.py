@@ -72,7 +72,9 @@ def test_without_a_classifier():
         lambda: check_initial("segmenter.init", body, "resnet18", "classifier"),
         lambda: started_from(EMANetSettings(init="classifier"), "segmenter.init", None),
     ):
-        with pytest.raises(BadInput, match=r"segmenter\.init: found `classifier`, but no trained classifier"):
+        with pytest.raises(
+            BadInput, match=r"segmenter\.init: found `classifier`, but no classifier that was trained here"
+        ):
             call()
 
 

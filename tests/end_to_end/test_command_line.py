@@ -81,7 +81,7 @@ def test_a_flag_of_the_wrong_type(pictures, tmp_path):
         (b"classifier: {class_path: canary.X}", "classifier.class_path: found the key `class_path`"),
         (b"classifier: !!python/object/apply:canary.X []", "classifier: found the YAML tag"),
         (b"classifier: {training: {epoch: 3}}", "Did you mean epochs?"),
-        (b"classifier: {training: {epochs: null}}", "classifier.training: found epochs None and steps None"),
+        (b"classifier: {training: {epochs: null, batch: 4}}", "classifier.training: found epochs None and steps None"),
         (b"classifier:\n\tinit: none\n", "in line 2"),
         (b"", "found no settings"),
         ("classifier: {init: none}".encode("utf-16"), "UTF-16"),
@@ -110,7 +110,8 @@ def test_a_settings_file_that_is_none(pictures, tmp_path, monkeypatch, capsys, c
 
 
 def test_printed_settings_are_settings(pictures, tmp_path):
-    printed = wsss("run", "cam", "--data", pictures, "--out", tmp_path / "o", "--print_config").stdout
+    words = ("run", "cam", "--data", pictures, "--out", tmp_path / "o", "--preset", "paper", "--print_config")
+    printed = wsss(*words).stdout
     settings = yaml.safe_load(printed)
     assert settings["classifier"]["backbone"] == "resnet50"
     assert settings["classifier"]["training"]["momentum"] == 1e-4
@@ -316,9 +317,11 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, pictures, tiny, refus
         pytest.skip("needs the right to mount a small file system")
     try:
         error = refused("run", "cam", "--data", pictures, "--config", tiny, "--out", small / "run")
+        assert "of free space; expected about" in error
+        error = refused("train", "cam", "--data", pictures, "--config", tiny, "--out", small / "classifier")
         assert "a full disk" in error
         assert not list(small.rglob("*.part"))
-        assert not (small / "run" / "classifier" / "weights.safetensors").exists()
+        assert not (small / "classifier" / "weights.safetensors").exists()
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)
 

@@ -315,7 +315,7 @@ def test_dense_crf_on_maps(case):
     q = dense_crf(picture, unary, PRESETS["deeplab"])
     np.testing.assert_allclose(q, reference[f"s{case}_q"].astype(np.float32), atol=5e-3)
     assert (q.argmax(0) == reference[f"s{case}_label"]).mean() > 0.999
-    settings = crf.MaskSettings(by="scores", crf="deeplab", confidence=0.95)
+    settings = crf.MaskSettings(by="scores", exponent=1.0, crf="deeplab", confidence=0.95)
     mask = crf.pseudo_mask(picture, np.arange(len(maps)), maps.astype(np.float32), settings)
     assert (mask == reference[f"s{case}_mask"]).mean() > 0.998
     plain = dataclasses.replace(PRESETS["deeplab"], picture="rgb")
@@ -328,7 +328,7 @@ def test_pseudo_masks_of_the_driver(case):
     reference, maps = fixture("crf"), fixture("perimage")
     picture, keys = CASES[case]
     for key, confidence in (("pseudo_mask", 0.95), ("label", 0.0)):
-        settings = crf.MaskSettings(by="scores", crf="deeplab", confidence=confidence)
+        settings = crf.MaskSettings(by="scores", exponent=1.0, crf="deeplab", confidence=confidence)
         ours = crf.pseudo_mask(picture, np.array(keys), maps[f"{case}_attn_highres"].astype(np.float32), settings)
         assert (ours == reference[f"{case}_{key}"]).mean() > 0.998
 

@@ -25,6 +25,7 @@ from wsss.metrics import ThresholdSweep, scores
 from wsss.networks import blip
 from wsss.networks.clip import CLIP, Vocabulary, from_openai
 from wsss.pretrained import openai_tokenizer
+from wsss.recipe import preset_settings
 from wsss.stages.train import Training, make_optimizer, poly_factor
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -629,7 +630,8 @@ def test_the_defaults_are_the_scripts():
     )  # fmt: skip
     assert (settings.weights.foreground, settings.weights.background, settings.weights.area) == (10, 8, 0.2)
     assert (settings.alpha, settings.temperature, settings.name_weight, settings.sum_over) == (0.1, 0.7, 0.5, 4)
-    labels, masks = method.refiner.labels, method.refiner.masks
+    refiner = preset_settings(method, "paper").refiner
+    labels, masks = refiner.labels, refiner.masks
     assert (labels.threshold, labels.lower, masks.threshold) == (0.3, 0.1, 0.2)
     assert method.inference.scales == (1.0, 0.5, 1.5, 2.0)
     assert method.needs["baseline"].settings.frozen_layers == "stem"

@@ -300,7 +300,9 @@ def test_a_backbone_that_starts_as_the_classifier(tmp_path, squares, cams):
     kept = [name for name in state if name.startswith("backbone.")]
     assert kept
     assert all(torch.equal(state[name], source[name]) for name in kept)
-    with pytest.raises(BadInput, match=r"refiner\.network\.init: found `classifier`, but no trained classifier"):
+    with pytest.raises(
+        BadInput, match=r"refiner\.network\.init: found `classifier`, but no classifier that was trained here"
+    ):
         refinement.refined(RefinementTask(squares, cams, tmp_path / "other"))
 
 

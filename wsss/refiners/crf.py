@@ -42,7 +42,8 @@ class MaskSettings:
     Otsu's threshold"""
     certainty: float = 0.7
     """initial probability of the thresholded label in the CRF"""
-    exponent: float | Literal["otsu_sqrt", "otsu", "best"] = "otsu_sqrt"
+    # in this order, since typing would take the choices of `threshold` for these, which are the same in another order
+    exponent: Literal["otsu_sqrt", "otsu", "best"] | float = "otsu_sqrt"
     """exponent of the background score (1 - highest map)^exponent in the CRF on the maps; otsu, otsu_sqrt: background and map are equal at
     this threshold; best: the best one on the split with true masks"""
     confidence: float = 0.0
