@@ -578,7 +578,7 @@ _REFINER, _SEGMENTER = (
 )
 _ALL = _with_presets(None, _all_settings, several=True)
 _COMMANDS: dict[str, Command[Any]] = {
-    "demo": Command("generate pictures, run CAM and CLIP-ES on them, print the scores", DemoOptions, _demo, has_config=False),
+    "demo": Command("generate pictures, run CAM, CLIP-ES and ReCAM on them, compare the scores", DemoOptions, _demo, has_config=False),
     "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _ALL),
     "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare),
     "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.shared_stage_settings, "tagger")),

@@ -1,4 +1,4 @@
-"""The command lines of `wsss demo`: generate pictures, then run CAM and CLIP-ES on them up to a scored segmenter."""
+"""The command lines of `wsss demo`: generate pictures, run three methods up to a scored segmenter, compare them, and predict a picture."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,25 +6,33 @@ from pathlib import Path
 from wsss.configs import CONFIGS
 
 CLIP = CONFIGS / "demo_clip"
+METHODS = ("cam", "clip_es", "recam")
+# Pictures (training, validation), their longest side, epochs of each segmenter, and further settings of the CAM run
+_WHOLE = ("300", "100", "112", "16", ())
+_QUICK = ("40", "16", "96", "5", ("--classifier.training.epochs", "5"))
 
 
 def commands(out: Path, quick: bool = False) -> Iterator[list[str]]:
     """The arguments of each command line (without `wsss`), in order.
 
     Args:
-        out: output folder for the pictures and the two runs.
-        quick: fewer pictures and epochs. This checks that everything works, in under a minute on two cores; the scores
-            of such a short training mean nothing.
+        out: output folder for the pictures, the runs and their comparison.
+        quick: fewer pictures and epochs. This checks that everything works; the scores of such a short training mean nothing.
     """
-    data = str(out / "shapes")
-    train, val, size = ("40", "16", "96") if quick else ("600", "100", "112")
-    yield ["data", "shapes", data, "--train", train, "--val", val, "--size", size]
-    segmenter = ["--segmenter.training.epochs", "5"] if quick else []
-    classifier = ["--classifier.training.epochs", "5"] if quick else []
-    yield [*_run("cam", data, out), *classifier, *segmenter]
-    words = ["--inference.clip", str(CLIP), "--inference.words", str(CLIP / "words.yaml")]
-    yield [*_run("clip_es", data, out), *words, *segmenter]
-
-
-def _run(method: str, data: str, out: Path) -> list[str]:
-    return ["run", method, "--data", data, "--config", str(CONFIGS / f"demo_{method}.yaml"), "--out", str(out / method)]
+    train, val, size, epochs, of_cam = _QUICK if quick else _WHOLE
+    data = out / "shapes"
+    yield ["data", "shapes", str(data), "--train", train, "--val", val, "--size", size]
+    more = {
+        "cam": of_cam,
+        "clip_es": ("--inference.clip", str(CLIP), "--inference.words", str(CLIP / "words.yaml")),
+        # it goes on from the trained classifier of the first run
+        "recam": ("--classifier.init", str(out / "cam" / "classifier")),
+    }
+    for method in METHODS:
+        config = str(CONFIGS / f"demo_{method}.yaml")
+        run = ["run", method, "--data", str(data), "--config", config, "--segmenter.training.epochs", epochs]
+        yield [*run, *more[method], "--out", str(out / method)]
+    yield ["compare", *(str(out / method) for method in METHODS), "--out", str(out)]
+    picture = data / "JPEGImages" / "val_00000.jpg"
+    predict = ["predict", "--weights", str(out / "cam"), "--pictures", str(picture), "--overlay", "--json"]
+    yield [*predict, "--out", str(out / "prediction")]

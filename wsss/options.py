@@ -110,7 +110,7 @@ class OutOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions(OutOptions):
-    """The demo: generated pictures and two runs."""
+    """The demo: generated pictures, three runs and their comparison."""
 
     quick: bool = switch()
     """few pictures and epochs, to check in about a minute that everything works"""
