@@ -351,7 +351,7 @@ def walked_scores(
     Picture and scores (also those of the background) are padded with zeros to multiples of the stride, at the right and bottom.
     """
     device = launch.device()
-    assert isinstance(settings.alpha, float)
+    assert not isinstance(settings.alpha, str)
     view = torch.from_numpy(_padded(normalise(image, network.colours))).to(device)
     scores = torch.from_numpy(_padded(with_background(maps, settings.alpha))).to(device)
     after = walked(scores, network(view[None])[0], settings)

@@ -130,7 +130,7 @@ class MaskSettings:
     def values(self) -> dict[str, float]:
         """The numbers that decide between background and classes, by the names of their settings."""
         names = ("exponent",) if self.by == "scores" else ("threshold", "lower")
-        return {name: value for name in names if isinstance(value := getattr(self, name), float)}
+        return {name: value for name in names if isinstance(value := getattr(self, name), int | float)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +205,7 @@ def pseudo_mask(
     if settings.by == "scores":
         if len(classes) == 0:
             return np.zeros(image.shape[:2], np.uint8)
-        assert isinstance(settings.exponent, float)
+        assert not isinstance(settings.exponent, str)
         q = dense_crf(image, scores_unary(maps, settings.exponent), kernels, threads=1)
         return np.where(q.max(0) < settings.confidence, IGNORE, labels[q.argmax(0)]).astype(np.uint8)
     masks = [_thresholded(maps, threshold) for threshold in settings.values().values()]
