@@ -464,6 +464,19 @@ def import_masks(format: str, file: str | os.PathLike[str], out: str | os.PathLi
     Raises:
         BadInput: an unknown format or option, a missing option, or a file that does not belong to these pictures and classes.
             Then nothing is written.
+
+    Example:
+        >>> import wsss
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from pathlib import Path
+        >>> _ = Path("shots").mkdir(), Path("drawn").mkdir()
+        >>> Image.new("RGB", (8, 6)).save("shots/a.png")
+        >>> Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save("drawn/a.png")  # the pixels of the first class are 1
+        >>> file = wsss.export("coco", "drawn", "for_coco", pictures="shots", classes="cat, dog")
+        >>> folder = wsss.import_masks("coco", file, "corrected", pictures="shots", classes="cat, dog")
+        >>> int((np.array(Image.open(folder / "a.png")) == 1).sum())
+        6
     """
     chosen = format_named(format)
     kind = ImportOptions if chosen.imports is None else chosen.imports.options

@@ -91,7 +91,8 @@ def test_what_cannot_be_used_is_refused_before_the_baseline_is_trained(tmp_path,
 
 
 def test_training_alone_asks_for_a_classifier(tmp_path, shapes, capsys):
-    assert main(["train", "clims", "--data", str(shapes), "--out", str(tmp_path / "clims")]) == 2
+    words = ["--clip", str(CONFIGS / "demo_clip"), "--words", str(CONFIGS / "demo_clip" / "words.yaml")]
+    assert main(["train", "clims", "--data", str(shapes), *words, "--out", str(tmp_path / "clims")]) == 2
     assert "`baseline`, which only `wsss run` trains" in capsys.readouterr().err
 
 
