@@ -26,6 +26,11 @@ def set_stage(number: int, count: int) -> None:
     _stage.set(f"{number}/{count} ")
 
 
+def unset_stage() -> None:
+    """Let the titles of later bars begin without a number."""
+    _stage.set("")
+
+
 class Progress:
     """A progress bar on a terminal; a line every 30 seconds elsewhere.
 

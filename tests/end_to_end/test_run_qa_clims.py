@@ -136,7 +136,8 @@ def test_what_cannot_be_used_is_refused_before_the_baseline_is_trained(
 
 
 def test_training_alone_asks_for_a_classifier(tmp_path, shapes, capsys):
-    assert main(["train", "qa_clims", "--data", str(shapes), "--out", str(tmp_path / "out")]) == 2
+    words = ["--clip", str(CONFIGS / "demo_clip")]
+    assert main(["train", "qa_clims", "--data", str(shapes), *words, "--out", str(tmp_path / "out")]) == 2
     assert "`baseline`, which only `wsss run` trains" in capsys.readouterr().err
 
 

@@ -14,9 +14,10 @@ from tests.peers.masks import masks
 from wsss.cli import main
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Images
+from wsss.data.lists import EXPORT_RECORD
 from wsss.errors import BadInput
 from wsss.formats import FORMATS, format_named
-from wsss.formats.export import RECORD, export_masks
+from wsss.formats.export import export_masks
 from wsss.formats.format import Export, ExportOptions, Format, ImportOptions, Item, ObjectOptions, Part, Task
 from wsss.formats.job import PARTS
 from wsss.run import stage
@@ -49,7 +50,7 @@ def test_a_stopped_export_continues_to_the_same_bytes(format, hard_masks, tmp_pa
     dying = dataclasses.replace(known, export=dataclasses.replace(known.export, write=write_some))
     with pytest.raises(MemoryError):
         export_masks(dying, options_of(hard_masks, stopped, format))
-    assert not (stopped / RECORD).exists()
+    assert not (stopped / EXPORT_RECORD).exists()
     stored = {
         path.relative_to(stopped / PARTS).with_suffix("").as_posix() for path in (stopped / PARTS).rglob("*.json")
     }
@@ -118,7 +119,7 @@ def test_unsure_pixels_are_counted_and_what_they_became_is_said(unsure_masks, tm
         out, root = tmp_path / f"{format} {words}", unsure_masks.root
         given = ["--pictures", root / "pictures", "--classes", root / "classes.txt", "--out", out, "--format", format]
         assert main(["export", "masks", str(root / "masks"), *map(str, given), *words]) == 0
-        return capsys.readouterr().err, json.loads((out / RECORD).read_text())
+        return capsys.readouterr().err, json.loads((out / EXPORT_RECORD).read_text())
 
     pixels = sum((read_mask(path) == 255).sum() for path in (unsure_masks.root / "masks").rglob("*.png"))
     said, record = run("coco")

@@ -12,10 +12,11 @@ import wsss
 from tests.formats.test_exporting import files
 from wsss.cli import main
 from wsss.data.files import read_mask
+from wsss.data.lists import IMPORT_RECORD
 from wsss.errors import BadInput
 from wsss.formats import format_named
 from wsss.formats.format import ImportOptions
-from wsss.formats.importing import RECORD, import_masks
+from wsss.formats.importing import import_masks
 
 
 def edited(path: Path, edit) -> Path:
@@ -138,7 +139,7 @@ def test_a_stopped_import_continues(two, tmp_path):
     with pytest.raises(MemoryError):
         import_masks(dataclasses.replace(known, imports=dataclasses.replace(known.imports, read=dying)), options)
     assert (tmp_path / "stopped/a.png").exists()
-    assert not (tmp_path / "stopped" / RECORD).exists()
+    assert not (tmp_path / "stopped" / IMPORT_RECORD).exists()
     import_masks(known, options)
     assert files(tmp_path / "stopped") == files(whole)
 
