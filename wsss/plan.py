@@ -146,8 +146,9 @@ class _Estimate:
         if folder.startswith("predictions"):
             return self._predicting(self.scored if folder == "predictions-train" else self.val)
         if folder == "segmenter":
-            factor = 1 + sum(scale**2 for scale in getattr(section.network, "pyramid_scales", ()))
-            return self._training(section, section.network, factor)
+            network = _network(section)
+            factor = 1 + sum(scale**2 for scale in getattr(network, "pyramid_scales", ()))
+            return self._training(section, network, factor)
         if hasattr(section, "training"):
             return self._training(section, section if hasattr(section, "backbone") else self._baseline, 1.0)
         return None
@@ -165,7 +166,7 @@ class _Estimate:
         if network is None:
             return None
         training, crop = section.training, section.augment.crop
-        cost = self._cost(network.backbone, network.output_stride, int(crop), training.batch)
+        cost = self._cost(network, int(crop), training.batch)
         steps = training.steps
         if steps is None:
             steps = max(1, len(self.train) // training.batch // training.accumulate) * training.epochs
@@ -197,14 +198,17 @@ class _Estimate:
         crf = len(images) * self.pixels * (self.tags + 1) * _CRF / launch.threads() / launch.processes()
         if refiner.kind == "crf":
             return crf
-        trained = self._training(refiner.network, _WithStride(refiner.network), 1.0)
+        network = _network(refiner)
+        trained = None if network is None else self._training(network, network, 1.0)
         return None if trained is None else trained + 2 * crf
 
     def _predicting(self, images: Images | None) -> float | None:
         if images is None:
             return 0.0
         self.disk += len(images) * self.pixels * 0.05
-        network, test, pixels = self.settings.segmenter.network, self.settings.test, _pixels(images)
+        network, test, pixels = _network(self.settings.segmenter), self.settings.test, _pixels(images)
+        if network is None:
+            return None
         pyramid = 1 + sum(scale**2 for scale in getattr(network, "pyramid_scales", ()))
         views = pyramid * sum(scale**2 for scale in test.scales or (1.0,)) * (2 if test.flip else 1)
         cost = self._one_picture(network, pixels)
@@ -216,21 +220,21 @@ class _Estimate:
 
     def _one_picture(self, network: Any, pixels: float) -> Cost:
         """The cost of a forward pass of a picture with an area."""
-        return self._cost(network.backbone, network.output_stride, round(pixels**0.5), 0)
+        return self._cost(network, round(pixels**0.5), 0)
 
-    def _cost(self, backbone: str, stride: int, side: int, batch: int) -> Cost:
-        name = "resnet101" if backbone == PUBLISHED_BODY else backbone
-        key = (name, stride, side, batch)
+    def _cost(self, network: Any, side: int, batch: int) -> Cost:
+        name = "resnet101" if network.backbone == PUBLISHED_BODY else network.backbone
+        # some refiners fix the stride, most of them at 8
+        key = (name, getattr(network, "output_stride", 8), side, batch)
         if key not in self._costs:
             self._costs[key] = measured(*key)
         return self._costs[key]
 
 
-class _WithStride:
-    """The backbone of a refiner's network, which may fix the stride."""
-
-    def __init__(self, network: Any) -> None:
-        self.backbone, self.output_stride = network.backbone, getattr(network, "output_stride", 8)
+def _network(section: Any) -> Any:
+    """The settings that name a backbone: those of a section's network, or its own; None if it has none."""
+    network = getattr(section, "network", section)
+    return network if hasattr(network, "backbone") else None
 
 
 def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
@@ -302,8 +306,11 @@ def numbered(out: Path, stages: Mapping[str, str]) -> Iterator[None]:
         out: the run folder.
         stages: what the stages do, by folder, in order.
     """
-    with watch.listening(_Numbers(out, stages)):
-        yield
+    try:
+        with watch.listening(_Numbers(out, stages)):
+            yield
+    finally:
+        progress.unset_stage()
 
 
 class _Numbers:
