@@ -573,6 +573,7 @@ def test_printed_settings_are_settings(name, tmp_path, capsys):
 METHOD_OF = {
     "demo_cam": "cam",
     "demo_clip_es": "clip_es",
+    "demo_recam": "recam",
     "all_small": "all",
     "hfpl": "icam",
     "hfpl_coco": "icam",
