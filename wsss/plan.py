@@ -280,15 +280,15 @@ def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of up to three times, which other programs have disturbed least."""
+    """Mean seconds of up to twenty times: other programs on the computer will slow the run down too."""
     seconds: list[float] = []
-    while len(seconds) < 3 and sum(seconds) < _ENOUGH:
+    while len(seconds) < 20 and sum(seconds) < _ENOUGH:
         before = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - before)
-    return min(seconds)
+    return sum(seconds) / len(seconds)
 
 
 def _pixels(images: Images) -> float:
