@@ -105,7 +105,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def check_a_stop(trained: Callable[[Path], object], folder: Path, learning: type, updates: int) -> None:
-    """What is trained into a folder is the same, byte for byte, where the training stops after so many updates and goes on.
+    """What is trained into a folder is the same, byte for byte, where the training stops after a number of updates and goes on.
 
     Args:
         trained: trains into the folder that it is given.

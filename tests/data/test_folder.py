@@ -1,4 +1,4 @@
-"""Folders of one's own: class folders and tag tables, with masks, and everything that people get wrong with them."""
+"""A user's folders: class folders and tag tables, with masks, and everything that people get wrong with them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""ICAM, its follow-up and SEAM: draws, what learns, maps of any picture, kill and resume, two processes, files that do not fit."""
+"""ICAM, its follow-up and SEAM: draws, which weights are trained, maps of any picture, kill and resume, two processes, files that do not fit."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""ReCAM: losses and maps against slow computations, gradients, pictures without tags, what learns, a kill, two processes."""
+"""ReCAM: losses and maps against slow computations, gradients, pictures without tags, which weights are trained, a kill, two processes."""
 
 import dataclasses
 import math

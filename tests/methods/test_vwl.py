@@ -1,4 +1,4 @@
-"""VWE, VWL-L and VWL-M: any size of picture, words and bank against slow oracles, what learns, kill and resume, two processes."""
+"""VWE, VWL-L and VWL-M: any size of picture, words and bank against slow oracles, which weights are trained, kill and resume, two processes."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""IRNet on any backbone: what learns, what its losses are made of, what it says of pictures of any size."""
+"""IRNet on any backbone: which weights are trained, its losses, and its output for pictures of any size."""
 
 import numpy as np
 import pytest

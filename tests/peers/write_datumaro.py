@@ -22,7 +22,7 @@ items = [
 data = Dataset.from_iterable(items, categories=["cat", "dog"])
 for form in ("voc", "voc_segmentation", "voc_classification", "coco_instances"):
     data.export(str(root / form), form, save_media=True)
-# a background of one's own at another place than the first
+# a background that the user defined, at another place than the first
 other = Dataset.from_iterable(
     [
         DatasetItem(

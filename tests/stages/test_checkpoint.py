@@ -46,7 +46,7 @@ class Kept:
         return module, optimizer, Checkpoints(self.folder, module, optimizer, None)
 
     def check(self, files, step):
-        """With these files a training goes on after so many updates, 0 for its start."""
+        """The number of updates after which a training with these files goes on, 0 for its start."""
         for name in (CHECKPOINT, PREVIOUS):
             (self.folder / name).unlink(missing_ok=True)
             if name in files:

@@ -69,7 +69,7 @@ class Measures:
         self._stop, self._ended = threading.Event(), threading.Event()
 
     def start(self, wait: float) -> None:
-        """Start measuring, and wait at most so many seconds for the end."""
+        """Start measuring, and wait at most this number of seconds for the end."""
         threading.Thread(target=self._run, name="measures", daemon=True).start()
         self._ended.wait(wait)
 

@@ -50,7 +50,7 @@ class _Budget:
         self.share, self.spent, self._last = share, 0.0, 0.0
 
     def has_room(self, seconds: float) -> bool:
-        """Whether the work may be done once more, if it takes as long as last time, when so many seconds have passed."""
+        """Whether the work may be done again after this number of seconds, if it takes as long as last time."""
         return self.spent + self._last <= self.share * seconds
 
     @contextlib.contextmanager
