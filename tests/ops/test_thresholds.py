@@ -34,11 +34,12 @@ def filled(pixels: dict[int, int]) -> np.ndarray:
 def between(counts, cut, of=lambda value: value):
     """The variance between the pixels below and above a cut, from two lists of pixels."""
     values = of((np.arange(BINS) + 0.5) / BINS)
-    below, above = counts[:cut].sum(), counts[cut:].sum()
+    # floats, since the product of two numbers of pixels may not fit into 64 bits
+    below, above = float(counts[:cut].sum()), float(counts[cut:].sum())
     if below == 0 or above == 0:
         return 0.0
     means = np.average(values[:cut], weights=counts[:cut]), np.average(values[cut:], weights=counts[cut:])
-    return below * above / counts.sum() ** 2 * (means[1] - means[0]) ** 2
+    return below * above / float(counts.sum()) ** 2 * (means[1] - means[0]) ** 2
 
 
 @pytest.mark.parametrize(("found", "of"), [(otsu, lambda value: value), (otsu_of_roots, np.sqrt)])
