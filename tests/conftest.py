@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from PIL import Image
 
@@ -16,6 +17,9 @@ from tests import typechecker
 # A slip of a reader is an error here, and does not hide behind the file that it reads; processes that tests start inherit this
 os.environ["WSSS_STRICT"] = "1"
 pytest_plugins = ["tests.parity.looked_at"]
+# how long an example takes says nothing on a machine that is busy
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Types and shapes in signatures are checked while the tests run; not in ops, which numba compiles and which answers
 # wrong ones itself

@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
@@ -14,7 +14,6 @@ SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 MASKS = SIDES.flatmap(lambda size: arrays(np.uint8, size, elements=st.sampled_from((0, 0, 1, 2, 255))))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(MASKS)
 def test_regions_are_the_mask(labels):
     for per in ("component", "class"):
