@@ -116,6 +116,7 @@ def _listening(port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((HOST, port))
+        listening.listen()  # from here on a connection waits for the server, which starts after the address is shown
     except OSError as error:
         listening.close()
         do = "Choose another one with --port, or leave it out."
