@@ -1,9 +1,9 @@
-"""The whole loop: tags, masks, CVAT and Label Studio, ten corrected masks, a segmenter that learns from them. Prints commands, times and scores.
+"""The whole loop: tags, masks, CVAT and Label Studio, ten corrected masks, a segmenter trained on them, ONNX. Prints commands, times and scores.
 
     python -m tests.peers.loop DATA FOLDER
 
 DATA is a data set in VOC's layout with true masks, which stand in for what a person would draw. Datumaro and label-studio-sdk stand in for CVAT
-and Label Studio; FOLDER gets their environments, as for `round_trips.py`. Finished steps are not repeated.
+and Label Studio; FOLDER gets their environments, as for `round_trips.py`, and one without torch for `infer.py`. Finished steps are not repeated.
 """
 
 import json
@@ -80,7 +80,20 @@ def main(data: Path, folder: Path) -> None:
     run("predict", "--pictures", data / "JPEGImages", "--weights", segmenter, "--out", again / "predictions")
     masks = ("--masks", again / "predictions")
     run("evaluate", "--data", data, "--split", "val", *masks, "--out", again / "scores")
-    for what, place in (("pseudo masks alone", run_ / "predictions-scores"), ("ten corrected", again / "scores")):
+    run("export", "model", segmenter, "--out", again / "model")
+    val = (data / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    pictures = [next((data / "JPEGImages").glob(f"{name}.*")) for name in val]
+    start = time.monotonic()
+    words = (again / "model" / "infer.py", *pictures, "--out", again / "inferred")
+    subprocess.run([environment("infer", folder), *words], check=True, stdout=subprocess.DEVNULL)
+    print(f"infer.py, without torch: {len(val)} pictures, {time.monotonic() - start:.1f} s", flush=True)
+    run("evaluate", "--data", data, "--split", "val", "--masks", again / "inferred", "--out", again / "inferred-scores")
+    scored = {
+        "pseudo masks alone": run_ / "predictions-scores",
+        "ten corrected": again / "scores",
+        "the same with infer.py": again / "inferred-scores",
+    }
+    for what, place in scored.items():
         scores = json.loads((place / "scores.json").read_text())["scores"]
         print(f"{what}: mIoU {100 * scores['miou']:.1f} %, pixel accuracy {100 * scores['pixel_accuracy']:.1f} %")
 
