@@ -74,3 +74,24 @@ def test_broken_map_files_are_named(tmp_path, squares, content):
     (tmp_path / "cams" / f"{squares.names[0]}.npz").write_bytes(content)
     with pytest.raises(BadInput, match=r"bild_0ß\.npz: found a file that is cut off or damaged"):
         refine(MaskSettings("threshold", 0.5), squares, cams=finished(tmp_path / "cams"), out=tmp_path / "masks")
+
+
+def test_refinement_with_the_colours_of_the_picture():
+    image = np.zeros((40, 50, 3), np.uint8)
+    image[10:30, 10:35] = (200, 120, 40)
+    maps = np.zeros((1, 40, 50), np.float32)
+    maps[0, 11:27, 11:38] = 0.9  # a part of the object, and some pixels outside it
+    truth = np.where(image[..., 0] > 0, 4, 0)
+    results = {
+        name: pseudo_mask(image, np.array([3]), maps, settings)
+        for name, settings in (
+            ("threshold", MaskSettings("threshold", 0.5)),
+            ("par", MaskSettings("par", exponent=1.0)),
+            ("confident", MaskSettings("par", exponent=1.0, confidence=0.7)),
+        )
+    }
+    wrong = {name: np.count_nonzero(mask != truth) for name, mask in results.items()}
+    assert wrong["par"] < wrong["threshold"] / 2
+    sure = results["confident"] != 255
+    assert 0 < np.count_nonzero(sure) < sure.size
+    np.testing.assert_array_equal(results["confident"][sure], results["par"][sure])

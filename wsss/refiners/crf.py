@@ -1,4 +1,4 @@
-"""Pseudo masks from activation maps with a background threshold and an optional dense CRF; nothing is trained."""
+"""Pseudo masks from activation maps with a threshold, a dense CRF or pixel-adaptive refinement; nothing is trained."""
 
 import dataclasses
 import logging
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 
+from wsss.data.augment import normalise
 from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import read_matching_cams
@@ -15,6 +17,7 @@ from wsss.errors import BadInput, check_range
 from wsss.metrics import Background
 from wsss.networks.body import Backbone
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
+from wsss.ops.pixel_refine import PixelRefinement, pixel_refine
 from wsss.ops.thresholds import Thresholds, exponent_at
 from wsss.refiners.task import RefinementTask, Rule
 from wsss.run import stage
@@ -31,9 +34,9 @@ S = TypeVar("S", bound="MaskSettings")
 class MaskSettings:
     """How maps are turned into masks."""
 
-    by: Literal["crf", "threshold", "scores"] = "crf"
+    by: Literal["crf", "threshold", "scores", "par"] = "crf"
     """threshold: only a background threshold; crf: a dense CRF on the thresholded maps (IRNet's label step); scores: a dense CRF on the maps
-    (CLIP-ES)"""
+    (CLIP-ES); par: pixel-adaptive refinement of the maps (WeCLIP)"""
     threshold: float | Literal["otsu", "otsu_sqrt", "best"] = "otsu"
     """background threshold; otsu: Otsu's threshold of the highest map values of all pictures, which needs no true masks; otsu_sqrt: that of
     their square roots, for walked maps; best: the best one on the split with true masks"""
@@ -44,17 +47,24 @@ class MaskSettings:
     """initial probability of the thresholded label in the CRF"""
     # in this order, since typing would take the choices of `threshold` for these, which are the same in another order
     exponent: Literal["otsu_sqrt", "otsu", "best"] | float = "otsu_sqrt"
-    """exponent of the background score (1 - highest map)^exponent in the CRF on the maps; otsu, otsu_sqrt: background and map are equal at
+    """exponent of the background score (1 - highest map)^exponent, for `scores` and `par`; otsu, otsu_sqrt: background and map are equal at
     this threshold; best: the best one on the split with true masks"""
     confidence: float = 0.0
-    """pixels whose probability after the CRF on the maps is below this become 255 (ignored)"""
+    """pixels whose probability after `scores` or `par` is below this become 255 (ignored)"""
     crf: Preset | DenseCRF = "irn"
     """kernels and iterations of the CRF: the name of a published preset, or values"""
+    par: PixelRefinement = PixelRefinement()
+    """neighbours and iterations of the pixel-adaptive refinement"""
 
     @property
     def title(self) -> str:
         """How the masks are made, in reports and records."""
-        ways = {"threshold": "threshold", "crf": "dense CRF on thresholded maps", "scores": "dense CRF on maps"}
+        ways = {
+            "threshold": "threshold",
+            "crf": "dense CRF on thresholded maps",
+            "scores": "dense CRF on maps",
+            "par": "PAR on maps",
+        }
         return ways[self.by]
 
     def __post_init__(self) -> None:
@@ -74,12 +84,12 @@ class MaskSettings:
     @property
     def chosen(self) -> str:
         """The setting that chooses between background and classes: its name."""
-        return "exponent" if self.by == "scores" else "threshold"
+        return "exponent" if self.by in ("scores", "par") else "threshold"
 
     @property
     def rule(self) -> Rule | None:
         """How the threshold or exponent is chosen; None if it is given."""
-        value = self.exponent if self.by == "scores" else self.threshold
+        value = self.exponent if self.chosen == "exponent" else self.threshold
         return value if isinstance(value, str) else None
 
     def check_rule(self, where: str, scored: Background | None) -> None:
@@ -89,7 +99,7 @@ class MaskSettings:
             where: name of these settings.
             scored: the background score with which the maps will be scored on true masks; None if they will not be.
         """
-        wanted = "power" if self.by == "scores" else "constant"
+        wanted = "power" if self.chosen == "exponent" else "constant"
         if self.rule != "best" or scored == wanted:
             return
         name = f"{where}.{self.chosen}"
@@ -113,8 +123,8 @@ class MaskSettings:
         folder = given(f"refiner.{self.chosen}", thresholds)
         if self.rule == "best":
             best = best_threshold(folder)
-            scores = self.by == "scores"
-            return dataclasses.replace(self, exponent=best) if scores else dataclasses.replace(self, threshold=best)
+            exponent = self.chosen == "exponent"
+            return dataclasses.replace(self, exponent=best) if exponent else dataclasses.replace(self, threshold=best)
         return self.of(found_thresholds(folder))
 
     def of(self: S, found: Thresholds) -> S:
@@ -122,14 +132,14 @@ class MaskSettings:
         if self.rule is None or self.rule == "best":
             return self
         threshold = found.otsu if self.rule == "otsu" else found.otsu_sqrt
-        if self.by == "scores":
+        if self.chosen == "exponent":
             return dataclasses.replace(self, exponent=exponent_at(threshold))
         lower = found.lower if self.lower == "otsu" else self.lower
         return dataclasses.replace(self, threshold=threshold, lower=lower)
 
     def values(self) -> dict[str, float]:
         """The numbers that decide between background and classes, by the names of their settings."""
-        names = ("exponent",) if self.by == "scores" else ("threshold", "lower")
+        names = ("exponent",) if self.chosen == "exponent" else ("threshold", "lower")
         return {name: value for name in names if isinstance(value := getattr(self, name), int | float)}
 
 
@@ -138,7 +148,7 @@ class CRFSettings(MaskSettings):
     """Pseudo masks without training."""
 
     kind: Literal["crf"] = "crf"
-    """a threshold and a dense CRF; nothing is trained"""
+    """a threshold, a dense CRF or PAR (`by`); nothing is trained"""
 
     def check(self, classifier: Path | Backbone | None, scored: Background | None = None) -> None:
         """See `wsss.refiners.task.Refiner`; all settings work with any classifier."""
@@ -190,9 +200,9 @@ def pseudo_mask(
     """The pseudo mask of one picture: 0 for background, class + 1, 255 for uncertain pixels.
 
     With `threshold` and `crf`, a pixel has a class if it has one at `threshold`, is background if it is background at
-    `lower`, and is uncertain otherwise; both CRFs run in one pass (IRNet, `cam_to_ir_label`). With `scores`, the CRF starts
-    from [(1 - highest map)^exponent, maps], and a pixel is uncertain if its probability is below `confidence` (CLIP-ES,
-    `eval_cam_with_crf`).
+    `lower`, and is uncertain otherwise; both CRFs run in one pass (IRNet, `cam_to_ir_label`). With `scores` and
+    `par`, the CRF (CLIP-ES, `eval_cam_with_crf`) or PAR (WeCLIP) starts from [(1 - highest map)^exponent, maps], and a pixel is
+    uncertain if its probability is below `confidence`.
 
     Args:
         image: RGB.
@@ -202,11 +212,14 @@ def pseudo_mask(
     """
     labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
     kernels = PRESETS[settings.crf] if isinstance(settings.crf, str) else settings.crf
-    if settings.by == "scores":
+    if settings.chosen == "exponent":
         if len(classes) == 0:
             return np.zeros(image.shape[:2], np.uint8)
         assert not isinstance(settings.exponent, str)
-        q = dense_crf(image, scores_unary(maps, settings.exponent), kernels, threads=1)
+        if settings.by == "scores":
+            q = dense_crf(image, scores_unary(maps, settings.exponent), kernels, threads=1)
+        else:
+            q = pixel_refined(image, maps, settings.exponent, settings.par)
         return np.where(q.max(0) < settings.confidence, IGNORE, labels[q.argmax(0)]).astype(np.uint8)
     masks = [_thresholded(maps, threshold) for threshold in settings.values().values()]
     if settings.by == "crf" and len(classes):
@@ -221,6 +234,17 @@ def scores_unary(maps: Float[np.ndarray, "k h w"], exponent: float = 1.0) -> Flo
     half = maps.astype(np.float16)
     scores = np.concatenate([(1 - half.max(0, keepdims=True)) ** exponent, half])
     return -np.log(np.clip(scores, 1e-5, 1)).astype(np.float32)
+
+
+def pixel_refined(
+    image: UInt8[np.ndarray, "h w 3"], maps: Float[np.ndarray, "k h w"], exponent: float, settings: PixelRefinement
+) -> Float[np.ndarray, "l h w"]:
+    """[(1 - highest map)^exponent, maps] after PAR, divided by their sum, which makes them probabilities."""
+    scores = maps.astype(np.float32)
+    scores = np.concatenate([(1 - scores.max(0, keepdims=True)) ** np.float32(exponent), scores])
+    colours = torch.from_numpy(normalise(image, "imagenet"))
+    refined = pixel_refine(colours, torch.from_numpy(scores), settings).numpy()
+    return refined / refined.sum(0)
 
 
 def _thresholded(maps: Float[np.ndarray, "k h w"], threshold: float) -> Int[np.ndarray, "h w"]:

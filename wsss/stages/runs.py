@@ -202,7 +202,7 @@ class Run:
 
     def _mask_threshold(self, masks: Stage) -> str:
         settings, result = masks.inputs["settings"], masks.record["result"]
-        name = "exponent" if settings.get("by") == "scores" else "threshold"
+        name = "exponent" if settings.get("by") in ("scores", "par") else "threshold"
         if name not in result:
             return ""
         how = {"otsu": "Otsu's", "otsu_sqrt": "Otsu's of the square roots", "best": "the best of the maps"}.get(
