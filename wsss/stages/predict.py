@@ -153,7 +153,8 @@ class Segmenter:
         if self.long_sides is None or self.settings.size == "full":
             return "the network sees all pictures at their size"
         low, high = self.long_sides
-        trained = f"the network was trained on pictures of {low} to {high} pixels (longest side)"
+        sides = str(low) if low == high else f"{low} to {high}"
+        trained = f"the network was trained on pictures of {sides} pixels (longest side)"
         done = f"; {resized} of {total} are resized to that (--size full keeps their size)" if resized else ""
         return trained + done
 
