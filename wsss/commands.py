@@ -64,6 +64,7 @@ _COMMON_SETTINGS = {
     "inference": ("clip", "scales"),
     "refiner": ("by", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
     "segmenter": ("network.backbone", "init", "training.steps", "training.batch", "corrected_weight"),
+    "proposer": ("scale", "smallest", "ratio"),
     "tagger": ("clip", "words", "threshold"),
     "questions": ("blip", "words", "batch"),
     "test": ("size", "scales", "flip", "crf"),
@@ -411,6 +412,15 @@ def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
     health.announce(health.map_health(images, cams))
 
 
+def _regions(options: SplitOptions, chosen: ParsedSettings) -> None:
+    data = options.dataset()
+    from wsss.stages.propose import propose
+
+    settings = chosen.build(registry.PROPOSER)
+    settings.check()
+    show(propose(settings, options.images(data), out=options.out))
+
+
 def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
     from wsss.corrections import correct_cams
@@ -576,6 +586,7 @@ def _print_table(run: Path) -> None:
 _REFINER, _SEGMENTER = (
     _with_presets(None, partial(registry.shared_stage_settings, section)) for section in ("refiner", "segmenter")
 )
+_PROPOSER = partial(registry.shared_stage_settings, registry.PROPOSER)
 _ALL = _with_presets(None, _all_settings, several=True)
 _COMMANDS: dict[str, Command[Any]] = {
     "demo": Command("generate pictures, run CAM, CLIP-ES and ReCAM on them, compare the scores", DemoOptions, _demo, has_config=False),
@@ -583,6 +594,7 @@ _COMMANDS: dict[str, Command[Any]] = {
     "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare),
     "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.shared_stage_settings, "tagger")),
     "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, partial(registry.shared_stage_settings, "questions")),
+    "regions": Command("propose class-agnostic regions of the pictures", SplitOptions, _regions, _PROPOSER),
     "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, _REFINER),
     "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, _SEGMENTER),
     "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, partial(registry.shared_stage_settings, "test")),

@@ -26,6 +26,8 @@ VERBS = {
 SHARED = ("refiner", "segmenter", "test", "scores")
 # section for predicting tags, which any run accepts
 TAGGER = "tagger"
+# section of `wsss regions`
+PROPOSER = "proposer"
 _SHARED_SECTIONS = {
     TAGGER: ("wsss.methods.tagclip", "TagCLIPSettings", "prediction of tags, with `--tags tagclip`"),
     "questions": (
@@ -121,7 +123,7 @@ def stage_settings(name: str, section: str) -> DeclaredSettings:
 def shared_stage_settings(section: str) -> DeclaredSettings:
     """The settings of a stage that methods share: below its name if they are a choice of kinds, otherwise without a prefix."""
     field = shared_section(section)
-    if len(kinds(field.kind)) > 1:
+    if kinds(field.kind):
         return DeclaredSettings({section: field}, stage=section, others=all_sections)
     return DeclaredSettings(top=field.default, stage=section, others=all_sections)
 
@@ -132,6 +134,9 @@ def shared_section(section: str) -> Field:
         module, name, about = _SHARED_SECTIONS[section]
         kind = declared.read(module, name)
         return Field(kind, kind(), help=about)
+    if section == PROPOSER:
+        choice, default = (declared.read("wsss.regions", name) for name in ("ProposerSettings", "DEFAULT"))
+        return Field(choice, default, help="what proposes the regions")
     (field,) = (one for one in dataclasses.fields(declared.read("wsss.recipe", "Method")) if one.name == section)
     return Field(field.type, field.default)
 

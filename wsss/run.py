@@ -48,7 +48,7 @@ CLOCK_EVERY = 30.0
 
 # What a stage can make
 Makes = Literal[
-    "weights", "answers", "tags", "maps", "thresholds", "labels", "masks", "instances", "predictions", "probabilities", "descriptions",
+    "weights", "answers", "tags", "regions", "maps", "thresholds", "labels", "masks", "instances", "predictions", "probabilities", "descriptions",
     "scores", "figures", "notes",
 ]  # fmt: skip
 

@@ -1,0 +1,89 @@
+"""Efficient graph-based image segmentation (Felzenszwalb and Huttenlocher, IJCV 2004): regions of pixels with similar colours.
+
+Neighbouring pixels are joined in the order of the difference of their colours. Two regions are joined where their difference w is at most
+Int(C) + k / |C| for both, with Int(C) the largest difference that was joined in a region so far, |C| its number of pixels, and k the scale:
+higher scales give larger regions.
+"""
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+from numba import njit
+from scipy import ndimage
+
+# a pixel's neighbours on one side: right, below, and the two diagonals below
+_STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
+
+
+def graph_regions(
+    image: UInt8[np.ndarray, "h w 3"], scale: float, sigma: float, smallest: int
+) -> Int32[np.ndarray, "h w"]:
+    """The region of each pixel.
+
+    Args:
+        image: RGB.
+        scale: k, for colours from 0 to 255.
+        sigma: standard deviation of the Gaussian that smooths the picture first, in pixels.
+        smallest: regions with fewer pixels are joined with the neighbour of the most similar colour.
+
+    Returns:
+        Numbers from 0, in the order of the first pixels of the regions. Regions are connected, some of them only diagonally.
+    """
+    height, width = image.shape[:2]
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))
+    pixels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    pairs = [_pairs(smooth, pixels, down, across) for down, across in _STEPS]
+    first, second, difference = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    order = np.argsort(difference, kind="stable")
+    joined = _joined(first[order], second[order], difference[order], height * width, float(scale), smallest)
+    return joined.reshape(height, width)
+
+
+def _pairs(
+    smooth: Float32[np.ndarray, "h w 3"], pixels: Int32[np.ndarray, "h w"], down: int, across: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels, their neighbours at this step, and the distances of their colours."""
+    height, width = pixels.shape
+    here = slice(0, height - down), slice(max(0, -across), width - max(0, across))
+    there = slice(down, height), slice(max(0, across), width + min(0, across))
+    distance = np.sqrt(((smooth[here] - smooth[there]) ** 2).sum(axis=2))
+    return pixels[here].ravel(), pixels[there].ravel(), distance.ravel()
+
+
+@njit(nogil=True, cache=True)
+def _root(parent: np.ndarray, at: int) -> int:
+    while parent[at] != at:
+        parent[at] = parent[parent[at]]
+        at = parent[at]
+    return at
+
+
+@njit(nogil=True, cache=True)
+def _joined(
+    first: np.ndarray, second: np.ndarray, difference: np.ndarray, count: int, scale: float, smallest: int
+) -> np.ndarray:
+    """The region of each of `count` pixels, from pairs of neighbours in ascending order of their differences."""
+    parent = np.arange(count, dtype=np.int32)
+    size = np.ones(count, dtype=np.int32)
+    # Int(C) + k / |C|
+    limit = np.full(count, scale, dtype=np.float64)
+    for i in range(len(first)):
+        a, b = _root(parent, first[i]), _root(parent, second[i])
+        if a != b and difference[i] <= limit[a] and difference[i] <= limit[b]:
+            parent[b] = a
+            size[a] += size[b]
+            limit[a] = difference[i] + scale / size[a]
+    for i in range(len(first)):
+        a, b = _root(parent, first[i]), _root(parent, second[i])
+        if a != b and (size[a] < smallest or size[b] < smallest):
+            parent[b] = a
+            size[a] += size[b]
+    number = np.full(count, -1, dtype=np.int32)
+    regions = np.empty(count, dtype=np.int32)
+    found = 0
+    for i in range(count):
+        a = _root(parent, i)
+        if number[a] < 0:
+            number[a] = found
+            found += 1
+        regions[i] = number[a]
+    return regions

@@ -1,0 +1,223 @@
+"""Class-agnostic regions of a picture, which may overlap.
+
+Regions that overlap divide the picture into atoms: sets of pixels that lie in the same regions. A sum over the pixels of every region is
+then one pass over the pixels, which gives the sums over the atoms, and a sum of these for each region.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64, UInt8
+
+from wsss.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Regions:
+    """The regions of a picture, in any order.
+
+    Attributes:
+        atoms: the atom of each pixel, from 0; each number occurs. Pixels that lie in the same regions may belong to different atoms.
+        counts: number of atoms of each region; 0 for an empty region.
+        members: the atoms of each region in ascending order, those of the first region first.
+        scores: how sure the proposer is of each region, in [0, 1].
+        levels: 0 for parts of parts, higher for larger wholes. A proposer without levels gives 0 to all.
+
+    Raises:
+        BadInput: the arrays do not fit together.
+    """
+
+    atoms: Int32[np.ndarray, "h w"]
+    counts: Int64[np.ndarray, " n"]
+    members: Int64[np.ndarray, " m"]
+    scores: Float32[np.ndarray, " n"]
+    levels: UInt8[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        problem = self._problem()
+        if problem is not None:
+            raise BadInput(
+                "regions", problem, "regions that consist of atoms of the picture", "Make the regions again."
+            )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @classmethod
+    def of_masks(
+        cls,
+        masks: Bool[np.ndarray, "n h w"],
+        scores: Float[np.ndarray, " n"] | None = None,
+        levels: Int[np.ndarray, " n"] | None = None,
+    ) -> "Regions":
+        """Regions from masks, of score 1 and level 0 unless given."""
+        n, height, width = masks.shape
+        atoms, areas = np.zeros(height * width, np.int32), np.array([height * width])
+        flat = masks.reshape(n, height * width)
+        for mask in flat:
+            pixels = np.flatnonzero(mask)
+            before, new = atoms[pixels], np.arange(len(areas), dtype=np.int32)
+            inside = np.bincount(before, minlength=len(areas))
+            divided = np.flatnonzero((inside > 0) & (inside < areas))
+            new[divided] = len(areas) + np.arange(len(divided))
+            areas[divided] -= inside[divided]
+            areas = np.append(areas, inside[divided])
+            atoms[pixels] = new[before]
+        first = np.zeros(len(areas), np.int64)
+        first[atoms[::-1]] = np.arange(height * width)[::-1]
+        return cls._of_incidence(
+            atoms.reshape(height, width),
+            flat[:, first],
+            np.ones(n) if scores is None else scores,
+            np.zeros(n) if levels is None else levels,
+        )
+
+    @classmethod
+    def of_partitions(
+        cls, partitions: Sequence[Int[np.ndarray, "h w"]], scores: Sequence[Float[np.ndarray, " n"]]
+    ) -> "Regions":
+        """Regions of several levels, each of which assigns every pixel to at most one region.
+
+        Args:
+            partitions: the region of each pixel, for each level: from 0, or -1 for none.
+            scores: the scores of the regions of each level, whose number they give.
+        """
+        height, width = partitions[0].shape
+        atoms = np.zeros(height * width, np.int64)
+        for partition in partitions:
+            both = atoms * (int(partition.max(initial=0)) + 2) + partition.ravel() + 1
+            _, atoms = np.unique(both, return_inverse=True)
+        pixels = np.zeros(int(atoms.max()) + 1, np.int64)
+        pixels[atoms] = np.arange(height * width)
+        inside = [
+            partition.ravel()[pixels] == np.arange(len(of_level))[:, None]
+            for partition, of_level in zip(partitions, scores, strict=True)
+        ]
+        levels = np.repeat(np.arange(len(scores)), [len(of_level) for of_level in scores])
+        shaped = atoms.astype(np.int32).reshape(height, width)
+        return cls._of_incidence(shaped, np.concatenate(inside), np.concatenate(scores), levels)
+
+    @classmethod
+    def _of_incidence(cls, atoms: np.ndarray, inside: np.ndarray, scores: np.ndarray, levels: np.ndarray) -> "Regions":
+        """Regions from atoms (h, w) and from which regions they belong to, (n, a)."""
+        return cls(
+            atoms,
+            np.count_nonzero(inside, axis=1).astype(np.int64),
+            np.nonzero(inside)[1].astype(np.int64),
+            scores.astype(np.float32),
+            levels.astype(np.uint8),
+        )
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        height, width = self.atoms.shape
+        return height, width
+
+    @functools.cached_property
+    def atom_areas(self) -> Int64[np.ndarray, " a"]:
+        """Number of pixels of each atom."""
+        return np.bincount(self.atoms.ravel()).astype(np.int64)
+
+    @functools.cached_property
+    def areas(self) -> Int64[np.ndarray, " n"]:
+        """Number of pixels of each region."""
+        return self.summed(self.atom_areas[:, None])[:, 0]
+
+    @functools.cached_property
+    def of_member(self) -> Int64[np.ndarray, " m"]:
+        """The region of each entry of `members`."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    def incidence(self) -> Bool[np.ndarray, "n a"]:
+        """Which atoms each region contains."""
+        inside = np.zeros((len(self), len(self.atom_areas)), bool)
+        inside[self.of_member, self.members] = True
+        return inside
+
+    def masks(self) -> Bool[np.ndarray, "n h w"]:
+        """The pixels of each region."""
+        return self.incidence()[:, self.atoms]
+
+    def chosen(self, indices: Int[np.ndarray, " k"]) -> "Regions":
+        """The regions with these indices, in this order."""
+        return Regions._of_incidence(self.atoms, self.incidence()[indices], self.scores[indices], self.levels[indices])
+
+    def without_repeats(self) -> "Regions":
+        """The regions without those that consist of the same atoms as an earlier one."""
+        starts = np.cumsum(self.counts) - self.counts
+        parts = [
+            self.members[start : start + count].tobytes() for start, count in zip(starts, self.counts, strict=True)
+        ]
+        first = {part: index for index, part in reversed(list(enumerate(parts)))}
+        return self.chosen(np.array(sorted(first.values()), np.int64))
+
+    def sums(self, maps: Float[np.ndarray, "k h w"]) -> Float[np.ndarray, "n k"]:
+        """Sum of each map over each region, in float64."""
+        flat, count = self.atoms.ravel(), len(self.atom_areas)
+        sums = [np.bincount(flat, one.ravel(), count) for one in maps]
+        return self.summed(np.stack(sums, axis=1) if sums else np.zeros((count, 0)))
+
+    def overlaps(self, labels: UInt8[np.ndarray, "h w"], count: int) -> Int64[np.ndarray, "n {count}"]:
+        """Number of pixels of each region that have each label.
+
+        Args:
+            labels: labels of the pixels.
+            count: number of labels; higher ones are not counted.
+        """
+        return self.summed(self.atom_labels(labels, count))
+
+    def atom_labels(self, labels: UInt8[np.ndarray, "h w"], count: int) -> Int64[np.ndarray, "a {count}"]:
+        """As `overlaps`, for the atoms."""
+        kinds = max(count, 256)
+        pairs = np.bincount(
+            (self.atoms.astype(np.int64) * kinds + labels).ravel(), minlength=len(self.atom_areas) * kinds
+        )
+        return pairs.reshape(-1, kinds)[:, :count]
+
+    def intersections(self) -> Int64[np.ndarray, "n n"]:
+        """Number of pixels that two regions share."""
+        inside = self.incidence().astype(np.float64)
+        return np.rint((inside * self.atom_areas) @ inside.T).astype(np.int64)
+
+    def painted(self, order: Int[np.ndarray, " k"] | None = None) -> Int32[np.ndarray, "h w"]:
+        """The region of each pixel where regions are painted over one another, -1 where there is none.
+
+        Args:
+            order: indices of the regions to paint, the last one on top; None for all in their order.
+        """
+        order = np.arange(len(self)) if order is None else np.asarray(order, np.int64)
+        place = np.full(len(self), -1)
+        place[order] = np.arange(len(order))
+        top = np.full(len(self.atom_areas), -1)
+        np.maximum.at(top, self.members, place[self.of_member])
+        return np.append(order, -1)[top].astype(np.int32)[self.atoms]
+
+    def summed(self, values: np.ndarray) -> np.ndarray:
+        """Sums of values of the atoms, (a, k), over the atoms of each region: (n, k)."""
+        sums = np.zeros((len(self), values.shape[1]), values.dtype)
+        filled, first = self.counts > 0, np.cumsum(self.counts) - self.counts
+        if filled.any():
+            sums[filled] = np.add.reduceat(values[self.members], first[filled], axis=0)
+        return sums
+
+    def _problem(self) -> str | None:
+        """How the arrays contradict one another; None if they do not."""
+        if self.atoms.ndim != 2 or not self.atoms.size:
+            return f"a picture of {'x'.join(map(str, self.atoms.shape))}"
+        if len(self.scores) != len(self) or len(self.levels) != len(self):
+            return f"{len(self)} regions with {len(self.scores)} scores and {len(self.levels)} levels"
+        # NaN fails this comparison
+        if not ((self.scores >= 0) & (self.scores <= 1)).all():
+            return f"scores from {self.scores.min()} to {self.scores.max()}"
+        least, most = int(self.atoms.min()), int(self.atoms.max())
+        if least < 0 or most >= self.atoms.size or not self.atom_areas.all():
+            return f"atoms from {least} to {most}, of which some may be missing"
+        if (self.counts < 0).any() or int(self.counts.sum()) != len(self.members):
+            return f"{len(self.members)} atoms in regions that have {self.counts.sum()}"
+        if len(self.members) and (self.members.min() < 0 or self.members.max() > most):
+            return f"atoms from {self.members.min()} to {self.members.max()} in regions, of {most + 1}"
+        ascending = (np.diff(self.members) > 0) | (np.diff(self.of_member) > 0)
+        return None if ascending.all() else "a region whose atoms are not in ascending order"
