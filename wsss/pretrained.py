@@ -104,7 +104,7 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
     Raises:
         BadInput: the source does not exist, cannot be downloaded, or has another architecture.
     """
-    source = _saved(source)
+    source = saved_folder(source)
     path, has_vocabulary = Path(source), False
     if is_regular(path):
         state = read_checkpoint(path)
@@ -114,7 +114,7 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
             raise BadInput(path, found, _EXPECTED_BLIP, do)
         model = blip.from_published(state, str(path))
     else:
-        _check_exists(source, _EXPECTED_BLIP)
+        check_exists(source, _EXPECTED_BLIP)
         folder = path if os.path.isdir(path) else None
         has_vocabulary = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt"))
         model = _blip_from_transformers(source, folder)
@@ -132,43 +132,43 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
 
 def _blip_from_transformers(name: str, folder: Path | None) -> BlipForQuestionAnswering:
     where = f"BLIP {name}" if folder is None else name
-    with _reading(where, folder, "a BLIP", _EXPECTED_BLIP):
+    with loading_model(where, folder, "a BLIP", _EXPECTED_BLIP):
         config: Any = BlipConfig.from_pretrained(name)
         config.vision_config.layer_norm_eps = blip.VISION_EPSILON
         read: Any = BlipForQuestionAnswering.from_pretrained
         model, loaded = read(name, config=config, output_loading_info=True)
-    _check_complete(where, loaded, _EXPECTED_BLIP)
+    check_complete(where, loaded, _EXPECTED_BLIP)
     return model
 
 
 def _bert_tokenizer(source: str) -> BertTokenizer:
     path = Path(source)
     expected = "BERT's vocabulary (bert-base-uncased): a hub id, a folder, or vocab.txt"
-    _check_exists(source, expected)
-    with _reading(source, path if os.path.exists(path) else None, "a vocabulary of BERT", expected):
+    check_exists(source, expected)
+    with loading_model(source, path if os.path.exists(path) else None, "a vocabulary of BERT", expected):
         return BertTokenizer(str(path)) if is_regular(path) else BertTokenizer.from_pretrained(source)
 
 
-def _saved(source: str) -> str:
+def saved_folder(source: str) -> str:
     """The folder, if the source is a weights file in a folder saved by transformers; otherwise the source."""
     path = Path(source)
     return str(path.parent) if path.name in _SAVED and (path.parent / "config.json").is_file() else source
 
 
 def _load(source: str, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
-    source = _saved(source)
+    source = saved_folder(source)
     path = Path(source)
     if os.path.isdir(path):
         clip: CLIP | ResNetCLIP = _from_folder(path)
     elif is_regular(path):
         clip = _from_file(path, activation, resnets)
     else:
-        _check_exists(source, _EXPECTED)
+        check_exists(source, _EXPECTED)
         clip = _from_transformers(source, None)
     return _ready(clip, source)
 
 
-def _check_exists(source: str, expected: str) -> None:
+def check_exists(source: str, expected: str) -> None:
     """Raise BadInput for a source that can only be a path, but does not exist."""
     path = Path(source)
     like_a_path = path.suffix in (*SUFFIXES, ".txt") or source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -231,12 +231,12 @@ def _from_folder(path: Path) -> CLIP:
 
 def _from_transformers(name: str, folder: Path | None) -> CLIP:
     where = f"CLIP {name}" if folder is None else name
-    with _reading(where, folder, "a CLIP", _EXPECTED):
+    with loading_model(where, folder, "a CLIP", _EXPECTED):
         read: Any = CLIPModel.from_pretrained
         model, loaded = read(name, output_loading_info=True)
         has_tokenizer = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))
         tokenizer = CLIPTokenizer.from_pretrained(name) if has_tokenizer else openai_tokenizer()
-    _check_complete(where, loaded, _EXPECTED)
+    check_complete(where, loaded, _EXPECTED)
     settings: Any = model.config.text_config
     if len(tokenizer) > settings.vocab_size or (not has_tokenizer and len(tokenizer) != settings.vocab_size):
         default = "" if has_tokenizer else " (OpenAI's, since the folder has none)"
@@ -250,7 +250,7 @@ def _from_transformers(name: str, folder: Path | None) -> CLIP:
 
 
 @contextlib.contextmanager
-def _reading(where: str, folder: Path | None, what: str, expected: str) -> Iterator[None]:
+def loading_model(where: str, folder: Path | None, what: str, expected: str) -> Iterator[None]:
     """Run loaders of transformers without their log messages, and turn their errors into BadInput."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -297,7 +297,8 @@ def _check_folder(folder: Path, expected: str) -> None:
             raise BadInput(path, "no JSON object", expected, "Save the model again with save_pretrained.")
 
 
-def _check_complete(where: str, loaded: dict[str, Any], expected: str) -> None:
+def check_complete(where: str, loaded: dict[str, Any], expected: str) -> None:
+    """Raise BadInput if the loader of a model reports tensors that are missing."""
     missing = sorted(loaded["missing_keys"])
     if missing:
         found = f"{len(missing)} tensors missing ({', '.join(missing[:3])})"

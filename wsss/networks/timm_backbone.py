@@ -80,14 +80,16 @@ class TimmBackbone(Backbone):
         self.strides = list(self.features.reduction())
         # images are normalised with ImageNet's mean and standard deviation; a third of timm's pretrained models need others
         config = timm.models.get_pretrained_cfg(name)
-        mean, std = (
-            torch.tensor(values)[:, None, None] for values in ((config.mean, config.std) if config else _IMAGENET)
-        )
-        ours = [torch.tensor(values)[:, None, None] for values in _IMAGENET]
         self.scale: Tensor
         self.shift: Tensor
-        self.register_buffer("scale", ours[1] / std, persistent=False)
-        self.register_buffer("shift", (ours[0] - mean) / std, persistent=False)
+        self.normalise_by(config.mean if config else _IMAGENET[0], config.std if config else _IMAGENET[1])
+
+    def normalise_by(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        """Use this mean and standard deviation of RGB values in [0, 1] instead of those of timm's weights."""
+        theirs = [torch.tensor(values)[:, None, None] for values in (mean, deviation)]
+        ours = [torch.tensor(values)[:, None, None] for values in _IMAGENET]
+        self.register_buffer("scale", ours[1] / theirs[1], persistent=False)
+        self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1], persistent=False)
 
     def named(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename a state dict of the full model to the names of its features; the classifier is left out.
@@ -125,6 +127,24 @@ class TimmBackbone(Backbone):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hs ws"]]:
         return _features(self.body, self.plan, image * self.scale + self.shift, self.strides)
+
+
+def own_stride(name: str) -> int:
+    """The stride of the deepest feature of a model as timm builds it.
+
+    Raises:
+        BadInput: the model has no feature maps.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        try:
+            return _info(_first(name, {})[1]).reduction()[-1]
+        except _FAILURES as error:
+            raise _no_features(name, error) from error
+
+
+def _no_features(name: str, error: Exception) -> BadInput:
+    found = f"a timm model without features ({_line(error)})"
+    return BadInput(f"backbone {name}", found, "one that supports features_only", _ALTERNATIVES)
 
 
 def near(name: str, ours: Iterable[str]) -> str:
@@ -165,8 +185,7 @@ def _plan(name: str, output_stride: int) -> _Plan:
         try:
             options, body = _first(name, {})
         except _FAILURES as error:
-            found = f"a timm model without features ({_line(error)})"
-            raise BadInput(f"backbone {name}", found, "one that supports features_only", _ALTERNATIVES) from error
+            raise _no_features(name, error) from error
         found = _info(body).reduction()[-1]
         if found == output_stride:
             return _tried(name, options, body)

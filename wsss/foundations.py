@@ -1,0 +1,259 @@
+"""Load frozen networks for dense features: by hub id, folder or file, by timm's name, or from a classifier that was trained here.
+
+Code in a file is never run: what a folder says about its architecture only chooses from a list.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from wsss import launch
+from wsss.checkpoints import timm_weights
+from wsss.errors import BadInput, check_range, is_regular
+from wsss.loading import load_backbone, load_into
+from wsss.networks import timm_backbone
+from wsss.networks.backbone import create_backbone
+from wsss.networks.body import Body
+from wsss.networks.features import (
+    ARCHITECTURES,
+    CLIP,
+    IMAGENET,
+    BodyFeatures,
+    Colours,
+    DenseFeatures,
+    FrozenNetwork,
+    TransformerFeatures,
+)
+from wsss.pretrained import check_complete, check_exists, load_clip, loading_model, saved_folder
+from wsss.run import maybe_file
+from wsss.storage import read_json
+from wsss.weights import State, finite, read_metadata, read_weights, weights_in
+
+log = logging.getLogger("wsss")
+
+CLASSIFIER = "classifier"
+_EXPECTED = (
+    "a network for features: a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or timm, OpenAI's ViT-B-16.pt, "
+    "a classifier trained here, or the name of a timm model"
+)
+_LIBRARIES = ("timm", "torch", "transformers")
+# layers and enlargement of a classifier's features; those of foundation networks are taken as they are
+_OF_CLASSIFIER, _OF_FOUNDATION = (2, 2), (1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSettings:
+    """The frozen network that describes regions."""
+
+    source: str = maybe_file(CLASSIFIER)
+    """classifier (that of the run), its folder or file; or a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or
+    timm, OpenAI's ViT-B-16.pt, or the name of a timm model"""
+    layers: int | None = None
+    """number of feature maps used, from the deepest on; none: 1, and 2 for a classifier"""
+    enlarge: int | None = None
+    """factor by which pictures are enlarged, for smaller cells; none: 1, and 2 for a classifier"""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "enlarge"):
+            if (value := getattr(self, name)) is not None:
+                check_range(f"features.{name}", value, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A frozen network, and what says which one it is.
+
+    Attributes:
+        features: on the CPU.
+        source: where it came from: a name, or an absolute path.
+        body: of a classifier, what is needed to build it again: `backbone`, `output_stride` and `colours`; None for other networks.
+        digest: of its weights.
+    """
+
+    features: DenseFeatures
+    source: str
+    body: Mapping[str, Any] | None
+    digest: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """A description for files that depend on the network. Libraries resize position embeddings differently, so their versions are part of it."""
+        libraries = {name: version(name) for name in _LIBRARIES}
+        layers = {"layers": self.features.layers, "enlarge": self.features.enlarge}
+        return {"source": self.source, "body": self.body, "digest": self.digest, "libraries": libraries, **layers}
+
+
+def load_features(settings: FeatureSettings) -> Loaded:
+    """The network of these settings, on the CPU, in float32.
+
+    Raises:
+        BadInput: the source does not exist, cannot be downloaded, or is another kind of network.
+    """
+    source = settings.source
+    if source == CLASSIFIER:
+        do = "Give the folder of a classifier that was trained here, or of another network, as features.source."
+        raise BadInput("features.source", f"`{CLASSIFIER}`, but no classifier that was trained here", _EXPECTED, do)
+    place = weights_in(Path(source))
+    ours = place.suffix == ".safetensors" and is_regular(place) and "backbone" in read_metadata(place)
+    body: dict[str, Any] | None = None
+    if ours:
+        metadata = read_metadata(place)
+        body = {key: metadata.get(key) for key in ("backbone", "output_stride", "colours")}
+        network: FrozenNetwork = _built(body, place)
+        _load_classifier(network, place, body)
+    else:
+        network = _foundation(source)
+    layers, enlarge = _OF_CLASSIFIER if ours else _OF_FOUNDATION
+    layers = min(layers, len(network.strides)) if settings.layers is None else settings.layers
+    enlarge = enlarge if settings.enlarge is None else settings.enlarge
+    finite(network.state_dict(), source)
+    where = os.path.abspath(source) if os.path.exists(source) else source
+    return Loaded(DenseFeatures(network, layers, enlarge), where, body, digest(network))
+
+
+def rebuilt(identity: Mapping[str, Any], state: State, where: Path) -> DenseFeatures:
+    """The network that a file describes, from its source, or for a classifier from the tensors in the file.
+
+    Args:
+        identity: as in `Loaded.identity`.
+        state: the classifier's backbone; empty for other networks.
+        where: the file, for errors.
+
+    Raises:
+        BadInput: the network is no longer where it was, or it has changed.
+    """
+    libraries = {name: version(name) for name in identity["libraries"]}
+    if libraries != identity["libraries"] and launch.is_first():
+        before = ", ".join(f"{name} {number}" for name, number in identity["libraries"].items())
+        log.warning("%s: made with %s; other versions may resize position embeddings differently", where, before)
+    if identity["body"] is not None:
+        network = _built(identity["body"], where)
+        load_into(network, state, where)
+        return DenseFeatures(network, identity["layers"], identity["enlarge"])
+    loaded = load_features(FeatureSettings(identity["source"], identity["layers"], identity["enlarge"]))
+    if loaded.digest != identity["digest"]:
+        raise BadInput(
+            loaded.source,
+            f"a network with digest {loaded.digest[:12]}",
+            f"the one that {where} was made with, {identity['digest'][:12]}",
+            "Restore that network, or make the segmenter again.",
+        )
+    return loaded.features
+
+
+def digest(network: nn.Module) -> str:
+    """The SHA-256 of the names, shapes and values of all weights."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _built(body: Mapping[str, Any], where: Path) -> BodyFeatures:
+    """The backbone of a classifier, with new weights."""
+    colours = {"imagenet": IMAGENET, "clip": CLIP}.get(str(body["colours"]))
+    if colours is None or not isinstance(body["output_stride"], int):
+        found = f"a network with colours {body['colours']} and output stride {body['output_stride']}"
+        raise BadInput(where, found, "a classifier that was trained here", "Give the folder of a classifier.")
+    return BodyFeatures(create_backbone(str(body["backbone"]), body["output_stride"]), colours)
+
+
+def _load_classifier(network: FrozenNetwork, path: Path, body: Mapping[str, Any]) -> None:
+    inner = network.get_submodule("body")
+    assert isinstance(inner, Body)
+    load_backbone(inner, str(body["backbone"]), str(path), "features.source")
+
+
+def _foundation(source: str) -> FrozenNetwork:
+    source = saved_folder(source)
+    path = Path(source)
+    if is_regular(path):
+        clip = load_clip(source)
+        vision: Any = clip.model
+        return TransformerFeatures(vision.vision_model, "clip")
+    if path.is_dir():
+        return _from_folder(path)
+    check_exists(source, _EXPECTED)
+    if "/" not in source or source.startswith("timm/"):
+        return _from_timm(source.removeprefix("timm/"))
+    return _from_transformers(source, None, _settings(source))
+
+
+def _settings(source: str) -> dict[str, Any]:
+    """The content of config.json of a model on the hub."""
+    with loading_model(source, None, "a network for features", _EXPECTED):
+        found = cached_file(source, "config.json")
+    content = read_json(Path(str(found)), "the settings of a model (config.json)")
+    return content if isinstance(content, dict) else {}
+
+
+def _from_folder(path: Path) -> FrozenNetwork:
+    config = path / "config.json"
+    content = read_json(config, "the settings of a model (config.json)")
+    if isinstance(content, dict) and isinstance(content.get("architecture"), str):
+        weights = path / "model.safetensors"
+        return _of_timm(content["architecture"], read_weights(weights)[0], weights, content.get("pretrained_cfg"))
+    return _from_transformers(str(path), path, content if isinstance(content, dict) else {})
+
+
+def _from_transformers(name: str, folder: Path | None, settings: Mapping[str, Any]) -> TransformerFeatures:
+    kind = str(settings.get("model_type"))
+    if kind not in ARCHITECTURES:
+        do = "Give another network."
+        raise BadInput(name, f"a model of type {kind}", f"one of {', '.join(ARCHITECTURES)}", do)
+    with loading_model(name, folder, f"a {kind} network", _EXPECTED):
+        read: Any = ARCHITECTURES[kind].model.from_pretrained
+        model, loaded = read(name, output_loading_info=True)
+        preprocessing = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    check_complete(name, loaded, _EXPECTED)
+    return TransformerFeatures(model.float(), kind, _colours(preprocessing))
+
+
+def _colours(path: str | None) -> Colours | None:
+    """The normalisation in preprocessor_config.json; None if it says nothing."""
+    if path is None:
+        return None
+    content = read_json(Path(path), "how a model wants its pictures (preprocessor_config.json)")
+    return _mean_and_deviation(content, "image_mean", "image_std", Path(path))
+
+
+def _mean_and_deviation(content: Any, mean: str, deviation: str, where: Path) -> Colours | None:
+    found = [content.get(key) if isinstance(content, dict) else None for key in (mean, deviation)]
+    if found == [None, None]:
+        return None
+    triples = [tuple(one) for one in found if isinstance(one, list | tuple) and len(one) == 3]
+    numbers = [value for one in triples for value in one if isinstance(value, int | float)]
+    if len(numbers) != 6 or not all(value > 0 for value in triples[1]):
+        expected = f"`{mean}` and `{deviation}`, three numbers each"
+        raise BadInput(where, f"{found!r:.60}", expected, "Download the network again.")
+    return (triples[0], triples[1])
+
+
+def _from_timm(name: str) -> BodyFeatures:
+    if not timm.is_model(name):
+        raise BadInput(f"features.source {name}", "no network with this name", _EXPECTED, timm_backbone.near(name, ()))
+    state, where = timm_weights(name, "features.source")
+    return _of_timm(name, state, where, None)
+
+
+def _of_timm(name: str, state: Mapping[str, Tensor], where: str | Path, settings: Any) -> BodyFeatures:
+    if not timm.is_model(name):
+        do = timm_backbone.near(name, ())
+        raise BadInput(where, f"the architecture {name!r:.60}", "a model of the installed timm", do)
+    body = timm_backbone.TimmBackbone(name, timm_backbone.own_stride(name))
+    load_into(body, body.named(state), where, ignore=body.LEFT_OUT)
+    # a backbone takes pictures with ImageNet's normalisation, and changes it to that of timm's weights by this name
+    given = _mean_and_deviation(settings, "mean", "std", Path(where)) if isinstance(settings, dict) else None
+    if given is not None:
+        body.normalise_by(*given)
+    return BodyFeatures(body)

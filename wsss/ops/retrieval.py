@@ -1,0 +1,273 @@
+"""Retrieval of regions: pooled features, a bank of them, and votes of the nearest ones (ModuSeg: arXiv 2604.07021)."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Voting = Literal["plain", "balanced", "by-class"]
+
+# published: the share of a class that is dropped from the bank, and the number of neighbours
+DROPPED, NEIGHBOURS = 0.25, 25
+# neighbours of each class, and the factor before the softmax, of votes by class
+OF_CLASS, SHARPNESS = 8, 25.0
+# bank vectors that are compared at once with all others
+_ROWS = 1024
+
+
+def shares_inside(
+    masks: Bool[np.ndarray, "n h w"], cell: int, grid_hw: tuple[int, int]
+) -> Float[np.ndarray, "n rows columns"]:
+    """The share of each cell that is inside each mask, float32.
+
+    Args:
+        masks: at the size of the picture; outside it, nothing is inside.
+        cell: side of a cell in pixels.
+        grid_hw: rows and columns of cells, which cover the picture.
+
+    Raises:
+        ValueError: the grid is smaller than the picture.
+    """
+    n, height, width = masks.shape
+    rows, columns = grid_hw
+    if rows * cell < height or columns * cell < width:
+        raise ValueError(f"{rows}x{columns} cells of {cell} pixels do not cover {height}x{width}")
+    # sums along one side after the other are several times as fast as a mean over both
+    by_row = np.add.reduceat(masks, np.arange(0, height, cell), axis=1, dtype=np.uint16)
+    inside = np.add.reduceat(by_row, np.arange(0, width, cell), axis=2, dtype=np.uint32)
+    shares = np.zeros((n, rows, columns), np.float32)
+    shares[:, : inside.shape[1], : inside.shape[2]] = inside / np.float32(cell * cell)
+    return shares
+
+
+def pool(tokens: Float[np.ndarray, "p d"], weights: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "n d"]:
+    """The mean feature of each region as a unit vector; zeros for a region without pixels.
+
+    f = sum_i w_i t_i / (sum_i w_i + 1e-8), divided by its norm.
+
+    Args:
+        tokens: the feature t_i of each cell.
+        weights: the share w_i of each cell that is inside the region.
+    """
+    totals = weights.sum(1, keepdims=True)
+    means = (weights @ tokens) / (totals + np.float32(1e-8))
+    unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return np.where(totals < 1e-6, 0, unit).astype(np.float32)
+
+
+def unit_rows(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Vectors divided by (their norm + 1e-8), float32."""
+    vectors = vectors.astype(np.float32)
+    return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + np.float32(1e-8))
+
+
+def nearest_to_mean(vectors: Float[np.ndarray, "n d"], dropped: float = DROPPED) -> Int[np.ndarray, " k"]:
+    """The vectors of a class that are kept, as ascending indices: the floor(dropped n) farthest from their mean are left out."""
+    distances = distances_from_mean(vectors)
+    order = np.argsort(distances, kind="stable")
+    return np.sort(order[: len(vectors) - int(dropped * len(vectors))])
+
+
+def distances_from_mean(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """The distance of each vector from the mean of all."""
+    return np.linalg.norm(vectors - vectors.mean(0), axis=1)
+
+
+class Votes(NamedTuple):
+    """What the nearest vectors of a bank say about regions.
+
+    Attributes:
+        labels: the label with most votes, (n,); 0 for a region without neighbours.
+        scores: mean similarity to the neighbours of that label, (n,); 0 without neighbours.
+        shares: the share of the votes of each label, (n, l). Rows sum to 1, and the highest is that of `labels`.
+        neighbours: rows of the bank, nearest first, (n, k); -1 where there are fewer.
+        similarities: to these neighbours, (n, k).
+    """
+
+    labels: Int[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"]
+    shares: Float[np.ndarray, "n l"]
+    neighbours: Int[np.ndarray, "n k"]
+    similarities: Float[np.ndarray, "n k"]
+
+
+# what the label with most votes gets on top of its share if another one has as many
+_WINS = 1e-3
+
+
+def vote(
+    queries: Float[np.ndarray, "n d"],
+    bank: Float[np.ndarray, "m d"],
+    labels: Int[np.ndarray, " m"],
+    n_labels: int,
+    *,
+    k: int = NEIGHBOURS,
+    voting: Voting = "plain",
+    allowed: Bool[np.ndarray, "n m"] | None = None,
+) -> Votes:
+    """Label regions by the vectors of a bank that are most similar.
+
+    Plain: the label with most votes among the k nearest vectors; on ties the one with the larger sum of similarities, then the one of the
+    nearest vector. Balanced: each vote counts 1 / (vectors of its label in the bank). By class: the softmax of the mean of the
+    8 highest similarities to each label; the neighbours are those of the label that wins.
+
+    Args:
+        queries: unit vectors.
+        bank: unit vectors.
+        labels: of the bank, below `n_labels`.
+        n_labels: number of labels, with the background.
+        k: number of neighbours.
+        voting: how votes are counted.
+        allowed: which vectors of the bank each query may be compared with; all if None.
+    """
+    similarity = (queries @ bank.T).astype(np.float32)
+    if allowed is not None:
+        similarity = np.where(allowed, similarity, -np.inf)
+    count = min(k, len(bank))
+    if len(queries) == 0 or count == 0:
+        shares = np.zeros((len(queries), n_labels), np.float32)
+        shares[:, 0] = 1
+        none = np.full((len(queries), count), -1, np.int64)
+        zeros = np.zeros(len(queries), np.int64)
+        return Votes(zeros, zeros.astype(np.float32), shares, none, np.zeros(none.shape, np.float32))
+    if voting == "by-class":
+        return _by_class(similarity, labels, n_labels, count)
+    neighbours, near = _nearest(similarity, count)
+    present = np.isfinite(near)
+    # one column of votes for each label
+    chosen = np.eye(n_labels)[labels[neighbours]] * present[..., None]
+    per_label = np.maximum(np.bincount(labels, minlength=n_labels), 1) if voting == "balanced" else np.ones(n_labels)
+    sums = (chosen * np.where(present, near, 0)[..., None]).sum(1)
+    votes = chosen.sum(1)
+    return _decided(votes / per_label, sums, votes, np.where(present, neighbours, -1), near, labels)
+
+
+def _nearest(
+    similarity: Float[np.ndarray, "n m"], count: int
+) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """The most similar vectors, nearest first; equal ones by their row."""
+    if count < similarity.shape[1]:
+        candidates = np.sort(np.argpartition(-similarity, count - 1, axis=1)[:, :count], axis=1)
+    else:
+        candidates = np.broadcast_to(np.arange(count), (len(similarity), count))
+    values = np.take_along_axis(similarity, candidates, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(candidates, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+def _decided(
+    weighted: Float[np.ndarray, "n l"],
+    sums: Float[np.ndarray, "n l"],
+    votes: Float[np.ndarray, "n l"],
+    neighbours: Int[np.ndarray, "n k"],
+    near: Float[np.ndarray, "n k"],
+    labels: Int[np.ndarray, " m"],
+) -> Votes:
+    """Most votes, then the larger sum of similarities, then the label of the nearest vector."""
+    rows = np.arange(len(weighted))
+    most = weighted == weighted.max(1, keepdims=True)
+    best = most & (sums == np.where(most, sums, -np.inf).max(1, keepdims=True))
+    tied = best[rows[:, None], labels[neighbours]] & (neighbours >= 0)
+    first = tied.argmax(1)
+    winner = np.where(tied.any(1), labels[neighbours[rows, first]], 0)
+    scores = sums[rows, winner] / np.maximum(votes[rows, winner], 1)
+    shares = weighted / np.where(weighted.sum(1, keepdims=True) > 0, weighted.sum(1, keepdims=True), 1)
+    shares[rows, winner] += np.where(most.sum(1) > 1, _WINS, 0)
+    shares[~(neighbours >= 0).any(1), 0] = 1
+    shares /= shares.sum(1, keepdims=True)
+    similarities = np.where(neighbours >= 0, near, 0)
+    return Votes(
+        winner.astype(np.int64),
+        scores.astype(np.float32),
+        shares.astype(np.float32),
+        neighbours.astype(np.int64),
+        similarities.astype(np.float32),
+    )
+
+
+def _by_class(similarity: Float[np.ndarray, "n m"], labels: Int[np.ndarray, " m"], n_labels: int, k: int) -> Votes:
+    means = np.full((len(similarity), n_labels), -np.inf, np.float32)
+    for label in np.unique(labels):
+        of_label = similarity[:, labels == label]
+        _, near = _nearest(of_label, min(OF_CLASS, of_label.shape[1]))
+        present = np.isfinite(near)
+        total = np.where(present, near, 0).sum(1)
+        means[:, label] = np.where(present.any(1), total / np.maximum(present.sum(1), 1), -np.inf)
+    known = np.isfinite(means).any(1)
+    # a region without neighbours is background
+    means[~known, 0] = 0
+    winner = means.argmax(1)
+    exponents = np.exp(SHARPNESS * (means - means.max(1, keepdims=True)))
+    shares = exponents / exponents.sum(1, keepdims=True)
+    neighbours, near = _nearest(np.where(labels == winner[:, None], similarity, -np.inf), k)
+    present = np.isfinite(near)
+    scores = np.where(known, means.max(1), 0)
+    return Votes(
+        winner, scores, shares, np.where(present, neighbours, -1), np.where(present, near, 0).astype(np.float32)
+    )
+
+
+class LeftOut(NamedTuple):
+    """What a bank says about each of its own vectors, without the vectors of the same picture.
+
+    Attributes:
+        labels: the label with most votes, (m,).
+        nearest: similarity to the nearest vector, (m,).
+    """
+
+    labels: Int[np.ndarray, " m"]
+    nearest: Float[np.ndarray, " m"]
+
+
+def leave_pictures_out(
+    bank: Float[np.ndarray, "m d"],
+    labels: Int[np.ndarray, " m"],
+    pictures: Int[np.ndarray, " m"],
+    n_labels: int,
+    *,
+    k: int = NEIGHBOURS,
+    voting: Voting = "plain",
+) -> LeftOut:
+    """Label each vector of a bank by those of the other pictures.
+
+    Args:
+        bank: unit vectors.
+        labels, pictures: the label and the number of the picture of each.
+        n_labels, k, voting: as for `vote`.
+    """
+    found, nearest = [], []
+    for start in range(0, len(bank), _ROWS):
+        rows = slice(start, start + _ROWS)
+        allowed = pictures[rows, None] != pictures
+        votes = vote(bank[rows], bank, labels, n_labels, k=k, voting=voting, allowed=allowed)
+        found.append(votes.labels)
+        nearest.append(np.where(allowed, bank[rows] @ bank.T, -1).max(1))
+    if not found:
+        return LeftOut(np.zeros(0, np.int64), np.zeros(0, np.float32))
+    return LeftOut(np.concatenate(found), np.concatenate(nearest).astype(np.float32))
+
+
+def background_threshold(left_out: LeftOut, labels: Int[np.ndarray, " m"]) -> float:
+    """The similarity to the nearest vector below which regions are background: the one with the best mean recall of all labels.
+
+    Args:
+        left_out: what the bank says about its own vectors.
+        labels: their labels.
+
+    Returns:
+        The lowest such threshold; 0 if none improves on it.
+    """
+    candidates = np.concatenate([[0.0], np.unique(left_out.nearest[left_out.nearest > 0])])
+    order = np.argsort(left_out.nearest, kind="stable")
+    sorted_nearest = left_out.nearest[order]
+    below = np.searchsorted(sorted_nearest, candidates, side="left")
+    recall = np.zeros(len(candidates))
+    for label in np.unique(labels):
+        of_label = (labels == label)[order]
+        right = of_label & (left_out.labels[order] == label)
+        # vectors below the threshold are background, the others what the votes say
+        as_background = np.concatenate([[0], np.cumsum(of_label)]) if label == 0 else np.zeros(len(order) + 1)
+        as_voted = right.sum() - np.concatenate([[0], np.cumsum(right)])
+        recall += (as_background[below] + as_voted[below]) / of_label.sum()
+    best = int(recall.argmax())
+    return float(candidates[best]) if recall[best] > recall[0] else 0.0
