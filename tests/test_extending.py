@@ -1,6 +1,7 @@
 """The page on extending: each example is added to a copy of the package, as the page says, and runs."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -124,9 +125,14 @@ def test_they_run_together(tmp_path, overlay):
     (data / "filelist.txt").write_text("".join(lines))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
     run, out = tmp_path / "run", tmp_path / "areas"
-    code = "import sys; from wsss.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = ("--data", data, "--allow_outside", "--config", tmp_path / "run.yaml", "--out", run)
-    run_in(overlay, "-c", code, "run", "lse", *words)
+    code = (
+        "import json, sys; from wsss.cli import main; sys.exit(max(main(words) for words in json.loads(sys.argv[1])))"
+    )
+    commands = (
+        ("run", "lse", "--data", data, "--allow_outside", "--config", tmp_path / "run.yaml", "--out", run),
+        ("export", "masks", run / "masks", "--format", "areas", "--background", "--out", out),
+    )
+    run_in(overlay, "-c", code, json.dumps([[str(word) for word in words] for words in commands]))
     assert (run / "baseline" / WEIGHTS).exists()
     assert read_weights(run / "classifier" / WEIGHTS)[1]["kind"] == "cam"
     assert read_weights(run / "segmenter" / WEIGHTS)[1]["kind"] == "fcn"
@@ -137,7 +143,6 @@ def test_they_run_together(tmp_path, overlay):
     assert len(list((run / "predictions").rglob("*.png"))) == 4
     page = (run / "report.html").read_text()
     assert "share of each map" in page
-    run_in(overlay, "-c", code, "export", "masks", run / "masks", "--format", "areas", "--background", "--out", out)
     rows = list(csv.DictReader((out / "areas.csv").open()))
     for name, mask in masks.items():
         assert sum(int(row["pixels"]) for row in rows if Path(row["file"]).stem == name) == mask.size

@@ -55,7 +55,7 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     """Gives the folder of a short training of a segmenter, in which the classes are told apart."""
     folder, (images, masks) = tmp_path_factory.mktemp("trained"), data
-    return lambda kind, settings: train(lengthened(settings, steps=30), images, masks=masks, out=folder / kind)
+    return lambda kind, settings: train(lengthened(settings, steps=10), images, masks=masks, out=folder / kind)
 
 
 @pytest.fixture(scope="module")

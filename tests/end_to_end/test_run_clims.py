@@ -49,6 +49,7 @@ def test_every_stage_is_there(whole, shapes):
     assert all(update["object_text"] > 0 for update in check_whole(whole, shapes, "CLIMS"))
 
 
+@pytest.mark.slow  # tests/methods stops it after an update, and goes on
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, whole, shapes):
     alone = {**CLIMS, "init": str(whole / "baseline" / "weights.safetensors")}
     (tmp_path / "clims.yaml").write_text(yaml.safe_dump(alone))

@@ -19,7 +19,8 @@ CLIP = {
     "augment": {"long_side": [48, 64], "crop": 48},
     "training": {"batch": 8, "epochs": 2, "lr": 0.003, "warmup": 0, "workers": 1},
 }
-STAGES = ("cams", "cams-scores", "masks", "masks-scores", "segmenter", "predictions", "predictions-scores")
+TAGCLIP = ("--tags", "tagclip")
+STAGES = ("tags", "cams", "cams-scores", "masks", "masks-scores", "segmenter", "predictions", "predictions-scores")
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,9 @@ def settings(tmp_path_factory, clip):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, shapes, settings):
-    """A run that nothing disturbed."""
+    """A run with predicted tags that nothing disturbed."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    done = ok("run", "clip_es", "--data", shapes, "--config", settings, "--out", out)
+    done = ok("run", "clip_es", "--data", shapes, *TAGCLIP, "--config", settings, "--out", out)
     assert "maps at the best exponent" in done.stdout
     assert "predictions" in done.stdout
     return out
@@ -66,9 +67,10 @@ def test_every_stage_is_there(whole, shapes):
     assert "CLIP-ES on" in (whole / "report.html").read_text()
 
 
-@pytest.mark.parametrize("moment", ["cams/*.npz", "masks/*.png"])
+# the masks of CAM are made in the same way, in its tests
+@pytest.mark.parametrize("moment", ["cams/*.npz", pytest.param("masks/*.png", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings, moment):
-    words = ("run", "clip_es", "--data", shapes, "--config", settings, "--out", tmp_path / "killed")
+    words = ("run", "clip_es", "--data", shapes, *TAGCLIP, "--config", settings, "--out", tmp_path / "killed")
     kill_at(tmp_path / "killed", moment, *words)
     shutil.copytree(whole / "segmenter", tmp_path / "killed" / "segmenter")
     ok(*words)
@@ -76,26 +78,27 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings, 
         assert prefixed(tmp_path / "killed", stage) == prefixed(whole, stage)
 
 
-def test_two_processes_make_the_same_maps_and_masks(tmp_path, whole, shapes, settings):
+def test_two_processes_make_the_same_tags_maps_and_masks(tmp_path, whole, shapes, settings):
     shutil.copytree(whole / "segmenter", tmp_path / "run" / "segmenter")
-    ok("run", "clip_es", "--data", shapes, "--config", settings, "--out", tmp_path / "run", processes=2)
-    for stage in ("cams", "cams-scores", "masks", "masks-scores"):
+    ok("run", "clip_es", "--data", shapes, *TAGCLIP, "--config", settings, "--out", tmp_path / "run", processes=2)
+    for stage in ("tags", "cams", "cams-scores", "masks", "masks-scores"):
         assert prefixed(tmp_path / "run", stage) == prefixed(whole, stage)
 
 
-def test_two_processes_give_the_same_tags(tmp_path, shapes, clip):
+def test_tags_are_scored_against_the_true_ones(tmp_path, whole, shapes, clip):
     options = ("--clip", clip, "--backgrounds", "false", "--votes", "2", "--templates", '["a photo of a {}."]')
-    for processes in (1, 2):
-        ok("tag", "--data", shapes, *options, "--out", tmp_path / str(processes), processes=processes)
-    assert tree(tmp_path / "1") == tree(tmp_path / "2")
-    quality = json.loads((tmp_path / "1" / "done.json").read_text())["result"]
+    ok("tag", "--data", shapes, *options, "--out", tmp_path / "tags")
+    assert tree(tmp_path / "tags")["tags.csv"] == tree(whole / "tags")["tags.csv"]
+    quality = json.loads((tmp_path / "tags" / "done.json").read_text())["result"]
     assert 0 <= quality["precision"] <= 1
     assert 0 <= quality["recall"] <= 1
 
 
 def test_bare_pictures_and_words_become_masks(tmp_path, shapes, settings):
     pictures = tmp_path / "pictures"
-    shutil.copytree(shapes / "JPEGImages", pictures)
+    pictures.mkdir()
+    for path in sorted((shapes / "JPEGImages").iterdir())[:10]:
+        shutil.copy(path, pictures)
     words = ", ".join((shapes / "classes.txt").read_text().split())
     run = ("run", "clip_es", "--data", pictures, "--classes", words, "--config", settings)
     ok(*run, "--tags", "tagclip", "--out", tmp_path / "run")

@@ -59,6 +59,7 @@ def test_every_stage_is_there(whole, shapes):
     assert all(update["softmax"] > 0 and update["classification"] > 0 for update in history)
 
 
+@pytest.mark.slow  # tests/methods stops it after an update, and goes on
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, whole, shapes):
     section = {**SETTINGS["classifier"], "init": str(whole / "baseline" / WEIGHTS)}
     (tmp_path / "recam.yaml").write_text(yaml.safe_dump(section))

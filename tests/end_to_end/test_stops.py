@@ -19,6 +19,7 @@ from wsss.refiners import crf
 from wsss.refiners.crf import MaskSettings, refine
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_kill_matrix(tmp_path, monkeypatch):
     # a process that hangs is found all the same; a busy machine is given time
     monkeypatch.setattr(kill_matrix, "PATIENCE", 600.0)

@@ -206,6 +206,7 @@ def two_processes(folder: Path) -> None:
     train(settings, squares, out=folder / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     run_on_two("tests.methods.test_recam", tmp_path)
     squares = write_squares(tmp_path / "squares", 12)

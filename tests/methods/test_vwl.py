@@ -228,7 +228,7 @@ def train_all(folder: Path) -> None:
         train(settings, images, out=folder / str(launch.processes()) / variant)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_two_processes_learn_the_same_words(tmp_path):
     for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
         words = [sys.executable, *start, "-m", "tests.methods.test_vwl", str(tmp_path)]

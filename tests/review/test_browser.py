@@ -89,8 +89,13 @@ def choose(page, name):
     page.press("#find", "Enter")
     expect(page.locator(".row .name")).to_have_text([name])
     page.click(".row")
+    loaded(page, name)
+
+
+def loaded(page, name):
+    """Wait for a picture with its mask."""
     expect(page.locator("#name")).to_contain_text(name)
-    page.wait_for_load_state("networkidle")  # its mask and maps come after its name
+    expect(page.locator("#stage")).to_have_attribute("aria-busy", "false")
 
 
 def saved(page):
@@ -132,7 +137,6 @@ def test_hostile_class_names_are_only_text(page):
     assert page.title() != "owned"
 
 
-@pytest.mark.slow  # they fail now and then on a busy machine: a stroke is lost
 def test_painting_with_pointer_and_keys_undo_and_save(page, server):
     choose(page, "b/drei ß")
     before = read_mask(server.made.run / "masks" / "b/drei ß.png")
@@ -162,7 +166,6 @@ def test_painting_with_pointer_and_keys_undo_and_save(page, server):
     assert erased[20, 30] == 0
 
 
-@pytest.mark.slow  # they fail now and then on a busy machine: a stroke is lost
 def test_a_region_is_filled_along_edges(page, server):
     choose(page, "a/two words")
     before = read_mask(server.made.run / "masks" / "a/two words.png")
@@ -178,6 +181,40 @@ def test_a_region_is_filled_along_edges(page, server):
     assert rows.max() <= 31
     assert columns.min() >= 10
     assert columns.max() <= 41
+
+
+def test_while_a_picture_is_loaded_nothing_is_lost_and_nothing_hits_another_one(page, server):
+    page.select_option("#sort", "name")
+    page.click(".row >> text=b/four.png")
+    loaded(page, "b/four.png")
+    held = []
+    page.route("**/mask/*", lambda route: held.append(route) if route.request.method == "GET" else route.continue_())
+    page.focus("#stage")
+    page.keyboard.down("Space")
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("n")
+    saved(page)  # the stroke that going on has ended
+    page.keyboard.up("Space")
+    assert (read_mask(corrected(server, "b/four.png")) == 1).sum() > 100
+    expect(page.locator("#stage")).to_have_attribute("aria-busy", "true")
+    before = table(server)
+    for key in ("4", "x", "z"):
+        page.keyboard.press(key)
+    page.click(".frame")
+    while not held:
+        page.wait_for_timeout(20)
+    held.pop().continue_()
+    loaded(page, "five")
+    assert table(server) == before
+    assert not corrected(server, "five").exists()
+    # a picture that is shown already is not loaded again, over a stroke that is not saved yet
+    page.click(".row >> text=five")
+    page.click(".frame")
+    saved(page)
+    assert corrected(server, "five").exists()
+    assert held == []
+    page.keyboard.press("z")
+    saved(page)
 
 
 def test_accepting_goes_on_and_rejecting_leaves_out(page, server):

@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     images = write_squares(folder / "pictures", 24, 64)
     augment = dataclasses.replace(SMALL.augment, crop=64)
     settings = dataclasses.replace(
-        SMALL, augment=augment, training=dataclasses.replace(SMALL.training, batch=8, steps=100, lr=3e-3)
+        SMALL, augment=augment, training=dataclasses.replace(SMALL.training, batch=8, steps=50, lr=3e-3)
     )
     train(settings, images, masks=truths(images, folder / "masks"), out=folder / "weights")
     return folder / "weights"

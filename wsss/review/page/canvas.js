@@ -22,6 +22,7 @@ export class PictureView {
     this.at = { x: 0, y: 0 };
     this.radius = 0;
     this.down = false;
+    this.busy = false;
     this.listen();
   }
 
@@ -34,7 +35,13 @@ export class PictureView {
     this.picture.src = address;
     this.at = { x: Math.floor(width / 2), y: Math.floor(height / 2) };
     this.fit();
-    this.down = false;
+  }
+
+  // While the view is busy, no stroke can begin; one that has begun ends first.
+  setBusy(busy) {
+    if (busy) this.end();
+    this.busy = busy;
+    this.stage.setAttribute("aria-busy", busy);
   }
 
   fit() {
@@ -150,7 +157,7 @@ export class PictureView {
   }
 
   begin() {
-    if (this.down) return;
+    if (this.down || this.busy) return;
     this.down = true;
     this.onDraw("begin", this.at.x, this.at.y);
   }

@@ -36,6 +36,10 @@ class ReviewPage {
     this.queue = Promise.resolve();
     this.waiting = 0;
     this.failed = null;
+    this.unsaved = new Map();
+    this.jobs = 0;
+    this.opening = null;
+    this.changing = null;
     this.tool = "brush";
     this.label = 1;
     this.layer = "mask";
@@ -145,24 +149,53 @@ class ReviewPage {
       measured < total ? `${measured} of ${total} measured; choose a sorting again to use new measures` : "";
   }
 
-  open(index) {
-    return this.guarded(async () => {
-      await this.queue; // so that the answer contains all own steps
-      this.opening = index;
-      const picture = await getJson(`api/picture/${index}`);
-      const bytes = picture.has_mask ? await getBytes(`mask/${index}`) : null;
-      if (this.opening !== index) return;
-      this.showError(this.failed);
-      this.current = picture;
-      this.regions = null;
-      this.drawing = bytes && new Drawing(new Uint8Array(bytes), picture.width, picture.height);
-      if (!this.histories.has(index)) this.histories.set(index, { done: [], undone: [] });
-      this.view.show(`picture/${index}`, picture.width, picture.height);
-      this.showZoom();
-      this.fillLayers();
-      this.showPicture();
-      history.replaceState(null, "", `#${index}`);
+  // Whether the picture that is shown can be changed: while another one is loaded, a key or stroke might be meant for that one.
+  get ready() {
+    return this.current !== null && this.jobs === 0;
+  }
+
+  // Run a job during which neither tags nor mask can be changed.
+  async alone(job) {
+    this.jobs++;
+    this.view.setBusy(true);
+    try {
+      await job();
+    } catch (error) {
+      this.showError(error);
+    } finally {
+      if (--this.jobs === 0) this.view.setBusy(false);
+    }
+  }
+
+  // Show a picture; one that is shown already is not loaded again.
+  async open(index) {
+    if (index === (this.opening ?? this.current?.index)) return;
+    this.opening = index;
+    await this.alone(async () => {
+      try {
+        await this.changing;
+        await this.queue; // so that the answer contains all own steps
+        const picture = await getJson(`api/picture/${index}`);
+        const bytes = picture.has_mask ? await getBytes(`mask/${index}`) : null;
+        if (this.opening === index) this.show(picture, bytes);
+      } finally {
+        if (this.opening === index) this.opening = null;
+      }
     });
+  }
+
+  show(picture, bytes) {
+    const { index, width, height } = picture;
+    this.showError(this.failed);
+    this.current = picture;
+    this.regions = null;
+    this.drawing = bytes && new Drawing(new Uint8Array(bytes), width, height);
+    if (!this.histories.has(index)) this.histories.set(index, { done: [], undone: [] });
+    this.view.show(`picture/${index}`, width, height);
+    this.showZoom();
+    this.fillLayers();
+    this.showPicture();
+    history.replaceState(null, "", `#${index}`);
   }
 
   fillLayers() {
@@ -201,15 +234,17 @@ class ReviewPage {
     if (position >= 0 && position < this.list.order.length) this.list.choose(position);
   }
 
-  // Send a step to the server after all earlier ones.
-  send(index, post) {
+  // Send the decision on a picture, or its mask, to the server after all earlier ones; what fails is kept until it is saved.
+  send(what, index, post) {
+    const key = `${what} ${index}`;
     this.waiting++;
     element("saved").textContent = "saving";
     this.queue = this.queue.then(async () => {
       try {
         const row = await post();
-        this.failed = null;
-        this.showError(null);
+        this.unsaved.delete(key);
+        if (!this.unsaved.size) this.failed = null;
+        this.showError(this.failed);
         this.showProgress(row);
         this.list.update(row);
         if (this.current?.index === index) {
@@ -217,6 +252,7 @@ class ReviewPage {
           this.showPicture();
         }
       } catch (error) {
+        this.unsaved.set(key, { what, index, post });
         this.failed = error;
         this.showError(error);
       }
@@ -227,12 +263,12 @@ class ReviewPage {
   }
 
   sendDecision(index, tags, state) {
-    return this.send(index, () => postJson(`api/picture/${index}`, { tags, state }));
+    return this.send("decision", index, () => postJson(`api/picture/${index}`, { tags, state }));
   }
 
   sendMask(index, labels) {
     const copy = labels.slice();
-    return this.send(index, () => postBytes(`mask/${index}`, copy));
+    return this.send("mask", index, () => postBytes(`mask/${index}`, copy));
   }
 
   remember(step) {
@@ -255,29 +291,31 @@ class ReviewPage {
   }
 
   toggleTag(index) {
-    if (!this.current) return;
+    if (!this.ready) return;
     const { tags, state } = this.current;
     const changed = tags.includes(index) ? tags.filter((tag) => tag !== index) : [...tags, index].sort((a, b) => a - b);
     this.change(changed, state || "changed");
   }
 
   decide(state) {
-    if (!this.current || (state === "changed" && !["accepted", "rejected"].includes(this.current.state))) return;
+    if (!this.ready || (state === "changed" && !["accepted", "rejected"].includes(this.current.state))) return;
     this.change(this.current.tags, state);
     if (state !== "changed") this.step(1);
   }
 
   undo() {
-    const steps = this.histories.get(this.current?.index);
-    const step = steps?.done.pop();
+    if (!this.ready) return;
+    const steps = this.histories.get(this.current.index);
+    const step = steps.done.pop();
     if (!step) return;
     steps.undone.push(step);
     this.replay(step, "before");
   }
 
   redo() {
-    const steps = this.histories.get(this.current?.index);
-    const step = steps?.undone.pop();
+    if (!this.ready) return;
+    const steps = this.histories.get(this.current.index);
+    const step = steps.undone.pop();
     if (!step) return;
     steps.done.push(step);
     this.replay(step, "after");
@@ -304,13 +342,13 @@ class ReviewPage {
     if (this.tool === "eraser") this.setTool("brush");
   }
 
-  async draw(phase, x, y) {
+  draw(phase, x, y) {
     if (!this.drawing || this.layer !== "mask") {
       if (phase === "begin" && this.drawing) this.setLayer("mask");
       return;
     }
     if (this.tool === "region") {
-      if (phase === "begin") await this.guarded(() => this.fillRegion(x, y));
+      if (phase === "begin") this.changing = this.alone(() => this.fillRegion(x, y));
       else if (phase === "end") this.view.drawNames(this.drawing);
       return;
     }
@@ -321,15 +359,14 @@ class ReviewPage {
       this.drawing.dab(x, y, radius, label);
     } else if (phase === "move" && this.last) this.drawing.stroke(this.last.x, this.last.y, x, y, radius, label);
     this.last = phase === "end" ? null : { x, y };
-    if (phase === "end") this.finishStroke();
+    if (phase === "end") this.finishStroke(label);
     else this.view.drawLabels(this.drawing, this.drawing.box);
   }
 
-  finishStroke() {
+  finishStroke(painted) {
     const patch = this.drawing.before && this.drawing.end();
     if (!patch) return;
     const { tags, state } = this.current;
-    const painted = this.tool === "eraser" ? BACKGROUND : this.label;
     const step = { patch };
     if (painted > 0 && painted !== UNSURE && !tags.includes(painted - 1)) {
       step.before = { tags, state };
@@ -346,24 +383,25 @@ class ReviewPage {
   }
 
   async fillRegion(x, y) {
-    const { current, drawing } = this;
+    const { current, drawing, label } = this;
     const side = element("region-size").value;
     if (!this.regions) {
       element("saved").textContent = "finding regions";
       this.regions = new Int32Array(await getBytes(`regions/${current.index}/${side}`));
       element("saved").textContent = "";
     }
-    if (this.current !== current) return;
     drawing.begin();
-    drawing.fill(this.regions, this.regions[y * drawing.width + x], this.label);
-    this.finishStroke();
+    drawing.fill(this.regions, this.regions[y * drawing.width + x], label);
+    this.finishStroke(label);
   }
 
-  async backToOriginal() {
+  backToOriginal() {
+    if (this.ready && this.drawing) this.changing = this.alone(() => this.takeOriginal());
+  }
+
+  async takeOriginal() {
     const { current, drawing } = this;
-    if (!drawing) return;
     const original = new Uint8Array(await getBytes(`mask/${current.index}?original`));
-    if (this.current !== current) return;
     drawing.begin();
     drawing.replace(original);
     const patch = drawing.end();
@@ -373,9 +411,8 @@ class ReviewPage {
   }
 
   async saveAgain() {
-    if (!this.current) return;
-    if (this.drawing && this.failed) await this.sendMask(this.current.index, this.drawing.labels);
-    await this.sendDecision(this.current.index, this.current.tags, this.current.state);
+    for (const { what, index, post } of [...this.unsaved.values()]) this.send(what, index, post);
+    await this.queue;
   }
 
   async finish() {
