@@ -447,20 +447,15 @@ def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
     registry.check_enough(data.split(options.split or data.train), chosen.mirrors)
     from wsss.health import stages as health
-    from wsss.loading import started_from
-    from wsss.stages.train import train
+    from wsss.stages.segment import segment
 
     segmenter = chosen.build("segmenter")
     segmenter.check()
     images = options.images(data)
-    weights = train(
-        started_from(segmenter, "segmenter.init", None),
-        images,
-        masks=options.masks,
-        out=options.out,
-        **options.corrected_masks(),
+    weights = segment(
+        segmenter, images, masks=options.masks, out=options.out, classifier=None, **options.corrected_masks()
     )
-    health.announce(health.segmenter_health(images, weights))
+    health.announce(health.trained_health(images, weights)[0])
 
 
 def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
@@ -596,7 +591,7 @@ _COMMANDS: dict[str, Command[Any]] = {
     "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, partial(registry.shared_stage_settings, "questions")),
     "regions": Command("propose class-agnostic regions of the pictures", SplitOptions, _regions, _PROPOSER),
     "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, _REFINER),
-    "segment": Command("train a segmenter on pseudo masks", SegmentOptions, _segment, _SEGMENTER),
+    "segment": Command("make a segmenter from pseudo masks", SegmentOptions, _segment, _SEGMENTER),
     "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, partial(registry.shared_stage_settings, "test")),
     "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
     "review": Command("check tags and correct masks on a local page", ReviewOptions, _review, has_config=False),

@@ -18,6 +18,7 @@ import torch
 from wsss import launch, progress, watch
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
+from wsss.foundations import CLASSIFIER
 from wsss.networks.backbone import create_backbone
 from wsss.networks.deeplab import PUBLISHED_BODY
 
@@ -146,6 +147,8 @@ class _Estimate:
         if folder.startswith("predictions"):
             return self._predicting(self.scored if folder == "predictions-train" else self.val)
         if folder == "segmenter":
+            if not hasattr(section, "training"):
+                return self._describing(section)
             network = _network(section)
             factor = 1 + sum(scale**2 for scale in getattr(network, "pyramid_scales", ()))
             return self._training(section, network, factor)
@@ -177,6 +180,14 @@ class _Estimate:
         )
         decoding = self.pixels * _PICTURE / launch.threads()
         return pictures * (crop**2 * factor * cost.seconds + decoding) / launch.processes()
+
+    def _describing(self, section: Any) -> float | None:
+        """The features of all pictures, by the run's own classifier."""
+        if self._baseline is None or section.features.source != CLASSIFIER:
+            return None
+        cost = self._one_picture(self._baseline, self.pixels)
+        views = (section.features.enlarge or 2) ** 2
+        return len(self.train) * self.pixels * (views * cost.seconds + _PICTURE) / launch.processes()
 
     def _maps(self, images: Images | None) -> float | None:
         network, inference = self._baseline, self.settings.inference

@@ -13,8 +13,9 @@ from wsss.corrections import corrected_pictures
 from wsss.data.documents import dotted
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput, Faults
+from wsss.foundations import CLASSIFIER
 from wsss.health import stages as health
-from wsss.loading import AUTO, started_from
+from wsss.loading import AUTO
 from wsss.networks.body import Backbone
 from wsss.plan import numbered
 from wsss.refiners import RefinerSettings
@@ -23,13 +24,16 @@ from wsss.refiners.task import RefinementTask
 from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
+from wsss.segmenters.retrieval import RetrievalSettings
 from wsss.settings import Layer, build
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.examples import Examples
 from wsss.stages.live import reporting
 from wsss.stages.localize import LocalizerSettings, localize
+from wsss.stages.nearest import explain
 from wsss.stages.predict import PredictSettings, predict
 from wsss.stages.report import report
+from wsss.stages.segment import segment
 from wsss.stages.train import TrainableSettings, train
 
 
@@ -199,7 +203,7 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset) -> dict
     val = data.split(data.val) if data.val else None
     scored, scored_val = bool(data.scored_split), val is not None and val.has_masks
     again = settings.both_splits
-    both = again and _is_judged(val)
+    both, looks_up = again and _is_judged(val), isinstance(settings.segmenter, RetrievalSettings)
     stages = [
         *((name, need.about, True) for name, need in pending.items()),
         ("classifier", "trains the classifier on the tags", trains),
@@ -208,8 +212,9 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset) -> dict
         ("cams-scores", "scores the maps", scored),
         ("masks", "turns the maps into pseudo masks", True),
         ("masks-scores", "scores the pseudo masks", scored),
-        ("segmenter", "trains the segmenter on the pseudo masks", True),
+        ("segmenter", "makes the segmenter from the pseudo masks", True),
         ("predictions", "predicts masks for the validation pictures", val is not None),
+        ("predictions-nearest", "finds the training regions that they were made from", val is not None and looks_up),
         ("predictions-scores", "scores the predictions", scored_val),
         ("predictions-train", "predicts masks for the training pictures", again and scored),
         ("predictions-train-scores", "scores these predictions", again and scored),
@@ -239,17 +244,16 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
     health.check_maps(images, cams=cams, out=out / "cams-health")
     task = _refine(settings, data, cams, out, trained)
     health.check_masks(images, masks=out / "masks", out=out / "masks-health")
-    segmenter = train(
-        started_from(settings.segmenter, "segmenter.init", trained),
-        images,
-        masks=out / "masks",
-        out=out / "segmenter",
-        **corrected,
+    segmenter = segment(
+        settings.segmenter, images, masks=out / "masks", out=out / "segmenter", classifier=trained, **corrected
     )
-    health.check_segmenter(images, weights=segmenter, out=out / "segmenter-health")
+    doubted = health.check_segmenter(images, weights=segmenter, out=out / "segmenter-health")
+    health.offer_review(out, doubted, data, out / "tags")
     if data.val:
         val = data.split(data.val)
         predictions = predict(settings.test, val, weights=segmenter, out=out / "predictions")
+        if isinstance(settings.segmenter, RetrievalSettings):
+            explain(val, weights=segmenter, out=out / "predictions-nearest")
         if val.has_masks:
             evaluate_masks(settings.scores, val, masks=predictions, out=out / "predictions-scores")
     if settings.both_splits:
@@ -282,6 +286,8 @@ def check(method: Method, settings: RunSettings, images: Images, scored: bool) -
 
 
 def _starts_from_classifier(settings: RefinerSettings | SegmenterSettings) -> bool:
+    if isinstance(settings, RetrievalSettings):
+        return settings.features.source == CLASSIFIER
     return getattr(getattr(settings, "network", None), "init", getattr(settings, "init", None)) in (AUTO, "classifier")
 
 

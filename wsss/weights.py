@@ -20,14 +20,18 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".params")
 
 # what a training stage writes
 WEIGHTS = "weights.safetensors"
+# what the stage of a segmenter writes that is not trained, but looks regions up
+BANK = "bank.safetensors"
 
 _METADATA_KEY = "wsss"
 _SAFETENSORS = "a complete file in safetensors format"
 
 
 def weights_in(where: Path) -> Path:
-    """The weights file: `where` itself, or the weights in the folder of a training stage."""
-    return where / WEIGHTS if where.is_dir() else where
+    """The weights file: `where` itself, or the weights or the bank in the folder of a stage."""
+    if not where.is_dir():
+        return where
+    return where / BANK if (where / BANK).exists() and not (where / WEIGHTS).exists() else where / WEIGHTS
 
 
 def find_trained(path: Path, *folders: str) -> Path:
@@ -42,7 +46,7 @@ def find_trained(path: Path, *folders: str) -> Path:
     """
     if not existing(path, TRAINED).is_dir():
         return path
-    found = next((place for place in (path, *(path / name for name in folders)) if (place / WEIGHTS).exists()), None)
+    found = next((place for place in (path, *(path / name for name in folders)) if weights_in(place).exists()), None)
     if found is None:
         do = "Check the path, or wait until the training has finished."
         raise BadInput(path, f"no {WEIGHTS}, and none in {' or '.join(folders)}", TRAINED, do)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsss.ops import region_shapes, retrieval
+from wsss.ops.regions import Regions
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -62,13 +63,14 @@ def test_shares_are_means_over_cells(seed, cell):
     rows, columns = -(-17 // cell) + 1, -(-23 // cell)
     padded = np.zeros((3, rows * cell, columns * cell))
     padded[:, :17, :23] = masks
-    slow = padded.reshape(3, rows, cell, columns, cell).mean((2, 4))
-    np.testing.assert_allclose(retrieval.shares_inside(masks, cell, (rows, columns)), slow, atol=1e-6)
+    slow = padded.reshape(3, rows, cell, columns, cell).mean((2, 4)).reshape(3, rows * columns)
+    shares = retrieval.shares_inside(Regions.of_masks(masks), cell, (rows, columns))
+    np.testing.assert_allclose(shares, slow, atol=1e-6)
 
 
 def test_a_grid_that_does_not_cover_the_picture_is_an_error():
     with pytest.raises(ValueError, match="do not cover"):
-        retrieval.shares_inside(np.ones((1, 10, 10), bool), 4, (2, 3))
+        retrieval.shares_inside(Regions.of_masks(np.ones((1, 10, 10), bool)), 4, (2, 3))
 
 
 def slow_vote(similarity: np.ndarray, labels: np.ndarray, k: int, weights: np.ndarray) -> tuple[int, float]:
@@ -149,14 +151,8 @@ def test_distinct_masks_against_a_loop(seed):
         overlaps = [(masks[index] & masks[o]).sum() / (masks[index] | masks[o]).sum() for o in rivals]
         if all(overlap <= 0.4 for overlap in overlaps):
             kept.append(index)
-    assert region_shapes.distinct(masks, labels, scores).tolist() == kept
-
-
-def test_the_first_mask_that_covers_a_pixel_is_painted():
-    masks = np.zeros((2, 2, 3), bool)
-    masks[0, :, :2], masks[1] = True, True
-    assert region_shapes.paint(masks, (2, 3)).tolist() == [[0, 0, 1], [0, 0, 1]]
-    assert region_shapes.paint(masks[:0], (1, 2)).tolist() == [[-1, -1]]
+    shared = Regions.of_masks(masks).intersections()
+    assert region_shapes.distinct(shared, labels, scores).tolist() == kept
 
 
 @given(SEEDS)
@@ -168,6 +164,7 @@ def test_leaving_pictures_out_is_voting_by_the_others(seed):
         others = pictures != pictures[index]
         alone = retrieval.vote(bank[index : index + 1], bank[others], labels[others], 3, k=4)
         assert found.labels[index] == alone.labels[0]
+        assert found.own[index] == pytest.approx(alone.shares[0, labels[index]])
         if others.any():
             assert found.nearest[index] == pytest.approx((bank[others] @ bank[index]).max(), abs=1e-6)
 
@@ -181,7 +178,9 @@ def slow_recall(threshold: float, left_out: retrieval.LeftOut, labels: np.ndarra
 def test_no_threshold_for_the_background_has_a_better_mean_recall(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, 15)
-    left_out = retrieval.LeftOut(rng.integers(0, 3, 15), np.round(rng.random(15), 2).astype(np.float32))
+    left_out = retrieval.LeftOut(
+        rng.integers(0, 3, 15), np.zeros(15, np.float32), np.round(rng.random(15), 2).astype(np.float32)
+    )
     found = retrieval.background_threshold(left_out, labels)
     best = max(slow_recall(t, left_out, labels) for t in [0.0, *left_out.nearest.tolist()])
     assert slow_recall(found, left_out, labels) == pytest.approx(best)

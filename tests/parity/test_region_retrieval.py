@@ -5,6 +5,7 @@ import pytest
 
 from tests.parity import fixtures, inputs
 from wsss.ops import region_shapes, retrieval
+from wsss.ops.regions import Regions
 
 ERODE, POOL = fixtures.arrays("regions/erode"), fixtures.arrays("regions/pool")
 FILTER, PREDICT = fixtures.arrays("regions/filter"), fixtures.arrays("regions/predict")
@@ -31,9 +32,11 @@ def test_pooling(case, cell, channels, seed):
     rows, columns = POOL[f"{case}/padded"] // cell
     assert (rows, columns) == (-(-height // cell), -(-width // cell))
     tokens = inputs.array(f"pool/{case}", (rows * columns, channels), seed, -1, 1)
-    shares = retrieval.shares_inside(unpacked(POOL[f"{case}/masks"], width), cell, (rows, columns))
-    np.testing.assert_allclose(shares, POOL[f"{case}/weights"], rtol=0, atol=3e-7)
-    features = retrieval.pool(tokens, shares.reshape(len(shares), -1))
+    regions = Regions.of_masks(unpacked(POOL[f"{case}/masks"], width))
+    shares = retrieval.shares_inside(regions, cell, (rows, columns))
+    weights = POOL[f"{case}/weights"]
+    np.testing.assert_allclose(shares, weights.reshape(len(weights), -1), rtol=0, atol=3e-7)
+    features = retrieval.pool(tokens, shares)
     np.testing.assert_allclose(features, POOL[f"{case}/features"], rtol=0, atol=1e-6)
 
 
@@ -63,15 +66,14 @@ def test_prediction(case):
     proposals = unpacked(of["proposals"], int(size[1]))
     used = np.flatnonzero((of["proposal_scores"] >= 0.6) & (proposals.sum((1, 2)) >= 300))
     np.testing.assert_array_equal(used, PREDICT[f"{case}/used"])
-    masks, n_labels = proposals[used], int(labels.max(initial=0)) + 1
+    regions, n_labels = Regions.of_masks(proposals[used]), int(labels.max(initial=0)) + 1
     queries, bank = retrieval.unit_rows(of["queries"][used]), retrieval.unit_rows(of["bank"])
     votes = retrieval.vote(queries, bank, labels, n_labels, k=int(of["k"]))
     np.testing.assert_array_equal(votes.labels, PREDICT[f"{case}/labels"])
     np.testing.assert_allclose(votes.scores, PREDICT[f"{case}/scores"], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(votes.shares.argmax(1), votes.labels)
-    kept = region_shapes.distinct(masks, votes.labels, votes.scores)
+    kept = region_shapes.distinct(regions.intersections(), votes.labels, votes.scores)
     np.testing.assert_array_equal(used[kept], PREDICT[f"{case}/kept"])
-    objects = kept[votes.labels[kept] > 0]
-    painted = region_shapes.paint(masks[objects], size)
-    prediction = np.array([*votes.labels[objects], 0], np.uint8)[painted]
+    painted = regions.painted(kept[votes.labels[kept] > 0][::-1])
+    prediction = np.array([*votes.labels, 0], np.uint8)[painted]
     np.testing.assert_array_equal(prediction, PREDICT[f"{case}/prediction"])

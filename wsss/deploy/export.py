@@ -17,6 +17,7 @@ from wsss.errors import BadInput, check_range
 from wsss.health import notes
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.outputs import LOCK
+from wsss.segmenters.retrieval import TrainedRetrieval
 from wsss.stages.check import read_notes, reopen
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.storage import write_json, write_text
@@ -82,6 +83,9 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     _check_out(out)
     weights = weights_in(find_trained(where, "segmenter"))
     segmenter = Segmenter(weights, PredictSettings(), torch.device("cpu"))
+    if form != "hub" and isinstance(segmenter.trained, TrainedRetrieval):
+        do = "Use --format hub, or train another kind of segmenter on its predictions."
+        raise BadInput(weights, f"a bank of regions, for --format {form}", "a network", do)
     run = where if where.is_dir() else where.parent
     origin = card.Origin.of(run)
     train, scored = _pictures(run, settings.int8)

@@ -11,7 +11,7 @@ from wsss.data.images import IGNORE, Images
 from wsss.health.note import Health, Note, listed, percentage
 from wsss.health.sample import collected, same, sampled
 from wsss.run import read_record
-from wsss.stages.predict import PredictSettings, Segmenter
+from wsss.stages.predict import Segmenter
 
 # A mask is almost all foreground above the first share of its pixels, and almost nothing below the second
 ALMOST_ALL, ALMOST_NOTHING = 0.9, 0.01
@@ -158,23 +158,23 @@ def _winners(never: Sequence[int], always: Sequence[int], class_names: Sequence[
     return notes
 
 
-def segmenter_health(images: Images, weights: Path) -> Health:
+def segmenter_health(images: Images, segmenter: Segmenter, name: str) -> Health:
     """Find a segmenter that predicts only one label, and classes that it never predicts, on training pictures at their own size.
 
     All processes must call this, and get the same.
 
     Args:
         images: the training pictures and their tags.
-        weights: folder of the trained segmenter.
+        segmenter: the segmenter.
+        name: its name in the progress bar.
     """
-    segmenter = Segmenter(weights, PredictSettings(scales=(1.0,), flip=False))
     chosen = sampled(images, PREDICTED)
     found = collected(
         images,
         chosen,
         images.read,
         lambda image: label_shares(segmenter(image), images.n_labels),
-        f"health {weights.name}",
+        f"health {name}",
     )
     shares = np.array(found).reshape(len(chosen), images.n_labels)
     return judged_predictions(shares, images.labels[chosen], images.class_names)

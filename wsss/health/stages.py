@@ -13,6 +13,7 @@ import numpy as np
 
 from wsss import launch
 from wsss.data.images import Dataset, Images
+from wsss.health.bank import bank_health
 from wsss.health.data import tag_health
 from wsss.health.maps import map_health
 from wsss.health.masks import mask_health, segmenter_health
@@ -20,7 +21,9 @@ from wsss.health.note import HEALTH, Health
 from wsss.health.suspects import SUSPECTS, Suspect, read_suspects, write_review
 from wsss.health.tags import described, judged_tags
 from wsss.run import stage
+from wsss.segmenters.retrieval import TrainedRetrieval
 from wsss.stages.localize import Describer, LocalizerSettings
+from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.storage import write_json
 
 # In the run folder: the table to correct
@@ -106,12 +109,29 @@ def check_masks(images: Images, *, masks: Path, out: Path) -> dict[str, Any]:
 def check_segmenter(images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     """Look for a segmenter that predicts one label, and for classes that it never predicts.
 
+    A bank of regions is also asked about its own regions, which finds suspicious tags.
+
     Args:
         images: the training pictures.
         weights: folder of the segmenter.
         out: the stage's folder.
     """
-    return _written(segmenter_health(images, weights), out)
+    health, found = trained_health(images, weights)
+    if found is None:
+        return _written(health, out)
+    if launch.is_first():
+        write_json(out / SUSPECTS, [dataclasses.asdict(suspect) for suspect in found])
+    return {**_written(health, out), "suspicious tags": len(found)}
+
+
+def trained_health(images: Images, weights: Path) -> tuple[Health, list[Suspect] | None]:
+    """The health of a segmenter, and the suspicious tags that its bank finds; None if it has none. All processes must call this."""
+    segmenter = Segmenter(weights, PredictSettings(scales=(1.0,), flip=False))
+    health, trained = segmenter_health(images, segmenter, weights.name), segmenter.trained
+    if not isinstance(trained, TrainedRetrieval):
+        return health, None
+    of_bank, found = launch.decided_by_first(lambda: bank_health(trained))
+    return Health({**health.measured, **of_bank.measured}, health.notes + of_bank.notes), found
 
 
 # more suspicious tags than this share of all tags say less about the tags than about the classifier

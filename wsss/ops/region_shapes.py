@@ -1,6 +1,5 @@
-"""Shapes of regions: erosion, suppression of repeated masks, and painting (ModuSeg: arXiv 2604.07021)."""
+"""Shapes of regions: erosion, and suppression of repeated ones (ModuSeg: arXiv 2604.07021)."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -64,32 +63,25 @@ def _components(mask: Bool[np.ndarray, "h w"]) -> list[Bool[np.ndarray, "h w"]]:
 
 
 def distinct(
-    masks: Bool[np.ndarray, "n h w"],
+    shared: Int[np.ndarray, "n n"],
     labels: Int[np.ndarray, " n"],
     scores: Float[np.ndarray, " n"],
     most_overlap: float = MOST_OVERLAP,
 ) -> Int[np.ndarray, " k"]:
-    """Masks that repeat no better mask of the same label, as indices by descending score; equal scores keep their order.
+    """Regions that repeat no better region of the same label, as indices by descending score; equal scores keep their order.
 
-    A mask is dropped if its overlap |A & B| / (|A or B| + 1e-8) with a kept one of its label is above the limit.
+    A region is dropped if its overlap |A & B| / (|A or B| + 1e-8) with a kept one of its label is above the limit.
+
+    Args:
+        shared: number of pixels that two regions share (`Regions.intersections`).
+        labels, scores: of each region.
+        most_overlap: the limit.
     """
-    packed = np.packbits(masks.reshape(len(masks), masks[0].size if len(masks) else 0), axis=1)
-    # whole words, for counts of eight bytes at a time
-    words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
-    areas = np.bitwise_count(words).sum(1, dtype=np.int64)
+    areas = np.diagonal(shared)
+    repeats = shared / (areas[:, None] + areas - shared + 1e-8) > most_overlap
+    repeats &= labels[:, None] == labels
     kept: list[int] = []
     for index in np.argsort(-scores, kind="stable"):
-        rivals = [other for other in kept if labels[other] == labels[index]]
-        shared = np.bitwise_count(words[rivals] & words[index]).sum(1, dtype=np.int64)
-        overlap = shared / (areas[rivals] + areas[index] - shared + 1e-8)
-        if not (overlap > most_overlap).any():
+        if not repeats[index, kept].any():
             kept.append(int(index))
     return np.array(kept, np.int64)
-
-
-def paint(masks: Bool[np.ndarray, "n h w"], size_hw: Sequence[int]) -> Int[np.ndarray, "h w"]:
-    """The first mask that covers each pixel, as its index; -1 where there is none."""
-    painted = np.full(tuple(size_hw), -1, np.int64)
-    for index in range(len(masks) - 1, -1, -1):
-        painted[masks[index]] = index
-    return painted

@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from wsss.ops.regions import Regions
+
 Voting = Literal["plain", "balanced", "by-class"]
 
 # published: the share of a class that is dropped from the bank, and the number of neighbours
@@ -15,29 +17,27 @@ OF_CLASS, SHARPNESS = 8, 25.0
 _ROWS = 1024
 
 
-def shares_inside(
-    masks: Bool[np.ndarray, "n h w"], cell: int, grid_hw: tuple[int, int]
-) -> Float[np.ndarray, "n rows columns"]:
-    """The share of each cell that is inside each mask, float32.
+def shares_inside(regions: Regions, cell: int, grid_hw: tuple[int, int]) -> Float[np.ndarray, "n p"]:
+    """The share of each cell that is inside each region, float32, row by row; outside the picture, nothing is inside.
 
     Args:
-        masks: at the size of the picture; outside it, nothing is inside.
+        regions: of a picture.
         cell: side of a cell in pixels.
         grid_hw: rows and columns of cells, which cover the picture.
 
     Raises:
         ValueError: the grid is smaller than the picture.
     """
-    n, height, width = masks.shape
-    rows, columns = grid_hw
+    (height, width), (rows, columns) = regions.size_hw, grid_hw
     if rows * cell < height or columns * cell < width:
         raise ValueError(f"{rows}x{columns} cells of {cell} pixels do not cover {height}x{width}")
-    # sums along one side after the other are several times as fast as a mean over both
-    by_row = np.add.reduceat(masks, np.arange(0, height, cell), axis=1, dtype=np.uint16)
-    inside = np.add.reduceat(by_row, np.arange(0, width, cell), axis=2, dtype=np.uint32)
-    shares = np.zeros((n, rows, columns), np.float32)
-    shares[:, : inside.shape[1], : inside.shape[2]] = inside / np.float32(cell * cell)
-    return shares
+    cells = (np.arange(height) // cell * columns)[:, None] + np.arange(width) // cell
+    count = len(regions.atom_areas)
+    pairs = np.bincount(
+        (regions.atoms.astype(np.int64) * (rows * columns) + cells).ravel(), minlength=count * rows * columns
+    )
+    shares = pairs.reshape(count, rows * columns) / np.float32(cell * cell)
+    return regions.summed(shares.astype(np.float32))
 
 
 def pool(tokens: Float[np.ndarray, "p d"], weights: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "n d"]:
@@ -208,15 +208,17 @@ def _by_class(similarity: Float[np.ndarray, "n m"], labels: Int[np.ndarray, " m"
 
 
 class LeftOut(NamedTuple):
-    """What a bank says about each of its own vectors, without the vectors of the same picture.
+    """What a bank says about some of its own vectors, without the vectors of the same picture.
 
     Attributes:
-        labels: the label with most votes, (m,).
-        nearest: similarity to the nearest vector, (m,).
+        labels: the label with most votes, (q,).
+        own: the share of the votes for the vector's own label, (q,).
+        nearest: similarity to the nearest vector, (q,); -1 if all are of the same picture.
     """
 
-    labels: Int[np.ndarray, " m"]
-    nearest: Float[np.ndarray, " m"]
+    labels: Int[np.ndarray, " q"]
+    own: Float[np.ndarray, " q"]
+    nearest: Float[np.ndarray, " q"]
 
 
 def leave_pictures_out(
@@ -227,24 +229,27 @@ def leave_pictures_out(
     *,
     k: int = NEIGHBOURS,
     voting: Voting = "plain",
+    rows: Int[np.ndarray, " q"] | None = None,
 ) -> LeftOut:
-    """Label each vector of a bank by those of the other pictures.
+    """Label vectors of a bank by those of the other pictures.
 
     Args:
         bank: unit vectors.
         labels, pictures: the label and the number of the picture of each.
         n_labels, k, voting: as for `vote`.
+        rows: the vectors to label; all if None.
     """
-    found, nearest = [], []
-    for start in range(0, len(bank), _ROWS):
-        rows = slice(start, start + _ROWS)
-        allowed = pictures[rows, None] != pictures
-        votes = vote(bank[rows], bank, labels, n_labels, k=k, voting=voting, allowed=allowed)
-        found.append(votes.labels)
-        nearest.append(np.where(allowed, bank[rows] @ bank.T, -1).max(1))
-    if not found:
-        return LeftOut(np.zeros(0, np.int64), np.zeros(0, np.float32))
-    return LeftOut(np.concatenate(found), np.concatenate(nearest).astype(np.float32))
+    rows = np.arange(len(bank)) if rows is None else rows
+    found = [LeftOut(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))]
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        allowed = pictures[some, None] != pictures
+        votes = vote(bank[some], bank, labels, n_labels, k=k, voting=voting, allowed=allowed)
+        own = votes.shares[np.arange(len(some)), labels[some]]
+        # by class, the neighbours are those of the label that wins
+        nearest = np.where(allowed, bank[some] @ bank.T, -1).max(1)
+        found.append(LeftOut(votes.labels, own, nearest.astype(np.float32)))
+    return LeftOut(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def background_threshold(left_out: LeftOut, labels: Int[np.ndarray, " m"]) -> float:

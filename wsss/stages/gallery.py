@@ -10,7 +10,7 @@ from PIL import Image
 from wsss.data.files import read_mask
 from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams
-from wsss.health.suspects import read_suspects
+from wsss.health.suspects import Suspect, read_suspects
 from wsss.stages.pages import (
     PICTURE_BYTES,
     PICTURES_BYTES,
@@ -213,17 +213,21 @@ def _row(
 
 
 def suspicious_tags(stages: Sequence[Stage], splits: Mapping[str, Images]) -> dict[str, object] | None:
-    """The most suspicious tags, with their pictures; None if there are none."""
+    """The most suspicious tags that any stage found, with their pictures; None if there are none."""
+    worst: dict[tuple[str, str], tuple[Suspect, Images]] = {}
     for stage in stages:
         images = splits.get(stage.fingerprint or "")
-        found = read_suspects(stage.folder)
-        if images is None or not found:
-            continue
-        index = {name: position for position, name in enumerate(images.names)}
-        rows = []
-        for suspect in [one for one in found if one.image in index][:SUSPECTS]:
-            picture = shrunk(Image.fromarray(images.read(index[suspect.image])), SIDE // 2)
-            tags = [images.class_names[label] for label in images.classes(index[suspect.image])]
+        for suspect in read_suspects(stage.folder) if images is not None else ():
+            key = suspect.image, suspect.tag
+            if images is not None and (key not in worst or suspect.score > worst[key][0].score):
+                worst[key] = suspect, images
+    if not worst:
+        return None
+    rows: list[dict[str, object]] = []
+    for suspect, images in sorted(worst.values(), key=lambda one: -one[0].score):
+        if len(rows) < SUSPECTS and suspect.image in images.names:
+            position = images.names.index(suspect.image)
+            picture = shrunk(Image.fromarray(images.read(position)), SIDE // 2)
+            tags = [images.class_names[label] for label in images.classes(position)]
             rows.append({"suspect": suspect, "tags": tags, "uri": data_uri(picture, PICTURE_BYTES // 6)})
-        return {"count": len(found), "rows": rows}
-    return None
+    return {"count": len(worst), "rows": rows}

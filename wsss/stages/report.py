@@ -20,6 +20,7 @@ from wsss.stages.check import read_notes
 from wsss.stages.closing import next_commands
 from wsss.stages.examples import example_rows
 from wsss.stages.gallery import galleries, growing_galleries, suspicious_tags
+from wsss.stages.nearest import nearest_regions
 from wsss.stages.pages import (
     CONTOUR_COLOURS,
     aligned,
@@ -152,6 +153,7 @@ def _content(
         "notes": list(data.notes),
         "health": notes(run),
         "suspects": suspicious_tags(stages, splits),
+        "nearest": nearest_regions(stages, splits),
         "overview": list(flattened(found.get("overview", {}))),
         "bad": found.get("bad", {}),
         "version": __version__,

@@ -26,7 +26,7 @@ from wsss.stages.records import (
 )
 from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 from wsss.storage import read_json
-from wsss.weights import WEIGHTS, read_metadata
+from wsss.weights import read_metadata, weights_in
 
 # Written by `wsss run all`: names of the runs, in its output folder; the reason of a failure, in the folder of the run
 RUNS, FAILED = "runs.json", "failed.json"
@@ -155,12 +155,10 @@ class Run:
 
     def _about_the_segmenter(self) -> Iterator[tuple[str, str]]:
         tests = [stage for stage in self.stages if stage.makes == "predictions"][-1:]
-        segmenters = [stage for one in tests for stage in ancestors(one, self.stages) if stage.kind == "train"][-1:]
-        parts = [
-            text
-            for stage in segmenters
-            for text in (stage.title, *_backbone(stage), f"{stage.record['result']['steps']} updates")
-        ]
+        segmenters = [
+            stage for one in tests for stage in ancestors(one, self.stages) if stage.kind in ("train", "bank")
+        ][-1:]
+        parts = [text for stage in segmenters for text in (stage.title, *_backbone(stage), *_size(stage))]
         yield "segmenter", ", ".join(filter(None, parts))
         initial = [text for stage in segmenters for text in self._named(stage, "init")]
         yield "segmenter's initial weights", ", ".join(initial)
@@ -230,6 +228,15 @@ def _backbone(stage: Stage) -> list[str]:
     return [str(holder["backbone"]) for holder in holders if holder and "backbone" in holder][:1]
 
 
+def _size(stage: Stage) -> Iterator[str]:
+    """How long a segmenter was trained, or how large its bank is."""
+    result = stage.record["result"]
+    if "steps" in result:
+        yield f"{result['steps']} updates"
+    else:
+        yield f"{sum(result['regions'].values())} regions"
+
+
 def _flat(settings: Any, name: str) -> Iterator[tuple[str, str]]:
     """Nested settings by dotted names; a file is one setting."""
     if isinstance(settings, dict) and not holds(settings, "file"):
@@ -241,7 +248,7 @@ def _flat(settings: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _metadata(stage: Stage) -> dict[str, Any]:
-    path = stage.folder / WEIGHTS
+    path = weights_in(stage.folder)
     return read_metadata(path) if path.exists() else {}
 
 

@@ -1,0 +1,294 @@
+"""Retrieval: a bank of regions that labels those of other pictures, grows without forgetting, and says why."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import finished, write_squares
+from tests.segmenters.tiny import BODY, write_truths
+from wsss import classifier
+from wsss.data.files import read_mask, write_mask
+from wsss.errors import BadInput
+from wsss.foundations import FeatureSettings
+from wsss.ops.region_shapes import eroded_regions
+from wsss.ops.regions import Regions
+from wsss.ops.retrieval import vote
+from wsss.segmenters.bank import Bank
+from wsss.segmenters.retrieval import RetrievalSettings, described, opened_bank
+from wsss.stages import bank as stage
+from wsss.stages.bank import make_bank
+from wsss.stages.predict import PredictSettings, Segmenter, predict
+from wsss.stages.segment import segment
+from wsss.weights import BANK, read_weights, write_weights
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Pictures of squares, and their masks."""
+    folder = tmp_path_factory.mktemp("data")
+    images = write_squares(folder / "pictures", 12)
+    return images, finished(write_truths(images, folder / "masks"))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A classifier that was not trained: its features tell colours apart."""
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    cam = classifier.CAMNetwork(BODY, 2, 16)
+    known = {"kind": "cam", "backbone": BODY, "output_stride": 16, "classes": ["red", "blue"], "colours": "imagenet"}
+    write_weights(folder / "weights.safetensors", cam.state_dict(), known)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(network):
+    """For pictures of 32 pixels."""
+    return RetrievalSettings(
+        features=FeatureSettings(str(network), enlarge=4),
+        erosion=1,
+        fewest_pixels=9,
+        neighbours=3,
+        lowest_score=0.0,
+        voting="balanced",
+    )
+
+
+@pytest.fixture(scope="module")
+def made(settings, data, tmp_path_factory):
+    images, masks = data
+    return make_bank(settings, images, masks=masks, out=tmp_path_factory.mktemp("made") / "bank")
+
+
+def bank_in(folder) -> Bank:
+    return opened_bank(folder)[0]
+
+
+def test_the_bank_has_one_vector_for_each_label_of_each_mask(made, data, settings):
+    (images, masks), bank = data, bank_in(made)
+    assert bank.names == images.names
+    expected = []
+    for index, name in enumerate(images.names):
+        found = eroded_regions(read_mask(masks / f"{name}.png"), erosion=1, fewest_pixels=9)
+        expected += [(index, label, int(mask.sum())) for label, mask in zip(found.labels, found.masks, strict=True)]
+    rows = zip(bank.pictures.tolist(), bank.labels.tolist(), bank.areas.tolist(), strict=True)
+    assert list(rows) == expected
+    np.testing.assert_allclose(np.linalg.norm(bank.vectors.astype(float), axis=1), 1, atol=2e-3)
+    # the box of the last region of the first picture, and its vector
+    first = eroded_regions(read_mask(masks / f"{images.names[0]}.png"), erosion=1, fewest_pixels=9)
+    pixels = np.argwhere(first.masks[0])
+    assert bank.boxes[0].tolist() == [*pixels.min(0), *(pixels.max(0) + 1)]
+    _, _, features, _ = opened_bank(made)
+    vectors = described(features, images.read(0), Regions.of_masks(first.masks))
+    np.testing.assert_array_equal(bank.vectors[: len(vectors)], vectors.astype(np.float16))
+
+
+def test_squares_are_found_in_pictures_that_were_not_in_the_bank(made, tmp_path):
+    images = write_squares(tmp_path / "new", 8, seed=5)
+    out = predict(PredictSettings(), images, weights=made, out=tmp_path / "predictions", also=["probabilities"])
+    right = total = 0
+    for index, name in enumerate(images.names):
+        truth, mask = images.read_mask(index), read_mask(out / f"{name}.png")
+        right += int((mask == truth)[truth > 0].sum())
+        total += int((truth > 0).sum())
+    assert right > 0.7 * total
+
+
+@pytest.mark.parametrize("combined", ["painted", "mean"])
+def test_any_size_scale_and_mirror_image(made, data, settings, tmp_path, combined):
+    images, masks = data
+    out = make_bank(dataclasses.replace(settings, combined=combined), images, masks=masks, out=tmp_path / "bank")
+    segmenter = Segmenter(out, PredictSettings(scales=(0.5, 1.0), flip=True))
+    for size_hw in ((1, 1), (5, 40), (33, 61)):
+        image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
+        found = segmenter.probabilities(segmenter.prepare(image))
+        assert found.shape == (3, *size_hw)
+        np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+
+
+def test_masks_are_what_votes_and_painting_give(made, data):
+    """The prediction against the published rules, written out for one picture."""
+    segmenter, image = Segmenter(made, PredictSettings()), data[0].read(3)
+    trained = segmenter.trained
+    regions = trained.proposer.regions(trained.proposer.prepare(image))
+    regions = regions.chosen(np.flatnonzero(regions.areas >= 9))
+    bank = bank_in(made)
+    voting = bank.chosen(bank.kept(0.25))
+    queries = described(trained.features, image, regions)
+    votes = vote(queries, voting.unit_vectors(), voting.labels.astype(int), 3, k=3, voting="balanced")
+    masks, order = regions.masks(), np.argsort(-votes.scores, kind="stable")
+    kept: list[int] = []
+    for index in order:
+        alike = [other for other in kept if votes.labels[other] == votes.labels[index]]
+        if all((masks[index] & masks[o]).sum() / (masks[index] | masks[o]).sum() <= 0.4 for o in alike):
+            kept.append(int(index))
+    expected, free = np.zeros(image.shape[:2], np.uint8), np.ones(image.shape[:2], bool)
+    for index in kept:
+        if votes.labels[index]:
+            expected[masks[index] & free] = votes.labels[index]
+            free &= ~masks[index]
+    np.testing.assert_array_equal(segmenter(image), expected)
+
+
+def test_a_bank_that_grows_is_the_bank_of_all_pictures(made, data, settings, tmp_path):
+    images, masks = data
+    parts = [images.subset(range(5)), images.subset(range(5, 12))]
+    first = make_bank(settings, parts[0], masks=masks, out=tmp_path / "first")
+    grown = dataclasses.replace(settings, init=str(first), features=FeatureSettings())
+    both = make_bank(grown, parts[1], masks=masks, out=tmp_path / "both")
+    (state, ours), (whole, theirs) = (read_weights(folder / BANK) for folder in (both, made))
+    assert state.keys() == whole.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(state[name], value, err_msg=name)
+    assert ours["pictures"] == theirs["pictures"]
+
+
+def test_pictures_of_the_same_name_are_replaced(made, data, settings, tmp_path):
+    images, masks = data
+    corrected = tmp_path / "corrected"
+    for name in images.names[:2]:
+        write_mask(corrected / f"{name}.png", np.full_like(read_mask(masks / f"{name}.png"), 2))
+    grown = dataclasses.replace(settings, init=str(made), features=FeatureSettings())
+    out = make_bank(grown, images.subset(range(2)), masks=finished(corrected), out=tmp_path / "again")
+    bank = bank_in(out)
+    assert sorted(bank.names) == sorted(images.names)
+    of_first = [bank.labels[bank.pictures == bank.names.index(name)].tolist() for name in images.names[:2]]
+    assert of_first == [[2], [2]]
+
+
+def test_a_class_is_added_without_forgetting(made, data, settings, tmp_path):
+    images, masks = data
+    others = dataclasses.replace(
+        images, class_names=("green", "red"), names=tuple(f"new {name}" for name in images.names), labels=images.labels
+    )
+    folder = tmp_path / "masks"
+    for old, new in zip(images.names, others.names, strict=True):
+        write_mask(folder / f"{new}.png", read_mask(masks / f"{old}.png"))
+    grown = dataclasses.replace(settings, init=str(made), features=FeatureSettings())
+    out = make_bank(grown, others, masks=finished(folder), out=tmp_path / "more")
+    _, metadata = read_weights(out / BANK)
+    assert metadata["classes"] == ["red", "blue", "green"]
+    before, after = bank_in(made), bank_in(out)
+    np.testing.assert_array_equal(after.vectors[: len(before)], before.vectors)
+    # label 1 of the new masks is green, and 2 is red
+    new = after.chosen(after.pictures >= len(before.names))
+    np.testing.assert_array_equal(new.labels, np.array([0, 3, 1])[before.labels])
+
+
+def test_a_killed_stage_continues_and_ends_in_the_same_bytes(made, data, settings, tmp_path, monkeypatch):
+    images, masks = data
+    seen: list[int] = []
+    real = stage.described
+
+    def dying(features, image, regions):
+        seen.append(1)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        return real(features, image, regions)
+
+    monkeypatch.setattr(stage, "described", dying)
+    with pytest.raises(KeyboardInterrupt):
+        make_bank(settings, images, masks=masks, out=tmp_path / "bank")
+    out = make_bank(settings, images, masks=masks, out=tmp_path / "bank")
+    assert len(seen) == 7 + 6
+    assert (out / BANK).read_bytes() == (made / BANK).read_bytes()
+    assert not (out / "vectors").exists()
+
+
+def test_corrected_masks_are_used_instead(data, settings, tmp_path):
+    images, masks = data
+    corrected = tmp_path / "corrected"
+    write_mask(corrected / f"{images.names[1]}.png", np.full((32, 36), 1, np.uint8))
+    out = segment(settings, images, masks=masks, out=tmp_path / "bank", classifier=None, corrected=finished(corrected))
+    bank = bank_in(out)
+    assert bank.labels[bank.pictures == 1].tolist() == [1]
+    assert bank.areas[bank.pictures == 1].tolist() == [32 * 36]
+
+
+def test_the_classifier_of_a_run_is_copied_into_the_bank(data, settings, network, tmp_path):
+    images, masks = data
+    moved = tmp_path / "classifier"
+    shutil.copytree(network, moved)
+    of_run = dataclasses.replace(settings, features=FeatureSettings(enlarge=4))
+    out = segment(of_run, images, masks=masks, out=tmp_path / "bank", classifier=moved)
+    shutil.rmtree(moved)
+    image = images.read(0)
+    assert Segmenter(out, PredictSettings())(image).shape == image.shape[:2]
+
+
+def test_masks_of_which_nothing_is_left_after_the_erosion(data, settings, tmp_path):
+    images, masks = data
+    with pytest.raises(BadInput, match="erosion_share"):
+        make_bank(dataclasses.replace(settings, erosion=20), images, masks=masks, out=tmp_path / "bank")
+    assert not (tmp_path / "bank" / BANK).exists()
+
+
+def test_another_network_than_that_of_the_bank(made, data, settings, network, tmp_path):
+    images, masks = data
+    torch.manual_seed(1)
+    other = classifier.CAMNetwork(BODY, 2, 16)
+    _, known = read_weights(network / "weights.safetensors")
+    write_weights(tmp_path / "weights.safetensors", other.state_dict(), known)
+    changed = dataclasses.replace(settings, init=str(made), features=FeatureSettings(str(tmp_path)))
+    with pytest.raises(BadInput, match="another network than that of the bank"):
+        make_bank(changed, images, masks=masks, out=tmp_path / "bank")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"erosion": -1}, "erosion"),
+        ({"fewest_pixels": 0}, "fewest_pixels"),
+        ({"neighbours": 0}, "neighbours"),
+        ({"dropped": 1.0}, "dropped"),
+        ({"lowest_score": 1.5}, "lowest_score"),
+        ({"erosion_share": 0.6}, "erosion_share"),
+    ],
+)
+def test_settings_out_of_range(change, message):
+    with pytest.raises(BadInput, match=message):
+        dataclasses.replace(RetrievalSettings(), **change)
+
+
+@pytest.mark.parametrize("init", ["none", "nowhere"])
+def test_checks_before_any_stage_runs(init):
+    with pytest.raises(BadInput, match=r"classifier|no such file"):
+        RetrievalSettings(init=init).check()
+
+
+def damaged(metadata, state):
+    rows = len(state["bank.labels"])
+    yield "labels", metadata, {**state, "bank.labels": torch.full((rows,), 7, dtype=torch.uint8)}
+    yield "pictures", metadata, {**state, "bank.pictures": torch.full((rows,), -1, dtype=torch.int32)}
+    yield "areas", metadata, {name: value for name, value in state.items() if name != "bank.areas"}
+    yield "vectors", metadata, {**state, "bank.vectors": state["bank.vectors"].float()}
+    yield "a bank that belongs", metadata, {**state, "bank.vectors": state["bank.vectors"][:, :5].contiguous()}
+    yield "metadata without threshold", {**metadata, "threshold": None}, state
+    yield "a list of names", {**metadata, "pictures": [1, 2]}, state
+    yield "neighbours", {**metadata, "settings": {**metadata["settings"], "neighbours": "many"}}, state
+
+
+def test_files_that_were_changed(made, tmp_path):
+    state, metadata = read_weights(made / BANK)
+    for message, known, tensors in damaged(metadata, state):
+        write_weights(tmp_path / BANK, tensors, known)
+        with pytest.raises(BadInput, match=message):
+            Segmenter(tmp_path, PredictSettings())
+
+
+def test_regions_unlike_all_of_the_bank_are_background(made, data, settings, tmp_path):
+    images, masks = data
+    strict = dataclasses.replace(settings, background="left-out")
+    out = make_bank(strict, images, masks=masks, out=tmp_path / "bank")
+    _, metadata = read_weights(out / BANK)
+    bank = bank_in(out)
+    voting = bank.chosen(bank.kept(0.25))
+    assert metadata["threshold"] == voting.threshold(3, 3, "balanced")
+    segmenter = Segmenter(out, PredictSettings())
+    segmenter.trained.threshold = 1.1
+    assert not segmenter(images.read(0)).any()

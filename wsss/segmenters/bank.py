@@ -1,0 +1,133 @@
+"""A bank of region features: what a retrieval segmenter knows, in one file. It grows by adding pictures, and forgets nothing."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float16, Int32, Int64, UInt8
+from torch import Tensor
+
+from wsss.errors import BadInput
+from wsss.ops.retrieval import LeftOut, Voting, background_threshold, leave_pictures_out, nearest_to_mean, unit_rows
+from wsss.weights import State
+
+_PREFIX, _NETWORK = "bank.", "network."
+# more vectors are not compared with all others: they are sampled evenly
+MOST_LEFT_OUT = 10_000
+# the tensors that a bank consists of, with the type and the shape of each row
+_LAYOUT: Mapping[str, tuple[type, tuple[int, ...]]] = {
+    "labels": (np.uint8, ()),
+    "pictures": (np.int32, ()),
+    "areas": (np.int32, ()),
+    "boxes": (np.int32, (4,)),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bank:
+    """Unit vectors of regions of training pictures, and where they come from.
+
+    Attributes:
+        names: of the pictures.
+        vectors: of the regions, (m, d), float16.
+        labels: their labels, 0 for the background.
+        pictures: number of the picture of each.
+        areas: number of pixels of each, after the erosion.
+        boxes: top, left, bottom and right of each in its picture, in pixels; bottom and right lie outside.
+    """
+
+    names: tuple[str, ...]
+    vectors: Float16[np.ndarray, "m d"]
+    labels: UInt8[np.ndarray, " m"]
+    pictures: Int32[np.ndarray, " m"]
+    areas: Int32[np.ndarray, " m"]
+    boxes: Int32[np.ndarray, "m 4"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def unit_vectors(self) -> Float[np.ndarray, "m d"]:
+        """The vectors in single precision."""
+        return unit_rows(self.vectors)
+
+    def kept(self, dropped: float) -> Int64[np.ndarray, " k"]:
+        """The vectors that vote, as ascending indices: of each class, the share that is farthest from its mean does not; all of the background do."""
+        chosen = [np.flatnonzero(self.labels == 0)]
+        for label in np.unique(self.labels[self.labels > 0]):
+            of_label = np.flatnonzero(self.labels == label)
+            chosen.append(of_label[nearest_to_mean(unit_rows(self.vectors[of_label]), dropped)])
+        return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+    def chosen(self, rows: Int64[np.ndarray, " k"] | Bool[np.ndarray, " m"]) -> "Bank":
+        """The bank of these vectors; it keeps all names."""
+        arrays = (self.vectors, self.labels, self.pictures, self.areas, self.boxes)
+        return Bank(self.names, *(array[rows] for array in arrays))
+
+    def without_pictures(self, names: Sequence[str]) -> "Bank":
+        """The bank without the vectors and the names of these pictures."""
+        gone = set(names)
+        stays = np.array([name not in gone for name in self.names], bool)
+        number = np.cumsum(stays) - 1
+        bank = self.chosen(stays[self.pictures])
+        kept = tuple(name for name in self.names if name not in gone)
+        return dataclasses.replace(bank, names=kept, pictures=number[bank.pictures].astype(np.int32))
+
+    def joined(self, other: "Bank") -> "Bank":
+        """The vectors of both, those of this bank first. They have no picture in common."""
+        pictures = np.concatenate([self.pictures, other.pictures + np.int32(len(self.names))])
+        arrays = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("vectors", "labels", "areas", "boxes")
+        }
+        return Bank((*self.names, *other.names), pictures=pictures, **arrays)
+
+    def left_out(self, n_labels: int, k: int, voting: Voting) -> tuple[Int64[np.ndarray, " q"], LeftOut]:
+        """What the others say about each vector, or about 10,000 of them: their indices, and the votes."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), MOST_LEFT_OUT)).round().astype(np.int64))
+        labels = self.labels.astype(np.int64)
+        found = leave_pictures_out(self.unit_vectors(), labels, self.pictures, n_labels, k=k, voting=voting, rows=rows)
+        return rows, found
+
+    def threshold(self, n_labels: int, k: int, voting: Voting) -> float:
+        """See `background_threshold`."""
+        rows, found = self.left_out(n_labels, k, voting)
+        return background_threshold(found, self.labels[rows].astype(np.int64))
+
+    def state(self, network: Mapping[str, Tensor]) -> State:
+        """The tensors of the file.
+
+        Args:
+            network: the weights of a network that has no file of its own.
+        """
+        arrays = {f"{_PREFIX}{name}": torch.from_numpy(getattr(self, name)) for name in ("vectors", *_LAYOUT)}
+        return {**arrays, **{f"{_NETWORK}{name}": value for name, value in network.items()}}
+
+
+def bank_of(state: Mapping[str, Tensor], names: Any, n_labels: int, where: Path) -> tuple[Bank, State]:
+    """The bank in a file's tensors, and the weights of the network in it.
+
+    Raises:
+        BadInput: tensors are missing or do not fit together.
+    """
+    network = {name.removeprefix(_NETWORK): value for name, value in state.items() if name.startswith(_NETWORK)}
+    do = "The file was changed after it was written: restore it, or make the segmenter again."
+    found = {name.removeprefix(_PREFIX): value.numpy() for name, value in state.items() if name.startswith(_PREFIX)}
+    vectors = found.get("vectors", np.zeros(0, np.float16))
+    if vectors.ndim != 2 or vectors.dtype != np.float16:
+        raise BadInput(where, f"vectors of {vectors.dtype} and shape {vectors.shape}", "float16 (regions, width)", do)
+    for name, (kind, shape) in _LAYOUT.items():
+        array = found.get(name)
+        if array is None or array.dtype != kind or array.shape != (len(vectors), *shape):
+            described = "nothing" if array is None else f"{array.dtype} {array.shape}"
+            expected = f"{np.dtype(kind)} {(len(vectors), *shape)}"
+            raise BadInput(where, f"`{_PREFIX}{name}`: {described}", expected, do)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadInput(where, f"the pictures {names!r:.40}", "a list of names", do)
+    limits = {"labels": n_labels, "pictures": len(names)}
+    for name, limit in limits.items():
+        if len(vectors) and not 0 <= int(found[name].min()) <= int(found[name].max()) < limit:
+            raise BadInput(where, f"`{_PREFIX}{name}` up to {found[name].max()}", f"numbers below {limit}", do)
+    return Bank(tuple(names), **found), network

@@ -1,0 +1,28 @@
+"""Make a segmenter from pseudo masks: train it, or fill the bank that it looks regions up in."""
+
+from pathlib import Path
+
+from wsss.data.images import Images
+from wsss.loading import started_from
+from wsss.segmenters import SegmenterSettings
+from wsss.segmenters.retrieval import RetrievalSettings
+from wsss.stages.bank import make_bank
+from wsss.stages.train import train
+
+
+def segment(
+    settings: SegmenterSettings, images: Images, *, masks: Path, out: Path, classifier: Path | None, **inputs: Path
+) -> Path:
+    """Make a segmenter; the stage's folder.
+
+    Args:
+        settings: of the segmenter.
+        images: the pictures.
+        masks: folder of their pseudo masks.
+        out: the stage's folder.
+        classifier: the trained classifier, for settings that name it; None if there is none.
+        inputs: `corrected`, a folder of corrected masks of some of the pictures.
+    """
+    if isinstance(settings, RetrievalSettings):
+        return make_bank(settings.after(classifier), images, masks=masks, out=out, **inputs)
+    return train(started_from(settings, "segmenter.init", classifier), images, masks=masks, out=out, **inputs)
