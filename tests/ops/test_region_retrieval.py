@@ -96,6 +96,7 @@ def test_votes_against_a_loop(seed, k, voting):
         label, score = slow_vote(similarity, labels, k, weights)
         assert votes.labels[index] == label
         assert votes.scores[index] == pytest.approx(score, abs=1e-6)
+    np.testing.assert_allclose(votes.nearest, (queries @ bank.T).max(1), atol=1e-6)
     np.testing.assert_allclose(votes.shares.sum(1), 1, atol=1e-6)
     np.testing.assert_array_equal(votes.shares.argmax(1), votes.labels)
     assert (np.diff(votes.similarities, axis=1) <= 1e-7).all()
@@ -111,6 +112,24 @@ def test_votes_by_class_compare_the_best_of_each_class():
     assert votes.labels.tolist() == [1]
     assert set(votes.neighbours[0].tolist()) == {0, 1, -1}
     assert votes.shares[0, 1] > 0.9
+
+
+@given(SEEDS, st.integers(1, 12))
+def test_votes_by_class_against_a_loop(seed, k):
+    rng = np.random.default_rng(seed)
+    queries, bank = unit(rng, 4), unit(rng, 30)
+    labels = rng.integers(0, 3, 30)
+    votes = retrieval.vote(queries, bank, labels, 4, k=k, voting="by-class")
+    for index, similarity in enumerate(queries @ bank.T):
+        means = {label: np.sort(similarity[labels == label])[::-1][:8].mean() for label in np.unique(labels).tolist()}
+        best = max(means, key=lambda label: means[label])
+        assert votes.labels[index] == best
+        assert votes.scores[index] == pytest.approx(means[best], abs=1e-6)
+        weights = np.array([np.exp(25 * means[label]) if label in means else 0.0 for label in range(4)])
+        np.testing.assert_allclose(votes.shares[index], weights / weights.sum(), atol=1e-5)
+        of_best = [j for j in np.argsort(-similarity, kind="stable").tolist() if labels[j] == best][:k]
+        assert [row for row in votes.neighbours[index].tolist() if row >= 0] == of_best
+        assert votes.nearest[index] == pytest.approx(similarity.max(), abs=1e-6)
 
 
 @pytest.mark.parametrize("voting", ["plain", "balanced", "by-class"])

@@ -82,6 +82,7 @@ class Votes(NamedTuple):
         shares: the share of the votes of each label, (n, l). Rows sum to 1, and the highest is that of `labels`.
         neighbours: rows of the bank, nearest first, (n, k); -1 where there are fewer.
         similarities: to these neighbours, (n, k).
+        nearest: similarity to the nearest vector of any label, (n,); -1 without neighbours.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -89,6 +90,7 @@ class Votes(NamedTuple):
     shares: Float[np.ndarray, "n l"]
     neighbours: Int[np.ndarray, "n k"]
     similarities: Float[np.ndarray, "n k"]
+    nearest: Float[np.ndarray, " n"]
 
 
 # what the label with most votes gets on top of its share if another one has as many
@@ -120,16 +122,12 @@ def vote(
         voting: how votes are counted.
         allowed: which vectors of the bank each query may be compared with; all if None.
     """
-    similarity = (queries @ bank.T).astype(np.float32)
-    if allowed is not None:
-        similarity = np.where(allowed, similarity, -np.inf)
     count = min(k, len(bank))
     if len(queries) == 0 or count == 0:
-        shares = np.zeros((len(queries), n_labels), np.float32)
-        shares[:, 0] = 1
-        none = np.full((len(queries), count), -1, np.int64)
-        zeros = np.zeros(len(queries), np.int64)
-        return Votes(zeros, zeros.astype(np.float32), shares, none, np.zeros(none.shape, np.float32))
+        return _without_neighbours(len(queries), n_labels, count)
+    similarity = (queries @ bank.T).astype(np.float32, copy=False)
+    if allowed is not None:
+        similarity[~allowed] = -np.inf
     if voting == "by-class":
         return _by_class(similarity, labels, n_labels, count)
     neighbours, near = _nearest(similarity, count)
@@ -142,14 +140,22 @@ def vote(
     return _decided(votes / per_label, sums, votes, np.where(present, neighbours, -1), near, labels)
 
 
+def _without_neighbours(n: int, n_labels: int, count: int) -> Votes:
+    """All regions are background."""
+    shares = np.eye(1, n_labels, dtype=np.float32).repeat(n, axis=0)
+    none, zeros = np.full((n, count), -1, np.int64), np.zeros(n, np.float32)
+    return Votes(np.zeros(n, np.int64), zeros, shares, none, np.zeros(none.shape, np.float32), zeros - 1)
+
+
 def _nearest(
     similarity: Float[np.ndarray, "n m"], count: int
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
     """The most similar vectors, nearest first; equal ones by their row."""
-    if count < similarity.shape[1]:
-        candidates = np.sort(np.argpartition(-similarity, count - 1, axis=1)[:, :count], axis=1)
+    n, m = similarity.shape
+    if count < m:
+        candidates = np.sort(np.argpartition(similarity, m - count, axis=1)[:, m - count :], axis=1)
     else:
-        candidates = np.broadcast_to(np.arange(count), (len(similarity), count))
+        candidates = np.broadcast_to(np.arange(count), (n, count))
     values = np.take_along_axis(similarity, candidates, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(candidates, order, axis=1), np.take_along_axis(values, order, axis=1)
@@ -175,35 +181,46 @@ def _decided(
     shares[rows, winner] += np.where(most.sum(1) > 1, _WINS, 0)
     shares[~(neighbours >= 0).any(1), 0] = 1
     shares /= shares.sum(1, keepdims=True)
-    similarities = np.where(neighbours >= 0, near, 0)
     return Votes(
         winner.astype(np.int64),
         scores.astype(np.float32),
         shares.astype(np.float32),
         neighbours.astype(np.int64),
-        similarities.astype(np.float32),
+        np.where(neighbours >= 0, near, 0).astype(np.float32),
+        np.where(neighbours[:, 0] >= 0, near[:, 0], -1).astype(np.float32),
     )
 
 
 def _by_class(similarity: Float[np.ndarray, "n m"], labels: Int[np.ndarray, " m"], n_labels: int, k: int) -> Votes:
-    means = np.full((len(similarity), n_labels), -np.inf, np.float32)
-    for label in np.unique(labels):
-        of_label = similarity[:, labels == label]
-        _, near = _nearest(of_label, min(OF_CLASS, of_label.shape[1]))
-        present = np.isfinite(near)
-        total = np.where(present, near, 0).sum(1)
+    n = len(similarity)
+    means, nearest = np.full((n, n_labels), -np.inf, np.float32), np.full(n, -np.inf, np.float32)
+    of_label = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+    found = {}
+    for label, rows in of_label.items():
+        places, near = _nearest(similarity[:, rows], min(max(k, OF_CLASS), len(rows)))
+        found[label] = rows[places], near
+        best, present = near[:, :OF_CLASS], np.isfinite(near[:, :OF_CLASS])
+        total = np.where(present, best, 0).sum(1)
         means[:, label] = np.where(present.any(1), total / np.maximum(present.sum(1), 1), -np.inf)
-    known = np.isfinite(means).any(1)
+        nearest = np.maximum(nearest, near[:, 0])
+    known = np.isfinite(nearest)
     # a region without neighbours is background
     means[~known, 0] = 0
     winner = means.argmax(1)
     exponents = np.exp(SHARPNESS * (means - means.max(1, keepdims=True)))
-    shares = exponents / exponents.sum(1, keepdims=True)
-    neighbours, near = _nearest(np.where(labels == winner[:, None], similarity, -np.inf), k)
-    present = np.isfinite(near)
-    scores = np.where(known, means.max(1), 0)
+    neighbours, similarities = np.full((n, k), -1, np.int64), np.zeros((n, k), np.float32)
+    for label, (rows_of, near) in found.items():
+        width = min(k, near.shape[1])
+        won = (winner == label)[:, None] & np.isfinite(near[:, :width])
+        neighbours[:, :width][won] = rows_of[:, :width][won]
+        similarities[:, :width][won] = near[:, :width][won]
     return Votes(
-        winner, scores, shares, np.where(present, neighbours, -1), np.where(present, near, 0).astype(np.float32)
+        winner,
+        np.where(known, means.max(1), 0),
+        exponents / exponents.sum(1, keepdims=True),
+        neighbours,
+        similarities,
+        np.where(known, nearest, -1),
     )
 
 
@@ -246,9 +263,7 @@ def leave_pictures_out(
         allowed = pictures[some, None] != pictures
         votes = vote(bank[some], bank, labels, n_labels, k=k, voting=voting, allowed=allowed)
         own = votes.shares[np.arange(len(some)), labels[some]]
-        # by class, the neighbours are those of the label that wins
-        nearest = np.where(allowed, bank[some] @ bank.T, -1).max(1)
-        found.append(LeftOut(votes.labels, own, nearest.astype(np.float32)))
+        found.append(LeftOut(votes.labels, own, votes.nearest))
     return LeftOut(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
