@@ -68,7 +68,8 @@ class Predictor:
 
     Attributes:
         path: the folder or file that it was loaded from.
-        kind: `cam` for a classifier, or the kind of the segmenter: `deeplab`, `emanet`, `deeplab_v1` or `pspnet`.
+        kind: `cam` for a classifier, or the kind of the segmenter: `deeplab`, `emanet`, `deeplab_v1`, `pspnet` or
+            `retrieval`.
         classes: names of the foreground classes, in the order of their labels.
     """
 

@@ -55,7 +55,17 @@ def test_every_output_of_predict(run, shapes, tmp_path):
     assert len(masks) == 32
     with np.load(tmp_path / "out" / "probabilities" / f"{masks[0].stem}.npz") as stored:
         assert {array.shape[-2:] for array in stored.values() if array.ndim == 3} == {read_mask(masks[0]).shape}
-    ok("export", "masks", tmp_path / "out", "--data", shapes, "--format", "coco", "--out", tmp_path / "coco")
+    ok(
+        "export",
+        "masks",
+        tmp_path / "out",
+        "--pictures",
+        shapes / "JPEGImages",
+        "--format",
+        "coco",
+        "--out",
+        tmp_path / "coco",
+    )
 
 
 def test_pictures_are_added_by_a_command(run, shapes, finished, tmp_path):
