@@ -48,6 +48,12 @@ def test_a_run_ends_with_a_report_that_shows_the_nearest_training_regions(run, s
     assert (run / "segmenter-health" / "suspects.json").exists()
 
 
+def test_the_comparison_names_the_size_of_the_bank(run, finished, tmp_path):
+    ok("compare", run, finished, "--out", tmp_path / "comparison")
+    regions = len(opened_bank(run / "segmenter")[0])
+    assert f"ModuSeg, {regions} regions" in (tmp_path / "comparison" / "compare.html").read_text()
+
+
 def test_every_output_of_predict(run, shapes, tmp_path):
     words = ("predict", "--pictures", shapes / "JPEGImages", "--weights", run, "--out", tmp_path / "out")
     ok(*words, "--probabilities", "--json", "--overlay", "--crf", "deeplab")
@@ -55,17 +61,7 @@ def test_every_output_of_predict(run, shapes, tmp_path):
     assert len(masks) == 32
     with np.load(tmp_path / "out" / "probabilities" / f"{masks[0].stem}.npz") as stored:
         assert {array.shape[-2:] for array in stored.values() if array.ndim == 3} == {read_mask(masks[0]).shape}
-    ok(
-        "export",
-        "masks",
-        tmp_path / "out",
-        "--pictures",
-        shapes / "JPEGImages",
-        "--format",
-        "coco",
-        "--out",
-        tmp_path / "coco",
-    )
+    ok("export", "masks", run / "predictions", "--format", "coco", "--out", tmp_path / "coco")
 
 
 def test_pictures_are_added_by_a_command(run, shapes, finished, tmp_path):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+import wsss
 from tests.conftest import finished, write_squares
-from tests.segmenters.tiny import BODY, write_truths
-from wsss import classifier
+from tests.segmenters.tiny import retrieval, write_classifier, write_truths
 from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput
 from wsss.foundations import FeatureSettings
@@ -37,26 +37,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
-    """A classifier that was not trained: its features tell colours apart."""
-    folder = tmp_path_factory.mktemp("classifier")
-    torch.manual_seed(0)
-    cam = classifier.CAMNetwork(BODY, 2, 16)
-    known = {"kind": "cam", "backbone": BODY, "output_stride": 16, "classes": ["red", "blue"], "colours": "imagenet"}
-    write_weights(folder / "weights.safetensors", cam.state_dict(), known)
-    return folder
+    """A classifier that was not trained."""
+    return write_classifier(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture(scope="module")
 def settings(network):
-    """For pictures of 32 pixels."""
-    return RetrievalSettings(
-        features=FeatureSettings(str(network), enlarge=4),
-        erosion=1,
-        fewest_pixels=9,
-        neighbours=3,
-        lowest_score=0.0,
-        voting="balanced",
-    )
+    return retrieval(network)
 
 
 @pytest.fixture(scope="module")
@@ -228,12 +215,9 @@ def test_masks_of_which_nothing_is_left_after_the_erosion(data, settings, tmp_pa
     assert not (tmp_path / "bank" / BANK).exists()
 
 
-def test_another_network_than_that_of_the_bank(made, data, settings, network, tmp_path):
+def test_another_network_than_that_of_the_bank(made, data, settings, tmp_path):
     images, masks = data
-    torch.manual_seed(1)
-    other = classifier.CAMNetwork(BODY, 2, 16)
-    _, known = read_weights(network / "weights.safetensors")
-    write_weights(tmp_path / "weights.safetensors", other.state_dict(), known)
+    write_classifier(tmp_path, seed=1)
     changed = dataclasses.replace(settings, init=str(made), features=FeatureSettings(str(tmp_path)))
     with pytest.raises(BadInput, match="another network than that of the bank"):
         make_bank(changed, images, masks=masks, out=tmp_path / "bank")
@@ -279,6 +263,35 @@ def test_files_that_were_changed(made, tmp_path):
         write_weights(tmp_path / BANK, tensors, known)
         with pytest.raises(BadInput, match=message):
             Segmenter(tmp_path, PredictSettings())
+
+
+@pytest.mark.parametrize("voting", ["plain", "by-class"])
+def test_tags_at_test_time(data, settings, tmp_path, voting):
+    images, masks = data
+    out = make_bank(dataclasses.replace(settings, voting=voting), images, masks=masks, out=tmp_path / "bank")
+    # every picture is tagged with blue alone
+    labels = np.zeros_like(images.labels)
+    labels[:, 1] = True
+    tagged = dataclasses.replace(images, labels=labels)
+    found = predict(PredictSettings(tags=True), tagged, weights=out, out=tmp_path / "masks", also=["probabilities"])
+    values = set(np.unique([read_mask(found / f"{name}.png") for name in images.names]).tolist())
+    assert values == {0, 2}
+
+
+def test_pictures_without_tags_or_with_other_classes(made, data, tmp_path):
+    images = data[0]
+    untagged = dataclasses.replace(images, labels=np.zeros_like(images.labels))
+    others = dataclasses.replace(images, class_names=("red", "green"))
+    for wrong, message in ((untagged, "without tags"), (others, "`green`")):
+        with pytest.raises(BadInput, match=message):
+            predict(PredictSettings(tags=True), wrong, weights=made, out=tmp_path / "masks")
+
+
+def test_programs_load_it_like_any_segmenter(made, data):
+    image = data[0].read(1)
+    segmenter = wsss.load(made)
+    assert (segmenter.kind, segmenter.classes) == ("retrieval", ("red", "blue"))
+    np.testing.assert_array_equal(segmenter.predict(image).labels, Segmenter(made, PredictSettings())(image))
 
 
 def test_regions_unlike_all_of_the_bank_are_background(made, data, settings, tmp_path):

@@ -9,8 +9,8 @@ import torch
 
 from tests.conftest import write_squares
 from tests.end_to_end.conftest import ENVIRONMENT
-from tests.segmenters.tiny import ALL, write_truths
-from wsss.weights import WEIGHTS, read_weights
+from tests.segmenters.tiny import ALL, write_classifier, write_truths
+from wsss.weights import BANK, WEIGHTS, read_weights
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +19,7 @@ def test_two_processes(tmp_path):
     images = write_squares(tmp_path / "squares", 12)
     (tmp_path / "images").write_bytes(pickle.dumps(images))
     write_truths(images, tmp_path / "masks", known=False)
+    write_classifier(tmp_path / "classifier")
     for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
         words = [sys.executable, *start, "-m", "tests.segmenters.tiny", str(tmp_path)]
         done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
@@ -30,6 +31,8 @@ def test_two_processes(tmp_path):
             assert value.dtype != torch.float32
             # 5e-15 measured
             torch.testing.assert_close(two[key], value, rtol=0, atol=1e-12, msg=f"{name} {key}")
+    one, two = ((tmp_path / count / "retrieval" / BANK).read_bytes() for count in "12")
+    assert one == two
     # bases that were moved are shorter than 1
     assert one_bases(tmp_path).norm(dim=1).max() < 0.95
 

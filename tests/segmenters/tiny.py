@@ -7,20 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.double import Double
 from wsss import launch
+from wsss.classifier import CAMNetwork
 from wsss.data.augment import SegmenterAugment
 from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.mask_augment import DeepLabV1Augment, EMANetAugment, PSPNetAugment
+from wsss.foundations import FeatureSettings
 from wsss.networks.deeplab import DeepLabLayers
 from wsss.networks.deeplab_v1 import DeepLabV1Layers
 from wsss.networks.emanet import EMANetLayers
 from wsss.networks.pspnet import PSPNetLayers
 from wsss.segmenters import deeplab_v1, emanet, pspnet
 from wsss.segmenters.deeplab import DeepLabSettings
+from wsss.segmenters.retrieval import RetrievalSettings
+from wsss.stages.bank import make_bank
 from wsss.stages.train import Training, train
+from wsss.weights import WEIGHTS, write_weights
 
 BODY = "test_resnet"  # timm's, of 0.4 million parameters
 SHORT = Training(batch=4, epochs=None, steps=3, lr=0.01, workers=0, momentum=0.9, checkpoint_steps=1)
@@ -58,17 +64,39 @@ def lengthened(settings: Any, **training: Any) -> Any:
 def write_truths(images: Images, folder: Path, known: bool = True) -> Path:
     """The true masks as pseudo masks; without `known`, ever fewer pixels of them from picture to picture."""
     for index, name in enumerate(images.names):
-        mask = images.read_mask(index)
+        mask = images.read_mask(index).copy()
         if not known:
             mask[:, np.arange(mask.shape[1]) % (index % 4 + 2) == 0] = IGNORE
         write_mask(folder / f"{name}.png", mask)
     return folder
 
 
+def write_classifier(folder: Path, seed: int = 0) -> Path:
+    """A classifier that was not trained: its features tell colours apart."""
+    torch.manual_seed(seed)
+    known = {"kind": "cam", "backbone": BODY, "output_stride": 16, "classes": ["red", "blue"], "colours": "imagenet"}
+    write_weights(folder / WEIGHTS, CAMNetwork(BODY, 2, 16).state_dict(), known)
+    return folder
+
+
+def retrieval(network: Path) -> RetrievalSettings:
+    """Settings for pictures of 32 pixels."""
+    return RetrievalSettings(
+        features=FeatureSettings(str(network), enlarge=4),
+        erosion=1,
+        fewest_pixels=9,
+        neighbours=3,
+        lowest_score=0.0,
+        voting="balanced",
+    )
+
+
 def work(folder: Path) -> None:
     images = pickle.loads((folder / "images").read_bytes())
     for name, settings in ALL.items():
         train(Double(settings), images, masks=folder / "masks", out=folder / str(launch.processes()) / name)
+    bank = retrieval(folder / "classifier")
+    make_bank(bank, images, masks=folder / "masks", out=folder / str(launch.processes()) / "retrieval")
 
 
 if __name__ == "__main__":

@@ -69,14 +69,16 @@ class Sources:
         return ["--config", str(recorded)] if recorded is not None and recorded.exists() else []
 
     def _initial_weights(self) -> list[str]:
-        """The flag that initialises a segmenter from the classifier of the run, if the run did so."""
+        """The flag that gives a segmenter the classifier of the run, if the run did so: as its initial weights, or for its features."""
         if self.run is None or not (self.run / "segmenter" / DONE).exists():
             return []
-        init = read_record(self.run / "segmenter")["inputs"]["settings"].get("init")
+        settings = read_record(self.run / "segmenter")["inputs"]["settings"]
         weights = self.run / "classifier" / WEIGHTS
-        if not holds(init, "identity") or not weights.exists() or content_digest(weights) != init["identity"]:
-            return []
-        return ["--segmenter.init", str(weights.parent)]
+        used = {"init": settings.get("init"), "features.source": settings.get("features", {}).get("source")}
+        for name, value in used.items():
+            if holds(value, "identity") and weights.exists() and content_digest(weights) == value["identity"]:
+                return [f"--segmenter.{name}", str(weights.parent)]
+        return []
 
     def _dataset(self, counts: Counts, *, retagged: bool) -> list[str]:
         """Flags that open the dataset."""

@@ -239,6 +239,10 @@ class TrainedRetrieval:
         used = (regions.scores >= np.float32(settings.lowest_score)) & (regions.areas >= settings.fewest_pixels)
         regions = regions.chosen(np.flatnonzero(used))
         vectors = described(self.features, image, regions)
+        # a vector without a direction is similar to nothing
+        usable = np.flatnonzero(vectors.any(1))
+        if len(usable) < len(regions):
+            regions, vectors = regions.chosen(usable), vectors[usable]
         votes = vote(
             vectors, self._vectors, self._labels, len(self.classes) + 1, k=settings.neighbours, voting=settings.voting
         )

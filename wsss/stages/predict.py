@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wsss import launch
@@ -62,6 +62,10 @@ class PredictSettings:
     size: int | Literal["full"] | None = None
     """longest side of pictures in the network, in pixels: `full` is that of the picture; none: much smaller and much larger pictures than those
     of the training are resized to their sizes, if the weights record them"""
+
+    tags: bool = False
+    """predict only classes that a picture is tagged with; for the pictures of a dataset, which have tags. Such scores are not those of a segmenter
+    that knows no tags"""
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int):
@@ -159,14 +163,24 @@ class Segmenter:
         return trained + done
 
     @torch.inference_mode()
-    def probabilities(self, prepared: Prepared) -> Float[np.ndarray, "l h w"]:
-        """Class probabilities at the size of the picture, background first, before any CRF."""
+    def probabilities(
+        self, prepared: Prepared, label: Bool[np.ndarray, " c"] | None = None
+    ) -> Float[np.ndarray, "l h w"]:
+        """Class probabilities at the size of the picture, background first, before any CRF.
+
+        Args:
+            prepared: the picture.
+            label: the classes that it may have; all if None. The others have probability 0.
+        """
+        absent = None if label is None else torch.from_numpy(np.concatenate([[False], ~label])).to(self.device)
         total = torch.zeros((), device=self.device)
         for view in prepared.views:
             view = view.to(self.device)
             for mirrored in self.mirrored:
                 logits = self.trained.logits(view.flip(3) if mirrored else view, prepared.size_hw)
                 logits = logits.flip(3) if mirrored else logits
+                if absent is not None:
+                    logits = logits.masked_fill(absent[:, None, None], -torch.inf)
                 total = total + (logits if self.trained.averaged == "logits" else logits.softmax(1))
         mean = total[0] / (len(prepared.views) * len(self.mirrored))
         return (mean.softmax(0) if self.trained.averaged == "logits" else mean).cpu().numpy()
@@ -245,7 +259,7 @@ def predict(
 
     Args:
         settings: size, scales, mirroring, CRF.
-        images: any pictures, read like the training pictures (see `pictures`); their tags are not used.
+        images: any pictures, read like the training pictures (see `pictures`); their tags are used only if `settings.tags` says so.
         weights: folder of a trained segmenter, or its weights file.
         out: the stage's folder.
         also: what to write besides masks.
@@ -270,6 +284,22 @@ def predict(
             for name in wanted:
                 opened[name].result = result
     return out
+
+
+def _tags_of(images: Images, segmenter: Segmenter) -> Bool[np.ndarray, "n c"]:
+    """The tags of the pictures, as classes of the segmenter.
+
+    Raises:
+        BadInput: the pictures have no tags, or a tag is no class of the segmenter.
+    """
+    unknown = [name for name in images.class_names if name not in segmenter.classes]
+    if unknown or not images.labels.any():
+        found = f"pictures with the tag `{unknown[0]}`" if unknown else "pictures without tags"
+        expected = f"tags that are classes of the segmenter ({', '.join(segmenter.classes[:5])}, ..)"
+        raise BadInput(images.title, found, expected, "Set test.tags to false, or predict the pictures of a dataset.")
+    labels = np.zeros((len(images), len(segmenter.classes)), bool)
+    labels[:, [segmenter.classes.index(name) for name in images.class_names]] = images.labels
+    return labels
 
 
 class _Missing(NamedTuple):
@@ -309,6 +339,7 @@ class _Predicting:
                 "Open them with `wsss.stages.predict.pictures`.",
             )
         self.segmenter, self.images, self.out, self.wanted = segmenter, images, out, wanted
+        self.labels = _tags_of(images, segmenter) if segmenter.settings.tags else None
 
     def run(self) -> dict[str, Any]:
         """Write the files; returns the result for the records."""
@@ -366,10 +397,11 @@ class _Predicting:
         check_labels(mask, len(self.segmenter.classes) + 1, str(path), self.segmenter.classes)
         return mask
 
-    def _compute(self, _: int, one: _Missing) -> _Missing:
+    def _compute(self, index: int, one: _Missing) -> _Missing:
         if one.prepared is None:
             return one
-        return one._replace(probabilities=self.segmenter.probabilities(one.prepared), prepared=None)
+        label = None if self.labels is None else self.labels[index]
+        return one._replace(probabilities=self.segmenter.probabilities(one.prepared, label), prepared=None)
 
     def _write(self, path: Path, one: _Missing) -> None:
         mask, half, classes = one.mask, None, self.segmenter.classes

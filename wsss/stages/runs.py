@@ -162,7 +162,8 @@ class Run:
         yield "segmenter", ", ".join(filter(None, parts))
         initial = [text for stage in segmenters for text in self._named(stage, "init")]
         yield "segmenter's initial weights", ", ".join(initial)
-        chosen = [item for stage in tests for item in stage.inputs["settings"].items() if item[1] is not None]
+        settings = [item for stage in tests for item in stage.inputs["settings"].items()]
+        chosen = [(key, value) for key, value in settings if value is not None and (key, value) != ("tags", False)]
         tested = ", ".join(f"{key} {_short(value)}" for key, value in chosen)
         yield "segmenter's test", tested or ("as published" if tests else "")
 
