@@ -62,9 +62,9 @@ _COMMON_SETTINGS = {
         "variant", "backbone", "init", "clip", "augment.crop", "training.epochs", "training.batch", "training.lr", "training.seed",
     ),
     "inference": ("clip", "scales"),
-    "refiner": ("by", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
+    "refiner": ("by", "regions", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
     "segmenter": ("network.backbone", "init", "training.steps", "training.batch", "corrected_weight"),
-    "proposer": ("scale", "smallest", "ratio"),
+    "proposer": ("scale", "smallest", "ratio", "model", "points", "masks"),
     "tagger": ("clip", "words", "threshold"),
     "questions": ("blip", "words", "batch"),
     "test": ("size", "scales", "flip", "crf"),
@@ -430,7 +430,13 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
     refiner = chosen.build("refiner")
     if options.instances and refiner.kind != "irnet":
         raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "Only IRNet separates instances.")
+    if (options.cams is None) == (options.masks is None):
+        found = "neither" if options.cams is None else "both"
+        raise BadInput("--cams and --masks", found, "one of them", "Give the folder to refine.")
     refiner.check(options.classifier)
+    if options.masks is not None:
+        _correct_masks(options, refiner, data)
+        return
     images, cams = options.images(data), options.cams
     if options.corrected is not None:
         cams = correct_cams(images, cams=cams, corrected=options.corrected, out=options.out / "cams-corrected")
@@ -440,6 +446,21 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
         return
     masks = refiner.refined(task)
     health.announce(health.mask_health(task.images, masks))
+    show(masks)
+
+
+def _correct_masks(options: RefineOptions, refiner: Any, data: "Dataset") -> None:
+    """Correct the masks in `--masks` with regions."""
+    from wsss.health import stages as health
+
+    if refiner.kind != "regions":
+        raise BadInput("--masks", f"--refiner {refiner.kind}", "--refiner regions", "Only regions correct masks.")
+    if options.corrected is not None:
+        do = "Replace the masks of these pictures in the folder itself."
+        raise BadInput("--corrected", "it together with --masks", "it with --cams", do)
+    images = options.images(data)
+    masks = refiner.corrected(images, options.masks, options.out)
+    health.announce(health.mask_health(images, masks))
     show(masks)
 
 

@@ -233,8 +233,10 @@ class RefineOptions(StageOptions):
 
     out: Path = required()
     """output folder, with the masks in OUT/masks; a stopped command continues there"""
-    cams: Path = required()
+    cams: Path | None = None
     """folder of activation maps"""
+    masks: Path | None = None
+    """folder of masks to correct with regions, in place of maps"""
     corrected: Path | None = None
     """folder of corrected maps (NAME.npz, NAME.npy) or masks (NAME.png) of some pictures; see docs/corrections.md"""
     classifier: Path | None = None

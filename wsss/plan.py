@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 _MEASURED = 4e5
 # seconds after which a network is not measured again
 _ENOUGH = 1.5
-# seconds of one core for one pixel: a dense CRF with ten iterations, for each label; reading, augmenting or scoring a picture
-_CRF, _PICTURE = 2.5e-7, 2e-7
+# seconds of one core for one pixel: a dense CRF with ten iterations, for each label; regions of similar colours; reading, augmenting or
+# scoring a picture
+_CRF, _REGIONS, _PICTURE = 2.5e-7, 3e-6, 2e-7
 # bytes of torch, of the loader processes and of the pictures in progress
 _RESIDENT = 1.2e9
 
@@ -209,6 +210,10 @@ class _Estimate:
         crf = len(images) * self.pixels * (self.tags + 1) * _CRF / launch.threads() / launch.processes()
         if refiner.kind == "crf":
             return crf
+        if refiner.kind == "regions" and refiner.regions is not None:
+            return crf
+        if refiner.kind == "regions" and refiner.proposer.kind == "tree":
+            return crf + len(images) * self.pixels * _REGIONS / launch.threads() / launch.processes()
         network = _network(refiner)
         trained = None if network is None else self._training(network, network, 1.0)
         return None if trained is None else trained + 2 * crf

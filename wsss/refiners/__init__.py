@@ -3,9 +3,11 @@
 from wsss.refiners.affinitynet import AffinityNetSettings
 from wsss.refiners.crf import CRFSettings
 from wsss.refiners.irnet import IRNetSettings
+from wsss.refiners.regions import RegionsSettings
 
 RefinerSettings = (
     CRFSettings
     | IRNetSettings
     | AffinityNetSettings
+    | RegionsSettings
 )  # fmt: skip

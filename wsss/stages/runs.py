@@ -147,7 +147,7 @@ class Run:
             stage.title
             for one in masks
             for stage in (*ancestors(one, self.stages), one)
-            if stage.kind == "walk" or stage.folder == one.folder
+            if stage.kind in ("walk", "regions") or stage.folder == one.folder
         ]
         yield "refiner", ", then ".join(refiners)
         yield "threshold of pseudo masks", "".join(self._mask_threshold(one) for one in masks)

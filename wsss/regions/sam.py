@@ -1,0 +1,149 @@
+"""Regions of Segment Anything (Kirillov et al., ICCV 2023; SAM 2: Ravi et al., ICLR 2025), from a grid of points.
+
+Masks are kept as in the published automatic mask generation, without crops of the picture: by the predicted IoU, by stability (the IoU of
+the mask at a lower and at a higher threshold), and by suppression of masks whose boxes overlap.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torchvision.ops import masks_to_boxes, nms
+
+from wsss import launch
+from wsss.errors import check_range
+from wsss.ops.regions import Regions
+from wsss.regions.loading import check_proposer, load_proposer
+from wsss.run import maybe_file, unrecorded
+
+# kinds of models in config.json, and their classes in transformers; published files of SAM 2 say that they are for videos
+KINDS = {"sam": "SamModel", "sam2": "Sam2Model", "sam2_video": "Sam2Model"}
+WHAT = "Segment Anything"
+
+
+@dataclasses.dataclass(frozen=True)
+class SAMSettings:
+    """Masks that Segment Anything predicts for the points of a grid."""
+
+    title: ClassVar[str] = WHAT
+
+    kind: Literal["sam"] = "sam"
+    """masks of Segment Anything for a grid of points; levels are its three masks of a point"""
+    model: str = maybe_file("facebook/sam2.1-hiera-small")
+    """SAM or SAM 2: a hub id, or a folder saved by transformers"""
+    points: int = 32
+    """points along each side of the picture"""
+    masks: Literal["three", "one"] = "three"
+    """masks of a point: a part of a part, a part and a whole, as levels 0, 1 and 2; or one, published for SAM 2"""
+    iou: float = 0.88
+    """masks with a lower predicted IoU are left out"""
+    stability: float = 0.95
+    """masks with a lower stability are left out"""
+    overlap: float = 0.7
+    """of masks whose boxes have a higher IoU, the surest one is kept"""
+    batch: int = unrecorded(64)
+    """points that are predicted at once"""
+
+    def __post_init__(self) -> None:
+        check_range("proposer.points", self.points, 1)
+        for name in ("iou", "stability", "overlap"):
+            check_range(f"proposer.{name}", getattr(self, name), 0, 1)
+        check_range("proposer.batch", self.batch, 1)
+
+    def check(self) -> None:
+        """See `wsss.stages.propose.ProposerSettings`."""
+        check_proposer(self.model, KINDS, WHAT)
+
+    def proposer(self) -> "SAM":
+        """See `wsss.stages.propose.ProposerSettings`."""
+        model, processor = load_proposer(self.model, KINDS, WHAT)
+        return SAM(self, model.to(launch.device()), processor)
+
+
+class _Prepared(NamedTuple):
+    """A picture as the network takes it.
+
+    Attributes:
+        inputs: with the key `pixel_values`.
+        input_hw: the part of the input that the picture fills.
+        size_hw: of the picture.
+    """
+
+    inputs: Any
+    input_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+
+
+class SAM:
+    """See `wsss.stages.propose.Proposer`.
+
+    Args:
+        settings: which masks are kept.
+        model: a model of transformers, on the device.
+        processor: its image processor.
+    """
+
+    def __init__(self, settings: SAMSettings, model: Any, processor: Any) -> None:
+        self.settings, self.model, self.processor = settings, model, processor
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> _Prepared:
+        """See `wsss.stages.propose.Proposer`."""
+        inputs = self.processor(images=image.copy(), return_tensors="pt", input_data_format="channels_last")
+        height, width = (
+            inputs["reshaped_input_sizes"][0] if "reshaped_input_sizes" in inputs else inputs["pixel_values"].shape[2:]
+        )
+        return _Prepared(inputs, (int(height), int(width)), (image.shape[0], image.shape[1]))
+
+    @torch.inference_mode()
+    def regions(self, prepared: _Prepared) -> Regions:
+        """The masks of all points that are kept, surest first."""
+        embeddings = self.model.get_image_embeddings(prepared.inputs["pixel_values"].to(self.model.device))
+        found = [
+            self._of_points(prepared, embeddings, points)
+            for points in grid(self.settings.points, prepared.input_hw).split(self.settings.batch)
+        ]
+        masks, scores, levels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        kept = nms(_boxes(masks), scores, self.settings.overlap)
+        return Regions.of_masks(
+            masks[kept].cpu().numpy(), scores[kept].clamp(0, 1).cpu().numpy(), levels[kept].cpu().numpy()
+        )
+
+    def _of_points(
+        self, prepared: _Prepared, embeddings: Any, points: Float[Tensor, "p 2"]
+    ) -> tuple[Bool[Tensor, "m h w"], Float[Tensor, " m"], Int[Tensor, " m"]]:
+        """The masks of a few points that are sure and stable, their predicted IoU, and their levels."""
+        device = self.model.device
+        out = self.model(
+            image_embeddings=embeddings,
+            input_points=points[None, :, None].to(device),
+            input_labels=torch.ones((1, len(points), 1), dtype=torch.int64, device=device),
+            multimask_output=self.settings.masks == "three",
+        )
+        sizes = {"reshaped_input_sizes": [prepared.input_hw]}
+        (logits,) = self.processor.post_process_masks(out.pred_masks, [prepared.size_hw], binarize=False, **sizes)
+        levels = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2]).flatten()
+        logits, scores = logits.flatten(0, 1).float(), out.iou_scores[0].flatten().float()
+        kept = (scores > self.settings.iou) & (stabilities(logits) > self.settings.stability)
+        masks = logits[kept] > 0
+        filled = masks.flatten(1).any(dim=1)
+        return masks[filled], scores[kept][filled], levels[kept][filled]
+
+
+def grid(side: int, size_hw: tuple[int, int]) -> Float[Tensor, "p 2"]:
+    """The centres of `side` x `side` cells, as x and y in pixels."""
+    centres = (torch.arange(side) + 0.5) / side
+    y, x = torch.meshgrid(centres * size_hw[0], centres * size_hw[1], indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def stabilities(logits: Float[Tensor, "m h w"]) -> Float[Tensor, " m"]:
+    """The number of pixels above 1 divided by that of pixels above -1; 0 if there are none."""
+    high, low = (logits.flatten(1) > offset for offset in (1.0, -1.0))
+    return high.sum(dim=1) / low.sum(dim=1).clamp_min(1)
+
+
+def _boxes(masks: Bool[Tensor, "m h w"]) -> Float[Tensor, "m 4"]:
+    return masks_to_boxes(masks) if len(masks) else torch.zeros((0, 4), device=masks.device)
