@@ -430,14 +430,15 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
     refiner = chosen.build("refiner")
     if options.instances and refiner.kind != "irnet":
         raise BadInput("--instances", f"--refiner {refiner.kind}", "--refiner irnet", "Only IRNet separates instances.")
-    if (options.cams is None) == (options.masks is None):
-        found = "neither" if options.cams is None else "both"
+    cams = options.cams
+    if (cams is None) == (options.masks is None):
+        found = "neither" if cams is None else "both"
         raise BadInput("--cams and --masks", found, "one of them", "Give the folder to refine.")
     refiner.check(options.classifier)
-    if options.masks is not None:
+    if cams is None:
         _correct_masks(options, refiner, data)
         return
-    images, cams = options.images(data), options.cams
+    images = options.images(data)
     if options.corrected is not None:
         cams = correct_cams(images, cams=cams, corrected=options.corrected, out=options.out / "cams-corrected")
     task = RefinementTask(images, cams, options.out, options.classifier)

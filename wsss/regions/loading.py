@@ -28,7 +28,7 @@ def check_proposer(source: str, kinds: Mapping[str, str], what: str) -> str:
     where, folder = _place(source, what)
     with loading_model(where, folder, what, expected):
         content, _ = transformers.PreTrainedConfig.get_config_dict(source)
-    kind = content.get("model_type")
+    kind = str(content.get("model_type"))
     if kind not in kinds:
         found = f"a model of type {kind!r}" if content else "no config.json"
         raise BadInput(where, found, f"{', '.join(kinds)} ({expected})", "Give another model.")

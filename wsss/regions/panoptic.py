@@ -14,6 +14,7 @@ from wsss import launch
 from wsss.errors import check_range
 from wsss.ops.regions import Regions
 from wsss.regions.loading import check_proposer, load_proposer
+from wsss.regions.proposer import Proposer
 from wsss.run import maybe_file
 
 KINDS = {"eomt": "EomtForUniversalSegmentation", "mask2former": "Mask2FormerForUniversalSegmentation"}
@@ -42,17 +43,17 @@ class EoMTSettings:
             check_range(f"proposer.{name}", getattr(self, name), 0, 1)
 
     def check(self) -> None:
-        """See `wsss.stages.propose.ProposerSettings`."""
+        """See `wsss.regions.proposer.Proposable`."""
         check_proposer(self.model, KINDS, WHAT)
 
-    def proposer(self) -> "Panoptic":
-        """See `wsss.stages.propose.ProposerSettings`."""
+    def proposer(self) -> Proposer:
+        """See `wsss.regions.proposer.Proposable`."""
         model, processor = load_proposer(self.model, KINDS, WHAT)
         return Panoptic(self, model.to(launch.device()), processor)
 
 
 class Panoptic:
-    """See `wsss.stages.propose.Proposer`.
+    """See `wsss.regions.proposer.Proposer`.
 
     Args:
         settings: which segments are kept.

@@ -17,6 +17,7 @@ from wsss import launch
 from wsss.errors import check_range
 from wsss.ops.regions import Regions
 from wsss.regions.loading import check_proposer, load_proposer
+from wsss.regions.proposer import Proposer
 from wsss.run import maybe_file, unrecorded
 
 # kinds of models in config.json, and their classes in transformers; published files of SAM 2 say that they are for videos
@@ -54,11 +55,11 @@ class SAMSettings:
         check_range("proposer.batch", self.batch, 1)
 
     def check(self) -> None:
-        """See `wsss.stages.propose.ProposerSettings`."""
+        """See `wsss.regions.proposer.Proposable`."""
         check_proposer(self.model, KINDS, WHAT)
 
-    def proposer(self) -> "SAM":
-        """See `wsss.stages.propose.ProposerSettings`."""
+    def proposer(self) -> Proposer:
+        """See `wsss.regions.proposer.Proposable`."""
         model, processor = load_proposer(self.model, KINDS, WHAT)
         return SAM(self, model.to(launch.device()), processor)
 
@@ -78,7 +79,7 @@ class _Prepared(NamedTuple):
 
 
 class SAM:
-    """See `wsss.stages.propose.Proposer`.
+    """See `wsss.regions.proposer.Proposer`.
 
     Args:
         settings: which masks are kept.
@@ -90,7 +91,7 @@ class SAM:
         self.settings, self.model, self.processor = settings, model, processor
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> _Prepared:
-        """See `wsss.stages.propose.Proposer`."""
+        """See `wsss.regions.proposer.Proposer`."""
         inputs = self.processor(images=image.copy(), return_tensors="pt", input_data_format="channels_last")
         height, width = (
             inputs["reshaped_input_sizes"][0] if "reshaped_input_sizes" in inputs else inputs["pixel_values"].shape[2:]

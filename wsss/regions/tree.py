@@ -11,6 +11,7 @@ from wsss.errors import check_range
 from wsss.ops.graph_regions import graph_regions
 from wsss.ops.region_tree import cuts, merge_order
 from wsss.ops.regions import Regions
+from wsss.regions.proposer import Proposer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +42,16 @@ class TreeSettings:
         check_range("proposer.longest", self.longest, 16)
 
     def check(self) -> None:
-        """See `wsss.stages.propose.ProposerSettings`; nothing has to be there."""
+        """See `wsss.regions.proposer.Proposable`; nothing has to be there."""
 
-    def proposer(self) -> "Tree":
-        """See `wsss.stages.propose.ProposerSettings`."""
+    def proposer(self) -> Proposer:
+        """See `wsss.regions.proposer.Proposable`."""
         return Tree(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """See `wsss.stages.propose.Proposer`."""
+    """See `wsss.regions.proposer.Proposer`."""
 
     settings: TreeSettings
 
@@ -71,7 +72,7 @@ class Tree:
         return Regions.of_partitions([_enlarged(part, size_hw) for part in parts], scores).without_repeats()
 
     def regions(self, prepared: Regions) -> Regions:
-        """See `wsss.stages.propose.Proposer`."""
+        """See `wsss.regions.proposer.Proposer`."""
         return prepared
 
 

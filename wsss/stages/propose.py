@@ -2,44 +2,18 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from jaxtyping import UInt8
+from typing import Any
 
 from wsss.data.images import Images
 from wsss.ops.regions import Regions
 from wsss.regions.files import SUFFIX, write_regions
+from wsss.regions.proposer import Proposable
 from wsss.run import stage
 from wsss.stages.each import for_each_picture, read_prepared
 
 
-class Proposer(Protocol):
-    """Proposes regions; `prepare` runs ahead in threads, `regions` on the device of the network."""
-
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Any:
-        """The part of the work that needs no network, for one picture (RGB)."""
-
-    def regions(self, prepared: Any) -> Regions:
-        """The regions of a picture, at its size."""
-
-
-class ProposerSettings(Protocol):
-    """Settings that can build their proposer."""
-
-    @property
-    def title(self) -> str:
-        """What proposes the regions, for reports and records."""
-
-    def check(self) -> None:
-        """Raise BadInput for settings or weights that cannot be used, before a picture is decoded."""
-
-    def proposer(self) -> Proposer:
-        """The proposer, on the device of this process."""
-
-
 @stage(kind="propose", makes="regions", title=None)
-def propose(settings: ProposerSettings, images: Images, *, out: Path) -> dict[str, Any]:
+def propose(settings: Proposable, images: Images, *, out: Path) -> dict[str, Any]:
     """Write the regions of every picture as `NAME.npz` (see `wsss.regions.files`); pictures whose file exists are skipped.
 
     Args:
