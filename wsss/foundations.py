@@ -131,7 +131,8 @@ def rebuilt(identity: Mapping[str, Any], state: State, where: Path) -> DenseFeat
     Raises:
         BadInput: the network is no longer where it was, or it has changed.
     """
-    libraries = {name: version(name) for name in identity["libraries"]}
+    check_identity(identity, where)
+    libraries = {name: version(name) for name in _LIBRARIES}
     if libraries != identity["libraries"] and launch.is_first():
         before = ", ".join(f"{name} {number}" for name, number in identity["libraries"].items())
         log.warning("%s: made with %s; other versions may resize position embeddings differently", where, before)
@@ -150,6 +151,16 @@ def rebuilt(identity: Mapping[str, Any], state: State, where: Path) -> DenseFeat
     return loaded.features
 
 
+def check_identity(identity: Any, where: Path) -> None:
+    """Raise BadInput unless a value in a file is a `Loaded.identity`."""
+    needed = {"source": str, "body": dict | None, "digest": str, "libraries": dict, "layers": int, "enlarge": int}
+    entries = identity if isinstance(identity, dict) else {}
+    wrong = [name for name, kind in needed.items() if name not in entries or not isinstance(entries[name], kind)]
+    if wrong:
+        do = "The file was changed after it was written: restore it, or make it again."
+        raise BadInput(where, f"a network without {', '.join(wrong)}", "the network of the features", do)
+
+
 def digest(network: nn.Module) -> str:
     """The SHA-256 of the names, shapes and values of all weights."""
     found = hashlib.sha256()
@@ -161,11 +172,11 @@ def digest(network: nn.Module) -> str:
 
 def _built(body: Mapping[str, Any], where: Path) -> BodyFeatures:
     """The backbone of a classifier, with new weights."""
-    colours = {"imagenet": IMAGENET, "clip": CLIP}.get(str(body["colours"]))
-    if colours is None or not isinstance(body["output_stride"], int):
-        found = f"a network with colours {body['colours']} and output stride {body['output_stride']}"
+    colours = {"imagenet": IMAGENET, "clip": CLIP}.get(str(body.get("colours")))
+    if colours is None or not isinstance(body.get("output_stride"), int):
+        found = f"a network with colours {body.get('colours')} and output stride {body.get('output_stride')}"
         raise BadInput(where, found, "a classifier that was trained here", "Give the folder of a classifier.")
-    return BodyFeatures(create_backbone(str(body["backbone"]), body["output_stride"]), colours)
+    return BodyFeatures(create_backbone(str(body.get("backbone")), body["output_stride"]), colours)
 
 
 def _load_classifier(network: FrozenNetwork, path: Path, body: Mapping[str, Any]) -> None:

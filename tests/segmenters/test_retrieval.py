@@ -245,6 +245,11 @@ def test_checks_before_any_stage_runs(init):
         RetrievalSettings(init=init).check()
 
 
+def changed_body(metadata, **change):
+    features = metadata["features"]
+    return {**metadata, "features": {**features, "body": {**features["body"], **change}}}
+
+
 def damaged(metadata, state):
     rows = len(state["bank.labels"])
     yield "labels", metadata, {**state, "bank.labels": torch.full((rows,), 7, dtype=torch.uint8)}
@@ -252,6 +257,14 @@ def damaged(metadata, state):
     yield "areas", metadata, {name: value for name, value in state.items() if name != "bank.areas"}
     yield "vectors", metadata, {**state, "bank.vectors": state["bank.vectors"].float()}
     yield "a bank that belongs", metadata, {**state, "bank.vectors": state["bank.vectors"][:, :5].contiguous()}
+    yield "vectors", metadata, {**state, "bank.vectors": state["bank.vectors"].bfloat16()}
+    yield "tensors", metadata, {**state, "bank.more": state["bank.labels"].clone()}
+    yield "the classes", {**metadata, "classes": []}, state
+    yield "without layers", {**metadata, "features": {**metadata["features"], "layers": "2"}}, state
+    yield "without body", {**metadata, "features": {**metadata["features"], "body": "resnet50"}}, state
+    yield "colours", {**metadata, "features": {**metadata["features"], "body": {}}}, state
+    yield "no network with this name", changed_body(metadata, backbone="no_such_network"), state
+    yield "another network", changed_body(metadata, backbone="resnet10t"), state
     yield "metadata without threshold", {**metadata, "threshold": None}, state
     yield "a list of names", {**metadata, "pictures": [1, 2]}, state
     yield "neighbours", {**metadata, "settings": {**metadata["settings"], "neighbours": "many"}}, state

@@ -72,7 +72,17 @@ def test_the_report_shows_both_pictures_and_their_tags(tmp_path):
     assert second["nearest"][0]["uri"] is None
 
 
-@pytest.mark.parametrize("content", [[], {"classes": []}, {"classes": [], "regions": [{"image": "a"}]}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"classes": []},
+        {"classes": [], "regions": [{"image": "a"}]},
+        {"classes": [], "regions": [region("a", "b")]},
+        {"classes": CLASSES, "regions": [{**region("a", "b"), "box": [0, 0, "9", 9]}]},
+        {"classes": CLASSES, "regions": [{**region("a", "b"), "box": [0, 0]}]},
+    ],
+)
 def test_a_damaged_file(tmp_path, content):
     (tmp_path / NEAREST).write_text(json.dumps(content))
     with pytest.raises(BadInput, match="nearest training regions"):

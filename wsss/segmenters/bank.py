@@ -114,7 +114,12 @@ def bank_of(state: Mapping[str, Tensor], names: Any, n_labels: int, where: Path)
     """
     network = {name.removeprefix(_NETWORK): value for name, value in state.items() if name.startswith(_NETWORK)}
     do = "The file was changed after it was written: restore it, or make the segmenter again."
-    found = {name.removeprefix(_PREFIX): value.numpy() for name, value in state.items() if name.startswith(_PREFIX)}
+    found = {
+        name.removeprefix(_PREFIX): value.numpy()
+        for name, value in state.items()
+        # NumPy knows no bfloat16
+        if name.startswith(_PREFIX) and value.dtype in (torch.float16, torch.uint8, torch.int32)
+    }
     vectors = found.get("vectors", np.zeros(0, np.float16))
     if vectors.ndim != 2 or vectors.dtype != np.float16:
         raise BadInput(where, f"vectors of {vectors.dtype} and shape {vectors.shape}", "float16 (regions, width)", do)
@@ -126,6 +131,8 @@ def bank_of(state: Mapping[str, Tensor], names: Any, n_labels: int, where: Path)
             raise BadInput(where, f"`{_PREFIX}{name}`: {described}", expected, do)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadInput(where, f"the pictures {names!r:.40}", "a list of names", do)
+    if set(found) != {"vectors", *_LAYOUT}:
+        raise BadInput(where, f"tensors {', '.join(sorted(found))}", f"vectors, {', '.join(_LAYOUT)}", do)
     limits = {"labels": n_labels, "pictures": len(names)}
     for name, limit in limits.items():
         if len(vectors) and not 0 <= int(found[name].min()) <= int(found[name].max()) < limit:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from wsss.data.augment import ColourRule
 from wsss.errors import BadInput, check_range
-from wsss.foundations import CLASSIFIER, FeatureSettings, load_features, rebuilt
+from wsss.foundations import CLASSIFIER, FeatureSettings, check_identity, load_features, rebuilt
 from wsss.networks.body import Backbone
 from wsss.networks.features import DenseFeatures
 from wsss.ops.region_shapes import EROSION, FEWEST_PIXELS, MOST_OVERLAP, distinct
@@ -137,9 +137,9 @@ def checked_metadata(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if wrong or metadata["kind"] != KIND:
         found = f"metadata without {', '.join(wrong)}" if wrong else f"a segmenter of kind `{metadata['kind']}`"
         raise BadInput(path, found, "a segmenter of kind `retrieval`", "Give the folder of such a segmenter.")
-    if not {"source", "body", "digest", "libraries", "layers", "enlarge"} <= metadata["features"].keys():
-        do = "Make the segmenter again."
-        raise BadInput(path, f"the network {metadata['features']!s:.60}", "the network of the features", do)
+    if not metadata["classes"] or not all(isinstance(name, str) for name in metadata["classes"]):
+        raise BadInput(path, f"the classes {metadata['classes']!r:.60}", "names", "Make the segmenter again.")
+    check_identity(metadata["features"], path)
     return dict(metadata)
 
 

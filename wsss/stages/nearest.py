@@ -138,7 +138,13 @@ def read_nearest(folder: Path) -> tuple[list[str], list[Explained]] | None:
             Explained(**{**one, "nearest": tuple(Nearest(**near) for near in one["nearest"])})
             for one in content["regions"]
         ]
-        return [str(name) for name in content["classes"]], regions
+        classes = [str(name) for name in content["classes"]]
+        places = [(region.label, region.box) for region in regions]
+        places += [(near.label, near.box) for region in regions for near in region.nearest]
+        for label, box in places:
+            if not 0 <= label <= len(classes) or [type(side) for side in box] != [int] * 4:
+                raise KeyError(label)
+        return classes, regions
     except (TypeError, KeyError) as error:
         do = f"It was changed after it was written: remove {folder}, and run the same command again."
         raise BadInput(path, f"{content!s:.50}", expected, do) from error
@@ -186,8 +192,11 @@ def _cut(splits: Sequence[Images], name: str, box: tuple[int, int, int, int]) ->
     return {"uri": None, "tags": []}
 
 
-def _uri(image: np.ndarray, box: tuple[int, int, int, int]) -> str:
+def _uri(image: np.ndarray, box: tuple[int, int, int, int]) -> str | None:
+    """None if the picture has become smaller than the box."""
     top, left, bottom, right = box
     down, across = round(_MARGIN * (bottom - top)), round(_MARGIN * (right - left))
     part = image[max(0, top - down) : bottom + down, max(0, left - across) : right + across]
+    if not part.size:
+        return None
     return data_uri(shrunk(Image.fromarray(part), SIDE // 2), PICTURE_BYTES // 8)
