@@ -506,11 +506,19 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
 
 
 def _evaluate(options: EvaluateOptions, chosen: ParsedSettings) -> None:
-    from wsss.stages import evaluate
+    from wsss import launch
+    from wsss.stages import evaluate, recall
 
-    if (options.cams is None) == (options.masks is None):
-        raise BadInput("--cams and --masks", "both or none", "exactly one of them", "Give the folder to score.")
+    given = [folder for folder in (options.cams, options.masks, options.regions) if folder is not None]
+    if len(given) != 1:
+        found = "none" if not given else f"{len(given)} of them"
+        raise BadInput("--cams, --masks and --regions", found, "exactly one", "Give the folder to score.")
     settings, images = chosen.build(), options.images(options.dataset(), scored=True)
+    if options.regions is not None:
+        scored = recall.evaluate_regions(images, regions=options.regions, out=options.out)
+        if launch.is_first():
+            show(recall.recall_table(scored))
+        return
     if options.cams is not None:
         evaluate.evaluate_cams(settings, images, cams=options.cams, out=options.out)
     elif options.masks is not None:
@@ -615,7 +623,7 @@ _COMMANDS: dict[str, Command[Any]] = {
     "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, _REFINER),
     "segment": Command("make a segmenter from pseudo masks", SegmentOptions, _segment, _SEGMENTER),
     "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, partial(registry.shared_stage_settings, "test")),
-    "evaluate": Command("score maps or masks against true masks", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
+    "evaluate": Command("score maps, masks or regions", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
     "review": Command("check tags and correct masks on a local page", ReviewOptions, _review, has_config=False),
     "try": Command("drop pictures on a local page and see their masks", TryOptions, _try, has_config=False),
     "export model": Command("a segmenter as ONNX, TorchScript, or for the hub", ModelOptions, _export_model, has_config=False),

@@ -313,6 +313,8 @@ class EvaluateOptions(SplitOptions):
     """folder of activation maps"""
     masks: Path | None = None
     """folder of pseudo masks or predictions"""
+    regions: Path | None = None
+    """folder of regions made by `wsss regions`"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,18 +160,22 @@ class Regions:
         sums = [np.bincount(flat, one.ravel(), count) for one in maps]
         return self.summed(np.stack(sums, axis=1) if sums else np.zeros((count, 0)))
 
-    def overlaps(self, labels: UInt8[np.ndarray, "h w"], count: int) -> Int64[np.ndarray, "n {count}"]:
+    def overlaps(
+        self, labels: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"], count: int
+    ) -> Int64[np.ndarray, "n {count}"]:
         """Number of pixels of each region that have each label.
 
         Args:
-            labels: labels of the pixels.
+            labels: labels of the pixels, not negative.
             count: number of labels; higher ones are not counted.
         """
         return self.summed(self.atom_labels(labels, count))
 
-    def atom_labels(self, labels: UInt8[np.ndarray, "h w"], count: int) -> Int64[np.ndarray, "a {count}"]:
+    def atom_labels(
+        self, labels: Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"], count: int
+    ) -> Int64[np.ndarray, "a {count}"]:
         """As `overlaps`, for the atoms."""
-        kinds = max(count, 256)
+        kinds = max(count, int(labels.max()) + 1)
         pairs = np.bincount(
             (self.atoms.astype(np.int64) * kinds + labels).ravel(), minlength=len(self.atom_areas) * kinds
         )

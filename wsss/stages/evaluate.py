@@ -75,7 +75,7 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
         cams: folder of the maps.
         out: the stage's folder.
     """
-    _check_masks(images)
+    check_masks(images)
     sweep = ThresholdSweep(settings.thresholds, len(images.class_names), settings.background)
     # the power is computed in the dtype of stored maps, as published
     dtype = np.float16 if settings.background == "power" else np.float32
@@ -134,7 +134,7 @@ def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out:
         masks: folder of the masks.
         out: the stage's folder.
     """
-    _check_masks(images)
+    check_masks(images)
 
     def read(index: int) -> UInt8[np.ndarray, "h w"]:
         mask = read_mask(masks / f"{images.names[index]}.png")
@@ -155,7 +155,8 @@ def truth_fingerprint(images: Images) -> str:
     return dataclasses.replace(images, labels=np.zeros_like(images.labels)).fingerprint()
 
 
-def _check_masks(images: Images) -> None:
+def check_masks(images: Images) -> None:
+    """Raise BadInput if some pictures have no true mask to score against."""
     images.check_maskable()
     if not images.has_masks:
         missing = sum(mask is None for mask in images.masks)
