@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from wsss import launch
-from wsss.checkpoints import timm_weights
+from wsss.checkpoints import read_checkpoint, timm_weights
 from wsss.errors import BadInput, check_range, is_regular
+from wsss.foreign.torchscript import is_torchscript
 from wsss.loading import load_backbone, load_into
 from wsss.networks import timm_backbone
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Body
+from wsss.networks.clip import is_openai
 from wsss.networks.features import (
     ARCHITECTURES,
     CLIP,
@@ -42,9 +44,11 @@ log = logging.getLogger("wsss")
 
 CLASSIFIER = "classifier"
 _EXPECTED = (
-    "a network for features: a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or timm, OpenAI's ViT-B-16.pt, "
-    "a classifier trained here, or the name of a timm model"
+    "a network for features: a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or timm, a file of OpenAI's "
+    "CLIP or of DINOv2's authors, a classifier trained here, or the name of a timm model"
 )
+# tensors that only files of DINOv2's authors have together
+_DINOV2_NAMES = frozenset(["cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "blocks.0.ls1.gamma"])
 _LIBRARIES = ("timm", "torch", "transformers")
 # layers and enlargement of a classifier's features; those of foundation networks are taken as they are
 _OF_CLASSIFIER, _OF_FOUNDATION = (2, 2), (1, 1)
@@ -56,7 +60,7 @@ class FeatureSettings:
 
     source: str = maybe_file(CLASSIFIER)
     """classifier (that of the run), its folder or file; or a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or
-    timm, OpenAI's ViT-B-16.pt, or the name of a timm model"""
+    timm, OpenAI's ViT-B-16.pt, dinov2_vits14_reg4_pretrain.pth, or the name of a timm model"""
     layers: int | None = None
     """number of feature maps used, from the deepest on; none: 1, and 2 for a classifier"""
     enlarge: int | None = None
@@ -189,15 +193,48 @@ def _foundation(source: str) -> FrozenNetwork:
     source = saved_folder(source)
     path = Path(source)
     if is_regular(path):
-        clip = load_clip(source)
-        vision: Any = clip.model
-        return TransformerFeatures(vision.vision_model, "clip")
+        return _from_file(path)
     if path.is_dir():
         return _from_folder(path)
     check_exists(source, _EXPECTED)
     if "/" not in source or source.startswith("timm/"):
         return _from_timm(source.removeprefix("timm/"))
     return _from_transformers(source, None, _settings(source))
+
+
+def _from_file(path: Path) -> FrozenNetwork:
+    if not is_torchscript(path):
+        state = read_checkpoint(path)
+        if state.keys() >= _DINOV2_NAMES:
+            return _dinov2(state, path)
+        if not is_openai(state):
+            found = f"other names than those of DINOv2 and OpenAI's CLIP (first tensors: {', '.join(list(state)[:3])})"
+            do = "If transformers or timm wrote the file, give the folder with its config.json."
+            raise BadInput(path, found, _EXPECTED, do)
+    vision: Any = load_clip(str(path)).model
+    return TransformerFeatures(vision.vision_model, "clip")
+
+
+def _dinov2(state: State, path: Path) -> BodyFeatures:
+    """A file of DINOv2's authors, such as dinov2_vits14_reg4_pretrain.pth, under timm's names.
+
+    With registers, timm adds the positional embedding of the class token to it.
+    """
+    size = {384: "small", 768: "base", 1024: "large", 1536: "giant"}.get(state["cls_token"].shape[-1])
+    registers = state.get("register_tokens")
+    if size is None or (registers is not None and registers.shape[1] != 4):
+        found = f"a DINOv2 of width {state['cls_token'].shape[-1]}"
+        raise BadInput(path, found, "a published DINOv2, without or with four registers", "Give one of these files.")
+    named = {
+        name.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2."): value
+        for name, value in state.items()
+        if name not in ("mask_token", "register_tokens")
+    }
+    if registers is not None:
+        named["reg_token"] = registers
+        named["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+        named["pos_embed"] = state["pos_embed"][:, 1:]
+    return _of_timm(f"vit_{size}_patch14_{'' if registers is None else 'reg4_'}dinov2", named, path, None)
 
 
 def _settings(source: str) -> dict[str, Any]:

@@ -21,10 +21,12 @@ from transformers import (
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 
 from tests.parity import inputs
+from tests.test_pretrained import STATE
 from wsss import classifier, foundations
 from wsss.errors import BadInput
 from wsss.foundations import FeatureSettings, load_features
-from wsss.networks.features import ARCHITECTURES, DenseFeatures, TransformerFeatures, _as_patches
+from wsss.networks.features import ARCHITECTURES, CLIP, DenseFeatures, TransformerFeatures, _as_patches
+from wsss.pretrained import load_clip
 from wsss.weights import write_weights
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -224,6 +226,59 @@ def test_a_folder_of_timm_with_its_own_normalisation(tmp_path):
     with torch.inference_mode():
         tokens = model.forward_features(torch.from_numpy(values).float().permute(2, 0, 1)[None])[0, 1:]
     np.testing.assert_allclose(features.grid(IMAGE), tokens.reshape(3, 4, -1).numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_file_of_dinov2s_authors(registers, tmp_path):
+    torch.manual_seed(0)
+    name = f"vit_small_patch14_{'reg4_' if registers else ''}dinov2"
+    model = timm.create_model(name, pretrained=False, depth=12, dynamic_img_size=True).eval()
+    state = {key: 0.1 * torch.randn_like(value) for key, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    theirs = {**state, "mask_token": torch.zeros(1, 384)}
+    if registers:
+        # the authors add a positional embedding to the class token
+        theirs["register_tokens"] = theirs.pop("reg_token")
+        of_class = torch.randn(1, 1, 384)
+        theirs["cls_token"] = theirs["cls_token"] - of_class
+        theirs["pos_embed"] = torch.cat([of_class, theirs["pos_embed"]], 1)
+    torch.save(theirs, tmp_path / "dinov2_pretrain.pth")
+    features = load_features(FeatureSettings(str(tmp_path / "dinov2_pretrain.pth"))).features
+    mean, deviation = ARCHITECTURES["dinov2"].colours
+    values = torch.from_numpy((padded(IMAGE, 14) / 255 - mean) / deviation).float().permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        tokens = model.forward_features(values)[0, 1 + registers :].reshape(4, 5, 384)
+    np.testing.assert_allclose(features.grid(IMAGE), tokens.numpy(), rtol=0, atol=1e-4)
+
+
+def test_openais_file(tmp_path):
+    torch.save(STATE, tmp_path / "ViT-tiny.pth")
+    features = load_features(FeatureSettings(str(tmp_path / "ViT-tiny.pth"))).features
+    assert features.cell == 4
+    clip = load_clip(str(tmp_path / "ViT-tiny.pth"))
+    values = torch.from_numpy((padded(IMAGE, 4) / 255 - CLIP[0]) / CLIP[1]).float().permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        tokens = clip.model.vision_model(values, interpolate_pos_encoding=True).last_hidden_state[0, 1:]
+    np.testing.assert_allclose(features.grid(IMAGE), tokens.reshape(12, 15, -1).numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"backbone.weight": torch.zeros(3)}, "other names than those of DINOv2"),
+        (
+            dict.fromkeys(
+                ["cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "blocks.0.ls1.gamma"],
+                torch.zeros(1, 1, 5),
+            ),
+            "a DINOv2 of width 5",
+        ),
+    ],
+)
+def test_files_of_other_networks(state, message, tmp_path):
+    torch.save(state, tmp_path / "some.pth")
+    with pytest.raises(BadInput, match=message):
+        load_features(FeatureSettings(str(tmp_path / "some.pth")))
 
 
 @pytest.mark.parametrize(
