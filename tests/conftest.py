@@ -75,6 +75,16 @@ def squares(tmp_path):
 
 
 @pytest.fixture(scope="module")
+def masked_squares(tmp_path_factory):
+    """Twelve pictures of squares, and the folder of a stage with their masks."""
+    from tests.segmenters.tiny import write_truths  # which imports all segmenters
+
+    folder = tmp_path_factory.mktemp("masked squares")
+    images = write_squares(folder / "pictures", 12)
+    return images, finished(write_truths(images, folder / "masks"))
+
+
+@pytest.fixture(scope="module")
 def one_torch_thread():
     """Small tensors are slower in several threads."""
     threads = torch.get_num_threads()

@@ -193,9 +193,8 @@ def test_nothing_is_imported(package):
     assert not any(name.partition(".")[0] == module.partition(".")[0] for name in sys.modules)
 
 
-def test_a_module_s_first_line_and_its_constants(package):
+def test_the_constants_of_a_module(package):
     module = package(METHOD)
-    assert declared.about(module) == "A method (Somebody et al., 2026), and how it works"
     assert declared.read(module, "SCALES") == (0.5, 1.0, 1.5)
     assert declared.read(module, "LOW") == 0.25
     assert isinstance(declared.read(module, "Network"), declared.Opaque)

@@ -27,8 +27,9 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def costs(monkeypatch):
-    """Costs of all networks, instead of measured ones."""
+    """Costs of all networks, instead of measured ones; the dense CRF is compiled."""
     monkeypatch.setattr(plan, "measured", lambda *network: plan.Cost(2e-6, 100.0, 4e6))
+    monkeypatch.setattr(plan.crf, "is_compiled", lambda: True)
 
 
 def planned(data, **more):
@@ -54,6 +55,16 @@ def test_what_takes_longer_is_planned_longer(shapes):
     assert seconds(steps=400, accumulate=2) == pytest.approx(2 * seconds(steps=400))
     bigger = planned(shapes, classifier={**SMALL["classifier"], "training": {"batch": 64}})
     assert bigger.memory > planned(shapes).memory
+
+
+@pytest.mark.parametrize(("by", "more"), [("crf", 40), ("threshold", 0)])
+def test_compiling_is_planned_once(shapes, monkeypatch, by, more):
+    def masks():
+        return next(one.seconds for one in planned(shapes, refiner={"by": by}).stages if one.folder == "masks")
+
+    before = masks()
+    monkeypatch.setattr(plan.crf, "is_compiled", lambda: False)
+    assert masks() - before == pytest.approx(more, abs=1)
 
 
 def test_what_cannot_be_estimated_is_marked(shapes):

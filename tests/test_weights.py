@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -369,6 +370,14 @@ def test_weights_are_not_asked_for_where_nothing_answers(hub, monkeypatch):
     with pytest.raises(BadInput, match="models--timm--resnet10t") as caught:
         checkpoints.timm_weights("resnet10t", "segmenter.init")
     assert "--segmenter.init none" in caught.value.do
+
+
+def test_the_weights_that_are_checked_early_are_those_of_the_libraries():
+    from wsss import hub
+
+    urls = {name: torchvision.models.get_model_weights(name).IMAGENET1K_V1.url for name in hub.TORCHVISION}
+    assert urls == {name: f"https://download.pytorch.org/models/{file}" for name, file in hub.TORCHVISION.items()}
+    assert {name: timm.models.get_pretrained_cfg(name).hf_hub_id for name in hub.TIMM} == hub.TIMM
 
 
 def test_imagenet_weights_of_an_unknown_model():

@@ -56,6 +56,11 @@ class Argument:
     switch: bool = False
     positional: bool = False
 
+    @property
+    def name(self) -> str:
+        """The name in usage lines and errors: `--data`, or `DATA` if it is given without a flag."""
+        return self.flag.upper() if self.positional else self.flag
+
 
 class Presets(Protocol):
     """The presets of a command; see `wsss.presets`."""
@@ -80,7 +85,8 @@ class DeclaredSettings:
         below: sections of settings, by the name with which their flags begin.
         top: settings whose fields are flags without a prefix; None if there are none.
         stage: the section of a run's YAML that applies to this command; empty for a command with several stages.
-        others: function that gives the names of all sections and options in such files.
+        others: function that gives the names of all sections in such files.
+        unused: function that gives the names of a run's options, which such files may hold; those that the command lacks are left out.
         presets: the presets of the command, if it has any.
     """
 
@@ -88,6 +94,7 @@ class DeclaredSettings:
     top: Any = None
     stage: str = ""
     others: Callable[[], Collection[str]] = tuple
+    unused: Callable[[], Collection[str]] = tuple
     presets: Presets | None = None
 
 
@@ -195,8 +202,9 @@ class Parser(Generic[Options]):
         typed = settings.values(self.table, None, given.content, (), given.where)
         missing = [argument for key, argument in self.arguments.items() if argument.required and typed.get(key) is None]
         if missing and not printed:
-            names = ", ".join(argument.flag for argument in missing)
-            raise BadInput(names, "nothing", missing[0].field.help, "Give it.")
+            names = ", ".join(argument.name for argument in missing)
+            do = "Give it." if len(missing) == 1 else "Give them."
+            raise BadInput(f"wsss {self.command}", f"no {names}", missing[0].field.help, do)
         preset, why = None, ""
         if self.settings.presets is not None:
             preset, why = self.settings.presets.choose(typed, configured)
@@ -270,14 +278,15 @@ class Parser(Generic[Options]):
         return given
 
     def _add_document(self, given: Layer, place: str, content: Mapping[str, Any]) -> None:
-        """Add the values in a file; from the file of a whole run, the section of this stage and keys that are not sections of others."""
+        """Add the values in a file; from the file of a whole run, only the section of this stage and the options of this command."""
         stage = self.settings.stage
         section = content.get(stage, {})
         others = self.settings.others()
         if stage not in content and not any(key in others and key not in self.table for key in content):
             given.add((), content, partial(in_file, place))
             return
-        rest = {key: value for key, value in content.items() if key not in others}
+        unused = {*self.settings.unused()} - {*self.table}
+        rest = {key: value for key, value in content.items() if key not in others and key not in unused}
         given.add((), rest, partial(in_file, place))
         if stage in self.table:
             given.add((stage,), section, partial(in_file, place))
@@ -420,7 +429,7 @@ class Parser(Generic[Options]):
         needed = []
         for argument in self.arguments.values():
             if argument.positional:
-                name = f"{argument.flag.upper()}{' ...' if get_origin(argument.field.kind) is list else ''}"
+                name = f"{argument.name}{' ...' if get_origin(argument.field.kind) is list else ''}"
                 needed.append(name if argument.required else f"[{name}]")
             elif argument.required:
                 needed.append(f"{argument.flag} {_metavar(argument.flag)}")

@@ -71,7 +71,7 @@ def imagenet_weights(name: str, setting: str = "init") -> tuple[State, Path]:
             f"ImageNet weights of {name}",
             "no such weights in torchvision",
             "a model with weights IMAGENET1K_V1, for example resnet50",
-            f"Choose another backbone, or {_other_weights(setting)}",
+            f"Choose another backbone, or {hub.other_weights(setting)}",
         ) from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not path.exists():
@@ -82,12 +82,7 @@ def imagenet_weights(name: str, setting: str = "init") -> tuple[State, Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise BadInput(
-                path,
-                f"no file, and it cannot be downloaded from {url} ({error})",
-                f"torchvision's ImageNet weights of {name}",
-                f"Put that file there, or {_other_weights(setting)}",
-            ) from error
+            raise hub.no_torchvision_weights(name, path, url, str(error), setting) from error
     return read_checkpoint(path), path
 
 
@@ -111,20 +106,7 @@ def timm_weights(name: str, setting: str = "init") -> tuple[State, str]:
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         config = timm.models.get_pretrained_cfg(name)
         cached = hub.cached(config.hf_hub_id) if config and config.hf_hub_id else Path(torch.hub.get_dir())
-        raise BadInput(
-            where,
-            f"none in {cached}, and none that can be downloaded",
-            "weights in that cache, or an internet connection",
-            f"Copy that folder from a computer that has used {name}, or {_other_weights(setting)}",
-        ) from error
-
-
-def _other_weights(setting: str) -> str:
-    """What else can be done if pretrained weights are not available."""
-    return (
-        f"give a file with --{setting} FILE, or train from scratch with --{setting} none (this needs hundreds of pictures of each class "
-        "and more epochs, and its maps are worse)."
-    )
+        raise hub.no_timm_weights(name, cached, setting) from error
 
 
 def few(names: Sequence[str], shown: int = 3) -> str:

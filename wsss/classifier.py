@@ -33,6 +33,7 @@ from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
 from wsss.objective import Objective, body_and_head
+from wsss.registry import no_baseline
 from wsss.run import maybe_file
 from wsss.stages.localize import Cams
 from wsss.weights import State, trained_weights
@@ -236,8 +237,7 @@ def load_baseline(
 def check_baseline(init: str, method: str) -> None:
     """Raise BadInput if a single training stage should start from the baseline, which only `wsss run` trains."""
     if init == BASELINE:
-        do = f"Train one with `wsss train cam` and give its folder, or use `wsss run {method}`, which does both."
-        raise BadInput("init", f"`{BASELINE}`, which only `wsss run` trains", "a trained classifier", do)
+        raise no_baseline(method, BASELINE)
 
 
 def check_colours(init: str, found: str, expected: str) -> None:

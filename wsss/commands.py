@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wsss import peers, presets, registry, settings
 from wsss.arguments import DeclaredSettings, ParsedSettings, Parser
+from wsss.data import commands as data_commands
 from wsss.data.documents import Keys, dump
-from wsss.errors import PICTURES, TRAINED, BadInput, NoSuchName, existing, nearest
+from wsss.errors import PICTURES, TRAINED, BadInput, Faults, NoSuchName, count_of, existing, nearest
 from wsss.formats import FORMATS, format_named
 from wsss.formats.format import ExportOptions, ImportOptions
 from wsss.methods import METHODS, method
@@ -31,6 +32,7 @@ from wsss.options import (
     PredictOptions,
     RefineOptions,
     ReportOptions,
+    RunOptions,
     SBDOptions,
     SegmentOptions,
     ShapesOptions,
@@ -143,7 +145,7 @@ def _method_command(verb: str, name: str) -> Command[Any]:
     about = registry.declared_method(name).paper
     if verb == "train":
         of_training = partial(registry.stage_settings, name, "classifier")
-        return Command(f"train {about}", StageOptions, _train, _with_presets(name, of_training))
+        return Command(f"train {about}", StageOptions, partial(_train, name), _with_presets(name, of_training))
     if verb == "localize":
         options = LocalizeOptions if "train" in registry.verbs(name) else StageOptions
         of_maps = partial(registry.stage_settings, name, "inference")
@@ -239,36 +241,37 @@ def _run_method(
     data: "Dataset",
     out: Path,
     tagger: "TagCLIPSettings | None",
-    corrected: Path | None,
-    plots: bool,
+    options: RunOptions,
+    estimates: "Mapping[str, float | None] | None" = None,
 ) -> None:
     from wsss.methods import tagclip
     from wsss.recipe import run
 
-    tagged = tagclip.tagged(tagger, data, out=out / "tags") if tagger else data
-    run(method(name), chosen, tagged, out, corrected, plots)
+    tagged = partial(tagclip.tagged, tagger, out=out / "tags") if tagger else None
+    run(method(name), chosen, data, out, options.corrected, options.plots, tagged, estimates or {})
 
 
 def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
-    registry.check_enough(data.split(data.train), chosen.mirrors)
+    registry.check_enough(data, data.train, chosen.mirrors)
     if peers.rank() == 0:
         # the overview shows them too, but only after the checks of the settings
         show("".join(f"note: {note}\n" for note in data.notes), end="", stream=sys.stderr)
+    if options.clip is not None:
+        chosen = _with_clip(name, options.clip, chosen, by_tagclip=options.by_tagclip)
+    registry.check_downloads(chosen.mirrors, by_tagclip=options.by_tagclip)
     from wsss import launch, recipe
     from wsss.health import notes
 
-    if options.clip is not None:
-        chosen = _with_clip(name, options.clip, chosen, by_tagclip=options.by_tagclip)
     tagger = chosen.build("tagger") if options.by_tagclip else None
     made = _build_run_settings(name, chosen.mirrors, chosen.where)
     recipe.check(method(name), made, data.split(data.train), scored=bool(data.scored_split))
     data = options.opened(data)
     if launch.is_first() and not read_only(options.out):
         write_text(options.out / RECORDED, dump({**chosen.given, "preset": chosen.preset}))
-    _print_plan(name, options, chosen, made, data)
+    estimates = _print_plan(name, options, chosen, made, data)
     began = time.monotonic()
-    _run_method(name, made, data, options.out, tagger, options.corrected, options.plots)
+    _run_method(name, made, data, options.out, tagger, options, estimates)
     _print_table(options.out)
     if launch.is_first():
         from wsss.plan import duration
@@ -302,26 +305,35 @@ def _with_clip(name: str, clip: str, chosen: ParsedSettings, *, by_tagclip: bool
 
 def _print_plan(
     name: str, options: MethodOptions, chosen: ParsedSettings, made: "RunSettings", data: "Dataset"
-) -> None:
-    """Print what a run will do, unless it is finished; it does not begin if the disk is clearly too small."""
+) -> "Mapping[str, float | None]":
+    """Print what a run will do, unless it is finished; it does not begin if the disk is clearly too small.
+
+    Returns:
+        The estimated seconds of its stages, by folder.
+    """
     from wsss import launch, recipe
     from wsss.plan import plan
     from wsss.stages.live import is_finished
 
     if is_finished(options.out):
-        return
-    planned = launch.decided_by_first(lambda: plan(recipe.planned_stages(method(name), made, data), made, data))
+        return {}
+    stages = recipe.planned_stages(method(name), made, data, by_tagclip=options.by_tagclip)
+    planned = launch.decided_by_first(lambda: plan(stages, made, data))
     if launch.is_first():
         where = launch.described_device()
         preset = (
             f"preset {chosen.preset} ({chosen.why})" if chosen.preset else "published defaults and the settings file"
         )
-        splits = [f"{len(data.split(data.train))} pictures to train on", f"{len(data.class_names)} classes"]
+        splits = [
+            f"{count_of(len(data.split(data.train)), 'picture')} to train on",
+            count_of(len(data.class_names), "class", "classes"),
+        ]
         if data.val:
             splits.append(f"{len(data.split(data.val))} to validate on")
         lines = [f"method {name}, {preset}", f"device {where}", f"data {data.root}: {', '.join(splits)}"]
         show("\n".join([*lines, *planned.lines(options.out)]), stream=sys.stderr)
     launch.decided_by_first(lambda: planned.check_disk(options.out))
+    return {stage.folder: stage.seconds for stage in planned.stages}
 
 
 def _all_settings() -> DeclaredSettings:
@@ -349,7 +361,7 @@ def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
     def make(one: protocol.PlannedRun, run: Path) -> None:
         if clip and one.mentions(common["clip"]):
             train(clip, data.split(data.train), out=options.out / protocol.CLIP)
-        _run_method(one.method, made[one.name], data, run, tagger, options.corrected, options.plots)
+        _run_method(one.method, made[one.name], data, run, tagger, options)
 
     launch.decided_by_first(lambda: protocol.write_run_names(options.out, planned))
     failed = protocol.run_all(options.out, planned, make)
@@ -374,10 +386,12 @@ def _compare(options: CompareOptions, chosen: ParsedSettings) -> None:
 
 
 def _tag(options: SplitOptions, chosen: ParsedSettings) -> None:
+    tagged = dataclasses.replace(options, tags=options.tags or Path(TAGCLIP))
+    data = tagged.dataset()
+    registry.check_downloads(chosen.mirrors)
     from wsss.methods import tagclip
 
-    tagged = dataclasses.replace(options, tags=options.tags or Path(TAGCLIP))
-    settings, images = chosen.build(), tagged.images(tagged.dataset())
+    settings, images = chosen.build(), tagged.images(data)
     show(tagclip.tag(settings, images, out=options.out) / tagclip.TAGS)
 
 
@@ -388,14 +402,24 @@ def _ask(options: SplitOptions, chosen: ParsedSettings) -> None:
     show(questions.ask(settings, images, out=options.out) / questions.ANSWERS)
 
 
-def _train(options: SplitOptions, chosen: ParsedSettings) -> None:
+def _train(name: str, options: SplitOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
-    registry.check_enough(data.split(options.split or data.train), chosen.mirrors)
+    registry.check_enough(data, options.split or data.train, chosen.mirrors)
+    faults = Faults()
+    with faults.collected():
+        registry.check_baseline(name, chosen.mirrors[""])
+    lacking = len(faults.found)
+    with faults.collected():
+        registry.check_downloads(chosen.mirrors)
+    if len(faults.found) > lacking:
+        faults.stop()
     from wsss.health import stages as health
     from wsss.stages.train import train
 
     settings = chosen.build()
-    settings.check(data.split(options.split or data.train))
+    with faults.collected():
+        settings.check(data.split(options.split or data.train))
+    faults.stop()
     images = options.images(data)
     health.announce(health.tag_health(images))
     train(settings, images, out=options.out)
@@ -403,6 +427,7 @@ def _train(options: SplitOptions, chosen: ParsedSettings) -> None:
 
 def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
+    registry.check_downloads(chosen.mirrors)
     from wsss.health import stages as health
     from wsss.stages.localize import localize
 
@@ -467,7 +492,8 @@ def _correct_masks(options: RefineOptions, refiner: Any, data: "Dataset") -> Non
 
 def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
-    registry.check_enough(data.split(options.split or data.train), chosen.mirrors)
+    registry.check_enough(data, options.split or data.train, chosen.mirrors)
+    registry.check_downloads(chosen.mirrors)
     from wsss.health import stages as health
     from wsss.stages.segment import segment
 
@@ -544,52 +570,6 @@ def _try(options: TryOptions, chosen: ParsedSettings) -> None:
     pages.try_out(options)
 
 
-def _info(options: InfoOptions, chosen: ParsedSettings) -> None:
-    from wsss.data.info import overview, render
-    from wsss.data.open import open_dataset
-    from wsss.progress import Progress
-
-    stop = None
-    try:
-        data = open_dataset(options.data, skip_missing=options.skip_bad, **options.reading())
-    except BadInput as error:  # perhaps only missing pictures, which skip_missing tolerates
-        stop, data = error, open_dataset(options.data, skip_missing=True, **options.reading())
-    if options.split:
-        one = {options.split: data.split(options.split)}
-        data = dataclasses.replace(data, splits=one, train=options.split, scored_split=None, val=None)
-    with Progress(f"check {data.root.name}", sum(map(len, data.splits.values()))) as progress:
-        found = overview(data, decode=True, classes=options.classes, progress=lambda done, total: progress.advance())
-    bad = sum(len(split["bad"]) for split in found["splits"].values())
-    if stop is not None:
-        found["stops"].append(str(stop))
-    if bad and not options.skip_bad:
-        found["stops"].append(f"{bad} bad files, listed with their splits; --skip-bad leaves them out")
-    if options.skip_bad:
-        found["notes"].append(f"a run with --skip-bad leaves out {bad} bad pictures")
-    show(render(found), end="")
-
-
-def _sbd(options: SBDOptions, chosen: ParsedSettings) -> None:
-    from wsss.data.voc import make_segmentation_class_aug
-
-    show(make_segmentation_class_aug(options.sbd, options.voc))
-
-
-def _shapes(options: ShapesOptions, chosen: ParsedSettings) -> None:
-    from wsss.data.shapes import make_shapes
-
-    make_shapes(
-        options.out,
-        train=options.train,
-        val=options.val,
-        size=options.size,
-        classes=options.classes,
-        radii=options.radii,
-        seed=options.seed,
-    )
-    show(f"{options.train} training and {options.val} validation pictures in {options.out}")
-
-
 def _demo(options: DemoOptions, chosen: ParsedSettings) -> None:
     from wsss import demo
     from wsss.cli import main
@@ -616,7 +596,7 @@ _ALL = _with_presets(None, _all_settings, several=True)
 _COMMANDS: dict[str, Command[Any]] = {
     "demo": Command("generate pictures, run CAM, CLIP-ES and ReCAM on them, compare the scores", DemoOptions, _demo, has_config=False),
     "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _ALL),
-    "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare),
+    "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare, registry.no_settings),
     "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.shared_stage_settings, "tagger")),
     "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, partial(registry.shared_stage_settings, "questions")),
     "regions": Command("propose class-agnostic regions of the pictures", SplitOptions, _regions, _PROPOSER),
@@ -626,11 +606,11 @@ _COMMANDS: dict[str, Command[Any]] = {
     "evaluate": Command("score maps, masks or regions", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
     "review": Command("check tags and correct masks on a local page", ReviewOptions, _review, has_config=False),
     "try": Command("drop pictures on a local page and see their masks", TryOptions, _try, has_config=False),
-    "export model": Command("a segmenter as ONNX, TorchScript, or for the hub", ModelOptions, _export_model, has_config=False),
-    "report": Command("write the report of a run again", ReportOptions, _report),
-    "data info": Command("describe a dataset and list its bad files", InfoOptions, _info, has_config=False),
-    "data sbd": Command("make VOC's train_aug masks and list from SBD", SBDOptions, _sbd, has_config=False),
-    "data shapes": Command("generate a small dataset with true masks", ShapesOptions, _shapes, has_config=False),
+    "export model": Command("a segmenter as ONNX, TorchScript, or for the hub", ModelOptions, _export_model, registry.no_settings),
+    "report": Command("write the report of a run again", ReportOptions, _report, registry.no_settings),
+    "data info": Command("describe a dataset and list its bad files", InfoOptions, data_commands.info, has_config=False),
+    "data sbd": Command("make VOC's train_aug masks and list from SBD", SBDOptions, data_commands.sbd, has_config=False),
+    "data shapes": Command("generate a small dataset with true masks", ShapesOptions, data_commands.shapes, has_config=False),
 }  # fmt: skip
 # Commands whose options depend on the arguments
 _OF_FORMATS: dict[str, Callable[[Sequence[str]], Command[Any]]] = {

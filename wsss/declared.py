@@ -83,7 +83,6 @@ class Source:
         self._name, self._path = name, path
         with reading(path, "Python source", "Correct it."):
             tree = ast.parse(path.read_bytes(), path)
-        self._about = ast.get_docstring(tree) or ""
         self._statements: dict[str, tuple[ast.stmt, str]] = {}
         for statement in _flatten(tree.body):
             for bound, original in _bound_names(statement):
@@ -231,11 +230,6 @@ class Source:
 
     def _place(self, node: ast.AST) -> str:
         return f"{self._path}, line {getattr(node, 'lineno', 1)}"
-
-
-def about(module: str) -> str:
-    """The first line of a module's docstring, without its full stop."""
-    return _source(module)._about.partition("\n")[0].removesuffix(".")
 
 
 def read(module: str, name: str) -> Any:

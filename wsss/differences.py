@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsss.errors import BadInput
+from wsss.errors import BadInput, count_of
 from wsss.outputs import DONE, STARTED, count_phrase
 from wsss.storage import read_json
 
@@ -117,20 +117,20 @@ def pictures_changed(before: Any, now: Any) -> Iterator[str]:
     ):
         if names:
             are = "are" if len(names) > 1 else "is"
-            yield f"{_count(names, 'picture')} {are} {kind}: {_first_names(names)}"
+            yield f"{count_of(len(names), 'picture')} {are} {kind}: {_first_names(names)}"
     content = [_file(new[name]) for name in both if old[name][1] != new[name][1]]
     if content:
-        yield f"the content of {_count(content, 'picture')} changed: {_first_names(content)}"
+        yield f"the content of {count_of(len(content), 'picture')} changed: {_first_names(content)}"
     tags = [
         f"{_file(new[name])}: {_tags(old[name], before)} -> {_tags(new[name], now)}"
         for name in both
         if _tags(old[name], before) != _tags(new[name], now)
     ]
     if tags:
-        yield f"tags of {_count(tags, 'picture')} changed: {_first_names(tags)}"
+        yield f"tags of {count_of(len(tags), 'picture')} changed: {_first_names(tags)}"
     masks = [_file(new[name]) for name in both if old[name][3] != new[name][3]]
     if masks:
-        yield f"the true masks of {_count(masks, 'picture')} changed: {_first_names(masks)}"
+        yield f"the true masks of {count_of(len(masks), 'picture')} changed: {_first_names(masks)}"
     if both == list(new) and len(old) == len(new) and list(old) != list(new):
         yield "the order of the pictures changed"
 
@@ -142,10 +142,6 @@ def _file(row: Sequence[Any]) -> str:
 def _tags(row: Sequence[Any], table: Any) -> str:
     names = table["class_names"]
     return ", ".join(names[label] for label in row[2]) or "none"
-
-
-def _count(names: Sequence[str], what: str) -> str:
-    return f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
 
 
 def _first_names(names: Sequence[str]) -> str:

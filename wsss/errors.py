@@ -75,6 +75,11 @@ class SeveralFaults(BadInput):
         return SeveralFaults, (self.faults,)
 
 
+def count_of(number: int, one: str, several: str | None = None) -> str:
+    """A number with its noun: `1 picture`, `3 pictures`."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 class Faults:
     """Collects the errors of independent checks; `stop` raises them together."""
 

@@ -21,6 +21,7 @@ from wsss.errors import BadInput
 from wsss.foundations import CLASSIFIER
 from wsss.networks.backbone import create_backbone
 from wsss.networks.deeplab import PUBLISHED_BODY
+from wsss.ops import crf
 
 if TYPE_CHECKING:
     from wsss.recipe import RunSettings
@@ -33,6 +34,8 @@ _ENOUGH = 1.5
 # seconds of one core for one pixel: a dense CRF with ten iterations, for each label; regions of similar colours; reading, augmenting or
 # scoring a picture
 _CRF, _REGIONS, _PICTURE = 2.5e-7, 3e-6, 2e-7
+# seconds to compile the dense CRF on a computer that has not used it
+_COMPILING = 40.0
 # bytes of torch, of the loader processes and of the pictures in progress
 _RESIDENT = 1.2e9
 
@@ -131,6 +134,7 @@ class _Estimate:
         self.pixels, self.tags = _pixels(self.train), max(1.0, float(self.train.labels.sum(1).mean()))
         self.disk, self.memory = 0.0, _RESIDENT
         self._costs: dict[tuple[str, int, int, int], Cost] = {}
+        self._compiled = crf.is_compiled()
 
     def seconds(self, folder: str) -> float | None:
         """The duration of a stage."""
@@ -207,16 +211,17 @@ class _Estimate:
             return 0.0
         refiner: Any = self.settings.refiner
         self.disk += len(images) * self.pixels * 0.05
-        crf = len(images) * self.pixels * (self.tags + 1) * _CRF / launch.threads() / launch.processes()
-        if refiner.kind == "crf":
-            return crf
-        if refiner.kind == "regions" and refiner.regions is not None:
-            return crf
+        seconds = len(images) * self.pixels * (self.tags + 1) * _CRF / launch.threads() / launch.processes()
+        has_crf = refiner.by == "crf" if refiner.kind == "crf" else refiner.kind != "regions"
+        compiling = 0.0 if self._compiled or not has_crf else _COMPILING
+        self._compiled = self._compiled or has_crf
+        if refiner.kind == "crf" or (refiner.kind == "regions" and refiner.regions is not None):
+            return seconds + compiling
         if refiner.kind == "regions" and refiner.proposer.kind == "tree":
-            return crf + len(images) * self.pixels * _REGIONS / launch.threads() / launch.processes()
+            return seconds + compiling + len(images) * self.pixels * _REGIONS / launch.threads() / launch.processes()
         network = _network(refiner)
         trained = None if network is None else self._training(network, network, 1.0)
-        return None if trained is None else trained + 2 * crf
+        return None if trained is None else trained + 2 * seconds + compiling
 
     def _predicting(self, images: Images | None) -> float | None:
         if images is None:

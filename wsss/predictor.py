@@ -160,7 +160,9 @@ def load(
     """
     # a path whose first folder exists is a path, not a name on the hub
     named = _HUB_NAME.fullmatch(os.fspath(path)) and not os.path.exists(path) and not Path(path).parent.exists()
-    found = _from_hub(os.fspath(path)) if named else weights_in(find_trained(Path(path), *_TRAINED_FOLDERS))
+    found = (
+        hub.model_file(os.fspath(path), WEIGHTS) if named else weights_in(find_trained(Path(path), *_TRAINED_FOLDERS))
+    )
     where = None if device is None else torch.device(device)
     known = read_metadata(found) if found.suffix == ".safetensors" else {}
     if known.get("kind") != KIND:
@@ -177,20 +179,3 @@ def load(
     views = MultiScale(usual.scales if scales is None else tuple(scales), usual.flip if flip is None else flip)
     localizer = CAMLocalizer(network, views, classifier.metadata["colours"])
     return Predictor(found, KIND, localizer, tuple(classifier.metadata["classes"]))
-
-
-def _from_hub(name: str) -> Path:
-    """The weights file of a model on Hugging Face's hub, from the cache or downloaded."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        with hub.cache_if_offline():
-            return Path(hf_hub_download(name, WEIGHTS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise BadInput(
-            name,
-            "no such file or folder, and no such model in the cache or on the hub, or no connection to it",
-            "a run folder, the folder of a training stage, a weights file, or USER/NAME on the hub",
-            "Check the name and the connection.",
-        ) from error

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast, runtime_checkable
 
 from wsss import presets, registry
@@ -170,6 +171,8 @@ def run(
     out: Path,
     corrected: Path | None = None,
     plots: bool = False,
+    tagger: Callable[[Dataset], Dataset] | None = None,
+    estimates: Mapping[str, float | None] = MappingProxyType({}),
 ) -> None:
     """Run a method, with a folder in `out` for each stage.
 
@@ -180,6 +183,8 @@ def run(
         out: folder of the run.
         corrected: folder of corrected masks of some training pictures, which the segmenter is trained on in place of the pseudo masks.
         plots: draw what the classifier and the segmenter make of a few pictures while they are trained, in the report.
+        tagger: gives the dataset with predicted tags, in the folder `tags` of the run.
+        estimates: seconds that the stages may take, by folder, for the report.
 
     Raises:
         BadInput: settings or data that cannot be used; most are found before the first stage.
@@ -188,15 +193,19 @@ def run(
     check(method, settings, images, scored=bool(data.scored_split))
     if corrected is not None:
         corrected_pictures(images, corrected)
-    planned = planned_stages(method, settings, data)
+    planned = planned_stages(method, settings, data, by_tagclip=tagger is not None)
     inference = settings.inference if method.inference is not None else None
-    examples = Examples(out, images, inference) if plots else None
-    with numbered(out, planned), reporting(out, data, _title(method, settings), planned, examples):
+    title = _title(method, settings)
+    with numbered(out, planned), reporting(out, data, title, planned, estimates=estimates) as growing:
+        if tagger is not None:
+            growing.data = data = tagger(data)
+        if plots:
+            growing.examples = Examples(out, data.split(data.train), inference)
         _run_stages(method, settings, data, out, {} if corrected is None else {"corrected": corrected})
         report(out, data)
 
 
-def planned_stages(method: Method, settings: RunSettings, data: Dataset) -> dict[str, str]:
+def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_tagclip: bool = False) -> dict[str, str]:
     """Folders of the stages of a run, in order, and what they do; methods and refiners may add some of their own."""
     trains = method.classifier is not None and settings.weights == registry.NONE
     pending = _pending(method, _classifier_settings(settings)) if trains else {}
@@ -205,6 +214,7 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset) -> dict
     again = settings.both_splits
     both, looks_up = again and _is_judged(val), isinstance(settings.segmenter, RetrievalSettings)
     stages = [
+        ("tags", "predicts the tags with TagCLIP", by_tagclip),
         *((name, need.about, True) for name, need in pending.items()),
         ("classifier", "trains the classifier on the tags", trains),
         ("classifier-health", "looks for tags that the pictures contradict", True),

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 from wsss import declared
 from wsss.arguments import DeclaredSettings
 from wsss.data.documents import Keys
-from wsss.errors import BadInput
+from wsss.errors import BadInput, Faults, count_of
 from wsss.methods import METHODS
+from wsss.options import MethodOptions
 from wsss.settings import Field, fields, kinds, section_of
 
 if TYPE_CHECKING:
-    from wsss.data.images import Images
+    from wsss.data.images import Dataset
 
 # value of `weights` for a run that trains the classifier
 NONE = "none"
+# values of `init`: published weights; those of the classifier if they fit, otherwise published ones
+IMAGENET, AUTO = "imagenet", "auto"
+# sections of networks that are not trained if a trained network is given
+_CLASSIFIERS = ("baseline", "classifier")
 VERBS = {
     "run": "from tags to a scored segmenter with METHOD",
     "train": "train the classifier of METHOD",
@@ -117,15 +122,22 @@ def run_settings(name: str) -> DeclaredSettings:
 
 def stage_settings(name: str, section: str) -> DeclaredSettings:
     """The settings of a single stage of a method, without a prefix."""
-    return DeclaredSettings(top=sections(declared_method(name))[section].default, stage=section, others=all_sections)
+    return DeclaredSettings(
+        top=sections(declared_method(name))[section].default, stage=section, others=all_sections, unused=run_options
+    )
+
+
+def no_settings() -> DeclaredSettings:
+    """The settings of a command that has options alone, and takes them from the file of a run too."""
+    return DeclaredSettings(others=all_sections, unused=run_options)
 
 
 def shared_stage_settings(section: str) -> DeclaredSettings:
     """The settings of a stage that methods share: below its name if they are a choice of kinds, otherwise without a prefix."""
     field = shared_section(section)
     if kinds(field.kind):
-        return DeclaredSettings({section: field}, stage=section, others=all_sections)
-    return DeclaredSettings(top=field.default, stage=section, others=all_sections)
+        return DeclaredSettings({section: field}, stage=section, others=all_sections, unused=run_options)
+    return DeclaredSettings(top=field.default, stage=section, others=all_sections, unused=run_options)
 
 
 def shared_section(section: str) -> Field:
@@ -148,11 +160,18 @@ def all_sections() -> Mapping[str, None]:
     return dict.fromkeys([*names, TAGGER])
 
 
-def check_enough(images: "Images", mirrors: Mapping[str, Any]) -> None:
+@functools.cache
+def run_options() -> frozenset[str]:
+    """The names of the options of a run, which are in the files that `--print_config` prints."""
+    return frozenset(field.name for field in dataclasses.fields(MethodOptions))
+
+
+def check_enough(data: "Dataset", split: str, mirrors: Mapping[str, Any]) -> None:
     """Raise BadInput if a training that these settings ask for needs more pictures than there are.
 
     Args:
-        images: the training pictures.
+        data: the dataset.
+        split: the split to train on.
         mirrors: mirrors of the settings by section; `""` for settings without a section.
     """
     batches = {
@@ -161,11 +180,59 @@ def check_enough(images: "Images", mirrors: Mapping[str, Any]) -> None:
         if name != TAGGER and (training := getattr(section, "training", None)) is not None
     }
     section, batch = max(batches.items(), key=lambda item: item[1], default=("", 0))
+    images = data.split(split)
     if len(images) < batch:
         flag = ".".join(part for part in (f"--{section}" if section else "", "training.batch") if part)
         raise BadInput(
-            images.title,
-            f"{len(images)} picture{'' if len(images) == 1 else 's'} to train on",
+            data.root,
+            f"{count_of(len(images), 'picture')} to train on",
             f"at least {batch}, one batch ({flag.removeprefix('--')}); for useful maps, dozens of pictures of each class",
             f"Add pictures, or set a smaller {flag if flag.startswith('--') else f'--{flag}'}.",
         )
+
+
+def check_downloads(mirrors: Mapping[str, Any], *, by_tagclip: bool = False) -> None:
+    """Raise BadInput if pretrained weights are missing that these settings clearly need, before torch is imported.
+
+    Args:
+        mirrors: mirrors of the settings by section; `""` for settings without a section.
+        by_tagclip: whether TagCLIP predicts the tags.
+    """
+    from wsss import hub
+
+    faults = Faults()
+    trained = mirrors.get("weights", NONE) != NONE
+    for name, section in mirrors.items():
+        if (trained and name in _CLASSIFIERS) or (name == TAGGER and not by_tagclip):
+            continue
+        place, owner = (f"{name}." if name else ""), section
+        if not hasattr(section, "init") and hasattr(section, "network"):
+            place, owner = f"{place}network.", section.network
+        init, backbone = (getattr(one, key, None) for one, key in ((owner, "init"), (section, "backbone")))
+        backbone = backbone or getattr(getattr(section, "network", None), "backbone", None)
+        # with a classifier, the others start from it where they can
+        if init == IMAGENET or (init == AUTO and "classifier" not in mirrors):
+            with faults.collected():
+                hub.check_imagenet(str(backbone), f"{place}init")
+        if isinstance(clip := getattr(section, "clip", None), str):
+            with faults.collected():
+                hub.check_clip(clip, f"{name}.clip" if name else "clip")
+    faults.stop()
+
+
+def check_baseline(name: str, mirror: Any) -> None:
+    """Raise BadInput if a method's training would start from a baseline that only `wsss run` trains.
+
+    Args:
+        name: the method.
+        mirror: the settings of its training, or their mirror.
+    """
+    for need in declared_method(name).needs.values():
+        if need.field == "init" and getattr(mirror, "init", None) == need.placeholder:
+            raise no_baseline(name, need.placeholder)
+
+
+def no_baseline(method: str, placeholder: str) -> BadInput:
+    """An error about the training of a method that names the baseline instead of a trained classifier."""
+    do = f"Train one with `wsss train cam` and give its folder, or use `wsss run {method}`, which does both."
+    return BadInput("init", f"`{placeholder}`, which only `wsss run` trains", "a trained classifier", do)

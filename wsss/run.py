@@ -39,7 +39,7 @@ from wsss.storage import (
     write_json,
     write_packed,
 )
-from wsss.weights import weights_in
+from wsss.weights import WEIGHTS, weights_in
 
 # Version of the record format; records of other versions are refused
 RECORD_VERSION = 3
@@ -232,9 +232,9 @@ def _parse_record(path: Path) -> dict[str, Any]:
     if isinstance(content, dict) and "identity" in content and content.get("record") != RECORD_VERSION:
         raise BadInput(
             path,
-            f"a record of another version, written by wsss {content.get('version', 'of an unknown version')!s:.20}",
-            f"version {RECORD_VERSION}, which wsss {__version__} writes",
-            "Make the stage again in another folder, or use the version that made it.",
+            f"a record in format {content.get('record', 'unknown')!s:.20}",
+            f"format {RECORD_VERSION}, which wsss {__version__} writes",
+            f"Make the stage again in another folder, or use the wsss that made it ({content.get('version', 'unknown')!s:.20}).",
         )
     kinds = {"kind": str, "makes": str, "title": str, "identity": str, "inputs": dict, "tables": str}
     if path.name == DONE:
@@ -437,6 +437,8 @@ def _describe(value: Any, out: Path, key: str, tables: dict[str, Any]) -> Any:
         tables[key] = value.table()
         return {"images": value.title, "count": len(value), "fingerprint": value.fingerprint()}
     if isinstance(value, Path):
+        if value.name == WEIGHTS and (value.parent / DONE).exists():
+            value = value.parent  # the file and the folder of a training stage are the same weights
         known, files = content_of(value)
         if files is not None:
             tables[key] = files

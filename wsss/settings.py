@@ -12,7 +12,7 @@ import math
 import re
 import reprlib
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -312,14 +312,22 @@ def _base_settings(
         raise BadInput(where((*keys, KIND)), describe(word), f"one of {', '.join(choices)}", f"{do}Change it.")
     if word != tag(type(start)):
         start = choices[word]()
-    for key in content:
-        if key not in fields(type(start)):
-            owners = [other for other, section in choices.items() if key in fields(section)]
+    for below in _names(content):
+        if not _leads(below, fields(type(start))):
+            owners = [other for other, section in choices.items() if _leads(below, fields(section))]
             if owners:
                 found = f"a setting of {' and '.join(owners)}, while {KIND} is {word}"
                 do = f"Set `{KIND}: {owners[0]}`, or remove it."
-                raise BadInput(where((*keys, key)), found, f"settings of {word}", do)
+                raise BadInput(where((*keys, *below)), found, f"settings of {word}", do)
     return start
+
+
+def _names(content: Mapping[str, Any], before: Keys = ()) -> Iterator[Keys]:
+    """The names of all settings in a document, at any depth."""
+    for key, value in content.items():
+        yield (*before, key)
+        if isinstance(value, Mapping):
+            yield from _names(value, (*before, key))
 
 
 def replace_values(base: T, given: Mapping[str, Any], keys: Keys, where: Callable[[Keys], str]) -> T:

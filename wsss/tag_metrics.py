@@ -37,13 +37,6 @@ def average_precision(truth: Bool[np.ndarray, "n c"], scores: Float[np.ndarray, 
     return (precision * hits).sum(0) / np.maximum(hits.sum(0), 1)
 
 
-def top_k(scores: Float[np.ndarray, "n c"], k: int) -> Bool[np.ndarray, "n c"]:
-    """The k classes with the highest scores of each picture; among equal scores the first."""
-    chosen = np.zeros(scores.shape, bool)
-    np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, 1)
-    return chosen
-
-
 def precision_recall(truth: Bool[np.ndarray, "n c"], tags: Bool[np.ndarray, "n c"], mode: Mode) -> PrecisionRecall:
     """Precision, recall and F1 of tags.
 

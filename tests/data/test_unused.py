@@ -104,9 +104,11 @@ def test_info_says_what_a_run_stops_at(tmp_path, capsys):
     root = write_coco(tmp_path)
     missing = sorted((root / "train2014").iterdir())[0]
     missing.unlink()
-    assert main(["data", "info", str(root)]) == 0
-    text = capsys.readouterr().out
-    assert "\nnotes:\n  a run stops at this data set, for " in text
+    assert main(["data", "info", str(root)]) == 2
+    text, error = capsys.readouterr()
+    assert "\nerror: a run stops at this data set, for " in text
+    assert f"{root}: found " in error
+    assert "to stop a run, listed above" in error
     stops = text.partition("a run stops at:")[2]
     assert "names without a picture" in stops
     assert "--skip-bad" in stops

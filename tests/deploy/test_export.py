@@ -16,8 +16,7 @@ from PIL import Image
 from torch import nn
 
 import wsss
-from tests.conftest import finished, write_squares
-from tests.segmenters.tiny import ALL, DEEPLAB, lengthened, write_truths
+from tests.segmenters.tiny import ALL, DEEPLAB, lengthened
 from wsss.data.labels import voc_palette
 from wsss.deploy import export, onnx, torchscript
 from wsss.deploy.export import ModelExport, export_model
@@ -44,17 +43,9 @@ def sizes_may_be_symbols():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Pictures of squares, and their masks."""
-    folder = tmp_path_factory.mktemp("data")
-    images = write_squares(folder / "pictures", 12)
-    return images, finished(write_truths(images, folder / "masks"))
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
+def trained(masked_squares, tmp_path_factory):
     """Gives the folder of a short training of a segmenter, in which the classes are told apart."""
-    folder, (images, masks) = tmp_path_factory.mktemp("trained"), data
+    folder, (images, masks) = tmp_path_factory.mktemp("trained"), masked_squares
     return lambda kind, settings: train(lengthened(settings, steps=10), images, masks=masks, out=folder / kind)
 
 
@@ -203,10 +194,10 @@ def test_onnx_of_every_segmenter_equals_the_network_at_any_size(trained, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "resnet50", "deeplab-resnet101", "resnet38"])
-def test_onnx_of_every_kind_of_backbone(data, tmp_path, backbone):
+def test_onnx_of_every_kind_of_backbone(masked_squares, tmp_path, backbone):
     layers = DeepLabLayers(backbone, 16 if backbone == "test_vit" else 8, (1, 2), ())
     settings = lengthened(dataclasses.replace(SINGLE, network=layers), steps=1)
-    images, masks = data
+    images, masks = masked_squares
     where = train(settings, images, masks=masks, out=tmp_path / "trained")
     export_model(where, tmp_path / "out", "onnx")
 

@@ -81,7 +81,10 @@ def test_a_flag_of_the_wrong_type(pictures, tmp_path):
         (b"classifier: {class_path: canary.X}", "classifier.class_path: found the key `class_path`"),
         (b"classifier: !!python/object/apply:canary.X []", "classifier: found the YAML tag"),
         (b"classifier: {training: {epoch: 3}}", "Did you mean epochs?"),
-        (b"classifier: {training: {epochs: null, batch: 4}}", "classifier.training: found epochs None and steps None"),
+        (
+            b"classifier: {init: none, training: {epochs: null, batch: 4}}",
+            "classifier.training: found epochs None and steps None",
+        ),
         (b"classifier:\n\tinit: none\n", "in line 2"),
         (b"", "found no settings"),
         ("classifier: {init: none}".encode("utf-16"), "UTF-16"),
@@ -120,6 +123,32 @@ def test_printed_settings_are_settings(pictures, tmp_path):
     path.write_text(printed)
     again = wsss("run", "cam", "--config", path, "--print_config").stdout
     assert yaml.safe_load(again) == settings
+    # commands for single stages, or without settings, take what they have of it
+    for words in (
+        ("predict", "--weights", tmp_path, "--pictures", pictures, "--out", tmp_path / "p"),
+        ("report", tmp_path / "o"),
+        ("compare", tmp_path / "o"),
+        ("export", "model", tmp_path / "o", "--out", tmp_path / "m"),
+        ("train", "cam"),
+        ("evaluate", "--masks", tmp_path),
+    ):
+        done = wsss(*words, "--config", path, "--print_config")
+        assert done.returncode == 0, (words, done.stderr)
+    assert yaml.safe_load(done.stdout)["thresholds"] == settings["scores"]["thresholds"]
+    (tmp_path / "plots.yaml").write_text("plots: true\n")  # in a file of its own, it was meant for the command
+    done = wsss("predict", "--config", tmp_path / "plots.yaml", "--print_config")
+    assert (done.returncode, "plots: no such setting" in done.stderr) == (2, True)
+
+
+def test_a_setting_of_another_kind_is_named_with_its_kind_at_any_depth():
+    done = wsss("segment", "--segmenter", "emanet", "--segmenter.network.atrous_rates", "6,12", "--print_config")
+    assert done.returncode == 2
+    assert "--segmenter.network.atrous_rates: found a setting of deeplab, while kind is emanet" in done.stderr
+
+
+def test_arguments_that_are_missing_are_named_as_they_are_given():
+    assert "wsss data info: found no DATA; expected" in wsss("data", "info").stderr
+    assert "wsss run cam: found no --data, --out; expected" in wsss("run", "cam").stderr
 
 
 def test_stages_one_by_one(tmp_path, shapes, ok):
@@ -190,9 +219,10 @@ def test_a_folder_without_true_masks_goes_all_the_way(pictures, tmp_path, tiny, 
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_info_names_classes_and_bad_files(pictures, ok):
+def test_info_names_classes_and_bad_files(pictures, run):
     (pictures / "cat" / "notes.jpg").write_text("not a picture")
-    text = ok("data", "info", pictures)
+    status, text, _ = run("data", "info", pictures)
+    assert status == 2
     assert "cat 5, dog 4" in text
     assert "notes.jpg: found no picture" in text
 
@@ -374,11 +404,13 @@ def test_generated_pictures_again_and_with_other_settings(tmp_path, ok, refused)
     assert make_shapes(tmp_path / "s", train=3, val=2, size=64) == tmp_path / "s"
 
 
-def test_an_overview_takes_the_options_of_a_run(pictures, ok, refused):
+def test_an_overview_takes_the_options_of_a_run(pictures, run, ok, refused):
     (pictures / "masks" / "cat").mkdir(parents=True)
     for index in range(4):
         Image.fromarray(np.full((40, 48), 255, np.uint8)).save(pictures / "masks" / "cat" / f"{index}.png")
-    stops = ok("data", "info", pictures)
+    status, stops, error = run("data", "info", pictures)
+    assert status == 2
+    assert "1 reason to stop a run, listed above" in error
     assert "a run stops at:" in stops
     assert "no class in any of 4 masks" in stops
     text = ok("data", "info", pictures, "--mask-values", "255=cat", "--classes", "dog,cat", "--skip-bad")

@@ -64,7 +64,33 @@ def test_misspelt_words_and_printed_settings_need_no_torch():
 
 def test_an_overview_of_a_data_set_needs_no_torch(pictures):
     (pictures / "cat" / "notes.jpg").write_text("not a picture")
-    assert "notes.jpg: found no picture" in light([["data", "info", pictures]]).stdout
+    assert "notes.jpg: found no picture" in light([["data", "info", pictures]], status=2).stdout
+
+
+def test_weights_that_cannot_be_had_are_named_without_torch(pictures, tmp_path, monkeypatch):
+    for name in ("TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing answers there
+    data = ["--data", pictures, "--out", tmp_path / "run", "--preset"]
+    few = ["--classifier.training.batch=4", "--segmenter.training.batch=4"]
+    lines = [
+        ["run", "cam", *data, "small-cpu", *few],
+        ["run", "cam", *data, "quick", *few],
+        ["train", "cam", *data, "quick", "--training.batch", "4"],
+        ["train", "clims", *data, "quick", "--training.batch", "4"],
+        ["run", "clip_es", *data, "quick", few[1]],
+    ]
+    first, second, third, fourth, *rest = light(lines, status=2).stderr.split("wsss: error: ")[1:]
+    assert "resnet18-f37072fd.pth: found no file" in first
+    assert "--classifier.init FILE" in first
+    assert "models--timm--resnet10t.c3_in1k" in second
+    assert "--init FILE" in third
+    assert "init: found `baseline`" in fourth
+    assert "CLIP openai/clip-vit-base-patch32: found none in" in fourth
+    both = " ".join(rest)
+    assert "CLIP openai/clip-vit-base-patch16: found none in" in both
+    assert "--segmenter.init FILE" in both
 
 
 def test_pictures_without_tags_are_refused_at_once_with_what_is_missing(pictures, tmp_path):

@@ -236,7 +236,7 @@ def localizer(squares: Images, variant: str, **changes: object) -> icam.ICAMLoca
 @pytest.mark.parametrize("variant", ["icam", "seam"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (33, 20)])
 def test_maps_of_pictures_of_any_size(variant, size, squares):
-    maps_of = localizer(squares, variant, nonnegative=True)
+    maps_of = localizer(squares, variant)
     picture = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
     for label, classes in (([True, True], [0, 1]), ([False, True], [1]), ([False, False], [])):
         found = maps_of.cams(maps_of.prepare(picture), size, np.array(label))
@@ -283,16 +283,17 @@ def test_val_without_tags_has_no_maps_to_score(tagged, squares, tmp_path, monkey
 
 
 def test_the_lowest_pixels_of_seam():
-    """The published normalisation puts them below 0 where a map is above 0 everywhere."""
+    """The published normalisation puts them below 0 where a map is above 0 everywhere; maps are written from 0 on."""
     total = torch.tensor([[[2.0, 2.5, 3.0]], [[0.0, 1.0, 4.0]]])
     network = SEAMNetwork(2, "test_resnet")
-    as_published, cut = (
-        icam.ICAMLocalizer(network, icam.ICAMInference(nonnegative=given), "seam")._normalised(total)
-        for given in (False, True)
-    )
+    maps_of = icam.ICAMLocalizer(network.eval(), icam.ICAMInference(), "seam")
+    as_published = maps_of._normalised(total)
     torch.testing.assert_close(as_published[:, 0, 0], torch.tensor([-2.0, 0.0]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(as_published[:, 0, 1:], torch.tensor([[0.5, 1.0], [0.25, 1.0]]), rtol=1e-4, atol=1e-4)
-    assert torch.equal(cut, as_published.clamp_min(0))
+    views, label = maps_of.prepare(np.zeros((33, 20, 3), np.uint8)), np.array([True, True])
+    published, written = (make(views, (33, 20), label).maps for make in (maps_of.published_cams, maps_of.cams))
+    assert published.min() < 0
+    np.testing.assert_array_equal(written, np.maximum(published, 0))
 
 
 def test_competing_maps_of_seam():

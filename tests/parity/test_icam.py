@@ -405,7 +405,7 @@ def maps_of(network: SEAMNetwork, variant: str, picture: np.ndarray, classes: li
     views = [view.double() for view in localizer.prepare(picture)]
     torch.set_default_dtype(torch.float64)  # of the sums over scales
     try:
-        found = localizer.cams(views, picture.shape[:2], label)
+        found = localizer.published_cams(views, picture.shape[:2], label)
     finally:
         torch.set_default_dtype(torch.float32)
     quarter = (-(-picture.shape[0] // 4), -(-picture.shape[1] // 4))

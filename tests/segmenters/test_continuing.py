@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import finished, write_squares
-from tests.segmenters.tiny import ALL, DEEPLAB, lengthened, write_truths
+from tests.segmenters.tiny import ALL, DEEPLAB, lengthened
 from wsss.corrections import corrected_pictures
 from wsss.data.files import write_mask
 from wsss.errors import BadInput
@@ -24,17 +23,9 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Pictures of squares, and their masks."""
-    folder = tmp_path_factory.mktemp("data")
-    images = write_squares(folder / "pictures", 12)
-    return images, finished(write_truths(images, folder / "masks"))
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
+def trained(masked_squares, tmp_path_factory):
     """Gives the folder of a short training of a segmenter."""
-    folder, (images, masks) = tmp_path_factory.mktemp("trained"), data
+    folder, (images, masks) = tmp_path_factory.mktemp("trained"), masked_squares
     return lambda kind: train(lengthened(ALL[kind], steps=1), images, masks=masks, out=folder / kind)
 
 
@@ -45,8 +36,8 @@ def started(settings, images, masks):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_it_goes_on_with_all_weights_or_with_a_new_head(trained, data, kind, caplog):
-    (images, masks), folder = data, trained(kind)
+def test_it_goes_on_with_all_weights_or_with_a_new_head(trained, masked_squares, kind, caplog):
+    (images, masks), folder = masked_squares, trained(kind)
     settings = dataclasses.replace(ALL[kind], init=str(folder))
     settings.check()
     before, new = read_weights(folder / WEIGHTS)[0], started(ALL[kind], images, masks)
@@ -63,8 +54,8 @@ def test_it_goes_on_with_all_weights_or_with_a_new_head(trained, data, kind, cap
     assert "trained on, with a new head: its classes are red, blue, and not blue, red" in caplog.text
 
 
-def test_other_layers_and_other_kinds(trained, data):
-    images, masks = data
+def test_other_layers_and_other_kinds(trained, masked_squares):
+    images, masks = masked_squares
     wider = dataclasses.replace(DEEPLAB, network=DeepLabLayers("test_resnet", 8, (1, 4), (0.5,), batch_norm="live"))
     message = r"a network with atrous_rates \[1, 2\]; expected atrous_rates \[1, 4\].*--segmenter.network.atrous_rates '\[1, 2\]'"
     with pytest.raises(BadInput, match=message):
@@ -77,9 +68,9 @@ def test_other_layers_and_other_kinds(trained, data):
 
 
 @pytest.fixture
-def corrected(data, tmp_path):
+def corrected(masked_squares, tmp_path):
     """Corrected masks of two of the pictures, which have the classes exchanged."""
-    images, _ = data
+    images, _ = masked_squares
     for index in (2, 7):
         mask = images.read_mask(index)
         write_mask(tmp_path / "corrected" / f"{images.names[index]}.png", np.array([0, 2, 1], np.uint8)[mask])
@@ -87,8 +78,8 @@ def corrected(data, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_corrected_masks_are_used_more_often(data, corrected, kind):
-    images, masks = data
+def test_corrected_masks_are_used_more_often(masked_squares, corrected, kind):
+    images, masks = masked_squares
     settings = dataclasses.replace(ALL[kind], corrected_weight=3)
     learning = settings.trainable(images, masks=masks, corrected=corrected)
     assert learning.repeats == [3 if index in (2, 7) else 1 for index in range(12)]
@@ -115,8 +106,8 @@ def test_an_epoch_has_each_occurrence_once_and_the_examples_differ():
     assert draws[0] == np.random.default_rng([0, 0, 1]).random()
 
 
-def test_records_name_the_corrected_masks(data, corrected, tmp_path):
-    images, masks = data
+def test_records_name_the_corrected_masks(masked_squares, corrected, tmp_path):
+    images, masks = masked_squares
     settings = lengthened(DEEPLAB, steps=1)
     out = train(settings, images, masks=masks, corrected=corrected, out=tmp_path / "out")
     names = [images.names[index] for index in (2, 7)]
@@ -128,8 +119,8 @@ def test_records_name_the_corrected_masks(data, corrected, tmp_path):
         train(settings, images, masks=masks, corrected=corrected, out=tmp_path / "out")
 
 
-def test_corrected_masks_that_do_not_fit(data, corrected):
-    images, _ = data
+def test_corrected_masks_that_do_not_fit(masked_squares, corrected):
+    images, _ = masked_squares
     name = images.names[2]
     assert corrected_pictures(images, corrected) == [2, 7]
     (corrected / "other.png").write_bytes((corrected / f"{name}.png").read_bytes())

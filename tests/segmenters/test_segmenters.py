@@ -25,17 +25,9 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Pictures of squares, and their masks."""
-    folder = tmp_path_factory.mktemp("data")
-    images = write_squares(folder / "pictures", 12)
-    return images, finished(write_truths(images, folder / "masks"))
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
+def trained(masked_squares, tmp_path_factory):
     """Gives the folder of a short training of a segmenter."""
-    folder, (images, masks) = tmp_path_factory.mktemp("trained"), data
+    folder, (images, masks) = tmp_path_factory.mktemp("trained"), masked_squares
     return lambda kind: train(ALL[kind], images, masks=masks, out=folder / kind)
 
 
@@ -56,8 +48,8 @@ def test_it_knows_itself_and_predicts_any_size(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_killed_training_ends_in_the_same_bytes(trained, data, tmp_path, monkeypatch, kind):
-    (images, masks), forward, calls = data, SegmenterObjective.forward, []
+def test_a_killed_training_ends_in_the_same_bytes(trained, masked_squares, tmp_path, monkeypatch, kind):
+    (images, masks), forward, calls = masked_squares, SegmenterObjective.forward, []
 
     def killed(self, batch):
         calls.append(1)
@@ -140,8 +132,8 @@ def test_numbers_that_make_no_sense(network, setting):
         network(**setting)
 
 
-def test_the_whole_map_as_the_neighbourhood(data):
-    images, masks = data
+def test_the_whole_map_as_the_neighbourhood(masked_squares):
+    images, masks = masked_squares
     settings = dataclasses.replace(DEEPLAB_V1, sigma=None)
     torch.manual_seed(0)
     network = settings.trainable(images, masks=masks).network

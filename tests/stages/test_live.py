@@ -62,8 +62,10 @@ def states(text: str) -> dict[str, str]:
 
 def test_a_page_at_each_phase(tmp_path: Path, data: Dataset, often: None) -> None:
     run, images = tmp_path / "run", data.split("train")
-    with reporting(run, data, "CAM", PLANNED):
+    with reporting(run, data, "CAM", PLANNED, estimates={"masks": 150.0}):
         first = text_of(run)
+        assert first.count("to come, about") == 1
+        assert re.search(r"<code>masks</code>.*to come, about 2 min 30 s", first)
         assert refreshes(first)
         assert set(states(first).values()) == {"later"}
         assert list(states(first)) == list(PLANNED)

@@ -274,6 +274,14 @@ def test_next_commands_are_for_what_there_is(tmp_path: Path) -> None:
     assert review == ["wsss", "review", str(run)]
     assert str(run / "masks") in export
     assert again[again.index("--tags") + 1] == str(run / "tags-review.csv")
+    opened = {"path": "/data/my cats", "tags": None, "negatives": ["none"], "skip_bad": None, "upright": False}
+    write_json(run / "data.json", {"opened": opened, "bad": {}, "doubts": []})
+    (run / "settings.yaml").write_text("preset: quick\n")
+    again = shlex.split(next_commands(run)[-1].command)
+    assert again[3:] == [
+        "--config", str(run / "settings.yaml"), "--data", "/data/my cats", "--negative", "none",
+        "--tags", str(run / "tags-review.csv"), "--upright", "false", "--out", f"{run}-2",
+    ]  # fmt: skip
 
 
 def test_bars_are_as_long_as_the_scores(whole: tuple[Path, Dataset], page: Page) -> None:

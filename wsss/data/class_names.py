@@ -11,7 +11,7 @@ from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.folder import CLASSES
 from wsss.data.images import Dataset
 from wsss.data.voc import VOC_CLASSES
-from wsss.errors import BadInput, is_regular
+from wsss.errors import BadInput, count_of, is_regular
 
 # A typo is rarer than the correct word by this factor
 TIMES_RARER = 10
@@ -43,7 +43,9 @@ def likely_typos(data: Dataset, classes: object = None) -> BadInput | None:
             and rare.lower() not in _KNOWN
             and _differ_by_one_typo(one.lower(), other.lower())
         ):
-            pairs.append(f"{rare!r} ({_pictures(of[rare])}) next to {common!r} ({_pictures(of[common])})")
+            pairs.append(
+                f"{rare!r} ({count_of(of[rare], 'picture')}) next to {common!r} ({count_of(of[common], 'picture')})"
+            )
     if not pairs:
         return None
     shown = "; ".join(pairs[:SHOWN]) + (f"; and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else "")
@@ -80,10 +82,6 @@ def _near(names: Sequence[str]) -> list[tuple[str, str]]:
         for form in (folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))):
             groups[form][name] = None
     return list(dict.fromkeys(pair for group in groups.values() for pair in itertools.combinations(group, 2)))
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture{'' if count == 1 else 's'}"
 
 
 def _folded(name: str) -> str:

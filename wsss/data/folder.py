@@ -290,7 +290,8 @@ def _notes_on_classes(class_names: Sequence[str], tags: Mapping[str, str], *, ha
 
 def _notes_on_other_files(layout: _Layout, splits: Sequence[str]) -> list[str]:
     empty = _without_pictures(layout, splits)
-    notes = [f"folders without a picture: {', '.join(empty)}"] if empty else []
+    do = "they are no classes; add pictures to them, or remove them"
+    notes = [f"folders without a picture: {', '.join(empty)} ({do})"] if empty else []
     others = Counter(
         path.suffix.lower() or path.name
         for path in files_below(layout.base)

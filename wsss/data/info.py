@@ -12,7 +12,7 @@ from wsss.data.class_names import likely_typos, notes_on_missing_classes
 from wsss.data.images import Dataset, Images, MaskSummary
 from wsss.data.truth import MaskDoubts, compare_with_tags
 from wsss.digests import content_digests
-from wsss.errors import BadInput
+from wsss.errors import BadInput, count_of
 from wsss.stream import Progress, in_threads
 
 
@@ -186,15 +186,20 @@ def _identical(paths: Iterable[Path]) -> list[list[str]]:
     return [group for group in by_content.values() if len(group) > 1]
 
 
+def stops_of(summary: dict[str, Any]) -> list[str]:
+    """The errors that stop a run on this data set."""
+    return [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]
+
+
 def render(summary: dict[str, Any], most: int = 10) -> str:
     """The summary as text; it names at most `most` bad files and groups of identical files, and at most 30 classes."""
-    stops = [*summary["stops"], *(stop for split in summary["splits"].values() for stop in split["stops"])]
+    stops = stops_of(summary)
     lines = [f"{summary['kind']} data set at {summary['root']}"]
-    reasons = "1 reason" if len(stops) == 1 else f"{len(stops)} reasons"
+    reasons = count_of(len(stops), "reason")
     if stops:
-        lines.append(f"note: a run stops at this data set, for {reasons} listed at the end. The first: {stops[0]}")
+        lines.append(f"error: a run stops at this data set, for {reasons} listed at the end. The first: {stops[0]}")
     lines += [
-        f"{len(summary['classes'])} classes: {_first_words(summary['classes'], 30)}",
+        f"{count_of(len(summary['classes']), 'class', 'classes')}: {_first_words(summary['classes'], 30)}",
         f"trained on: {summary['train']}",
         f"maps and pseudo masks scored on: {summary['scored_split'] or 'nothing (no true masks)'}",
     ]
@@ -205,8 +210,6 @@ def render(summary: dict[str, Any], most: int = 10) -> str:
         lines += ["", f"{len(summary['identical'])} groups of pictures with the same content:"]
         lines += [f"  {' = '.join(group)}" for group in summary["identical"][:most]]
     notes = [*summary["notes"], *(note for split in summary["splits"].values() for note in split["doubts"])]
-    if stops:
-        notes.insert(0, f"a run stops at this data set, for {reasons} listed below")
     if notes:
         lines += ["", "notes:", *(f"  {note}" for note in notes)]
     if stops:

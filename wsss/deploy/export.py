@@ -91,40 +91,21 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     train, scored = _pictures(run, settings.int8)
     reading = dataclasses.asdict(segmenter.reading) if segmenter.reading else None
 
-    def config(checks: Mapping[str, Any]) -> dict[str, Any]:
+    def config(checks: Mapping[str, str]) -> dict[str, Any]:
         return card.configuration(segmenter, settings.views, reading, checks)
 
-    checks: dict[str, Any] = {}
+    checks: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
     if form == "hub":
-        state, metadata = read_weights(weights) if weights.suffix == ".safetensors" else (None, {})
-        if state is None or not metadata:
-            raise BadInput(
-                weights, "a published checkpoint", "a segmenter trained here", "Share the original file instead."
-            )
-        write_weights(out / WEIGHTS, state, metadata)
-        main = out / WEIGHTS
+        main = _write_weights(weights, out)
     else:
         network = DeployedSegmenter(segmenter.trained, settings.views, segmenter.long_sides)
-        examples = _examples(train)
-        source = "pictures of the training split" if train else "random pictures"
-        if form == "onnx":
-            main = out / onnx.MODEL
-            onnx.write_onnx(network, main, config({}))
-            agreed = onnx.agreement(network, main, examples)
-        else:
-            main = out / torchscript.MODEL
-            torchscript.write_torchscript(network, main, config({}))
-            agreed = torchscript.agreement(network, main, examples)
-        checks["torch"] = (
-            f"on {agreed.pictures} {source}, {agreed.labels:.4%} of the labels are those of torch, and probabilities differ by at most "
-            f"{agreed.probabilities:.1e}"
-        )
-        if settings.int8:
-            assert train is not None
-            checks["int8"] = _quantise(main, out / FLOAT, train, scored, settings.max_loss)
-        if form == "onnx":
-            write_text(out / INFER, Path(__file__).with_name(INFER).read_text(encoding="utf-8"))
+        main, checks["torch"] = _write_network(network, out, form, config({}), train)
+    if settings.int8:
+        assert train is not None
+        checks["int8"] = _quantise(main, out / FLOAT, train, scored, settings.max_loss)
+    if form == "onnx":
+        write_text(out / INFER, Path(__file__).with_name(INFER).read_text(encoding="utf-8"))
     written = config(checks)
     write_json(out / CONFIG, written)
     files = [INFER] if form == "onnx" else [main.name]
@@ -132,6 +113,36 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     for name in _OURS - {LOCK, main.name, CONFIG, README, *files, *([FLOAT] if settings.int8 else [])}:
         (out / name).unlink(missing_ok=True)  # of an earlier export in another format
     return main
+
+
+def _write_weights(weights: Path, out: Path) -> Path:
+    """Write the weights of a segmenter trained here for the hub."""
+    state, metadata = read_weights(weights) if weights.suffix == ".safetensors" else (None, {})
+    if state is None or not metadata:
+        do = "Share the original file instead."
+        raise BadInput(weights, "a published checkpoint", "a segmenter trained here", do)
+    write_weights(out / WEIGHTS, state, metadata)
+    return out / WEIGHTS
+
+
+def _write_network(
+    network: DeployedSegmenter, out: Path, form: Format, config: dict[str, Any], train: Images | None
+) -> tuple[Path, str]:
+    """Write a network as ONNX or TorchScript; gives the file, and how well it agrees with torch."""
+    examples = _examples(train)
+    if form == "onnx":
+        main = out / onnx.MODEL
+        onnx.write_onnx(network, main, config)
+        agreed = onnx.agreement(network, main, examples)
+    else:
+        main = out / torchscript.MODEL
+        torchscript.write_torchscript(network, main, config)
+        agreed = torchscript.agreement(network, main, examples)
+    source = "pictures of the training split" if train else "random pictures"
+    return main, (
+        f"on {agreed.pictures} {source}, {agreed.labels:.4%} of the labels are those of torch, and probabilities differ by at most "
+        f"{agreed.probabilities:.1e}"
+    )
 
 
 def push(out: Path, repository: str) -> str:

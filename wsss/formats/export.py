@@ -18,7 +18,7 @@ from wsss.data.images import IGNORE, Images, check_labels
 from wsss.data.lists import EXPORT_RECORD, without_suffix
 from wsss.data.pictures import read_header
 from wsss.digests import folder_digests
-from wsss.errors import BadInput, reading
+from wsss.errors import BadInput, count_of, reading
 from wsss.formats.format import UNSURE, ExportOptions, Format, Item, Part, Task, Unsure
 from wsss.formats.job import Job
 from wsss.formats.source import Source, open_source, options_of_result
@@ -235,7 +235,9 @@ _UNSURE: Mapping[Unsure, str] = {
 
 
 def _summary(record: Mapping[str, Any]) -> str:
-    lines = [f"{record['pictures']} pictures, {len(record['classes'])} classes, as {record['format']}"]
+    lines = [
+        f"{count_of(record['pictures'], 'picture')}, {count_of(len(record['classes']), 'class', 'classes')}, as {record['format']}"
+    ]
     if record["unsure"]["pixels"]:
         lines.append(f"{record['unsure']['pixels']} unsure pixels (255) are {record['unsure']['are']} (--unsure)")
     if empty := [each["name"] for each in record["classes"] if not each["pixels"]]:

@@ -275,8 +275,6 @@ class ICAMInference(MultiScale):
     """include the maps of the mirror image"""
     variant: Literal["auto", "icam", "hfpl", "seam"] = "auto"
     """how maps are computed: auto is the variant that the weights were trained with; published files do not record it and count as icam"""
-    nonnegative: bool = False
-    """clamp SEAM's maps at 0; the published normalisation makes the lowest pixel of a map negative (down to -15 observed)"""
 
     def localizer(self, images: Images, weights: Path) -> "ICAMLocalizer":
         """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`cam.pth`).
@@ -355,7 +353,16 @@ class ICAMLocalizer:
     def cams(
         self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
     ) -> Cams:
-        """Maps of the classes in `label`, in [0, 1] except the lowest pixels of SEAM, at the picture's size and at a quarter of it."""
+        """Maps of the classes in `label`, in [0, 1], at the picture's size and at a quarter of it."""
+        found = self.published_cams(views, size_hw, label)
+        quarter = found.maps_stride4
+        return Cams(found.classes, found.maps.clip(min=0), None if quarter is None else quarter.clip(min=0))
+
+    @torch.inference_mode()
+    def published_cams(
+        self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
+    ) -> Cams:
+        """The same maps as the published code makes them, which subtracts so much that the lowest pixel of SEAM's is below 0."""
         present = torch.from_numpy(np.flatnonzero(label))
         sizes = (size_hw, (-(-size_hw[0] // 4), -(-size_hw[1] // 4)))
         device = next(self.network.parameters()).device
@@ -389,8 +396,7 @@ class ICAMLocalizer:
         minimum, maximum = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
         # infer_SEAM.py first sets the lowest pixels to 0, which is less than the minimum of a map that is positive everywhere
         positive = positive * (positive >= minimum + 1e-5)
-        maps = (positive - minimum - 1e-5) / (maximum - minimum + 1e-5)
-        return maps.clamp_min(0) if self.settings.nonnegative else maps
+        return (positive - minimum - 1e-5) / (maximum - minimum + 1e-5)
 
 
 METHOD = Method(

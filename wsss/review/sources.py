@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ from wsss.data.open import open_dataset
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.digests import content_digest
 from wsss.errors import BadInput
-from wsss.methods import METHODS
-from wsss.presets import RECORDED
 from wsss.review.decisions import CLASSES, CORRECTED, TAGS, TRAIN, Counts
 from wsss.review.options import ReviewOptions
 from wsss.run import DONE, read_record
 from wsss.stages.check import read_notes, reopen
-from wsss.stages.records import folders_with, holds
+from wsss.stages.closing import dataset_words, method_of, settings_words
+from wsss.stages.records import holds
 from wsss.weights import WEIGHTS
 
 # Layouts whose classes are the sorted tags, unless they are listed
@@ -53,20 +52,21 @@ class Sources:
         base = self.run or self.out
         corrected = ["--corrected", str(self.out / CORRECTED)] if counts.corrected and self.masks is not None else []
         if counts.retagged or counts.rejected:
-            words = ["wsss", "run", _method_of(self.run), *self._settings(), *self._dataset(counts, retagged=True)]
+            words = [
+                "wsss",
+                "run",
+                method_of(self.run),
+                *settings_words(self.run),
+                *self._dataset(counts, retagged=True),
+            ]
             title = "Run again with the reviewed tags" + (" and the corrected masks" if corrected else "")
             found.append((title, [*words, *corrected, "--out", f"{base}-reviewed"]))
         if corrected:
-            words = ["wsss", "segment", *self._settings(), *self._dataset(counts, retagged=False)]
+            words = ["wsss", "segment", *settings_words(self.run), *self._dataset(counts, retagged=False)]
             words += [*self._initial_weights(), "--masks", str(self.masks), *corrected]
             words += ["--out", str(base / "segmenter-corrected")]
             found.append(("Train a segmenter on the present masks, with the corrections", words))
         return [(title, shlex.join(words)) for title, words in found]
-
-    def _settings(self) -> list[str]:
-        """The flag that gives the settings of the run."""
-        recorded = self.run / RECORDED if self.run is not None else None
-        return ["--config", str(recorded)] if recorded is not None and recorded.exists() else []
 
     def _initial_weights(self) -> list[str]:
         """The flag that gives a segmenter the classifier of the run, if the run did so: as its initial weights, or for its features."""
@@ -89,17 +89,7 @@ class Sources:
                 opened["classes"] = self.out / CLASSES
         if counts.rejected:
             opened["train"] = self.out / TRAIN
-        words = ["--data", str(opened.pop("path"))]
-        if negatives := opened.pop("negatives", None):
-            words += ["--negative", ", ".join(negatives)]
-        switches = {"allow_outside": opened.pop("allow_outside", False), "skip_bad": self.skip_bad}
-        opened.pop("untagged", None)
-        for name, value in opened.items():
-            if value is not None and value is not False:
-                words += [f"--{name.replace('_', '-')}", _flag_text(value)]
-        if opened.get("upright") is False:
-            words += ["--upright", "false"]
-        return words + [f"--{name.replace('_', '-')}" for name, given in switches.items() if given]
+        return dataset_words(opened, skip_bad=self.skip_bad)
 
 
 def open_sources(options: ReviewOptions) -> Sources:
@@ -173,21 +163,3 @@ def _with_predicted_tags(data: Dataset, split: str, run: Path | None, *, is_unta
         raise BadInput(table, "no such file", "the tags that the run has predicted", do)
     labels, _ = labels_of(images.names, labels_by_name(table, images.class_names), len(images.class_names))
     return dataclasses.replace(data, splits={**data.splits, split: dataclasses.replace(images, labels=labels)})
-
-
-def _method_of(run: Path | None) -> str:
-    """The name of the method that made the maps of a run, `METHOD` if it is unknown."""
-    for folder in folders_with(run, DONE) if run is not None else ():
-        # methods are named after their titles; importing all of them would take seconds
-        name = str(read_record(folder)["title"]).lower().replace("-", "_")
-        if folder.name == "cams" and name in METHODS:
-            return name
-    return "METHOD"
-
-
-def _flag_text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ",".join(map(str, value))
-    return str(value)

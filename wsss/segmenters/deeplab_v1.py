@@ -20,13 +20,13 @@ from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, ColourRule, denormali
 from wsss.data.images import Images
 from wsss.data.mask_augment import DeepLabV1Augment, resize_by_factor
 from wsss.errors import check_range
-from wsss.loading import check_batch_norm, check_initial, load_backbone, load_into, load_segmenter
+from wsss.loading import check_batch_norm, load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.run import maybe_file
-from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
+from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
 from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
 
@@ -79,29 +79,22 @@ class DeepLabV1Settings:
         """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = DeepLabV1(2, self.network)
-        if not load_segmenter(network, self.init, self.kind, dataclasses.asdict(self.network), self.head, None):
-            check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
+        check_layered(self, network, network.backbone, classifier)
         check_batch_norm("segmenter.network.batch_norm", self.network.batch_norm, self.init)
 
     def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> SegmenterObjective:
         """The network with new or given weights, and its losses on the pseudo masks in `masks` and the masks in `corrected`."""
         self.check()
         network = DeepLabV1(images.n_labels, self.network)
-        layers = dataclasses.asdict(self.network)
-        continued = load_segmenter(network, self.init, self.kind, layers, self.head, images.class_names)
-        if not continued and self.init != "none":
-            load_backbone(network.backbone, self.network.backbone, self.init)
-        metadata = {"kind": self.kind, "network": layers}
-        return SegmenterObjective(
+        return layered_objective(
+            self,
             network,
+            network.backbone,
             partial(losses, settings=self),
-            images,
-            masks,
-            self.augment,
-            metadata,
             network.param_groups,
-            corrected,
-            self.corrected_weight,
+            images=images,
+            masks=masks,
+            corrected=corrected,
         )
 
     @staticmethod

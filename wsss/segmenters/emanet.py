@@ -17,12 +17,12 @@ from wsss.data.augment import ColourRule, normalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import EMANetAugment
 from wsss.errors import check_range
-from wsss.loading import check_initial, load_backbone, load_into, load_segmenter
+from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting, resize_logits
 from wsss.networks.emanet import EMANet, EMANetLayers
 from wsss.run import maybe_file
-from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
+from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
 from wsss.segmenters.trained import default_classes, rescaled, settings_of
 from wsss.stages.train import Training
 
@@ -77,28 +77,21 @@ class EMANetSettings:
         """Raise BadInput for settings that cannot work, before any stage runs."""
         with torch.device("meta"):
             network = EMANet(2, self.network)
-        if not load_segmenter(network, self.init, self.kind, dataclasses.asdict(self.network), self.head, None):
-            check_initial("segmenter.init", network.extractor, self.network.backbone, self.init, classifier)
+        check_layered(self, network, network.extractor, classifier)
 
     def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> SegmenterObjective:
         """The network with new or given weights, and its loss on the pseudo masks in `masks` and the masks in `corrected`."""
         self.check()
         network = EMANet(images.n_labels, self.network, launch.mean_over_processes)
-        layers = dataclasses.asdict(self.network)
-        continued = load_segmenter(network, self.init, self.kind, layers, self.head, images.class_names)
-        if not continued and self.init != "none":
-            load_backbone(network.extractor, self.network.backbone, self.init)
-        metadata = {"kind": self.kind, "network": layers}
-        return SegmenterObjective(
+        return layered_objective(
+            self,
             network,
+            network.extractor,
             partial(losses, loss=self.loss),
-            images,
-            masks,
-            self.augment,
-            metadata,
             network.param_groups,
-            corrected,
-            self.corrected_weight,
+            images=images,
+            masks=masks,
+            corrected=corrected,
         )
 
     @staticmethod

@@ -1,10 +1,11 @@
 """The training objective of all segmenters: losses on pseudo masks."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from wsss import launch
 from wsss.corrections import corrected_pictures
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput
+from wsss.loading import check_initial, load_backbone, load_segmenter
+from wsss.networks.body import Backbone, Body
 from wsss.objective import Groups, Objective
 from wsss.stream import in_threads
 
@@ -87,6 +90,83 @@ class SegmenterObjective(Objective):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms."""
         return self.losses(batch["image"], batch["label"])
+
+
+class LayeredSettings(Protocol):
+    """Settings of a segmenter whose layers stand on one backbone."""
+
+    head: ClassVar[tuple[str, ...]]
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def init(self) -> str: ...
+
+    @property
+    def corrected_weight(self) -> int: ...
+
+    @property
+    def network(self) -> "Layers": ...
+
+    @property
+    def augment(self) -> Augment: ...
+
+
+class Layers(Protocol):
+    """The layers of a segmenter, which name its backbone; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def backbone(self) -> str: ...
+
+
+def check_layered(
+    settings: LayeredSettings, network: nn.Module, body: Body, classifier: Path | Backbone | None
+) -> None:
+    """Raise BadInput unless the initial weights of a segmenter can be had, and fit.
+
+    Args:
+        settings: of the segmenter.
+        network: the segmenter, on the meta device.
+        body: its backbone.
+        classifier: see `check_initial`.
+    """
+    layers = dataclasses.asdict(settings.network)
+    if not load_segmenter(network, settings.init, settings.kind, layers, settings.head, None):
+        check_initial("segmenter.init", body, settings.network.backbone, settings.init, classifier)
+
+
+def layered_objective(
+    settings: LayeredSettings,
+    network: N,
+    body: Body,
+    losses: Callable[[N, Tensor, Tensor], dict[str, Float[Tensor, ""]]],
+    groups: Groups,
+    *,
+    images: Images,
+    masks: Path,
+    corrected: Path | None,
+    **metadata: Any,
+) -> SegmenterObjective:
+    """A segmenter on one backbone with its initial weights: those of a segmenter that is trained on, of the backbone alone, or new ones.
+
+    Args:
+        settings: of the segmenter.
+        network: the segmenter, with new weights.
+        body: its backbone.
+        losses, groups, images, masks, corrected: see `SegmenterObjective`.
+        metadata: what is needed to use the network later, besides its kind and layers.
+    """
+    layers = dataclasses.asdict(settings.network)
+    continued = load_segmenter(network, settings.init, settings.kind, layers, settings.head, images.class_names)
+    if not continued and settings.init != "none":
+        load_backbone(body, settings.network.backbone, settings.init)
+    known = {"kind": settings.kind, "network": layers, **metadata}
+    return SegmenterObjective(
+        network, losses, images, masks, settings.augment, known, groups, corrected, settings.corrected_weight
+    )
 
 
 def typical_long_sides(images: Images) -> tuple[int, int]:

@@ -16,12 +16,12 @@ from wsss.data.augment import ColourRule, normalise, resize_bilinear
 from wsss.data.images import Images
 from wsss.data.mask_augment import PSPNetAugment, size_within
 from wsss.errors import check_range
-from wsss.loading import check_initial, load_backbone, load_into, load_segmenter
+from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
 from wsss.run import maybe_file
-from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
+from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
 from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
 
@@ -71,33 +71,23 @@ class PSPNetSettings:
             network = PSPNet(2, self.network)
         # the global average is a single cell per picture, so its batch norm needs at least two pictures
         check_range("segmenter.training.batch", self.training.batch, 2)
-        if not load_segmenter(network, self.init, self.kind, dataclasses.asdict(self.network), self.head, None):
-            check_initial("segmenter.init", network.backbone, self.network.backbone, self.init, classifier)
+        check_layered(self, network, network.backbone, classifier)
 
     def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> SegmenterObjective:
         """The network with new or given weights, and its losses on the pseudo masks in `masks` and the masks in `corrected`."""
         self.check()
         network = PSPNet(images.n_labels, self.network)
-        layers = dataclasses.asdict(self.network)
-        continued = load_segmenter(network, self.init, self.kind, layers, self.head, images.class_names)
-        if not continued and self.init != "none":
-            load_backbone(network.backbone, self.network.backbone, self.init)
-        metadata = {
-            "kind": self.kind,
-            "network": layers,
-            "fit": list(self.augment.fit),
-            "window": self.augment.crop,
-        }
-        return SegmenterObjective(
+        return layered_objective(
+            self,
             network,
+            network.backbone,
             partial(losses, settings=self),
-            images,
-            masks,
-            self.augment,
-            metadata,
             network.param_groups,
-            corrected,
-            self.corrected_weight,
+            images=images,
+            masks=masks,
+            corrected=corrected,
+            fit=list(self.augment.fit),
+            window=self.augment.crop,
         )
 
     @staticmethod

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from wsss import peers, watch
@@ -74,20 +75,27 @@ class LiveReport:
         planned: the stages that the run will make, in order: folders, relative to the run folder, and what the stage does; others
             may come between.
         examples: draws what networks make of a few pictures while they are trained; None to draw nothing.
+        estimates: seconds that stages may take, by folder.
     """
 
     def __init__(
-        self, run: Path, data: Dataset, title: str, planned: Mapping[str, str], examples: Examples | None = None
+        self,
+        run: Path,
+        data: Dataset,
+        title: str,
+        planned: Mapping[str, str],
+        examples: Examples | None = None,
+        estimates: Mapping[str, float | None] = MappingProxyType({}),
     ) -> None:
         self.run, self.data, self.title = run, data, title
-        self._planned = dict(planned)
+        self._planned, self._estimates = dict(planned), dict(estimates)
         self._stages: dict[str, Stage] = {}
         self._running: list[tuple[str, StageInfo, float]] = []
         self._steps: tuple[int, int] | None = None
         self._training: _Training | None = None
         self._started = self._written = time.monotonic()
         self._pages, self._drawings = _Budget(SHARE), _Budget(EXAMPLES_SHARE)
-        self._examples = examples
+        self.examples = examples
         self._complaints: set[str] = set()
         self._silent = peers.rank() > 0 or read_only(run)
 
@@ -161,15 +169,15 @@ class LiveReport:
     def _draw_examples(self, training: "_Training", weights: Path | None) -> None:
         """Draw what the network makes of the pictures, from its trained weights or, without any, from its current ones."""
         name, updates = training.name, len(training.history)
-        if self._examples is None or name not in DRAWN_STAGES or not updates:
+        if self.examples is None or name not in DRAWN_STAGES or not updates:
             return
         if not self._drawings.has_room(time.monotonic() - self._started):
             return
         with self._drawings.spending(), self._never_ending_the_run():
             if weights is None:
-                self._examples.draw_current(name, updates, training.trainable)
+                self.examples.draw_current(name, updates, training.trainable)
             else:
-                self._examples.draw(name, updates, weights)
+                self.examples.draw(name, updates, weights)
 
     def _write(self, stopped: str) -> None:
         if self._silent:
@@ -211,7 +219,10 @@ class LiveReport:
         begun = [one.name for one in (*done, *running)]
         order = list(self._planned)
         last = max((order.index(name) for name in begun if name in order), default=-1)
-        coming = [StageProgress(name, self._planned[name], "to come", 0.0, None) for name in order[last + 1 :]]
+        coming = [
+            StageProgress(name, self._planned[name], "to come", self._estimates.get(name), None)
+            for name in order[last + 1 :]
+        ]
         return RunProgress(
             self.title,
             (*done, *running, *coming),
@@ -224,14 +235,19 @@ class LiveReport:
 
 @contextlib.contextmanager
 def reporting(
-    run: Path, data: Dataset, title: str, planned: Mapping[str, str], examples: Examples | None = None
-) -> Iterator[None]:
+    run: Path,
+    data: Dataset,
+    title: str,
+    planned: Mapping[str, str],
+    examples: Examples | None = None,
+    estimates: Mapping[str, float | None] = MappingProxyType({}),
+) -> Iterator[LiveReport]:
     """Inside this block, the report of the run is kept up to date; see `LiveReport`."""
-    live = LiveReport(run, data, title, planned, examples)
+    live = LiveReport(run, data, title, planned, examples, estimates)
     live.start()
     try:
         with watch.listening(live):
-            yield
+            yield live
     except BaseException as error:  # signals and the end of another process too
         live.stop(str(error) or type(error).__name__)
         raise

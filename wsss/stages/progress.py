@@ -12,14 +12,14 @@ class StageProgress(NamedTuple):
         name: its folder, relative to the run folder.
         about: what it does, in a few words.
         state: `done`, `running` or `to come`.
-        seconds: how long it took, or how long it has been running.
+        seconds: how long it took, how long it has been running, or, to come, how long it may take; None if that is not known.
         steps: steps or pictures done, and how many there are; None unless it is running.
     """
 
     name: str
     about: str
     state: str
-    seconds: float
+    seconds: float | None
     steps: tuple[int, int] | None
 
 

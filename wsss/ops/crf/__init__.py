@@ -25,8 +25,18 @@ times as fast, in code compiled by numba:
 """
 
 from wsss.ops.crf.features import wrapped_bgr
+from wsss.ops.crf.field import is_compiled
 from wsss.ops.crf.inference import dense_crf
 from wsss.ops.crf.presets import PRESETS, DenseCRF, Preset
 from wsss.ops.crf.unary import unary_from_labels, unary_from_scores
 
-__all__ = ["PRESETS", "DenseCRF", "Preset", "dense_crf", "unary_from_labels", "unary_from_scores", "wrapped_bgr"]
+__all__ = [
+    "PRESETS",
+    "DenseCRF",
+    "Preset",
+    "dense_crf",
+    "is_compiled",
+    "unary_from_labels",
+    "unary_from_scores",
+    "wrapped_bgr",
+]

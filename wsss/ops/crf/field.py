@@ -5,6 +5,7 @@ strip of the picture in blocks of pixels, so that these rows stay in the first-l
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -275,3 +276,10 @@ def _mean_field(team: Team, four: Vector, eight: Vector, field: Field, iteration
                     finish(team, phase)
                 wait(team, phase, chunks)
                 phase += 1
+
+
+def is_compiled() -> bool:
+    """Whether an earlier process has compiled the present source, and numba has kept the result."""
+    newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+    kept = Path(str(_mean_field.stats.cache_path)).glob(f"field.{_mean_field.py_func.__name__}-*.nbi")
+    return any(path.stat().st_mtime >= newest for path in kept)
