@@ -147,7 +147,7 @@ def test_often_changed_settings_are_on_the_short_page(capsys, monkeypatch):
     alone = page(capsys, monkeypatch, "train cam", "--help")
     assert "--backbone " in alone
     assert "--augment.crop " in alone
-    assert "--refiner {crf,irnet,affinitynet}" in page(capsys, monkeypatch, "refine", "--help")
+    assert "--refiner {crf,irnet,affinitynet,regions}" in page(capsys, monkeypatch, "refine", "--help")
 
 
 @pytest.mark.parametrize("name", commands())
