@@ -132,37 +132,52 @@ def most_frequent(
 def level_means(
     regions: Regions, maps: Float[np.ndarray, "k h w"], levels: int | None = None
 ) -> Float[np.ndarray, "k h w"]:
-    """Maps averaged within the regions of each level, and then over the levels.
-
-    On a level, a pixel has the mean of the map over its region on that level, or else on the next lower level that has one there; over
-    several regions of one level, the mean of their means. A pixel that lies in no region up to a level keeps its value there.
+    """Maps averaged within the regions of each level, and then over the levels; see `spread`.
 
     Args:
         regions: with levels.
         maps: of any number of classes.
+        levels: how many levels are used, the lowest ones first; None for all.
+    """
+    means = regions.sums(maps) / np.maximum(regions.areas, 1)[:, None]
+    return spread(regions, means, maps, levels)
+
+
+def spread(
+    regions: Regions,
+    values: Float[np.ndarray, "n k"],
+    otherwise: Float[np.ndarray, "k h w"],
+    levels: int | None = None,
+) -> Float[np.ndarray, "k h w"]:
+    """Values of regions as maps, averaged over the levels.
+
+    On a level, a pixel has the value of its region on that level, or else on the next lower level that has one there; with several regions of
+    one level, the mean of their values. A pixel that lies in no region up to a level keeps its own value there.
+
+    Args:
+        regions: with levels.
+        values: of each region.
+        otherwise: the pixels' own values.
         levels: how many levels are used, the lowest ones first; None for all.
 
     Returns:
         float32.
     """
     used = np.unique(regions.levels)[:levels]
-    if not len(used):
-        return maps.astype(np.float32)
-    means = regions.sums(maps) / np.maximum(regions.areas, 1)[:, None]
-    current = np.zeros((len(regions.atom_areas), len(maps)))
-    total, covered = np.zeros_like(current), np.zeros(len(current))
-    is_covered = np.zeros(len(current), bool)
+    if not len(used) or not len(otherwise):
+        return otherwise.astype(np.float32)
+    count = len(regions.atom_areas)
+    current, total = (np.zeros((count, len(otherwise))) for _ in range(2))
+    covered, levels_covered = np.zeros(count, bool), np.zeros(count)
     for level in used:
         entries = regions.levels[regions.of_member] == level
         atoms, of = regions.members[entries], regions.of_member[entries]
-        number = np.bincount(atoms, minlength=len(current))
-        sums = (
-            np.stack([np.bincount(atoms, one, len(current)) for one in means[of].T], axis=1) if len(maps) else current
-        )
+        number = np.bincount(atoms, minlength=count)
         here = number > 0
+        sums = np.stack([np.bincount(atoms, one, count) for one in values[of].T], axis=1)
         current[here] = sums[here] / number[here, None]
-        is_covered |= here
-        total[is_covered] += current[is_covered]
-        covered += is_covered
-    of_pixels = (len(used) - covered)[regions.atoms] * maps
-    return ((np.moveaxis(total[regions.atoms], -1, 0) + of_pixels) / len(used)).astype(np.float32)
+        covered |= here
+        total[covered] += current[covered]
+        levels_covered += covered
+    own = (len(used) - levels_covered)[regions.atoms] * otherwise
+    return ((np.moveaxis(total[regions.atoms], -1, 0) + own) / len(used)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Refinement with class-agnostic regions: maps averaged within regions, or masks that regions vote on; nothing is trained.
+"""Refinement with class-agnostic regions: maps averaged within regions, or masks that follow them; no network is trained.
 
-The regions are made once, by `wsss regions` or here. `levels` averages the maps; `sams` labels regions by their maps; `sepl` and `mode` correct
-masks, which are made from the maps unless they are given.
+The regions are made once, by `wsss regions` or here. `levels` averages the maps; `votes` also compares regions with those of other pictures;
+`sams` labels regions by their maps; `sepl` and `mode` correct masks, which are made from the maps unless they are given.
 """
 
 import dataclasses
@@ -20,32 +20,20 @@ from wsss.networks.body import Backbone
 from wsss.ops.region_labels import level_means, most_frequent, sams, sepl
 from wsss.ops.regions import Regions
 from wsss.refiners.crf import MaskSettings, refine
+from wsss.refiners.region_votes import LevelSettings, VoteSettings, change_by_votes
 from wsss.refiners.task import RefinementTask
 from wsss.regions import ProposerSettings
 from wsss.regions.files import read_regions_of
 from wsss.regions.tree import TreeSettings
 from wsss.run import stage, unrecorded
+from wsss.stages.bank import make_bank
 from wsss.stages.each import as_loaded, for_each_picture
 from wsss.stages.evaluate import evaluate_cams
 from wsss.stages.localize import Cams
 from wsss.stages.propose import propose
 from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 
-By = Literal["levels", "sams", "sepl", "mode"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LevelSettings:
-    """Averages of maps within regions."""
-
-    title: ClassVar[str] = "averages over regions"
-
-    count: int | None = 4
-    """number of levels over which maps are averaged, from the smallest regions on; null for all"""
-
-    def __post_init__(self) -> None:
-        if self.count is not None:
-            check_range("refiner.levels.count", self.count, 1)
+By = Literal["levels", "votes", "sams", "sepl", "mode"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +110,18 @@ class RegionsSettings:
     kind: Literal["regions"] = "regions"
     """class-agnostic regions; nothing is trained"""
     by: By = "levels"
-    """levels: maps averaged within regions, then `masks`; sams: each region takes the class with the highest map; sepl, mode: `masks` first, then
-    regions join their classes, or take their most frequent label"""
+    """levels: maps averaged within regions, then `masks`; votes: the same, with votes of the regions of other pictures; sams: each region
+    takes the class with the highest map; sepl, mode: `masks` first, then regions join their classes, or take their most frequent label"""
     regions: Path | None = unrecorded(None)
     """folder of regions made by `wsss regions`; by default they are made with `proposer`"""
     proposer: ProposerSettings = TreeSettings()
     """what proposes the regions"""
     masks: MaskSettings = MaskSettings()
-    """how maps become masks: averaged maps for levels, the maps themselves for sepl and mode"""
+    """how maps become masks: averaged maps for levels and votes, the maps themselves for the bank of votes, sepl and mode"""
     levels: LevelSettings = LevelSettings()
     """averages of maps"""
+    votes: VoteSettings = VoteSettings()
+    """votes of the regions of other pictures"""
     sams: SAMSSettings = SAMSSettings()
     """labels of regions by SAMS"""
     sepl: SEPLSettings = SEPLSettings()
@@ -150,7 +140,12 @@ class RegionsSettings:
             self.proposer.check()
         elif not self.regions.is_dir():
             raise BadInput(self.regions, "no such folder", "regions made by `wsss regions`", "Check refiner.regions.")
-        if self.by == "levels":
+        if self.by == "votes":
+            if self.masks.lower is not None:
+                do = "Leave it out, or choose levels."
+                raise BadInput("refiner.masks.lower", f"{self.masks.lower} with votes", "none", do)
+            self.votes.bank.check(classifier)
+        if self.by in ("levels", "votes"):
             # averaged maps are scored with a constant, however the maps are
             self.masks.check_rule("refiner.masks", scored and "constant")
         elif self.correction is not None:
@@ -162,18 +157,50 @@ class RegionsSettings:
         if self.by == "sams":
             return label(self.sams, task.images, cams=task.cams, regions=regions, out=task.folder("masks"))
         if self.correction is not None:
-            thresholds = task.thresholds(self.masks.rule, task.cams, "cams", task.cams_scores)
-            out = task.folder("masks-uncorrected")
-            masks = refine(self.masks, task.images, cams=task.cams, thresholds=thresholds, out=out)
+            masks = self._uncorrected(task)
             return correct(self.correction, task.images, masks=masks, regions=regions, out=task.folder("masks"))
+        after, thresholds = self._averaged(task, regions)
+        masks_settings = self.masks
+        if self.by == "votes":
+            after = self._voted(task, regions, after, thresholds)
+            # where background and class are equally probable
+            masks_settings = dataclasses.replace(self.masks, threshold=0.5, exponent=1.0)
+        return refine(masks_settings, task.images, cams=after, thresholds=thresholds, out=task.folder("masks"))
+
+    def _uncorrected(self, task: RefinementTask) -> Path:
+        """Masks of the maps as they are."""
+        thresholds = task.thresholds(self.masks.rule, task.cams, "cams", task.cams_scores)
+        out = task.folder("masks-uncorrected")
+        return refine(self.masks, task.images, cams=task.cams, thresholds=thresholds, out=out)
+
+    def _averaged(self, task: RefinementTask, regions: Path) -> tuple[Path, Path | None]:
+        """The folders of the averaged maps, and of the stage that chose their threshold."""
         name = "cams-levels"
         after = average(self.levels, task.images, cams=task.cams, regions=regions, out=task.folder(name))
         scores = task.trained / f"{name}-scores" if task.trained is not None else None
         if task.scored is not None:
             out = task.folder(f"{name}-scores")
             scores = evaluate_cams(task.scores.of_constants(), task.scored, cams=after, out=out)
-        thresholds = task.thresholds(self.masks.rule, after, name, scores)
-        return refine(self.masks, task.images, cams=after, thresholds=thresholds, out=task.folder("masks"))
+        return after, task.thresholds(self.masks.rule, after, name, scores)
+
+    def _voted(self, task: RefinementTask, regions: Path, after: Path, thresholds: Path | None) -> Path:
+        """The averaged maps after the votes; the bank is made from the masks of the maps, or is that of the run that is reused."""
+        if task.trained is not None:
+            bank = task.trained / "votes-bank"
+        else:
+            settings = self.votes.bank.after(task.classifier)
+            bank = make_bank(settings, task.images, masks=self._uncorrected(task), out=task.folder("votes-bank"))
+        return change_by_votes(
+            self.votes,
+            self.levels,
+            self.masks,
+            task.images,
+            cams=after,
+            regions=regions,
+            bank=bank,
+            thresholds=thresholds,
+            out=task.folder("cams-votes"),
+        )
 
     def corrected(self, images: Images, masks: Path, out: Path) -> Path:
         """Correct masks that exist already, and return the folder of the corrected ones, `out/masks`.

@@ -1,0 +1,135 @@
+"""Votes of regions: shares against a loop, how they change maps, and squares whose maps are wrong."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.conftest import finished, tree
+from tests.segmenters.tiny import write_classifier
+from wsss.data.files import read_cams, read_mask, write_cams
+from wsss.errors import BadInput
+from wsss.foundations import FeatureSettings
+from wsss.ops.regions import Regions
+from wsss.refiners.crf import MaskSettings
+from wsss.refiners.region_votes import LevelSettings, VoteSettings, probabilities, votes, with_votes
+from wsss.refiners.regions import RegionsSettings
+from wsss.refiners.task import RefinementTask
+from wsss.regions.files import write_regions
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+HALF = MaskSettings(by="threshold", threshold=0.5)
+
+
+def test_shares_of_the_votes():
+    rng = np.random.default_rng(0)
+    bank, queries = (rng.standard_normal((n, 5)) for n in (40, 3))
+    bank, queries = ((one / np.linalg.norm(one, axis=1, keepdims=True)).astype(np.float32) for one in (bank, queries))
+    of, allowed, labels = rng.integers(0, 5, 40), rng.random(40) < 0.8, np.array([0, 2, 3])
+    found = votes(bank, of, queries, labels, allowed)
+    assert found is not None
+    for query, row in zip(queries, found, strict=True):
+        means = [np.sort((bank @ query)[allowed & (of == label)])[-8:].mean() for label in labels]
+        exponents = np.exp(25 * np.array(means))
+        np.testing.assert_allclose(row, exponents / exponents.sum(), rtol=1e-3, atol=1e-5)
+    assert votes(bank, of, queries, np.array([0, 2, 9]), allowed) is None
+    assert votes(bank, of, queries, labels, allowed & (of != 3)) is None
+
+
+def test_half_is_where_class_and_background_are_equally_probable():
+    base = np.array([[[0.5]], [[0.3]], [[0.2]]])
+    given = np.array([[[0.0]], [[0.2]], [[0.8]]])
+    np.testing.assert_allclose(with_votes(base, given, 0.0)[:, 0, 0], [0.3 / 0.8, 0.2 / 0.7])
+    # background 0.25, classes 0.25 and 0.5
+    np.testing.assert_allclose(with_votes(base, given, 0.5)[:, 0, 0], [0.5, 2 / 3])
+    np.testing.assert_array_equal(with_votes(base * 0, given * 0, 0.5), 0)
+
+
+def test_probabilities_follow_the_masks():
+    maps = np.random.default_rng(0).random((2, 3, 4), np.float32)
+    found = probabilities(maps, MaskSettings("threshold", 0.4))
+    np.testing.assert_allclose(found, np.stack([np.full((3, 4), 0.4), *maps]) / (0.4 + maps.sum(axis=0)), rtol=1e-6)
+    found = probabilities(maps, MaskSettings("scores", exponent=2.0))
+    background = (1 - maps.max(axis=0)) ** 2
+    np.testing.assert_allclose(found, np.stack([background, *maps]) / (background + maps.sum(axis=0)), rtol=1e-6)
+    assert probabilities(maps[:0], MaskSettings("threshold", 0.4)).shape == (1, 3, 4)
+
+
+def wrong_picture(squares) -> int:
+    return next(index for index in range(len(squares)) if squares.labels[index].all())
+
+
+@pytest.fixture
+def made(tmp_path, squares):
+    """Maps of true squares, which are wrong in one picture with both classes; regions are the squares and the rest."""
+    wrong = wrong_picture(squares)
+    for index, name in enumerate(squares.names):
+        truth, classes = squares.read_mask(index), squares.classes(index)
+        maps = np.stack([np.where(truth == label + 1, 0.9, 0.1) for label in classes])
+        if index == wrong:
+            maps = 0.5 + 0.05 * (0.5 - maps)
+        write_cams(tmp_path / "cams" / f"{name}.npz", np.array(classes), maps)
+        masks = np.stack([truth == label for label in np.unique(truth)])
+        write_regions(tmp_path / "regions" / f"{name}.npz", Regions.of_masks(masks))
+    classifier = write_classifier(tmp_path / "classifier")
+    settings = RegionsSettings(
+        by="votes",
+        regions=finished(tmp_path / "regions"),
+        masks=MaskSettings(by="threshold", threshold=0.45),
+        votes=VoteSettings(features=FeatureSettings(source=str(classifier)), erosion=1, fewest_pixels=9),
+    )
+    settings.check(None)
+    return settings, RefinementTask(squares, finished(tmp_path / "cams"), tmp_path / "out")
+
+
+def agreement(folder, squares, index):
+    return (read_mask(folder / f"{squares.names[index]}.png") == squares.read_mask(index)).mean()
+
+
+def test_other_pictures_outvote_wrong_maps(tmp_path, squares, made):
+    settings, task = made
+    before = RegionsSettings(by="levels", regions=settings.regions, masks=settings.masks)
+    levels = before.refined(dataclasses.replace(task, out=tmp_path / "levels"))
+    heavy = dataclasses.replace(settings, votes=dataclasses.replace(settings.votes, weight=0.9))
+    masks = heavy.refined(task)
+    wrong = wrong_picture(squares)
+    assert agreement(levels, squares, wrong) < 0.5
+    assert agreement(masks, squares, wrong) > agreement(levels, squares, wrong) + 0.2
+    names = {"cams-levels", "cams-votes", "masks", "masks-uncorrected", "votes-bank"}
+    assert {path.name for path in task.out.iterdir()} == names
+
+
+def test_without_weight_the_masks_are_those_of_levels(tmp_path, squares, made):
+    settings, task = made
+    without = dataclasses.replace(settings, votes=dataclasses.replace(settings.votes, weight=0.0))
+    masks = without.refined(task)
+    levels = dataclasses.replace(settings, by="levels").refined(dataclasses.replace(task, out=tmp_path / "levels"))
+    for name in squares.names:
+        np.testing.assert_array_equal(read_mask(masks / f"{name}.png"), read_mask(levels / f"{name}.png"))
+
+
+def test_a_stopped_stage_continues(squares, made):
+    settings, task = made
+    settings.refined(task)
+    before = tree(task.out)
+    voted = task.out / "cams-votes"
+    (voted / "done.json").rename(voted / "started.json")
+    (voted / f"{squares.names[3]}.npz").unlink()
+    settings.refined(task)
+    assert tree(task.out) == before
+    assert read_cams(voted / f"{squares.names[3]}.npz")[1].max() <= 1
+
+
+def test_settings_that_cannot_work():
+    for settings, said in (
+        (VoteSettings, {"weight": 1.5}),
+        (VoteSettings, {"erosion": -1}),
+        (LevelSettings, {"count": 0}),
+    ):
+        with pytest.raises(BadInput, match=next(iter(said))):
+            settings(**said)
+    with pytest.raises(BadInput, match=r"features\.source"):
+        RegionsSettings(by="votes").check(None)
+    lower = MaskSettings(threshold=0.5, lower=0.3)
+    with pytest.raises(BadInput, match=r"refiner\.masks\.lower: found 0\.3 with votes"):
+        RegionsSettings(by="votes", masks=lower, votes=VoteSettings(features=FeatureSettings("resnet10t"))).check(None)
