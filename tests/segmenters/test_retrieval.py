@@ -9,6 +9,7 @@ import torch
 
 import wsss
 from tests.conftest import finished, write_squares
+from tests.regions.test_networks import sam
 from tests.segmenters.tiny import retrieval, write_classifier, write_truths
 from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput
@@ -16,6 +17,7 @@ from wsss.foundations import FeatureSettings
 from wsss.ops.region_shapes import eroded_regions
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import vote
+from wsss.regions.sam import SAMSettings
 from wsss.segmenters.bank import Bank
 from wsss.segmenters.retrieval import RetrievalSettings, described, opened_bank
 from wsss.stages import bank as stage
@@ -243,6 +245,21 @@ def test_settings_out_of_range(change, message):
 def test_checks_before_any_stage_runs(init):
     with pytest.raises(BadInput, match=r"classifier|no such file"):
         RetrievalSettings(init=init).check()
+
+
+def test_regions_of_a_network_that_has_changed(data, settings, tmp_path):
+    images, masks = data
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model, processor = sam()
+        for one in (model, processor):
+            one.save_pretrained(tmp_path / "sam")
+        if seed == 0:
+            of_sam = SAMSettings(model=str(tmp_path / "sam"), points=2, iou=0.0, stability=0.0)
+            out = make_bank(dataclasses.replace(settings, proposer=of_sam), images, masks=masks, out=tmp_path / "bank")
+            assert Segmenter(out, PredictSettings())(images.read(0)).shape == (32, 36)
+    with pytest.raises(BadInput, match="regions of another Segment Anything"):
+        Segmenter(out, PredictSettings())
 
 
 def changed_body(metadata, **change):

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from wsss.data.augment import ColourRule
 from wsss.errors import BadInput, check_range
-from wsss.foundations import CLASSIFIER, FeatureSettings, check_identity, load_features, rebuilt
+from wsss.foundations import CLASSIFIER, FeatureSettings, check_identity, digest, load_features, rebuilt
 from wsss.networks.body import Backbone
 from wsss.networks.features import DenseFeatures
 from wsss.ops.region_shapes import EROSION, FEWEST_PIXELS, MOST_OVERLAP, distinct
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import DROPPED, NEIGHBOURS, Votes, Voting, pool, shares_inside, vote
 from wsss.regions import DEFAULT, ProposerSettings
+from wsss.regions.proposer import Proposer
 from wsss.run import maybe_file
 from wsss.segmenters.bank import Bank, bank_of
 from wsss.segmenters.trained import rescaled
@@ -114,7 +115,17 @@ class RetrievalSettings:
         if len(bank) and bank.vectors.shape[1] != network.channels:
             found = f"vectors of {bank.vectors.shape[1]} numbers for a network with {network.channels}"
             raise BadInput(path, found, "a bank that belongs to its network", "Make the segmenter again.")
-        return TrainedRetrieval(network, classes, bank, settings, float(known["threshold"]))
+        trained = TrainedRetrieval(network, classes, bank, settings, float(known["threshold"]))
+        if network_digest(trained.proposer) != known["proposer"].get("digest"):
+            do = "Restore that network, or make the segmenter again."
+            raise BadInput(path, f"regions of another {settings.proposer.title}", "the proposer of its bank", do)
+        return trained
+
+
+def network_digest(proposer: Proposer) -> str | None:
+    """The digest of the network that proposes regions; None for a proposer without one."""
+    model = getattr(proposer, "model", None)
+    return digest(model) if isinstance(model, nn.Module) else None
 
 
 def metadata_of(where: Path) -> dict[str, Any]:
@@ -132,7 +143,15 @@ def metadata_of(where: Path) -> dict[str, Any]:
 
 def checked_metadata(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The metadata of a retrieval segmenter, which has all its entries."""
-    needed = {"kind": str, "classes": list, "pictures": list, "features": dict, "settings": dict, "threshold": float}
+    needed = {
+        "kind": str,
+        "classes": list,
+        "pictures": list,
+        "features": dict,
+        "proposer": dict,
+        "settings": dict,
+        "threshold": float,
+    }
     wrong = [name for name, kind in needed.items() if not isinstance(metadata.get(name), kind)]
     if wrong or metadata["kind"] != KIND:
         found = f"metadata without {', '.join(wrong)}" if wrong else f"a segmenter of kind `{metadata['kind']}`"

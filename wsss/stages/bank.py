@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from wsss.ops.regions import Regions
 from wsss.run import stage
 from wsss.segmenters.bank import Bank
 from wsss.segmenters.learning import typical_long_sides
-from wsss.segmenters.retrieval import KIND, NONE, RetrievalSettings, described, opened_bank
+from wsss.segmenters.retrieval import KIND, NONE, RetrievalSettings, described, network_digest, opened_bank
 from wsss.stages.each import for_each_picture
 from wsss.storage import whole_file
 from wsss.weights import BANK, read_metadata, reading_of, write_weights
@@ -202,11 +203,15 @@ def _write_bank(settings: RetrievalSettings, images: Images, start: _Start, out:
         if not count:
             log.warning("%s: no region of `%s` is left after the erosion, so it will never be predicted", out, name)
     kept = dataclasses.asdict(dataclasses.replace(settings, init=NONE))
+    model = kept["proposer"].get("model")
+    if model is not None and os.path.exists(model):
+        kept["proposer"]["model"] = os.path.abspath(model)
     metadata = {
         "kind": KIND,
         "classes": list(start.classes),
         "pictures": list(bank.names),
         "features": start.identity,
+        "proposer": {"digest": network_digest(settings.proposer.proposer())},
         "settings": {name: value for name, value in kept.items() if name != "features"},
         "threshold": threshold,
         "long_sides": [min(low for low, _ in sides), max(high for _, high in sides)],
