@@ -37,29 +37,30 @@ def sepl(
     classes = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE)[1:IGNORE]) + 1
     of_atoms = regions.atom_labels(mask, IGNORE)[:, classes]
     totals, overlaps, areas = of_atoms.sum(axis=0), regions.summed(of_atoms), regions.areas
-    free = areas > 0
-    painted = np.zeros_like(mask)
+    # the class that each region joins, 0 for none
+    joined = np.zeros(len(regions), np.int64)
     for label, total, overlap in zip(classes, totals, overlaps.T, strict=True):
         if at_least_half:
             of_region = overlap.astype(np.float32) / np.maximum(areas, 1).astype(np.float32)
             fits = (of_region >= 0.5) | (overlap.astype(np.float32) / np.float32(total) >= np.float32(share))
-            covering = areas > 0
         else:
             fits = (2 * overlap > areas) | (overlap / total >= share)
-            covering = free.copy()
-        joined = free & fits
-        painted[_union(regions, joined) | ((mask == label) & ~_union(regions, covering))] = label
-        free &= ~joined
+        joined[fits & (joined == 0) & (areas > 0)] = label
+    # a region covers pixels up to the turn of the class that it joins
+    last_turn = np.full(len(regions), IGNORE) if at_least_half else np.where(joined > 0, joined, IGNORE)
+    top, covered = (_highest(regions, of_region)[regions.atoms] for of_region in (joined, last_turn))
+    # a later class lies over an earlier one
+    painted = np.maximum(top, np.where((covered < mask) & (mask < IGNORE), mask, 0)).astype(np.uint8)
     if keep_ignored:
         painted[(mask == IGNORE) & (painted == 0)] = IGNORE
     return painted
 
 
-def _union(regions: Regions, chosen: np.ndarray) -> np.ndarray:
-    """The pixels of the regions that are chosen, (h, w)."""
-    atoms = np.zeros(len(regions.atom_areas), bool)
-    atoms[regions.members[chosen[regions.of_member]]] = True
-    return atoms[regions.atoms]
+def _highest(regions: Regions, of_region: Int[np.ndarray, " n"]) -> Int[np.ndarray, " a"]:
+    """The highest value of the regions of each atom, 0 for an atom in none."""
+    highest = np.zeros(len(regions.atom_areas), np.int64)
+    np.maximum.at(highest, regions.members, of_region[regions.of_member])
+    return highest
 
 
 class Sams(NamedTuple):
@@ -170,14 +171,16 @@ def spread(
     current, total = (np.zeros((count, len(otherwise))) for _ in range(2))
     covered, levels_covered = np.zeros(count, bool), np.zeros(count)
     for level in used:
-        entries = regions.levels[regions.of_member] == level
-        atoms, of = regions.members[entries], regions.of_member[entries]
-        number = np.bincount(atoms, minlength=count)
-        here = number > 0
-        sums = np.stack([np.bincount(atoms, one, count) for one in values[of].T], axis=1)
-        current[here] = sums[here] / number[here, None]
+        of_level = np.flatnonzero(regions.levels == level)
+        part = regions.chosen(of_level)
+        number = part.spread(np.ones((len(part), 1)))
+        here = number[:, 0] > 0
+        current[here] = part.spread(values[of_level].astype(np.float64))[here] / number[here]
         covered |= here
         total[covered] += current[covered]
         levels_covered += covered
-    own = (len(used) - levels_covered)[regions.atoms] * otherwise
-    return ((np.moveaxis(total[regions.atoms], -1, 0) + own) / len(used)).astype(np.float32)
+    shares, own = (total / len(used)).T, (1 - levels_covered / len(used))[regions.atoms]
+    made = np.empty(otherwise.shape, np.float32)
+    for one, of_class, pixels in zip(made, shares, otherwise, strict=True):
+        one[:] = of_class[regions.atoms] + own * pixels
+    return made

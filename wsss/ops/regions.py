@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64, UInt8
+from scipy import sparse
 
 from wsss.errors import BadInput
 
@@ -201,11 +202,17 @@ class Regions:
 
     def summed(self, values: np.ndarray) -> np.ndarray:
         """Sums of values of the atoms, (a, k), over the atoms of each region: (n, k)."""
-        sums = np.zeros((len(self), values.shape[1]), values.dtype)
-        filled, first = self.counts > 0, np.cumsum(self.counts) - self.counts
-        if filled.any():
-            sums[filled] = np.add.reduceat(values[self.members], first[filled], axis=0)
-        return sums
+        return np.asarray(self._inside(values.dtype) @ values)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Sums of values of the regions, (n, k), over the regions that contain each atom: (a, k)."""
+        return np.asarray(self._inside(values.dtype).T @ values)
+
+    def _inside(self, dtype: np.dtype) -> sparse.csr_array:
+        """1 where a region, in rows, contains an atom."""
+        ends = np.concatenate([[0], np.cumsum(self.counts)])
+        shape = len(self), len(self.atom_areas)
+        return sparse.csr_array((np.ones(len(self.members), dtype), self.members, ends), shape=shape)
 
     def _problem(self) -> str | None:
         """How the arrays contradict one another; None if they do not."""
