@@ -61,7 +61,8 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, whole, shapes):
     assert tree(tmp_path / "clims") == tree(whole / "classifier")
 
 
-@pytest.mark.parametrize("layout", ["voc", "coco", "folder"])
+# the other tests have VOC's
+@pytest.mark.parametrize("layout", [pytest.param("voc", marks=pytest.mark.slow), "coco", "folder"])
 def test_every_layout_of_data(tmp_path, settings, shapes, layout, capsys):
     words = {"prompts": {"gnome": "garden gnome"}, "cooccurring": {"gnome": ["lawn", "hedge"]}}
     data = write_layout(tmp_path, layout, shapes, "clims", words)
