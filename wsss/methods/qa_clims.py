@@ -25,13 +25,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wsss import launch
-from wsss.classifier import CAMLocalizer, CAMNetwork, FromBaseline, MultiScale, TagObjective, load, load_baseline
+from wsss.classifier import CAMNetwork, FromBaseline, TagObjective, load_baseline
 from wsss.clip_regions import encode_image, in_chunks, input_size, pairs_of, to_clip
 from wsss.data.images import Images
 from wsss.data.nouns import lemma
 from wsss.data.words import Words, check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.methods import clims, questions
+from wsss.methods.cam import CAMInference
 from wsss.methods.questions import Answers, QuestionSettings
 from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
@@ -480,19 +481,10 @@ def _numbered(examples: Examples, index: int, rng: np.random.Generator) -> dict[
 
 
 @dataclasses.dataclass(frozen=True)
-class QACLIMSInference(MultiScale):
-    """How the network's maps are computed: ReLU of the raw maps, as in CLIMS."""
+class QACLIMSInference(CAMInference):
+    """How the network's maps are computed: ReLU of the raw maps, as in CLIMS; also of a published checkpoint (`res50_qa_clims.pth`)."""
 
     title: ClassVar[str] = "QA-CLIMS"
-
-    def localizer(self, images: Images, weights: Path) -> CAMLocalizer:
-        """The localizer of a trained network, loaded from a stage folder or a published checkpoint (`res50_qa_clims.pth`).
-
-        Raises:
-            BadInput: the weights belong to another network, or their classes are not those of the pictures.
-        """
-        network, metadata = load(weights, images)
-        return CAMLocalizer(network.to(launch.device()).eval(), self, metadata["colours"])
 
 
 def ask_questions(settings: QuestionSettings, images: Images, out: Path) -> Path:
