@@ -116,12 +116,19 @@ def load_features(settings: FeatureSettings) -> Loaded:
         _load_classifier(network, place, body)
     else:
         network = _foundation(source)
-    layers, enlarge = _OF_CLASSIFIER if ours else _OF_FOUNDATION
-    layers = min(layers, len(network.strides)) if settings.layers is None else settings.layers
-    enlarge = enlarge if settings.enlarge is None else settings.enlarge
     finite(network.state_dict(), source)
     where = os.path.abspath(source) if os.path.exists(source) else source
-    return Loaded(DenseFeatures(network, layers, enlarge), where, body, digest(network))
+    return Loaded(_dense(network, settings, _OF_CLASSIFIER if ours else _OF_FOUNDATION), where, body, digest(network))
+
+
+def check_classifier(settings: FeatureSettings, backbone: Body) -> None:
+    """Raise BadInput if these settings do not suit the backbone of a classifier that is not trained yet, on the meta device."""
+    _dense(BodyFeatures(backbone), settings, _OF_CLASSIFIER)
+
+
+def _dense(network: FrozenNetwork, settings: FeatureSettings, usual: tuple[int, int]) -> DenseFeatures:
+    layers = min(usual[0], len(network.strides)) if settings.layers is None else settings.layers
+    return DenseFeatures(network, layers, usual[1] if settings.enlarge is None else settings.enlarge)
 
 
 def rebuilt(identity: Mapping[str, Any], state: State, where: Path) -> DenseFeatures:

@@ -10,10 +10,11 @@ import torch
 import wsss
 from tests.conftest import finished, write_squares
 from tests.regions.test_networks import sam
-from tests.segmenters.tiny import retrieval, write_classifier, write_truths
+from tests.segmenters.tiny import BODY, retrieval, write_classifier, write_truths
 from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput
 from wsss.foundations import FeatureSettings
+from wsss.loading import to_be_trained
 from wsss.ops.region_shapes import eroded_regions
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import vote
@@ -245,6 +246,15 @@ def test_settings_out_of_range(change, message):
 def test_checks_before_any_stage_runs(init):
     with pytest.raises(BadInput, match=r"classifier|no such file"):
         RetrievalSettings(init=init).check()
+
+
+def test_layers_that_the_classifier_of_a_run_will_not_have(network):
+    later = to_be_trained(BODY, 16)
+    RetrievalSettings().check(later)
+    for features in (FeatureSettings(layers=9), FeatureSettings(enlarge=3)):
+        for trained in (later, network):
+            with pytest.raises(BadInput, match=r"layers|enlarge"):
+                RetrievalSettings(features=features).check(trained)
 
 
 def test_regions_of_a_network_that_has_changed(data, settings, tmp_path):

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from wsss.data.augment import ColourRule
 from wsss.errors import BadInput, check_range
-from wsss.foundations import CLASSIFIER, FeatureSettings, check_identity, digest, load_features, rebuilt
+from wsss.foundations import (
+    CLASSIFIER,
+    FeatureSettings,
+    check_classifier,
+    check_identity,
+    digest,
+    load_features,
+    rebuilt,
+)
 from wsss.networks.body import Backbone
 from wsss.networks.features import DenseFeatures
 from wsss.ops.region_shapes import EROSION, FEWEST_PIXELS, MOST_OVERLAP, distinct
@@ -94,8 +102,10 @@ class RetrievalSettings:
         self.proposer.check()
         if self.init != NONE:
             metadata_of(Path(self.init))
-        elif self.features.source != CLASSIFIER or classifier is None:
-            load_features(self.features)
+        elif self.features.source == CLASSIFIER and isinstance(classifier, Backbone):
+            check_classifier(self.features, classifier)
+        else:
+            load_features(self.after(classifier if isinstance(classifier, Path) else None).features)
 
     def after(self, classifier: Path | None) -> "RetrievalSettings":
         """These settings with the file of the run's classifier in place of the word."""
