@@ -19,6 +19,8 @@ from wsss.data.pictures import AnyPicture, as_rgb
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range, suggestion
 from wsss.ops.crf import DenseCRF, Preset
+from wsss.segmenters.explained import Explained, explained
+from wsss.segmenters.retrieval import TrainedRetrieval
 from wsss.stages.predict import PredictSettings, Segmenter, most_probable
 from wsss.weights import WEIGHTS, find_trained, read_metadata, reading_of, trained_weights, weights_in
 
@@ -93,6 +95,21 @@ class Predictor:
         plain = self._network.probabilities(self._network.prepare(rgb))
         probabilities = self._network.refined(rgb, plain).astype(np.float32, copy=False)
         return Prediction(most_probable(probabilities), probabilities, self.classes, rgb)
+
+    def explain(self, picture: AnyPicture) -> list[Explained]:
+        """The largest regions with a class that a retrieval segmenter finds in a picture, with the training regions that decided on them.
+
+        Args:
+            picture: see `wsss.data.pictures.as_rgb`.
+
+        Raises:
+            BadInput: the network is not a segmenter of kind `retrieval`, or the picture has another type.
+        """
+        trained = self._network.trained if isinstance(self._network, Segmenter) else None
+        if not isinstance(trained, TrainedRetrieval):
+            do = "Make one with `wsss segment --segmenter retrieval`."
+            raise BadInput(self.path, f"a network of kind `{self.kind}`", "a segmenter of kind `retrieval`", do)
+        return explained(trained, "", trained.decide(as_rgb(picture, how=self._reading)))
 
     def cams(self, picture: AnyPicture, classes: Sequence[str]) -> Float32[np.ndarray, "k h w"]:
         """Class activation maps of one picture, as `wsss localize cam` makes them.

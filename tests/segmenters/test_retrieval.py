@@ -331,7 +331,18 @@ def test_programs_load_it_like_any_segmenter(made, data):
     image = data[0].read(1)
     segmenter = wsss.load(made)
     assert (segmenter.kind, segmenter.classes) == ("retrieval", ("red", "blue"))
-    np.testing.assert_array_equal(segmenter.predict(image).labels, Segmenter(made, PredictSettings())(image))
+    found = segmenter.predict(image).labels
+    np.testing.assert_array_equal(found, Segmenter(made, PredictSettings())(image))
+    for region in segmenter.explain(image):
+        top, left, bottom, right = region.box
+        assert 0 <= top < bottom <= 32
+        assert 0 <= left < right <= 36
+        assert {near.image for near in region.nearest} <= set(data[0].names)
+
+
+def test_only_a_bank_explains(network, data):
+    with pytest.raises(BadInput, match="a network of kind `cam`"):
+        wsss.load(network).explain(data[0].read(0))
 
 
 def test_regions_unlike_all_of_the_bank_are_background(made, data, settings, tmp_path):

@@ -11,8 +11,9 @@ from wsss.errors import BadInput
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import vote
 from wsss.segmenters.bank import Bank
+from wsss.segmenters.explained import explained
 from wsss.segmenters.retrieval import Decided
-from wsss.stages.nearest import NEAREST, explained, nearest_regions, read_nearest
+from wsss.stages.nearest import NEAREST, nearest_regions, read_nearest
 
 CLASSES = ("red", "blue")
 

@@ -41,8 +41,6 @@ from wsss.settings import build
 from wsss.weights import read_metadata, read_weights, weights_in
 
 KIND, NONE = "retrieval", "none"
-# bank regions that are shown for a region
-SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)

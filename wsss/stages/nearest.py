@@ -13,53 +13,18 @@ from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.health.sample import collected, sampled
 from wsss.run import stage
-from wsss.segmenters.retrieval import SHOWN, Decided, TrainedRetrieval
+from wsss.segmenters.explained import Explained, Nearest, explained
+from wsss.segmenters.retrieval import TrainedRetrieval
 from wsss.stages.pages import PICTURE_BYTES, SIDE, data_uri, shrunk
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.stages.records import Stage
 from wsss.storage import read_json, write_json
 
 NEAREST = "nearest.json"
-# pictures that are looked at, and regions of each that are shown
-PICTURES, REGIONS = 12, 3
+# pictures that are looked at
+PICTURES = 12
 # a region is shown with this share of its box on each side
 _MARGIN = 0.15
-
-
-@dataclasses.dataclass(frozen=True)
-class Nearest:
-    """A region of the bank.
-
-    Attributes:
-        image: the training picture.
-        label: the label of the region.
-        similarity: to the region that it explains, at most 1.
-        box: top, left, bottom and right in its picture; bottom and right lie outside.
-    """
-
-    image: str
-    label: int
-    similarity: float
-    box: tuple[int, int, int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Explained:
-    """A region of a picture.
-
-    Attributes:
-        image: the picture.
-        label: what was decided.
-        share: of the votes for that label.
-        box: as for `Nearest`, in the picture.
-        nearest: the most similar training regions, the most similar first.
-    """
-
-    image: str
-    label: int
-    share: float
-    box: tuple[int, int, int, int]
-    nearest: tuple[Nearest, ...]
 
 
 @stage(kind="nearest", makes="notes", title="nearest training regions")
@@ -85,41 +50,6 @@ def explain(images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
     if launch.is_first():
         write_json(out / NEAREST, {"classes": list(trained.classes), "regions": regions})
     return {"pictures": len(chosen), "regions": len(regions)}
-
-
-def explained(trained: TrainedRetrieval, name: str, decided: Decided) -> list[Explained]:
-    """The largest regions of a picture that have a class, with their nearest training regions.
-
-    Args:
-        trained: the segmenter.
-        name: of the picture.
-        decided: what it decided.
-    """
-    regions, votes, kept = decided
-    objects = kept[votes.labels[kept] > 0]
-    largest = objects[np.argsort(-regions.areas[objects], kind="stable")][:REGIONS]
-    bank, found = trained.bank, []
-    for index, mask in zip(largest.tolist(), regions.chosen(largest).masks(), strict=True):
-        rows = [row for row in votes.neighbours[index, :SHOWN].tolist() if row >= 0]
-        nearest = tuple(
-            Nearest(
-                bank.names[bank.pictures[row]],
-                int(bank.labels[row]),
-                round(float(similarity), 4),
-                _box(bank.boxes[row]),
-            )
-            for row, similarity in zip(rows, votes.similarities[index], strict=False)
-        )
-        down, across = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        box = (int(down[0]), int(across[0]), int(down[-1]) + 1, int(across[-1]) + 1)
-        label = int(votes.labels[index])
-        found.append(Explained(name, label, round(float(votes.shares[index, label]), 4), box, nearest))
-    return found
-
-
-def _box(values: np.ndarray) -> tuple[int, int, int, int]:
-    top, left, bottom, right = values.tolist()
-    return top, left, bottom, right
 
 
 def read_nearest(folder: Path) -> tuple[list[str], list[Explained]] | None:
