@@ -421,6 +421,36 @@ class SegmenterAugment:
         return crop_picture(view, pixels, colours, resize_bilinear), crop_labels(view, label)
 
 
+@dataclass(frozen=True)
+class WeCLIPAugment:
+    """Training images of WeCLIP and WeCLIP+."""
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    """smallest and largest scale, drawn uniformly"""
+    crop: int = 320
+    """side of the square crop; smaller images are placed in it at random"""
+    flip: float = 0.5
+    """probability of a horizontal flip"""
+
+    def __post_init__(self) -> None:
+        check_pair("augment.scale", self.scale, SMALLEST_SCALE)
+        check_range("augment.crop", self.crop, 1)
+        check_range("augment.flip", self.flip, 0, 1)
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> Float[np.ndarray, "3 crop crop"]:
+        """A random view of a picture. Outside the picture the crop is black, not of the mean colour: WeCLIP pads before it normalises."""
+        view = self.view(image.shape[:2], rng)
+        resized = _resize_pillow(image, view.size_hw, Image.Resampling.BILINEAR)
+        return normalise(crop_array(view, resized, 0))
+
+    def view(self, size_hw: SizeHW, rng: np.random.Generator) -> View:
+        """Draws the scale, the flip, the left offset, the top offset."""
+        scale = self.scale[0] + rng.random() * (self.scale[1] - self.scale[0])
+        flip = bool(rng.random() < self.flip)
+        resized = truncated_size(size_hw, scale)
+        return View(resized, flip, *offsets_anywhere(resized, self.crop, rng), self.crop)
+
+
 def offsets_anywhere(size_hw: SizeHW, crop: int, rng: np.random.Generator) -> tuple[int, int]:
     """Top and left of a view; the left is drawn first. A picture smaller than the crop may be anywhere in it."""
     left = int(rng.integers(abs(size_hw[1] - crop) + 1))

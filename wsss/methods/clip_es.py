@@ -249,7 +249,12 @@ def patched(image: UInt8[np.ndarray, "h w 3"], patch: int) -> Float[np.ndarray, 
 
 
 def last_block(
-    clip: CLIP, x: Float[Tensor, "1 l width"], texts: Float[Tensor, "k d"], n_classes: int, with_attention: bool = True
+    clip: CLIP,
+    x: Float[Tensor, "1 l width"],
+    texts: Float[Tensor, "k d"],
+    n_classes: int,
+    with_attention: bool = True,
+    sharpness: float = 1.0,
 ) -> tuple[Float[Tensor, "n n"] | None, Float[Tensor, "n width"], Float[Tensor, "c width"]]:
     """Attention between patches, activations Y, and the mean over the patches of d p_c / d Y for the first `n_classes` texts.
 
@@ -259,6 +264,8 @@ def last_block(
         sum of dv = sum_i (1 - a_i0) G_i
         sum of dk = - e^-1/2 sum_i a_i0 (<G_i, v_0> - c_i) q_i
         sum of dq = e^-1/2 sum_j (<(a^T G)_j, v_j> - (a^T c)_j) k_j
+
+    `sharpness` is a factor of the logit scale s.
     """
     layer = clip.last_block()
     block_attention = layer.self_attn
@@ -277,7 +284,7 @@ def last_block(
         z = x[0, 1:] + block_attention.out_proj(o.transpose(0, 1).flatten(1))
         z = z + layer.mlp(layer.layer_norm2(z))
         f = F.normalize(clip.project(z).mean(0), dim=0)
-        p = (clip.temperature * (F.normalize(texts, dim=1) @ f)).softmax(0)
+        p = (sharpness * clip.temperature * (F.normalize(texts, dim=1) @ f)).softmax(0)
         gradients = [torch.autograd.grad(p[c], o, retain_graph=c < n_classes - 1)[0] for c in range(n_classes)]
     with torch.no_grad():
         g = torch.stack(gradients, 2)  # (heads, patches, classes, channels)

@@ -142,12 +142,14 @@ class CLIP(nn.Module):
             grid: rows and columns.
             rounded: round to float16, as CLIP-ES and TagCLIP do even when the network runs in float32.
         """
-        native = self._vision.embeddings.position_embedding.weight
+        weight = self._vision.embeddings.position_embedding.weight
+        # in single precision even if the network is in double: some values would be rounded to another number
+        native = weight.float() if rounded else weight
         side = math.isqrt(len(native) - 1)
         square = native[1:].T.reshape(1, -1, side, side)
         resized = F.interpolate(square, grid, mode="bilinear", align_corners=False)
         joined = torch.cat([native[:1], resized[0].flatten(1).T])
-        return joined.half().to(native.dtype) if rounded else joined
+        return joined.half().to(weight.dtype) if rounded else joined
 
     @property
     def native_grid(self) -> int:

@@ -69,6 +69,9 @@ class Training:
     """final learning rate of the schedule"""
     warmup: int = 0
     """updates of linear warm-up of the learning rate"""
+    warmup_from: float | None = None
+    """factor of the learning rate in the first update of a warm-up that replaces the schedule, as in WeCLIP; none: the warm-up multiplies the
+    schedule"""
     clip: float | None = None
     """maximum norm of the gradient; larger gradients are clipped"""
     seed: int = 0
@@ -100,6 +103,8 @@ class Training:
             "checkpoint_minutes",
         ):
             check_range(f"training.{name}", getattr(self, name), 0)
+        if self.warmup_from is not None:
+            check_range("training.warmup_from", self.warmup_from, 0, 1)
         if self.stop_epochs is not None:
             check_range("training.stop_epochs", self.stop_epochs, 1)
         if (self.steps if self.steps is not None else self.epochs or 0) < 1:
@@ -196,7 +201,7 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     launch.synchronise_batch_norm(trainable)
     occurrences = _occurrences(len(images), trainable.repeats)
     epoch_steps = _epoch_steps(training, len(occurrences))
-    loop = _Loop(training, trainable, _length(training, epoch_steps, trainable.stop_epochs), out)
+    loop = _Loop(training, trainable, _length(training, len(occurrences), trainable.stop_epochs), out)
     if training.tensorboard:
         loop.accelerator.init_trackers("wsss", config={"settings": json.dumps(plain(settings))})
     batches = _Batches(training, occurrences, epoch_steps, loop.start, loop.length.run)
@@ -224,8 +229,15 @@ class _Length(NamedTuple):
     run: int
 
 
-def _length(training: Training, epoch_steps: int, published_stop: int | None) -> _Length:
-    scheduled = training.steps if training.steps is not None else epoch_steps * (training.epochs or 0)
+def update_count(training: Training, n_examples: int) -> int:
+    """The number of updates in the learning rate schedule of a training with this number of examples per epoch."""
+    if training.steps is not None:
+        return training.steps
+    return _epoch_steps(training, n_examples) * (training.epochs or 0)
+
+
+def _length(training: Training, n_examples: int, published_stop: int | None) -> _Length:
+    scheduled, epoch_steps = update_count(training, n_examples), _epoch_steps(training, n_examples)
     stop = training.stop_epochs or published_stop
     return _Length(scheduled, scheduled if stop is None else min(scheduled, epoch_steps * stop))
 
@@ -333,7 +345,9 @@ def _result(images: Images, history: list[dict[str, float]], out: Path) -> dict[
 
 def poly_factor(training: Training, step: int, n_steps: int) -> float:
     """Factor of the learning rate in update number `step`: (1 - step / n_steps) ** power, after a linear warm-up."""
-    warmup = min(1.0, (step + 1) / (training.warmup + 1))
+    if training.warmup_from is not None and step < training.warmup:
+        return 1 - (1 - step / training.warmup) * (1 - training.warmup_from)
+    warmup = min(1.0, (step + 1) / (training.warmup + 1)) if training.warmup_from is None else 1.0
     counted = min(step, n_steps - 1) + training.poly_first
     stepped = counted // training.poly_every * training.poly_every
     return warmup * (1 - stepped / max(n_steps + training.poly_beyond, 1)) ** training.poly_power

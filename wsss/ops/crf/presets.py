@@ -59,7 +59,7 @@ class DenseCRF:
             )
 
 
-Preset = Literal["irn", "psa", "deeplab", "vwl", "icam-final"]
+Preset = Literal["irn", "psa", "deeplab", "vwl", "icam-final", "weclip"]
 PRESETS: dict[Preset, DenseCRF] = {
     # misc/imutils.py: crf_inference_label of IRNet; also used by CLIMS, QA-CLIMS and VWL
     "irn": DenseCRF(3.0, 3.0, 50.0, 5.0, 10.0, 10),
@@ -71,5 +71,7 @@ PRESETS: dict[Preset, DenseCRF] = {
     "vwl": DenseCRF(1.0, 3.0, 64.0, 3.0, 4.0, 10),
     # ICAM, evaluation of the final model
     "icam-final": DenseCRF(3.0, 3.0, 32.0, 13.0, 10.0, 1),
+    # WeCLIP and WeCLIP+, predictions of the decoder
+    "weclip": DenseCRF(3.0, 3.0, 64.0, 5.0, 4.0, 10),
 }
 """Published settings. `dataclasses.replace(PRESETS["deeplab"], picture="rgb")` is "deeplab" on the unmodified picture."""
