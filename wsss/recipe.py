@@ -26,6 +26,7 @@ from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.segmenters.retrieval import RetrievalSettings
+from wsss.segmenters.weclip import WeCLIPSegmenterSettings
 from wsss.settings import Layer, build
 from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
 from wsss.stages.examples import Examples
@@ -190,7 +191,7 @@ def run(
         BadInput: settings or data that cannot be used; most are found before the first stage.
     """
     images = data.split(data.train)
-    check(method, settings, images, scored=bool(data.scored_split))
+    check(method, settings, images, scored=bool(data.scored_split), corrected=corrected is not None)
     if corrected is not None:
         corrected_pictures(images, corrected)
     planned = planned_stages(method, settings, data, by_tagclip=tagger is not None)
@@ -222,7 +223,7 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_t
         ("cams-scores", "scores the maps", scored),
         ("masks", "turns the maps into pseudo masks", True),
         ("masks-scores", "scores the pseudo masks", scored),
-        ("segmenter", "makes the segmenter from the pseudo masks", True),
+        ("segmenter", _about_segmenter(settings.segmenter), True),
         ("predictions", "predicts masks for the validation pictures", val is not None),
         ("predictions-nearest", "finds the training regions that they were made from", val is not None and looks_up),
         ("predictions-scores", "scores the predictions", scored_val),
@@ -234,6 +235,12 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_t
         ("masks-val-scores", "scores these masks", both),
     ]
     return {name: about for name, about, planned in stages if planned}
+
+
+def _about_segmenter(settings: SegmenterSettings) -> str:
+    if isinstance(settings, WeCLIPSegmenterSettings):
+        return "takes over the trained decoder"
+    return "makes the segmenter from the pseudo masks"
 
 
 def _title(method: Method, settings: RunSettings) -> str:
@@ -270,7 +277,7 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
         _score_both_splits(settings, data, task, inputs)
 
 
-def check(method: Method, settings: RunSettings, images: Images, scored: bool) -> None:
+def check(method: Method, settings: RunSettings, images: Images, scored: bool, corrected: bool = False) -> None:
     """Raise BadInput for all settings and files that cannot work, before the first stages take hours.
 
     Args:
@@ -278,12 +285,16 @@ def check(method: Method, settings: RunSettings, images: Images, scored: bool) -
         settings: an instance of `settings_of(method)`.
         images: the training pictures, of which only the names and classes are used.
         scored: whether the maps will be scored on true masks.
+        corrected: whether the segmenter is to be trained on corrected masks too.
     """
     refiner, faults = settings.refiner, Faults()
     if isinstance(settings.inference, Checked):
         with faults.collected():
             settings.inference.check(images)
     initial = _check_classifier(method, settings, images, faults)
+    if isinstance(settings.segmenter, WeCLIPSegmenterSettings):
+        with faults.collected():
+            settings.segmenter.check_run(method.name, corrected)
     failed = bool(faults.found)
     background = settings.scores.background if scored else None
     checks = ((refiner, partial(refiner.check, scored=background)), (settings.segmenter, settings.segmenter.check))

@@ -433,9 +433,9 @@ class WeCLIPAugment:
     """probability of a horizontal flip"""
 
     def __post_init__(self) -> None:
-        check_pair("augment.scale", self.scale, SMALLEST_SCALE)
-        check_range("augment.crop", self.crop, 1)
-        check_range("augment.flip", self.flip, 0, 1)
+        check_pair("views.scale", self.scale, SMALLEST_SCALE)
+        check_range("views.crop", self.crop, 1)
+        check_range("views.flip", self.flip, 0, 1)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> Float[np.ndarray, "3 crop crop"]:
         """A random view of a picture. Outside the picture the crop is black, not of the mean colour: WeCLIP pads before it normalises."""

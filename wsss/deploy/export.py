@@ -18,6 +18,7 @@ from wsss.health import notes
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.outputs import LOCK
 from wsss.segmenters.retrieval import TrainedRetrieval
+from wsss.segmenters.weclip import TrainedWeCLIP
 from wsss.stages.check import read_notes, reopen
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.storage import write_json, write_text
@@ -86,6 +87,9 @@ def export_model(where: Path, out: Path, form: Format, settings: ModelExport = M
     if form != "hub" and isinstance(segmenter.trained, TrainedRetrieval):
         do = "Use --format hub, or train another kind of segmenter on its predictions."
         raise BadInput(weights, f"a bank of regions, for --format {form}", "a network", do)
+    if form != "hub" and isinstance(segmenter.trained, TrainedWeCLIP):
+        do = "Use --format hub, or train another kind of segmenter on its predictions."
+        raise BadInput(weights, f"a decoder on frozen networks, for --format {form}", "a network of its own", do)
     run = where if where.is_dir() else where.parent
     origin = card.Origin.of(run)
     train, scored = _pictures(run, settings.int8)

@@ -14,6 +14,7 @@ METHODS = (
     "clims",
     "icam",
     "qa_clims",
+    "weclip",
     "clip",
 )  # fmt: skip
 

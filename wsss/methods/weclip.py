@@ -104,8 +104,10 @@ class WeCLIPSettings:
     1: never"""
     confidence: float = 0.75
     """probability above which a prediction replaces a label"""
-    augment: WeCLIPAugment = WeCLIPAugment()
+    views: WeCLIPAugment = WeCLIPAugment()
     """augmentation of training pictures"""
+    test_side: int = 512
+    """longest side of pictures when the decoder predicts, in pixels"""
     # the published 20e-5 of the WeCLIP+ scripts; WeCLIP's have 2e-3 (preset paper), COCO 80,000 updates of 8 pictures
     training: Training = Training(
         batch=4,
@@ -124,6 +126,7 @@ class WeCLIPSettings:
         check_templates("classifier.templates", self.templates)
         check_range("classifier.heads", self.heads, 1)
         check_range("classifier.radius", self.radius, 0)
+        check_range("classifier.test_side", self.test_side, 16)
         check_range("classifier.dropout", self.dropout, 0, 0.9)
         check_range("classifier.confidence", self.confidence, 0, 1)
         if self.replaced_after is not None:
@@ -153,7 +156,8 @@ class WeCLIPSettings:
         read_words(self.words, images.class_names)
         frozen = self.load_frozen()
         label_rule(self.labels, self.plus, is_coco(images), frozen.clip.n_blocks)
-        check_range("classifier.augment.crop", self.augment.crop, frozen.smallest)
+        for name, side in (("views.crop", self.views.crop), ("test_side", self.test_side)):
+            check_range(f"classifier.{name}", side, frozen.smallest)
 
     def trainable(self, images: Images) -> "WeCLIPObjective":
         """The network with new weights, and its losses; the frozen networks are moved to the device."""
@@ -205,15 +209,14 @@ class WeCLIPObjective(Objective):
             "classes": list(images.class_names),
             "long_sides": list(typical_long_sides(images)),
             "network": layers,
+            "test_side": settings.test_side,
             "prompts": words.prompts,
             "backgrounds": words.background,
             "templates": list(settings.templates),
             "rule": dataclasses.asdict(rule),
             **described(frozen, settings.clip, settings.activation, settings.dino if settings.plus else None),
         }
-        examples = partial(
-            example, images, settings.augment, settings.dropout, (network.n_adapters, settings.embedding)
-        )
+        examples = partial(example, images, settings.views, settings.dropout, (network.n_adapters, settings.embedding))
         super().__init__(network, examples, metadata)
         self.network: WeCLIPNetwork
         self.settings = settings
@@ -329,11 +332,11 @@ class WeCLIPInference:
             BadInput: the weights belong to another network, or their classes are not those of the pictures.
         """
         state, metadata, path = trained_weights(weights, KIND)
-        frozen, network, classes = load_network(state, metadata, path)
-        check_classes(path, classes, images)
+        found = load_network(state, metadata, path)
+        check_classes(path, found.classes, images)
         assert metadata is not None
         rule = LabelRule(**{**metadata["rule"], "par": settings_of(PixelRefinement, metadata["rule"]["par"])})
-        frozen, network = frozen.to(launch.device()), network.to(launch.device())
+        frozen, network = found.frozen.to(launch.device()), found.network.to(launch.device())
         words = (metadata["prompts"], metadata["backgrounds"], metadata["templates"])
         return WeCLIPLocalizer(frozen, network, text_vectors(frozen.clip, *words, self.cache), rule)
 

@@ -5,6 +5,7 @@ from wsss.segmenters.deeplab_v1 import DeepLabV1Settings
 from wsss.segmenters.emanet import EMANetSettings
 from wsss.segmenters.pspnet import PSPNetSettings
 from wsss.segmenters.retrieval import RetrievalSettings
+from wsss.segmenters.weclip import WeCLIPSegmenterSettings
 
 SegmenterSettings = (
     DeepLabSettings
@@ -12,4 +13,5 @@ SegmenterSettings = (
     | DeepLabV1Settings
     | PSPNetSettings
     | RetrievalSettings
+    | WeCLIPSegmenterSettings
 )  # fmt: skip

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from wsss.networks.deeplab import resize_logits
 from wsss.networks.weclip import FrozenNetworks, WeCLIPNetwork
 from wsss.pretrained import Activation, load_clip
 
-# longest side of pictures in the published test
-LONG_SIDE = 512
 KIND = "weclip"
 
 
@@ -41,36 +39,65 @@ class WeCLIPSegmenterSettings:
     def check(self, classifier: Path | Backbone | None = None) -> None:
         """See `wsss.segmenters.learning`; the settings of the method have been checked before."""
 
+    def check_run(self, method: str, corrected: bool) -> None:
+        """Raise BadInput if a run of this method does not train the network, or if it has corrected masks to train on."""
+        if method != self.trained_by:
+            raise self._not_trained(f"in a run of {method}")
+        if corrected:
+            do = "Leave --corrected out, or choose another segmenter."
+            expected = "a segmenter that is trained on masks, such as deeplab"
+            raise BadInput("segmenter.kind", f"{self.kind}, with corrected masks", expected, do)
+
+    def given(self, classifier: Path | None, **inputs: Path) -> Path:
+        """The weights that a method has trained.
+
+        Raises:
+            BadInput: there are none, or corrected masks are given.
+        """
+        if classifier is None:
+            raise self._not_trained("without a run that trains it")
+        self.check_run(self.trained_by, bool(inputs))
+        return classifier
+
     def trainable(self, images: Images, masks: Path, corrected: Path | None = None) -> NoReturn:
         """Raise BadInput: this network is not trained on masks."""
-        raise BadInput(
-            "segmenter.kind",
-            f"{self.kind}, which is not trained on masks",
-            "a segmenter that is trained on masks, such as deeplab",
-            "Choose another, or use `wsss run weclip`, which trains this one.",
-        )
+        raise self._not_trained("on masks alone")
+
+    def _not_trained(self, where: str) -> BadInput:
+        expected = "a segmenter that is trained on masks, such as deeplab"
+        do = "Choose another, or use `wsss run weclip`, which trains this one."
+        return BadInput("segmenter.kind", f"{self.kind}, which cannot be trained {where}", expected, do)
 
     @staticmethod
     def load(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> "TrainedWeCLIP":
         """A trained network, from the content of a file, with the frozen networks that the file names."""
-        return TrainedWeCLIP(*load_network(state, metadata, path))
+        found = load_network(state, metadata, path)
+        return TrainedWeCLIP(found.frozen, found.network, found.classes, found.test_side)
 
 
 class TrainedWeCLIP:
     """A trained decoder on frozen networks; see `wsss.segmenters.trained`.
 
-    Its test averages the logits of two scales and their mirror images, on the grid of the first. The longest side of pictures is 512
-    pixels; they are resized after the normalisation.
+    Its test averages the logits of two scales and their mirror images, on the grid of the first. Pictures are resized after the
+    normalisation.
+
+    Args:
+        frozen: CLIP and DINOv2.
+        decoder: the trained layers.
+        classes: the class names.
+        test_side: longest side of pictures at scale 1, in pixels.
     """
 
     scales, flip = (1.0, 1.5), True
     averaged: Literal["probabilities", "logits"] = "logits"
     colours: ColourRule = "imagenet"
-    fit: tuple[int, int] = (LONG_SIDE, LONG_SIDE)
     window: int | None = None
 
-    def __init__(self, frozen: FrozenNetworks, decoder: WeCLIPNetwork, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, frozen: FrozenNetworks, decoder: WeCLIPNetwork, classes: tuple[str, ...], test_side: int
+    ) -> None:
         self.network, self.classes = OnFrozen(frozen, decoder).eval(), classes
+        self.fit: tuple[int, int] = (test_side, test_side)
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         planes, size = torch.from_numpy(normalise(image, self.colours))[None], self._size(image.shape[:2])
@@ -88,8 +115,8 @@ class TrainedWeCLIP:
 
     def _size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The size of a picture at scale 1."""
-        height, width = size_hw
-        return self._at_least((height * LONG_SIDE // max(size_hw), width * LONG_SIDE // max(size_hw)))
+        height, width = (side * self.fit[0] // max(size_hw) for side in size_hw)
+        return self._at_least((height, width))
 
     def _at_least(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The size, with sides of at least a patch."""
@@ -158,10 +185,24 @@ def new_network(frozen: FrozenNetworks, n_labels: int, layers: Mapping[str, int]
     return WeCLIPNetwork(n_labels, vision.hidden_size, blocks, None if dino is None else dino.channels[-1], **layers)
 
 
-def load_network(
-    state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path
-) -> tuple[FrozenNetworks, WeCLIPNetwork, tuple[str, ...]]:
-    """The frozen networks that a weights file names, the trained layers in it, and its classes, on the CPU.
+class Trained(NamedTuple):
+    """The content of a weights file, with the frozen networks that it names, on the CPU.
+
+    Attributes:
+        frozen: CLIP and DINOv2.
+        network: the trained layers.
+        classes: the class names.
+        test_side: longest side of pictures in the test, in pixels.
+    """
+
+    frozen: FrozenNetworks
+    network: WeCLIPNetwork
+    classes: tuple[str, ...]
+    test_side: int
+
+
+def load_network(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> Trained:
+    """A trained decoder, from the content of a file.
 
     Raises:
         BadInput: the file does not name them, a network is no longer where it was or has changed, or tensors do not fit.
@@ -182,4 +223,4 @@ def load_network(
             raise BadInput(known["source"], f"a network with digest {digest(network)[:12]}", expected, do)
     network = new_network(frozen, len(classes) + 1, metadata["network"], metadata["dino"] is None)
     load_into(network, state, path)
-    return frozen, network.requires_grad_(False).eval(), classes
+    return Trained(frozen, network.requires_grad_(False).eval(), classes, metadata["test_side"])

@@ -1,4 +1,4 @@
-"""Make a segmenter from pseudo masks: train it, or fill the bank that it looks regions up in."""
+"""Make a segmenter from pseudo masks: train it, fill the bank that it looks regions up in, or take over what the method has trained."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ from wsss.data.images import Images
 from wsss.loading import started_from
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.retrieval import RetrievalSettings
+from wsss.segmenters.weclip import WeCLIPSegmenterSettings
+from wsss.stages.adopt import adopt
 from wsss.stages.bank import make_bank
 from wsss.stages.train import train
 
@@ -25,4 +27,6 @@ def segment(
     """
     if isinstance(settings, RetrievalSettings):
         return make_bank(settings.after(classifier), images, masks=masks, out=out, **inputs)
+    if isinstance(settings, WeCLIPSegmenterSettings):
+        return adopt(settings, images, weights=settings.given(classifier, **inputs), out=out)
     return train(started_from(settings, "segmenter.init", classifier), images, masks=masks, out=out, **inputs)

@@ -1,0 +1,289 @@
+"""WeCLIP and WeCLIP+: rules, labels, losses over several processes, dropout, words, what cannot work."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from tests.conftest import write_squares
+from tests.methods.taught import check_gradients, check_histories, run_on_two, write_clip, write_gradients
+from wsss import launch
+from wsss.data.augment import WeCLIPAugment, normalise
+from wsss.data.images import Images
+from wsss.errors import BadInput
+from wsss.methods.weclip import WeCLIPInference, WeCLIPObjective, WeCLIPSettings, example
+from wsss.methods.weclip_labels import LabelSettings, joint_attention, label_rule
+from wsss.methods.weclip_losses import affinity_loss, cell_labels, pairs
+from wsss.segmenters.weclip import WeCLIPSegmenterSettings
+from wsss.stages.predict import PredictSettings, Segmenter
+from wsss.stages.train import Training, train, update_count
+
+TRAINING = Training(
+    batch=4, epochs=None, steps=3, optimizer="adamw", lr=0.003, poly_power=1.0, workers=0, checkpoint_steps=1
+)
+
+
+def write_dino(folder: Path) -> Path:
+    """A DINOv2 of random weights."""
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=7, image_size=28)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+def settings_of(folder: Path, images: Images, **changes) -> WeCLIPSettings:
+    """Settings with small frozen networks, which are written into the folder."""
+    clip, dino = folder / "clip", folder / "dino"
+    if not clip.exists():
+        write_clip(clip, images)
+        write_dino(dino)
+    given = {
+        "clip": str(clip),
+        "dino": str(dino),
+        "embedding": 16,
+        "heads": 2,
+        "decoder_blocks": 1,
+        "labels": LabelSettings(skipped_blocks=0),
+        "views": WeCLIPAugment((0.75, 1.5), 32),
+        "training": TRAINING,
+        "test_side": 48,
+    }
+    return WeCLIPSettings(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("weclip")
+
+
+@pytest.fixture(scope="module")
+def squares(folder):
+    return write_squares(folder / "squares", 12)
+
+
+def example_batch(learning: WeCLIPObjective, count: int) -> dict[str, torch.Tensor]:
+    rows = [learning.examples(index, np.random.default_rng(index)) for index in range(count)]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_published_rules():
+    """The table of the specification: blocks among which the affinity chooses, boxes, the block of Grad-CAM."""
+    rules = {
+        (plus, coco, blocks): label_rule(LabelSettings(), plus, coco, blocks)
+        for plus in (True, False)
+        for coco in (True, False)
+        for blocks in (12, 24)
+    }
+    chosen = {key: rule.chosen_blocks for key, rule in rules.items() if key[0] or key[2] == 12}
+    assert chosen == {
+        (True, False, 12): 6,
+        (True, True, 12): 8,
+        (True, False, 24): 12,
+        (True, True, 24): 12,
+        (False, False, 12): 6,
+        (False, True, 12): 10,
+    }
+    assert {key: rule.box_threshold for key, rule in rules.items() if key[2] == 12} == {
+        (True, False, 12): None,
+        (True, True, 12): 0.7,
+        (False, False, 12): 0.4,
+        (False, True, 12): 0.7,
+    }
+    assert [key for key, rule in rules.items() if rule.skipped] == [(True, False, 12), (True, False, 24)]
+    assert {rule.sharpness for key, rule in rules.items() if key[2] == 24} == {0.25}
+    with pytest.raises(BadInput, match="clip: found 2 blocks; expected at least 3"):
+        label_rule(LabelSettings(), True, False, 2)
+    given = LabelSettings(skipped_blocks=0, attention_blocks=3, boxes=True, box_threshold=0.2)
+    rule = label_rule(given, True, False, 12)
+    assert (rule.skipped, rule.chosen_blocks, rule.box_threshold) == (0, 3, 0.2)
+
+
+def test_the_affinity_chooses_the_matrices_with_the_largest_sums():
+    attention = [torch.full((4, 4), value) for value in (9.0, 0.1, 0.4, 0.2, 0.5)]
+    rule = dataclasses.replace(label_rule(LabelSettings(), True, False, 12), chosen_blocks=4, plain_blocks=2)
+    affinity = torch.rand(4, 4)
+    torch.testing.assert_close(joint_attention(attention, affinity, rule), 0.9 / 2.00001 * affinity)
+    torch.testing.assert_close(joint_attention(attention, None, rule), torch.full((4, 4), 0.35))
+
+
+def test_affinity_loss_against_a_loop():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.choice([0, 0, 1, 3, 255], (2, 20, 28)))
+    cells, affinity = cell_labels(labels, (4, 5)), torch.rand(2, 20, 20)
+    sums, numbers = [0.0, 0.0], [1, 1]
+    for picture in range(2):
+        for one in range(20):
+            for other in range(20):
+                (y, x), (v, w) = divmod(one, 5), divmod(other, 5)
+                first, second = (int(labels[picture, i * 20 // 4, j * 28 // 5]) for i, j in ((y, x), (v, w)))
+                if max(abs(y - v), abs(x - w)) <= 2 and 255 not in (first, second):
+                    unlike = int(first != second)
+                    value = float(affinity[picture, one, other])
+                    sums[unlike] += value if unlike else 1 - value
+                    numbers[unlike] += 1
+    wanted = (sums[0] / numbers[0] + sums[1] / numbers[1]) / 2
+    assert float(affinity_loss(affinity, pairs(cells, 2))) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_view_is_black_outside_the_picture():
+    image = np.full((20, 30, 3), 200, np.uint8)
+    augment = WeCLIPAugment((0.5, 0.5), 40)
+    view = augment(image, np.random.default_rng(0))
+    assert view.shape == (3, 40, 40)
+    black, white = (normalise(np.full((1, 1, 3), value, np.uint8)) for value in (0, 200))
+    assert np.count_nonzero((view == white).all(0)) == 10 * 15
+    assert np.count_nonzero((view == black).all(0)) == 40 * 40 - 150
+    sizes = {augment.view((21, 31), np.random.default_rng(seed)).size_hw for seed in range(3)}
+    assert sizes == {(10, 15)}
+
+
+def test_dropout_belongs_to_the_picture(squares):
+    draws = [
+        example(squares, WeCLIPAugment(crop=32), 0.25, (2, 400), 3, np.random.default_rng(seed))["factors"]
+        for seed in (5, 5, 6)
+    ]
+    torch.testing.assert_close(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert set(draws[0].unique().tolist()) == {0.0, np.float32(4 / 3)}
+    assert 0.6 < float((draws[0] > 0).float().mean()) < 0.9
+
+
+@pytest.mark.parametrize("variant", ["weclip", "weclip+"])
+def test_late_in_the_training(folder, squares, variant):
+    """WeCLIP's affinity chooses in the second half; WeCLIP+ replaces labels after six tenths."""
+    settings = settings_of(folder, squares, variant=variant, confidence=0.0)
+    learning = settings.trainable(squares).train()
+    batch = example_batch(learning, 4)
+    assert learning.plain_updates == (1.5 if variant == "weclip" else 0)
+    tokens = learning.tokens(batch["image"])
+    decoded = learning.network(tokens, batch["factors"])
+    made = [learning.made_labels(batch["image"], batch["label"], tokens, decoded, update) for update in (0, 2)]
+    assert all(set(labels.unique().tolist()) <= {0, 1, 2} for labels in made)
+    logits = [torch.nn.functional.interpolate(one, (32, 32)) for one in decoded.logits]
+    final = [learning.final_labels(made[1], logits, update) for update in (1, 2)]
+    assert torch.equal(final[0], made[1])
+    predicted = torch.stack(logits).mean(0).argmax(1)
+    assert torch.equal(final[1], predicted if variant == "weclip+" else made[1])
+
+
+def test_a_picture_without_tags_is_background(folder, squares):
+    learning = settings_of(folder, squares).trainable(squares).train()
+    batch = example_batch(learning, 4)
+    batch["label"][1] = 0
+    tokens = learning.tokens(batch["image"])
+    decoded = learning.network(tokens)
+    labels = learning.made_labels(batch["image"], batch["label"], tokens, decoded, 0)
+    assert not labels[1].any()
+    assert labels[0].any()
+    batch["label"][:] = 0
+    losses = learning(batch)
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_updates_are_those_of_the_schedule():
+    assert update_count(Training(epochs=3, batch=4, accumulate=2), 50) == 18
+    assert update_count(Training(steps=7), 50) == 7
+
+
+def test_the_trained_decoder_localizes_and_segments(tmp_path, folder, squares):
+    weights = train(settings_of(folder, squares), squares, out=tmp_path / "trained")
+    localizer = WeCLIPInference(cache=False).localizer(squares, weights)
+    image = squares.read(0)
+    cams = localizer.cams(localizer.prepare(image), image.shape[:2], squares.labels[0])
+    assert cams.maps.shape == (squares.labels[0].sum(), *image.shape[:2])
+    assert 0 <= cams.maps.min() < cams.maps.max() <= 1
+    none = localizer.cams(localizer.prepare(image), image.shape[:2], np.zeros(2, bool))
+    assert none.maps.shape == (0, *image.shape[:2])
+    segmenter = Segmenter(weights, PredictSettings())
+    assert segmenter.scales == (1.0, 1.5)
+    probabilities = segmenter.probabilities(segmenter.prepare(image))
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    # a mirrored picture has mirrored probabilities
+    mirrored = segmenter.probabilities(segmenter.prepare(np.ascontiguousarray(image[:, ::-1])))
+    np.testing.assert_allclose(mirrored[:, :, ::-1], probabilities, atol=1e-4)
+    thin = np.zeros((200, 3, 3), np.uint8)
+    assert segmenter(thin).shape == (200, 3)
+
+
+def test_other_frozen_networks_are_refused(tmp_path, folder, squares):
+    own = tmp_path / "given"
+    settings = settings_of(own, squares, training=dataclasses.replace(TRAINING, steps=1))
+    weights = train(settings, squares, out=tmp_path / "trained")
+    model = Dinov2Model.from_pretrained(own / "dino")
+    with torch.no_grad():
+        model.embeddings.cls_token += 1
+    model.save_pretrained(own / "dino")
+    with pytest.raises(BadInput, match="dino: found a network with digest"):
+        WeCLIPInference().localizer(squares, weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedding": 15}, "classifier.embedding: found 15; expected a multiple of classifier.heads"),
+        ({"confidence": 1.5}, "classifier.confidence"),
+        ({"labels": LabelSettings()}, "clip: found 2 blocks"),
+        ({"views": WeCLIPAugment(crop=6)}, "classifier.views.crop"),
+        ({"dino": "./nowhere"}, "nowhere: found no such file or folder"),
+    ],
+)
+def test_settings_that_cannot_work(folder, squares, changes, message):
+    with pytest.raises(BadInput, match=message):
+        settings_of(folder, squares, **changes).check(squares)
+
+
+def test_only_its_own_run_trains_the_segmenter(squares):
+    segmenter = WeCLIPSegmenterSettings()
+    segmenter.check_run("weclip", corrected=False)
+    for refused in (
+        lambda: segmenter.check_run("cam", corrected=False),
+        lambda: segmenter.check_run("weclip", corrected=True),
+        lambda: segmenter.trainable(squares, Path("masks")),
+        lambda: segmenter.given(None),
+    ):
+        with pytest.raises(BadInput, match=r"segmenter\.kind: found weclip"):
+            refused()
+
+
+def in_double(settings: WeCLIPSettings, images: Images) -> WeCLIPObjective:
+    torch.manual_seed(0)
+    learning = settings.trainable(images).double().train()
+    learning.tokens.func.double()
+    texts = learning.maker.texts
+    learning.maker.texts = type(texts)(texts.classes.double(), texts.backgrounds.double())
+    inner = learning.forward
+    factors = torch.linspace(0.5, 1.5, 6 * 2 * 16, dtype=torch.float64).view(6, 2, 16)
+
+    def forward(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return inner({**batch, "factors": factors[batch["index"]]})
+
+    learning.forward = forward  # type: ignore[method-assign]
+    return learning
+
+
+def two_processes(folder: Path) -> None:
+    assert launch.processes() == 2
+    squares = launch.decided_by_first(lambda: write_squares(folder / "squares", 12))
+    settings = launch.decided_by_first(lambda: settings_of(folder / "given", squares))
+    write_gradients(folder, lambda: in_double(settings, squares))
+    train(settings, squares, out=folder / "two")
+
+
+@pytest.mark.whole
+def test_two_processes_do_what_one_does(tmp_path):
+    """Gradients in double precision, and a training with dropout."""
+    run_on_two("tests.methods.test_weclip", tmp_path)
+    squares = write_squares(tmp_path / "squares", 12)
+    settings = settings_of(tmp_path / "given", squares)
+    check_gradients(tmp_path, lambda: in_double(settings, squares))
+    train(settings, squares, out=tmp_path / "one")
+    check_histories(tmp_path / "one", tmp_path / "two", rel=1e-3, abs=1e-5)
+
+
+if __name__ == "__main__":
+    two_processes(Path(sys.argv[1]))
