@@ -35,7 +35,9 @@ from wsss.methods.questions import (
     read_published_background,
     read_published_features,
 )
+from wsss.ops.regions import Regions
 from wsss.pretrained import load_clip
+from wsss.regions.files import read_regions, write_regions
 from wsss.weights import trained_weights, write_weights
 
 pytestmark = pytest.mark.fuzz
@@ -124,6 +126,20 @@ def test_posteriors(tmp_path):
             check_scores(scores)
 
     run(st.one_of(files(path.read_bytes()), archives("classes", "low", "high")), path, read)
+
+
+def test_regions(tmp_path):
+    path = tmp_path / "a.npz"
+    masks = np.random.default_rng(0).random((3, 5, 6)) < 0.5
+    write_regions(path, Regions.of_masks(masks))
+
+    def read(path):
+        regions = read_regions(path, (5, 6))
+        assert regions.masks().shape == (len(regions), 5, 6)
+        check_scores(regions.scores)
+
+    names = ("size", "lengths", "atoms", "counts", "members", "areas", "scores", "levels")
+    run(st.one_of(files(path.read_bytes()), archives(*names)), path, read)
 
 
 def test_tables(tmp_path):

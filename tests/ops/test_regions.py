@@ -96,6 +96,7 @@ def test_repeated_regions_are_left_out():
         ({"members": np.array([1, 0, 1])}, "not in ascending order"),
         ({"members": np.array([0, 2, 1])}, "atoms from 0 to 2 in regions, of 2"),
         ({"counts": np.array([1, 1])}, "3 atoms in regions that have 2"),
+        ({"counts": np.array([2**62, 3])}, "3 atoms in regions"),
         ({"atoms": np.array([[0, 2, 2]], np.int32)}, "of which some may be missing"),
         ({"atoms": np.zeros((0, 3), np.int32)}, "a picture of 0x3"),
     ],

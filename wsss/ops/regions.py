@@ -226,7 +226,8 @@ class Regions:
         least, most = int(self.atoms.min()), int(self.atoms.max())
         if least < 0 or most >= self.atoms.size or not self.atom_areas.all():
             return f"atoms from {least} to {most}, of which some may be missing"
-        if (self.counts < 0).any() or int(self.counts.sum()) != len(self.members):
+        # counts that are too high are refused before their sum is taken, which could overflow
+        if ((self.counts < 0) | (self.counts > len(self.members))).any() or self.counts.sum() != len(self.members):
             return f"{len(self.members)} atoms in regions that have {self.counts.sum()}"
         if len(self.members) and (self.members.min() < 0 or self.members.max() > most):
             return f"atoms from {self.members.min()} to {self.members.max()} in regions, of {most + 1}"
