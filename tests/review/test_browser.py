@@ -185,6 +185,7 @@ def test_a_region_is_filled_along_edges(page, server):
 
 def test_while_a_picture_is_loaded_nothing_is_lost_and_nothing_hits_another_one(page, server):
     page.select_option("#sort", "name")
+    expect(page.locator(".row .name").nth(3)).to_have_text("b/four.png")
     page.click(".row >> text=b/four.png")
     loaded(page, "b/four.png")
     held = []
@@ -209,7 +210,8 @@ def test_while_a_picture_is_loaded_nothing_is_lost_and_nothing_hits_another_one(
     assert not corrected(server, "five").exists()
     # a picture that is shown already is not loaded again, over a stroke that is not saved yet
     page.click(".row >> text=five")
-    page.click(".frame")
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "/mask/" in answer.url):
+        page.click(".frame")
     saved(page)
     assert corrected(server, "five").exists()
     assert held == []

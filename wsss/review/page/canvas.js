@@ -20,6 +20,7 @@ export class PictureView {
     this.cross = add(this.frame, "div", "cross");
     this.zoom = 1;
     this.at = { x: 0, y: 0 };
+    this.pointer = { x: NaN, y: NaN };
     this.radius = 0;
     this.down = false;
     this.busy = false;
@@ -177,11 +178,17 @@ export class PictureView {
       if (event.button !== 0) return;
       this.stage.focus({ preventScroll: true });
       this.frame.setPointerCapture(event.pointerId);
+      this.pointer = { x: event.screenX, y: event.screenY };
       this.moveCross(...position(event));
       this.begin();
       event.preventDefault();
     });
-    this.frame.addEventListener("pointermove", (event) => this.moveCross(...position(event)));
+    // browsers also report moves of a pointer that rests while the page below it changes: the cross stays where keys have put it
+    this.frame.addEventListener("pointermove", (event) => {
+      if (event.screenX === this.pointer.x && event.screenY === this.pointer.y) return;
+      this.pointer = { x: event.screenX, y: event.screenY };
+      this.moveCross(...position(event));
+    });
     for (const name of ["pointerup", "pointercancel"]) this.frame.addEventListener(name, () => this.end());
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     this.stage.addEventListener("keydown", (event) => {

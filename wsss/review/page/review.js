@@ -132,13 +132,14 @@ class ReviewPage {
     element("error").hidden = !error;
   }
 
-  async reorder(current = this.current?.index) {
+  // Ask for the pictures as they are sorted and filtered now; `first` is the one to show, by default the present one.
+  async reorder(first) {
     const query = new URLSearchParams({ sort: element("sort").value, show: element("show").value });
     if (element("only").value !== "") query.set("cls", element("only").value);
     if (element("find").value) query.set("find", element("find").value);
     const answer = await getJson(`api/order?${query}`);
     this.showProgress(answer);
-    this.list.setOrder(answer.order, current);
+    this.list.setOrder(answer.order, first ?? this.opening ?? this.current?.index);
     if (this.list.selected < 0 && answer.order.length) this.list.choose(0);
   }
 
