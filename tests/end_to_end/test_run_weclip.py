@@ -164,7 +164,7 @@ def test_what_cannot_work_is_one_line(tmp_path, whole, shapes, settings, tiny):
         (("export", "model", whole), "a decoder on frozen networks"),
     ):
         place = () if words[0] == "export" else ("--data", shapes)
-        done = wsss(*words, *place, "--out", tmp_path / "run")
+        done = wsss(*words, *place, "--out", tmp_path / words[0])
         assert done.returncode == 2, done.stderr
         assert message in done.stderr
         assert "Traceback" not in done.stderr
