@@ -22,6 +22,8 @@ FIELDS, LABELS, SMALL = (
     fixtures.arrays(f"dense-crf/{name}") for name in ("mean-field-q", "mean-field-argmax", "small-cases")
 )
 IMAGE = inputs.image(33, 41, 3)
+# the presets that the stored outputs are of; WeCLIP's came later
+STORED = tuple(name for name in PRESETS if f"{name}_2_1" in FIELDS)
 DARK = IMAGE.copy()
 DARK[:8, :10] //= 32
 
@@ -55,7 +57,7 @@ def on_torch(image: np.ndarray, unary: np.ndarray, settings: DenseCRF) -> np.nda
     return dense_crf(image, torch.from_numpy(unary), settings).numpy()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", STORED)
 @pytest.mark.parametrize("labels", [2, 3, 21])
 @pytest.mark.parametrize("iterations", [1, 5, 10])
 def test_mean_field(name, labels, iterations):
@@ -71,7 +73,7 @@ def test_mean_field(name, labels, iterations):
         np.testing.assert_array_equal(q.argmax(0), LABELS[f"{name}_{labels}_10"])
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", STORED)
 def test_mean_field_on_torch(name):
     if name == "irn":
         unary = unary_from_labels(inputs.mask(120, 160, 3, 0, ignore=0.0), 3, 0.7)
