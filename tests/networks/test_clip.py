@@ -113,15 +113,19 @@ def test_positions(grid):
     ours = tiny().positions(grid, rounded=False)
     # torch's bilinear resize and OpenCV's, of the height first
     square = own[1:].reshape(GRID, GRID, WIDTH)
-    torchs = F.interpolate(square.permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=False)
-    assert torch.equal(ours, torch.cat([own[:1], torchs[0].permute(1, 2, 0).reshape(-1, WIDTH)]))
+
+    def torchs(weight):
+        resized = F.interpolate(weight[1:].T.reshape(1, WIDTH, GRID, GRID), grid, mode="bilinear", align_corners=False)
+        return torch.cat([weight[:1], resized[0].permute(1, 2, 0).reshape(-1, WIDTH)])
+
+    assert torch.equal(ours, torchs(own))
     resized = [cv2.resize(channel, grid[::-1]) for channel in square.permute(2, 0, 1).numpy()]
     np.testing.assert_allclose(ours[1:].T.reshape(WIDTH, *grid), np.stack(resized), atol=1e-7)
     if grid == (GRID, GRID):
         torch.testing.assert_close(ours, own, rtol=0, atol=1e-12)
     rounded = tiny().positions(grid)
     assert rounded.dtype == own.dtype
-    assert torch.equal(rounded, ours.half().double())
+    assert torch.equal(rounded, torchs(own.float()).half().double())
     assert not torch.equal(rounded, ours)
 
 
