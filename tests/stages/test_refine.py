@@ -87,7 +87,7 @@ def test_refinement_with_the_colours_of_the_picture():
         for name, settings in (
             ("threshold", MaskSettings("threshold", 0.5)),
             ("par", MaskSettings("par", exponent=1.0)),
-            ("confident", MaskSettings("par", exponent=1.0, confidence=0.7)),
+            ("confident", MaskSettings("par", exponent=1.0, confidence=0.8)),
         )
     }
     wrong = {name: np.count_nonzero(mask != truth) for name, mask in results.items()}
