@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jaxtyping
 import numpy as np
+import onnx as onnx_file
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -104,6 +105,18 @@ def test_the_program_beside_it_needs_no_torch_and_writes_our_masks(exported, tmp
     assert "mean confidence" in done.stdout
     largest = max(expected.areas(), key=expected.areas().get)
     assert f"{largest} {expected.areas()[largest]:.1%}" in done.stdout
+
+
+def test_convolutions_in_8_bit_integers(exported, tmp_path):
+    file, small = exported[0] / "model.onnx", tmp_path / "small.onnx"
+    domains = [opset.domain for opset in onnx_file.load(file).opset_import]
+    assert len(set(domains)) == len(domains)
+    pictures = random_pictures((40, 42), (33, 60))
+    onnx.quantise(file, small, pictures)
+    labels, probabilities = onnx.Runtime(small)(pictures[1])
+    assert labels.shape == (33, 60)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    assert "QuantizeLinear" in {node.op_type for node in onnx_file.load(small).graph.node}
 
 
 def test_the_program_is_short():

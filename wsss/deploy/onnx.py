@@ -120,6 +120,10 @@ def write_onnx(network: DeployedSegmenter, path: Path, metadata: Mapping[str, An
     model = compose.merge_models(
         compose.add_prefix(first, "prepare/", rename_inputs=False, rename_outputs=False), second, joined
     )
+    # onnx 1.23 lists the operators' version of either half, which onnxruntime's quantisation refuses; they are the same
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
     _name_sizes(model.graph.input[0], ("batch", "height", "width"))
     for output, sizes in zip(
         model.graph.output, (("batch", "height", "width"),) * 2 + (("batch", None, "height", "width"),), strict=True
