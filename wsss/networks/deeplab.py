@@ -6,6 +6,7 @@ state-dict names are those of the deeplab-pytorch repository, so its weights can
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
@@ -233,6 +234,11 @@ class MSC(nn.Module):
         return [full, *pyramid, maximum] if pyramid else [full]
 
     def _downscaled(self, image: Tensor, scale: float) -> Tensor:
+        if self.interpolation == "current" and torch.compiler.is_exporting():
+            # torch's exporter cannot judge sizes that were multiplied with a number with a fraction (torch 2.15)
+            above, below = Fraction(scale).limit_denominator(1000).as_integer_ratio()
+            size_hw = [side * above // below for side in image.shape[-2:]]
+            return torch.ops.aten.upsample_bilinear2d.default(image, size_hw, False, scale, scale)
         height, width = (int(side * scale) for side in image.shape[-2:])
         if self.interpolation == "current" and height > 0 and width > 0:
             return F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
