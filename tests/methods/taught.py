@@ -1,4 +1,4 @@
-"""What the tests of CLIMS and of QA-CLIMS share: a small CLIP and classifier, features by transformers, memory, processes."""
+"""What tests of methods that start from a CLIP or a classifier share: a small CLIP and classifier, features by transformers, memory, processes."""
 
 import json
 import subprocess
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.conftest import write_squares
 from tests.end_to_end.conftest import ENVIRONMENT
 from tests.methods.test_cam import SMALL
 from wsss import launch
@@ -19,7 +20,7 @@ from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
 from wsss.methods import clip as clip_training
 from wsss.networks.clip import CLIP
-from wsss.stages.train import HISTORY, Training
+from wsss.stages.train import HISTORY, Training, train
 from wsss.weights import WEIGHTS
 
 NEW_CLIP = clip_training.CLIPSettings(
@@ -132,6 +133,29 @@ def check_gradients(folder: Path, learning: Callable[[], Any]) -> list[dict[str,
             for name, value in one.items():
                 torch.testing.assert_close(two[name], value, rtol=1e-8, atol=1e-11, msg=name)
     return found
+
+
+def train_on_one_of_two(
+    folder: Path, settings_of: Callable[[Path, Images], Any], in_double: Callable[..., Any]
+) -> None:
+    """What each of the processes of `check_two_processes` does."""
+    assert launch.processes() == 2
+    squares = launch.decided_by_first(lambda: write_squares(folder / "squares", 12))
+    settings = launch.decided_by_first(lambda: settings_of(folder / "given", squares))
+    write_gradients(folder, lambda: in_double(settings, squares))
+    train(settings, squares, out=folder / "two")
+
+
+def check_two_processes(
+    module: str, folder: Path, settings_of: Callable[[Path, Images], Any], in_double: Callable[..., Any]
+) -> None:
+    """Gradients in double precision and a training on two processes are those on one; `module` calls `train_on_one_of_two`."""
+    run_on_two(module, folder)
+    squares = write_squares(folder / "squares", 12)
+    settings = settings_of(folder / "given", squares)
+    check_gradients(folder, lambda: in_double(settings, squares))
+    train(settings, squares, out=folder / "one")
+    check_histories(folder / "one", folder / "two", rel=1e-3, abs=1e-5)
 
 
 def check_histories(*trained: Path, **tolerance: float) -> None:

@@ -10,23 +10,21 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tests.conftest import check_a_stop, write_squares
+from tests.conftest import check_a_stop
 from tests.methods.taught import (
     TRAINING,
     at_clip_size,
     bytes_kept,
-    check_gradients,
-    check_histories,
+    check_two_processes,
     drawn,
     picture_feature,
-    run_on_two,
     text_feature,
+    train_on_one_of_two,
     write_baseline,
     write_clip,
-    write_gradients,
 )
 from tests.methods.test_cam import SMALL
-from wsss import classifier, clip_regions, launch
+from wsss import classifier, clip_regions
 from wsss.data.augment import ClassifierAugment, normalise
 from wsss.data.words import read_words
 from wsss.errors import BadInput
@@ -388,23 +386,10 @@ def in_double(settings: clims.CLIMSSettings, images) -> clims.CLIMSObjective:
     return learning
 
 
-def two_processes(folder: Path) -> None:
-    assert launch.processes() == 2
-    squares = launch.decided_by_first(lambda: write_squares(folder / "squares", 12))
-    settings = launch.decided_by_first(lambda: settings_of(folder / "given", squares))
-    write_gradients(folder, lambda: in_double(settings, squares))
-    train(settings, squares, out=folder / "two")
-
-
 @pytest.mark.whole
 def test_two_processes_do_what_one_does(tmp_path):
-    run_on_two("tests.methods.test_clims", tmp_path)
-    squares = write_squares(tmp_path / "squares", 12)
-    settings = settings_of(tmp_path / "given", squares)
-    check_gradients(tmp_path, lambda: in_double(settings, squares))
-    train(settings, squares, out=tmp_path / "one")
-    check_histories(tmp_path / "one", tmp_path / "two", rel=1e-3, abs=1e-5)
+    check_two_processes("tests.methods.test_clims", tmp_path, settings_of, in_double)
 
 
 if __name__ == "__main__":
-    two_processes(Path(sys.argv[1]))
+    train_on_one_of_two(Path(sys.argv[1]), settings_of, in_double)

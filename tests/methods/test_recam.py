@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conftest import check_a_stop, write_squares
-from tests.methods.taught import TRAINING, check_gradients, check_histories, run_on_two, write_baseline, write_gradients
-from wsss import launch
+from tests.conftest import check_a_stop
+from tests.methods.taught import TRAINING, check_two_processes, train_on_one_of_two, write_baseline
 from wsss.data.augment import ClassifierAugment
 from wsss.errors import BadInput
 from wsss.methods import cam, recam
@@ -198,23 +197,10 @@ def in_double(settings: recam.ReCAMSettings, images) -> recam.ReCAMObjective:
     return settings.trainable(images).double().train()
 
 
-def two_processes(folder: Path) -> None:
-    assert launch.processes() == 2
-    squares = launch.decided_by_first(lambda: write_squares(folder / "squares", 12))
-    settings = launch.decided_by_first(lambda: settings_of(folder / "given", squares))
-    write_gradients(folder, lambda: in_double(settings, squares))
-    train(settings, squares, out=folder / "two")
-
-
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
-    run_on_two("tests.methods.test_recam", tmp_path)
-    squares = write_squares(tmp_path / "squares", 12)
-    settings = settings_of(tmp_path / "given", squares)
-    check_gradients(tmp_path, lambda: in_double(settings, squares))
-    train(settings, squares, out=tmp_path / "one")
-    check_histories(tmp_path / "one", tmp_path / "two", rel=1e-3, abs=1e-5)
+    check_two_processes("tests.methods.test_recam", tmp_path, settings_of, in_double)
 
 
 if __name__ == "__main__":
-    two_processes(Path(sys.argv[1]))
+    train_on_one_of_two(Path(sys.argv[1]), settings_of, in_double)

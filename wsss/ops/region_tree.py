@@ -88,7 +88,7 @@ def _joined(outlines: list[dict[int, _Outline]], a: int, b: int) -> dict[int, _O
 
 
 def cuts(n: int, merges: Sequence[tuple[int, int]], numbers: Sequence[int]) -> list[Int[np.ndarray, " n"]]:
-    """For each of some numbers of regions, the region to which each of the `n` regions belongs when so many are left.
+    """The region to which each of the `n` regions belongs when a given number of regions is left, for each of several numbers.
 
     Args:
         n: regions before the first merge.
