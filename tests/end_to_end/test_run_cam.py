@@ -59,7 +59,7 @@ def test_every_stage_is_there(finished, shapes):
 
 
 def test_the_same_command_does_nothing_twice(finished, shapes, tiny):
-    def times() -> dict[Path, int]:
+    def times():
         # files that were written less than two seconds before the first run are remembered by the second
         unlike = {"report.html", CONTENTS}
         return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name not in unlike}
