@@ -208,7 +208,7 @@ def test_onnx_of_every_segmenter_equals_the_network_at_any_size(trained, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "resnet50", "deeplab-resnet101", "resnet38"])
 def test_onnx_of_every_kind_of_backbone(masked_squares, tmp_path, backbone):
-    layers = DeepLabLayers(backbone, 16 if backbone == "test_vit" else 8, (1, 2), ())
+    layers = DeepLabLayers(backbone, 16 if backbone == "test_vit" else 8, (1, 2), (), batch_norm="live")
     settings = lengthened(dataclasses.replace(SINGLE, network=layers), steps=1)
     images, masks = masked_squares
     where = train(settings, images, masks=masks, out=tmp_path / "trained")

@@ -56,6 +56,7 @@ TRIPS = (
     Trip("datumaro", "coco-panoptic", words=("coco_panoptic",)),
     Trip("ultralytics", "yolo-seg", words=("segment",)),
     Trip("ultralytics", "yolo-semantic", words=("semantic",), unsure=True),
+    Trip("lightly_train", "yolo-semantic", unsure=True, results=()),
     Trip("datasets", "hf", unsure=True),
     Trip("label_studio_sdk", "labelstudio", results=("tasks.json", "min/result.json")),
 )
