@@ -234,8 +234,8 @@ def _quantise(main: Path, plain: Path, train: Images, scored: Images | None, max
         )
     sizes = f"{plain.stat().st_size / 2**20:.1f} MiB to {main.stat().st_size / 2**20:.1f} MiB"
     return (
-        f"8-bit integers in all convolutions, calibrated on {len(calibration)} training pictures; {sizes}; {loss.points:+.2f} points of mIoU "
-        f"lost ({loss.measure}); the model with 32-bit numbers is {FLOAT}"
+        f"8-bit integers in all convolutions, calibrated on {len(calibration)} training pictures; {sizes}; mIoU changes by {-loss.points:+.2f} "
+        f"points ({loss.measure}); the model with 32-bit numbers is {FLOAT}"
     )
 
 
