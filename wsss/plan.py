@@ -198,7 +198,8 @@ class _Estimate:
         network, inference = self._baseline, self.settings.inference
         if images is None:
             return 0.0
-        self.disk += len(images) * self.pixels * self.tags * 2
+        # as packed, see docs/performance.md
+        self.disk += len(images) * self.pixels * self.tags * 0.45
         scales = getattr(inference, "scales", (1.0,))
         if network is None:
             return None

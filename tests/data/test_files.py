@@ -147,6 +147,24 @@ def test_a_shape_that_does_not_fit_what_is_stored(tmp_path, shape):
         read_cams(tmp_path / "a.npz")
 
 
+def test_files_of_earlier_versions(tmp_path):
+    maps, quarter = inputs.array("maps", (2, 9, 11)), inputs.array("quarter", (2, 3, 3))
+    arrays = {"classes": np.array([0, 4], np.int16), "maps": maps.astype(np.float16)}
+    np.savez_compressed(tmp_path / "a.npz", **arrays, maps_stride4=quarter.astype(np.float16))
+    np.testing.assert_array_equal(read_cams(tmp_path / "a.npz")[1], maps.astype(np.float16))
+    np.testing.assert_array_equal(read_cams(tmp_path / "a.npz", "maps_stride4")[1], quarter.astype(np.float16))
+
+
+@pytest.mark.parametrize("shape", [[1, 4], [[1, 4, 4]], [1, 4, 5], [-1, -4, 4], [1, 2**15, 2**15], [1.0, 4.0, 4.0]])
+def test_a_shape_that_does_not_fit_what_is_packed(tmp_path, shape):
+    write_cams(tmp_path / "a.npz", np.array([1]), ONE)
+    with np.load(tmp_path / "a.npz") as stored:
+        arrays = dict(stored) | {"maps_shape": np.array(shape)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(BadInput, match=r"a\.npz: found .*(shape|packed)"):
+        read_cams(tmp_path / "a.npz")
+
+
 def test_maps_in_fortran_order(tmp_path):
     maps = np.asfortranarray(inputs.array("maps", (2, 3, 5)).astype(np.float32))
     np.savez(tmp_path / "a.npz", classes=np.array([0, 4]), maps=maps)
@@ -174,7 +192,7 @@ def test_posteriors_survive_as_half_floats(tmp_path):
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, theirs.astype(np.float16))
     with np.load(path, allow_pickle=False) as file:
-        assert sorted(file) == ["classes", "high", "low"]
+        assert sorted(file) == ["classes", "high_packed", "high_shape", "low_packed", "low_shape"]
         assert file["classes"].tolist() == [2, 7]
 
 

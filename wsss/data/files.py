@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from wsss.data.labels import EXPECTED, LabelSource, MaskTable, decode_labels, voc_palette
+from wsss.data.packing import pack, unpack
 from wsss.errors import BadInput, Unreadable, reading
 from wsss.foreign.npy_header import read_header
 from wsss.storage import whole_file
@@ -56,7 +58,7 @@ def write_cams(
     maps: Float[np.ndarray, "k h w"],
     maps_stride4: Float[np.ndarray, "k hs ws"] | None = None,
 ) -> None:
-    """Write the activation maps of one picture as a compressed `.npz` that holds no pickles.
+    """Write the activation maps of one picture as an `.npz` of packed arrays, without pickles; see `wsss.data.packing`.
 
     Args:
         path: the file.
@@ -64,11 +66,7 @@ def write_cams(
         maps: in [0, 1] at the picture's size; stored as float16.
         maps_stride4: the same at a quarter of the size, where random walks start; stored as float16.
     """
-    arrays = {"classes": np.asarray(classes, np.int16), "maps": np.asarray(maps, np.float16)}
-    if maps_stride4 is not None:
-        arrays["maps_stride4"] = np.asarray(maps_stride4, np.float16)
-    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    _write_packed(path, classes, {"maps": maps} | ({} if maps_stride4 is None else {"maps_stride4": maps_stride4}))
 
 
 def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:
@@ -79,10 +77,9 @@ def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Flo
     """
     expected = f"an .npz file of activation maps with `classes` (k, ascending) and `{key}` (k, h, w) in [0, 1]"
     do = "Make the activation maps again (wsss localize)."
-    classes, maps = read_arrays(path, ("classes", key), expected, do)
+    classes, (maps,) = _read_packed(path, (key,), expected, do)
     _check_classes(path, classes, expected, do)
-    _check_scores(path, key, maps, len(classes), expected, do)
-    return classes.astype(np.int16), maps.astype(np.float32)
+    return classes.astype(np.int16), _scores(path, key, maps, len(classes), expected, do)
 
 
 def write_posteriors(
@@ -91,16 +88,14 @@ def write_posteriors(
     low: Float[np.ndarray, "l h w"],
     high: Float[np.ndarray, "l h w"],
 ) -> None:
-    """Write the class probabilities of two dense CRFs as a compressed `.npz` that holds no pickles; stored as float16.
+    """Write the class probabilities of two dense CRFs as an `.npz` of packed arrays; stored as float16.
 
     Args:
         path: the file.
         classes: 0-based classes of the picture, ascending.
         low, high: probabilities of background and classes, l = k + 1, of the CRFs with much and with little background.
     """
-    arrays = {"classes": np.asarray(classes, np.int16), "low": low.astype(np.float16), "high": high.astype(np.float16)}
-    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    _write_packed(path, classes, {"low": low, "high": high})
 
 
 def read_posteriors(path: Path) -> tuple[Float[np.ndarray, "l h w"], Float[np.ndarray, "l h w"]]:
@@ -111,13 +106,43 @@ def read_posteriors(path: Path) -> tuple[Float[np.ndarray, "l h w"], Float[np.nd
     """
     expected = "an .npz file with `classes` (k, ascending), `low` and `high` (k + 1, h, w) in [0, 1]"
     do = "Make the label sets again."
-    classes, low, high = read_arrays(path, ("classes", "low", "high"), expected, do)
+    classes, (low, high) = _read_packed(path, ("low", "high"), expected, do)
     _check_classes(path, classes, expected, do)
-    for key, scores in (("low", low), ("high", high)):
-        _check_scores(path, key, scores, len(classes) + 1, expected, do)
+    low, high = (
+        _scores(path, key, scores, len(classes) + 1, expected, do) for key, scores in (("low", low), ("high", high))
+    )
     if low.shape != high.shape:
         raise BadInput(path, f"`low` of shape {low.shape} and `high` of shape {high.shape}", expected, do)
-    return low.astype(np.float32), high.astype(np.float32)
+    return low, high
+
+
+def _write_packed(path: Path, classes: Int[np.ndarray, " k"], arrays: Mapping[str, Float[np.ndarray, "n h w"]]) -> None:
+    contents = {"classes": np.asarray(classes, np.int16)}
+    for key, values in arrays.items():
+        contents[f"{key}_packed"] = pack(np.asarray(values, np.float16))
+        contents[f"{key}_shape"] = np.array(values.shape, np.int32)
+    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **contents)  # type: ignore[arg-type]
+
+
+def _read_packed(path: Path, keys: tuple[str, ...], expected: str, do: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Classes and arrays; files of earlier versions hold the arrays themselves."""
+    with reading(path, expected, do), zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        arrays = [
+            unpack(_array(archive, f"{key}_packed"), _shape(archive, key))
+            if f"{key}_packed.npy" in names
+            else _array(archive, key)
+            for key in keys
+        ]
+        return _array(archive, "classes"), arrays
+
+
+def _shape(archive: zipfile.ZipFile, key: str) -> tuple[int, int, int]:
+    shape = _array(archive, f"{key}_shape")
+    if shape.shape != (3,) or shape.dtype.kind != "i" or (shape < 0).any():
+        raise Unreadable(f"`{key}_shape` {shape[:10].tolist()!s}")
+    return int(shape[0]), int(shape[1]), int(shape[2])
 
 
 def _check_classes(path: Path, classes: np.ndarray, expected: str, do: str) -> None:
@@ -128,12 +153,15 @@ def _check_classes(path: Path, classes: np.ndarray, expected: str, do: str) -> N
         raise BadInput(path, f"`classes` {str(classes[:20].tolist())[1:-1]}", expected, do)
 
 
-def _check_scores(path: Path, key: str, scores: np.ndarray, count: int, expected: str, do: str) -> None:
+def _scores(path: Path, key: str, scores: np.ndarray, count: int, expected: str, do: str) -> Float[np.ndarray, "k h w"]:
+    """As float32, which is faster to compare than float16."""
     if scores.ndim != 3 or scores.dtype.kind != "f" or len(scores) != count:
         raise BadInput(path, f"`{key}` of {scores.dtype} and shape {scores.shape} for {count} maps", expected, do)
+    single = scores.astype(np.float32)
     # NaN fails this comparison
-    if not ((scores >= 0) & (scores <= 1)).all():
+    if single.size and not (single.min() >= 0 and single.max() <= 1):
         raise BadInput(path, f"`{key}` from {scores.min()} to {scores.max()}", expected, do)
+    return single
 
 
 # Deflate compresses no better than this
