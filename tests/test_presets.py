@@ -63,8 +63,15 @@ def test_every_setting_of_a_preset_exists_in_some_method(name):
             for segmenter in segmenters:
                 given = {"refiner": refiner, "segmenter": segmenter}
                 reached |= {keys for keys, _ in leaves(presets.settings(name, method, given))}
+    variants = []
+    for method, by_name in content.get("variants", {}).items():
+        for variant, source in by_name.items():
+            variants.append(source)
+            given = {"classifier": {"variant": variant}}
+            reached |= {keys for keys, _ in leaves(presets.settings(name, method, given))}
     endings = {keys[n:] for keys in reached for n in range(len(keys))}
-    for source in (content.get("common", {}), *content.get("kinds", {}).values(), *content.get("methods", {}).values()):
+    of_kinds, of_methods = (content.get(section, {}).values() for section in ("kinds", "methods"))
+    for source in (content.get("common", {}), *of_kinds, *of_methods, *variants):
         for keys, _ in leaves(source):
             assert keys in endings or keys[-1] == "kind", keys
 
@@ -104,6 +111,18 @@ def test_single_stages_have_their_part_of_a_preset(words, keys, capsys):
     section = {"train": ("classifier",), "localize": ("inference",), "segment": ()}[words[0]]
     expected = at(presets.settings("quick", "cam", {}), (*section, *keys))
     assert at(printed(capsys, *words, "--preset", "quick"), keys) == expected
+
+
+def test_variants_have_their_own_settings(capsys):
+    """WeCLIP's learning rate is ten times that of WeCLIP+, in a run and in a single training."""
+    run = ("run", "weclip", "--preset", "paper", "--classifier.variant")
+    assert [printed(capsys, *run, name)["classifier"]["training"]["lr"] for name in ("weclip", "weclip+")] == [
+        2e-3,
+        2e-4,
+    ]
+    single = printed(capsys, "train", "weclip", "--preset", "paper", "--variant", "weclip")
+    assert (single["training"]["lr"], single["training"]["batch"], single["training"]["steps"]) == (2e-3, 4, 30_000)
+    assert printed(capsys, *run, "weclip", "--classifier.training.lr", "0.5")["classifier"]["training"]["lr"] == 0.5
 
 
 def test_another_segmenter_gets_what_of_a_preset_it_has(capsys):

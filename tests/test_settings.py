@@ -578,6 +578,8 @@ METHOD_OF = {
     "hfpl": "icam",
     "hfpl_coco": "icam",
     "seam": "icam",
+    "demo_weclip": "weclip",
+    "weclip_plus_coco": "weclip",
 }
 
 

@@ -34,7 +34,7 @@ from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
 from wsss.objective import Objective, body_and_head
 from wsss.registry import no_baseline
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.stages.localize import Cams
 from wsss.weights import State, trained_weights
 
@@ -192,7 +192,7 @@ def _listed(names: Sequence[str]) -> str:
 class FromBaseline:
     """Settings of a method that fine-tunes a baseline, which a run trains first."""
 
-    init: str = maybe_file(BASELINE)
+    init: str = pretrained(BASELINE)
     """classifier to start from: `baseline`, which `wsss run` trains first, or a folder or file such as res50_cam.pth"""
     frozen: Literal["stem", "stages", "nothing"] = "stem"
     """layers of the backbone whose weights are frozen: stages is the stem and the first two stages (IRNet), stem the stem only (CLIMS)"""

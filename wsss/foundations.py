@@ -36,7 +36,7 @@ from wsss.networks.features import (
     TransformerFeatures,
 )
 from wsss.pretrained import check_complete, check_exists, load_clip, loading_model, saved_folder
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.storage import read_json
 from wsss.weights import State, finite, read_metadata, read_weights, weights_in
 
@@ -58,7 +58,7 @@ _OF_CLASSIFIER, _OF_FOUNDATION = (2, 2), (1, 1)
 class FeatureSettings:
     """The frozen network that describes regions."""
 
-    source: str = maybe_file(CLASSIFIER)
+    source: str = pretrained(CLASSIFIER)
     """classifier (that of the run), its folder or file; or a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or
     timm, OpenAI's ViT-B-16.pt, dinov2_vits14_reg4_pretrain.pth, or the name of a timm model"""
     layers: int | None = None

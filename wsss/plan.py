@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -54,6 +54,32 @@ class Cost(NamedTuple):
     seconds: float
     activations: float
     weights: float
+
+
+class Work(NamedTuple):
+    """What is measured of a method that is no single backbone.
+
+    Attributes:
+        step: computes, on the device, the sum of the losses of a batch, or the maps of one picture.
+        pixels: of the pictures of a step.
+        weights: bytes of the weights that are trained.
+    """
+
+    step: Callable[[], torch.Tensor]
+    pixels: float
+    weights: float
+
+
+@runtime_checkable
+class Measurable(Protocol):
+    """Settings of a training whose network is no single backbone, and which is measured as a whole."""
+
+    @property
+    def training_side(self) -> int:
+        """Side of the square views that it is trained on."""
+
+    def measurable(self, images: Images) -> Callable[[int, int], Work]:
+        """Loads the networks; gives the work for pictures of this side and a batch of this size, 0 for the maps of one picture."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +160,7 @@ class _Estimate:
         self.pixels, self.tags = _pixels(self.train), max(1.0, float(self.train.labels.sum(1).mean()))
         self.disk, self.memory = 0.0, _RESIDENT
         self._costs: dict[tuple[str, int, int, int], Cost] = {}
+        self._work: Callable[[int, int], Work] | None = None
         self._compiled = crf.is_compiled()
 
     def seconds(self, folder: str) -> float | None:
@@ -145,6 +172,9 @@ class _Estimate:
             if self._baseline is None:
                 return None
             return len(self.train) * self.pixels * self._one_picture(self._baseline, self.pixels).seconds
+        if folder == "labels":
+            most = min(len(self.scored or ()), section.pictures)
+            return None if self._baseline is None else 2 * self._seen(most, self.pixels, 1.0)
         if folder.startswith("cams"):
             return self._maps(self.val if folder == "cams-val" else self.train)
         if folder.startswith("masks"):
@@ -153,12 +183,12 @@ class _Estimate:
             return self._predicting(self.scored if folder == "predictions-train" else self.val)
         if folder == "segmenter":
             if not hasattr(section, "training"):
-                return self._describing(section)
+                return self._describing(section) if hasattr(section, "features") else 0.0
             network = _network(section)
             factor = 1 + sum(scale**2 for scale in getattr(network, "pyramid_scales", ()))
             return self._training(section, network, factor)
         if hasattr(section, "training"):
-            return self._training(section, section if hasattr(section, "backbone") else self._baseline, 1.0)
+            return self._training(section, section if _is_network(section) else self._baseline, 1.0)
         return None
 
     @property
@@ -166,14 +196,20 @@ class _Estimate:
         """The settings of the network that makes the maps; None for a method without one."""
         for name in ("baseline", "classifier"):
             section = getattr(self.settings, name, None)
-            if hasattr(section, "backbone"):
+            if _is_network(section):
                 return section
         return None
+
+    def _seen(self, count: int, pixels: float, views: float) -> float:
+        """Seconds for reading pictures and looking at them with the network that makes the maps."""
+        cost = self._one_picture(self._baseline, pixels)
+        return count * pixels * (views * cost.seconds + _PICTURE) / launch.processes()
 
     def _training(self, section: Any, network: Any, factor: float) -> float | None:
         if network is None:
             return None
-        training, crop = section.training, section.augment.crop
+        training = section.training
+        crop = network.training_side if isinstance(network, Measurable) else section.augment.crop
         cost = self._cost(network, int(crop), training.batch)
         steps = training.steps
         if steps is None:
@@ -204,8 +240,7 @@ class _Estimate:
         if network is None:
             return None
         views = sum(scale**2 for scale in scales) * (2 if getattr(inference, "flip", False) else 1)
-        cost = self._one_picture(network, self.pixels)
-        return len(images) * self.pixels * (views * cost.seconds + _PICTURE) / launch.processes()
+        return self._seen(len(images), self.pixels, views)
 
     def _masks(self, images: Images | None) -> float | None:
         if images is None:
@@ -229,6 +264,8 @@ class _Estimate:
             return 0.0
         self.disk += len(images) * self.pixels * 0.05
         network, test, pixels = _network(self.settings.segmenter), self.settings.test, _pixels(images)
+        if isinstance(self._baseline, Measurable) and not hasattr(self.settings.segmenter, "training"):
+            network = self._baseline  # what was trained for the maps is the segmenter
         if network is None:
             return None
         pyramid = 1 + sum(scale**2 for scale in getattr(network, "pyramid_scales", ()))
@@ -245,12 +282,29 @@ class _Estimate:
         return self._cost(network, round(pixels**0.5), 0)
 
     def _cost(self, network: Any, side: int, batch: int) -> Cost:
+        if isinstance(network, Measurable):
+            return self._whole(network, side, batch)
         name = "resnet101" if network.backbone == PUBLISHED_BODY else network.backbone
         # some refiners fix the stride, most of them at 8
         key = (name, getattr(network, "output_stride", 8), side, batch)
         if key not in self._costs:
             self._costs[key] = measured(*key)
         return self._costs[key]
+
+    def _whole(self, network: Measurable, side: int, batch: int) -> Cost:
+        """The cost of a method that is measured as a whole."""
+        side, batch = _measured_size(side, batch)
+        key = ("", 0, side, batch)
+        if key not in self._costs:
+            with torch.random.fork_rng():
+                self._work = self._work or network.measurable(self.train)
+                work = self._work(side, batch)
+                self._costs[key] = _cost_of(work) if batch else Cost(_timed(work.step) / work.pixels, 0.0, work.weights)
+        return self._costs[key]
+
+
+def _is_network(section: Any) -> bool:
+    return hasattr(section, "backbone") or isinstance(section, Measurable)
 
 
 def _network(section: Any) -> Any:
@@ -269,8 +323,7 @@ def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
         side: pixels of the square pictures. Large ones are measured as smaller ones.
         batch: pictures of a training step, of which at least one is measured; 0 for a forward pass of one picture.
     """
-    side = max(32, min(side, int(_MEASURED**0.5)))
-    number = max(1, min(batch, int(_MEASURED / side**2)))
+    side, number = _measured_size(side, batch)
     with torch.random.fork_rng():
         try:
             network = create_backbone(backbone, stride)
@@ -278,7 +331,7 @@ def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
             network = create_backbone("resnet101", 8)
         device = launch.device()
         network = network.to(device)
-        picture = torch.zeros(number, 3, side, side, device=device)
+        picture = torch.zeros(max(1, number), 3, side, side, device=device)
         weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
         pixels = picture.numel() / 3
         if not batch:
@@ -286,19 +339,30 @@ def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
             with torch.inference_mode():
                 network(picture)
                 return Cost(_timed(lambda: network(picture)) / pixels, 0.0, weights)
-        saved: dict[int, int] = {}
+        return _cost_of(Work(lambda: network(picture)[-1].mean(), pixels, weights))
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-            return tensor
 
-        def forward_and_backward() -> None:
-            network(picture)[-1].mean().backward()
+def _measured_size(side: int, batch: int) -> tuple[int, int]:
+    """Side and number of the pictures that are measured: large ones as smaller ones, and no more of them than needed."""
+    side = max(32, min(side, int(_MEASURED**0.5)))
+    return side, max(1, min(batch, int(_MEASURED / side**2))) if batch else 0
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            forward_and_backward()
-        kept = max(0, sum(saved.values()) - weights)
-        return Cost(_timed(forward_and_backward) / pixels, kept / pixels, weights)
+
+def _cost_of(work: Work) -> Cost:
+    """The cost of steps of training."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    def forward_and_backward() -> None:
+        work.step().backward()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward_and_backward()
+    kept = max(0, sum(saved.values()) - work.weights)
+    return Cost(_timed(forward_and_backward) / work.pixels, kept / work.pixels, work.weights)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -1,8 +1,9 @@
 """Presets: settings that suit a computer, for every method.
 
-A preset is a file in `wsss/configs/presets` with up to three sections: `common` has settings that apply wherever a method has a setting
+A preset is a file in `wsss/configs/presets` with up to four sections: `common` has settings that apply wherever a method has a setting
 of that name, as those of `wsss run all` do (`registry.places`); `kinds` has settings of a refiner or segmenter, by its kind; `methods`
-has settings of single methods. Settings files and flags override a preset. Nothing here imports torch, unless a GPU is found.
+has settings of single methods, and `variants` those of variants of a method that are not its default. Settings files and flags override a
+preset. Nothing here imports torch, unless a GPU is found.
 """
 
 import ctypes
@@ -108,7 +109,10 @@ def settings(name: str, method: str | None, given: Mapping[str, Any]) -> dict[st
     for key, field in table.items():
         if (kind := chosen[key]) is not None:
             _add(found, field, (key,), content.get("kinds", {}).get(kind, {}), chosen)
-    for key, value in of_method.items():
+    # a run has the variant in a section, a single training at the top
+    variant = _inside(given.get("classifier", given), "variant")
+    of_variant = content.get("variants", {}).get(method, {}).get(variant, {})
+    for key, value in (*of_method.items(), *of_variant.items()):
         _add(found, table[key], (key,), value, chosen)
     return found.content
 

@@ -86,13 +86,15 @@ class Extra:
 
     Attributes:
         settings: default values of its section.
-        make: makes it in a folder; does nothing if the settings turn it off.
+        make: makes it in a folder, from pictures and the trained network; does nothing if the settings turn it off.
         about: one line for the help page.
+        scored: whether it needs true masks, and is made from the pictures that have them, not from all training pictures.
     """
 
     settings: Any
     make: Callable[[Any, Images, Path, Path], None]
     about: str
+    scored: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +220,7 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_t
         ("tags", "predicts the tags with TagCLIP", by_tagclip),
         *((name, need.about, True) for name, need in pending.items()),
         ("classifier", "trains the classifier on the tags", trains),
+        *((name, f"makes {extra.about}", scored) for name, extra in method.extras.items() if extra.scored),
         ("classifier-health", "looks for tags that the pictures contradict", True),
         ("cams", "makes the activation maps", True),
         ("cams-scores", "scores the maps", scored),
@@ -252,8 +255,9 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
     health.check_data(images, out=out / "data-health")
     trained = _train_classifier(method, settings, images, out)
     for name, extra in method.extras.items():
-        if trained is not None:
-            extra.make(getattr(settings, name), images, trained, out / name)
+        split = data.scored_split if extra.scored else data.train
+        if trained is not None and split is not None:
+            extra.make(getattr(settings, name), data.split(split), trained, out / name)
     inputs = {} if trained is None else {"weights": trained}
     checked = health.check_tags(settings.inference, images, out=out / "classifier-health", **inputs)
     health.offer_review(out, checked, data, out / "tags")

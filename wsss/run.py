@@ -39,6 +39,7 @@ from wsss.storage import (
     write_json,
     write_packed,
 )
+from wsss.supervision import NETWORK, SUPERVISION, UNKNOWN, networks_behind
 from wsss.weights import WEIGHTS, weights_in
 
 # Version of the record format; records of other versions are refused
@@ -74,6 +75,16 @@ def unrecorded(default: Any) -> Any:
 def maybe_file(default: str) -> Any:
     """A settings field that holds a word or a path; records identify the file or folder by its content."""
     return dataclasses.field(default=default, metadata={"maybe_file": True})
+
+
+def pretrained(default: str, learned: str = UNKNOWN) -> Any:
+    """A settings field that names a network with trained weights: a word, or a path as for `maybe_file`.
+
+    Args:
+        default: its default value.
+        learned: what such networks are trained on, where the name does not tell; see `wsss.supervision`.
+    """
+    return dataclasses.field(default=default, metadata={"maybe_file": True, NETWORK: learned})
 
 
 def plain(settings: Any) -> Any:
@@ -311,6 +322,7 @@ def _prepare(info: StageInfo, inputs: Mapping[str, Any], out: Path) -> bool:
         "inputs": described,
         "tables": digest(tables),
         "identity": stage_identity,
+        SUPERVISION: networks_behind(inputs, read_record),
     }
     for marker in (DONE, STARTED):
         # a stage that stopped before it wrote anything may start again with other settings

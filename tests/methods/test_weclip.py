@@ -1,6 +1,7 @@
 """WeCLIP and WeCLIP+: rules, labels, losses over several processes, dropout, words, what cannot work."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,12 +15,18 @@ from tests.methods.taught import check_two_processes, train_on_one_of_two, write
 from wsss.data.augment import WeCLIPAugment, normalise
 from wsss.data.images import Images
 from wsss.errors import BadInput
-from wsss.methods.weclip import WeCLIPInference, WeCLIPObjective, WeCLIPSettings, example
+from wsss.health.sample import sampled
+from wsss.methods.weclip import WeCLIPObjective, WeCLIPSettings, example
 from wsss.methods.weclip_labels import LabelSettings, joint_attention, label_rule
 from wsss.methods.weclip_losses import affinity_loss, cell_labels, pairs
+from wsss.methods.weclip_maps import LabelScoreSettings, WeCLIPInference, score_labels
+from wsss.metrics import ConfusionMatrix, scores
+from wsss.run import read_record
 from wsss.segmenters.weclip import WeCLIPSegmenterSettings
+from wsss.stages.adopt import adopt
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.stages.train import Training, train, update_count
+from wsss.weights import WEIGHTS
 
 TRAINING = Training(
     batch=4, epochs=None, steps=3, optimizer="adamw", lr=0.003, poly_power=1.0, workers=0, checkpoint_steps=1
@@ -209,16 +216,62 @@ def test_the_trained_decoder_localizes_and_segments(tmp_path, folder, squares):
     assert segmenter(thin).shape == (200, 3)
 
 
-def test_other_frozen_networks_are_refused(tmp_path, folder, squares):
+def test_weights_are_moved_with_their_frozen_networks(tmp_path, squares):
+    """Local networks are copied beside the weights; one that is missing or another one is refused."""
     own = tmp_path / "given"
     settings = settings_of(own, squares, training=dataclasses.replace(TRAINING, steps=1))
     weights = train(settings, squares, out=tmp_path / "trained")
-    model = Dinov2Model.from_pretrained(own / "dino")
+    adopted = adopt(WeCLIPSegmenterSettings(), squares, weights=weights, out=tmp_path / "segmenter")
+    shutil.rmtree(own)
+    for folder in (weights, adopted):
+        assert str(tmp_path).encode() not in (folder / WEIGHTS).read_bytes()
+        moved = folder.rename(tmp_path / f"moved-{folder.name}")
+        assert Segmenter(moved, PredictSettings(scales=(1.0,)))(squares.read(0)).shape == squares.size_hw(0)
+    moved = tmp_path / "moved-trained"
+    localizer = WeCLIPInference(cache=False).localizer(squares, moved)
+    vectors = np.stack([localizer.describe(squares.read(index)) for index in range(2)])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    model = Dinov2Model.from_pretrained(moved / "dino")
     with torch.no_grad():
         model.embeddings.cls_token += 1
-    model.save_pretrained(own / "dino")
+    model.save_pretrained(moved / "dino")
     with pytest.raises(BadInput, match="dino: found a network with digest"):
-        WeCLIPInference().localizer(squares, weights)
+        WeCLIPInference().localizer(squares, moved)
+    shutil.rmtree(moved / "dino")
+    with pytest.raises(BadInput, match=r"dino: found no such file or folder.*Copy the whole folder"):
+        WeCLIPInference().localizer(squares, moved)
+
+
+def test_labels_of_the_first_and_the_last_step(tmp_path, folder, squares):
+    """Scored with the learned layers before and after the training, as each training step makes them."""
+    changed = dataclasses.replace(TRAINING, steps=4, lr=0.05)
+    settings = settings_of(folder, squares, variant="weclip", training=changed)
+    weights = train(settings, squares, out=tmp_path / "trained")
+    score_labels(LabelScoreSettings(pictures=5), squares, weights, tmp_path / "labels")
+    result = read_record(tmp_path / "labels")["result"]
+    assert result["images"] == 5
+    few, wanted = squares.subset(sampled(squares, 5)), []
+    localizer = WeCLIPInference().localizer(squares, weights)
+    assert (localizer.choosing.first, localizer.choosing.last) == (False, True)
+    torch.manual_seed(changed.seed)
+    initial = settings.trainable(squares)
+    networks = (initial.network.eval(), localizer.network)
+    for network, chosen in zip(networks, (False, True), strict=True):
+        matrix = ConfusionMatrix(3)
+        for index in range(5):
+            view = localizer.prepare(few.read(index))
+            tokens = localizer.tokens(view)
+            decoded = network(tokens)
+            tags = torch.from_numpy(few.labels[index : index + 1]).float()
+            affinity = decoded.affinity() if chosen else None
+            made = localizer.maker.labels(view, tags, tokens, affinity, decoded.mean().softmax(1))
+            truth = few.read_mask(index)
+            nearest = np.ix_(*(((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(truth.shape, made.shape[1:])))
+            matrix.add(truth, made[0].numpy().astype(np.uint8)[nearest], "made")
+        wanted.append(scores(matrix.counts, "present").miou)
+    assert [result[f"mIoU of the labels of the {name} step"] for name in ("first", "last")] == pytest.approx(wanted)
+    score_labels(LabelScoreSettings(pictures=0), squares, weights, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

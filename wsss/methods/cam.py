@@ -22,7 +22,7 @@ from wsss.methods import high_fidelity
 from wsss.methods.high_fidelity import HighFidelity
 from wsss.networks.body import Backbone
 from wsss.recipe import Method, Need
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS
 
@@ -37,7 +37,7 @@ class CAMSettings:
     """resnet18 .. resnet152, or any timm model that returns feature maps"""
     output_stride: int = 16
     """pixels per cell of the maps"""
-    init: str = maybe_file("imagenet")
+    init: str = pretrained("imagenet")
     """initial weights of the backbone: `imagenet`, `none`, or a file"""
     frozen: Literal["auto", "nothing", "stem", "stages"] = "auto"
     """layers whose weights are frozen: stages is the stem and the first two stages (IRNet), stem the stem only (CLIMS); both also freeze

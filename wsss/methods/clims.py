@@ -52,8 +52,9 @@ from wsss.objective import Groups, Objective, body_and_head, one_group
 from wsss.pretrained import Activation, load_any_clip
 from wsss.recipe import Method
 from wsss.refiners.irnet import IRNetSettings, IRNetWalk
-from wsss.run import maybe_file, unrecorded
+from wsss.run import maybe_file, pretrained, unrecorded
 from wsss.stages.train import Training
+from wsss.supervision import PAIRS
 from wsss.weights import State, trained_weights
 
 # clip_loss.py; there is no gradient outside this range
@@ -122,7 +123,7 @@ class CLIMSSettings(FromBaseline):
 
     variant: Variant = "improved"
     """the later published code, or the camera-ready code of the paper; layers and losses differ"""
-    clip: str = maybe_file("openai/clip-vit-base-patch32")
+    clip: str = pretrained("openai/clip-vit-base-patch32", PAIRS)
     """a Hugging Face hub id, a folder, or a file of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it: gelu for most of them"""

@@ -32,9 +32,10 @@ from wsss.networks.body import ParamGroup
 from wsss.networks.clip import CLIP, Vocabulary
 from wsss.pretrained import Activation, load_clip, new_tokenizer
 from wsss.recipe import Method
-from wsss.run import maybe_file
+from wsss.run import maybe_file, pretrained
 from wsss.stages.train import Training
 from wsss.storage import TEMPORARY_SUFFIX
+from wsss.supervision import PAIRS
 
 # upper limit of the log temperature, as in the paper
 _HIGHEST = math.log(100)
@@ -81,7 +82,7 @@ class CLIPSettings:
 
     title: ClassVar[str] = "CLIP"
 
-    init: str = maybe_file("openai/clip-vit-base-patch16")
+    init: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
     """initial weights: a Hugging Face hub id, a folder, a file, or `none` for a new network"""
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it"""

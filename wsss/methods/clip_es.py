@@ -30,10 +30,11 @@ from wsss.ops.boxes import box_mask
 from wsss.pretrained import Activation, load_clip
 from wsss.recipe import Method
 from wsss.refiners.crf import CRFSettings
-from wsss.run import maybe_file, unrecorded
+from wsss.run import maybe_file, pretrained, unrecorded
 from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
 from wsss.storage import cache_folder, digest, whole_file
+from wsss.supervision import PAIRS
 
 # generate_cams_voc12.py and generate_cams_coco14.py
 BOX_THRESHOLD, COCO_BOX_THRESHOLD = 0.4, 0.7
@@ -47,7 +48,7 @@ class CLIPESInference:
 
     title: ClassVar[str] = "CLIP-ES"
 
-    clip: str = maybe_file("openai/clip-vit-base-patch16")
+    clip: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
     """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it: gelu for most of them"""
@@ -172,13 +173,7 @@ class CLIPESLocalizer:
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
         """CLIP's embedding of a picture, a unit vector; see `wsss.stages.localize.Describer`."""
-        view = self.prepare(image).to(self.classes.device)
-        x = self.clip.embed(
-            view, self.clip.positions((view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch))
-        )
-        for index in range(self.clip.n_blocks):
-            x, _ = self.clip.block(index, x)
-        return F.normalize(self.clip.project(x[:, 0]).float(), dim=1)[0].cpu().numpy()
+        return self.clip.embedding(self.prepare(image).to(self.classes.device))[0].cpu().numpy()
 
     def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""

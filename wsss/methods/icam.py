@@ -38,7 +38,7 @@ from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma,
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
 from wsss.recipe import Method
 from wsss.refiners.affinitynet import AffinityNetLabels, AffinityNetSettings, AffinityNetWalk
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.segmenters.deeplab_v1 import DeepLabV1Settings
 from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
@@ -79,7 +79,7 @@ class ICAMSettings:
     """resnet38, resnet18 .. resnet152, or any timm model that returns feature maps"""
     output_stride: int = 8
     """pixels per cell of the maps"""
-    init: str = maybe_file("imagenet")
+    init: str = pretrained("imagenet")
     """initial weights: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones than resnet38, or `none`"""
     heads_lr: float = 10.0
     """learning rate of all layers outside the backbone, as a multiple of the backbone's"""

@@ -38,8 +38,9 @@ from wsss.networks.clip import CLIP
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.pretrained import Activation, load_any_clip, load_prompted_clip
 from wsss.recipe import Method, Need
-from wsss.run import maybe_file, unrecorded
+from wsss.run import maybe_file, pretrained, unrecorded
 from wsss.stages.train import Examples, Training
+from wsss.supervision import PAIRS
 
 ASK, SAME, ENCODE = "ask", "same", "encode"
 # texts that CLIP encodes in one batch
@@ -173,7 +174,7 @@ class QACLIMSSettings(FromBaseline):
     # 0.5 each, parameters that are never trained
     name_weight: float = 0.5
     """weight of the class's name in its text feature; the rest is the mean over the answers, including repetitions"""
-    clip: str = maybe_file("ovseg_swinbase_vitL14_ft_mpt.pth")
+    clip: str = pretrained("ovseg_swinbase_vitL14_ft_mpt.pth", PAIRS)
     """OVSeg's checkpoint, or another CLIP with mask prompts; any CLIP that CLIMS accepts if `mask_prompts` is false"""
     mask_prompts: bool = True
     """replace patches outside a mask by CLIP's mask prompts; otherwise pixels outside it are set to 0"""

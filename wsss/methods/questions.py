@@ -26,9 +26,10 @@ from wsss.errors import BadInput, check_range, reading
 from wsss.foreign.npy import read_legacy
 from wsss.networks.blip import BLIP
 from wsss.pretrained import load_blip
-from wsss.run import maybe_file, stage, unrecorded
+from wsss.run import maybe_file, pretrained, stage, unrecorded
 from wsss.stages.each import for_each_picture, read_prepared
 from wsss.storage import read_json, whole_file, write_json
+from wsss.supervision import PAIRS
 
 ANSWERS = "answers.jsonl"
 
@@ -82,7 +83,7 @@ class QuestionSettings:
     """The questions, and the network that answers them."""
 
     # its 24x24 positions were interpolated from the 30x30 of model_base_vqa_capfilt_large.pth, which gave the published answers
-    blip: str = maybe_file("Salesforce/blip-vqa-capfilt-large")
+    blip: str = pretrained("Salesforce/blip-vqa-capfilt-large", PAIRS)
     """a BLIP for question answering: a Hugging Face hub id, a folder saved by transformers, or model_base_vqa_capfilt_large.pth"""
     vocabulary: str = maybe_file("google-bert/bert-base-uncased")
     """BERT's vocabulary, if `blip` comes without one (a .pth file): a hub id, a folder, or vocab.txt"""

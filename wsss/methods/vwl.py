@@ -42,7 +42,7 @@ from wsss.ops.visual_words import WordAssignment, characteristic_words, draw_wor
 from wsss.progress import Progress
 from wsss.recipe import Extra, Method
 from wsss.refiners.irnet import IRNetSettings
-from wsss.run import maybe_file, stage
+from wsss.run import pretrained, stage
 from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.report import FIGURE
 from wsss.stages.train import Training
@@ -223,7 +223,7 @@ class VWLSettings:
     """resnet18 .. resnet152, or any timm model that returns feature maps; auto: resnet50 for vwe, resnet101 for the others"""
     output_stride: int = 16
     """pixels per cell of the maps"""
-    init: str = maybe_file("imagenet")
+    init: str = pretrained("imagenet")
     """initial weights of the backbone: `imagenet`, `none`, or a file"""
     frozen: Literal["auto", "nothing", "stem", "stages"] = "auto"
     """layers whose weights are frozen, with all batch-norm statistics; auto: nothing if `init` is `none`, stem for vwl-m, otherwise stages

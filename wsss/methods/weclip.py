@@ -11,43 +11,48 @@ float16; here it has the precision of the other layers. It stops at a picture wi
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from wsss import launch
-from wsss.classifier import check_classes
-from wsss.data.augment import WeCLIPAugment, normalise
+from wsss.data.augment import WeCLIPAugment
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
-from wsss.methods.clip_es import check_names, text_features
-from wsss.methods.weclip_labels import LabelMaker, LabelRule, LabelSettings, TextVectors, at_size, label_rule
+from wsss.methods.weclip_labels import LabelMaker, LabelSettings, label_rule, text_vectors
 from wsss.methods.weclip_losses import affinity_loss, cell_labels, cross_losses, dice_loss, pairs, replaced
-from wsss.networks.clip import CLIP
+from wsss.methods.weclip_maps import LabelScoreSettings, WeCLIPInference, score_labels
 from wsss.networks.deeplab import balanced_cross_entropy, resize_logits
 from wsss.networks.weclip import Decoded, FrozenNetworks, Tokens, WeCLIPNetwork, affinity
 from wsss.objective import Objective
-from wsss.ops.pixel_refine import PixelRefinement
+from wsss.plan import Work
 from wsss.pretrained import Activation
-from wsss.recipe import Method
+from wsss.recipe import Extra, Method
 from wsss.refiners.crf import CRFSettings
-from wsss.run import maybe_file, unrecorded
+from wsss.run import maybe_file, pretrained
 from wsss.segmenters.learning import typical_long_sides
-from wsss.segmenters.trained import settings_of
-from wsss.segmenters.weclip import KIND, WeCLIPSegmenterSettings, described, load_frozen, load_network, new_network
+from wsss.segmenters.weclip import (
+    FIRST,
+    KIND,
+    WeCLIPSegmenterSettings,
+    described,
+    keep_networks,
+    load_frozen,
+    new_network,
+)
 from wsss.stages.evaluate import ScoreSettings
-from wsss.stages.localize import Cams
 from wsss.stages.predict import PredictSettings
 from wsss.stages.train import Training, update_count
-from wsss.weights import trained_weights
+from wsss.supervision import PAIRS, SELF
+from wsss.weights import write_weights
 
 # channels of the largest DINOv2 with a published number of decoder blocks, and that number
 _LARGE_DINO, _LARGE_DECODER = 1024, 5
@@ -75,11 +80,11 @@ class WeCLIPSettings:
 
     variant: Literal["weclip+", "weclip"] = "weclip+"
     """weclip+: CLIP and DINOv2 (TPAMI 2025); weclip: CLIP alone (CVPR 2024)"""
-    clip: str = maybe_file("openai/clip-vit-base-patch16")
+    clip: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
     """the frozen CLIP: a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it: gelu for most of them"""
-    dino: str = maybe_file("facebook/dinov2-small")
+    dino: str = pretrained("facebook/dinov2-small", SELF)
     """the frozen DINOv2 of WeCLIP+: a Hugging Face hub id or a folder saved by transformers; other transformers for dense features work too"""
     words: str = maybe_file("auto")
     """texts of the classes and backgrounds: a YAML file, or auto for the lists of CLIP-ES"""
@@ -147,9 +152,14 @@ class WeCLIPSettings:
         """Name of the variant, in reports and records."""
         return "WeCLIP+" if self.plus else "WeCLIP"
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where the frozen networks come from."""
+        return {"clip": self.clip, **({"dino": self.dino} if self.plus else {})}
+
     def load_frozen(self) -> FrozenNetworks:
         """CLIP and DINOv2, on the CPU."""
-        return load_frozen(self.clip, self.activation, self.dino if self.plus else None)
+        return load_frozen(self.clip, self.activation, self.sources.get("dino"))
 
     def check(self, images: Images) -> None:
         """Raise BadInput for words or networks that cannot be used, before any stage runs."""
@@ -162,6 +172,37 @@ class WeCLIPSettings:
     def trainable(self, images: Images) -> "WeCLIPObjective":
         """The network with new weights, and its losses; the frozen networks are moved to the device."""
         return WeCLIPObjective(self, images, self.load_frozen())
+
+    @property
+    def training_side(self) -> int:
+        """See `wsss.plan.Measurable`."""
+        return self.views.crop
+
+    def measurable(self, images: Images) -> Callable[[int, int], Work]:
+        """See `wsss.plan.Measurable`: a whole training step of pictures with one tag, or the labels of one such picture."""
+        device, frozen = launch.device(), self.load_frozen()
+        learning = WeCLIPObjective(self, images, frozen).to(device).train()
+        weights = sum(value.numel() * value.element_size() for value in learning.initial.values())
+
+        def work(side: int, batch: int) -> Work:
+            side, count = max(side, frozen.smallest), max(1, batch)
+            tags = torch.zeros(count, len(images.class_names), device=device)
+            tags[:, 0] = 1
+            pictures = torch.randn(count, 3, side, side, device=device)
+            factors = torch.ones(count, learning.network.n_adapters, self.embedding, device=device)
+
+            def step() -> Tensor:
+                if batch:
+                    return torch.stack(
+                        list(learning({"image": pictures, "label": tags, "factors": factors}).values())
+                    ).sum()
+                with torch.no_grad():
+                    tokens = learning.tokens(pictures)
+                    return learning.made_labels(pictures, tags, tokens, learning.network(tokens), 0)
+
+            return Work(step, count * side**2, weights)
+
+        return work
 
     def layers(self, frozen: FrozenNetworks) -> dict[str, int]:
         """The sizes of the decoder."""
@@ -176,19 +217,6 @@ def is_coco(images: Images) -> bool:
     return set(images.class_names) == set(COCO_CATEGORIES.values())
 
 
-def text_vectors(
-    clip: CLIP, prompts: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], cache: bool = True
-) -> TextVectors:
-    """The text vectors of classes and backgrounds, on the device of CLIP; see `wsss.methods.clip_es.text_features`.
-
-    Raises:
-        BadInput: a text has no token.
-    """
-    check_names(clip, (*prompts, *backgrounds))
-    device = clip.model.logit_scale.device
-    return TextVectors(*(one.to(device) for one in text_features(clip, prompts, backgrounds, templates, cache)))
-
-
 class WeCLIPObjective(Objective):
     """The learned layers, the labels and the losses, which are over the batches of all processes.
 
@@ -196,6 +224,11 @@ class WeCLIPObjective(Objective):
         settings: of the method.
         images: the training pictures.
         frozen: on the CPU; moved to the device, and neither trained nor saved.
+
+    Attributes:
+        plain_updates: number of updates at the start in which the affinity does not choose.
+        replaced_after: the update after which confident predictions replace labels.
+        initial: the learned layers before the training.
     """
 
     def __init__(self, settings: WeCLIPSettings, images: Images, frozen: FrozenNetworks) -> None:
@@ -214,7 +247,7 @@ class WeCLIPObjective(Objective):
             "backgrounds": words.background,
             "templates": list(settings.templates),
             "rule": dataclasses.asdict(rule),
-            **described(frozen, settings.clip, settings.activation, settings.dino if settings.plus else None),
+            **described(frozen, settings.sources, settings.activation),
         }
         examples = partial(example, images, settings.views, settings.dropout, (network.n_adapters, settings.embedding))
         super().__init__(network, examples, metadata)
@@ -230,6 +263,8 @@ class WeCLIPObjective(Objective):
         self.plain_updates = steps * ((0.0 if settings.plus else 0.5) if plain is None else plain)
         replaced_after = (0.5 if coco else 0.6) if settings.replaced_after is None else settings.replaced_after
         self.replaced_after = steps * replaced_after if settings.plus else float("inf")
+        self.initial = {name: value.clone() for name, value in network.state_dict().items()}
+        metadata["choosing"] = {"first": self.plain_updates == 0, "last": self.plain_updates <= steps - 1}
         self.batches: Tensor
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
@@ -265,6 +300,12 @@ class WeCLIPObjective(Objective):
         if update <= self.replaced_after:
             return made
         return replaced(made, torch.stack(logits).mean(0), self.settings.confidence)
+
+    def write(self, out: Path) -> None:
+        """Write the trained layers, those before the training, and copies of frozen networks that are files."""
+        super().write(out)
+        write_weights(out / FIRST, self.initial, self.metadata)
+        keep_networks(self.settings.sources, out)
 
     def losses(
         self,
@@ -316,71 +357,18 @@ def example(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class WeCLIPInference:
-    """How maps are computed: as those from which the labels of the last training step were made, of whole pictures."""
-
-    title: ClassVar[str] = "WeCLIP"
-
-    cache: bool = unrecorded(True)
-    """cache text features on disk"""
-
-    def localizer(self, images: Images, weights: Path) -> "WeCLIPLocalizer":
-        """The localizer of a trained network.
-
-        Raises:
-            BadInput: the weights belong to another network, or their classes are not those of the pictures.
-        """
-        state, metadata, path = trained_weights(weights, KIND)
-        found = load_network(state, metadata, path)
-        check_classes(path, found.classes, images)
-        assert metadata is not None
-        rule = LabelRule(**{**metadata["rule"], "par": settings_of(PixelRefinement, metadata["rule"]["par"])})
-        frozen, network = found.frozen.to(launch.device()), found.network.to(launch.device())
-        words = (metadata["prompts"], metadata["backgrounds"], metadata["templates"])
-        return WeCLIPLocalizer(frozen, network, text_vectors(frozen.clip, *words, self.cache), rule)
-
-
-class WeCLIPLocalizer:
-    """Computes the refined maps R of the classes that a picture has, in one view.
-
-    Args:
-        frozen: CLIP and DINOv2, on the device.
-        network: the trained layers, on the device.
-        texts: text vectors of the classes and the backgrounds.
-        rule: how maps are made.
-    """
-
-    def __init__(self, frozen: FrozenNetworks, network: WeCLIPNetwork, texts: TextVectors, rule: LabelRule) -> None:
-        self.frozen, self.network, self.maker = frozen, network, LabelMaker(frozen.clip, texts, rule)
-
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 hp wp"]:
-        """The picture, normalised, with sides that are the nearest multiples of CLIP's patch, as in the published validation."""
-        patch, least = self.frozen.clip.patch, self.frozen.smallest
-        planes = torch.from_numpy(normalise(image))[None]
-        size = tuple(max(round(side / patch) * patch, -(-least // patch) * patch) for side in image.shape[:2])
-        return torch.nn.functional.interpolate(planes, size, mode="bilinear", align_corners=False)
-
-    def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
-        """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
-        present = np.flatnonzero(label)
-        quarter = (-(-size_hw[0] // 4), -(-size_hw[1] // 4))
-        if len(present) == 0:
-            return Cams(present, np.zeros((0, *size_hw), np.float32), np.zeros((0, *quarter), np.float32))
-        view = view.to(self.maker.texts.classes.device)
-        with torch.no_grad():
-            tokens = self.frozen(view, self.maker.rule.attentions)
-            decoded = self.network(tokens)
-            chosen = torch.from_numpy(present).to(view.device)
-            maps = self.maker.grid_maps(tokens, 0, chosen, decoded.affinity()[0], decoded.mean().softmax(1)[0])
-            sizes = [at_size(maps, view, size).clamp(0, 1).cpu().numpy() for size in (size_hw, quarter)]
-        return Cams(present, *sizes)
-
-
 METHOD = Method(
     name="weclip",
     paper="WeCLIP (Zhang et al., CVPR 2024) and WeCLIP+ (TPAMI 2025), a decoder on a frozen CLIP and DINOv2",
     classifier=WeCLIPSettings(),
+    extras={
+        "labels": Extra(
+            LabelScoreSettings(),
+            score_labels,
+            "scores of the labels of the first and the last training step",
+            scored=True,
+        )
+    },
     inference=WeCLIPInference(),
     refiner=CRFSettings(by="par", exponent=1.0),
     segmenter=WeCLIPSegmenterSettings(),

@@ -21,7 +21,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wsss.errors import BadInput, check_range
-from wsss.methods.clip_es import BOX_THRESHOLD, COCO_BOX_THRESHOLD, last_block, normalised
+from wsss.methods.clip_es import (
+    BOX_THRESHOLD,
+    COCO_BOX_THRESHOLD,
+    check_names,
+    last_block,
+    normalised,
+    text_features,
+)
 from wsss.methods.clip_es import affinity as doubly_stochastic_affinity
 from wsss.networks.clip import CLIP
 from wsss.networks.weclip import Tokens
@@ -136,6 +143,19 @@ class TextVectors:
     def of(self, present: Int[Tensor, " k"]) -> Float[Tensor, "t d"]:
         """Those that compete in a picture: its classes and all backgrounds."""
         return torch.cat([self.classes[present], self.backgrounds])
+
+
+def text_vectors(
+    clip: CLIP, prompts: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], cache: bool = True
+) -> TextVectors:
+    """The text vectors of classes and backgrounds, on the device of CLIP; see `wsss.methods.clip_es.text_features`.
+
+    Raises:
+        BadInput: a text has no token.
+    """
+    check_names(clip, (*prompts, *backgrounds))
+    device = clip.model.logit_scale.device
+    return TextVectors(*(one.to(device) for one in text_features(clip, prompts, backgrounds, templates, cache)))
 
 
 def initial_maps(

@@ -186,6 +186,13 @@ class CLIP(nn.Module):
         """Project tokens after the last block into the joint space, not normalised."""
         return self.model.visual_projection(self._vision.post_layernorm(x))
 
+    def embedding(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit vectors of whole pictures, from the class token; sides are at least a patch, and the rest of a patch is not used."""
+        x = self.embed(image, self.positions((image.shape[2] // self.patch, image.shape[3] // self.patch)))
+        for index in range(self.n_blocks):
+            x, _ = self.block(index, x)
+        return F.normalize(self.project(x[:, 0]).float(), dim=1)
+
     def encode_text(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         """Text features in the joint space, not normalised.
 

@@ -32,7 +32,7 @@ from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.ops.random_walk import random_walk
 from wsss.ops.thresholds import exponent_at
 from wsss.refiners.task import RefinementTask
-from wsss.run import maybe_file, stage
+from wsss.run import pretrained, stage
 from wsss.stages.each import as_loaded, for_each_picture
 from wsss.stages.thresholds import PIXEL_LABELS, found_thresholds, given
 from wsss.stages.train import Training, train
@@ -90,7 +90,7 @@ class AffinityNetTraining:
 
     backbone: str = "resnet38"
     """resnet38, or a backbone whose last three features have stride 8"""
-    init: str = maybe_file("imagenet")
+    init: str = pretrained("imagenet")
     """initial weights: a file such as ilsvrc-cls_rna-a1_cls1000_ep-0001.params, `imagenet` for other backbones, `classifier`, or `none`"""
     radius: int = 5
     """maximum distance of the two cells of a pair (exclusive)"""
@@ -391,7 +391,7 @@ class AffinityNetSettings:
     """the two label sets made from the maps"""
     network: AffinityNetTraining = AffinityNetTraining()
     """the network trained on the label sets"""
-    weights: str = maybe_file("none")
+    weights: str = pretrained("none")
     """a trained network, such as aff.pth; `none` trains one"""
     walk: AffinityNetWalk = AffinityNetWalk()
     """the random walk of the maps"""

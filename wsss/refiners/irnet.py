@@ -36,7 +36,7 @@ from wsss.ops.random_walk import random_walk
 from wsss.progress import Progress
 from wsss.refiners.crf import MaskSettings, refine
 from wsss.refiners.task import RefinementTask
-from wsss.run import maybe_file, stage
+from wsss.run import pretrained, stage
 from wsss.stages.each import for_each_picture
 from wsss.stages.evaluate import evaluate_cams
 from wsss.stages.train import Training, train
@@ -58,7 +58,7 @@ class IRNetTraining:
     """resnet18 .. resnet152, or a timm model with five feature maps; its weights are frozen"""
     output_stride: int = 16
     """pixels per cell of the deepest feature map"""
-    init: str = maybe_file("imagenet")
+    init: str = pretrained("imagenet")
     """weights of the backbone: `imagenet`, `classifier` (the network that produced the maps), or a file"""
     displacement: bool = True
     """also train displacements, which separate instances; without them this is the affinity network of the camera-ready CLIMS"""
@@ -417,7 +417,7 @@ class IRNetSettings:
     """confident labels made from the maps; published: 0.30 and 0.05 on VOC, for CLIMS 0.30 and 0.10, and on COCO 0.35 and 0.10"""
     network: IRNetTraining = IRNetTraining()
     """the network trained on the labels"""
-    weights: str = maybe_file("none")
+    weights: str = pretrained("none")
     """a trained network, such as res50_irn.pth; `none` trains one"""
     walk: IRNetWalk = IRNetWalk()
     """the random walk of the maps"""

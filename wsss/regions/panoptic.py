@@ -15,7 +15,8 @@ from wsss.errors import check_range
 from wsss.ops.regions import Regions
 from wsss.regions.loading import check_proposer, load_proposer
 from wsss.regions.proposer import Proposer
-from wsss.run import maybe_file
+from wsss.run import pretrained
+from wsss.supervision import MASKS
 
 KINDS = {"eomt": "EomtForUniversalSegmentation", "mask2former": "Mask2FormerForUniversalSegmentation"}
 WHAT = "EoMT or Mask2Former"
@@ -29,7 +30,7 @@ class EoMTSettings:
 
     kind: Literal["eomt"] = "eomt"
     """segments of EoMT or Mask2Former"""
-    model: str = maybe_file("tue-mps/coco_panoptic_eomt_large_640")
+    model: str = pretrained("tue-mps/coco_panoptic_eomt_large_640", MASKS)
     """EoMT or Mask2Former: a hub id, or a folder saved by transformers"""
     score: float = 0.8
     """segments with a lower score are left out"""

@@ -18,7 +18,8 @@ from wsss.errors import check_range
 from wsss.ops.regions import Regions
 from wsss.regions.loading import check_proposer, load_proposer
 from wsss.regions.proposer import Proposer
-from wsss.run import maybe_file, unrecorded
+from wsss.run import pretrained, unrecorded
+from wsss.supervision import MASKS
 
 # kinds of models in config.json, and their classes in transformers; published files of SAM 2 say that they are for videos
 KINDS = {"sam": "SamModel", "sam2": "Sam2Model", "sam2_video": "Sam2Model"}
@@ -33,7 +34,7 @@ class SAMSettings:
 
     kind: Literal["sam"] = "sam"
     """masks of Segment Anything for a grid of points; levels are its three masks of a point"""
-    model: str = maybe_file("facebook/sam2.1-hiera-small")
+    model: str = pretrained("facebook/sam2.1-hiera-small", MASKS)
     """SAM or SAM 2: a hub id, or a folder saved by transformers"""
     points: int = 32
     """points along each side of the picture"""

@@ -26,7 +26,7 @@ from wsss.networks.deeplab import (
     cross_entropy,
     output_losses,
 )
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
 from wsss.segmenters.trained import TrainedNetwork, default_classes, settings_of
 from wsss.stages.train import Training
@@ -43,7 +43,7 @@ class DeepLabSettings:
     # the published backbone, `deeplab-resnet101`, needs a file of its authors (preset paper)
     network: DeepLabLayers = DeepLabLayers(backbone="resnet101")
     """layers"""
-    init: str = maybe_file("auto")
+    init: str = pretrained("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
     or one of these two, `none`, the folder of a segmenter to train on from, or a file; deeplab-resnet101 needs a file such as
     deeplabv1_resnet101-coco.pth"""

@@ -25,7 +25,7 @@ from wsss.networks.body import Backbone
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
 from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
@@ -41,7 +41,7 @@ class DeepLabV1Settings:
     """DeepLab v1"""
     network: DeepLabV1Layers = DeepLabV1Layers()
     """layers"""
-    init: str = maybe_file("auto")
+    init: str = pretrained("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
     or one of these two, `none`, the folder of a segmenter to train on from, or a file such as
     ilsvrc-cls_rna-a1_cls1000_ep-0001.params (required for resnet38)"""

@@ -21,7 +21,7 @@ from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting, resize_logits
 from wsss.networks.emanet import EMANet, EMANetLayers
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
 from wsss.segmenters.trained import default_classes, rescaled, settings_of
 from wsss.stages.train import Training
@@ -43,7 +43,7 @@ class EMANetSettings:
     """EMANet"""
     network: EMANetLayers = EMANetLayers()
     """layers"""
-    init: str = maybe_file("auto")
+    init: str = pretrained("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
     or one of these two, `none`, the folder of a segmenter to train on from, or a file such as
     resnet101-2a57e44d.pth"""

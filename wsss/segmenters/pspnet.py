@@ -20,7 +20,7 @@ from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
 from wsss.segmenters.trained import default_classes, settings_of
 from wsss.stages.train import Training
@@ -36,7 +36,7 @@ class PSPNetSettings:
     """PSPNet"""
     network: PSPNetLayers = PSPNetLayers()
     """layers"""
-    init: str = maybe_file("auto")
+    init: str = pretrained("auto")
     """initial weights of the backbone: auto: `classifier` (the network that produced the maps) if it has this backbone, otherwise `imagenet`;
     or one of these two, `none`, the folder of a segmenter to train on from, or a file such as
     res2net101_v1b_26w_4s-0812c246.pth (required for resnet38)"""

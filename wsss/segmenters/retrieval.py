@@ -34,7 +34,7 @@ from wsss.ops.regions import Regions
 from wsss.ops.retrieval import DROPPED, NEIGHBOURS, Votes, Voting, pool, shares_inside, vote
 from wsss.regions import DEFAULT, ProposerSettings
 from wsss.regions.proposer import Proposer
-from wsss.run import maybe_file
+from wsss.run import pretrained
 from wsss.segmenters.bank import Bank, bank_of
 from wsss.segmenters.trained import rescaled
 from wsss.settings import build
@@ -51,7 +51,7 @@ class RetrievalSettings:
 
     kind: Literal["retrieval"] = "retrieval"
     """ModuSeg: regions are labelled by the most similar regions of the training pictures; nothing is trained"""
-    init: str = maybe_file(NONE)
+    init: str = pretrained(NONE)
     """a segmenter of this kind, to whose bank the pictures are added: its folder or file; it also gives the network of the features"""
     features: FeatureSettings = FeatureSettings()
     """the frozen network"""

@@ -1,8 +1,8 @@
 """The decoder of WeCLIP and WeCLIP+ as a segmenter: trained by `wsss run weclip`, tested as published."""
 
 import dataclasses
-import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
@@ -20,9 +20,15 @@ from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import resize_logits
 from wsss.networks.weclip import FrozenNetworks, WeCLIPNetwork
-from wsss.pretrained import Activation, load_clip
+from wsss.outputs import RECORDS
+from wsss.pretrained import Activation, load_clip, saved_folder
+from wsss.storage import whole_file
 
 KIND = "weclip"
+# In the folder of a training: the learned layers before it
+FIRST = "first.safetensors"
+# The frozen networks, as weights files and the folders of their copies name them
+NETWORKS = ("clip", "dino")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,18 +162,51 @@ def load_frozen(clip: str, activation: Activation, dino: str | None) -> FrozenNe
     return FrozenNetworks(load_clip(clip, activation), found).requires_grad_(False).eval()
 
 
-def described(frozen: FrozenNetworks, clip: str, activation: Activation, dino: str | None) -> dict[str, Any]:
-    """What a weights file says of the frozen networks: where they come from, and digests of their weights."""
-    known: dict[str, Any] = {"clip": {"source": _place(clip), "activation": activation, "digest": digest(frozen.clip)}}
-    known["dino"] = None
-    if frozen.dino is not None and dino is not None:
-        known["dino"] = {"source": _place(dino), "digest": digest(frozen.dino)}
-    return known
+def described(frozen: FrozenNetworks, sources: Mapping[str, str], activation: Activation) -> dict[str, Any]:
+    """What a weights file says of the frozen networks: the name on the hub, or the file beside it; and digests of their weights.
+
+    Args:
+        frozen: the networks.
+        sources: of the networks, by `clip` and `dino`.
+        activation: see `load_clip`.
+    """
+    networks = {"clip": frozen.clip, "dino": frozen.dino}
+    known: dict[str, Any] = dict.fromkeys(networks)
+    for name, source in sources.items():
+        network = networks[name]
+        assert network is not None
+        known[name] = {**_origin(name, source), "digest": digest(network)}
+    return {**known, "activation": activation}
 
 
-def _place(source: str) -> str:
-    """A path that is valid in all folders, or the name on the hub."""
-    return os.path.abspath(source) if os.path.exists(source) else source
+def _origin(name: str, source: str) -> dict[str, str]:
+    """Where a network will be: `hub`, its name there, or `beside`, its path from the folder of the weights."""
+    path = Path(saved_folder(source))
+    if not path.exists():
+        return {"hub": source}
+    return {"beside": name if path.is_dir() else f"{name}/{path.name}"}
+
+
+def keep_networks(sources: Mapping[str, str], out: Path) -> None:
+    """Copy networks that are local files into the folder `out` of the weights, so that it can be moved; those of the hub have a name.
+
+    Args:
+        sources: of the networks, by the name of the folder for the copy.
+        out: the folder.
+    """
+    for name, source in sources.items():
+        path = Path(saved_folder(source))
+        if path.exists():
+            files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
+            copy_files([one for one in files if one.name not in RECORDS], out / name)
+
+
+def copy_files(files: Iterable[Path], folder: Path) -> None:
+    """Copy files into a folder, each completely or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        with whole_file(folder / file.name) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def new_network(frozen: FrozenNetworks, n_labels: int, layers: Mapping[str, int], all_blocks: bool) -> WeCLIPNetwork:
@@ -201,6 +240,21 @@ class Trained(NamedTuple):
     test_side: int
 
 
+def _place(known: Mapping[str, str], path: Path) -> str:
+    """Where a network is that a weights file describes.
+
+    Raises:
+        BadInput: it should be beside the file, but is not.
+    """
+    if "hub" in known:
+        return known["hub"]
+    place = path.parent / known["beside"]
+    if not place.exists():
+        expected = f"the frozen network that {path.name} was trained with, in the same folder"
+        raise BadInput(place, "no such file or folder", expected, "Copy the whole folder of the weights.")
+    return str(place)
+
+
 def load_network(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> Trained:
     """A trained decoder, from the content of a file.
 
@@ -214,13 +268,14 @@ def load_network(state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None
             "the weights that `wsss run weclip` or `wsss train weclip` wrote",
             "Train it here.",
         )
-    clip, dino, classes = metadata["clip"], metadata["dino"], tuple(metadata["classes"])
-    frozen = load_frozen(clip["source"], clip["activation"], None if dino is None else dino["source"])
-    for known, network in ((clip, frozen.clip), (dino, frozen.dino)):
-        if network is not None and digest(network) != known["digest"]:
-            expected = f"the network that {path} was trained with, with digest {known['digest'][:12]}"
+    known, classes = {name: metadata[name] for name in NETWORKS if metadata[name]}, tuple(metadata["classes"])
+    sources = {name: _place(one, path) for name, one in known.items()}
+    frozen = load_frozen(sources["clip"], metadata["activation"], sources.get("dino"))
+    for name, network in zip(NETWORKS, (frozen.clip, frozen.dino), strict=True):
+        if network is not None and digest(network) != known[name]["digest"]:
+            expected = f"the network that {path} was trained with, with digest {known[name]['digest'][:12]}"
             do = "Put that network back, or train again."
-            raise BadInput(known["source"], f"a network with digest {digest(network)[:12]}", expected, do)
+            raise BadInput(sources[name], f"a network with digest {digest(network)[:12]}", expected, do)
     network = new_network(frozen, len(classes) + 1, metadata["network"], metadata["dino"] is None)
     load_into(network, state, path)
     return Trained(frozen, network.requires_grad_(False).eval(), classes, metadata["test_side"])

@@ -1,6 +1,5 @@
 """Take over the network that a method has trained as the segmenter of its run."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,13 @@ from wsss import launch
 from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.run import stage
-from wsss.segmenters.weclip import WeCLIPSegmenterSettings
-from wsss.storage import whole_file
-from wsss.weights import WEIGHTS, read_metadata, weights_in
+from wsss.segmenters.weclip import NETWORKS, WeCLIPSegmenterSettings, copy_files
+from wsss.weights import read_metadata, weights_in
 
 
 @stage(kind="adopt", makes="weights", title=None)
 def adopt(settings: WeCLIPSegmenterSettings, images: Images, *, weights: Path, out: Path) -> dict[str, Any]:
-    """Copy the weights of a network that segments without any further training.
+    """Copy the weights of a network that segments without any further training, with the frozen networks beside them.
 
     Args:
         settings: of the segmenter.
@@ -32,7 +30,9 @@ def adopt(settings: WeCLIPSegmenterSettings, images: Images, *, weights: Path, o
         expected = f"those of a `{settings.trained_by}` network"
         raise BadInput(path, f"weights of a `{kind}` network", expected, "Choose another segmenter.kind.")
     if launch.is_first():
-        with whole_file(out / WEIGHTS) as temporary:
-            shutil.copyfile(path, temporary)
+        copy_files([path], out)
+        for name in NETWORKS:
+            if (path.parent / name).is_dir():
+                copy_files((path.parent / name).iterdir(), out / name)
     launch.wait()
     return {"images": len(images)}

@@ -31,6 +31,7 @@ from wsss.stages.pages import (
 )
 from wsss.stages.records import KINDS, MASKS, PREDICTIONS, Score
 from wsss.stages.runs import Run, open_runs, same_pictures
+from wsss.stages.supervised import NOTHING
 from wsss.storage import whole_file, write_json
 
 COMPARISON = "compare"
@@ -113,6 +114,13 @@ class Comparison:
         lines = [(name, [run.protocol[name] or "-" for run in self.runs]) for name in self.runs[0].protocol]
         return [(name, texts) for name, texts in lines if set(texts) != {"-"}]
 
+    @cached_property
+    def supervision(self) -> list[tuple[str, list[str]]]:
+        """What supervised each run: a name, and its value for each run; without lines that say `none` for all."""
+        lines = [(name, [run.supervision[name] or "-" for run in self.runs]) for name in self.runs[0].supervision]
+        always = dict(lines[:2])
+        return [(name, texts) for name, texts in lines if name in always or set(texts) - {"-", NOTHING}]
+
     @property
     def same(self) -> list[tuple[str, str]]:
         """Lines of the protocol that agree in all runs to which they apply."""
@@ -177,7 +185,12 @@ def table(comparison: Comparison) -> str:
             cells += [f"{text}*" if (run.name, kind) in comparison.not_comparable else text for text in shown]
         rows.append([run.name, run.method, *cells, duration(run.seconds) if run.stages else ""])
     parts = [aligned(rows, texts=2)]
-    different = [[name, *texts] for name, texts in comparison.different if name != "method"]
+    supervised = [[name, *texts] for name, texts in comparison.supervision]
+    parts.append(
+        aligned([["supervision", *(run.name for run in comparison.runs)], *supervised], texts=1 + len(comparison.runs))
+    )
+    apart = {"method", *(name for name, _ in comparison.supervision)}
+    different = [[name, *texts] for name, texts in comparison.different if name not in apart]
     if different:
         names = ["what differs", *(run.name for run in comparison.runs)]
         parts.append(aligned([names, *different], texts=len(names)))

@@ -33,7 +33,7 @@ from wsss.stages.pages import (
 )
 from wsss.stages.progress import RunProgress
 from wsss.stages.records import Score, Stage, folders_with, holds, read_scores, read_stages, relative_name
-from wsss.stages.thresholds import pixel_labels
+from wsss.stages.supervised import spoken, supervision
 from wsss.stages.train import HISTORY
 from wsss.storage import read_json, read_only
 
@@ -149,7 +149,7 @@ def _content(
         "figures": [_figure(stage) for stage in stages if (stage.folder / FIGURE).exists()],
         "contour_colours": {name: f"rgb{colour}" for name, colour in CONTOUR_COLOURS.items()},
         "next_commands": next_commands(run),
-        "pixel_labels": next((pixel_labels(one.folder) for one in reversed(stages) if one.makes == "masks"), None),
+        "supervision": list(spoken(supervision(run, stages)).items()) if stages else [],
         "notes": list(data.notes),
         "health": notes(run),
         "suspects": suspicious_tags(stages, splits),

@@ -9,7 +9,7 @@ from typing import Any
 
 from wsss.health import Note, notes
 from wsss.run import DONE, STARTED
-from wsss.stages.check import DATA, read_notes
+from wsss.stages.check import DATA
 from wsss.stages.live import is_finished
 from wsss.stages.records import (
     KINDS,
@@ -24,7 +24,7 @@ from wsss.stages.records import (
     read_stages,
     relative_name,
 )
-from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
+from wsss.stages.supervised import supervision
 from wsss.storage import read_json
 from wsss.weights import read_metadata, weights_in
 
@@ -117,8 +117,14 @@ class Run:
         """The method that made its maps."""
         return self.protocol["method"] or self.planned
 
+    @cached_property
+    def supervision(self) -> dict[str, str]:
+        """What supervised it; see `wsss.stages.supervised`. Every run has the same names."""
+        return supervision(self.folder, self.stages)
+
     def _protocol(self) -> Iterator[tuple[str, str]]:
         yield from self._about_maps()
+        yield from self.supervision.items()
         yield from self._about_masks()
         yield from self._about_the_segmenter()
         trainings = [text for stage in self.stages for text in _values(stage, "training", "seed")]
@@ -134,7 +140,6 @@ class Run:
         method = maps.title if maps else ""
         yield "method", f"{method} ({variant})" if method and variant not in ("", method.lower()) else method
         yield "trained on", _pictures(networks[0] if networks else maps)
-        yield "tags", self._tags(maps)
         yield "backbone", next((text for stage in networks for text in _backbone(stage)), "")
         yield "initial weights", next((text for stage in networks for text in self._named(stage, "init")), "")
         yield "CLIP", next((text for stage in before[::-1] for text in self._named(stage, "clip")), "")
@@ -151,7 +156,6 @@ class Run:
         ]
         yield "refiner", ", then ".join(refiners)
         yield "threshold of pseudo masks", "".join(self._mask_threshold(one) for one in masks)
-        yield f"{PIXEL_LABELS} for pseudo masks", "".join(pixel_labels(one.folder) for one in masks)
 
     def _about_the_segmenter(self) -> Iterator[tuple[str, str]]:
         tests = [stage for stage in self.stages if stage.makes == "predictions"][-1:]
@@ -182,14 +186,6 @@ class Run:
         every = [stage for one in self.stages for stage in (*ancestors(one, self.stages), one)]
         scored = self.scores[MAPS].source if MAPS in self.scores else None
         return scored or next((stage for stage in every[::-1] if stage.kind == "localize"), None)
-
-    def _tags(self, maps: Stage | None) -> str:
-        # tags are part of a fingerprint, so maps made from predicted tags have another one than the dataset
-        taggers = [stage for stage in self.stages if stage.makes == "tags"]
-        if maps and (found := [stage.title for stage in taggers if stage.fingerprint != maps.fingerprint]):
-            return found[0]
-        opened = read_notes(self.folder).get("opened", {})
-        return Path(opened["tags"]).name if opened.get("tags") else "data set"
 
     def _named(self, stage: Stage, key: str) -> list[str]:
         """A setting that holds a word or a file; a file made by a stage of this run is shown as the stage's name."""

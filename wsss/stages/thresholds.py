@@ -18,6 +18,8 @@ from wsss.storage import read_json, write_json
 THRESHOLDS = "thresholds.json"
 # The key under which results and protocols say what true masks were used for: a setting, or `none`
 PIXEL_LABELS = "pixel labels used"
+# What they were used for if a segmenter was trained on masks that a person corrected
+CORRECTED = "corrected masks"
 
 
 @stage(kind="thresholds", makes="thresholds", title="Otsu")
@@ -76,7 +78,7 @@ def found_thresholds(folder: Path) -> Thresholds:
 
 
 def pixel_labels(made: Path) -> str:
-    """What true masks were used for in the making of a stage's files: the name of a setting, `none`, or `unknown`.
+    """What pixel labels were used for in the making of a stage's files: the name of a setting, `corrected masks`, `none`, or `unknown`.
 
     It is unknown if the stage, or one that it was made from, has no record, for example that of a published checkpoint. Initial
     weights that settings name are not looked at.
@@ -88,12 +90,14 @@ def pixel_labels(made: Path) -> str:
     if not (folder / DONE).exists():
         return "unknown"
     record = read_record(folder)
-    own = record["result"].get(PIXEL_LABELS, "none")
+    # a record nests the inputs that are passed by name
+    inputs = {**record["inputs"], **record["inputs"].get("inputs", {})}
+    own = CORRECTED if "corrected" in inputs else record["result"].get(PIXEL_LABELS, "none")
     if own != "none" or record["kind"] == "score":
         return str(own)
     sources = [
         folder / str(value["folder" if "folder" in value else "file"])
-        for value in record["inputs"].values()
+        for value in inputs.values()
         if isinstance(value, Mapping) and ("folder" in value or "file" in value) and "identity" in value
     ]
     words = {pixel_labels(source) for source in sources}
