@@ -181,7 +181,8 @@ class WeCLIPSettings:
     def measurable(self, images: Images) -> Callable[[int, int], Work]:
         """See `wsss.plan.Measurable`: a whole training step of pictures with one tag, or the labels of one such picture."""
         device, frozen = launch.device(), self.load_frozen()
-        learning = WeCLIPObjective(self, images, frozen).to(device).train()
+        learning = WeCLIPObjective(self, images, frozen)
+        learning.to(device).train()
         weights = sum(value.numel() * value.element_size() for value in learning.initial.values())
 
         def work(side: int, batch: int) -> Work:

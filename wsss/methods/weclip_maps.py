@@ -25,6 +25,7 @@ from wsss.segmenters.trained import settings_of
 from wsss.segmenters.weclip import FIRST, KIND, load_network
 from wsss.stages.each import sum_over_pictures
 from wsss.stages.localize import Cams
+from wsss.stages.pages import percent
 from wsss.weights import read_weights, trained_weights, weights_in
 
 log = logging.getLogger("wsss")
@@ -175,6 +176,6 @@ def labels_of_steps(settings: LabelScoreSettings, images: Images, *, weights: Pa
     sum_over_pictures(images, load, add, title=f"labels {out.name}")
     miou = {name: scores(launch.summed(one.counts), settings.convention).miou for name, one in counts.items()}
     if launch.is_first():
-        shown = ", ".join(f"of the {name} step {100 * value:.1f} mIoU" for name, value in miou.items())
+        shown = ", ".join(f"of the {name} step {percent(value)} mIoU" for name, value in miou.items())
         log.info("labels %s (%d pictures of %s)", shown, len(images), images.title)
     return {"images": len(images), **{f"mIoU of the labels of the {name} step": value for name, value in miou.items()}}
