@@ -26,6 +26,7 @@ from wsss.loading import check_initial, load_backbone, load_into, started_from
 from wsss.metrics import Background
 from wsss.networks.affinitynet import AffinityNet, affinity_losses
 from wsss.networks.body import Backbone
+from wsss.networks.inference import for_inference
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
 from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
@@ -319,7 +320,7 @@ def walk_to_masks(
         out: the stage's folder.
     """
     settings = settings.at(thresholds)
-    network = load(weights)
+    network = for_inference(load(weights))
     images.check_maskable()
 
     def load_one(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into, started_from
 from wsss.metrics import Background
 from wsss.networks.body import Backbone
+from wsss.networks.inference import for_inference
 from wsss.networks.irnet import IRNET_ALIASES, IRNet, boundaries, irnet_losses
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, path_affinity_planes
@@ -232,7 +233,7 @@ def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out:
     Raises:
         BadInput: maps without `maps_stride4`, or of pictures of another size.
     """
-    network = load(weights)
+    network = for_inference(load(weights))
 
     def compute(_: int, loaded: _Loaded) -> tuple[np.ndarray, np.ndarray]:
         size_hw = (loaded.view.shape[1], loaded.view.shape[2])
@@ -331,7 +332,7 @@ def find_instances(
     Raises:
         BadInput: the network has no displacements, or the maps do not match the pictures.
     """
-    network = load(weights)
+    network = for_inference(load(weights))
     if not network.displacement:
         raise BadInput(weights, "a network without displacements", "one with them", _TRAIN_DISPLACED)
 

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from torch import nn
 
 from wsss.data.files import write_cams
 from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput
+from wsss.networks.inference import for_inference
 from wsss.run import stage
 from wsss.stages.each import for_each_picture, read_prepared
 from wsss.weights import reading_of
@@ -90,6 +92,9 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     if "weights" in inputs:
         _check_reading(images, inputs["weights"])
     localizer = settings.localizer(images, **inputs)
+    # of the methods with a classifier
+    if isinstance(network := getattr(localizer, "network", None), nn.Module):
+        for_inference(network)
 
     def compute(index: int, loaded: tuple[Any, tuple[int, int]]) -> Cams:
         prepared, size_hw = loaded

@@ -24,6 +24,7 @@ from wsss.data.predictions import read_probabilities, write_description, write_p
 from wsss.data.samples import DEFAULT_READING
 from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_reading
 from wsss.errors import BadInput, check_range
+from wsss.networks.inference import for_inference
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.outputs import edited_files
 from wsss.overlay import overlay
@@ -280,7 +281,9 @@ def predict(
                 opened[kind] = stages.enter_context(open_stage(info, {**inputs, "edited": edited}, out / kind))
         wanted = [name for name, one in opened.items() if not one.finished]
         if wanted:
-            result = _Predicting(Segmenter(weights, settings), images, out, wanted).run()
+            segmenter = Segmenter(weights, settings)
+            for_inference(segmenter.trained.network)
+            result = _Predicting(segmenter, images, out, wanted).run()
             for name in wanted:
                 opened[name].result = result
     return out
