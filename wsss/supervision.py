@@ -118,7 +118,9 @@ def _stage_of(path: Path) -> Path | None:
 def _named(source: str, backbone: str, usual: str) -> Iterator[tuple[str, list[str]]]:
     """A network by its name or file, and what it was trained on."""
     if source == "imagenet":
-        yield f"{backbone} (ImageNet)", list(_of_timm(backbone))
+        kinds = _of_timm(backbone)
+        # backbones of torchvision and of this library have no other published weights than ImageNet's
+        yield f"{backbone} (ImageNet)", list(kinds if kinds != (UNKNOWN,) else (LABELS,))
         return
     if source in _WORDS:
         return
@@ -159,9 +161,10 @@ def _of_timm(name: str) -> tuple[str, ...]:
     """What the weights were trained on that timm or torchvision have under a name."""
     import timm
 
-    settings = (
-        timm.get_pretrained_cfg(name.removeprefix("timm/")) if timm.is_model(name.removeprefix("timm/")) else None
+    known = name.removeprefix("timm/")
+    if not timm.is_model(known):
+        return (UNKNOWN,)
+    tag = getattr(timm.get_pretrained_cfg(known), "tag", None) or ""
+    return tuple(dict.fromkeys([*(_family(known) or ()), *((LABELS,) if _IMAGENET_TAG.search(tag) else ())])) or (
+        UNKNOWN,
     )
-    labels = (LABELS,) if settings is None or _IMAGENET_TAG.search(settings.tag or "") else ()
-    kinds = dict.fromkeys([*(_family(name) or ()), *labels])
-    return tuple(kinds) or (UNKNOWN,)

@@ -10,7 +10,7 @@ from wsss.errors import BadInput
 from wsss.health import Health, Note, notes
 from wsss.health.data import INSEPARABLE, inseparable_pairs, tag_health
 from wsss.health.maps import MapStatistics, judged_maps, map_statistics
-from wsss.health.masks import always_win, judged_masks, judged_predictions, label_shares, never_win
+from wsss.health.masks import Decided, always_win, judged_masks, judged_predictions, label_shares, never_win
 from wsss.health.note import HEALTH
 from wsss.health.sample import SAMPLE, sampled
 from wsss.ops.thresholds import BINS, highest_values
@@ -132,8 +132,11 @@ def test_pictures_without_tags_may_be_empty_and_the_threshold_is_named():
     labels = np.zeros((10, 3), bool)
     assert kinds(judged_masks(shares(*[[1, 0, 0, 0]] * 10), labels, CLASSES)) == []
     labels[:, 0] = True
-    (note,) = judged_masks(shares(*[[1, 0, 0, 0]] * 10), labels, CLASSES, 0.9).notes
+    (note,) = judged_masks(shares(*[[1, 0, 0, 0]] * 10), labels, CLASSES, Decided("threshold", 0.9)).notes
     assert "Lower --refiner.threshold (0.9 was used)" in note.do
+    # the background score is (1 - highest map) to the power of the exponent
+    (note,) = judged_masks(shares(*[[1, 0, 0, 0]] * 10), labels, CLASSES, Decided("exponent", 1.0)).notes
+    assert "Raise --refiner.exponent (1 was used)" in note.do
 
 
 def test_classes_that_never_and_always_win():

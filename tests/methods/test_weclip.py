@@ -11,21 +11,24 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from tests.conftest import write_squares
-from tests.methods.taught import check_two_processes, train_on_one_of_two, write_clip
+from tests.methods.taught import NEW_CLIP, check_two_processes, train_on_one_of_two, write_clip
 from wsss.data.augment import WeCLIPAugment, normalise
 from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.health.sample import sampled
 from wsss.methods.weclip import WeCLIPObjective, WeCLIPSettings, example
 from wsss.methods.weclip_labels import LabelSettings, joint_attention, label_rule
-from wsss.methods.weclip_losses import affinity_loss, cell_labels, pairs
+from wsss.methods.weclip_losses import affinity_loss, cell_labels, cross_losses, dice_loss, pairs, replaced
 from wsss.methods.weclip_maps import LabelScoreSettings, WeCLIPInference, score_labels
 from wsss.metrics import ConfusionMatrix, scores
+from wsss.networks.deeplab import balanced_cross_entropy
 from wsss.run import read_record
 from wsss.segmenters.weclip import WeCLIPSegmenterSettings
 from wsss.stages.adopt import adopt
 from wsss.stages.predict import PredictSettings, Segmenter
+from wsss.stages.records import ancestors, read_stages
 from wsss.stages.train import Training, train, update_count
+from wsss.supervision import SUPERVISION
 from wsss.weights import WEIGHTS
 
 TRAINING = Training(
@@ -191,6 +194,48 @@ def test_a_picture_without_tags_is_background(folder, squares):
     assert all(value.isfinite() for value in losses.values())
 
 
+def test_a_large_clip_and_a_large_dino(tmp_path, squares):
+    """ViT-L: 24 blocks, of which the affinity chooses among the last 12, a softer Grad-CAM, and a decoder of 5 blocks."""
+    settings = settings_of(tmp_path, squares, decoder_blocks=None, labels=LabelSettings())
+    shutil.rmtree(tmp_path / "clip")
+    deep = dataclasses.replace(NEW_CLIP, architecture=dataclasses.replace(NEW_CLIP.architecture, blocks=24))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        (tmp_path / "clip").mkdir()
+        deep.trainable(squares).write(tmp_path / "clip")
+        wide = Dinov2Config(
+            hidden_size=1024, num_hidden_layers=1, num_attention_heads=8, patch_size=7, image_size=28, mlp_ratio=1
+        )
+        Dinov2Model(wide).save_pretrained(tmp_path / "dino")
+    learning = settings.trainable(squares).train()
+    assert len(learning.network.decoder.transformer.resblocks) == 5
+    assert (learning.maker.rule.sharpness, learning.maker.rule.attentions) == (0.25, 11)
+    batch = example_batch(learning, 2)
+    assert len(learning.tokens(batch["image"]).attention) == 11
+    losses = learning(batch)
+    assert losses.keys() == {"segmentation", "dice", "cross", "affinity"}
+    assert all(value.isfinite() for value in losses.values())
+    other = settings_of(tmp_path, squares, decoder_blocks=2, labels=LabelSettings(attention_blocks=3)).trainable(
+        squares
+    )
+    assert (len(other.network.decoder.transformer.resblocks), other.maker.rule.chosen_blocks) == (2, 3)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_label_everywhere_is_no_nan(label):
+    """The published losses are not a number where predictions, or labels that predictions replaced, have no background or nothing else."""
+    certain = torch.zeros(1, 3, 4, 4)
+    certain[:, label] = 9
+    labels = replaced(torch.randint(0, 3, (1, 4, 4)), certain, 0.75)
+    assert (labels == label).all()
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    losses = [*cross_losses(logits, certain), balanced_cross_entropy(logits, labels), dice_loss(logits, labels)]
+    sum(losses).backward()
+    assert all(value.isfinite() for value in losses)
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+
+
 def test_updates_are_those_of_the_schedule():
     assert update_count(Training(epochs=3, batch=4, accumulate=2), 50) == 18
     assert update_count(Training(steps=7), 50) == 7
@@ -220,8 +265,14 @@ def test_weights_are_moved_with_their_frozen_networks(tmp_path, squares):
     """Local networks are copied beside the weights; one that is missing or another one is refused."""
     own = tmp_path / "given"
     settings = settings_of(own, squares, training=dataclasses.replace(TRAINING, steps=1))
-    weights = train(settings, squares, out=tmp_path / "trained")
+    words = own / "clip" / "words.yaml"
+    words.write_text("background: [sky]\n")
+    weights = train(dataclasses.replace(settings, words=str(words)), squares, out=tmp_path / "trained")
     adopted = adopt(WeCLIPSegmenterSettings(), squares, weights=weights, out=tmp_path / "segmenter")
+    # copies of what settings name do not make a stage its own ancestor
+    stages = read_stages(tmp_path)
+    assert [[one.name for one in ancestors(stage, stages)] for stage in stages] == [[], ["trained"]]
+    assert [*read_record(adopted)[SUPERVISION].values()] == [["image-text pairs"], ["pictures alone"]]
     shutil.rmtree(own)
     for folder in (weights, adopted):
         assert str(tmp_path).encode() not in (folder / WEIGHTS).read_bytes()

@@ -1,7 +1,9 @@
 """Doubts about pseudo masks and about a segmenter, from a sample of training pictures and their tags; no true mask is used."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -36,10 +38,31 @@ def label_shares(mask: UInt8[np.ndarray, "h w"], n_labels: int) -> Float[np.ndar
     return counts / max(counts.sum(), 1)
 
 
-def _threshold_of(masks: Path) -> float | None:
-    """The background threshold that masks were made with; None if they were made without one."""
-    value = read_record(masks)["result"].get("threshold")
-    return float(value) if isinstance(value, int | float) else None
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """What decided between background and classes when masks were made.
+
+    Attributes:
+        setting: `threshold`, of which larger values give more background, or `exponent`, of which smaller values do.
+        value: its value; None if it is not known.
+    """
+
+    setting: Literal["threshold", "exponent"] = "threshold"
+    value: float | None = None
+
+    def advice(self, more: Literal["background", "foreground"]) -> str:
+        """How to change the setting for more background or more foreground."""
+        verb = "Raise" if (more == "background") == (self.setting == "threshold") else "Lower"
+        return f"{verb} --refiner.{self.setting}{'' if self.value is None else f' ({self.value:.3g} was used)'}"
+
+
+def decided_by(masks: Path) -> Decided:
+    """What the masks in a folder were decided by, from its record."""
+    result = read_record(masks)["result"]
+    for setting in ("threshold", "exponent"):
+        if isinstance(value := result.get(setting), int | float):
+            return Decided(setting, float(value))
+    return Decided()
 
 
 def mask_health(images: Images, masks: Path) -> Health:
@@ -56,14 +79,14 @@ def mask_health(images: Images, masks: Path) -> Health:
 
     found = collected(images, chosen, measure, same, f"health {masks.name}")
     shares = np.array(found).reshape(len(chosen), images.n_labels)
-    return judged_masks(shares, images.labels[chosen], images.class_names, _threshold_of(masks))
+    return judged_masks(shares, images.labels[chosen], images.class_names, decided_by(masks))
 
 
 def judged_masks(
     shares: Float[np.ndarray, "n l"],
     labels: Bool[np.ndarray, "n c"],
     class_names: Sequence[str],
-    threshold: float | None = None,
+    decided: Decided = Decided(),
 ) -> Health:
     """The health of pseudo masks.
 
@@ -71,7 +94,7 @@ def judged_masks(
         shares: the share of the background and of each class in each mask.
         labels: the tags of the pictures.
         class_names: names of the classes.
-        threshold: the background threshold that the masks were made with; None if they have none.
+        decided: what decided between background and classes.
     """
     tagged = labels.any(1)
     shares, labels = shares[tagged], labels[tagged]
@@ -86,7 +109,6 @@ def judged_masks(
         "never win": [class_names[c] for c in never],
         "always win": [class_names[c] for c in always],
     }
-    used = "" if threshold is None else f" ({threshold:.3g} was used)"
     notes = []
     if len(shares) and everything.mean() >= NOTABLE:
         notes.append(
@@ -95,7 +117,7 @@ def judged_masks(
                 f"{int(everything.sum())} of {len(shares)} sampled pseudo masks ({percentage(everything.mean())}) label over "
                 f"{percentage(ALMOST_ALL)} of the picture as foreground.",
                 "Unless your objects fill the pictures, the segmenter will learn to paint over the background.",
-                f"Raise --refiner.threshold{used}; if the maps themselves are wide, add pictures without these classes.",
+                f"{decided.advice('background')}; if the maps themselves are wide, add pictures without these classes.",
             )
         )
     if len(shares) and nothing.mean() >= NOTABLE:
@@ -105,10 +127,10 @@ def judged_masks(
                 f"{int(nothing.sum())} of {len(shares)} sampled pseudo masks ({percentage(nothing.mean())}) label under "
                 f"{percentage(ALMOST_NOTHING)} of the picture as foreground, though their pictures have tags.",
                 "The segmenter will learn that these objects are background.",
-                f"Lower --refiner.threshold{used}; if the objects are tiny, use larger pictures or crops of them.",
+                f"{decided.advice('foreground')}; if the objects are tiny, use larger pictures or crops of them.",
             )
         )
-    return Health(measured, notes + _winners(never, always, class_names))
+    return Health(measured, notes + _winners(never, always, class_names, decided))
 
 
 def never_win(shares: Float[np.ndarray, "n l"], labels: Bool[np.ndarray, "n c"]) -> list[int]:
@@ -132,7 +154,7 @@ def always_win(shares: Float[np.ndarray, "n l"], labels: Bool[np.ndarray, "n c"]
     return found
 
 
-def _winners(never: Sequence[int], always: Sequence[int], class_names: Sequence[str]) -> list[Note]:
+def _winners(never: Sequence[int], always: Sequence[int], class_names: Sequence[str], decided: Decided) -> list[Note]:
     notes = []
     if never:
         shown = listed(f"`{class_names[c]}`" for c in never)
@@ -141,7 +163,7 @@ def _winners(never: Sequence[int], always: Sequence[int], class_names: Sequence[
                 "class-never-wins",
                 f"Classes with no pixel in the sampled pseudo masks of their pictures: {shown}.",
                 "The segmenter cannot learn a class that has no pixels.",
-                "Look at its maps in the report. If they are right but weak, lower --refiner.threshold; if not, check its tags, or add "
+                f"Look at its maps in the report. If they are right but weak: {decided.advice('foreground')}. If not, check its tags, or add "
                 "pictures that show it alone.",
             )
         )

@@ -126,7 +126,7 @@ def ancestors(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
     Weights that settings identify by content are traced to the stage that made them.
     """
     known = {other.folder: other for other in stages}
-    makers = {identity: other for other in stages for identity in other.changes.files.values()}
+    makers = _makers(stages)
     found: dict[Path, Stage] = {}
 
     def visit(one: Stage) -> None:
@@ -143,6 +143,17 @@ def ancestors(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
 
     visit(stage)
     return list(found.values())
+
+
+def _makers(stages: Sequence[Stage]) -> dict[str, Stage]:
+    """The stage that made each file, by the identity of its content. Stages may keep copies of the files that their settings name."""
+    made: dict[str, Stage] = {}
+    for stage in stages:
+        named = set(_identities(stage.inputs.get("settings")))
+        for identity in stage.changes.files.values() if stage.kind != "adopt" else ():
+            if identity not in named:
+                made.setdefault(identity, stage)
+    return made
 
 
 def result_kind(stage: Stage, stages: Sequence[Stage]) -> str:

@@ -1,0 +1,86 @@
+"""What networks were trained on: by their names, in records of stages, and over several stages."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wsss.configs import CONFIGS
+from wsss.foundations import FeatureSettings
+from wsss.methods.clip_es import CLIPESInference
+from wsss.regions.sam import SAMSettings
+from wsss.run import pretrained, read_record, stage
+from wsss.segmenters.deeplab import DeepLabSettings
+from wsss.supervision import LEARNED, SUPERVISION, networks_behind, of_record, trained_on
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    title = "example"
+
+    backbone: str = "resnet50"
+    init: str = pretrained("imagenet")
+    inner: FeatureSettings = FeatureSettings()
+
+
+@stage(kind="example", makes="weights", title=None)
+def make(settings: Settings, *, out: Path, **inputs: Path) -> dict[str, int]:
+    (out / "weights.safetensors").write_bytes(b"1")
+    return {}
+
+
+def behind(settings):
+    return networks_behind({"settings": settings}, read_record)
+
+
+@pytest.mark.parametrize(
+    ("source", "kinds"),
+    [
+        ("facebook/sam2.1-hiera-small", ["masks"]),
+        ("sam_vit_b_01ec64.pth", ["masks"]),
+        ("tue-mps/coco_panoptic_eomt_large_640", ["masks"]),
+        ("nvidia/C-RADIOv2-B", ["masks", "image-text pairs", "pictures alone"]),
+        ("IDEA-Research/grounding-dino-tiny", ["boxes", "image-text pairs"]),
+        ("google/siglip2-base-patch16-224", ["image-text pairs"]),
+        ("ViT-B-16.pt", ["image-text pairs"]),
+        ("facebook/dinov2-with-registers-small", ["pictures alone"]),
+        ("vit_small_patch14_dinov2", ["pictures alone"]),
+        ("resnet50", ["image labels"]),
+        ("ilsvrc-cls_rna-a1_cls1000_ep-0001.params", ["image labels"]),
+        ("deeplabv1_resnet101-coco.pth", ["masks"]),
+        ("deeplabv1_resnet101-imagenet.pth", ["image labels"]),
+        ("sample.pth", ["not known"]),
+        (str(CONFIGS / "demo_clip"), ["image-text pairs"]),
+        (str(CONFIGS / "demo_dino"), ["pictures alone"]),
+    ],
+)
+def test_by_name_or_folder(source, kinds):
+    assert [*behind(FeatureSettings(source)).values()] == [kinds]
+
+
+def test_each_part_declares_its_networks():
+    assert behind(Settings()) == {"resnet50 (ImageNet)": ["image labels"]}
+    assert behind(Settings(init="none")) == {}
+    assert behind(DeepLabSettings(init="imagenet")) == {"resnet101 (ImageNet)": ["image labels"]}
+    # what the name does not tell, the field does
+    assert behind(SAMSettings(model="me/mine")) == {"me/mine": ["masks"]}
+    assert behind(CLIPESInference(clip="me/mine")) == {"me/mine": ["image-text pairs"]}
+    assert behind(Settings(inner=FeatureSettings("me/mine"))) == {"me/mine": ["not known"], **behind(Settings())}
+
+
+def test_records_hold_what_they_were_made_from(tmp_path):
+    first = make(Settings(init="deeplabv1_resnet101-coco.pth"), out=tmp_path / "first")
+    # by a folder, and by a file that a setting names
+    second = make(Settings(init="none"), weights=first, out=tmp_path / "second")
+    third = make(Settings(init=str(second / "weights.safetensors")), out=tmp_path / "third")
+    networks = of_record(read_record(third))
+    assert networks == {"deeplabv1_resnet101-coco.pth": ["masks"]}
+    assert trained_on(networks) == {"masks": ["deeplabv1_resnet101-coco.pth"]}
+    # it stays in the record when the first stage is gone
+    shutil.rmtree(first)
+    assert of_record(read_record(second)) == networks
+    content = json.loads((second / "done.json").read_text())
+    del content[SUPERVISION]
+    assert [*trained_on(of_record(content))] == [LEARNED[-1]]
