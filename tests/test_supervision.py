@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from wsss.methods.clip_es import CLIPESInference
 from wsss.regions.sam import SAMSettings
 from wsss.run import pretrained, read_record, stage
 from wsss.segmenters.deeplab import DeepLabSettings
+from wsss.stages.compare import Comparison, table
+from wsss.stages.records import read_stages
+from wsss.stages.runs import open_runs
+from wsss.stages.supervised import spoken, supervision
+from wsss.stages.thresholds import PIXEL_LABELS
 from wsss.supervision import LEARNED, SUPERVISION, networks_behind, of_record, trained_on
 
 
@@ -84,3 +90,45 @@ def test_records_hold_what_they_were_made_from(tmp_path):
     content = json.loads((second / "done.json").read_text())
     del content[SUPERVISION]
     assert [*trained_on(of_record(content))] == [LEARNED[-1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    title = "masks"
+
+    best: bool = False
+
+
+@stage(kind="masks", makes="masks", title=None)
+def make_masks(settings: Masks, *, out: Path) -> dict[str, str]:
+    (out / "1.png").write_bytes(b"1")
+    return {PIXEL_LABELS: "threshold" if settings.best else "none"}
+
+
+def test_pixel_labels_and_networks_of_a_run(tmp_path):
+    """The last stage knows them all, from masks that were passed to a training by name too."""
+    run = tmp_path / "run"
+    masks = make_masks(Masks(), out=run / "masks")
+    make(Settings(), masks=masks, out=run / "segmenter")
+    lines = supervision(run, read_stages(run))
+    assert (lines["tags"], lines[PIXEL_LABELS]) == ("by hand", "none")
+    assert lines["networks trained on image labels"] == "resnet50 (ImageNet)"
+    assert {*spoken(lines)} == {"tags", PIXEL_LABELS, "networks trained on image labels"}
+    other = tmp_path / "other"
+    masks = make_masks(Masks(best=True), out=other / "masks")
+    make(Settings(init="deeplabv1_resnet101-coco.pth"), masks=masks, out=other / "segmenter")
+    corrected = tmp_path / "corrected"
+    corrected.mkdir()
+    (corrected / "1.png").write_bytes(b"2")
+    third = tmp_path / "third"
+    make(Settings(init="none"), masks=masks, corrected=corrected, out=third / "segmenter")
+    comparison = Comparison(open_runs([run, other, third]))
+    assert dict(comparison.supervision) == {
+        "tags": ["by hand"] * 3,
+        PIXEL_LABELS: ["none", "threshold", "corrected masks"],
+        "networks trained on masks": ["none", "deeplabv1_resnet101-coco.pth", "none"],
+        "networks trained on image labels": ["resnet50 (ImageNet)", "none", "none"],
+    }
+    shown = table(comparison)
+    assert re.search(r"pixel labels used +none +threshold +corrected masks", shown)
+    assert shown.count("networks trained on masks") == 1

@@ -118,22 +118,22 @@ def _stage_of(path: Path) -> Path | None:
 def _named(source: str, backbone: str, usual: str) -> Iterator[tuple[str, list[str]]]:
     """A network by its name or file, and what it was trained on."""
     if source == "imagenet":
-        kinds = _of_timm(backbone)
+        found = _of_timm(backbone)
         # backbones of torchvision and of this library have no other published weights than ImageNet's
-        yield f"{backbone} (ImageNet)", list(kinds if kinds != (UNKNOWN,) else (LABELS,))
+        yield f"{backbone} (ImageNet)", list(found if found != (UNKNOWN,) else (LABELS,))
         return
     if source in _WORDS:
         return
     path = Path(source)
     words = [_in_folder(path)] if path.is_dir() else [path.name, source]
-    kinds = next((kinds for word in words if (kinds := _family(word))), None)
+    known = next((kinds for word in words if (kinds := _family(word))), ())
     name = path.name if path.exists() else source
-    if kinds is None and path.exists() and (own := _own(path)) is not None:
+    if not known and path.exists() and (own := _own(path)) is not None:
         yield f"{name} ({own})", [UNKNOWN]
         return
-    if kinds is None and not path.exists() and "/" not in source:
-        kinds = _of_timm(source)
-    yield name, list(kinds or (usual,))
+    if not known and not path.exists() and "/" not in source:
+        known = _of_timm(source)
+    yield name, list(known if known not in ((), (UNKNOWN,)) else (usual,))
 
 
 def _in_folder(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """`wsss run weclip` to its end; a killed training; maps alone; predicted tags; the decoder as a segmenter."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 STAGES = (
     "classifier",
+    "labels",
     "cams",
     "cams-scores",
     "masks",
@@ -64,6 +66,7 @@ def whole(tmp_path_factory, shapes, settings):
     done = ok("run", "weclip", "--data", shapes, "--config", settings, "--out", out)
     assert "maps at the best exponent" in done.stdout
     assert "predictions" in done.stdout
+    assert re.search(r"labels of the first step [\d.]+ mIoU, of the last step [\d.]+ mIoU", done.stderr)
     return out
 
 
@@ -83,6 +86,8 @@ def test_every_stage_is_there(whole, shapes):
     assert weights[0] == weights[1]
     report = (whole / "report.html").read_text()
     assert "WeCLIP+" in report
+    assert "networks trained on image-text pairs: <b>demo_clip</b>" in report
+    assert "mIoU of the labels of the last step" in report
 
 
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings):
