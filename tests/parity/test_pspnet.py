@@ -8,6 +8,7 @@ from tests.parity import fixtures, inputs
 from tests.parity.test_resnet38 import batch, close, close_stats, filled, shapes
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import AuxiliaryHead, PSPNet, PSPNetLayers, PyramidHead
+from wsss.ops.windows import average_over_windows, windows
 from wsss.segmenters import pspnet
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.stages.train import poly_factor
@@ -98,8 +99,10 @@ def test_heads_of_pmm():
 
 
 def boxes(height: int, width: int, window: int, step: int) -> list[list[int]]:
-    tops, lefts = (pspnet.starts(side, window, step) for side in (height, width))
-    return [[top, min(top + window, height), left, min(left + window, width)] for top in tops for left in lefts]
+    return [
+        [rows.start, rows.stop, columns.start, columns.stop]
+        for rows, columns in windows((height, width), window, step)
+    ]
 
 
 @pytest.mark.parametrize("size", [(375, 500), (512, 683), (768, 1024), (896, 1195)])
@@ -110,5 +113,10 @@ def test_windows_of_pmm(size):
 def test_the_mean_over_windows_of_pmm():
     np.testing.assert_array_equal(boxes(40, 55, 24, 16), PMM["slide_boxes_small"])
     image = torch.from_numpy(inputs.array("pmm/img", (1, 3, 40, 55), 5))
-    ours = pspnet.sliding_windows(lambda part: part + part.mean((2, 3), keepdim=True), image, 24, 16)
+
+    def compute(rows: slice, columns: slice) -> torch.Tensor:
+        part = image[..., rows, columns]
+        return part + part.mean((2, 3), keepdim=True)
+
+    ours = average_over_windows(compute, (40, 55), 24, 16)
     np.testing.assert_allclose(ours[0, :, ::3, ::3], PMM["slide_average"], atol=1e-5)

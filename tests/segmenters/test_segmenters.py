@@ -165,14 +165,3 @@ def test_weights_of_another_network_are_refused(trained, tmp_path, kind):
     write_weights(tmp_path / "classifier.safetensors", state, {"kind": "cam"})
     with pytest.raises(BadInput, match="weights of a `cam` network"):
         Segmenter(tmp_path / "classifier.safetensors", PredictSettings())
-
-
-def test_windows_cover_the_picture_once_or_are_averaged():
-    view = torch.arange(2 * 45 * 70.0).view(1, 2, 45, 70)
-    assert torch.equal(pspnet.sliding_windows(lambda x: x, view, 32, 30), view)
-    places = []
-    pspnet.sliding_windows(lambda x: (places.append(tuple(x[0, 0, [0, -1], [0, -1]].tolist())), x)[1], view, 32, 30)
-    # steps of 30: rows 0 and 13, columns 0, 30 and 38
-    corners = [(top * 70 + left, (top + 31) * 70 + left + 31) for top in (0, 13) for left in (0, 30, 38)]
-    assert places == corners
-    assert torch.equal(pspnet.sliding_windows(lambda x: x, view[..., :9, :9], 32, 30), view[..., :9, :9])

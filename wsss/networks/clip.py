@@ -151,6 +151,20 @@ class CLIP(nn.Module):
         joined = torch.cat([native[:1], resized[0].flatten(1).T])
         return joined.half().to(weight.dtype) if rounded else joined
 
+    def scaled_positions(self, grid: tuple[int, int]) -> Float[Tensor, "l d"]:
+        """Positional embeddings as DINO and CorrCLIP resize them: bicubic, by the factors (grid + 0.1) / native grid; `positions` otherwise.
+
+        Args:
+            grid: rows and columns; with as many patches as the native grid, whatever its shape, nothing is resized.
+        """
+        native, side = self._vision.embeddings.position_embedding.weight, self.native_grid
+        if grid[0] * grid[1] == side * side:
+            return native
+        square = native[1:].T.reshape(1, -1, side, side)
+        factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+        resized = F.interpolate(square, scale_factor=factors, mode="bicubic", align_corners=False)
+        return torch.cat([native[:1], resized[0].flatten(1).T])
+
     @property
     def native_grid(self) -> int:
         """Number of patches along a side of the pictures that the network was trained on."""

@@ -1,7 +1,7 @@
 """PSPNet on Res2Net-101 or ResNet-38: the extended training of PMM (Li et al., ICCV 2021), used for the `ET` rows of ICAM."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
+from wsss.ops.windows import average_over_windows
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
 from wsss.segmenters.trained import default_classes, settings_of
@@ -139,33 +140,14 @@ class TrainedPSPNet:
     def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
         # 480 pixels for windows of 512, as published
         step = max(1, self.window * 15 // 16)
-        return resize_logits(sliding_windows(self.network, view, self.window, step), size_hw)
+        height, width = view.shape[2:]
+        logits = average_over_windows(
+            lambda rows, columns: self.network(view[..., rows, columns]), (height, width), self.window, step
+        )
+        return resize_logits(logits, size_hw)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image
-
-
-def sliding_windows(
-    network: Callable[[Tensor], Tensor], view: Float[Tensor, "1 3 h w"], window: int, step: int
-) -> Float[Tensor, "1 l h w"]:
-    """Logits of a picture, computed in windows of `window` pixels with a step of `step`, and averaged where windows overlap."""
-    height, width = view.shape[-2:]
-    total, count = torch.zeros((), device=view.device), view.new_zeros(height, width)
-    for top in starts(height, window, step):
-        for left in starts(width, window, step):
-            region = (..., slice(top, top + window), slice(left, left + window))
-            logits = network(view[region])
-            if total.ndim == 0:
-                total = logits.new_zeros(1, logits.shape[1], height, width)
-            total[region] += logits
-            count[region] += 1
-    return total / count
-
-
-def starts(side: int, window: int, step: int) -> list[int]:
-    """Start positions of the windows along a side; the last window ends at the border of the picture."""
-    n = max(side - window + step - 1, 0) // step + 1
-    return [max(min(i * step, side - window), 0) for i in range(n)]
 
 
 def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:
