@@ -63,7 +63,7 @@ _COMMON_SETTINGS = {
     "classifier": (
         "variant", "backbone", "init", "clip", "augment.crop", "training.epochs", "training.batch", "training.lr", "training.seed",
     ),
-    "inference": ("clip", "scales"),
+    "inference": ("clip", "dino", "regions", "scales"),
     "refiner": ("by", "regions", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
     "segmenter": ("network.backbone", "init", "training.steps", "training.batch", "corrected_weight"),
     "proposer": ("scale", "smallest", "ratio", "model", "points", "masks"),
@@ -429,12 +429,26 @@ def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
     data = options.dataset()
     registry.check_downloads(chosen.mirrors)
     from wsss.health import stages as health
+    from wsss.recipe import Checked
     from wsss.stages.localize import localize
 
+    settings = chosen.build()
     inputs = {"weights": options.weights} if isinstance(options, LocalizeOptions) else {}
-    settings, images = chosen.build(), options.images(data)
+    if hasattr(settings, "regions"):
+        inputs["regions"] = _given_regions(settings.regions)
+    if isinstance(settings, Checked):
+        settings.check(data.split(options.split or data.train))
+    images = options.images(data)
     cams = localize(settings, images, out=options.out, **inputs)
     health.announce(health.map_health(images, cams))
+
+
+def _given_regions(folder: Path | None) -> Path:
+    """The folder of the regions that maps are made within."""
+    if folder is None:
+        do = "Make them with `wsss regions --data DATA --out R` and give --regions R; a run of the method does both."
+        raise BadInput("--regions", "none", "a folder of regions, within which maps are made", do)
+    return folder
 
 
 def _regions(options: SplitOptions, chosen: ParsedSettings) -> None:

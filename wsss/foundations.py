@@ -268,7 +268,7 @@ def _from_transformers(name: str, folder: Path | None, settings: Mapping[str, An
         raise BadInput(name, f"a model of type {kind}", f"one of {', '.join(ARCHITECTURES)}", do)
     with loading_model(name, folder, f"a {kind} network", _EXPECTED):
         read: Any = ARCHITECTURES[kind].model.from_pretrained
-        model, loaded = read(name, output_loading_info=True)
+        model, loaded = read(name, output_loading_info=True, **ARCHITECTURES[kind].loading)
         preprocessing = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     check_complete(name, loaded, _EXPECTED)
     return TransformerFeatures(model.float(), kind, _colours(preprocessing))

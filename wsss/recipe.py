@@ -21,7 +21,9 @@ from wsss.networks.body import Backbone
 from wsss.plan import numbered
 from wsss.refiners import RefinerSettings
 from wsss.refiners.crf import CRFSettings
+from wsss.refiners.regions import RegionsSettings
 from wsss.refiners.task import RefinementTask
+from wsss.regions import ProposerSettings
 from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
@@ -34,6 +36,7 @@ from wsss.stages.live import reporting
 from wsss.stages.localize import LocalizerSettings, localize
 from wsss.stages.nearest import explain
 from wsss.stages.predict import PredictSettings, predict
+from wsss.stages.propose import propose
 from wsss.stages.report import report
 from wsss.stages.segment import segment
 from wsss.stages.train import TrainableSettings, train
@@ -106,6 +109,8 @@ class Method:
         paper: one line for overviews.
         classifier: settings of its training; None for a method without training.
         inference: settings of its maps; None for a method that only trains a network.
+        proposer: what proposes the regions that maps are made within; None for maps without regions. Then `inference` has `regions`, a folder of
+            existing ones.
         needs: what is made before the training, by the name of its section and folder.
         extras: what is made with the trained classifier, by the name of its section and folder.
         refiner, segmenter, test, scores, both_splits: default settings of the shared stages.
@@ -115,6 +120,7 @@ class Method:
     paper: str
     classifier: ClassifierSettings | None = None
     inference: LocalizerSettings | None = None
+    proposer: ProposerSettings | None = None
     needs: Mapping[str, Need] = dataclasses.field(default_factory=dict)
     extras: Mapping[str, Extra] = dataclasses.field(default_factory=dict)
     refiner: RefinerSettings = CRFSettings()
@@ -221,6 +227,7 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_t
         *((name, need.about, True) for name, need in pending.items()),
         ("classifier", "trains the classifier on the tags", trains),
         *((name, f"makes {extra.about}", scored) for name, extra in method.extras.items() if extra.scored),
+        ("regions", "proposes the regions that maps are made within", _proposer(method, settings) is not None),
         ("classifier-health", "looks for tags that the pictures contradict", True),
         ("cams", "makes the activation maps", True),
         ("cams-scores", "scores the maps", scored),
@@ -259,11 +266,12 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
         if trained is not None and split is not None:
             extra.make(getattr(settings, name), data.split(split), trained, out / name)
     inputs = {} if trained is None else {"weights": trained}
+    inputs |= _regions(method, settings, images, out / "regions")
     checked = health.check_tags(settings.inference, images, out=out / "classifier-health", **inputs)
     health.offer_review(out, checked, data, out / "tags")
     cams = localize(settings.inference, images, out=out / "cams", **inputs)
     health.check_maps(images, cams=cams, out=out / "cams-health")
-    task = _refine(settings, data, cams, out, trained)
+    task = _refine(settings, data, cams, out, inputs)
     health.check_masks(images, masks=out / "masks", out=out / "masks-health")
     segmenter = segment(
         settings.segmenter, images, masks=out / "masks", out=out / "segmenter", classifier=trained, **corrected
@@ -278,7 +286,7 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
         if val.has_masks:
             evaluate_masks(settings.scores, val, masks=predictions, out=out / "predictions-scores")
     if settings.both_splits:
-        _score_both_splits(settings, data, task, inputs)
+        _score_both_splits(method, settings, data, task, inputs)
 
 
 def check(method: Method, settings: RunSettings, images: Images, scored: bool, corrected: bool = False) -> None:
@@ -295,6 +303,8 @@ def check(method: Method, settings: RunSettings, images: Images, scored: bool, c
     if isinstance(settings.inference, Checked):
         with faults.collected():
             settings.inference.check(images)
+    with faults.collected():
+        _check_regions(method, settings, refiner, scored_again=settings.both_splits)
     initial = _check_classifier(method, settings, images, faults)
     if isinstance(settings.segmenter, WeCLIPSegmenterSettings):
         with faults.collected():
@@ -370,9 +380,46 @@ def _pending(method: Method, classifier: ClassifierSettings) -> dict[str, Need]:
     return {name: need for name, need in method.needs.items() if getattr(classifier, need.field) == need.placeholder}
 
 
-def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classifier: Path | None) -> RefinementTask:
+def _proposer(method: Method, settings: RunSettings) -> ProposerSettings | None:
+    """What proposes the regions that maps are made within; None if they are given, or maps are made without."""
+    if method.proposer is None or getattr(settings.inference, "regions") is not None:  # noqa: B009
+        return None
+    return cast(ProposerSettings, getattr(settings, registry.PROPOSER))
+
+
+def _regions(method: Method, settings: RunSettings, images: Images, out: Path) -> dict[str, Path]:
+    """The regions that maps are made within, as an input of their stages; empty for a method that uses none."""
+    if method.proposer is None:
+        return {}
+    proposer = _proposer(method, settings)
+    return {"regions": getattr(settings.inference, "regions") if proposer is None else propose(proposer, images, out=out)}  # noqa: B009
+
+
+def _check_regions(method: Method, settings: RunSettings, refiner: RefinerSettings, *, scored_again: bool) -> None:
+    """Raise BadInput for regions of maps that cannot be made, or that the refiner or another split would have others than."""
+    if method.proposer is None:
+        return
+    proposer = _proposer(method, settings)
+    if proposer is not None:
+        proposer.check()
+    elif scored_again:
+        do = "Set both_splits to false, or leave inference.regions out."
+        raise BadInput("both_splits", "true with inference.regions, which are those of one split", "false", do)
+    if not isinstance(refiner, RegionsSettings) or refiner.regions is not None:
+        return
+    if refiner.proposer not in (RegionsSettings().proposer, proposer):
+        found = f"{refiner.proposer.title}, but the refiner takes the regions that maps are made within"
+        do = f"Set {registry.PROPOSER}, or give other regions with refiner.regions."
+        raise BadInput("refiner.proposer", found, f"the same as {registry.PROPOSER}", do)
+
+
+def _refine(
+    settings: RunSettings, data: Dataset, cams: Path, out: Path, inputs: Mapping[str, Path]
+) -> RefinementTask:
     """Make the pseudo masks; score the maps and the masks if the dataset has true masks."""
-    task = RefinementTask(data.split(data.train), cams, out, classifier, scores=settings.scores)
+    task = RefinementTask(
+        data.split(data.train), cams, out, inputs.get("weights"), scores=settings.scores, regions=inputs.get("regions")
+    )
     if data.scored_split:
         scored = data.split(data.scored_split)
         scores = evaluate_cams(settings.scores, scored, cams=cams, out=out / "cams-scores")
@@ -383,7 +430,9 @@ def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, classif
     return task
 
 
-def _score_both_splits(settings: RunSettings, data: Dataset, task: RefinementTask, inputs: Mapping[str, Path]) -> None:
+def _score_both_splits(
+    method: Method, settings: RunSettings, data: Dataset, task: RefinementTask, inputs: Mapping[str, Path]
+) -> None:
     """Score the segmenter on the split that maps are scored on, and the maps and pseudo masks on val, if val has true masks and tags.
 
     The maps of val use its tags. These scores therefore measure the maps, not the accuracy on pictures without tags.
@@ -395,9 +444,12 @@ def _score_both_splits(settings: RunSettings, data: Dataset, task: RefinementTas
     val = data.split(data.val) if data.val else None
     if val is None or not _is_judged(val):
         return
+    inputs = {**inputs, **_regions(method, settings, val, out / "regions-val")}
     cams = localize(settings.inference, val, out=out / "cams-val", **inputs)
     evaluate_cams(settings.scores, val, cams=cams, out=out / "cams-val-scores")
-    again = dataclasses.replace(task, images=val, cams=cams, scored=None, trained=out, suffix="-val")
+    again = dataclasses.replace(
+        task, images=val, cams=cams, scored=None, trained=out, suffix="-val", regions=inputs.get("regions")
+    )
     evaluate_masks(settings.scores, val, masks=settings.refiner.refined(again), out=out / "masks-val-scores")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,11 @@ def sections(method: Any) -> dict[str, Field]:
         "scores": "how maps, masks and predictions are scored",
         "both_splits": "also score maps and pseudo masks of the validation split, made with its tags, and the segmenter on the split of the maps",
     }
+    if method.proposer is not None:
+        about = "what proposes the regions that maps are made within, unless inference.regions is given"
+        # without the None of methods that make no regions
+        choice = functools.reduce(operator.or_, kinds(types[PROPOSER]).values())
+        found[PROPOSER] = Field(choice, method.proposer, help=about)
     found["inference"] = Field(type(method.inference), method.inference, help="activation maps")
     return found | {name: Field(types[name], getattr(method, name), help=about) for name, about in abouts.items()}
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.documents import read_document
+from wsss.data.lists import read_lines
 from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput, suggestion
 
@@ -18,14 +19,40 @@ _LISTS = {
     "clims": ("clims_voc.yaml", "clims_coco.yaml", "clims_voc.yaml"),
     "clims_camera_ready": ("clims_camera_ready.yaml", "clims_coco.yaml", "clims_voc.yaml"),
     "qa_clims": ("qa_clims_voc.yaml", "qa_clims_coco.yaml", "qa_clims_coco.yaml"),
+    "corrclip": ("corrclip_voc.yaml", "corrclip_coco.yaml", "corrclip_voc.yaml"),
 }
 _KEYS = ("prompts", "names", "background", "cooccurring", "short", "synonyms")
 _EXPECTED = (
     "YAML with `prompts` (class: text), and optionally `names` (class: text), `background` (a list of words), `cooccurring`, `short` "
     "and `synonyms` (class: words)"
 )
+_EXPECTED_LIST = "a list of words: a line for the background, then one for each class, with words separated by `;`"
 
-Lists = Literal["clip_es", "clims", "clims_camera_ready", "qa_clims"]
+# the templates of CLIP's authors for ImageNet
+IMAGENET_TEMPLATES = (
+    "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
+    "a cropped photo of the {}.", "a tattoo of a {}.", "the embroidered {}.", "a photo of a hard to see {}.",
+    "a bright photo of a {}.", "a photo of a clean {}.", "a photo of a dirty {}.", "a dark photo of the {}.",
+    "a drawing of a {}.", "a photo of my {}.", "the plastic {}.", "a photo of the cool {}.",
+    "a close-up photo of a {}.", "a black and white photo of the {}.", "a painting of the {}.", "a painting of a {}.",
+    "a pixelated photo of the {}.", "a sculpture of the {}.", "a bright photo of the {}.", "a cropped photo of a {}.",
+    "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.", "a blurry photo of the {}.",
+    "a photo of the {}.", "a good photo of the {}.", "a rendering of the {}.", "a {} in a video game.",
+    "a photo of one {}.", "a doodle of a {}.", "a close-up photo of the {}.", "a photo of a {}.", "the origami {}.",
+    "the {} in a video game.", "a sketch of a {}.", "a doodle of the {}.", "a origami {}.",
+    "a low resolution photo of a {}.", "the toy {}.", "a rendition of the {}.", "a photo of the clean {}.",
+    "a photo of a large {}.", "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
+    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.", "a embroidered {}.",
+    "a pixelated photo of a {}.", "itap of the {}.", "a jpeg corrupted photo of the {}.", "a good photo of a {}.",
+    "a plushie {}.", "a photo of the nice {}.", "a photo of the small {}.", "a photo of the weird {}.",
+    "the cartoon {}.", "art of the {}.", "a drawing of the {}.", "a photo of the large {}.",
+    "a black and white photo of a {}.", "the plushie {}.", "a dark photo of a {}.", "itap of a {}.",
+    "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.", "a photo of a small {}.",
+    "a tattoo of the {}.",
+)  # fmt: skip
+
+Lists = Literal["clip_es", "clims", "clims_camera_ready", "qa_clims", "corrclip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +80,8 @@ def read_words(source: str, class_names: Sequence[str], lists: Lists = "clip_es"
     """The words of a data set.
 
     Args:
-        source: a YAML file, or `auto`: the published lists for the classes of VOC and of COCO; for other classes, their names.
-            Default backgrounds are those of COCO or else of VOC, without those that are classes.
+        source: a YAML file, a list of CorrCLIP (see `read_list`), or `auto`: the published lists for the classes of VOC and of COCO; for other
+            classes, their names. Default backgrounds are those of COCO or else of VOC, without those that are classes.
         class_names: in the order of their labels.
         lists: the method whose published lists are used.
 
@@ -68,7 +95,10 @@ def read_words(source: str, class_names: Sequence[str], lists: Lists = "clip_es"
     published = {frozenset(VOC_CLASSES): voc, frozenset(COCO_CATEGORIES.values()): coco}.get(frozenset(class_names))
     default = _FILES / (published or other)
     path = default if source == "auto" else Path(source)
-    content = _content(path) if source != "auto" or published else {}
+    if path.suffix == ".txt":
+        content = _of_list(path, class_names)
+    else:
+        content = _content(path) if source != "auto" or published else {}
     texts = {
         # a prompt holds all synonyms, separated by commas without blanks (CLIP-ES)
         key: {name: ",".join(parts) for name, parts in _by_class(content.get(key), class_names, path, key).items()}
@@ -98,6 +128,41 @@ def check_templates(where: str, templates: Sequence[str]) -> None:
     """Raise BadInput unless there are templates, each with a placeholder `{}` for a name."""
     if not templates or not all("{}" in template for template in templates):
         raise BadInput(where, str(templates), "sentences with {} in them", "Correct them.")
+
+
+def read_list(path: Path) -> list[list[str]]:
+    """The words of a list of CorrCLIP: one line for the background, then one for each class in order, with words separated by `;`.
+
+    Raises:
+        BadInput: a line has no word.
+    """
+    lines = [
+        (number, [word.strip() for word in line.split(";") if word.strip()])
+        for number, line in read_lines(path, _EXPECTED_LIST)
+    ]
+    for number, words in lines:
+        if not words:
+            raise BadInput(f"{path}, line {number}", "no word", _EXPECTED_LIST, "Correct it.")
+    return [words for _, words in lines]
+
+
+def _of_list(path: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """The content of a list of CorrCLIP, as that of a YAML file."""
+    background, *of_classes = read_list(path) or [[]]
+    if len(of_classes) != len(class_names):
+        found = f"{len(of_classes)} lines after that of the background"
+        raise BadInput(path, found, f"one for each of the {len(class_names)} classes, in their order", "Correct it.")
+    plain = [_plain(name) for name in class_names]
+    for number, (name, words) in enumerate(zip(plain, of_classes, strict=True), 2):
+        other = next((word for word in map(_plain, words) if word in plain and word != name), None)
+        if other is not None and name not in map(_plain, words):
+            do = "Write the lines in the order of the classes."
+            raise BadInput(f"{path}, line {number}", f"the class {other!r}", f"words for {name!r}", do)
+    return {
+        "names": {name: words[0] for name, words in zip(class_names, of_classes, strict=True)},
+        "synonyms": {name: words[1:] for name, words in zip(class_names, of_classes, strict=True) if words[1:]},
+        "background": background,
+    }
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ METHODS = (
     "icam",
     "qa_clims",
     "weclip",
+    "corrclip",
     "clip",
 )  # fmt: skip
 

@@ -40,21 +40,22 @@ def over_windows(
     window: int,
     step: int,
 ) -> Float[Tensor, "k h w"]:
-    """Maps of a picture, averaged over windows that are padded to multiples of 56 with 0, which is one more region.
+    """Maps of a picture, averaged over windows that are padded to multiples of 56 with 0; the padding is a region of its own.
 
     Args:
         compute: the maps of one padded window, from the window and its region map.
         view: the picture, normalised.
-        regions: region map of the picture, numbers below 10,000.
+        regions: region map of the picture.
         window: side of the windows.
         step: distance between windows.
     """
+    outside = max(_PADDING, int(regions.max()) + 1)
 
     def padded(rows: slice, columns: slice) -> Float[Tensor, "k hw ww"]:
         height, width = rows.stop - rows.start, columns.stop - columns.start
         (above, below), (left, right) = padding(height, _MULTIPLE), padding(width, _MULTIPLE)
         part = F.pad(view[..., rows, columns], (left, right, above, below))
-        inside = np.pad(regions[rows, columns], ((above, below), (left, right)), constant_values=_PADDING)
+        inside = np.pad(regions[rows, columns], ((above, below), (left, right)), constant_values=outside)
         return compute(part, inside)[:, above : above + height, left : left + width]
 
     return average_over_windows(padded, (view.shape[2], view.shape[3]), window, step)

@@ -23,6 +23,7 @@ from transformers import (
     RadioModel,
     Siglip2VisionModel,
     SiglipVisionModel,
+    ViTModel,
 )
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -102,8 +103,10 @@ class DenseFeatures(nn.Module):
         """Frozen: dropout and batch norms stay as they are for predictions."""
         return super().train(False)
 
-    def forward(self, pictures: UInt8[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d rows columns"]]:
-        """The feature maps of RGB pictures, the deepest last. They cover the padding too; row i begins at pixel i times the side of a cell."""
+    def forward(
+        self, pictures: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
+    ) -> list[Float[Tensor, "b d rows columns"]]:
+        """The feature maps of RGB pictures, 0 to 255, the deepest last. They cover the padding too; row i begins at pixel i times the side of a cell."""
         return self.network.maps(self._normalised(pictures), self.layers)
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -128,7 +131,9 @@ class DenseFeatures(nn.Module):
             ]
         return torch.cat(maps, 1)[0].permute(1, 2, 0).float().cpu().numpy()
 
-    def _normalised(self, pictures: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
+    def _normalised(
+        self, pictures: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 3 hp wp"]:
         height, width = pictures.shape[2:]
         multiple = self._multiple // self.enlarge
         padded = F.pad(pictures, (0, -width % multiple, 0, -height % multiple)).float() / 255
@@ -165,6 +170,7 @@ class _Architecture:
         options: of its forward pass.
         in_blocks: whether pictures are given as rows of patches.
         inside: whether it normalises pictures itself.
+        loading: options of its constructor.
     """
 
     model: type[PreTrainedModel]
@@ -173,6 +179,7 @@ class _Architecture:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     in_blocks: bool = False
     inside: bool = False
+    loading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _RESIZED = {"interpolate_pos_encoding": True}
@@ -193,6 +200,8 @@ ARCHITECTURES: Mapping[str, _Architecture] = {
     "siglip_vision_model": _SIGLIP,
     "siglip2": _SIGLIP2,
     "siglip2_vision_model": _SIGLIP2,
+    # of DINO, and of others
+    "vit": _Architecture(ViTModel, IMAGENET, lambda settings: 1, _RESIZED, loading={"add_pooling_layer": False}),
     "clip": _CLIP_VISION,
     "clip_vision_model": _CLIP_VISION,
 }
@@ -241,3 +250,48 @@ def _as_patches(pictures: Float[Tensor, "b 3 h w"], side: int) -> dict[str, Tens
         "pixel_attention_mask": torch.ones(count, rows * columns, dtype=torch.int64, device=pictures.device),
         "spatial_shapes": torch.tensor([[rows, columns]] * count, device=pictures.device),
     }
+
+
+class PatchDescriptions(nn.Module):
+    """The sum of queries and keys of a transformer's last block, all heads side by side, by which patches are compared.
+
+    Args:
+        features: of a transformer whose tokens all attend to one another.
+        source: its name, for errors.
+
+    Raises:
+        BadInput: the network has no such attention.
+    """
+
+    def __init__(self, features: DenseFeatures, source: str) -> None:
+        super().__init__()
+        self.features = features
+        layers = [(name.rpartition(".")[2], one) for name, one in features.named_modules() if isinstance(one, nn.Linear)]
+        found = [[one for name, one in layers if name == wanted][-1:] for wanted in ("q_proj", "k_proj", "qkv")]
+        queries, keys, joined = found
+        # hidden in a list: submodules have one parent
+        self._layers = [*queries, *keys] if queries and keys else joined
+        self._outputs: list[Tensor] = []
+        for layer in self._layers:
+            layer.register_forward_hook(lambda _module, _inputs, output: self._outputs.append(output))
+        side = 2 * features.cell
+        with torch.inference_mode():
+            features(torch.zeros(1, 3, side, side))
+        tokens = self._taken()
+        if not tokens or any(one.ndim != 3 or one.shape[0] != 1 or one.shape[1] < 4 for one in tokens):
+            expected = "a transformer whose patches all attend to one another, such as facebook/dino-vitb8"
+            raise BadInput(source, "a network without such attention", expected, "Give another network.")
+
+    def _taken(self) -> list[Tensor]:
+        outputs = list(self._outputs)
+        self._outputs.clear()
+        return outputs
+
+    def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d rows columns"]:
+        """The descriptions of the patches of RGB pictures, 0 to 255."""
+        (grid,) = self.features(pictures)
+        outputs = self._taken()
+        queries, keys = outputs if len(outputs) == 2 else outputs[0].chunk(3, 2)[:2]
+        rows, columns = grid.shape[2:]
+        # the patches are the last tokens
+        return (queries + keys)[:, -rows * columns :].mT.unflatten(2, (rows, columns))

@@ -7,6 +7,7 @@ then one pass over the pixels, which gives the sums over the atoms, and a sum of
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64, UInt8
@@ -199,6 +200,21 @@ class Regions:
         top = np.full(len(self.atom_areas), -1)
         np.maximum.at(top, self.members, place[self.of_member])
         return np.append(order, -1)[top].astype(np.int32)[self.atoms]
+
+    def flattened(
+        self, score: float = 0.0, top: Literal["score", "area"] = "score", level: int | None = None
+    ) -> Int32[np.ndarray, "h w"]:
+        """The region of each pixel, as `painted`, where regions with a lower score are left out.
+
+        Args:
+            score: lowest score of a region that is used.
+            top: which region is on top: the surest one, or the largest one.
+            level: use only the regions of this level; None for all.
+        """
+        sure = self.scores >= score
+        chosen = np.flatnonzero(sure if level is None else sure & (self.levels == level))
+        height = (self.scores if top == "score" else self.areas)[chosen]
+        return self.painted(chosen[np.argsort(height, kind="stable")])
 
     def summed(self, values: np.ndarray) -> np.ndarray:
         """Sums of values of the atoms, (a, k), over the atoms of each region: (n, k)."""

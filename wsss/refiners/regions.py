@@ -92,10 +92,7 @@ class ModeSettings:
 
     def corrected(self, regions: Regions, mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
         """The mask after the correction."""
-        sure = regions.scores >= self.score
-        chosen = np.flatnonzero(sure if self.level is None else sure & (regions.levels == self.level))
-        height = (regions.scores if self.paint == "score" else regions.areas)[chosen]
-        painted = regions.painted(chosen[np.argsort(height, kind="stable")])
+        painted = regions.flattened(self.score, self.paint, self.level)
         return most_frequent(mask, painted, -1 if self.all_regions else None)
 
 
@@ -153,7 +150,7 @@ class RegionsSettings:
 
     def refined(self, task: RefinementTask) -> Path:
         """Make the pseudo masks, and return their folder; regions and averaged maps are next to it."""
-        regions = self._regions(task.images, task.folder("regions"))
+        regions = self._regions(task.images, task.folder("regions"), task.regions)
         if self.by == "sams":
             return label(self.sams, task.images, cams=task.cams, regions=regions, out=task.folder("masks"))
         if self.correction is not None:
@@ -213,8 +210,10 @@ class RegionsSettings:
         regions = self._regions(images, out / "regions")
         return correct(self.correction, images, masks=masks, regions=regions, out=out / "masks")
 
-    def _regions(self, images: Images, out: Path) -> Path:
-        return propose(self.proposer, images, out=out) if self.regions is None else self.regions
+    def _regions(self, images: Images, out: Path, of_maps: Path | None = None) -> Path:
+        """The folder of the regions: the one that is given, or that of the maps, or a new one."""
+        known = self.regions or of_maps
+        return propose(self.proposer, images, out=out) if known is None else known
 
 
 @stage(kind="regions", makes="maps", title=None)

@@ -28,6 +28,7 @@ class RefinementTask:
         cams_scores: folder of the scores of these maps; None if no picture has a true mask.
         trained: folder of a run whose trained network is reused; None to train one here.
         suffix: appended to the names of all folders.
+        regions: folder of the regions that the maps were made in, if they were.
     """
 
     images: Images
@@ -39,6 +40,7 @@ class RefinementTask:
     cams_scores: Path | None = None
     trained: Path | None = None
     suffix: str = ""
+    regions: Path | None = None
 
     def folder(self, name: str) -> Path:
         """The folder of the stage with this name."""

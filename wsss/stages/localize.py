@@ -14,6 +14,8 @@ from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput
 from wsss.networks.inference import for_inference
+from wsss.ops.regions import Regions
+from wsss.regions.files import read_regions_of
 from wsss.run import stage
 from wsss.stages.each import for_each_picture, read_prepared
 from wsss.weights import reading_of
@@ -49,6 +51,14 @@ class Describer(Protocol):
 
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
         """A vector, on any scale, that is similar for pictures with the same classes. It must not depend on the picture's tags."""
+
+
+@runtime_checkable
+class WithinRegions(Localizer, Protocol):
+    """A localizer that makes its maps within regions of the picture; `prepare` is for a picture without any."""
+
+    def prepare_within(self, image: UInt8[np.ndarray, "h w 3"], regions: Regions) -> Any:
+        """As `prepare`, for one picture and its regions."""
 
 
 class LocalizerSettings(Protocol):
@@ -87,7 +97,7 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
         settings: settings of the method.
         images: the pictures and their tags.
         out: the stage's folder.
-        inputs: earlier stages or files that the method needs, by name (`weights`, ...).
+        inputs: earlier stages or files that the method needs, by name (`weights`, `regions`).
     """
     if "weights" in inputs:
         _check_reading(images, inputs["weights"])
@@ -103,6 +113,12 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     def write(path: Path, cams: Cams) -> None:
         write_cams(path, *cams)
 
-    load = partial(read_prepared, localizer.prepare, images)
+    def load(index: int) -> tuple[Any, tuple[int, int]]:
+        prepare = localizer.prepare
+        if isinstance(localizer, WithinRegions):
+            regions = read_regions_of(images, inputs["regions"], index, images.size_hw(index))
+            prepare = partial(localizer.prepare_within, regions=regions)
+        return read_prepared(prepare, images, index)
+
     for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}")
     return {"images": len(images)}
