@@ -145,7 +145,7 @@ def _add(found: Layer, field: Field, keys: Keys, value: Any, chosen: Mapping[str
     if kind is None:
         fitted = _fitted(section_of(field.kind), value)
     else:
-        fitted = {KIND: kind, **_fitted(kinds(field.kind)[kind], value)}
+        fitted = {**_fitted(kinds(field.kind)[kind], value), KIND: kind}
     found.add((section,), fitted, dotted)
 
 

@@ -392,7 +392,8 @@ def _regions(method: Method, settings: RunSettings, images: Images, out: Path) -
     if method.proposer is None:
         return {}
     proposer = _proposer(method, settings)
-    return {"regions": getattr(settings.inference, "regions") if proposer is None else propose(proposer, images, out=out)}  # noqa: B009
+    given = getattr(settings.inference, "regions")  # noqa: B009
+    return {"regions": given if proposer is None else propose(proposer, images, out=out)}
 
 
 def _check_regions(method: Method, settings: RunSettings, refiner: RefinerSettings, *, scored_again: bool) -> None:
@@ -413,9 +414,7 @@ def _check_regions(method: Method, settings: RunSettings, refiner: RefinerSettin
         raise BadInput("refiner.proposer", found, f"the same as {registry.PROPOSER}", do)
 
 
-def _refine(
-    settings: RunSettings, data: Dataset, cams: Path, out: Path, inputs: Mapping[str, Path]
-) -> RefinementTask:
+def _refine(settings: RunSettings, data: Dataset, cams: Path, out: Path, inputs: Mapping[str, Path]) -> RefinementTask:
     """Make the pseudo masks; score the maps and the masks if the dataset has true masks."""
     task = RefinementTask(
         data.split(data.train), cams, out, inputs.get("weights"), scores=settings.scores, regions=inputs.get("regions")

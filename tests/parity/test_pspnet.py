@@ -100,8 +100,7 @@ def test_heads_of_pmm():
 
 def boxes(height: int, width: int, window: int, step: int) -> list[list[int]]:
     return [
-        [rows.start, rows.stop, columns.start, columns.stop]
-        for rows, columns in windows((height, width), window, step)
+        [rows.start, rows.stop, columns.start, columns.stop] for rows, columns in windows((height, width), window, step)
     ]
 
 

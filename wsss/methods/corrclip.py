@@ -12,7 +12,7 @@ refiner `regions` with `by: mode`.
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from wsss.methods.clip_es import check_names, described, text_features
 from wsss.networks.clip import CLIP
 from wsss.networks.corrclip import FEWEST_BLOCKS, linked, over_windows, region_features, resized_nearest, scope
 from wsss.networks.features import CLIP as CLIP_COLOURS
-from wsss.networks.features import PatchDescriptions
+from wsss.networks.features import DenseFeatures, PatchDescriptions, TransformerFeatures
 from wsss.ops.regions import Regions
 from wsss.pretrained import Activation, load_clip
 from wsss.recipe import Method
@@ -40,6 +40,9 @@ from wsss.regions.sam import SAMSettings
 from wsss.run import maybe_file, unrecorded
 from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
+
+# value of `dino`: the patches are compared by CLIP's own queries and keys
+_ITSELF = "clip"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +56,13 @@ class CorrCLIPInference:
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     dino: str = maybe_file("facebook/dino-vitb8")
-    """the frozen transformer whose patches are compared: a hub id, a folder saved by transformers, or a name of timm"""
+    """the frozen transformer whose patches are compared: a hub id, a folder saved by transformers, a name of timm, or clip, the CLIP itself"""
     words: str = maybe_file("auto")
     """texts of the classes and backgrounds: a YAML file, a list of CorrCLIP (.txt), or auto for the lists of CorrCLIP"""
     templates: tuple[str, ...] = IMAGENET_TEMPLATES
     """sentences that the texts are inserted into; their features are averaged"""
-    tags: bool = True
-    """only the classes of a picture's tags get maps; false: those of all classes that are the best somewhere, from words alone"""
+    words_only: bool = False
+    """do not use tags: maps of all classes that have the highest score somewhere"""
     competitors: Literal["present", "all"] = "present"
     """classes that compete: those of the picture (published), or all, where the others count as background"""
     backgrounds: bool = True
@@ -114,7 +117,12 @@ class CorrCLIPInference:
         clip = load_clip(self.clip, self.activation)
         if clip.n_blocks < FEWEST_BLOCKS:
             raise BadInput(self.clip, f"{clip.n_blocks} blocks", f"at least {FEWEST_BLOCKS}", "Give a larger CLIP.")
-        return clip, PatchDescriptions(load_features(FeatureSettings(self.dino, layers=1, enlarge=1)).features, self.dino)
+        if self.dino == _ITSELF:
+            vision: Any = clip.model
+            features = DenseFeatures(TransformerFeatures(vision.vision_model, "clip"))
+        else:
+            features = load_features(FeatureSettings(self.dino, layers=1, enlarge=1)).features
+        return clip, PatchDescriptions(features, self.dino)
 
     def localizer(self, images: Images, regions: Path) -> "CorrCLIPLocalizer":
         """The localizer: both networks on the device, with the text features of these classes."""
@@ -188,7 +196,7 @@ class CorrCLIPLocalizer:
     @torch.inference_mode()
     def cams(self, prepared: Prepared, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`, or of those that words find: at the picture's size, and at a quarter of it."""
-        candidates = np.flatnonzero(label) if self.settings.tags else np.arange(len(label))
+        candidates = np.arange(len(label)) if self.settings.words_only else np.flatnonzero(label)
         quarter = (-(-size_hw[0] // 4), -(-size_hw[1] // 4))
         if len(candidates) == 0:
             return Cams(candidates, np.zeros((0, *size_hw), np.float32), np.zeros((0, *quarter), np.float32))
@@ -204,7 +212,7 @@ class CorrCLIPLocalizer:
             )
             for size in (size_hw, quarter)
         ]
-        if not self.settings.tags:
+        if self.settings.words_only:
             found = (maps[0] > 0.5).flatten(1).any(1)
             candidates, maps = candidates[found.cpu().numpy()], [one[found] for one in maps]
         return Cams(candidates, *(one.cpu().numpy() for one in maps))

@@ -5,7 +5,7 @@ S_ij = <d_i, d_j>, t the grid of CLIP's patches, L the number of CLIP's blocks, 
 the pixels without a region, whatever it is.
 
 1. Linking: of the regions on f, the means of d that have a similarity of at least 0.8 make their regions one.
-2. Scope: patches attend to one another if they share a region, or if one of them has none and S_ij is above the mean of S. A = softmax(4 S) over these.
+2. Scope: patches attend to one another if they share a region, or if one of them has none and S_ij is above the mean of S; A = softmax(4 S).
 3. The last block's values, averaged with A: of the tokens after block L - 2 (main), and of the mean of some blocks before (spatial).
 4. Semantic: a copy of the class token for each region, which attends only to the class token and to the region's patches.
 5. y = project(main) + project(spatial) + 0.5 project(semantic)
@@ -150,11 +150,7 @@ def region_features(
     rows, columns = (
         torch.arange(new, device=x.device) * old // new for new, old in zip(regions.shape, grid, strict=True)
     )
-    return (
-        clip.project(main)
-        + clip.project(spatial)
-        + _SEMANTIC * semantic[rows[:, None], columns].flatten(0, 1)
-    )
+    return clip.project(main) + clip.project(spatial) + _SEMANTIC * semantic[rows[:, None], columns].flatten(0, 1)
 
 
 def _through_values(

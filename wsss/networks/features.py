@@ -106,7 +106,10 @@ class DenseFeatures(nn.Module):
     def forward(
         self, pictures: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
     ) -> list[Float[Tensor, "b d rows columns"]]:
-        """The feature maps of RGB pictures, 0 to 255, the deepest last. They cover the padding too; row i begins at pixel i times the side of a cell."""
+        """The feature maps of RGB pictures, 0 to 255, the deepest last.
+
+        They cover the padding too; row i begins at pixel i times the side of a cell.
+        """
         return self.network.maps(self._normalised(pictures), self.layers)
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -131,9 +134,7 @@ class DenseFeatures(nn.Module):
             ]
         return torch.cat(maps, 1)[0].permute(1, 2, 0).float().cpu().numpy()
 
-    def _normalised(
-        self, pictures: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, "b 3 hp wp"]:
+    def _normalised(self, pictures: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
         height, width = pictures.shape[2:]
         multiple = self._multiple // self.enlarge
         padded = F.pad(pictures, (0, -width % multiple, 0, -height % multiple)).float() / 255
@@ -266,31 +267,35 @@ class PatchDescriptions(nn.Module):
     def __init__(self, features: DenseFeatures, source: str) -> None:
         super().__init__()
         self.features = features
-        layers = [(name.rpartition(".")[2], one) for name, one in features.named_modules() if isinstance(one, nn.Linear)]
+        layers = [
+            (name.rpartition(".")[2], one) for name, one in features.named_modules() if isinstance(one, nn.Linear)
+        ]
         found = [[one for name, one in layers if name == wanted][-1:] for wanted in ("q_proj", "k_proj", "qkv")]
         queries, keys, joined = found
         # hidden in a list: submodules have one parent
         self._layers = [*queries, *keys] if queries and keys else joined
-        self._outputs: list[Tensor] = []
-        for layer in self._layers:
-            layer.register_forward_hook(lambda _module, _inputs, output: self._outputs.append(output))
         side = 2 * features.cell
         with torch.inference_mode():
-            features(torch.zeros(1, 3, side, side))
-        tokens = self._taken()
-        if not tokens or any(one.ndim != 3 or one.shape[0] != 1 or one.shape[1] < 4 for one in tokens):
+            _, outputs = self._seen(torch.zeros(1, 3, side, side))
+        if not outputs or any(one.ndim != 3 or one.shape[0] != 1 or one.shape[1] < 4 for one in outputs):
             expected = "a transformer whose patches all attend to one another, such as facebook/dino-vitb8"
             raise BadInput(source, "a network without such attention", expected, "Give another network.")
 
-    def _taken(self) -> list[Tensor]:
-        outputs = list(self._outputs)
-        self._outputs.clear()
-        return outputs
+    def _seen(self, pictures: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, list[Tensor]]:
+        """The feature map of pictures, and the outputs of the layers on the way."""
+        outputs: list[Tensor] = []
+        # only here: the layers may be used elsewhere too
+        hooks = [layer.register_forward_hook(lambda _, __, output: outputs.append(output)) for layer in self._layers]
+        try:
+            (grid,) = self.features(pictures)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return grid, outputs
 
     def forward(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d rows columns"]:
         """The descriptions of the patches of RGB pictures, 0 to 255."""
-        (grid,) = self.features(pictures)
-        outputs = self._taken()
+        grid, outputs = self._seen(pictures)
         queries, keys = outputs if len(outputs) == 2 else outputs[0].chunk(3, 2)[:2]
         rows, columns = grid.shape[2:]
         # the patches are the last tokens

@@ -25,7 +25,7 @@ def check_proposer(source: str, kinds: Mapping[str, str], what: str) -> str:
     """
     source, expected = saved_folder(source), f"{what}: a hub id, or a folder saved by transformers"
     check_exists(source, expected)
-    where, folder = _place(source, what)
+    where, folder = place_of(source, what)
     with loading_model(where, folder, what, expected):
         content, _ = transformers.PreTrainedConfig.get_config_dict(source)
     kind = str(content.get("model_type"))
@@ -38,7 +38,7 @@ def check_proposer(source: str, kinds: Mapping[str, str], what: str) -> str:
 def load_proposer(source: str, kinds: Mapping[str, str], what: str) -> tuple[Any, Any]:
     """A network and its image processor, on the CPU, in float32, with frozen weights; see `check_proposer`."""
     kind, source = check_proposer(source, kinds, what), saved_folder(source)
-    where, folder = _place(source, what)
+    where, folder = place_of(source, what)
     expected = f"{what}, with its weights and preprocessor_config.json"
     with loading_model(where, folder, what, expected):
         model, loaded = getattr(transformers, kind).from_pretrained(source, output_loading_info=True)
@@ -48,6 +48,6 @@ def load_proposer(source: str, kinds: Mapping[str, str], what: str) -> tuple[Any
     return model.float().requires_grad_(False).eval(), processor
 
 
-def _place(source: str, what: str) -> tuple[str, Path | None]:
+def place_of(source: str, what: str) -> tuple[str, Path | None]:
     """The name of a source for errors, and its folder; None if it is on the hub."""
     return (source, Path(source)) if os.path.exists(source) else (f"{what} {source}", None)

@@ -113,6 +113,28 @@ class SAM:
             masks[kept].cpu().numpy(), scores[kept].clamp(0, 1).cpu().numpy(), levels[kept].cpu().numpy()
         )
 
+    @torch.inference_mode()
+    def of_boxes(self, prepared: _Prepared, boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
+        """The probability of each pixel in the mask of each box.
+
+        Args:
+            prepared: the picture.
+            boxes: x and y of the top left and of the bottom right corner, in pixels of the picture.
+        """
+        if not len(boxes):
+            return boxes.new_zeros(0, *prepared.size_hw)
+        device = self.model.device
+        embeddings = self.model.get_image_embeddings(prepared.inputs["pixel_values"].to(device))
+        ratio = torch.tensor(prepared.input_hw).flip(0) / torch.tensor(prepared.size_hw).flip(0)
+        scaled = boxes.to(device) * ratio.repeat(2).to(device)
+        masks = []
+        for part in scaled.split(self.settings.batch):
+            out = self.model(image_embeddings=embeddings, input_boxes=part[None], multimask_output=False)
+            sizes = {"reshaped_input_sizes": [prepared.input_hw]}
+            (logits,) = self.processor.post_process_masks(out.pred_masks, [prepared.size_hw], binarize=False, **sizes)
+            masks.append(logits[:, 0].float().sigmoid())
+        return torch.cat(masks)
+
     def _of_points(
         self, prepared: _Prepared, embeddings: Any, points: Float[Tensor, "p 2"]
     ) -> tuple[Bool[Tensor, "m h w"], Float[Tensor, " m"], Int[Tensor, " m"]]:
