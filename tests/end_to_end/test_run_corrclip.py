@@ -12,7 +12,7 @@ from wsss.data.open import open_dataset
 from wsss.run import read_record
 
 CLIP = CONFIGS / "demo_clip"
-NETWORKS = ("--clip", CLIP, "--dino", "clip", "--words", CLIP / "words.yaml", "--level", "2")
+NETWORKS = ("--clip", CLIP, "--dino", "none", "--words", CLIP / "words.yaml", "--level", "2")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def run(tmp_path_factory, shapes):
     folder = tmp_path_factory.mktemp("corrclip")
     content = {
         "proposer": {"kind": "tree", "scale": 60.0},
-        "inference": {"clip": str(CLIP), "dino": "clip", "words": str(CLIP / "words.yaml"), "level": 2},
+        "inference": {"clip": str(CLIP), "dino": "none", "words": str(CLIP / "words.yaml"), "level": 2},
         "refiner": {"kind": "regions", "mode": {"level": 2}},
         "segmenter": TINY["segmenter"],
     }
@@ -87,7 +87,7 @@ def test_what_cannot_work_is_one_line(tmp_path, run, shapes, squares):
         (localize, "--regions: found none"),
         ((*localize, "--regions", tmp_path / "none"), "none: found no such folder"),
         ((*localize, *regions, "--clip", small), "found 2 blocks; expected at least 3"),
-        ((*localize, *regions, "--dino", tmp_path / "none"), "none: found no such file or folder"),
+        ((*localize, *regions, "--dino", tmp_path / "missing"), "missing: found no such file or folder"),
         ((*localize, *regions, "--backgrounds", "false"), "inference.backgrounds: found false"),
         ((*at_run, "--proposer", "tree", "--refiner.proposer", "sam"), "refiner.proposer: found Segment Anything"),
         ((*at_run, "--inference.regions", run / "regions", "--both_splits", "true"), "both_splits: found true"),

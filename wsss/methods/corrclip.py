@@ -26,7 +26,7 @@ from wsss.data.images import Images
 from wsss.data.words import IMAGENET_TEMPLATES, check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.foundations import FeatureSettings, load_features
-from wsss.methods.clip_es import check_names, described, text_features
+from wsss.methods.clip_es import check_names, patched, text_features
 from wsss.networks.clip import CLIP
 from wsss.networks.corrclip import FEWEST_BLOCKS, linked, over_windows, region_features, resized_nearest, scope
 from wsss.networks.features import CLIP as CLIP_COLOURS
@@ -37,12 +37,13 @@ from wsss.recipe import Method
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.regions import ModeSettings, RegionsSettings
 from wsss.regions.sam import SAMSettings
-from wsss.run import maybe_file, unrecorded
+from wsss.run import maybe_file, pretrained, unrecorded
 from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
+from wsss.supervision import PAIRS
 
 # value of `dino`: the patches are compared by CLIP's own queries and keys
-_ITSELF = "clip"
+_ITSELF = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,13 @@ class CorrCLIPInference:
 
     title: ClassVar[str] = "CorrCLIP"
 
-    clip: str = maybe_file("openai/clip-vit-base-patch16")
+    clip: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
     """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it: gelu for most of them"""
-    dino: str = maybe_file("facebook/dino-vitb8")
-    """the frozen transformer whose patches are compared: a hub id, a folder saved by transformers, a name of timm, or clip, the CLIP itself"""
+    dino: str = pretrained("facebook/dino-vitb8")
+    """the frozen transformer whose patches are compared: a hub id, a folder saved by transformers, a name of timm, or none:
+    CLIP's own queries and keys"""
     words: str = maybe_file("auto")
     """texts of the classes and backgrounds: a YAML file, a list of CorrCLIP (.txt), or auto for the lists of CorrCLIP"""
     templates: tuple[str, ...] = IMAGENET_TEMPLATES
@@ -191,7 +193,8 @@ class CorrCLIPLocalizer:
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
         """CLIP's embedding of a picture, a unit vector; see `wsss.stages.localize.Describer`."""
-        return described(self.clip, image)
+        view = torch.from_numpy(patched(image, self.clip.patch))[None].to(self.texts.device)
+        return self.clip.embedding(view)[0].cpu().numpy()
 
     @torch.inference_mode()
     def cams(self, prepared: Prepared, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
