@@ -167,7 +167,7 @@ def test_preset_fits_every_method():
         settings = one.settings(methods)
         settings["refiner"].check(None)
         # without a classifier that has a backbone there is none to start from
-        alone = one.method in ("clip_es", "weclip", "corrclip")
+        alone = one.method in ("clip_es", "weclip", "corrclip", "prompts")
         assert settings["segmenter"].init == ("none" if alone else "classifier")
         dataclasses.replace(settings["segmenter"], init="none").check(None)
         assert settings["segmenter"].network.backbone == "resnet10t"

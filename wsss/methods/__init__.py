@@ -16,6 +16,7 @@ METHODS = (
     "qa_clims",
     "weclip",
     "corrclip",
+    "prompts",
     "clip",
 )  # fmt: skip
 

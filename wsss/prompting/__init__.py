@@ -1,0 +1,1 @@
+"""Networks that find what words name: one module each."""

@@ -1,0 +1,62 @@
+"""The interface of networks that find what words name, and how they are loaded."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import transformers
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsss.errors import BadInput
+from wsss.pretrained import loading_model
+from wsss.regions.loading import load_proposer, place_of
+
+
+class Found(NamedTuple):
+    """What a word names in a picture.
+
+    Attributes:
+        scores: how sure the network is of each object, in [0, 1].
+        masks: probability of each pixel of each object, at the picture's size.
+    """
+
+    scores: Float[Tensor, " n"]
+    masks: Float[Tensor, "n h w"]
+
+
+@runtime_checkable
+class Finder(Protocol):
+    """Finds objects by words; `prepare` runs ahead in threads, `found` on the device of the network."""
+
+    def prepare(self, image: Any) -> Any:
+        """The part of the work that needs no network, for one picture (RGB)."""
+
+    def found(self, prepared: Any, words: list[int]) -> list[Found]:
+        """The objects of each of these words, which are numbers from 0 in the order of the words that the finder was made for."""
+
+
+GATED = {
+    "facebook/sam3": (
+        "Its weights are gated: accept their licence on the page of facebook/sam3 on the hub, log in with `hf auth login`, and try again; or give a "
+        "folder saved by transformers. Grounding DINO (IDEA-Research/grounding-dino-tiny) with SAM 2 needs no permission."
+    )
+}
+
+
+def load_with_words(source: str, kinds: dict[str, str], what: str) -> tuple[nn.Module, Any, Any]:
+    """A network, its image processor and its tokenizer, on the CPU, in float32, with frozen weights.
+
+    Raises:
+        BadInput: the source does not exist, cannot be downloaded, has another architecture, or lacks a part. For gated weights, the error says how to
+            get them.
+    """
+    where, folder = place_of(source, what)
+    try:
+        model, processor = load_proposer(source, kinds, what)
+        with loading_model(where, folder, what, f"{what}, with its tokenizer"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except BadInput as error:
+        if source not in GATED or Path(source).exists():
+            raise
+        raise BadInput(error.where, error.found, error.expected, GATED[source]) from error
+    return model, processor, tokenizer
