@@ -40,7 +40,9 @@ def main() -> None:
     plain, prepared = lowest["as trained"], lowest["prepared"]
     largest = np.abs(maps["as trained"] - maps["prepared"]).max()
     print(f"{options.backbone}, {image.shape[1]}x{image.shape[0]}, {torch.get_num_threads()} threads:")
-    print(f"as trained {plain:.2f} s, prepared {prepared:.2f} s, ratio {plain / prepared:.2f}; maps differ by {largest:.1e}")
+    print(
+        f"as trained {plain:.2f} s, prepared {prepared:.2f} s, ratio {plain / prepared:.2f}; maps differ by {largest:.1e}"
+    )
 
 
 if __name__ == "__main__":
