@@ -43,6 +43,8 @@ from wsss.weights import State, finite, read_metadata, read_weights, weights_in
 log = logging.getLogger("wsss")
 
 CLASSIFIER = "classifier"
+# of the names of a frozen network's weights in the file of a segmenter that was trained on its features
+KEPT = "features.network."
 _EXPECTED = (
     "a network for features: a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or timm, a file of OpenAI's "
     "CLIP or of DINOv2's authors, a classifier trained here, or the name of a timm model"
@@ -56,11 +58,12 @@ _OF_CLASSIFIER, _OF_FOUNDATION = (2, 2), (1, 1)
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSettings:
-    """The frozen network that describes regions."""
+    """The frozen network."""
 
     source: str = pretrained(CLASSIFIER)
-    """classifier (that of the run), its folder or file; or a hub id such as facebook/dinov2-with-registers-small, a folder saved by transformers or
-    timm, OpenAI's ViT-B-16.pt, dinov2_vits14_reg4_pretrain.pth, or the name of a timm model"""
+    """classifier (that of the run), its folder or file; a segmenter of kind `frozen`, whose network is used; or a hub id such as
+    facebook/dinov2-with-registers-small, a folder saved by transformers or timm, OpenAI's ViT-B-16.pt, dinov2_vits14_reg4_pretrain.pth, or the
+    name of a timm model"""
     layers: int | None = None
     """number of feature maps used, from the deepest on; none: 1, and 2 for a classifier"""
     enlarge: int | None = None
@@ -107,10 +110,12 @@ def load_features(settings: FeatureSettings) -> Loaded:
         do = "Give the folder of a classifier that was trained here, or of another network, as features.source."
         raise BadInput("features.source", f"`{CLASSIFIER}`, but no classifier that was trained here", _EXPECTED, do)
     place = weights_in(Path(source))
-    ours = place.suffix == ".safetensors" and is_regular(place) and "backbone" in read_metadata(place)
+    metadata = read_metadata(place) if place.suffix == ".safetensors" and is_regular(place) else {}
+    if "features" in metadata:
+        return _of_segmenter(settings, place, metadata["features"])
+    ours = "backbone" in metadata
     body: dict[str, Any] | None = None
     if ours:
-        metadata = read_metadata(place)
         body = {key: metadata.get(key) for key in ("backbone", "output_stride", "colours")}
         network: FrozenNetwork = _built(body, place)
         _load_classifier(network, place, body)
@@ -119,6 +124,19 @@ def load_features(settings: FeatureSettings) -> Loaded:
     finite(network.state_dict(), source)
     where = os.path.abspath(source) if os.path.exists(source) else source
     return Loaded(_dense(network, settings, _OF_CLASSIFIER if ours else _OF_FOUNDATION), where, body, digest(network))
+
+
+def _of_segmenter(settings: FeatureSettings, path: Path, identity: Any) -> Loaded:
+    """The network of a segmenter that was trained on its features."""
+    state, _ = read_weights(path)
+    known = {name.removeprefix(KEPT): value for name, value in state.items() if name.startswith(KEPT)}
+    features = rebuilt(identity, known, path)
+    for name in ("layers", "enlarge"):
+        given, before = getattr(settings, name), identity[name]
+        if given not in (None, before):
+            expected = f"{before}, as in {path}"
+            raise BadInput(f"features.{name}", str(given), expected, "Leave it out, or train a new segmenter.")
+    return Loaded(features, identity["source"], identity["body"], identity["digest"])
 
 
 def check_classifier(settings: FeatureSettings, backbone: Body) -> None:

@@ -156,6 +156,7 @@ def load_segmenter(
     layers: Mapping[str, Any],
     head: Sequence[str],
     classes: Sequence[str] | None,
+    ignore: Sequence[str] = (),
 ) -> bool:
     """Load a segmenter of the same kind that `wsss` trained, to train on from it.
 
@@ -169,6 +170,7 @@ def load_segmenter(
         layers: settings of its network, as plain values.
         head: patterns of the names of tensors that depend on the classes.
         classes: the classes to train; None if they are not known yet.
+        ignore: patterns of tensors of the file that are not part of the network.
 
     Returns:
         Whether `init` is such a segmenter.
@@ -188,7 +190,7 @@ def load_segmenter(
     new_head = classes is None or before != list(classes)
     if new_head:
         state = {name: value for name, value in state.items() if not _matches(name, head)}
-    load_into(network, state, path, allow_missing=head if new_head else ())
+    load_into(network, state, path, allow_missing=head if new_head else (), ignore=ignore)
     if classes is not None and launch.is_first():
         if new_head:
             names = [

@@ -1,7 +1,7 @@
 """Training objectives: a network, its losses, its training examples, and how its weights are written."""
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ class Objective(nn.Module, abc.ABC):
         groups: makes the parameter groups.
         keep_statistics: freeze the running statistics of all batch norms.
         stop_epochs: the epoch after which training stops, where the published weights are not those of the last; None: the last.
+        constant: tensors that are written with the weights.
 
     Attributes:
         repeats: how often each picture occurs in an epoch; None: once.
@@ -42,12 +43,14 @@ class Objective(nn.Module, abc.ABC):
         *,
         keep_statistics: bool = False,
         stop_epochs: int | None = None,
+        constant: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.examples, self.metadata = network, examples, metadata
         self.groups: Groups = groups or partial(one_group, network)
         self.keep_statistics, self.stop_epochs = keep_statistics, stop_epochs
         self.repeats: Sequence[int] | None = None
+        self.constant = dict(constant or {})
 
     @abc.abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -66,7 +69,7 @@ class Objective(nn.Module, abc.ABC):
 
     def write(self, out: Path) -> None:
         """Write the network and its metadata to the folder `out`."""
-        write_weights(out / WEIGHTS, self.network.state_dict(), self.metadata)
+        write_weights(out / WEIGHTS, {**self.network.state_dict(), **self.constant}, self.metadata)
 
 
 def one_group(network: nn.Module, lr: float, weight_decay: float) -> list[ParamGroup]:

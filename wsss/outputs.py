@@ -123,7 +123,8 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
             missing.append(name)
             continue
         # weights are always read: all later stages depend on this one file
-        if status.st_size != size or status.st_mtime_ns != when or name.endswith(".safetensors"):
+        is_weights = record["makes"] == "weights" and name.endswith(".safetensors")
+        if status.st_size != size or status.st_mtime_ns != when or is_weights:
             touched.append(name)
     stage = record["kind"]
     if missing:

@@ -27,6 +27,7 @@ from wsss.regions import ProposerSettings
 from wsss.run import maybe_file
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.deeplab import DeepLabSettings
+from wsss.segmenters.frozen import FrozenSettings
 from wsss.segmenters.retrieval import RetrievalSettings
 from wsss.segmenters.weclip import WeCLIPSegmenterSettings
 from wsss.settings import Layer, build
@@ -233,6 +234,7 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_t
         ("cams-scores", "scores the maps", scored),
         ("masks", "turns the maps into pseudo masks", True),
         ("masks-scores", "scores the pseudo masks", scored),
+        ("tokens", "caches the features of the frozen network", _caches_tokens(settings.segmenter)),
         ("segmenter", _about_segmenter(settings.segmenter), True),
         ("predictions", "predicts masks for the validation pictures", val is not None),
         ("predictions-nearest", "finds the training regions that they were made from", val is not None and looks_up),
@@ -245,6 +247,10 @@ def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_t
         ("masks-val-scores", "scores these masks", both),
     ]
     return {name: about for name, about, planned in stages if planned}
+
+
+def _caches_tokens(settings: SegmenterSettings) -> bool:
+    return isinstance(settings, FrozenSettings) and settings.tokens is None
 
 
 def _about_segmenter(settings: SegmenterSettings) -> str:
@@ -274,7 +280,13 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
     task = _refine(settings, data, cams, out, inputs)
     health.check_masks(images, masks=out / "masks", out=out / "masks-health")
     segmenter = segment(
-        settings.segmenter, images, masks=out / "masks", out=out / "segmenter", classifier=trained, **corrected
+        settings.segmenter,
+        images,
+        masks=out / "masks",
+        out=out / "segmenter",
+        classifier=trained,
+        tokens=out / "tokens",
+        **corrected,
     )
     doubted = health.check_segmenter(images, weights=segmenter, out=out / "segmenter-health")
     health.offer_review(out, doubted, data, out / "tags")
@@ -321,7 +333,7 @@ def check(method: Method, settings: RunSettings, images: Images, scored: bool, c
 
 
 def _starts_from_classifier(settings: RefinerSettings | SegmenterSettings) -> bool:
-    if isinstance(settings, RetrievalSettings):
+    if isinstance(settings, RetrievalSettings | FrozenSettings):
         return settings.features.source == CLASSIFIER
     return getattr(getattr(settings, "network", None), "init", getattr(settings, "init", None)) in (AUTO, "classifier")
 

@@ -49,8 +49,8 @@ CLOCK_EVERY = 30.0
 
 # What a stage can make
 Makes = Literal[
-    "weights", "answers", "tags", "regions", "maps", "thresholds", "labels", "masks", "instances", "predictions", "probabilities", "descriptions",
-    "scores", "figures", "notes",
+    "weights", "answers", "tags", "regions", "tokens", "maps", "thresholds", "labels", "masks", "instances", "predictions", "probabilities",
+    "descriptions", "scores", "figures", "notes",
 ]  # fmt: skip
 
 log = logging.getLogger("wsss")
@@ -416,9 +416,15 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _made_files(out: Path) -> list[Path]:
-    """The files that a stage wrote in its folder, without records and remains of killed writers."""
+    """The files that a stage wrote in its folder, without records, remains of killed writers, and the folders of other stages."""
     paths = out.iterdir() if out.is_dir() else ()
-    return [path for path in paths if path.name not in RECORDS and path.suffix != TEMPORARY_SUFFIX]
+    return [
+        path
+        for path in paths
+        if path.name not in RECORDS
+        and path.suffix != TEMPORARY_SUFFIX
+        and not any((path / marker).exists() for marker in (DONE, STARTED))
+    ]
 
 
 def _finish(out: Path, result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import write_squares
+from tests.conftest import tree, write_squares
 from tests.end_to_end.conftest import ENVIRONMENT
 from tests.segmenters.tiny import ALL, write_classifier, write_truths
 from wsss.weights import BANK, WEIGHTS, read_weights
@@ -24,15 +24,16 @@ def test_two_processes(tmp_path):
         words = [sys.executable, *start, "-m", "tests.segmenters.tiny", str(tmp_path)]
         done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    for name in ALL:
+    for name in (*ALL, "frozen"):
         one, two = (read_weights(tmp_path / count / name / WEIGHTS)[0] for count in "12")
         assert one.keys() == two.keys()
         for key, value in one.items():
-            assert value.dtype != torch.float32
+            assert (name == "frozen" and key.startswith("features.")) or value.dtype != torch.float32
             # 5e-15 measured
             torch.testing.assert_close(two[key], value, rtol=0, atol=1e-12, msg=f"{name} {key}")
     one, two = ((tmp_path / count / "retrieval" / BANK).read_bytes() for count in "12")
     assert one == two
+    assert tree(tmp_path / "1" / "frozen" / "tokens") == tree(tmp_path / "2" / "frozen" / "tokens")
     # bases that were moved are shorter than 1
     assert one_bases(tmp_path).norm(dim=1).max() < 0.95
 

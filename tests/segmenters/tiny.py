@@ -20,11 +20,15 @@ from wsss.foundations import FeatureSettings
 from wsss.networks.deeplab import DeepLabLayers
 from wsss.networks.deeplab_v1 import DeepLabV1Layers
 from wsss.networks.emanet import EMANetLayers
+from wsss.networks.frozen import HeadLayers
 from wsss.networks.pspnet import PSPNetLayers
 from wsss.segmenters import deeplab_v1, emanet, pspnet
 from wsss.segmenters.deeplab import DeepLabSettings
+from wsss.segmenters.frozen import FrozenSettings
 from wsss.segmenters.retrieval import RetrievalSettings
+from wsss.segmenters.tokens import ViewSettings
 from wsss.stages.bank import make_bank
+from wsss.stages.tokens import cache_tokens
 from wsss.stages.train import Training, train
 from wsss.weights import WEIGHTS, write_weights
 
@@ -91,12 +95,26 @@ def retrieval(network: Path) -> RetrievalSettings:
     )
 
 
+def frozen(network: Path) -> FrozenSettings:
+    """Settings for pictures of 32 pixels."""
+    return FrozenSettings(
+        features=FeatureSettings(str(network), layers=2, enlarge=4),
+        views=ViewSettings(scales=(1.0, 0.5)),
+        network=HeadLayers(blocks=1),
+        crop=48,
+        training=dataclasses.replace(SHORT, optimizer="adamw"),
+    )
+
+
 def work(folder: Path) -> None:
     images = pickle.loads((folder / "images").read_bytes())
     for name, settings in ALL.items():
         train(Double(settings), images, masks=folder / "masks", out=folder / str(launch.processes()) / name)
     bank = retrieval(folder / "classifier")
     make_bank(bank, images, masks=folder / "masks", out=folder / str(launch.processes()) / "retrieval")
+    head, out = frozen(folder / "classifier"), folder / str(launch.processes()) / "frozen"
+    tokens = cache_tokens(head.of_tokens, images, out=out / "tokens")
+    train(Double(head), images, masks=folder / "masks", tokens=tokens, out=out)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ SMALLEST_SCALE = 0.01
 SizeHW = tuple[int, int]
 Resize = Callable[[np.ndarray, SizeHW], np.ndarray]
 """Resizes an array (h, w) or (h, w, channels)"""
-ColourRule = Literal["imagenet", "caffe", "clip"]
+ColourRule = Literal["imagenet", "caffe", "clip", "raw"]
 
 
 def scaled_size(size_hw: SizeHW, scale: float) -> SizeHW:
@@ -176,9 +176,12 @@ def normalise(image: Shaped[np.ndarray, "h w 3"], colours: ColourRule = "imagene
     Args:
         image: uint8, or float32 for `caffe`.
         colours: `imagenet` and `clip`: RGB, (v / 255 - mean) / deviation, with the respective constants. `caffe`: BGR, v - mean, as in
-            the published DeepLab.
+            the published DeepLab. `raw`: RGB, v.
     """
     planes = np.empty((3, *image.shape[:2]), np.float32)
+    if colours == "raw":
+        planes[:] = image.transpose(2, 0, 1)
+        return planes
     for channel in range(3):
         if colours != "caffe":
             planes[channel] = _table(colours)[:, channel][image[..., channel]]
@@ -195,6 +198,8 @@ def denormalise(planes: Float[np.ndarray, "3 h w"], colours: ColourRule = "image
     """
     if colours == "caffe":
         values = planes[::-1] + np.array(CAFFE_MEAN_BGR[::-1], np.float32)[:, None, None]
+    elif colours == "raw":
+        values = planes
     else:
         shift, scale = (np.array(rule, np.float32)[:, None, None] for rule in mean_and_deviation(colours))
         values = (planes * scale + shift) * 255

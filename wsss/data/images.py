@@ -292,17 +292,28 @@ class Images:
         Raises:
             BadInput: either cannot be read, their sizes differ, or the mask contains a label that is no class.
         """
-        image, path = self.read(index), masks / f"{self.names[index]}.png"
+        image = self.read(index)
+        return image, self.read_pseudo_mask(masks, index, (image.shape[0], image.shape[1]))
+
+    def read_pseudo_mask(self, masks: Path, index: int, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+        """The pseudo mask or label map `NAME.png` of a picture in the folder `masks`; errors as in `read_with`.
+
+        Args:
+            masks: the folder.
+            index: of the picture.
+            size_hw: height and width of the picture.
+        """
+        path = masks / f"{self.names[index]}.png"
         mask = read_mask(path)
-        if mask.shape != image.shape[:2]:
+        if mask.shape != size_hw:
             raise BadInput(
                 path,
                 f"a mask of {mask.shape[0]}x{mask.shape[1]} (height x width)",
-                f"{image.shape[0]}x{image.shape[1]} like its picture {self.where(index)}",
+                f"{size_hw[0]}x{size_hw[1]} like its picture {self.where(index)}",
                 "Make the pseudo masks again for these pictures.",
             )
         check_labels(mask, self.n_labels, str(path), self.class_names)
-        return image, mask
+        return mask
 
     def fingerprint(self) -> str:
         """Changes when names, labels, classes, or the content of a picture or a mask change."""

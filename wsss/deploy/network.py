@@ -158,6 +158,8 @@ def _colours(colours: ColourRule) -> tuple[Tensor, Tensor, bool]:
     """Factor and shift of each plane for values 0 to 255, and whether the planes are in reverse order (BGR)."""
     if colours == "caffe":
         return torch.ones(3, 1, 1), -torch.tensor(CAFFE_MEAN_BGR)[:, None, None], True
+    if colours == "raw":
+        return torch.ones(3, 1, 1), torch.zeros(3, 1, 1), False
     mean, deviation = (
         torch.tensor(values, dtype=torch.float64)[:, None, None] for values in mean_and_deviation(colours)
     )

@@ -160,6 +160,14 @@ def _recorded(
                 output_names=list(outputs),
                 verbose=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        reason = next((line for line in str(error.__cause__ or error).splitlines() if line.strip()), "no reason given")
+        raise BadInput(
+            "--format onnx",
+            f"a network that torch {torch.__version__} cannot record ({reason.strip():.200})",
+            "a network whose graph can be recorded for pictures of any size",
+            "Use --format torchscript or hub.",
+        ) from error
     finally:
         logger.setLevel(before)
     assert program is not None

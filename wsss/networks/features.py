@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from torch import Tensor, nn
 from transformers import (
     CLIPVisionModel,
@@ -103,10 +103,8 @@ class DenseFeatures(nn.Module):
         """Frozen: dropout and batch norms stay as they are for predictions."""
         return super().train(False)
 
-    def forward(
-        self, pictures: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
-    ) -> list[Float[Tensor, "b d rows columns"]]:
-        """The feature maps of RGB pictures, 0 to 255, the deepest last.
+    def forward(self, pictures: Num[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b d rows columns"]]:
+        """The feature maps of RGB pictures with values from 0 to 255, the deepest last.
 
         They cover the padding too; row i begins at pixel i times the side of a cell.
         """
@@ -114,8 +112,22 @@ class DenseFeatures(nn.Module):
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the grid of a picture of this height and width."""
+        return max(self.grids_hw(size_hw))
+
+    def grids_hw(self, size_hw: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of each feature map of a picture of this height and width, the deepest last."""
         height, width = (-(-side * self.enlarge // self._multiple) * self._multiple for side in size_hw)
-        return height // (self.cell * self.enlarge), width // (self.cell * self.enlarge)
+        return [(height // stride, width // stride) for stride in self.network.strides[-self.layers :]]
+
+    @property
+    def map_channels(self) -> list[int]:
+        """Channels of each feature map, the deepest last."""
+        return list(self.network.channels[-self.layers :])
+
+    @property
+    def factors(self) -> list[int]:
+        """The factor between the finest grid and that of each feature map, the deepest last."""
+        return [stride // (self.cell * self.enlarge) for stride in self.network.strides[-self.layers :]]
 
     @torch.inference_mode()
     def grid(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "rows columns d"]:
@@ -134,7 +146,7 @@ class DenseFeatures(nn.Module):
             ]
         return torch.cat(maps, 1)[0].permute(1, 2, 0).float().cpu().numpy()
 
-    def _normalised(self, pictures: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
+    def _normalised(self, pictures: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 hp wp"]:
         height, width = pictures.shape[2:]
         multiple = self._multiple // self.enlarge
         padded = F.pad(pictures, (0, -width % multiple, 0, -height % multiple)).float() / 255

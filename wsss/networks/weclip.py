@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wsss.networks.clip import CLIP
@@ -23,36 +23,65 @@ ADAPTERS = ("decoder_fts_fuse", "dino_decoder_fts_fuse")
 
 
 class Projection(nn.Module):
-    """Two linear layers with a ReLU between them, applied to each cell."""
+    """Two linear layers with a ReLU between them, applied to each cell.
 
-    def __init__(self, width: int, embedding: int) -> None:
+    Args:
+        width: channels of the input.
+        embedding: channels of the output.
+        standardised: whether the input is standardised first, by the buffers `mean` and `deviation` of its channels.
+    """
+
+    def __init__(self, width: int, embedding: int, standardised: bool = False) -> None:
         super().__init__()
         self.proj = nn.Linear(width, embedding)
         self.proj_2 = nn.Linear(embedding, embedding)
+        self.standardised = standardised
+        if standardised:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("deviation", torch.ones(width))
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w e"]:
-        return self.proj_2(self.proj(x).relu())
+        return self.proj_2(self._first(x).relu())
+
+    def _first(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w e"]:
+        if not self.standardised:
+            return self.proj(x)
+        # on the weights, which are fewer than the cells
+        weight = self.proj.weight / self.get_buffer("deviation")
+        return F.linear(x, weight, self.proj.bias - weight @ self.get_buffer("mean"))
 
 
 class Adapter(nn.Module):
     """F, from maps of the tokens of one or more blocks.
 
     Args:
-        width: channels of a block.
-        blocks: how many blocks there are.
+        widths: channels of each block.
         embedding: channels of F.
+        enlarged: the factor by which the projected map of each block is enlarged (bilinear), for maps on different grids; None: 1 for all.
+        standardised: see `Projection`.
     """
 
-    def __init__(self, width: int, blocks: int, embedding: int) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        embedding: int,
+        enlarged: Sequence[int] | None = None,
+        standardised: bool = False,
+    ) -> None:
         super().__init__()
-        self.linears_modulelist = nn.ModuleList(Projection(width, embedding) for _ in range(blocks))
-        self.linear_fuse = nn.Conv2d(blocks * embedding, embedding, 1)
+        self.linears_modulelist = nn.ModuleList(Projection(width, embedding, standardised) for width in widths)
+        self.linear_fuse = nn.Conv2d(len(widths) * embedding, embedding, 1)
+        self.enlarged = [1] * len(widths) if enlarged is None else list(enlarged)
 
-    def forward(self, blocks: Sequence[Float[Tensor, "b d h w"]]) -> Float[Tensor, "b e h w"]:
+    def forward(self, blocks: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b e h w"]:
         projected = [
             layer(x.movedim(1, 3)).movedim(3, 1) for layer, x in zip(self.linears_modulelist, blocks, strict=True)
         ]
-        return self.linear_fuse(torch.cat(projected, 1))
+        on_grid = [
+            x if factor == 1 else F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
+            for factor, x in zip(self.enlarged, projected, strict=True)
+        ]
+        return self.linear_fuse(torch.cat(on_grid, 1))
 
 
 class MLP(nn.Module):
@@ -78,9 +107,9 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x: Float[Tensor, "b n e"]) -> Float[Tensor, "b n e"]:
+    def forward(self, x: Float[Tensor, "b n e"], outside: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n e"]:
         y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False)[0]
+        x = x + self.attn(y, y, y, key_padding_mask=outside, need_weights=False)[0]
         return x + self.mlp(self.ln_2(x))
 
 
@@ -91,20 +120,24 @@ class Blocks(nn.Module):
         super().__init__()
         self.resblocks = nn.Sequential(*(Block(width, heads) for _ in range(count)))
 
-    def forward(self, x: Float[Tensor, "b n e"]) -> Float[Tensor, "b n e"]:
-        return self.resblocks(x)
+    def forward(self, x: Float[Tensor, "b n e"], outside: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n e"]:
+        for block in self.resblocks:
+            x = block(x, outside)
+        return x
 
 
 class Decoder(nn.Module):
-    """Logits of background and classes from F, without positional embeddings."""
+    """Logits of background and classes from F, without positional embeddings. Cells that are marked as outside are not attended to."""
 
     def __init__(self, embedding: int, heads: int, blocks: int, n_labels: int) -> None:
         super().__init__()
         self.transformer = Blocks(embedding, heads, blocks)
         self.linear_pred = nn.Conv2d(embedding, n_labels, 1)
 
-    def forward(self, features: Float[Tensor, "b e h w"]) -> Float[Tensor, "b l h w"]:
-        decoded = self.transformer(features.flatten(2).mT)
+    def forward(
+        self, features: Float[Tensor, "b e h w"], outside: Bool[Tensor, "b h w"] | None = None
+    ) -> Float[Tensor, "b l h w"]:
+        decoded = self.transformer(features.flatten(2).mT, None if outside is None else outside.flatten(1))
         return self.linear_pred(decoded.mT.unflatten(2, features.shape[2:]))
 
 
@@ -178,9 +211,9 @@ class WeCLIPNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.clip_blocks = clip_blocks
-        self.decoder_fts_fuse = Adapter(clip_width, clip_blocks, embedding)
+        self.decoder_fts_fuse = Adapter([clip_width] * clip_blocks, embedding)
         if dino_width is not None:
-            self.dino_decoder_fts_fuse = Adapter(dino_width, 1, embedding)
+            self.dino_decoder_fts_fuse = Adapter([dino_width], embedding)
         self.has_dino = dino_width is not None
         self.decoder = Decoder(embedding, heads, decoder_blocks, n_labels)
 

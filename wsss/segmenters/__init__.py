@@ -3,6 +3,7 @@
 from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.segmenters.deeplab_v1 import DeepLabV1Settings
 from wsss.segmenters.emanet import EMANetSettings
+from wsss.segmenters.frozen import FrozenSettings
 from wsss.segmenters.pspnet import PSPNetSettings
 from wsss.segmenters.retrieval import RetrievalSettings
 from wsss.segmenters.weclip import WeCLIPSegmenterSettings
@@ -12,6 +13,7 @@ SegmenterSettings = (
     | EMANetSettings
     | DeepLabV1Settings
     | PSPNetSettings
+    | FrozenSettings
     | RetrievalSettings
     | WeCLIPSegmenterSettings
 )  # fmt: skip

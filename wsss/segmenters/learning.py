@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -38,6 +38,62 @@ class Augment(Protocol):
         """A random view of both; `rng` is the only source of randomness."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The masks that a segmenter is trained on.
+
+    Attributes:
+        images: the training pictures.
+        masks: folder of their pseudo masks.
+        folders: of the mask of each picture: that of the pseudo masks, or that of corrected ones.
+        repeats: how often each picture occurs in an epoch; None: once.
+        metadata: what the weights file says about them: `classes`, `long_sides`, and the names of `corrected` pictures.
+    """
+
+    images: Images
+    masks: Path
+    folders: Sequence[Path]
+    repeats: Sequence[int] | None
+    metadata: dict[str, Any]
+
+    @staticmethod
+    def of(images: Images, masks: Path, corrected: Path | None, corrected_weight: int) -> "Target":
+        """The target of a training; see `SegmenterObjective`."""
+        chosen = [] if corrected is None else corrected_pictures(images, corrected)
+        folders = [masks] * len(images)
+        for index in chosen:
+            assert corrected is not None
+            folders[index] = corrected
+        known = {"classes": list(images.class_names), "long_sides": list(typical_long_sides(images))}
+        repeats = None
+        if chosen:
+            known["corrected"] = [images.names[index] for index in chosen]
+            repeats = [corrected_weight if folder == corrected else 1 for folder in folders]
+            if launch.is_first():
+                log.info("%s: %d of %d masks are corrected ones", corrected, len(chosen), len(images))
+        return Target(images, masks, folders, repeats, known)
+
+    def check(self, labels: Iterable[UInt8[np.ndarray, "h w"]]) -> None:
+        """Raise BadInput if no mask contains a class; only as many are looked at as are needed to find one, usually the first.
+
+        Args:
+            labels: of the pictures, in order.
+        """
+        values: set[int] = set()
+        for label in labels:
+            values.update(np.unique(label).tolist())
+            if values - {0, IGNORE}:
+                return
+        names = self.images.class_names
+        found = {frozenset({0}): "only background", frozenset({IGNORE}): "only 255, which is ignored"}
+        raise BadInput(
+            self.masks,
+            f"masks with {found.get(frozenset(values), 'only background and 255')}, in all of {len(self.images)} pictures",
+            f"masks with classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}) to train on",
+            "Look at the maps (report.html): lower the threshold of refine, or train the classifier for longer.",
+        )
+
+
 class SegmenterObjective(Objective):
     """A segmenter and its losses on pseudo masks.
 
@@ -70,21 +126,11 @@ class SegmenterObjective(Objective):
         corrected: Path | None = None,
         corrected_weight: int = CORRECTED_WEIGHT,
     ) -> None:
-        chosen = [] if corrected is None else corrected_pictures(images, corrected)
-        folders = [masks] * len(images)
-        for index in chosen:
-            assert corrected is not None
-            folders[index] = corrected
-        _check_target(images, masks, folders)
-        examples = partial(_example, images, folders, augment)
-        known = {**metadata, "classes": list(images.class_names), "long_sides": list(typical_long_sides(images))}
-        if chosen:
-            known["corrected"] = [images.names[index] for index in chosen]
-            if launch.is_first():
-                log.info("%s: %d of %d masks are corrected ones", corrected, len(chosen), len(images))
-        super().__init__(network, examples, known, groups)
-        if chosen:
-            self.repeats = [corrected_weight if folder == corrected else 1 for folder in folders]
+        target = Target.of(images, masks, corrected, corrected_weight)
+        target.check(images.read_with(folder, index)[1] for index, folder in enumerate(target.folders))
+        examples = partial(_example, images, target.folders, augment)
+        super().__init__(network, examples, {**metadata, **target.metadata}, groups)
+        self.repeats = target.repeats
         self.losses = partial(losses, network)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
@@ -175,22 +221,6 @@ def typical_long_sides(images: Images) -> tuple[int, int]:
     sides = list(in_threads(lambda index: max(images.size_hw(index)), chosen.tolist()))
     low, high = np.percentile(sides, (5, 95), method="nearest")
     return int(low), int(high)
-
-
-def _check_target(images: Images, masks: Path, folders: Sequence[Path]) -> None:
-    """Raise BadInput if no mask contains a class; usually the first mask does."""
-    values: set[int] = set()
-    for index in range(len(images)):
-        values.update(np.unique(images.read_with(folders[index], index)[1]).tolist())
-        if values - {0, IGNORE}:
-            return
-    found = {frozenset({0}): "only background", frozenset({IGNORE}): "only 255, which is ignored"}
-    raise BadInput(
-        masks,
-        f"masks with {found.get(frozenset(values), 'only background and 255')}, in all of {len(images)} pictures",
-        f"masks with classes ({', '.join(images.class_names[:5])}{', ...' if len(images.class_names) > 5 else ''}) to train on",
-        "Look at the maps (report.html): lower the threshold of refine, or train the classifier for longer.",
-    )
 
 
 def _example(

@@ -1,0 +1,74 @@
+"""`wsss run cam --segmenter frozen`: tokens are cached once, a head is trained on them, predicted with, exported and trained on."""
+
+import json
+
+import jaxtyping
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import tree
+from tests.end_to_end.conftest import TINY, ok, wsss
+from wsss.data.files import read_mask
+from wsss.weights import read_weights
+
+TRAINING = {"batch": 8, "steps": 20, "workers": 0, "lr": 0.003}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shapes, finished):
+    """A run whose segmenter is a head on its classifier."""
+    config = tmp_path_factory.mktemp("config") / "frozen.yaml"
+    head = {"kind": "frozen", "crop": 64, "training": TRAINING}
+    content = {"inference": TINY["inference"], "weights": str(finished / "classifier"), "segmenter": head}
+    config.write_text(yaml.safe_dump(content))
+    out = tmp_path_factory.mktemp("runs") / "frozen"
+    printed = ok("run", "cam", "--data", shapes, "--config", config, "--out", out)
+    assert "tokens" in printed.stdout + printed.stderr
+    return out
+
+
+def test_a_run_caches_tokens_and_trains_on_them(run):
+    record = json.loads((run / "segmenter" / "done.json").read_text())
+    assert record["inputs"]["inputs"]["tokens"]["stage"] == "tokens"
+    assert json.loads((run / "tokens" / "done.json").read_text())["result"]["views"] == 2
+    assert (run / "segmenter-health" / "health.json").exists()
+    scores = json.loads((run / "predictions-scores" / "scores.json").read_text())
+    assert scores["scores"]["miou"] > 0
+    assert "head on a frozen network" in (run / "report.html").read_text()
+
+
+def test_the_command_trains_on_and_reads_tokens_of_a_run(run, shapes, tmp_path):
+    words = ("segment", "--data", shapes, "--masks", shapes / "SegmentationClass", "--segmenter", "frozen")
+    words = (*words, *(word for key, value in TRAINING.items() for word in (f"--segmenter.training.{key}", value)))
+    ok(*words, "--init", run / "segmenter", "--out", tmp_path / "own")
+    ok(*words, "--init", run / "segmenter", "--segmenter.tokens", run / "tokens", "--out", tmp_path / "given")
+    assert not (tmp_path / "given" / "tokens").exists()
+    assert (tmp_path / "own" / "tokens" / "done.json").exists()
+    (one, known), (other, _) = (read_weights(tmp_path / name / "weights.safetensors") for name in ("own", "given"))
+    assert known["kind"] == "frozen"
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+    # the same command again does nothing; tokens of other pictures are refused
+    before = tree(tmp_path / "own")
+    ok(*words, "--init", run / "segmenter", "--out", tmp_path / "own")
+    assert tree(tmp_path / "own") == before
+    refused = wsss(*words, "--split", "val", "--segmenter.tokens", run / "tokens", "--out", tmp_path / "val")
+    assert refused.returncode == 2
+    assert "no tokens of" in refused.stderr
+
+
+def test_outputs_of_predict_and_export(run, shapes, tmp_path):
+    words = ("predict", "--pictures", shapes / "JPEGImages", "--weights", run, "--out", tmp_path / "out")
+    ok(*words, "--probabilities")
+    masks = sorted((tmp_path / "out").glob("*.png"))
+    with np.load(tmp_path / "out" / "probabilities" / f"{masks[0].stem}.npz") as stored:
+        assert {array.shape[-2:] for array in stored.values() if array.ndim == 3} == {read_mask(masks[0]).shape}
+    # sizes are symbols while a graph is recorded
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        ok("export", "model", run, "--format", "onnx", "--out", tmp_path / "model")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    agreed = json.loads((tmp_path / "model" / "config.json").read_text())["checks"]["torch"]
+    assert float(agreed.split("pictures of the training split, ")[1].split("%")[0]) > 99.9
