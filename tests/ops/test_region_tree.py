@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from wsss.ops.graph_regions import graph_regions
-from wsss.ops.region_tree import cuts, merge_order
+from wsss.ops.region_tree import cuts, hierarchy
 
 # few colours, so that there are regions
 pictures = array_shapes(min_dims=2, max_dims=2, max_side=7).flatmap(
@@ -90,8 +90,9 @@ def test_the_cheapest_pair_is_merged(seed):
     image = rng.integers(0, 256, (6, 7, 3)).astype(np.uint8)
     regions = np.arange(12).reshape(3, 4).repeat(2, axis=0).repeat(2, axis=1)[:, :7].astype(np.int32)
     masks, colours = [regions == number for number in range(12)], colours_of(image)
-    left = set(range(12))
-    for a, b in merge_order(image, regions):
+    left, within, beyond = set(range(12)), [0.0] * 12, {}
+    found = hierarchy(image, regions)
+    for a, b in found.merges:
         costs = {
             (i, j): cost
             for i in left
@@ -101,7 +102,16 @@ def test_the_cheapest_pair_is_merged(seed):
         assert costs[a, b] == pytest.approx(min(costs.values()), rel=1e-5)
         left = (left - {a, b}) | {len(masks)}
         masks.append(masks[a] | masks[b])
+        within.append(max(costs[a, b], within[a], within[b]))
+        beyond[a] = beyond[b] = within[-1]
     assert len(left) == 1
+    for number, mask in enumerate(masks[:-1]):
+        padded = np.pad(mask, 1)
+        sides = [padded != np.roll(padded, 1, axis) for axis in (0, 1)]
+        inner = sum(np.count_nonzero(side[ends]) for side, ends in zip(sides, (np.s_[2:-1, 1:-1], np.s_[1:-1, 2:-1])))
+        x = beyond[number] * inner / sum(map(np.count_nonzero, sides)) / mask.size**0.5
+        assert found.scores[number] == pytest.approx(x / (1 + x), rel=1e-5)
+    assert found.scores[-1] == 0
 
 
 def test_cuts_of_a_hierarchy():

@@ -67,17 +67,14 @@ def test_painting_and_choosing(stack):
     np.testing.assert_array_equal(chosen.levels, order)
 
 
-@settings(max_examples=40)
-@given(stacks(), st.integers(1, 3))
-def test_levels_that_divide_the_picture(stack, levels):
-    masks, seed = stack
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(1, 5, levels)
-    partitions = [rng.integers(-1, count, masks.shape[1:]) for count in counts]
-    regions = Regions.of_partitions(partitions, [np.full(count, 0.5) for count in counts])
-    expected = [partition == number for partition, count in zip(partitions, counts) for number in range(count)]
+def test_levels_that_divide_the_picture():
+    atoms = np.array([[0, 0, 1], [2, 2, 3]], np.int32)
+    levels = [np.array([0, 1, 2, 3]), np.array([0, 6, 6, 3]), np.array([7, 7, 7, 7])]
+    regions = Regions.of_levels(atoms, levels, np.arange(8) / 10)
+    expected = [atoms == 0, atoms == 1, atoms == 2, atoms == 3, atoms == 0, atoms == 3, (atoms == 1) | (atoms == 2), atoms >= 0]
     np.testing.assert_array_equal(regions.masks(), np.stack(expected))
-    np.testing.assert_array_equal(regions.levels, np.repeat(np.arange(levels), counts))
+    np.testing.assert_array_equal(regions.levels, [0] * 4 + [1] * 3 + [2])
+    np.testing.assert_array_equal(regions.scores, np.array([0, 1, 2, 3, 0, 3, 6, 7], np.float32) / 10)
 
 
 def test_repeated_regions_are_left_out():

@@ -9,7 +9,7 @@ from wsss.cli import main
 from wsss.errors import BadInput
 from wsss.ops.region_tree import cuts
 from wsss.regions.files import read_regions, read_regions_of
-from wsss.regions.tree import TreeSettings, contrasts
+from wsss.regions.tree import TreeSettings
 from wsss.stages.propose import propose
 
 
@@ -68,18 +68,16 @@ def test_large_pictures_are_shrunk(flag):
     np.testing.assert_array_equal(large.masks(), proposed(TreeSettings(), flag).masks().repeat(3, 1).repeat(3, 2))
 
 
-def test_contrasts_against_a_loop(flag):
+def test_what_stands_out_has_the_highest_score(flag):
     picture = flag + np.random.default_rng(0).integers(0, 9, flag.shape).astype(np.uint8)
-    regions = (np.indices(flag.shape[:2])[1] // 30).astype(np.int32)
-    inner, outer = [[] for _ in range(3)], [[] for _ in range(3)]
-    for y, x in np.ndindex(flag.shape[:2]):
-        for other in ((y, x + 1), (y + 1, x)):
-            if other[0] < 60 and other[1] < 90:
-                difference = float(np.linalg.norm(picture[y, x].astype(float) - picture[other]))
-                for end in {(y, x), other}:
-                    (inner if regions[y, x] == regions[other] else outer)[regions[end]].append(difference)
-    expected = [np.mean(outer[n]) / (np.mean(outer[n]) + np.mean(inner[n])) for n in range(3)]
-    np.testing.assert_allclose(contrasts(picture, regions), expected, rtol=1e-5)
+    regions = proposed(TreeSettings(), picture)
+    best = regions.masks()[np.argsort(-regions.scores)[:4]]
+    square = np.zeros(flag.shape[:2], bool)
+    square[25:35, 40:50] = True
+    columns = np.indices(square.shape)[1]
+    for expected in (square, columns < 30, columns >= 60):
+        overlaps = (best & expected).sum(axis=(1, 2)) / (best | expected).sum(axis=(1, 2))
+        assert overlaps.max() > 0.9
 
 
 @pytest.mark.parametrize("wrong", [{"ratio": 1.0}, {"scale": -1.0}, {"smallest": 0}, {"longest": 3}])

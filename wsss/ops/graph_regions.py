@@ -33,7 +33,7 @@ def graph_regions(
     pixels = np.arange(height * width, dtype=np.int32).reshape(height, width)
     pairs = [_pairs(smooth, pixels, down, across) for down, across in _STEPS]
     first, second, difference = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    order = np.argsort(difference, kind="stable")
+    order = _ascending(difference.view(np.uint32))
     joined = _joined(first[order], second[order], difference[order], height * width, float(scale), smallest)
     return joined.reshape(height, width)
 
@@ -47,6 +47,24 @@ def _pairs(
     there = slice(down, height), slice(max(0, across), width + min(0, across))
     distance = np.sqrt(((smooth[here] - smooth[there]) ** 2).sum(axis=2))
     return pixels[here].ravel(), pixels[there].ravel(), distance.ravel()
+
+
+@njit(nogil=True, cache=True)
+def _ascending(keys: np.ndarray) -> np.ndarray:
+    """A stable order of keys, by 11 bits at a time; the bits of float32 numbers that are not negative ascend as these do."""
+    order = np.arange(len(keys), dtype=np.int32)
+    other = np.empty_like(order)
+    for shift in (0, 11, 22):
+        starts = np.zeros(2049, dtype=np.int64)
+        for key in keys:
+            starts[((key >> shift) & 2047) + 1] += 1
+        starts = np.cumsum(starts)
+        for at in order:
+            digit = (keys[at] >> shift) & 2047
+            other[starts[digit]] = at
+            starts[digit] += 1
+        order, other = other, order
+    return order
 
 
 @njit(nogil=True, cache=True)

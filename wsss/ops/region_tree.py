@@ -2,10 +2,14 @@
 
 The cost of merging two regions is (b + d) sqrt(m): b is the mean difference of the pixels on both sides of their common outline, d the
 difference of their mean colours, and m the number of pixels of the smaller one, so that small regions are merged first. Colours are CIELAB.
+
+A region that stands out is merged late. Its score is x / (1 + x) with x = c (1 - e) / sqrt(p): c is the highest cost of the merges in the
+region that it becomes part of, e the share of its outline that is the border of the picture, and p the number of pixels of the picture.
 """
 
 import heapq
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,8 +19,20 @@ from jaxtyping import Float, Int, Int32, UInt8
 _Outline = tuple[float, int]
 
 
-def merge_order(image: UInt8[np.ndarray, "h w 3"], regions: Int32[np.ndarray, "h w"]) -> list[tuple[int, int]]:
-    """The pairs of regions that are merged, in order; the k-th merge makes the region n + k.
+class Hierarchy(NamedTuple):
+    """How regions are merged.
+
+    Attributes:
+        merges: the pairs of regions that are merged, in order; the k-th merge makes the region n + k.
+        scores: how much each region stands out, those of the n first regions first, in [0, 1]; 0 for the region that is left.
+    """
+
+    merges: list[tuple[int, int]]
+    scores: Float[np.ndarray, " r"]
+
+
+def hierarchy(image: UInt8[np.ndarray, "h w 3"], regions: Int32[np.ndarray, "h w"]) -> Hierarchy:
+    """Merge regions until one is left.
 
     Args:
         image: RGB.
@@ -29,6 +45,12 @@ def merge_order(image: UInt8[np.ndarray, "h w 3"], regions: Int32[np.ndarray, "h
     means = [tuple(mean) for mean in (np.stack(totals, axis=1) / np.array(areas)[:, None]).tolist()]
     outlines = _outlines(colours, regions)
     merges: list[tuple[int, int]] = []
+    # of each region: the pairs of pixels on its outline, its sides of pixels at the border of the picture, the highest cost of the merges in it,
+    # and that of the merges in the region that it becomes part of
+    lengths = [sum(pairs for _, pairs in of.values()) for of in outlines]
+    border = np.concatenate([regions[[0, -1]].ravel(), regions[:, [0, -1]].ravel()])
+    at_border = np.bincount(border, minlength=len(areas)).tolist()
+    within, beyond = [0.0] * len(areas), [0.0] * len(areas)
 
     def cost(a: int, b: int) -> float:
         (l1, a1, b1), (l2, a2, b2), (total, pairs) = means[a], means[b], outlines[a][b]
@@ -39,20 +61,27 @@ def merge_order(image: UInt8[np.ndarray, "h w 3"], regions: Int32[np.ndarray, "h
     heapq.heapify(queue)
     merged = [False] * len(areas)
     while queue:
-        _, a, b = heapq.heappop(queue)
+        needed, a, b = heapq.heappop(queue)
         if merged[a] or merged[b]:
             continue
         new = len(areas)
         merges.append((a, b))
         merged[a] = merged[b] = True
         merged.append(False)
+        within.append(max(needed, within[a], within[b]))
+        beyond[a] = beyond[b] = within[new]
+        beyond.append(0.0)
+        lengths.append(lengths[a] + lengths[b] - 2 * outlines[a][b][1])
+        at_border.append(at_border[a] + at_border[b])
         areas.append(areas[a] + areas[b])
         means.append(tuple((x * areas[a] + y * areas[b]) / areas[new] for x, y in zip(means[a], means[b], strict=True)))
         outlines.append(_joined(outlines, a, b))
         for other, outline in outlines[new].items():
             outlines[other][new] = outline
             heapq.heappush(queue, (cost(other, new), other, new))
-    return merges
+    inside = np.array(lengths) / (np.array(lengths) + np.array(at_border))
+    standing_out = np.array(beyond) * inside / regions.size**0.5
+    return Hierarchy(merges, standing_out / (1 + standing_out))
 
 
 def _outlines(colours: Float[np.ndarray, "h w 3"], regions: Int32[np.ndarray, "h w"]) -> list[dict[int, _Outline]]:
@@ -92,7 +121,7 @@ def cuts(n: int, merges: Sequence[tuple[int, int]], numbers: Sequence[int]) -> l
 
     Args:
         n: regions before the first merge.
-        merges: see `merge_order`.
+        merges: see `Hierarchy`.
         numbers: in descending order.
 
     Returns:

@@ -77,29 +77,20 @@ class Regions:
         )
 
     @classmethod
-    def of_partitions(
-        cls, partitions: Sequence[Int[np.ndarray, "h w"]], scores: Sequence[Float[np.ndarray, " n"]]
+    def of_levels(
+        cls, atoms: Int32[np.ndarray, "h w"], levels: Sequence[Int[np.ndarray, " a"]], scores: Float[np.ndarray, " r"]
     ) -> "Regions":
-        """Regions of several levels, each of which assigns every pixel to at most one region.
+        """Regions of several levels, each of which assigns every atom to one region.
 
         Args:
-            partitions: the region of each pixel, for each level: from 0, or -1 for none.
-            scores: the scores of the regions of each level, whose number they give.
+            atoms: the atom of each pixel, from 0; each number occurs.
+            levels: the region of each atom, for each level; numbers of regions may be missing.
+            scores: of all regions by their numbers.
         """
-        height, width = partitions[0].shape
-        atoms = np.zeros(height * width, np.int64)
-        for partition in partitions:
-            both = atoms * (int(partition.max(initial=0)) + 2) + partition.ravel() + 1
-            _, atoms = np.unique(both, return_inverse=True)
-        pixels = np.zeros(int(atoms.max()) + 1, np.int64)
-        pixels[atoms] = np.arange(height * width)
-        inside = [
-            partition.ravel()[pixels] == np.arange(len(of_level))[:, None]
-            for partition, of_level in zip(partitions, scores, strict=True)
-        ]
-        levels = np.repeat(np.arange(len(scores)), [len(of_level) for of_level in scores])
-        shaped = atoms.astype(np.int32).reshape(height, width)
-        return cls._of_incidence(shaped, np.concatenate(inside), np.concatenate(scores), levels)
+        present = [np.unique(of_atoms) for of_atoms in levels]
+        inside = [of_atoms == numbers[:, None] for of_atoms, numbers in zip(levels, present, strict=True)]
+        numbered = np.repeat(np.arange(len(levels)), [len(numbers) for numbers in present])
+        return cls._of_incidence(atoms, np.concatenate(inside), scores[np.concatenate(present)], numbered)
 
     @classmethod
     def _of_incidence(cls, atoms: np.ndarray, inside: np.ndarray, scores: np.ndarray, levels: np.ndarray) -> "Regions":

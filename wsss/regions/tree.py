@@ -5,11 +5,11 @@ from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int32, UInt8
 
 from wsss.errors import check_range
 from wsss.ops.graph_regions import graph_regions
-from wsss.ops.region_tree import cuts, merge_order
+from wsss.ops.region_tree import cuts, hierarchy
 from wsss.ops.regions import Regions
 from wsss.regions.proposer import Proposer
 
@@ -64,41 +64,13 @@ class Tree:
         numbers = [n]
         while (fewer := int(numbers[-1] / settings.ratio)) > 1:
             numbers.append(fewer)
-        parts, scores = [], []
-        for belongs in cuts(n, merge_order(small, leaves), numbers):
-            _, region = np.unique(belongs, return_inverse=True)
-            parts.append(region[leaves])
-            scores.append(contrasts(small, parts[-1]))
-        return Regions.of_partitions([_enlarged(part, size_hw) for part in parts], scores).without_repeats()
+        merges, scores = hierarchy(small, leaves)
+        levels = cuts(n, merges, numbers)
+        return Regions.of_levels(_enlarged(leaves, size_hw), levels, scores).without_repeats()
 
     def regions(self, prepared: Regions) -> Regions:
         """See `wsss.regions.proposer.Proposer`."""
         return prepared
-
-
-def contrasts(image: UInt8[np.ndarray, "h w 3"], regions: Int[np.ndarray, "h w"]) -> Float[np.ndarray, " n"]:
-    """How much each region stands out: b / (a + b), with the mean difference of neighbouring pixels in it, a, and across its outline, b.
-
-    Args:
-        image: RGB.
-        regions: numbers from 0; each occurs.
-
-    Returns:
-        In [0, 1]; 0 for a region without an outline, which fills the picture.
-    """
-    n, colours = int(regions.max()) + 1, image.astype(np.float32)
-    inner, outer, inside, across = (np.zeros(n) for _ in range(4))
-    for axis in (0, 1):
-        difference = np.sqrt((np.diff(colours, axis=axis) ** 2).sum(axis=2)).ravel()
-        first, second = (np.delete(regions, end, axis).ravel() for end in (-1, 0))
-        same = first == second
-        inner += np.bincount(first[same], difference[same], n)
-        inside += np.bincount(first[same], minlength=n)
-        for one in (first[~same], second[~same]):
-            outer += np.bincount(one, difference[~same], n)
-            across += np.bincount(one, minlength=n)
-    a, b = inner / np.maximum(inside, 1), outer / np.maximum(across, 1)
-    return b / np.maximum(a + b, 1e-9)
 
 
 def _shrunk(image: UInt8[np.ndarray, "h w 3"], longest: int) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -110,7 +82,7 @@ def _shrunk(image: UInt8[np.ndarray, "h w 3"], longest: int) -> UInt8[np.ndarray
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
-def _enlarged(regions: Int[np.ndarray, "h2 w2"], size_hw: tuple[int, int]) -> Int[np.ndarray, "h w"]:
+def _enlarged(regions: Int32[np.ndarray, "h2 w2"], size_hw: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
     """The regions at the picture's size: of each pixel, the pixel under its centre."""
     rows, columns = (
         (2 * np.arange(large) + 1) * small // (2 * large) for large, small in zip(size_hw, regions.shape, strict=True)
