@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from wsss.ops.graph_regions import graph_regions
-from wsss.ops.region_tree import cuts, hierarchy
+from wsss.ops.region_tree import cuts, hierarchy, nested
 
 # few colours, so that there are regions
 pictures = array_shapes(min_dims=2, max_dims=2, max_side=7).flatmap(
@@ -49,15 +49,15 @@ def slow_regions(image: np.ndarray, scale: float, smallest: int) -> np.ndarray:
 @settings(max_examples=40)
 @given(pictures, st.sampled_from([1.0, 40.0, 700.0]), st.sampled_from([1, 4]))
 def test_graph_regions(image, scale, smallest):
-    np.testing.assert_array_equal(graph_regions(image, scale, 0.0, smallest), slow_regions(image, scale, smallest))
+    np.testing.assert_array_equal(graph_regions(image, [scale], 0.0, smallest)[0], slow_regions(image, scale, smallest))
 
 
 def test_a_bright_pixel_changes_regions_only_near_it():
     image = np.full((40, 60, 3), 100, np.uint8)
     image[:, 30:] = 140
-    before = graph_regions(image, 30.0, 0.0, 1)
+    (before,) = graph_regions(image, [30.0], 0.0, 1)
     image[5, 5] = 255
-    after = graph_regions(image, 30.0, 0.0, 1)
+    (after,) = graph_regions(image, [30.0], 0.0, 1)
     assert before.max() == 1
     assert len(np.unique(after[12:, :])) == 2
 
@@ -120,3 +120,11 @@ def test_cuts_of_a_hierarchy():
     found = cuts(5, merges, [5, 4, 2, 1])
     expected = [[0, 1, 2, 3, 4], [0, 5, 5, 3, 4], [6, 6, 6, 7, 7], [8] * 5]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_regions_lie_where_most_of_their_pixels_are():
+    regions = np.array([[0, 0, 0, 1, 1, 2, 2, 3]], np.int32)
+    first = np.array([[0, 0, 1, 1, 1, 2, 2, 2]], np.int32)
+    second = np.array([[0, 0, 0, 1, 1, 1, 0, 0]], np.int32)
+    found = nested(regions, [first, second])
+    np.testing.assert_array_equal(found, [[0, 1, 2, 2], [0, 1, 0, 0]])

@@ -71,7 +71,16 @@ def test_levels_that_divide_the_picture():
     atoms = np.array([[0, 0, 1], [2, 2, 3]], np.int32)
     levels = [np.array([0, 1, 2, 3]), np.array([0, 6, 6, 3]), np.array([7, 7, 7, 7])]
     regions = Regions.of_levels(atoms, levels, np.arange(8) / 10)
-    expected = [atoms == 0, atoms == 1, atoms == 2, atoms == 3, atoms == 0, atoms == 3, (atoms == 1) | (atoms == 2), atoms >= 0]
+    expected = [
+        atoms == 0,
+        atoms == 1,
+        atoms == 2,
+        atoms == 3,
+        atoms == 0,
+        atoms == 3,
+        (atoms == 1) | (atoms == 2),
+        atoms >= 0,
+    ]
     np.testing.assert_array_equal(regions.masks(), np.stack(expected))
     np.testing.assert_array_equal(regions.levels, [0] * 4 + [1] * 3 + [2])
     np.testing.assert_array_equal(regions.scores, np.array([0, 1, 2, 3, 0, 3, 6, 7], np.float32) / 10)

@@ -1,6 +1,7 @@
 """Votes of regions: shares against a loop, how they change maps, and squares whose maps are wrong."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from wsss.errors import BadInput
 from wsss.foundations import FeatureSettings
 from wsss.ops.regions import Regions
 from wsss.refiners.crf import MaskSettings
-from wsss.refiners.region_votes import LevelSettings, VoteSettings, probabilities, votes, with_votes
+from wsss.refiners.region_votes import (
+    LevelSettings,
+    VoteSettings,
+    agreement,
+    moments,
+    probabilities,
+    votes,
+    weights_of,
+    with_votes,
+)
 from wsss.refiners.regions import RegionsSettings
 from wsss.refiners.task import RefinementTask
 from wsss.regions.files import write_regions
@@ -39,10 +49,24 @@ def test_shares_of_the_votes():
 def test_half_is_where_class_and_background_are_equally_probable():
     base = np.array([[[0.5]], [[0.3]], [[0.2]]])
     given = np.array([[[0.0]], [[0.2]], [[0.8]]])
-    np.testing.assert_allclose(with_votes(base, given, 0.0)[:, 0, 0], [0.3 / 0.8, 0.2 / 0.7])
-    # background 0.25, classes 0.25 and 0.5
-    np.testing.assert_allclose(with_votes(base, given, 0.5)[:, 0, 0], [0.5, 2 / 3])
-    np.testing.assert_array_equal(with_votes(base * 0, given * 0, 0.5), 0)
+    np.testing.assert_allclose(with_votes(base, given, np.zeros(2))[:, 0, 0], [0.3 / 0.8, 0.2 / 0.7])
+    # without a background, votes are certain
+    np.testing.assert_allclose(with_votes(base, given, np.array([0.0, 0.5]))[:, 0, 0], [0.3 / 0.8, (0.2 / 0.7 + 1) / 2])
+    np.testing.assert_array_equal(with_votes(base * 0, given * 0, np.full(2, 0.5)), 0)
+
+
+def test_agreement_is_a_correlation_over_the_pixels_of_all_pictures():
+    rng = np.random.default_rng(0)
+    parts = [(rng.random((n, 2)), rng.random((n, 2)), rng.integers(1, 9, n)) for n in (5, 7)]
+    found = agreement(sum(moments(*part) for part in parts))
+    x, y = (np.concatenate([np.repeat(part[which], part[2], axis=0) for part in parts]) for which in (0, 1))
+    np.testing.assert_allclose(found, [np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(2)], rtol=1e-9)
+    assert agreement(moments(np.ones((3, 1)), rng.random((3, 1)), np.ones(3, int))).tolist() == [0]
+    assert agreement(np.zeros((1, 6))).tolist() == [0]
+
+
+def test_votes_that_agree_with_maps_have_more_weight():
+    np.testing.assert_allclose(weights_of(np.array([-1, 0, 0.75, 0.8, 0.85, 1])), [0, 0, 0, 0.15, 0.3, 0.3], atol=1e-12)
 
 
 def test_probabilities_follow_the_masks():
@@ -76,13 +100,13 @@ def made(tmp_path, squares):
         by="votes",
         regions=finished(tmp_path / "regions"),
         masks=MaskSettings(by="threshold", threshold=0.45),
-        votes=VoteSettings(features=FeatureSettings(source=str(classifier)), erosion=1, fewest_pixels=9),
+        votes=VoteSettings(weight=0.3, features=FeatureSettings(source=str(classifier)), erosion=1, fewest_pixels=9),
     )
     settings.check(None)
     return settings, RefinementTask(squares, finished(tmp_path / "cams"), tmp_path / "out")
 
 
-def agreement(folder, squares, index):
+def share_right(folder, squares, index):
     return (read_mask(folder / f"{squares.names[index]}.png") == squares.read_mask(index)).mean()
 
 
@@ -93,9 +117,9 @@ def test_other_pictures_outvote_wrong_maps(tmp_path, squares, made):
     heavy = dataclasses.replace(settings, votes=dataclasses.replace(settings.votes, weight=0.9))
     masks = heavy.refined(task)
     wrong = wrong_picture(squares)
-    assert agreement(levels, squares, wrong) < 0.5
-    assert agreement(masks, squares, wrong) > agreement(levels, squares, wrong) + 0.2
-    names = {"cams-levels", "cams-votes", "masks", "masks-uncorrected", "votes-bank"}
+    assert share_right(levels, squares, wrong) < 0.5
+    assert share_right(masks, squares, wrong) > share_right(levels, squares, wrong) + 0.2
+    names = {"cams-levels", "cams-votes", "masks", "masks-uncorrected", "votes", "votes-bank"}
     assert {path.name for path in task.out.iterdir()} == names
 
 
@@ -106,6 +130,19 @@ def test_without_weight_the_masks_are_those_of_levels(tmp_path, squares, made):
     levels = dataclasses.replace(settings, by="levels").refined(dataclasses.replace(task, out=tmp_path / "levels"))
     for name in squares.names:
         np.testing.assert_array_equal(read_mask(masks / f"{name}.png"), read_mask(levels / f"{name}.png"))
+
+
+def test_the_weight_follows_the_agreement_and_is_recorded(squares, made):
+    settings, task = made
+    chosen = dataclasses.replace(settings, votes=dataclasses.replace(settings.votes, weight="agreement"))
+    chosen.refined(task)
+    agreements = json.loads((task.out / "votes/agreement.json").read_text())
+    result = json.loads((task.out / "cams-votes/done.json").read_text())["result"]
+    assert result["chosen by"] == "agreement"
+    expected = weights_of(np.array([agreements[name] for name in squares.class_names]))
+    assert list(result["weights of the votes"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
+    # maps and regions are those of true squares in all pictures but one
+    assert min(agreements.values()) > 0.5
 
 
 def test_a_stopped_stage_continues(squares, made):

@@ -5,6 +5,8 @@ Int(C) + k / |C| for both, with Int(C) the largest difference that was joined in
 higher scales give larger regions.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from numba import njit
@@ -15,13 +17,13 @@ _STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def graph_regions(
-    image: UInt8[np.ndarray, "h w 3"], scale: float, sigma: float, smallest: int
-) -> Int32[np.ndarray, "h w"]:
-    """The region of each pixel.
+    image: UInt8[np.ndarray, "h w 3"], scales: Sequence[float], sigma: float, smallest: int
+) -> list[Int32[np.ndarray, "h w"]]:
+    """The region of each pixel, at each scale.
 
     Args:
         image: RGB.
-        scale: k, for colours from 0 to 255.
+        scales: k, for colours from 0 to 255.
         sigma: standard deviation of the Gaussian that smooths the picture first, in pixels.
         smallest: regions with fewer pixels are joined with the neighbour of the most similar colour.
 
@@ -34,8 +36,8 @@ def graph_regions(
     pairs = [_pairs(smooth, pixels, down, across) for down, across in _STEPS]
     first, second, difference = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     order = _ascending(difference.view(np.uint32))
-    joined = _joined(first[order], second[order], difference[order], height * width, float(scale), smallest)
-    return joined.reshape(height, width)
+    ordered = first[order], second[order], difference[order]
+    return [_joined(*ordered, height * width, float(scale), smallest).reshape(height, width) for scale in scales]
 
 
 def _pairs(

@@ -116,6 +116,25 @@ def _joined(outlines: list[dict[int, _Outline]], a: int, b: int) -> dict[int, _O
     return new
 
 
+def nested(
+    regions: Int32[np.ndarray, "h w"], coarser: Sequence[Int32[np.ndarray, "h w"]]
+) -> list[Int[np.ndarray, " n"]]:
+    """The larger region that most pixels of each region lie in, on each level; regions that are together on one level are so on the next.
+
+    Args:
+        regions: numbers from 0 to n - 1; each occurs.
+        coarser: larger regions, from 0, the largest ones last.
+    """
+    part, found = np.arange(int(regions.max()) + 1), []
+    for level in coarser:
+        count = int(level.max()) + 1
+        pairs = (part[regions].astype(np.int64) * count + level).ravel()
+        shared = np.bincount(pairs, minlength=(int(part.max()) + 1) * count)
+        part = shared.reshape(-1, count).argmax(axis=1)[part]
+        found.append(part)
+    return found
+
+
 def cuts(n: int, merges: Sequence[tuple[int, int]], numbers: Sequence[int]) -> list[Int[np.ndarray, " n"]]:
     """The region to which each of the `n` regions belongs when a given number of regions is left, for each of several numbers.
 

@@ -139,13 +139,15 @@ class Regions:
         return Regions._of_incidence(self.atoms, self.incidence()[indices], self.scores[indices], self.levels[indices])
 
     def without_repeats(self) -> "Regions":
-        """The regions without those that consist of the same atoms as an earlier one."""
+        """The regions without those that consist of the same atoms as an earlier one, which takes over the highest of their scores."""
         starts = np.cumsum(self.counts) - self.counts
         parts = [
             self.members[start : start + count].tobytes() for start, count in zip(starts, self.counts, strict=True)
         ]
         first = {part: index for index, part in reversed(list(enumerate(parts)))}
-        return self.chosen(np.array(sorted(first.values()), np.int64))
+        highest = self.scores.copy()
+        np.maximum.at(highest, [first[part] for part in parts], self.scores)
+        return dataclasses.replace(self, scores=highest).chosen(np.array(sorted(first.values()), np.int64))
 
     def sums(self, maps: Float[np.ndarray, "k h w"]) -> Float[np.ndarray, "n k"]:
         """Sum of each map over each region, in float64."""

@@ -195,25 +195,24 @@ def _by_class(similarity: Float[np.ndarray, "n m"], labels: Int[np.ndarray, " m"
     n = len(similarity)
     means, nearest = np.full((n, n_labels), -np.inf, np.float32), np.full(n, -np.inf, np.float32)
     of_label = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
-    found = {}
     for label, rows in of_label.items():
-        places, near = _nearest(similarity[:, rows], min(max(k, OF_CLASS), len(rows)))
-        found[label] = rows[places], near
-        best, present = near[:, :OF_CLASS], np.isfinite(near[:, :OF_CLASS])
+        best = _highest(similarity[:, rows], OF_CLASS)
+        present = np.isfinite(best)
         total = np.where(present, best, 0).sum(1)
         means[:, label] = np.where(present.any(1), total / np.maximum(present.sum(1), 1), -np.inf)
-        nearest = np.maximum(nearest, near[:, 0])
+        nearest = np.maximum(nearest, best[:, 0])
     known = np.isfinite(nearest)
     # a region without neighbours is background
     means[~known, 0] = 0
     winner = means.argmax(1)
     exponents = np.exp(SHARPNESS * (means - means.max(1, keepdims=True)))
     neighbours, similarities = np.full((n, k), -1, np.int64), np.zeros((n, k), np.float32)
-    for label, (rows_of, near) in found.items():
-        width = min(k, near.shape[1])
-        won = (winner == label)[:, None] & np.isfinite(near[:, :width])
-        neighbours[:, :width][won] = rows_of[:, :width][won]
-        similarities[:, :width][won] = near[:, :width][won]
+    for label, rows in of_label.items():
+        won, width = np.flatnonzero((winner == label) & known), min(k, len(rows))
+        places, near = _nearest(similarity[won][:, rows], width)
+        present = np.isfinite(near)
+        neighbours[won, :width] = np.where(present, rows[places], -1)
+        similarities[won, :width] = np.where(present, near, 0)
     return Votes(
         winner,
         np.where(known, means.max(1), 0),
@@ -222,6 +221,12 @@ def _by_class(similarity: Float[np.ndarray, "n m"], labels: Int[np.ndarray, " m"
         similarities,
         np.where(known, nearest, -1),
     )
+
+
+def _highest(values: Float[np.ndarray, "n m"], count: int) -> Float[np.ndarray, "n k"]:
+    """The highest values of each row, in descending order."""
+    rest = values.shape[1] - min(count, values.shape[1])
+    return np.sort(np.partition(values, rest, axis=1)[:, rest:], axis=1)[:, ::-1]
 
 
 class LeftOut(NamedTuple):

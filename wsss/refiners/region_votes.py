@@ -2,20 +2,24 @@
 
 A bank has the features of the eroded regions of all pseudo masks, as in ModuSeg (arXiv 2604.07021). A region of a picture gets, for each tag and
 for the background, the mean of its 8 highest similarities to vectors of other pictures with that label, and a softmax of these.
+
+How much votes count is found without true masks, for each class: by the correlation of the votes with the maps, over all regions. Where the two
+disagree, votes mostly repeat what is common to the wrong masks of all pictures, such as the water around every boat.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from wsss import launch
-from wsss.data.files import write_cams
+from wsss.data.files import read_arrays, write_cams
 from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams
-from wsss.errors import check_range
+from wsss.errors import BadInput, check_range
 from wsss.foundations import FeatureSettings
 from wsss.ops.region_labels import spread
 from wsss.ops.regions import Regions
@@ -24,9 +28,20 @@ from wsss.refiners.crf import MaskSettings
 from wsss.regions.files import read_regions_of
 from wsss.run import stage
 from wsss.segmenters.retrieval import RetrievalSettings, described, opened_bank
-from wsss.stages.each import for_each_picture
+from wsss.stages.each import as_loaded, for_each_picture
 from wsss.stages.localize import Cams
 from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
+from wsss.storage import read_json, whole_file, write_json
+
+log = logging.getLogger("wsss")
+
+
+# the highest weight of votes, and the correlations of maps and votes from which on they count, and count fully (docs/regions.md)
+_HIGHEST, _LEAST, _ENOUGH = 0.3, 0.75, 0.85
+# in the folder of the votes: how much those of each class agree with the maps
+AGREEMENT = "agreement.json"
+_SUFFIX, _NAMES = ".npz", ("shares", "moments")
+_EXPECTED = "the votes of the regions of a picture"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +64,8 @@ class VoteSettings:
 
     title: ClassVar[str] = "votes of regions"
 
-    weight: float = 0.3
-    """weight of the votes against the averaged maps"""
+    weight: Literal["agreement"] | float = "agreement"
+    """weight of the votes against the averaged maps; agreement: that of each class, up to 0.3, by the correlation of votes and maps"""
     features: FeatureSettings = FeatureSettings()
     """the frozen network that describes regions; its source `classifier` is the network that made the maps"""
     erosion: int = 2
@@ -59,7 +74,8 @@ class VoteSettings:
     """smaller regions of masks, after the erosion, do not enter the bank"""
 
     def __post_init__(self) -> None:
-        check_range("refiner.votes.weight", self.weight, 0, 1)
+        if not isinstance(self.weight, str):
+            check_range("refiner.votes.weight", self.weight, 0, 1)
         check_range("refiner.votes.erosion", self.erosion, 0)
         check_range("refiner.votes.fewest_pixels", self.fewest_pixels, 1)
 
@@ -97,17 +113,45 @@ def votes(
     return vote(queries, bank[rows], of[rows], int(labels.max()) + 1, k=1, voting="by-class").shares[:, labels]
 
 
+def against_background(probabilities: Float[np.ndarray, "l ..."]) -> Float[np.ndarray, "k ..."]:
+    """The probability of each class if there is only this class and the background, which is the first label."""
+    return probabilities[1:] / np.maximum(probabilities[1:] + probabilities[:1], 1e-12)
+
+
 def with_votes(
-    base: Float[np.ndarray, "l h w"], given: Float[np.ndarray, "l h w"], weight: float
+    base: Float[np.ndarray, "l h w"], given: Float[np.ndarray, "l h w"], weights: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, "k h w"]:
     """Maps of the classes in which 0.5 is where class and background are equally probable.
 
     Args:
         base, given: probabilities of background and classes, from the maps and from votes.
-        weight: of the votes.
+        weights: of the votes, for each class.
     """
-    both = (1 - weight) * base + weight * given
-    return (both[1:] / np.maximum(both[1:] + both[:1], 1e-12)).astype(np.float32)
+    of_votes = weights[:, None, None]
+    return ((1 - of_votes) * against_background(base) + of_votes * against_background(given)).astype(np.float32)
+
+
+def moments(
+    of_maps: Float[np.ndarray, "n k"], of_votes: Float[np.ndarray, "n k"], areas: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "k 6"]:
+    """What the correlation of the maps and the votes of regions is computed from, for each class; those of several pictures are added."""
+    x, y = of_maps.astype(np.float64), of_votes.astype(np.float64)
+    terms = (np.ones_like(x), x, y, x * x, y * y, x * y)
+    return np.stack([areas @ term for term in terms], axis=1)
+
+
+def agreement(sums: Float[np.ndarray, "k 6"]) -> Float[np.ndarray, " k"]:
+    """The correlation of maps and votes of each class, weighted by area, from `moments`; 0 where one of them is constant."""
+    means = sums[:, 1:] / np.maximum(sums[:, :1], 1)
+    x, y, xx, yy, xy = means.T
+    spreads = (xx - x * x) * (yy - y * y)
+    usable = spreads > 1e-12
+    return np.where(usable, (xy - x * y) / np.sqrt(np.where(usable, spreads, 1)), 0)
+
+
+def weights_of(agreements: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """The weight of the votes of each class: 0 below a correlation of 0.75, the highest one above 0.85, linear in between."""
+    return _HIGHEST * np.clip((agreements - _LEAST) / (_ENOUGH - _LEAST), 0, 1)
 
 
 def probabilities(maps: Float[np.ndarray, "k h w"], masks: MaskSettings) -> Float[np.ndarray, "l h w"]:
@@ -127,35 +171,23 @@ def probabilities(maps: Float[np.ndarray, "k h w"], masks: MaskSettings) -> Floa
     return scores / np.maximum(scores.sum(axis=0), 1e-12)
 
 
-@stage(kind="regions", makes="maps", title=None)
-def change_by_votes(
-    settings: VoteSettings,
-    levels: LevelSettings,
-    masks: MaskSettings,
-    images: Images,
-    *,
-    cams: Path,
-    regions: Path,
-    bank: Path,
-    thresholds: Path | None,
-    out: Path,
+@stage(kind="vote", makes="answers", title=None)
+def vote_regions(
+    settings: LevelSettings, images: Images, *, cams: Path, regions: Path, bank: Path, out: Path
 ) -> dict[str, Any]:
-    """Write maps into which the votes of regions have entered, as `NAME.npz`; pictures whose file exists are skipped.
+    """Write the votes of the regions of every picture as `NAME.npz`; pictures whose file exists are skipped.
 
-    The maps of a picture with a tag that no other picture gives a vector for change only in that 0.5 becomes their threshold.
+    `agreement.json` says for each class how well the votes agree with the maps. The votes of a picture are empty if a tag of it has no vector
+    of another picture.
 
     Args:
-        settings: the votes.
-        levels: those over which the maps were averaged; so are the votes.
-        masks: how maps become masks, which says what the score of the background is.
+        settings: the levels whose regions are compared.
         images: the pictures.
-        cams: folder of maps that are averaged within regions.
+        cams: folder of their maps, as they were before they were averaged.
         regions: folder of the regions.
         bank: folder of the bank.
-        thresholds: folder of the stage that chose the threshold or exponent of `masks`.
         out: the stage's folder.
     """
-    numbers = masks.at(thresholds)
     known, _, features, _ = opened_bank(bank)
     features = features.to(launch.device())
     vectors, of = known.unit_vectors(), known.labels.astype(np.int64)
@@ -165,23 +197,118 @@ def change_by_votes(
         image = images.read(index)
         size_hw = (image.shape[0], image.shape[1])
         classes, maps = read_matching_cams(images, cams, index, size_hw)
-        found = read_regions_of(images, regions, index, size_hw)
-        used = np.isin(found.levels, np.unique(found.levels)[: levels.count])
-        return image, Cams(classes, maps, None), found.chosen(np.flatnonzero(used))
+        return image, Cams(classes, maps, None), _of_levels(images, regions, index, size_hw, settings)
 
-    def compute(index: int, loaded: tuple[UInt8[np.ndarray, "h w 3"], Cams, Regions]) -> Cams:
+    def compute(index: int, loaded: tuple[UInt8[np.ndarray, "h w 3"], Cams, Regions]) -> dict[str, np.ndarray]:
         image, (classes, maps, _), found = loaded
-        base = probabilities(maps, numbers)
         labels = np.concatenate([[0], classes.astype(np.int64) + 1])
         others = known.pictures != numbered.get(images.names[index], -1)
         given = None
         if len(found) and len(classes):
             given = votes(vectors, of, described(features, image, found), labels, others)
-        voted = base if given is None else spread(found, given, base)
-        return Cams(classes, with_votes(base, voted, settings.weight), None)
+        sums = np.zeros((len(images.class_names), 6))
+        if given is None:
+            return {"shares": np.zeros((0, len(labels)), np.float32), "moments": sums}
+        of_maps = found.sums(maps) / np.maximum(found.areas, 1)[:, None]
+        sums[classes] = moments(of_maps, against_background(given.T).T, found.areas)
+        return {"shares": given.astype(np.float32), "moments": sums}
+
+    for_each_picture(images, out, _SUFFIX, load, compute, _write_votes, title=f"vote {out.name}")
+    launch.wait()
+    found = launch.decided_by_first(lambda: _agreements(images, out))
+    return {"images": len(images), "agreement of votes and maps": found}
+
+
+def _write_votes(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _agreements(images: Images, out: Path) -> dict[str, float]:
+    """Write and return the agreement of the votes of each class with its maps."""
+    do = f"Remove {out}, and run the command again."
+    sums = np.zeros((len(images.class_names), 6))
+    for name in images.names:
+        sums += read_arrays(out / f"{name}{_SUFFIX}", _NAMES, _EXPECTED, do)[1]
+    found = {name: round(float(one), 4) for name, one in zip(images.class_names, agreement(sums), strict=True)}
+    write_json(out / AGREEMENT, found)
+    return found
+
+
+def _of_levels(images: Images, regions: Path, index: int, size_hw: tuple[int, int], settings: LevelSettings) -> Regions:
+    """The regions of a picture on the levels that are used."""
+    found = read_regions_of(images, regions, index, size_hw)
+    return found.chosen(np.flatnonzero(np.isin(found.levels, np.unique(found.levels)[: settings.count])))
+
+
+@stage(kind="regions", makes="maps", title=None)
+def change_by_votes(
+    settings: VoteSettings,
+    levels: LevelSettings,
+    masks: MaskSettings,
+    images: Images,
+    *,
+    cams: Path,
+    regions: Path,
+    given: Path,
+    judged: Path,
+    thresholds: Path | None,
+    out: Path,
+) -> dict[str, Any]:
+    """Write maps into which the votes of regions have entered, as `NAME.npz`; pictures whose file exists are skipped.
+
+    The maps of a picture without votes change only in that 0.5 becomes their threshold.
+
+    Args:
+        settings: the votes.
+        levels: those over which the maps were averaged; so are the votes.
+        masks: how maps become masks, which says what the score of the background is.
+        images: the pictures.
+        cams: folder of maps that are averaged within regions.
+        regions: folder of the regions.
+        given: folder of their votes.
+        judged: folder of votes by whose agreement with maps the votes are weighted; that of another run if its bank is reused.
+        thresholds: folder of the stage that chose the threshold or exponent of `masks`.
+        out: the stage's folder.
+    """
+    numbers = masks.at(thresholds)
+    weights = _weights(settings, judged, images)
+    shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(images.class_names, weights, strict=True))
+    log.info("%s: weight of the votes (%s): %s", out, settings.weight, shown)
+
+    def load(index: int) -> Cams:
+        size_hw = images.size_hw(index)
+        classes, maps = read_matching_cams(images, cams, index, size_hw)
+        found = _of_levels(images, regions, index, size_hw, levels)
+        base = probabilities(maps, numbers)
+        path = given / f"{images.names[index]}{_SUFFIX}"
+        shares, _ = read_arrays(path, _NAMES, _EXPECTED, f"Remove {given}, and run the command again.")
+        voted = spread(found, shares, base) if len(shares) else base
+        return Cams(classes, with_votes(base, voted, weights[classes]), None)
 
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)
 
-    for_each_picture(images, out, ".npz", load, compute, write, title=f"votes {out.name}")
-    return {"images": len(images), **numbers.values(), PIXEL_LABELS: pixel_labels(thresholds) if thresholds else "none"}
+    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"votes {out.name}")
+    used = {name: round(float(one), 4) for name, one in zip(images.class_names, weights, strict=True)}
+    marks = {PIXEL_LABELS: pixel_labels(thresholds) if thresholds else "none"}
+    return {
+        "images": len(images),
+        **numbers.values(),
+        "weights of the votes": used,
+        "chosen by": str(settings.weight),
+        **marks,
+    }
+
+
+def _weights(settings: VoteSettings, judged: Path, images: Images) -> Float[np.ndarray, " c"]:
+    """The weight of the votes of each class."""
+    if not isinstance(settings.weight, str):
+        return np.full(len(images.class_names), settings.weight)
+    path = judged / AGREEMENT
+    known = read_json(path, "how well votes agree with maps")
+    if not isinstance(known, dict) or any(not isinstance(known.get(name), float) for name in images.class_names):
+        raise BadInput(
+            path, f"{known!s:.60}", "a number for each class", f"Remove {judged}, and run the command again."
+        )
+    return weights_of(np.array([known[name] for name in images.class_names]))

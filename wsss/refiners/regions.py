@@ -20,7 +20,7 @@ from wsss.networks.body import Backbone
 from wsss.ops.region_labels import level_means, most_frequent, sams, sepl
 from wsss.ops.regions import Regions
 from wsss.refiners.crf import MaskSettings, refine
-from wsss.refiners.region_votes import LevelSettings, VoteSettings, change_by_votes
+from wsss.refiners.region_votes import LevelSettings, VoteSettings, change_by_votes, vote_regions
 from wsss.refiners.task import RefinementTask
 from wsss.regions import ProposerSettings
 from wsss.regions.files import read_regions_of
@@ -187,6 +187,9 @@ class RegionsSettings:
         else:
             settings = self.votes.bank.after(task.classifier)
             bank = make_bank(settings, task.images, masks=self._uncorrected(task), out=task.folder("votes-bank"))
+        given = vote_regions(
+            self.levels, task.images, cams=task.cams, regions=regions, bank=bank, out=task.folder("votes")
+        )
         return change_by_votes(
             self.votes,
             self.levels,
@@ -194,7 +197,8 @@ class RegionsSettings:
             task.images,
             cams=after,
             regions=regions,
-            bank=bank,
+            given=given,
+            judged=given if task.trained is None else task.trained / "votes",
             thresholds=thresholds,
             out=task.folder("cams-votes"),
         )

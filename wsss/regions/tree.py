@@ -7,34 +7,37 @@ import cv2
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from wsss.errors import check_range
+from wsss.errors import BadInput, check_range
 from wsss.ops.graph_regions import graph_regions
-from wsss.ops.region_tree import cuts, hierarchy
+from wsss.ops.region_tree import cuts, hierarchy, nested
 from wsss.ops.regions import Regions
 from wsss.regions.proposer import Proposer
 
 
 @dataclasses.dataclass(frozen=True)
 class TreeSettings:
-    """Graph-based segmentation, and its regions merged level by level; each level divides the whole picture."""
+    """Graph-based segmentation at several scales, and the smallest of its regions merged level by level; each level divides the whole picture."""
 
     title: ClassVar[str] = "hierarchy of colours"
 
     kind: Literal["tree"] = "tree"
     """regions of similar colours, merged level by level; needs no weights"""
-    scale: float = 30.0
-    """scale of the smallest regions: higher ones are larger (k of Felzenszwalb and Huttenlocher, for colours from 0 to 255)"""
+    scales: tuple[float, ...] = (30.0, 80.0, 200.0, 500.0)
+    """scales, ascending, one for each of the lowest levels: higher ones give larger regions (k of Felzenszwalb and Huttenlocher, for colours
+    from 0 to 255)"""
     sigma: float = 0.8
     """standard deviation of the Gaussian that smooths the picture first, in pixels"""
     smallest: int = 20
     """smallest regions with fewer pixels are joined with a neighbour"""
     ratio: float = 2.0
-    """how many times fewer regions each level has than the one below it; the last level has one region, which is left out"""
+    """how many times fewer regions each level of the merged ones has than the one below it; the last level has one region, which is left out"""
     longest: int = 1024
     """larger pictures are shrunk until their longer side has this many pixels; their regions are enlarged again"""
 
     def __post_init__(self) -> None:
-        check_range("proposer.scale", self.scale, 0)
+        if not self.scales or list(self.scales) != sorted(set(self.scales)):
+            raise BadInput("proposer.scales", f"{self.scales}", "ascending numbers", "Change them.")
+        check_range("proposer.scales", self.scales[0], 0)
         check_range("proposer.sigma", self.sigma, 0, 100)
         check_range("proposer.smallest", self.smallest, 1)
         # more levels than a byte can number are never needed
@@ -59,14 +62,19 @@ class Tree:
         """All the work: it needs no network."""
         settings, size_hw = self.settings, image.shape[:2]
         small = _shrunk(image, settings.longest)
-        leaves = graph_regions(small, settings.scale, settings.sigma, settings.smallest)
+        leaves, *coarser = graph_regions(small, settings.scales, settings.sigma, settings.smallest)
+        merges, scores = hierarchy(small, leaves)
         n = int(leaves.max()) + 1
         numbers = [n]
         while (fewer := int(numbers[-1] / settings.ratio)) > 1:
             numbers.append(fewer)
-        merges, scores = hierarchy(small, leaves)
-        levels = cuts(n, merges, numbers)
-        return Regions.of_levels(_enlarged(leaves, size_hw), levels, scores).without_repeats()
+        smallest, *larger = cuts(n, merges, numbers)
+        # regions of the higher scales are not ranked
+        levels, ranked = [smallest], scores.tolist()
+        for of_leaves in nested(leaves, coarser):
+            levels.append(len(ranked) + of_leaves)
+            ranked += [0.0] * (int(of_leaves.max()) + 1)
+        return Regions.of_levels(_enlarged(leaves, size_hw), levels + larger, np.array(ranked)).without_repeats()
 
     def regions(self, prepared: Regions) -> Regions:
         """See `wsss.regions.proposer.Proposer`."""
