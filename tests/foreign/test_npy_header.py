@@ -53,6 +53,13 @@ def test_anything_else_is_refused(text):
         read_header(io.BytesIO(content))
 
 
+def test_unknown_types_are_refused():
+    text = "{'descr': 'x', 'fortran_order': False, 'shape': (2,), }"
+    content = np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text.encode()
+    with pytest.raises(ValueError, match="type 'x'"):
+        read_header(io.BytesIO(content))
+
+
 def test_other_versions_and_cut_files_are_refused():
     with pytest.raises(ValueError, match=r"\.npy version \(3, 0\)"):
         read_header(io.BytesIO(np.lib.format.magic(3, 0) + b"\0" * 100))

@@ -84,11 +84,24 @@ def eomt():
     return transformers.EomtForUniversalSegmentation(config), processor
 
 
+def mask2former():
+    backbone = transformers.SwinConfig(
+        image_size=SIDE, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = transformers.Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=6, num_labels=2,
+    )  # fmt: skip
+    processor = transformers.Mask2FormerImageProcessor(size={"height": SIDE, "width": SIDE}, size_divisor=32)
+    return transformers.Mask2FormerForUniversalSegmentation(config), processor
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, one_torch_thread):
     """A folder of each network."""
     folder = tmp_path_factory.mktemp("models")
-    for make in (sam, sam2, eomt):
+    for make in (sam, sam2, eomt, mask2former):
         torch.manual_seed(0)
         model, processor = make()
         if hasattr(model, "mask_decoder"):
@@ -172,8 +185,9 @@ def test_nothing_is_sure_enough(models, picture):
     assert len(proposed(EoMTSettings(model=str(models / "eomt"), score=1.0), picture)) == 0
 
 
-def test_segments_do_not_overlap(models, picture):
-    found = proposed(EoMTSettings(model=str(models / "eomt"), score=0.0, visible=0.0, mask=0.0), picture)
+@pytest.mark.parametrize("name", ["eomt", "mask2former"])
+def test_segments_do_not_overlap(models, picture, name):
+    found = proposed(EoMTSettings(model=str(models / name), score=0.0, visible=0.0, mask=0.0), picture)
     assert len(found)
     assert found.masks().sum(axis=0).max() == 1
     assert (found.areas > 0).all()

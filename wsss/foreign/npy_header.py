@@ -43,4 +43,8 @@ def read_header(stream: IO[bytes]) -> Header:
     if match is None:
         raise ValueError(f"no header: {text!r:.120}")
     shape = tuple(int(side) for side in match["shape"].replace(" ", "").split(",") if side)
-    return Header(shape, match["fortran"] == "True", np.dtype(match["dtype"]))
+    try:
+        dtype = np.dtype(match["dtype"])
+    except TypeError as error:
+        raise ValueError(f"elements of type {match['dtype']!r:.20}") from error
+    return Header(shape, match["fortran"] == "True", dtype)
