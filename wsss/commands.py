@@ -66,7 +66,7 @@ _COMMON_SETTINGS = {
     "inference": ("clip", "dino", "regions", "scales"),
     "refiner": ("by", "regions", "threshold", "crf", "weights", "network.training.epochs", "network.training.batch"),
     "segmenter": ("network.backbone", "init", "training.steps", "training.batch", "corrected_weight"),
-    "proposer": ("scale", "smallest", "ratio", "model", "points", "masks"),
+    "proposer": ("scales", "smallest", "ratio", "model", "points", "masks"),
     "tagger": ("clip", "words", "threshold"),
     "questions": ("blip", "words", "batch"),
     "test": ("size", "scales", "flip", "crf"),
