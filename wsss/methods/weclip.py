@@ -193,13 +193,14 @@ class WeCLIPSettings:
             factors = torch.ones(count, learning.network.n_adapters, self.embedding, device=device)
 
             def step() -> Tensor:
-                if batch:
-                    return torch.stack(
-                        list(learning({"image": pictures, "label": tags, "factors": factors}).values())
-                    ).sum()
-                with torch.no_grad():
-                    tokens = learning.tokens(pictures)
-                    return learning.made_labels(pictures, tags, tokens, learning.network(tokens), 0)
+                # not `forward`, which waits for the other processes: only the first one measures
+                tokens = learning.tokens(pictures)
+                decoded = learning.network(tokens, factors)
+                made = learning.made_labels(pictures, tags, tokens, decoded, 0)
+                if not batch:
+                    return made
+                logits = [resize_logits(one, (side, side)) for one in decoded.logits]
+                return torch.stack([*learning.losses(logits, decoded.features, made, made).values()]).sum()
 
             return Work(step, count * side**2, weights)
 
