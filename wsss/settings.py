@@ -463,6 +463,9 @@ def expected(*kinds: Any) -> str:
         dict: "keys and values", object: "a value in YAML",
     }  # fmt: skip
     parts = []
+    words = [word for member in kinds if dataclasses.is_dataclass(member) and (word := tag(member))]  # type: ignore[arg-type]
+    if len(words) > 2:
+        parts.append(f"one of {', '.join(words)}")
     for member in kinds:
         inner = get_args(member)
         if get_origin(member) is Literal:
@@ -474,7 +477,8 @@ def expected(*kinds: Any) -> str:
             )
         elif dataclasses.is_dataclass(member):
             word = tag(member)  # type: ignore[arg-type]
-            parts.append(word or f"settings ({', '.join(fields(member))})")  # type: ignore[arg-type]
+            if len(words) < 3 or word is None:
+                parts.append(word or f"settings ({', '.join(fields(member))})")  # type: ignore[arg-type]
         else:
             parts.append(names[member])
     return " or ".join(parts)

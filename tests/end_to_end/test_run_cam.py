@@ -83,7 +83,7 @@ def test_other_settings_are_refused(finished, shapes, tiny):
         "classifier/checkpoint.pt",
         pytest.param("cams/*.npz", marks=pytest.mark.slow),  # CLIP-ES has it too, in its tests
         "masks/*.png",
-        "segmenter/checkpoint.pt",
+        pytest.param("segmenter/checkpoint.pt", marks=pytest.mark.slow),  # continues as the classifier does
     ],
 )
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path, finished, shapes, tiny, moment):

@@ -20,7 +20,7 @@ def run(tmp_path_factory, shapes):
     """A run with the regions of similar colours; its mode refiner is the published correction."""
     folder = tmp_path_factory.mktemp("corrclip")
     content = {
-        "proposer": {"kind": "tree", "scale": 60.0},
+        "proposer": {"kind": "tree", "coarseness": [60.0]},
         "inference": {"clip": str(CLIP), "dino": "none", "words": str(CLIP / "words.yaml"), "level": 2},
         "refiner": {"kind": "regions", "mode": {"level": 2}},
         "segmenter": TINY["segmenter"],

@@ -278,7 +278,9 @@ def test_val_without_tags_has_no_maps_to_score(tagged, squares, tmp_path, monkey
     ):
         monkeypatch.setattr(module, stage, lambda *_, out, **__: (made.append(out.name), out)[1])
     task = RefinementTask(squares, tmp_path / "cams", tmp_path)
-    recipe._score_both_splits(recipe.settings_of(icam.METHOD)(), data, task, {"weights": tmp_path / "classifier"})
+    recipe._score_both_splits(
+        icam.METHOD, recipe.settings_of(icam.METHOD)(), data, task, {"weights": tmp_path / "classifier"}
+    )
     assert made == (["cams-val", "cams-val-scores", "masks-val", "masks-val-scores"] if tagged else [])
 
 

@@ -369,7 +369,7 @@ def in_double(settings: WeCLIPSettings, images: Images) -> WeCLIPObjective:
     return learning
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     """Gradients in double precision, and a training with dropout."""
     check_two_processes("tests.methods.test_weclip", tmp_path, settings_of, in_double)

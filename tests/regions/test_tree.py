@@ -38,7 +38,7 @@ def test_objects_are_regions(flag):
 
 def test_each_level_divides_the_picture_and_each_region_is_there_once():
     picture = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
-    regions = proposed(TreeSettings(scales=(5.0,), ratio=1.5), picture)
+    regions = proposed(TreeSettings(coarseness=(5.0,), ratio=1.5), picture)
     levels = [regions.masks()[regions.levels == level] for level in range(regions.levels.max() + 1)]
     assert len(levels) > 3
     np.testing.assert_array_equal(levels[0].sum(axis=0), 1)
@@ -53,7 +53,7 @@ def test_each_level_divides_the_picture_and_each_region_is_there_once():
 
 def test_the_lowest_levels_are_those_of_the_scales():
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
-    with_scales, without = (proposed(TreeSettings(scales=scales), picture) for scales in ((30.0, 300.0), (30.0,)))
+    with_scales, without = (proposed(TreeSettings(coarseness=scales), picture) for scales in ((30.0, 300.0), (30.0,)))
     sets = [{mask.tobytes(): score for mask, score in zip(one.masks(), one.scores)} for one in (with_scales, without)]
     # the merged regions and their scores are the same, and others are not ranked
     assert sets[1].items() <= sets[0].items()
@@ -92,7 +92,14 @@ def test_what_stands_out_has_the_highest_score(flag):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ratio": 1.0}, {"scales": (-1.0,)}, {"scales": ()}, {"scales": (3.0, 2.0)}, {"smallest": 0}, {"longest": 3}],
+    [
+        {"ratio": 1.0},
+        {"coarseness": (-1.0,)},
+        {"coarseness": ()},
+        {"coarseness": (3.0, 2.0)},
+        {"smallest": 0},
+        {"longest": 3},
+    ],
 )
 def test_settings_that_cannot_work(wrong):
     with pytest.raises(BadInput, match=f"proposer.{next(iter(wrong))}"):
@@ -117,9 +124,9 @@ def test_the_command(tmp_path, flag, capsys):
     (tmp_path / "data/flag").mkdir(parents=True)
     Image.fromarray(flag).save(tmp_path / "data/flag/a.png")
     command = ["regions", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--proposer", "tree"]
-    assert main([*command, "--scales", "[50, 90]"]) == 0
+    assert main([*command, "--coarseness", "[50, 90]"]) == 0
     assert len(read_regions(tmp_path / "out/flag/a.npz", (60, 90)))
-    assert main([*command, "--scales", "[60]"]) == 2
+    assert main([*command, "--coarseness", "[60]"]) == 2
     assert "made from something else" in capsys.readouterr().err
 
 

@@ -81,8 +81,8 @@ class CorrCLIPInference:
     """shorter side that pictures are resized to (longer side at most 2048); none: their own size; published without tags: 336"""
     score: float = 0.0
     """regions with a lower score are left out; published for EntitySeg: 0.5"""
-    paint: Literal["score", "area"] = "area"
-    """which region is on top where they overlap: the surest one, or the largest one (published for SAM 2)"""
+    paint: Literal["area", "score"] = "area"
+    """which region is on top where they overlap: the largest one (published for SAM 2), or the surest one"""
     level: int | None = None
     """use only the regions of this level; null for all"""
     regions: Path | None = unrecorded(None)

@@ -22,9 +22,9 @@ class TreeSettings:
 
     kind: Literal["tree"] = "tree"
     """regions of similar colours, merged level by level; needs no weights"""
-    scales: tuple[float, ...] = (30.0, 80.0, 200.0, 500.0)
-    """scales, ascending, one for each of the lowest levels: higher ones give larger regions (k of Felzenszwalb and Huttenlocher, for colours
-    from 0 to 255)"""
+    coarseness: tuple[float, ...] = (30.0, 80.0, 200.0, 500.0)
+    """scales of the segmentation, ascending, one for each of the lowest levels: higher ones give larger regions (k of Felzenszwalb and
+    Huttenlocher, for colours from 0 to 255)"""
     sigma: float = 0.8
     """standard deviation of the Gaussian that smooths the picture first, in pixels"""
     smallest: int = 20
@@ -35,9 +35,9 @@ class TreeSettings:
     """larger pictures are shrunk until their longer side has this many pixels; their regions are enlarged again"""
 
     def __post_init__(self) -> None:
-        if not self.scales or list(self.scales) != sorted(set(self.scales)):
-            raise BadInput("proposer.scales", f"{self.scales}", "ascending numbers", "Change them.")
-        check_range("proposer.scales", self.scales[0], 0)
+        if not self.coarseness or list(self.coarseness) != sorted(set(self.coarseness)):
+            raise BadInput("proposer.coarseness", f"{self.coarseness}", "ascending numbers", "Change them.")
+        check_range("proposer.coarseness", self.coarseness[0], 0)
         check_range("proposer.sigma", self.sigma, 0, 100)
         check_range("proposer.smallest", self.smallest, 1)
         # more levels than a byte can number are never needed
@@ -62,7 +62,7 @@ class Tree:
         """All the work: it needs no network."""
         settings, size_hw = self.settings, image.shape[:2]
         small = _shrunk(image, settings.longest)
-        leaves, *coarser = graph_regions(small, settings.scales, settings.sigma, settings.smallest)
+        leaves, *coarser = graph_regions(small, settings.coarseness, settings.sigma, settings.smallest)
         merges, scores = hierarchy(small, leaves)
         n = int(leaves.max()) + 1
         numbers = [n]
