@@ -37,6 +37,7 @@ def test_a_run_caches_tokens_and_trains_on_them(run):
     assert "head on a frozen network" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_and_reads_tokens_of_a_run(run, shapes, tmp_path):
     words = ("segment", "--data", shapes, "--masks", shapes / "SegmentationClass", "--segmenter", "frozen")
     words = (*words, *(word for key, value in TRAINING.items() for word in (f"--segmenter.training.{key}", value)))

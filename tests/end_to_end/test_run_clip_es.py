@@ -78,6 +78,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings, 
         assert prefixed(tmp_path / "killed", stage) == prefixed(whole, stage)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_tags_maps_and_masks(tmp_path, whole, shapes, settings):
     shutil.copytree(whole / "segmenter", tmp_path / "run" / "segmenter")
     ok("run", "clip_es", "--data", shapes, *TAGCLIP, "--config", settings, "--out", tmp_path / "run", processes=2)

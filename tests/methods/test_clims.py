@@ -386,7 +386,7 @@ def in_double(settings: clims.CLIMSSettings, images) -> clims.CLIMSObjective:
     return learning
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     check_two_processes("tests.methods.test_clims", tmp_path, settings_of, in_double)
 

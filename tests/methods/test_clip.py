@@ -50,7 +50,7 @@ def test_captions_name_tags_of_their_picture(squares):
                 assert (name in words) == bool(named)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_training_learns_and_is_written_as_transformers_does(tmp_path, squares):
     settings = dataclasses.replace(SETTINGS, training=dataclasses.replace(SETTINGS.training, epochs=90))
     out = train(settings, squares, out=tmp_path / "clip")
