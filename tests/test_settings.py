@@ -477,7 +477,7 @@ def test_the_environment_is_no_way_in(canary, monkeypatch):
         (("--classifier.qqqqqqq", "3"), "^--classifier.qqqqqqq: no such setting. `--help-all` lists all settings.$"),
         (("--conf", "x"), "no such flag. Did you mean --config"),
         (("--print_conf",), "no such flag. Did you mean --print_config"),
-        (("--refiner", "irnt"), "^--refiner: found 'irnt'; expected one of crf, irnet, affinitynet, regions. Did you mean 'irnet'"),
+        (("--refiner", "irnt"), "^--refiner: found 'irnt'; expected crf or irnet or affinitynet or regions. Did you mean 'irnet'"),
         (("--refiner.kind", "irnt"), "^--refiner.kind: found 'irnt'; expected .* Did you mean 'irnet'"),
         (("--refiner.walk.beta", "3"), "^--refiner.walk.beta: found a setting of irnet and affinitynet, while kind is crf"),
         (("--segmenter.kind", "emanet", "--segmenter.head_lr", "[1, 1]"), "^--segmenter.head_lr: found a setting of deeplab, while kind is emanet"),

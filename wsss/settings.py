@@ -393,7 +393,7 @@ def _typed(field: Field, value: Any, base: Any, keys: Keys, where: Callable[[Key
     do = suggestion(value, words(field.kind)) if isinstance(value, str) else ""
     if isinstance(value, int | float) and str in possible:
         do = "Put it in quotes. "
-    raise BadInput(where(keys), describe(value), expected(*members(field.kind)), f"{do}Change it.")
+    raise BadInput(where(keys), describe(value), expected(*members(field.kind)), do.strip() or "Change it.")
 
 
 def _items(field: Field, kind: Any, value: list[Any], keys: Keys, where: Callable[[Keys], str]) -> Any:
@@ -463,9 +463,6 @@ def expected(*kinds: Any) -> str:
         dict: "keys and values", object: "a value in YAML",
     }  # fmt: skip
     parts = []
-    words = [word for member in kinds if dataclasses.is_dataclass(member) and (word := tag(member))]  # type: ignore[arg-type]
-    if len(words) > 2:
-        parts.append(f"one of {', '.join(words)}")
     for member in kinds:
         inner = get_args(member)
         if get_origin(member) is Literal:
@@ -477,8 +474,7 @@ def expected(*kinds: Any) -> str:
             )
         elif dataclasses.is_dataclass(member):
             word = tag(member)  # type: ignore[arg-type]
-            if len(words) < 3 or word is None:
-                parts.append(word or f"settings ({', '.join(fields(member))})")  # type: ignore[arg-type]
+            parts.append(word or f"settings ({', '.join(fields(member))})")  # type: ignore[arg-type]
         else:
             parts.append(names[member])
     return " or ".join(parts)

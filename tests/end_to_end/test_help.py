@@ -56,7 +56,7 @@ def test_misspelt_words_and_printed_settings_need_no_torch():
     errors = light(misspelt, status=2).stderr.splitlines()
     assert len(errors) == len(misspelt)
     assert all(line.startswith("wsss: error: ") for line in errors)
-    assert all(len(line) < 160 for line in errors)
+    assert all(len(line) < 150 for line in errors)
     for word in ("run cam", "--data", "--refiner.walk", "'emanet'", "--common"):
         assert any(f"Did you mean {word}?" in line for line in errors), word
     assert "kind: emanet" in light([["segment", "--segmenter", "emanet", "--print_config"]]).stdout

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import finished, tree, write_squares
-from tests.segmenters.tiny import frozen, write_classifier, write_truths
+from tests.conftest import tree, write_squares
+from tests.segmenters.tiny import frozen
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import IGNORE
 from wsss.errors import BadInput
@@ -28,20 +28,6 @@ from wsss.stages.tokens import cache_tokens
 from wsss.weights import WEIGHTS, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Pictures of squares, and their masks."""
-    folder = tmp_path_factory.mktemp("data")
-    images = write_squares(folder / "pictures", 12)
-    return images, finished(write_truths(images, folder / "masks"))
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """A classifier that was not trained."""
-    return write_classifier(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import wsss
 from tests.conftest import finished, write_squares
 from tests.regions.test_networks import sam
-from tests.segmenters.tiny import BODY, retrieval, write_classifier, write_truths
+from tests.segmenters.tiny import BODY, retrieval, write_classifier
 from wsss.data.files import read_mask, write_mask
 from wsss.errors import BadInput
 from wsss.foundations import FeatureSettings
@@ -31,22 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Pictures of squares, and their masks."""
-    folder = tmp_path_factory.mktemp("data")
-    images = write_squares(folder / "pictures", 12)
-    return images, finished(write_truths(images, folder / "masks"))
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    """A classifier that was not trained."""
-    return write_classifier(tmp_path_factory.mktemp("classifier"))
-
-
-@pytest.fixture(scope="module")
-def settings(network):
-    return retrieval(network)
+def settings(classifier):
+    return retrieval(classifier)
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +186,10 @@ def test_corrected_masks_are_used_instead(data, settings, tmp_path):
     assert bank.areas[bank.pictures == 1].tolist() == [32 * 36]
 
 
-def test_the_classifier_of_a_run_is_copied_into_the_bank(data, settings, network, tmp_path):
+def test_the_classifier_of_a_run_is_copied_into_the_bank(data, settings, classifier, tmp_path):
     images, masks = data
     moved = tmp_path / "classifier"
-    shutil.copytree(network, moved)
+    shutil.copytree(classifier, moved)
     of_run = dataclasses.replace(settings, features=FeatureSettings(enlarge=4))
     out = segment(of_run, images, masks=masks, out=tmp_path / "bank", classifier=moved)
     shutil.rmtree(moved)
@@ -248,11 +234,11 @@ def test_checks_before_any_stage_runs(init):
         RetrievalSettings(init=init).check()
 
 
-def test_layers_that_the_classifier_of_a_run_will_not_have(network):
+def test_layers_that_the_classifier_of_a_run_will_not_have(classifier):
     later = to_be_trained(BODY, 16)
     RetrievalSettings().check(later)
     for features in (FeatureSettings(layers=9), FeatureSettings(enlarge=3)):
-        for trained in (later, network):
+        for trained in (later, classifier):
             with pytest.raises(BadInput, match=r"layers|enlarge"):
                 RetrievalSettings(features=features).check(trained)
 
@@ -340,9 +326,9 @@ def test_programs_load_it_like_any_segmenter(made, data):
         assert {near.image for near in region.nearest} <= set(data[0].names)
 
 
-def test_only_a_bank_explains(network, data):
+def test_only_a_bank_explains(classifier, data):
     with pytest.raises(BadInput, match="a network of kind `cam`"):
-        wsss.load(network).explain(data[0].read(0))
+        wsss.load(classifier).explain(data[0].read(0))
 
 
 def test_regions_unlike_all_of_the_bank_are_background(made, data, settings, tmp_path):
