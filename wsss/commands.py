@@ -542,7 +542,9 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
         bad = bad_pictures(images, check_pictures(images))
         images = images.without(bad)
         show("".join(f"left out: {message}\n" for message in bad.values()), end="", stream=sys.stderr)
-    predict.predict(chosen.build(), images, weights=weights, out=options.out, also=options.also)
+    predict.predict(
+        chosen.build(), images, weights=weights, out=options.out, also=options.also, regions=options.regions
+    )
 
 
 def _evaluate(options: EvaluateOptions, chosen: ParsedSettings) -> None:

@@ -267,6 +267,8 @@ class PredictOptions(OutOptions, PictureOptions):
     """also list classes, areas, confidences and boxes in JSON, in OUT/json"""
     probabilities: bool = switch()
     """also write the probability of each class, in OUT/probabilities"""
+    regions: Path | None = None
+    """folder of the pictures' regions made by `wsss regions`, for a segmenter of kind `retrieval`; by default it proposes them"""
     allow_outside: bool = switch()
     """also read files outside the folder of pictures, to which links in it lead"""
     skip_bad: bool = switch()

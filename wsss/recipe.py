@@ -289,7 +289,7 @@ def _run_stages(method: Method, settings: RunSettings, data: Dataset, out: Path,
         **corrected,
     )
     doubted = health.check_segmenter(images, weights=segmenter, out=out / "segmenter-health")
-    health.offer_review(out, doubted, data, out / "tags")
+    health.offer_review(out, doubted, data, out / "tags", earlier=checked)
     if data.val:
         val = data.split(data.val)
         predictions = predict(settings.test, val, weights=segmenter, out=out / "predictions")

@@ -82,6 +82,37 @@ def test_wrong_tags_are_listed_in_the_run(coloured, tmp_path):
     assert table.read_text(encoding="utf-8") == "image,tags\n01,red\n"
 
 
+def test_a_later_check_adds_to_a_table_that_nobody_corrected(coloured, tmp_path):
+    data = Dataset("tags", tmp_path, {"train": coloured}, "train", None, None, [])
+    first, second, run = (tmp_path / name for name in ("first", "second", "run"))
+    run.mkdir()
+    for folder, found in ((first, {"03": 0.7, "05": 0.6}), (second, {"04": 0.8, "05": 0.9})):
+        folder.mkdir()
+        suspects = [dataclasses.asdict(Suspect(name, "red", True, score)) for name, score in found.items()]
+        (folder / SUSPECTS).write_text(json.dumps(suspects), encoding="utf-8")
+    table = run / stages.REVIEW
+
+    def listed():
+        rows = csv.DictReader(table.open(encoding="utf-8"))
+        return [(row["image"], row["score"]) for row in rows if row["suspicious"]]
+
+    stages.offer_review(run, first, data, None)
+    assert listed() == [("03", "0.700"), ("05", "0.600")]
+    stages.offer_review(run, second, data, None, earlier=first)
+    assert listed() == [("05", "0.900"), ("04", "0.800"), ("03", "0.700")]
+    # a run that is started again comes past both checks
+    stages.offer_review(run, first, data, None)
+    stages.offer_review(run, second, data, None, earlier=first)
+    assert listed() == [("05", "0.900"), ("04", "0.800"), ("03", "0.700")]
+    # a table of the first check that was corrected is kept
+    table.unlink()
+    stages.offer_review(run, first, data, None)
+    corrected = table.read_text(encoding="utf-8").replace("red", "blue", 1)
+    table.write_text(corrected, encoding="utf-8")
+    stages.offer_review(run, second, data, None, earlier=first)
+    assert table.read_text(encoding="utf-8") == corrected
+
+
 def test_a_method_that_describes_nothing_says_so(coloured, tmp_path):
     checked = stages.check_tags(Method("nothing"), coloured, out=tmp_path / "run" / "classifier-health")
     health = read_health(checked)

@@ -18,12 +18,15 @@ from wsss.loading import to_be_trained
 from wsss.ops.region_shapes import eroded_regions
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import vote
+from wsss.regions import DEFAULT
+from wsss.regions.files import write_regions
 from wsss.regions.sam import SAMSettings
 from wsss.segmenters.bank import Bank
 from wsss.segmenters.retrieval import RetrievalSettings, described, opened_bank
 from wsss.stages import bank as stage
 from wsss.stages.bank import make_bank
 from wsss.stages.predict import PredictSettings, Segmenter, predict
+from wsss.stages.propose import propose
 from wsss.stages.segment import segment
 from wsss.weights import BANK, read_weights, write_weights
 
@@ -342,3 +345,37 @@ def test_regions_unlike_all_of_the_bank_are_background(made, data, settings, tmp
     segmenter = Segmenter(out, PredictSettings())
     segmenter.trained.threshold = 1.1
     assert not segmenter(images.read(0)).any()
+
+
+def test_regions_that_were_made_before(made, data, tmp_path):
+    """Predictions with stored regions are those with proposed ones; a few regions alone decide on their pixels."""
+    images = data[0].subset(range(3))
+    regions = propose(DEFAULT, images, out=tmp_path / "regions")
+    proposed = predict(PredictSettings(), images, weights=made, out=tmp_path / "proposed")
+    given = predict(PredictSettings(), images, weights=made, out=tmp_path / "given", regions=regions)
+    for name in images.names:
+        np.testing.assert_array_equal(read_mask(given / f"{name}.png"), read_mask(proposed / f"{name}.png"))
+    for index, name in enumerate(images.names):
+        corner = np.zeros((1, *images.size_hw(index)), bool)
+        corner[0, :8, :8] = True
+        write_regions(tmp_path / "corners" / f"{name}.npz", Regions.of_masks(corner, np.ones(1)))
+    masks = predict(
+        PredictSettings(), images, weights=made, out=tmp_path / "few", regions=finished(tmp_path / "corners")
+    )
+    for name in images.names:
+        assert not read_mask(masks / f"{name}.png")[8:].any()
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (PredictSettings(scales=(1.0, 0.5)), "scales"),
+        (PredictSettings(flip=True), "flip"),
+        (PredictSettings(size=20), "--size full"),
+    ],
+)
+def test_regions_fit_only_pictures_as_they_are(made, data, tmp_path, test, message):
+    regions = propose(DEFAULT, data[0], out=tmp_path / "regions")
+    with pytest.raises(BadInput, match=message):
+        predict(test, data[0], weights=made, out=tmp_path / "out", regions=regions)
+    assert not list((tmp_path / "out").glob("*.png"))

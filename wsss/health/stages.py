@@ -18,7 +18,7 @@ from wsss.health.data import tag_health
 from wsss.health.maps import map_health
 from wsss.health.masks import mask_health, segmenter_health
 from wsss.health.note import HEALTH, Health
-from wsss.health.suspects import SUSPECTS, Suspect, read_suspects, write_review
+from wsss.health.suspects import SUSPECTS, Suspect, joined, read_suspects, review_table, write_review
 from wsss.health.tags import described, judged_tags
 from wsss.run import stage
 from wsss.segmenters.retrieval import TrainedRetrieval
@@ -139,27 +139,37 @@ _TOO_MANY = 1 / 3
 _MANY = " (that many mean that the classifier has not learned enough to judge tags)"
 
 
-def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None) -> None:
-    """Write `tags-review.csv` of a run once; a file that is there may have been corrected, and is kept.
+def offer_review(run: Path, checked: Path, data: Dataset, tagger: Path | None, *, earlier: Path | None = None) -> None:
+    """Write `tags-review.csv` of a run, or add to the one of an earlier check; a file that has been corrected is kept.
 
     Args:
         run: the run folder.
-        checked: folder of `check_tags`.
+        checked: folder of `check_tags` or of `check_segmenter`.
         data: the dataset of the run.
         tagger: folder of TagCLIP's tags, if it predicted them.
+        earlier: folder of a check for which the table has been written already.
     """
     found = read_suspects(checked)
+    known = read_suspects(earlier) if earlier is not None else []
     path = run / REVIEW
 
     def write() -> None:
-        if not found or path.exists():
+        if not found:
             return
-        if write_review(path, data, data.split(data.train), found, _scores_of(tagger)):
+        images, scored, suspects = data.split(data.train), _scores_of(tagger), joined(known, found)
+        if path.exists():
+            content = path.read_bytes()
+            if content == review_table(data, images, suspects, scored):
+                return
+            if not known or content != review_table(data, images, known, scored):
+                log.info("%s: it was changed, so it is kept; suspicious tags: %s", path, checked / SUSPECTS)
+                return
+        if write_review(path, data, images, suspects, scored):
             log.info(
                 "%s: %d tags that similar pictures contradict, worst first, to correct for --tags%s",
                 path,
-                len(found),
-                _MANY if len(found) > _TOO_MANY * data.split(data.train).labels.sum() else "",
+                len(suspects),
+                _MANY if len(suspects) > _TOO_MANY * images.labels.sum() else "",
             )
 
     launch.decided_by_first(write)

@@ -53,23 +53,45 @@ def read_suspects(folder: Path) -> list[Suspect]:
         raise BadInput(path, f"{content!s:.50}", expected, do) from error
 
 
+def joined(*lists: Sequence[Suspect]) -> list[Suspect]:
+    """The suspicious tags of several checks, worst first; one that several checks found has its highest score."""
+    worst: dict[tuple[str, str], Suspect] = {}
+    for suspect in sorted((suspect for one in lists for suspect in one), key=lambda suspect: -suspect.score):
+        worst.setdefault((suspect.image, suspect.tag), suspect)
+    return list(worst.values())
+
+
 def write_review(
     path: Path, data: Dataset, images: Images, found: Sequence[Suspect], scored: dict[str, dict[str, float]]
 ) -> bool:
-    """Write the table of all pictures and tags, suspicious ones first, that people correct and give to `--tags`.
+    """Write the table of `review_table`.
+
+    Returns:
+        False if there is none; then nothing is written.
+    """
+    table = review_table(data, images, found, scored)
+    if table is not None:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(table)
+    return table is not None
+
+
+def review_table(
+    data: Dataset, images: Images, found: Sequence[Suspect], scored: dict[str, dict[str, float]]
+) -> bytes | None:
+    """The table of all pictures and tags, suspicious ones first, that people correct and give to `--tags`.
 
     Args:
-        path: the table.
         data: the dataset; its other splits are listed too.
         images: the pictures that were checked.
         found: see `suspects`.
         scored: TagCLIP's scores by picture and class; empty if it did not predict the tags.
 
     Returns:
-        False if a class has a name that a table of tags cannot hold; then nothing is written.
+        CSV; None if a class has a name that a table of tags cannot hold.
     """
     if cannot_be_listed(images.class_names):
-        return False
+        return None
     of_picture: dict[str, list[Suspect]] = {}
     for suspect in found:
         of_picture.setdefault(suspect.image, []).append(suspect)
@@ -108,9 +130,7 @@ def write_review(
         )
     rows += _other_rows(data, set(images.names), len(header))
     # names that are not UTF-8 keep their bytes
-    with whole_file(path) as temporary:
-        temporary.write_text(table_text(rows), encoding="utf-8", errors="surrogateescape", newline="")
-    return True
+    return table_text(rows).encode("utf-8", errors="surrogateescape")
 
 
 def _other_rows(data: Dataset, listed_names: set[str], columns: int) -> list[list[object]]:

@@ -247,10 +247,12 @@ class TrainedRetrieval:
         """The picture itself, with values from 0 to 255, since regions are proposed from it."""
         return rescaled(torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))[None], scale, align_corners=False)
 
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        """Logarithms of the shares of the votes."""
+    def logits(
+        self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int], regions: Regions | None = None
+    ) -> Float[Tensor, "1 l h w"]:
+        """Logarithms of the shares of the votes; `regions` are those of the view, and are proposed here if they are not given."""
         image = view[0].round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        shares = torch.from_numpy(self.shares(self.decide(image)))[None].to(view.device)
+        shares = torch.from_numpy(self.shares(self.decide(image, regions)))[None].to(view.device)
         if shares.shape[2:] != size_hw:
             shares = F.interpolate(shares, size_hw, mode="bilinear", align_corners=False)
         return shares.clamp_min(1e-12).log()
@@ -259,10 +261,16 @@ class TrainedRetrieval:
         """The picture unchanged."""
         return image
 
-    def decide(self, image: UInt8[np.ndarray, "h w 3"]) -> Decided:
-        """The regions of a picture with their labels."""
+    def decide(self, image: UInt8[np.ndarray, "h w 3"], regions: Regions | None = None) -> Decided:
+        """The regions of a picture with their labels.
+
+        Args:
+            image: the picture.
+            regions: those of the picture; proposed here by default.
+        """
         settings = self.settings
-        regions = self.proposer.regions(self.proposer.prepare(image))
+        if regions is None:
+            regions = self.proposer.regions(self.proposer.prepare(image))
         used = (regions.scores >= np.float32(settings.lowest_score)) & (regions.areas >= settings.fewest_pixels)
         regions = regions.chosen(np.flatnonzero(used))
         vectors = described(self.features, image, regions)

@@ -26,10 +26,13 @@ from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_readin
 from wsss.errors import BadInput, check_range
 from wsss.networks.inference import for_inference
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
+from wsss.ops.regions import Regions
 from wsss.outputs import edited_files
 from wsss.overlay import overlay
+from wsss.regions.files import read_regions_of
 from wsss.run import Makes, OpenStage, StageInfo, open_stage
 from wsss.segmenters import SegmenterSettings
+from wsss.segmenters.retrieval import TrainedRetrieval
 from wsss.segmenters.trained import TrainedSegmenter
 from wsss.stages.each import for_each_picture
 from wsss.stream import in_threads
@@ -81,10 +84,12 @@ class Prepared(NamedTuple):
     Attributes:
         views: the normalised picture at each scale, (1, 3, hs, ws).
         size_hw: size of the picture.
+        regions: those of the picture, for a segmenter of kind `retrieval`; None if it proposes them itself.
     """
 
     views: list[Tensor]
     size_hw: tuple[int, int]
+    regions: Regions | None = None
 
 
 class Segmenter:
@@ -178,13 +183,32 @@ class Segmenter:
         for view in prepared.views:
             view = view.to(self.device)
             for mirrored in self.mirrored:
-                logits = self.trained.logits(view.flip(3) if mirrored else view, prepared.size_hw)
+                logits = self._logits(view.flip(3) if mirrored else view, prepared)
                 logits = logits.flip(3) if mirrored else logits
                 if absent is not None:
                     logits = logits.masked_fill(absent[:, None, None], -torch.inf)
                 total = total + (logits if self.trained.averaged == "logits" else logits.softmax(1))
         mean = total[0] / (len(prepared.views) * len(self.mirrored))
         return (mean.softmax(0) if self.trained.averaged == "logits" else mean).cpu().numpy()
+
+    def _logits(self, view: Tensor, prepared: Prepared) -> Tensor:
+        if prepared.regions is None:
+            return self.trained.logits(view, prepared.size_hw)
+        assert isinstance(self.trained, TrainedRetrieval)
+        return self.trained.logits(view, prepared.size_hw, prepared.regions)
+
+    def check_regions(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raise BadInput if regions of pictures of these heights and widths cannot be used."""
+        if not isinstance(self.trained, TrainedRetrieval):
+            do = "Leave --regions out."
+            raise BadInput(self.path, f"regions for a segmenter of kind `{self.kind}`", "one of kind `retrieval`", do)
+        if tuple(self.scales) != (1.0,) or self.mirrored != (False,):
+            do = "Leave test.scales and test.flip out, or --regions."
+            raise BadInput("--regions", "regions with other scales or mirror images", "pictures as they are", do)
+        resized = sum(self.working_size(size_hw) != size_hw for size_hw in sizes)
+        if resized:
+            found = f"regions, and {resized} of {len(sizes)} pictures that would be resized"
+            raise BadInput("--regions", found, "pictures at their size", "Add --size full, or leave --regions out.")
 
     def refined(
         self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]
@@ -251,7 +275,13 @@ def pictures(
 
 
 def predict(
-    settings: PredictSettings, images: Images, *, weights: Path, out: Path, also: Collection[Output] = ()
+    settings: PredictSettings,
+    images: Images,
+    *,
+    weights: Path,
+    out: Path,
+    also: Collection[Output] = (),
+    regions: Path | None = None,
 ) -> Path:
     """Write a predicted mask `NAME.png` for every picture, and, if wanted, more about it; docs/predict.md describes the files.
 
@@ -264,12 +294,15 @@ def predict(
         weights: folder of a trained segmenter, or its weights file.
         out: the stage's folder.
         also: what to write besides masks.
+        regions: folder of the pictures' regions, for a segmenter of kind `retrieval`, which proposes them otherwise.
 
     Raises:
-        BadInput: the segmenter was trained on pictures with more than 8 bits, and these were opened as 8-bit pictures; or as a stage
-            raises it.
+        BadInput: the segmenter was trained on pictures with more than 8 bits, and these were opened as 8-bit pictures; regions are given
+            that it cannot use; or as a stage raises it.
     """
     out, inputs = Path(out), {"settings": settings, "images": images, "weights": weights}
+    if regions is not None:
+        inputs["regions"] = regions
     with contextlib.ExitStack() as stages:
         info = StageInfo("predict", "predictions", "segmenter", ("predict", "predictions"))
         opened: dict[str, OpenStage] = {"masks": stages.enter_context(open_stage(info, inputs, out))}
@@ -283,7 +316,7 @@ def predict(
         if wanted:
             segmenter = Segmenter(weights, settings)
             for_inference(segmenter.trained.network)
-            result = _Predicting(segmenter, images, out, wanted).run()
+            result = _Predicting(segmenter, images, out, wanted, regions).run()
             for name in wanted:
                 opened[name].result = result
     return out
@@ -331,9 +364,12 @@ class _Predicting:
         images: the pictures.
         out: folder of the masks.
         wanted: names of the outputs that are unfinished.
+        regions: folder of the pictures' regions, None if the segmenter needs none or proposes them.
     """
 
-    def __init__(self, segmenter: Segmenter, images: Images, out: Path, wanted: Sequence[str]) -> None:
+    def __init__(
+        self, segmenter: Segmenter, images: Images, out: Path, wanted: Sequence[str], regions: Path | None
+    ) -> None:
         if images.reading == DEFAULT_READING and segmenter.reading not in (None, DEFAULT_READING):
             raise BadInput(
                 images.title,
@@ -341,12 +377,14 @@ class _Predicting:
                 f"{segmenter.reading}, as for the training of {segmenter.path}",
                 "Open them with `wsss.stages.predict.pictures`.",
             )
-        self.segmenter, self.images, self.out, self.wanted = segmenter, images, out, wanted
+        self.segmenter, self.images, self.out, self.wanted, self.regions = segmenter, images, out, wanted, regions
         self.labels = _tags_of(images, segmenter) if segmenter.settings.tags else None
 
     def run(self) -> dict[str, Any]:
         """Write the files; returns the result for the records."""
         sizes = list(in_threads(self.images.size_hw, range(len(self.images))))
+        if self.regions is not None:
+            self.segmenter.check_regions(sizes)
         resized = sum(self.segmenter.working_size(size_hw) != size_hw for size_hw in sizes)
         if launch.is_first():
             log.info("%s: %s", self.out, self.segmenter.about_sizes(resized, len(sizes)))
@@ -386,7 +424,13 @@ class _Predicting:
         if needs_scores and has_scores and mask is not None:
             probabilities = read_probabilities(stored, len(self.segmenter.classes) + 1, size_hw)
         again = mask is None or (needs_scores and probabilities is None)
-        return _Missing(image, files, mask, self.segmenter.prepare(image) if again else None, probabilities)
+        return _Missing(image, files, mask, self._prepare(image, index) if again else None, probabilities)
+
+    def _prepare(self, image: UInt8[np.ndarray, "h w 3"], index: int) -> Prepared:
+        prepared = self.segmenter.prepare(image)
+        if self.regions is None:
+            return prepared
+        return prepared._replace(regions=read_regions_of(self.images, self.regions, index, prepared.size_hw))
 
     def _read_mask(self, index: int, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         path = self._path("masks", index)

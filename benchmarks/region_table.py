@@ -1,0 +1,250 @@
+"""Refiners with regions against the others, on one data set: scores, CPU seconds for each picture, and memory.
+
+    python benchmarks/region_table.py OUT --data D --name photographs --pictures photographs [--seeds 0 1 2] [--rows maps crf levels ..]
+    python benchmarks/region_table.py OUT
+
+The first trains a CAM classifier from scratch for each seed, makes its maps, and then the masks of each row, all by the commands of `wsss`;
+the second only prints the tables. D needs true masks of both splits. `photographs` and `shapes` (as `wsss data shapes` writes them) have their
+own networks and schedules, see `SETTINGS`. What was measured is in OUT/rows.jsonl; a stopped command continues, and other rows or seeds can be added.
+
+Masks of the training pictures are scored, except for the segmenters, which are scored on val. The threshold of maps is Otsu's. Seconds are those
+of user and system together, with the start of the commands; a row does not count what it starts from (classifier, maps, for the segmenters also the
+masks), but its regions and its training. Memory is the peak of the largest process. One thread for each process.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import wsss
+from wsss.storage import read_json
+
+REFINERS = ("maps", "crf", "irnet", "affinitynet", "levels", "votes", "sepl", "sams", "mode")
+# the masks that a DeepLab is trained on, and how
+SEGMENTERS = ("retrieval", "deeplab on crf", "deeplab on levels", "deeplab on votes", "deeplab on truth")
+
+
+class Settings(NamedTuple):
+    """Flags for one kind of pictures.
+
+    Attributes:
+        classifier, maps, network, segmenter: of `wsss train`, `wsss localize`, of IRNet's and AffinityNet's networks, and of DeepLab.
+    """
+
+    classifier: str
+    maps: str
+    network: str
+    segmenter: str
+
+
+def _settings(backbone: str, stride: int, steps: int, sides: str, crop: int, lr: float, of_segmenter: int) -> Settings:
+    adamw = "--{0}.optimizer adamw --{0}.weight_decay 0.05 --{0}.workers 0"
+    net, training = "refiner.network", "segmenter.training"
+    return Settings(
+        classifier=f"--backbone {backbone} --output_stride {stride} --init none --classifier_lr 1 --augment.long_side {sides} "
+        f"--augment.crop {crop} --training.batch 8 --training.steps {steps} --training.lr {lr} --training.warmup 100 "
+        + adamw.format("training"),
+        maps="--scales [1.0,0.75]",
+        network=f"--{net}.backbone {backbone} --{net}.init classifier --{net}.augment.crop {crop} --{net}.training.batch 8 "
+        f"--{net}.training.steps 200 --{net}.training.momentum 0.9 --{net}.training.workers 0",
+        segmenter=f"--segmenter.network.backbone {backbone} --segmenter.init classifier --segmenter.network.output_stride {stride} "
+        "--segmenter.network.atrous_rates [1,2,4] --segmenter.network.pyramid_scales [] --segmenter.network.batch_norm live "
+        f"--segmenter.loss balanced --segmenter.augment.scales [0.6,0.8,1.0] --segmenter.augment.crop {crop} --{training}.batch 8 "
+        f"--{training}.accumulate 1 --{training}.steps {of_segmenter} --{training}.lr 0.0005 --{training}.warmup 50 "
+        + adamw.format(training),
+    )
+
+
+SETTINGS = {
+    "photographs": _settings("resnet10t", 16, 1600, "[112,184]", 128, 0.0015, 400),
+    "shapes": _settings("test_resnet", 8, 600, "[88,120]", 104, 0.002, 600),
+}
+
+
+class Spent(NamedTuple):
+    """What commands used: CPU seconds, and the peak memory of the largest in MB."""
+
+    seconds: float
+    memory: float
+
+    def __add__(self, other: "Spent") -> "Spent":  # type: ignore[override]
+        return Spent(self.seconds + other.seconds, max(self.memory, other.memory))
+
+
+def run(arguments: str, out: Path) -> Spent:
+    """Run `wsss ARGUMENTS --out OUT`, unless it is done; what it used is stored beside OUT.
+
+    Raises:
+        SystemExit: the command failed; its output has been printed.
+    """
+    done = out.parent / f"{out.name}.spent.json"
+    if not done.exists():
+        # what a stopped command has written would not be counted
+        shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "wsss", *arguments.split(), "--out", str(out)]
+        log = out.parent / f"{out.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as stream:
+            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+            _, status, used = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(f"{' '.join(command)}\n{log.read_text()}")
+        # kilobytes on Linux, bytes on macOS
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        done.write_text(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / unit]))
+    return Spent(*json.loads(done.read_text()))
+
+
+class Set(NamedTuple):
+    """One seed on one data set.
+
+    Attributes:
+        data: the data set.
+        settings: its flags.
+        seed: of all trainings.
+        regions: folder of its regions, made once for all seeds.
+        folder: of everything else.
+    """
+
+    data: Path
+    settings: Settings
+    seed: int
+    regions: Path
+    folder: Path
+
+    def prepare(self) -> None:
+        """Train the classifier and make its maps."""
+        seed = f"--training.seed {self.seed}"
+        run(f"train cam --data {self.data} {self.settings.classifier} {seed}", self.folder / "classifier")
+        weights = f"--weights {self.folder / 'classifier'}"
+        run(f"localize cam --data {self.data} {weights} {self.settings.maps}", self.folder / "cams")
+
+    def refined(self, row: str) -> Spent:
+        """Make the masks of a row."""
+        start = f"refine --data {self.data} --cams {self.folder / 'cams'}"
+        classifier = f"--classifier {self.folder / 'classifier'}"
+        out = self.folder / row
+        if row in ("maps", "crf"):
+            return run(f"{start} --refiner crf --refiner.by {'threshold' if row == 'maps' else 'crf'}", out)
+        if row in ("irnet", "affinitynet"):
+            more = {
+                "irnet": "--refiner.labels.by threshold --refiner.walk.pad_to 0",
+                "affinitynet": "--refiner.labels.low otsu --refiner.labels.high otsu --refiner.walk.alpha otsu --refiner.walk.shrink true",
+            }[row]
+            seed = f"--refiner.network.training.seed {self.seed}"
+            return run(f"{start} {classifier} --refiner {row} {self.settings.network} {more} {seed}", out)
+        proposed = run(f"regions --data {self.data}", self.regions)
+        more = {"votes": classifier, "mode": "--mode.level 1 --mode.score 0"}.get(row, "")
+        return proposed + run(f"{start} --refiner regions --by {row} --regions {self.regions} {more}", out)
+
+    def segmented(self, row: str) -> Spent:
+        """Make the segmenter of a row, and its predictions for val."""
+        masks = self.folder / ("crf" if row == "retrieval" else row.split()[-1]) / "masks"
+        if row == "deeplab on truth":
+            masks = self.true_masks()
+        elif row != "retrieval":
+            self.refined(masks.parent.name)
+        out = self.folder / row.replace(" ", "-")
+        more = (
+            f"--segmenter.training.seed {self.seed} --classifier {self.folder / 'classifier'} {self.settings.segmenter}"
+        )
+        if row == "retrieval":
+            more = f"--segmenter retrieval --preset quick --features.source {self.folder / 'classifier'}"
+        made = run(f"segment --data {self.data} --masks {masks} {more}", out)
+        pictures = self.pictures_of_val()
+        return made + run(f"predict --weights {out} --pictures {pictures}", out.with_name(f"{out.name}-predicted"))
+
+    def true_masks(self) -> Path:
+        """The true masks of the training pictures, as pseudo masks."""
+        out, images = self.folder / "truth" / "masks", wsss.open_dataset(self.data).split("train")
+        out.mkdir(parents=True, exist_ok=True)
+        for index, name in enumerate(images.names):
+            wsss.data.files.write_mask(out / f"{name}.png", images.read_mask(index))
+        return out
+
+    def pictures_of_val(self) -> Path:
+        """A folder with the pictures of val only."""
+        out = self.regions.parent / "val"
+        out.mkdir(exist_ok=True)
+        for path in wsss.open_dataset(self.data).split("val").paths:
+            if not (out / path.name).exists():
+                (out / path.name).symlink_to(path.resolve())
+        return out
+
+    def measured(self, row: str) -> dict[str, float | int]:
+        """Scores and cost of a row."""
+        self.prepare()
+        segmenter = row in SEGMENTERS
+        spent = self.segmented(row) if segmenter else self.refined(row)
+        name, split = row.replace(" ", "-"), "val" if segmenter else "train"
+        masks = self.folder / (f"{name}-predicted" if segmenter else f"{name}/masks")
+        scored = self.folder / f"{name}-scores"
+        run(f"evaluate --data {self.data} --split {split} --masks {masks}", scored)
+        (found,) = scored.rglob("scores.json")
+        scores = read_json(found, "scores")
+        n = scores["protocol"]["images"]
+        return {
+            "seed": self.seed,
+            "miou": 100 * scores["scores"]["miou"],
+            "contour_f": 100 * scores["contour"]["mean_f"],
+            "seconds": spent.seconds / n,
+            "memory": spent.memory,
+            "pictures": n,
+        }
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    """The rows that were measured."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    """Print one table in Markdown for each data set: means over the seeds, and after ± half the range."""
+    for name in dict.fromkeys(row["name"] for row in rows):
+        print(
+            f"\n{name}\n\n| | seeds | mIoU | contour F | CPU seconds a picture | peak memory, MB |\n|---|---|---|---|---|---|"
+        )
+        for kind in (*REFINERS, *SEGMENTERS):
+            of_kind = [row for row in rows if row["name"] == name and row["row"] == kind]
+            if of_kind:
+                values = {key: np.array([row[key] for row in of_kind], float) for key in ("miou", "contour_f")}
+                shown = " | ".join(f"{one.mean():.1f} ± {np.ptp(one) / 2:.1f}" for one in values.values())
+                seconds = np.mean([row["seconds"] for row in of_kind])  # type: ignore[misc]
+                memory = max(row["memory"] for row in of_kind)  # type: ignore[type-var]
+                print(f"| {kind} | {len(of_kind)} | {shown} | {seconds:.2f} | {memory:.0f} |")
+
+
+def main() -> None:
+    """Measure what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--name", default="data", help="of the data set, in the tables")
+    parser.add_argument("--pictures", choices=SETTINGS, default="photographs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rows", nargs="+", choices=(*REFINERS, *SEGMENTERS), default=[*REFINERS, *SEGMENTERS])
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    path = given.out / "rows.jsonl"
+    for seed in given.seeds if given.data else ():
+        folder = given.out / given.name
+        one = Set(given.data, SETTINGS[given.pictures], seed, folder / "regions", folder / f"seed-{seed}")
+        for row in given.rows:
+            if any((r["name"], r["seed"], r["row"]) == (given.name, seed, row) for r in read(path)):
+                continue
+            found = {"name": given.name, "row": row, **one.measured(row)}
+            with path.open("a") as stream:
+                stream.write(json.dumps(found) + "\n")
+            print(json.dumps(found), flush=True)
+    show(read(path))
+
+
+if __name__ == "__main__":
+    main()
