@@ -1,11 +1,11 @@
 """Refiners with regions against the others, on one data set: scores, CPU seconds for each picture, and memory.
 
-    python benchmarks/region_table.py OUT --data D --name photographs --pictures photographs [--seeds 0 1 2] [--rows maps crf levels ..]
+    python benchmarks/region_table.py OUT --data D --name birds --pictures photographs [--seeds 0 1 2] [--rows maps crf levels ..]
     python benchmarks/region_table.py OUT
 
-The first trains a CAM classifier from scratch for each seed, makes its maps, and then the masks of each row, all by the commands of `wsss`;
-the second only prints the tables. D needs true masks of both splits. `photographs` and `shapes` (as `wsss data shapes` writes them) have their
-own networks and schedules, see `SETTINGS`. What was measured is in OUT/rows.jsonl; a stopped command continues, and other rows or seeds can be added.
+The first trains a CAM classifier from scratch for each seed, makes its maps, and then the masks of each row, by the commands of `wsss`; the second
+only prints the tables. D needs true masks of both splits. Each kind of `--pictures` has its own network and schedule, see `SETTINGS`. What was
+measured is in OUT/rows.jsonl; a stopped command continues, and other rows or seeds can be added.
 
 Masks of the training pictures are scored, except for the segmenters, which are scored on val. The threshold of maps is Otsu's. Seconds are those
 of user and system together, with the start of the commands; a row does not count what it starts from (classifier, maps, for the segmenters also the
@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 import wsss
+from wsss.data.files import write_mask
+from wsss.stages.evaluate import SCORES, ScoreSettings, evaluate_masks
 from wsss.storage import read_json
 
 REFINERS = ("maps", "crf", "irnet", "affinitynet", "levels", "votes", "sepl", "sams", "mode")
@@ -64,7 +66,8 @@ def _settings(backbone: str, stride: int, steps: int, sides: str, crop: int, lr:
 
 SETTINGS = {
     "photographs": _settings("resnet10t", 16, 1600, "[112,184]", 128, 0.0015, 400),
-    "shapes": _settings("test_resnet", 8, 600, "[88,120]", 104, 0.002, 600),
+    "small photographs": _settings("test_resnet", 8, 1500, "[96,144]", 112, 0.003, 600),
+    "shapes": _settings("test_resnet", 8, 600, "[88,120]", 104, 0.003, 600),
 }
 
 
@@ -166,7 +169,7 @@ class Set(NamedTuple):
         out, images = self.folder / "truth" / "masks", wsss.open_dataset(self.data).split("train")
         out.mkdir(parents=True, exist_ok=True)
         for index, name in enumerate(images.names):
-            wsss.data.files.write_mask(out / f"{name}.png", images.read_mask(index))
+            write_mask(out / f"{name}.png", images.read_mask(index))
         return out
 
     def pictures_of_val(self) -> Path:
@@ -185,11 +188,9 @@ class Set(NamedTuple):
         spent = self.segmented(row) if segmenter else self.refined(row)
         name, split = row.replace(" ", "-"), "val" if segmenter else "train"
         masks = self.folder / (f"{name}-predicted" if segmenter else f"{name}/masks")
-        scored = self.folder / f"{name}-scores"
-        run(f"evaluate --data {self.data} --split {split} --masks {masks}", scored)
-        (found,) = scored.rglob("scores.json")
-        scores = read_json(found, "scores")
-        n = scores["protocol"]["images"]
+        images, scored = wsss.open_dataset(self.data).split(split), self.folder / f"{name}-scores"
+        scores = read_json(evaluate_masks(ScoreSettings(), images, masks=masks, out=scored) / SCORES, "scores")
+        n = len(images)
         return {
             "seed": self.seed,
             "miou": 100 * scores["scores"]["miou"],

@@ -23,9 +23,9 @@ def milliseconds(work: Callable[[], object], repeats: int = 20) -> float:
     work()
     spent = []
     for _ in range(repeats):
-        before = time.perf_counter()
+        before = time.process_time()
         work()
-        spent.append(time.perf_counter() - before)
+        spent.append(time.process_time() - before)
     return 1000 * min(spent)
 
 
@@ -52,6 +52,7 @@ def main() -> None:
     n_labels = given.classes + 1
     votes = vote(vectors, bank, labels, n_labels)
     rows = [
+        ("similarities alone", milliseconds(lambda: vectors @ bank.T)),
         ("pooling", milliseconds(lambda: pool(tokens, shares_inside(regions, 16, (24, 32))))),
         *(
             (f"votes, {voting}", milliseconds(partial(vote, vectors, bank, labels, n_labels, voting=voting)))
@@ -64,9 +65,9 @@ def main() -> None:
     for name, spent in rows:
         print(f"{name:18} {spent:7.2f} ms")
     pictures = np.arange(given.vectors) // 3
-    before = time.perf_counter()
+    before = time.process_time()
     leave_pictures_out(bank, labels, pictures, n_labels)
-    print(f"{'pictures left out':18} {time.perf_counter() - before:7.2f} s in all")
+    print(f"{'pictures left out':18} {time.process_time() - before:7.2f} s in all")
 
 
 if __name__ == "__main__":

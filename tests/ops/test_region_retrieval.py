@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from wsss.ops import region_shapes, retrieval
 from wsss.ops.regions import Regions
@@ -204,3 +205,21 @@ def test_no_threshold_for_the_background_has_a_better_mean_recall(seed):
     best = max(slow_recall(t, left_out, labels) for t in [0.0, *left_out.nearest.tolist()])
     assert slow_recall(found, left_out, labels) == pytest.approx(best)
     assert found == 0 or best > slow_recall(0.0, left_out, labels) - 1e-12
+
+
+@given(SEEDS, st.integers(1, 40))
+def test_small_holes_are_filled_and_small_islands_removed(seed, fewest):
+    mask = cv2.blur(np.random.default_rng(seed).random((21, 26)), (3, 3)) > 0.5
+    expected, had = mask.copy(), False
+    for value in (False, True):
+        numbers, count = ndimage.label(expected == value, np.ones((3, 3)))
+        areas = [int((numbers == number).sum()) for number in range(1, count + 1)]
+        had |= any(area < fewest for area in areas)
+        for number, area in enumerate(areas, 1):
+            # of islands that are all small, the first of the largest ones stays
+            last = value and max(areas) < fewest and number == 1 + areas.index(max(areas))
+            if area < fewest and not last:
+                expected[numbers == number] = not value
+    found, changed = region_shapes.without_small_parts(mask, fewest)
+    np.testing.assert_array_equal(found, expected)
+    assert changed == had

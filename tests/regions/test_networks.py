@@ -9,8 +9,9 @@ import transformers
 
 from tests.conftest import tree
 from wsss.errors import BadInput
+from wsss.ops.region_shapes import without_small_parts
 from wsss.regions.panoptic import EoMTSettings
-from wsss.regions.sam import SAMSettings, grid, stabilities
+from wsss.regions.sam import SAMSettings, cleaned, grid, stabilities
 from wsss.stages.propose import propose
 
 SIDE = 64
@@ -167,6 +168,27 @@ def test_of_masks_that_overlap_the_surest_is_kept(models, picture):
     assert 0 < len(few) < len(whole)
     assert (np.diff(whole.scores) <= 0).all()
     assert few.scores[0] == whole.scores[0]
+
+
+def test_masks_without_small_holes_and_islands(models, picture):
+    settings = {"model": str(models / "sam"), "points": 3, "iou": 0.0, "stability": 0.0}
+    (all_parts, large) = (proposed(SAMSettings(**settings, smallest=smallest), picture) for smallest in (0, 60))
+    expected = [without_small_parts(mask, 60)[0].tobytes() for mask in all_parts.masks()]
+    assert {mask.tobytes() for mask in large.masks()} <= set(expected)
+    assert 0 < len(large) <= len(all_parts)
+    assert (np.diff(large.scores) <= 0).all()
+
+
+def test_of_masks_that_become_alike_one_without_small_parts_is_kept():
+    masks = torch.zeros(4, 20, 20, dtype=torch.bool)
+    masks[:3, 2:12, 2:12] = True
+    masks[0, 5, 5] = False  # a hole
+    masks[1, 18, 18] = True  # an island, without which it is the first one
+    masks[3, 14:19, 1:6] = True
+    after, kept = cleaned(masks, 10, 0.7)
+    assert kept.tolist() == [2, 3]
+    assert torch.equal(after, masks[2:])
+    assert cleaned(masks[:0], 10, 0.7)[1].tolist() == []
 
 
 @pytest.mark.parametrize("name", ["sam", "sam2"])

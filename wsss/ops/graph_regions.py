@@ -8,7 +8,7 @@ higher scales give larger regions.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Int32, UInt8
 from numba import njit
 from scipy import ndimage
 
@@ -32,23 +32,35 @@ def graph_regions(
     """
     height, width = image.shape[:2]
     smooth = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))
-    pixels = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    pairs = [_pairs(smooth, pixels, down, across) for down, across in _STEPS]
-    first, second, difference = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    first, second, difference = _pairs(smooth)
     order = _ascending(difference.view(np.uint32))
     ordered = first[order], second[order], difference[order]
     return [_joined(*ordered, height * width, float(scale), smallest).reshape(height, width) for scale in scales]
 
 
-def _pairs(
-    smooth: Float32[np.ndarray, "h w 3"], pixels: Int32[np.ndarray, "h w"], down: int, across: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels, their neighbours at this step, and the distances of their colours."""
-    height, width = pixels.shape
-    here = slice(0, height - down), slice(max(0, -across), width - max(0, across))
-    there = slice(down, height), slice(max(0, across), width + min(0, across))
-    distance = np.sqrt(((smooth[here] - smooth[there]) ** 2).sum(axis=2))
-    return pixels[here].ravel(), pixels[there].ravel(), distance.ravel()
+@njit(nogil=True, cache=True)
+def _pairs(smooth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of neighbouring pixels, one step after the other, and the distances of their colours."""
+    height, width = smooth.shape[:2]
+    count = 0
+    for down, across in _STEPS:
+        count += (height - down) * (width - abs(across))
+    first = np.empty(count, dtype=np.int32)
+    second = np.empty(count, dtype=np.int32)
+    distance = np.empty(count, dtype=np.float32)
+    at = 0
+    for down, across in _STEPS:
+        for y in range(height - down):
+            for x in range(max(0, -across), width - max(0, across)):
+                total = np.float32(0)
+                for channel in range(3):
+                    difference = smooth[y, x, channel] - smooth[y + down, x + across, channel]
+                    total += difference * difference
+                first[at] = y * width + x
+                second[at] = (y + down) * width + x + across
+                distance[at] = np.sqrt(total)
+                at += 1
+    return first, second, distance
 
 
 @njit(nogil=True, cache=True)

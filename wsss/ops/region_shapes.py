@@ -62,6 +62,25 @@ def _components(mask: Bool[np.ndarray, "h w"]) -> list[Bool[np.ndarray, "h w"]]:
     return [numbers == number for number in range(1, count)]
 
 
+def without_small_parts(mask: Bool[np.ndarray, "h w"], fewest: int) -> tuple[Bool[np.ndarray, "h w"], bool]:
+    """A mask without small holes and islands, and whether it had any, as in Segment Anything (Kirillov et al., ICCV 2023).
+
+    Holes, the 8-connected components of the other pixels, are filled if they have fewer pixels than `fewest`; then components of the mask
+    that have fewer are removed, except for the largest one if all have fewer.
+    """
+    had = False
+    for holes in (True, False):
+        _, numbers, stats, _ = cv2.connectedComponentsWithStats((mask ^ holes).astype(np.uint8), connectivity=8)
+        areas = stats[1:, cv2.CC_STAT_AREA]
+        small = areas < fewest
+        had |= bool(small.any())
+        if not holes and small.all() and len(small):
+            small[areas.argmax()] = False
+        # number 0 is that of the pixels of no component
+        mask = mask ^ np.concatenate([[False], small])[numbers]
+    return mask, had
+
+
 def distinct(
     shared: Int[np.ndarray, "n n"],
     labels: Int[np.ndarray, " n"],

@@ -1,7 +1,8 @@
 """Regions of Segment Anything (Kirillov et al., ICCV 2023; SAM 2: Ravi et al., ICLR 2025), from a grid of points.
 
 Masks are kept as in the published automatic mask generation, without crops of the picture: by the predicted IoU, by stability (the IoU of
-the mask at a lower and at a higher threshold), and by suppression of masks whose boxes overlap.
+the mask at a lower and at a higher threshold), and by suppression of masks whose boxes overlap. Small holes and islands can be removed, as by
+the authors' code, which then suppresses masks a second time; of two, one that was not changed is kept.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from torchvision.ops import masks_to_boxes, nms
 
 from wsss import launch
 from wsss.errors import check_range
+from wsss.ops.region_shapes import without_small_parts
 from wsss.ops.regions import Regions
 from wsss.regions.loading import check_proposer, load_proposer
 from wsss.regions.proposer import Proposer
@@ -46,6 +48,8 @@ class SAMSettings:
     """masks with a lower stability are left out"""
     overlap: float = 0.7
     """of masks whose boxes have a higher IoU, the surest one is kept"""
+    smallest: int = 0
+    """holes and islands of masks with fewer pixels are removed; SAM and transformers remove none, SAMS those below 100"""
     batch: int = unrecorded(64)
     """points that are predicted at once"""
 
@@ -53,6 +57,7 @@ class SAMSettings:
         check_range("proposer.points", self.points, 1)
         for name in ("iou", "stability", "overlap"):
             check_range(f"proposer.{name}", getattr(self, name), 0, 1)
+        check_range("proposer.smallest", self.smallest, 0)
         check_range("proposer.batch", self.batch, 1)
 
     def check(self) -> None:
@@ -109,9 +114,11 @@ class SAM:
         ]
         masks, scores, levels = (torch.cat(parts) for parts in zip(*found, strict=True))
         kept = nms(_boxes(masks), scores, self.settings.overlap)
-        return Regions.of_masks(
-            masks[kept].cpu().numpy(), scores[kept].clamp(0, 1).cpu().numpy(), levels[kept].cpu().numpy()
-        )
+        masks, scores, levels = masks[kept], scores[kept], levels[kept]
+        if self.settings.smallest:
+            masks, kept = cleaned(masks, self.settings.smallest, self.settings.overlap)
+            scores, levels = scores[kept], levels[kept]
+        return Regions.of_masks(masks.cpu().numpy(), scores.clamp(0, 1).cpu().numpy(), levels.cpu().numpy())
 
     @torch.inference_mode()
     def of_boxes(self, prepared: _Prepared, boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n h w"]:
@@ -161,6 +168,24 @@ def grid(side: int, size_hw: tuple[int, int]) -> Float[Tensor, "p 2"]:
     centres = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(centres * size_hw[0], centres * size_hw[1], indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def cleaned(
+    masks: Bool[Tensor, "m h w"], smallest: int, overlap: float
+) -> tuple[Bool[Tensor, "k h w"], Int[Tensor, " k"]]:
+    """Masks without small holes and islands, without those that then repeat others, in their order, and which of the given ones they are.
+
+    Args:
+        masks: none is empty.
+        smallest: see `wsss.ops.region_shapes.without_small_parts`.
+        overlap: of masks whose boxes have a higher IoU one is kept, the first of those without small parts before the first of the others.
+    """
+    if not len(masks):
+        return masks, torch.zeros(0, dtype=torch.int64, device=masks.device)
+    made, had = zip(*(without_small_parts(mask, smallest) for mask in masks.cpu().numpy()), strict=True)
+    after = torch.from_numpy(np.stack(made)).to(masks.device)
+    kept = nms(_boxes(after), 1 - torch.tensor(had, dtype=torch.float32, device=masks.device), overlap).sort().values
+    return after[kept], kept
 
 
 def stabilities(logits: Float[Tensor, "m h w"]) -> Float[Tensor, " m"]:
