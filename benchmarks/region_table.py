@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def _settings(backbone: str, stride: int, steps: int, sides: str, crop: int, lr:
         maps="--scales [1.0,0.75]",
         network=f"--{net}.backbone {backbone} --{net}.init classifier --{net}.augment.crop {crop} --{net}.training.batch 8 "
         f"--{net}.training.steps 200 --{net}.training.momentum 0.9 --{net}.training.workers 0",
-        segmenter=f"--segmenter.network.backbone {backbone} --segmenter.init classifier --segmenter.network.output_stride {stride} "
+        segmenter=f"--segmenter.network.backbone {backbone} --segmenter.network.output_stride {stride} "
         "--segmenter.network.atrous_rates [1,2,4] --segmenter.network.pyramid_scales [] --segmenter.network.batch_norm live "
         f"--segmenter.loss balanced --segmenter.augment.scales [0.6,0.8,1.0] --segmenter.augment.crop {crop} --{training}.batch 8 "
         f"--{training}.accumulate 1 --{training}.steps {of_segmenter} --{training}.lr 0.0005 --{training}.warmup 50 "
@@ -201,12 +201,12 @@ class Set(NamedTuple):
         }
 
 
-def read(path: Path) -> list[dict[str, object]]:
+def read(path: Path) -> list[dict[str, Any]]:
     """The rows that were measured."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def show(rows: list[dict[str, object]]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
     """Print one table in Markdown for each data set: means over the seeds, and after ± half the range."""
     for name in dict.fromkeys(row["name"] for row in rows):
         print(
@@ -217,8 +217,8 @@ def show(rows: list[dict[str, object]]) -> None:
             if of_kind:
                 values = {key: np.array([row[key] for row in of_kind], float) for key in ("miou", "contour_f")}
                 shown = " | ".join(f"{one.mean():.1f} ± {np.ptp(one) / 2:.1f}" for one in values.values())
-                seconds = np.mean([row["seconds"] for row in of_kind])  # type: ignore[misc]
-                memory = max(row["memory"] for row in of_kind)  # type: ignore[type-var]
+                seconds = np.mean([row["seconds"] for row in of_kind])
+                memory = max(row["memory"] for row in of_kind)
                 print(f"| {kind} | {len(of_kind)} | {shown} | {seconds:.2f} | {memory:.0f} |")
 
 
