@@ -27,6 +27,7 @@ import wsss
 from wsss.data.files import write_mask
 from wsss.stages.evaluate import SCORES, ScoreSettings, evaluate_masks
 from wsss.storage import read_json
+from wsss.weights import WEIGHTS
 
 REFINERS = ("maps", "crf", "irnet", "affinitynet", "levels", "votes", "sepl", "sams", "mode")
 # the masks that a DeepLab is trained on, and how
@@ -155,9 +156,8 @@ class Set(NamedTuple):
         elif row != "retrieval":
             self.refined(masks.parent.name)
         out = self.folder / row.replace(" ", "-")
-        more = (
-            f"--segmenter.training.seed {self.seed} --classifier {self.folder / 'classifier'} {self.settings.segmenter}"
-        )
+        start = f"--segmenter.init {self.folder / 'classifier' / WEIGHTS} --segmenter.training.seed {self.seed}"
+        more = f"{start} {self.settings.segmenter}"
         if row == "retrieval":
             more = f"--segmenter retrieval --preset quick --features.source {self.folder / 'classifier'}"
         made = run(f"segment --data {self.data} --masks {masks} {more}", out)
