@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from transformers import Dinov2Config, Dinov2Model
 
 from tests.test_presets import leaves
 from wsss import plan, recipe
@@ -13,6 +14,8 @@ from wsss.data.open import open_dataset
 from wsss.data.shapes import make_shapes
 from wsss.errors import BadInput
 from wsss.methods import method
+from wsss.segmenters.tokens import TokenCache, ViewSettings
+from wsss.stages.tokens import cache_tokens
 
 SMALL = {
     "classifier": {"backbone": "test_resnet", "init": "none"},
@@ -55,6 +58,33 @@ def test_what_takes_longer_is_planned_longer(shapes):
     assert seconds(steps=400, accumulate=2) == pytest.approx(2 * seconds(steps=400))
     bigger = planned(shapes, classifier={**SMALL["classifier"], "training": {"batch": 64}})
     assert bigger.memory > planned(shapes).memory
+
+
+@pytest.mark.parametrize("source", ["classifier", "folder"])
+def test_tokens_and_their_head_are_planned(shapes, tmp_path, source):
+    """The cache has the size on the disk that is planned for it; a network of the run, or one that is there already."""
+    features = {"layers": 1, "enlarge": 1}
+    if source == "folder":
+        config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, patch_size=8, image_size=32)
+        Dinov2Model(config).save_pretrained(tmp_path / "dino")
+        features["source"] = str(tmp_path / "dino")
+
+    def made(**views):
+        return planned(shapes, segmenter={"kind": "frozen", "features": features, "crop": 32, "views": views})
+
+    with_flip, without = made(flip=True), made(flip=False)
+    assert [stage.folder for stage in with_flip.stages if stage.seconds is None] == []
+    folders = [stage.folder for stage in with_flip.stages]
+    assert folders[folders.index("tokens") + 1] == "segmenter"
+    if source == "folder":
+        head = recipe.preset_settings(method("cam"), "quick", {"segmenter": {"kind": "frozen", "features": features}})
+        tokens = ViewSettings(flip=False)
+        images = shapes.split(shapes.train)
+        cached = cache_tokens(
+            dataclasses.replace(head.segmenter, views=tokens).of_tokens, images, out=tmp_path / "tokens"
+        )
+        # the pictures of one dataset differ a little in size
+        assert with_flip.disk - without.disk == pytest.approx(TokenCache(cached).index.size, rel=0.2)
 
 
 @pytest.mark.parametrize(("by", "more"), [("crf", 40), ("threshold", 0)])

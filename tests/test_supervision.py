@@ -11,6 +11,8 @@ import pytest
 from wsss.configs import CONFIGS
 from wsss.foundations import FeatureSettings
 from wsss.methods.clip_es import CLIPESInference
+from wsss.methods.prompts import PromptsInference
+from wsss.methods.weclip import WeCLIPSettings
 from wsss.regions.sam import SAMSettings
 from wsss.run import pretrained, read_record, stage
 from wsss.segmenters.deeplab import DeepLabSettings
@@ -74,6 +76,22 @@ def test_each_part_declares_its_networks():
     assert behind(SAMSettings(model="me/mine")) == {"me/mine": ["masks"]}
     assert behind(CLIPESInference(clip="me/mine")) == {"me/mine": ["image-text pairs"]}
     assert behind(Settings(inner=FeatureSettings("me/mine"))) == {"me/mine": ["not known"], **behind(Settings())}
+
+
+@pytest.mark.parametrize(
+    ("settings", "used"),
+    [
+        (WeCLIPSettings(), ["facebook/dinov2-small", "openai/clip-vit-base-patch16"]),
+        (WeCLIPSettings(variant="weclip"), ["openai/clip-vit-base-patch16"]),
+        (PromptsInference(), ["facebook/sam3"]),
+        (
+            PromptsInference(model="IDEA-Research/grounding-dino-tiny"),
+            ["IDEA-Research/grounding-dino-tiny", "facebook/sam2.1-hiera-small"],
+        ),
+    ],
+)
+def test_networks_that_a_variant_does_not_use_are_not_named(settings, used):
+    assert sorted(behind(settings)) == used
 
 
 def test_records_hold_what_they_were_made_from(tmp_path):

@@ -139,9 +139,13 @@ def _of_segmenter(settings: FeatureSettings, path: Path, identity: Any) -> Loade
     return Loaded(features, identity["source"], identity["body"], identity["digest"])
 
 
-def check_classifier(settings: FeatureSettings, backbone: Body) -> None:
-    """Raise BadInput if these settings do not suit the backbone of a classifier that is not trained yet, on the meta device."""
-    _dense(BodyFeatures(backbone), settings, _OF_CLASSIFIER)
+def features_of(settings: FeatureSettings, backbone: Body) -> DenseFeatures:
+    """The features of a classifier, from its backbone.
+
+    Raises:
+        BadInput: the settings do not suit it.
+    """
+    return _dense(BodyFeatures(backbone), settings, _OF_CLASSIFIER)
 
 
 def _dense(network: FrozenNetwork, settings: FeatureSettings, usual: tuple[int, int]) -> DenseFeatures:

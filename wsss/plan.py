@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -18,10 +18,16 @@ import torch
 from wsss import launch, progress, watch
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
-from wsss.foundations import CLASSIFIER
+from wsss.foundations import CLASSIFIER, FeatureSettings, features_of, load_features
 from wsss.networks.backbone import create_backbone
+from wsss.networks.body import Backbone
 from wsss.networks.deeplab import PUBLISHED_BODY
+from wsss.networks.features import DenseFeatures
+from wsss.networks.frozen import FrozenHead
 from wsss.ops import crf
+from wsss.segmenters.frozen import FrozenSettings
+from wsss.segmenters.tokens import TokenCache, views_of
+from wsss.stages.tokens import token_bytes
 
 if TYPE_CHECKING:
     from wsss.recipe import RunSettings
@@ -161,6 +167,7 @@ class _Estimate:
         self.disk, self.memory = 0.0, _RESIDENT
         self._costs: dict[tuple[str, int, int, int], Cost] = {}
         self._work: Callable[[int, int], Work] | None = None
+        self._frozen: tuple[DenseFeatures, float] | None = None
         self._compiled = crf.is_compiled()
 
     def seconds(self, folder: str) -> float | None:
@@ -181,6 +188,9 @@ class _Estimate:
             return self._masks(self.val if folder == "masks-val" else self.train)
         if folder.startswith("predictions"):
             return self._predicting(self.scored if folder == "predictions-train" else self.val)
+        frozen = self.settings.segmenter
+        if isinstance(frozen, FrozenSettings) and folder in ("tokens", "segmenter"):
+            return self._tokens(frozen) if folder == "tokens" else self._head(frozen)
         if folder == "segmenter":
             if not hasattr(section, "training"):
                 return self._describing(section) if hasattr(section, "features") else 0.0
@@ -211,6 +221,19 @@ class _Estimate:
         training = section.training
         crop = network.training_side if isinstance(network, Measurable) else section.augment.crop
         cost = self._cost(network, int(crop), training.batch)
+        decoding = self.pixels * _PICTURE / launch.threads()
+        return self._updates(training, int(crop), cost, factor, decoding)
+
+    def _updates(self, training: Any, crop: int, cost: Cost, factor: float = 1.0, decoding: float = 0.0) -> float:
+        """Seconds of a training.
+
+        Args:
+            training: its settings.
+            crop: side of the squares that it is trained on.
+            cost: of a pixel of them.
+            factor: how many pixels the network sees for each of them.
+            decoding: seconds to read a picture.
+        """
         steps = training.steps
         if steps is None:
             steps = max(1, len(self.train) // training.batch // training.accumulate) * training.epochs
@@ -219,16 +242,48 @@ class _Estimate:
         self.memory = max(
             self.memory, _RESIDENT + 4 * cost.weights + training.batch * crop**2 * factor * cost.activations
         )
-        decoding = self.pixels * _PICTURE / launch.threads()
         return pictures * (crop**2 * factor * cost.seconds + decoding) / launch.processes()
 
-    def _describing(self, section: Any) -> float | None:
-        """The features of all pictures, by the run's own classifier."""
-        if self._baseline is None or section.features.source != CLASSIFIER:
+    def _describing(self, section: Any, views: float = 1.0) -> float | None:
+        """The features of all pictures; of views with this area, as a share of that of the picture."""
+        found = self._features(section.features)
+        if found is None:
             return None
-        cost = self._one_picture(self._baseline, self.pixels)
-        views = (section.features.enlarge or 2) ** 2
-        return len(self.train) * self.pixels * (views * cost.seconds + _PICTURE) / launch.processes()
+        return len(self.train) * self.pixels * (views * found[1] + _PICTURE) / launch.processes()
+
+    def _features(self, settings: FeatureSettings) -> tuple[DenseFeatures, float] | None:
+        """A frozen network, and its seconds for a pixel of a picture; None if it is that of a run without one."""
+        if self._frozen is not None:
+            return self._frozen
+        side = round(self.pixels**0.5)
+        if settings.source != CLASSIFIER:
+            features = load_features(settings).features.to(launch.device())
+            self._frozen = features, _seconds_of(features, side)
+        elif self._baseline is not None and not isinstance(self._baseline, Measurable):
+            features = features_of(settings, _created(*_named(self._baseline)))
+            self._frozen = features, features.enlarge**2 * self._one_picture(self._baseline, self.pixels).seconds
+        return self._frozen
+
+    def _tokens(self, section: FrozenSettings) -> float | None:
+        """The features of all views of all pictures, on the disk."""
+        section, views = section.after(None), views_of(section.views)
+        found = self._features(section.features)
+        if found is not None:
+            side = round(self.pixels**0.5)
+            self.disk += len(self.train) * token_bytes(found[0], views, (side, side))
+        return self._describing(section, sum(view.scale**2 for view in views))
+
+    def _head(self, section: FrozenSettings) -> float | None:
+        """The training of a head on tokens, which reads no pictures."""
+        if section.tokens is not None:
+            index = TokenCache(section.tokens).index
+            shape = index.channels, index.factors, index.cell
+        elif (found := self._features(section.after(None).features)) is not None:
+            shape = found[0].map_channels, found[0].factors, found[0].cell
+        else:
+            return None
+        cost = _cost_of_head(section, 1 + len(self.train.class_names), *shape)
+        return self._updates(section.training, section.crop, cost)
 
     def _maps(self, images: Images | None) -> float | None:
         network, inference = self._baseline, self.settings.inference
@@ -267,11 +322,20 @@ class _Estimate:
         if isinstance(self._baseline, Measurable) and not hasattr(self.settings.segmenter, "training"):
             network = self._baseline  # what was trained for the maps is the segmenter
         if network is None:
-            return None
+            return self._predicting_frozen(len(images) * pixels)
         pyramid = 1 + sum(scale**2 for scale in getattr(network, "pyramid_scales", ()))
         views = pyramid * sum(scale**2 for scale in test.scales or (1.0,)) * (2 if test.flip else 1)
         cost = self._one_picture(network, pixels)
         return len(images) * pixels * (views * cost.seconds + _PICTURE) / launch.processes()
+
+    def _predicting_frozen(self, pixels: float) -> float | None:
+        """Predictions by a head on a frozen network, which itself takes little; None for segmenters without such networks."""
+        section, test = self.settings.segmenter, self.settings.test
+        found = self._features(section.after(None).features) if isinstance(section, FrozenSettings) else None
+        if found is None:
+            return None
+        views = sum(scale**2 for scale in test.scales or (1.0,)) * (2 if test.flip else 1)
+        return pixels * (views * found[1] + _PICTURE) / launch.processes()
 
     def _scoring(self, folder: str) -> float:
         images = self.val if "val" in folder or folder == "predictions-scores" else self.scored
@@ -284,9 +348,7 @@ class _Estimate:
     def _cost(self, network: Any, side: int, batch: int) -> Cost:
         if isinstance(network, Measurable):
             return self._whole(network, side, batch)
-        name = "resnet101" if network.backbone == PUBLISHED_BODY else network.backbone
-        # some refiners fix the stride, most of them at 8
-        key = (name, getattr(network, "output_stride", 8), side, batch)
+        key = (*_named(network), side, batch)
         if key not in self._costs:
             self._costs[key] = measured(*key)
         return self._costs[key]
@@ -313,6 +375,55 @@ def _network(section: Any) -> Any:
     return network if hasattr(network, "backbone") else None
 
 
+def _named(network: Any) -> tuple[str, int]:
+    """The backbone and the output stride in settings of a network; some refiners fix the stride, most of them at 8."""
+    return "resnet101" if network.backbone == PUBLISHED_BODY else network.backbone, getattr(network, "output_stride", 8)
+
+
+def _created(backbone: str, stride: int) -> Backbone:
+    """A backbone; a ResNet-101 in place of one that is only a part of a segmenter."""
+    try:
+        return create_backbone(backbone, stride)
+    except BadInput:
+        return create_backbone("resnet101", 8)
+
+
+@torch.inference_mode()
+def _seconds_of(features: DenseFeatures, side: int) -> float:
+    """Seconds of a frozen network for a pixel of a picture."""
+    side, _ = _measured_size(side, 0)
+    picture = torch.zeros(1, 3, side, side, device=launch.device())
+    features(picture)
+    return _timed(lambda: features(picture)) / side**2
+
+
+def _cost_of_head(
+    settings: FrozenSettings, n_labels: int, channels: Sequence[int], factors: Sequence[int], cell: int
+) -> Cost:
+    """What a pixel of a square costs in a training step of a head on tokens.
+
+    Args:
+        settings: of the segmenter.
+        n_labels: the background and the classes.
+        channels: of the feature maps.
+        factors: between the finest grid and that of each map.
+        cell: side of the cells of the finest grid, in pixels.
+    """
+    side, number = _measured_size(settings.crop, settings.training.batch)
+    cells = max(1, side // (max(factors) * cell)) * max(factors)
+    layers = settings.network.on(channels[-1])
+    assert layers.embedding is not None
+    assert layers.blocks is not None
+    with torch.random.fork_rng():
+        head = FrozenHead(n_labels, channels, factors, layers.embedding, layers.blocks).to(launch.device())
+        maps = [
+            torch.zeros(number, width, cells // factor, cells // factor, device=launch.device())
+            for width, factor in zip(channels, factors, strict=True)
+        ]
+        weights = sum(value.numel() * value.element_size() for value in head.state_dict().values())
+        return _cost_of(Work(lambda: head(maps).mean(), number * side**2, weights))
+
+
 def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
     """Measure a backbone on the device of this process.
 
@@ -325,12 +436,8 @@ def measured(backbone: str, stride: int, side: int, batch: int) -> Cost:
     """
     side, number = _measured_size(side, batch)
     with torch.random.fork_rng():
-        try:
-            network = create_backbone(backbone, stride)
-        except BadInput:
-            network = create_backbone("resnet101", 8)
         device = launch.device()
-        network = network.to(device)
+        network = _created(backbone, stride).to(device)
         picture = torch.zeros(max(1, number), 3, side, side, device=device)
         weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
         pixels = picture.numel() / 3

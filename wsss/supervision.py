@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from wsss.outputs import DONE
 from wsss.storage import read_json
@@ -26,6 +26,16 @@ NETWORK = "network"
 
 Networks = dict[str, list[str]]
 """What each network was trained on, by the name that its user gave it."""
+
+
+@runtime_checkable
+class ChoosesNetworks(Protocol):
+    """Settings that may name networks which they do not use."""
+
+    @property
+    def unused_networks(self) -> tuple[str, ...]:
+        """The fields whose networks are not used with these settings."""
+
 
 # Families of networks, by words in names of the hub, of timm, of files, and in `model_type`; the first that fits counts. RADIO distils CLIP, DINOv2
 # and SAM. OVSeg's CLIP was adapted to masked pictures, with the proposals of a MaskFormer. deeplabv1_resnet101-coco.pth was trained on masks of COCO
@@ -81,7 +91,10 @@ def trained_on(networks: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 def _of_settings(settings: Any, read_record: Callable[[Path], Mapping[str, Any]]) -> Networks:
     found: Networks = {}
+    unused = settings.unused_networks if isinstance(settings, ChoosesNetworks) else ()
     for field in dataclasses.fields(settings):
+        if field.name in unused:
+            continue
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             found |= _of_settings(value, read_record)
@@ -125,7 +138,7 @@ def _named(source: str, backbone: str, usual: str) -> Iterator[tuple[str, list[s
     if source in _WORDS:
         return
     path = Path(source)
-    words = [_in_folder(path)] if path.is_dir() else [path.name, source]
+    words = described_by(source)
     known = next((kinds for word in words if (kinds := _family(word))), ())
     name = path.name if path.exists() else source
     if not known and path.exists() and (own := _own(path)) is not None:
@@ -134,6 +147,12 @@ def _named(source: str, backbone: str, usual: str) -> Iterator[tuple[str, list[s
     if not known and not path.exists() and "/" not in source:
         known = _of_timm(source)
     yield name, list(known if known not in ((), (UNKNOWN,)) else (usual,))
+
+
+def described_by(source: str) -> list[str]:
+    """The words that say which kind of network a name, file or folder stands for."""
+    path = Path(source)
+    return [_in_folder(path)] if path.is_dir() else [path.name, source]
 
 
 def _in_folder(folder: Path) -> str:

@@ -69,5 +69,7 @@ def test_probabilities_of_predict(run, shapes, tmp_path):
 @pytest.mark.slow
 def test_export(run, tmp_path):
     ok("export", "model", run, "--format", "onnx", "--out", tmp_path / "model")
-    agreed = json.loads((tmp_path / "model" / "config.json").read_text())["checks"]["torch"]
+    content = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert content["normalisation"].startswith("the mean and deviation of its frozen network, part of the model")
+    agreed = content["checks"]["torch"]
     assert float(agreed.split("pictures of the training split, ")[1].split("%")[0]) > 99.9

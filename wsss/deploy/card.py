@@ -9,6 +9,7 @@ import jinja2
 from huggingface_hub import ModelCardData
 
 from wsss import __version__
+from wsss.data.augment import ColourRule
 from wsss.data.labels import voc_palette
 from wsss.data.samples import DEFAULT_READING
 from wsss.deploy.network import Views
@@ -17,6 +18,13 @@ from wsss.stages.check import read_notes
 from wsss.stages.predict import Segmenter
 from wsss.stages.records import PREDICTIONS, Score, read_scores, read_stages
 
+# what an exported model does with the values of pictures
+_NORMALISATION: Mapping[ColourRule, str] = {
+    "imagenet": "ImageNet's mean and deviation",
+    "clip": "the mean and deviation of CLIP",
+    "caffe": "BGR, minus the mean of Caffe's ImageNet",
+    "raw": "the mean and deviation of its frozen network",
+}
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
@@ -76,7 +84,7 @@ def configuration(
             "confidence": "float32 (batch, height, width): the probability of that label",
             "probabilities": "float32 (batch, labels, height, width): they sum to 1",
         },
-        "normalisation": f"{segmenter.trained.colours}, part of the model",
+        "normalisation": f"{_NORMALISATION[segmenter.trained.colours]}, part of the model: give values from 0 to 255",
         "scales": list(views.scales),
         "flip": views.flip,
         "long_sides": segmenter.long_sides,

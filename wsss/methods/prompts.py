@@ -34,7 +34,7 @@ from wsss.regions.sam import WHAT as SAM_NAME
 from wsss.run import maybe_file, pretrained
 from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
-from wsss.supervision import MASKS
+from wsss.supervision import MASKS, described_by
 
 _WHAT = "a network that finds objects by words"
 # value of `masks`: boxes are used as they are
@@ -60,6 +60,12 @@ class PromptsInference:
 
     def __post_init__(self) -> None:
         check_range("inference.threshold", self.threshold, 0, 1)
+
+    @property
+    def unused_networks(self) -> tuple[str, ...]:
+        """See `wsss.supervision.ChoosesNetworks`: SAM 3 makes its masks itself."""
+        by_itself = any("sam3" in word.lower() for word in described_by(self.model))
+        return ("masks",) if by_itself else ()
 
     def check(self, images: Images) -> None:
         """Raise BadInput for words or networks that cannot be used, before a picture is decoded."""

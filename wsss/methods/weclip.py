@@ -157,6 +157,11 @@ class WeCLIPSettings:
         """Where the frozen networks come from."""
         return {"clip": self.clip, **({"dino": self.dino} if self.plus else {})}
 
+    @property
+    def unused_networks(self) -> tuple[str, ...]:
+        """See `wsss.supervision.ChoosesNetworks`."""
+        return () if self.plus else ("dino",)
+
     def load_frozen(self) -> FrozenNetworks:
         """CLIP and DINOv2, on the CPU."""
         return load_frozen(self.clip, self.activation, self.sources.get("dino"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from wsss import launch
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
-from wsss.foundations import CLASSIFIER, KEPT, FeatureSettings, check_classifier, load_features, rebuilt
+from wsss.foundations import CLASSIFIER, KEPT, FeatureSettings, features_of, load_features, rebuilt
 from wsss.loading import load_into, load_segmenter
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, resize_logits
@@ -86,7 +86,7 @@ class FrozenSettings:
         if self.tokens is not None:
             TokenCache(self.tokens)
         elif self.features.source == CLASSIFIER and self.init == NONE and isinstance(classifier, Backbone):
-            check_classifier(self.features, classifier)
+            features_of(self.features, classifier)
         else:
             load_features(self.after(classifier if isinstance(classifier, Path) else None).features)
 

@@ -21,9 +21,9 @@ from wsss.errors import BadInput, check_range
 from wsss.foundations import (
     CLASSIFIER,
     FeatureSettings,
-    check_classifier,
     check_identity,
     digest,
+    features_of,
     load_features,
     rebuilt,
 )
@@ -101,7 +101,7 @@ class RetrievalSettings:
         if self.init != NONE:
             metadata_of(Path(self.init))
         elif self.features.source == CLASSIFIER and isinstance(classifier, Backbone):
-            check_classifier(self.features, classifier)
+            features_of(self.features, classifier)
         else:
             load_features(self.after(classifier if isinstance(classifier, Path) else None).features)
 

@@ -62,7 +62,7 @@ def cache_tokens(settings: TokenSettings, images: Images, *, out: Path) -> dict[
     if not launch.decided_by_first((out / INDEX).exists):  # otherwise killed between its last file and its record
         loaded = load_features(settings.features)
         views, sizes = views_of(settings.views), list(in_threads(images.size_hw, range(len(images))))
-        bytes_each = [_bytes(loaded.features, views, size_hw) for size_hw in sizes]
+        bytes_each = [token_bytes(loaded.features, views, size_hw) for size_hw in sizes]
         starts = _starts(bytes_each)
         launch.decided_by_first(lambda: _check_room(settings, out, sum(bytes_each), len(images), len(views)))
         _write_shards(loaded, views, images, starts, out)
@@ -74,8 +74,8 @@ def cache_tokens(settings: TokenSettings, images: Images, *, out: Path) -> dict[
     return {"images": len(images), "views": len(index.views), "bytes": index.size}
 
 
-def _bytes(features: DenseFeatures, views: Sequence[View], size_hw: tuple[int, int]) -> int:
-    """Bytes of the tensors of a picture."""
+def token_bytes(features: DenseFeatures, views: Sequence[View], size_hw: tuple[int, int]) -> int:
+    """Bytes of the tensors of a picture of this height and width."""
     return sum(
         2 * rows * columns * channels
         for view in views
@@ -194,7 +194,7 @@ def _index(
         mean = total[1] / total[0]
         means.append(mean.tolist())
         deviations.append((total[2] / total[0] - mean.square()).clamp_min(0).sqrt().tolist())
-    size = sum(_bytes(features, views, size_hw) for size_hw in sizes)
+    size = sum(token_bytes(features, views, size_hw) for size_hw in sizes)
     return Index(
         features=loaded.identity,
         views=[(view.scale, view.mirrored) for view in views],

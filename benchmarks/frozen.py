@@ -1,0 +1,137 @@
+"""A head on a frozen network against DeepLab v2: time, memory and accuracy with the same pictures, the same pseudo masks and the same backbone.
+
+    wsss run cam --data D --config demo_cam.yaml --out RUN
+    OMP_NUM_THREADS=1 python benchmarks/frozen.py --data D --run RUN [--preset quick] [--config demo_cam.yaml] [--seeds 3]
+
+DeepLab v2 has the settings of the file and starts from the run's classifier; the head has those of the preset, on the tokens of the same
+classifier. For each seed both are made anew, one after the other, in processes of their own with one thread and without loader processes; the first
+of the pair changes from seed to seed. An epoch is the CPU time of the training by its number of epochs, a stage includes the cache of the tokens.
+Memory is the peak of the process beyond what it has before the stage. mIoU is that of the predictions for the validation pictures.
+"""
+
+import argparse
+import dataclasses
+import logging
+import multiprocessing
+import resource
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from wsss.configs import CONFIGS
+from wsss.data.documents import read_document
+from wsss.data.open import open_dataset
+from wsss.methods import method
+from wsss.recipe import preset_settings, settings_of
+from wsss.settings import build
+from wsss.stages.evaluate import evaluate_masks
+from wsss.stages.predict import predict
+from wsss.stages.segment import segment
+from wsss.stages.tokens import cache_tokens
+from wsss.storage import read_json
+
+KINDS = ("deeplab", "frozen")
+
+
+class Found(NamedTuple):
+    """What a segmenter took and reached: CPU seconds, MB, per cent."""
+
+    cache: float
+    epoch: float
+    stage: float
+    memory: float
+    miou: float
+
+
+def cpu_seconds() -> float:
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    return spent.ru_utime + spent.ru_stime
+
+
+def megabytes(name: str) -> float:
+    """A number in /proc/self/status: VmRSS is the memory of this process, VmHWM its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) / 1024
+
+
+def measured(job: tuple[str, argparse.Namespace, int]) -> Found:
+    """Make one segmenter, in a process of its own."""
+    kind, given, seed = job
+    logging.disable()
+    content: Mapping[str, Any] = read_document(given.config, "settings")
+    cam = method("cam")
+    whole: Any = build(settings_of(cam), content)
+    settings: Any
+    if kind == "frozen":
+        settings = preset_settings(cam, given.preset, {"segmenter": {"kind": kind, **given.head}}).segmenter
+    else:
+        settings = whole.segmenter
+    training = dataclasses.replace(settings.training, workers=0, seed=seed)
+    settings = dataclasses.replace(settings, training=training)
+    data = open_dataset(given.data)
+    assert data.val
+    images, val = data.split(data.train), data.split(data.val)
+    with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
+        out, tokens = Path(folder) / kind, Path(folder) / "tokens"
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        before, start = megabytes("VmRSS"), cpu_seconds()
+        if kind == "frozen":
+            cache_tokens(settings.after(given.run / "classifier").of_tokens, images, out=tokens)
+        cached = cpu_seconds()
+        classifier = given.run / "classifier"
+        segment(settings, images, masks=given.run / "masks", out=out, classifier=classifier, tokens=tokens)
+        end, peak = cpu_seconds(), megabytes("VmHWM")
+        masks = predict(whole.test, val, weights=out, out=Path(folder) / "predictions")
+        scores = evaluate_masks(whole.scores, val, masks=masks, out=Path(folder) / "scores")
+        miou = read_json(scores / "scores.json", "scores")["scores"]["miou"]
+        steps = read_json(out / "history.json", "the history of a training")[-1]["step"]
+    epochs = steps * training.batch * training.accumulate / len(images)
+    return Found(cached - start, (end - cached) / epochs, end - start, peak - before, 100 * miou)
+
+
+def line(name: str, values: Sequence[float | str]) -> str:
+    return f"{name:10}" + "".join(f"{value:>12.2f}" if isinstance(value, float) else f"{value:>12}" for value in values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished `wsss run cam`")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "demo_cam.yaml", help="settings of DeepLab")
+    parser.add_argument("--preset", type=str, default="quick", help="settings of the head")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the head")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="where segmenters are written and removed")
+    given = parser.parse_args()
+    given.head = nested(given.set)
+    found: dict[str, list[Found]] = {kind: [] for kind in KINDS}
+    print(line("", ["cache s", "epoch s", "stage s", "MB", "mIoU %"]))
+    for seed in range(given.seeds):
+        for kind in KINDS if seed % 2 == 0 else KINDS[::-1]:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                found[kind].append(pool.apply(measured, ((kind, given, seed),)))
+            print(line(f"{kind} {seed}", found[kind][-1]), flush=True)
+    deeplab, head = (Found(*(mean(column) for column in zip(*found[kind], strict=True))) for kind in KINDS)
+    print(line("deeplab", deeplab))
+    print(line("frozen", head))
+    ratios = [deeplab.epoch / head.epoch, deeplab.stage / head.stage, deeplab.memory / head.memory]
+    print(line("ratio", ["", *ratios, f"{head.miou - deeplab.miou:+.1f}"]))
+
+
+def nested(words: Sequence[str]) -> dict[str, Any]:
+    """`features.layers=2` as nested settings."""
+    content: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        place = content
+        *sections, last = name.split(".")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = int(value) if value.isdigit() else value
+    return content
+
+
+if __name__ == "__main__":
+    main()
