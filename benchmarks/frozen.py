@@ -1,7 +1,8 @@
 """A head on a frozen network against DeepLab v2: time, memory and accuracy with the same pictures, the same pseudo masks and the same backbone.
 
     wsss run cam --data D --config demo_cam.yaml --out RUN
-    OMP_NUM_THREADS=1 python benchmarks/frozen.py --data D --run RUN [--preset quick] [--config demo_cam.yaml] [--seeds 3]
+    OMP_NUM_THREADS=1 python benchmarks/frozen.py --data D --run RUN [--preset quick] [--config demo_cam.yaml] [--seeds 3] \\
+        [--pictures 120]
 
 DeepLab v2 has the settings of the file and starts from the run's classifier; the head has those of the preset, on the tokens of the same
 classifier. For each seed both are made anew, one after the other, in processes of their own with one thread and without loader processes; the first
@@ -73,6 +74,7 @@ def measured(job: tuple[str, argparse.Namespace, int]) -> Found:
     data = open_dataset(given.data)
     assert data.val
     images, val = data.split(data.train), data.split(data.val)
+    images = images.subset(range(given.pictures or len(images)))
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         out, tokens = Path(folder) / kind, Path(folder) / "tokens"
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIGS / "demo_cam.yaml", help="settings of DeepLab")
     parser.add_argument("--preset", type=str, default="quick", help="settings of the head")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the head")
+    parser.add_argument("--pictures", type=int, help="train on the first ones only")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="where segmenters are written and removed")
     given = parser.parse_args()

@@ -123,6 +123,32 @@ def make_masks(settings: Masks, *, out: Path) -> dict[str, str]:
     return {PIXEL_LABELS: "threshold" if settings.best else "none"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    title = "maps"
+
+    words_only: bool = False
+
+
+@stage(kind="localize", makes="maps", title=None)
+def make_maps(settings: Maps, *, out: Path) -> dict[str, int]:
+    (out / "1.npz").write_bytes(b"1")
+    return {}
+
+
+@stage(kind="walk", makes="maps", title=None)
+def walk(settings: Masks, *, cams: Path, out: Path) -> dict[str, int]:
+    (out / "1.npz").write_bytes(b"2")
+    return {}
+
+
+@pytest.mark.parametrize(("words_only", "tags"), [(True, "none, words only"), (False, "by hand")])
+def test_walked_maps_have_the_tags_of_the_maps_before(tmp_path, words_only, tags):
+    walk(Masks(), cams=make_maps(Maps(words_only), out=tmp_path / "cams"), out=tmp_path / "walked")
+    assert supervision(tmp_path, read_stages(tmp_path))["tags"] == tags
+    assert dict(Comparison(open_runs([tmp_path])).supervision)["tags"] == [tags]
+
+
 def test_pixel_labels_and_networks_of_a_run(tmp_path):
     """The last stage knows them all, from masks that were passed to a training by name too."""
     run = tmp_path / "run"

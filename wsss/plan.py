@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from wsss import launch, progress, watch
+from wsss import launch, progress, registry, watch
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.foundations import CLASSIFIER, FeatureSettings, features_of, load_features
@@ -264,9 +264,14 @@ class _Estimate:
             self._frozen = features, features.enlarge**2 * self._one_picture(self._baseline, self.pixels).seconds
         return self._frozen
 
+    def _on_network(self, section: FrozenSettings) -> FrozenSettings:
+        """The settings with the classifier that the run is given, if there is one, as the frozen network that they name."""
+        given = self.settings.weights
+        return section.after(None if given == registry.NONE else Path(given))
+
     def _tokens(self, section: FrozenSettings) -> float | None:
         """The features of all views of all pictures, on the disk."""
-        section, views = section.after(None), views_of(section.views)
+        section, views = self._on_network(section), views_of(section.views)
         found = self._features(section.features)
         if found is not None:
             side = round(self.pixels**0.5)
@@ -278,7 +283,7 @@ class _Estimate:
         if section.tokens is not None:
             index = TokenCache(section.tokens).index
             shape = index.channels, index.factors, index.cell
-        elif (found := self._features(section.after(None).features)) is not None:
+        elif (found := self._features(self._on_network(section).features)) is not None:
             shape = found[0].map_channels, found[0].factors, found[0].cell
         else:
             return None
@@ -331,7 +336,7 @@ class _Estimate:
     def _predicting_frozen(self, pixels: float) -> float | None:
         """Predictions by a head on a frozen network, which itself takes little; None for segmenters without such networks."""
         section, test = self.settings.segmenter, self.settings.test
-        found = self._features(section.after(None).features) if isinstance(section, FrozenSettings) else None
+        found = self._features(self._on_network(section).features) if isinstance(section, FrozenSettings) else None
         if found is None:
             return None
         views = sum(scale**2 for scale in test.scales or (1.0,)) * (2 if test.flip else 1)

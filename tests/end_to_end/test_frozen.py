@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from tests.conftest import tree
-from tests.end_to_end.conftest import TINY, ok, wsss
+from tests.end_to_end.conftest import TINY, kill_at, ok, wsss
+from tests.end_to_end.test_run_cam import prefixed
 from wsss.data.files import read_mask
 from wsss.weights import read_weights
 
@@ -15,12 +16,18 @@ TRAINING = {"batch": 8, "steps": 20, "workers": 0, "lr": 0.003}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, shapes, finished):
-    """A run whose segmenter is a head on its classifier."""
+def config(tmp_path_factory, finished):
+    """Settings of a run whose segmenter is a head on its classifier."""
     config = tmp_path_factory.mktemp("config") / "frozen.yaml"
-    head = {"kind": "frozen", "crop": 64, "training": TRAINING}
+    head = {"kind": "frozen", "crop": 64, "training": {**TRAINING, "checkpoint_steps": 2}}
     content = {"inference": TINY["inference"], "weights": str(finished / "classifier"), "segmenter": head}
     config.write_text(yaml.safe_dump(content))
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shapes, config):
+    """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("runs") / "frozen"
     printed = ok("run", "cam", "--data", shapes, "--config", config, "--out", out)
     assert "tokens" in printed.stdout + printed.stderr
@@ -56,6 +63,32 @@ def test_the_command_trains_on_and_reads_tokens_of_a_run(run, shapes, tmp_path):
     refused = wsss(*words, "--split", "val", "--segmenter.tokens", run / "tokens", "--out", tmp_path / "val")
     assert refused.returncode == 2
     assert "no tokens of" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["tokens/tokens-0000[2-9].safetensors", "segmenter/checkpoint.pt"])
+def test_a_killed_run_ends_in_the_same_bytes(run, config, shapes, tmp_path, moment):
+    words = ("run", "cam", "--data", shapes, "--config", config, "--out", tmp_path / "killed")
+    kill_at(tmp_path / "killed", moment, *words)
+    stage = tmp_path / "killed" / moment.partition("/")[0]
+    assert not (stage / "done.json").exists()
+    ok(*words)
+    for name in ("tokens", "segmenter", "predictions", "predictions-scores"):
+        assert prefixed(tmp_path / "killed", name) == prefixed(run, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_cache_the_same_tokens(run, shapes, tmp_path, processes):
+    words = ("segment", "--data", shapes, "--masks", shapes / "SegmentationClass", "--segmenter", "frozen")
+    words = (*words, "--init", run / "segmenter", "--segmenter.training.steps", 1, "--segmenter.training.batch", 4)
+    ok(*words, "--out", tmp_path / "out", processes=processes)
+    ours, theirs = (
+        {name: content for name, content in tree(folder).items() if name.endswith((".safetensors", "tokens.json"))}
+        for folder in (run / "tokens", tmp_path / "out" / "tokens")
+    )
+    assert len(ours) > processes
+    assert theirs == ours
 
 
 def test_probabilities_of_predict(run, shapes, tmp_path):

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import tree, write_squares
-from tests.segmenters.tiny import frozen
+from tests.networks.test_features import model_of
+from tests.segmenters.tiny import SHORT, frozen
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import IGNORE
 from wsss.errors import BadInput
 from wsss.foundations import FeatureSettings
-from wsss.networks.features import IMAGENET, DenseFeatures, FrozenNetwork
+from wsss.networks.features import IMAGENET, DenseFeatures, FrozenNetwork, TransformerFeatures
 from wsss.networks.frozen import FrozenHead, FrozenSegmenter, HeadLayers
 from wsss.segmenters.frozen import FrozenSettings
 from wsss.segmenters.tokens import INDEX, TokenCache, View, ViewSettings
@@ -243,6 +244,33 @@ def test_corrected_masks_are_used_more_often(made, ours, data, tmp_path):
     assert learning.metadata["corrected"] == [images.names[1]]
     labels = learning.examples(1, np.random.default_rng(0))["label"]
     assert set(labels.unique().tolist()) <= {2, IGNORE}
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "siglip_vision_model", "clip_vision_model"])
+def test_networks_of_transformers(kind, data, tmp_path):
+    """Pictures that are no multiples of the patch; the file of the segmenter names the network, which must not change."""
+    images, masks = data
+    model_of(kind).save_pretrained(tmp_path / "network")
+    settings = FrozenSettings(features=FeatureSettings(str(tmp_path / "network")), crop=48, training=SHORT)
+    settings.check()
+    made = segment(settings, images, masks=masks, out=tmp_path / "head", classifier=None)
+    state, known = read_weights(made / WEIGHTS)
+    assert all(name.startswith("head.") for name in state)
+    assert known["features"]["body"] is None
+    network, cache = DenseFeatures(TransformerFeatures(model_of(kind), kind)), TokenCache(made / "tokens")
+    picture = torch.from_numpy(images.read(0).transpose(2, 0, 1).copy())[None]
+    assert max(side % network.cell for side in picture.shape[2:])
+    with torch.inference_mode():
+        assert torch.equal(cache.maps(0, 0)[0], network(picture)[0][0].half())
+    segmenter = Segmenter(made, PredictSettings())
+    logits = segmenter.trained.logits(segmenter.trained.view(images.read(0), 1.0), images.size_hw(0))
+    assert logits.shape == (1, 3, *images.size_hw(0))
+    changed_model = model_of(kind)
+    with torch.no_grad():
+        next(changed_model.parameters()).add_(1)
+    changed_model.save_pretrained(tmp_path / "network")
+    with pytest.raises(BadInput, match="a network with digest"):
+        Segmenter(made, PredictSettings())
 
 
 def test_heads_fit_their_networks():

@@ -58,7 +58,7 @@ class FrozenSettings:
     loss: Literal["plain", "balanced"] = "plain"
     """plain: cross-entropy over all points; balanced: half over background and half over foreground"""
     crop: int = 320
-    """side of the square of cells that an example has, in pixels"""
+    """side of the square of cells that an example has, in pixels; at most that of the largest view"""
     points: int = 4
     """distance of the labelled points, in pixels"""
     dropout: float = 0.1
@@ -258,6 +258,9 @@ class TokenExamples:
         self.per_cell = max(1, round(index.cell / settings.points))
         self.labels = list(in_threads(partial(self._labels, target), range(len(target.images))))
         target.check(label for labels in self.labels for label in labels)
+        # no larger than the largest view
+        points = self.coarse * self.per_cell
+        self.side = min(self.side, max(max(label.shape) for labels in self.labels for label in labels) // points)
 
     def _labels(self, target: Target, picture: int) -> list[UInt8[np.ndarray, "_ _"]]:
         """The labels of the points of each view of a picture."""

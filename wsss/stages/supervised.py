@@ -43,8 +43,9 @@ def _lines(run: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str]]:
 
 
 def _tags(run: Path, stages: Sequence[Stage]) -> str:
-    """Where the tags of the last maps come from."""
-    maps = [stage for stage in stages if stage.makes == "maps"][-1:]
+    """Where the tags of the last maps come from; refined maps have the tags of those that they were made from."""
+    every = [stage for stage in stages if stage.makes == "maps"]
+    maps = ([stage for stage in every if stage.kind == "localize"] or every)[-1:]
     if any((stage.inputs.get("settings") or {}).get("words_only") for stage in maps):
         return "none, words only"
     # tags are part of a fingerprint, so maps made from predicted tags have another one than the dataset
