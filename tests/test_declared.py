@@ -262,3 +262,13 @@ def test_real_settings_refuse_values_by_the_name_they_were_given(package):
     mirror = declared.read(package(importable(METHOD)), "ReCAM")
     with pytest.raises(BadInput, match=r"^classifier.rate: found 2.0; expected a number from 0 to 1"):
         settings.from_mirror(dataclasses.replace(mirror(), rate=2.0), ("classifier",))
+
+
+def test_an_editable_installation_whose_packages_are_on_no_path(monkeypatch):
+    """`from wsss import classifier`, as ReCAM has it, finds the module where it was imported from."""
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if not (Path(one) / "wsss").is_dir()])
+    declared._find.cache_clear()
+    found = declared._find("wsss")
+    assert found is not None
+    assert declared.is_mirror(found.classifier.FromBaseline)
+    declared._find.cache_clear()

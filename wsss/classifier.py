@@ -33,6 +33,7 @@ from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
 from wsss.objective import Objective, body_and_head
+from wsss.precision import Precision, at_least_single, mixed
 from wsss.registry import no_baseline
 from wsss.run import pretrained
 from wsss.stages.localize import Cams
@@ -327,6 +328,8 @@ class MultiScale:
     """scales of the picture whose maps are added"""
     flip: bool = True
     """add the maps of the mirror image"""
+    precision: Precision = "no"
+    """precision of the network; `no` is float32"""
 
     def __post_init__(self) -> None:
         check_range("inference.scales", self.scales, SMALLEST_SCALE)
@@ -408,7 +411,9 @@ class CAMLocalizer:
         for view in views:
             view = view.to(device)
             pair = torch.cat([view, view.flip(3)]) if self.settings.flip else view
-            raw = self.network.maps(pair).relu()[:, present]
+            with mixed(self.settings.precision, device):
+                raw = self.network.maps(pair)
+            raw = at_least_single(raw).relu()[:, present]
             fused = self.fuse(raw[:1], raw[1:].flip(3)) if self.settings.flip else raw
             stride4 += F.interpolate(fused, quarter_size, mode="bilinear", align_corners=False)[0]
             full += F.interpolate(fused, padded_size, mode="bilinear", align_corners=False)[0]

@@ -287,7 +287,8 @@ def _find(name: str) -> Source | None:
         else:
             spec = importlib.machinery.PathFinder.find_spec(package, places)
             places = list(spec.submodule_search_locations or ()) if spec else []
-    spec = importlib.machinery.PathFinder.find_spec(name, places)
+    # the package itself is on no path if it is installed in editable mode
+    spec = sys.modules[name].__spec__ if name in sys.modules else importlib.machinery.PathFinder.find_spec(name, places)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     return Source(name, Path(spec.origin))

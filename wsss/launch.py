@@ -22,6 +22,7 @@ from torch.autograd.function import FunctionCtx
 
 from wsss import peers
 from wsss.errors import BadInput
+from wsss.precision import Precision, warn_if_slow
 
 Item = TypeVar("Item")
 
@@ -181,7 +182,7 @@ def joined(value: Tensor) -> Tensor:
     return _JoinOverProcesses.apply(value)
 
 
-def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> Accelerator:
+def accelerator(precision: Precision, accumulate: int, tracker_folder: str | None) -> Accelerator:
     """Hugging Face accelerate, set up for one training.
 
     Args:
@@ -189,7 +190,7 @@ def accelerator(precision: str, accumulate: int, tracker_folder: str | None) -> 
         accumulate: batches whose gradients are accumulated for one update.
         tracker_folder: folder for TensorBoard's files, None for no tracking.
     """
-    _state()
+    warn_if_slow(precision, device().type)
     # one command may train several networks with different precisions
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(

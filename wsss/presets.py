@@ -1,9 +1,9 @@
 """Presets: settings that suit a computer, for every method.
 
-A preset is a file in `wsss/configs/presets` with up to four sections: `common` has settings that apply wherever a method has a setting
-of that name, as those of `wsss run all` do (`registry.places`); `kinds` has settings of a refiner or segmenter, by its kind; `methods`
-has settings of single methods, and `variants` those of variants of a method that are not its default. Settings files and flags override a
-preset. Nothing here imports torch, unless a GPU is found.
+A preset is a file in `wsss/configs/presets` with up to five sections: `common` has settings that apply wherever a method has a setting
+of that name, as those of `wsss run all` do (`registry.places`); `bfloat16` has further ones, for processors that compute it natively;
+`kinds` has settings of a refiner or segmenter, by its kind; `methods` has settings of single methods, and `variants` those of variants
+of a method that are not its default. Settings files and flags override a preset. Nothing here imports torch, unless a GPU is found.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ from wsss import registry
 from wsss.configs import CONFIGS
 from wsss.data.documents import Keys, dotted, read_document
 from wsss.errors import is_regular
+from wsss.processor import has_native
 from wsss.settings import KIND, Field, Layer, fields, kinds, section_of, tag
 
 NAMES = ("quick", "small-cpu", "gpu", "paper")
@@ -62,12 +63,26 @@ class MethodPresets:
 
 def recorded(out: Path | None) -> str | None:
     """The preset that a run folder was begun with, if it says so."""
+    name = (_recorded_settings(out) or {}).get("preset")
+    return name if name in NAMES else None
+
+
+def to_record(given: Mapping[str, Any], name: str | None, precisions: Mapping[str, str]) -> dict[str, Any]:
+    """What a run folder remembers: the settings given over a preset, its name, and the precisions that it chose for this processor."""
+    chosen = {
+        section: {"precision": precision, **(_inside(given, section) or {})}
+        for section, precision in precisions.items()
+        if name is not None and "bfloat16" in read(name)
+    }
+    return {**given, **chosen, "preset": name}
+
+
+def _recorded_settings(out: Path | None) -> dict[str, Any] | None:
     file = None if out is None else out / RECORDED
     if file is None or not is_regular(file):
         return None
     content = read_document(file, "the settings of a run")
-    name = content.get("preset") if isinstance(content, dict) else None
-    return name if name in NAMES else None
+    return content if isinstance(content, dict) else None
 
 
 def automatic(device: str = "auto") -> str:
@@ -103,7 +118,7 @@ def settings(name: str, method: str | None, given: Mapping[str, Any]) -> dict[st
         key: _kind(field, *(source.get(key) for source in (given, of_method, common))) for key, field in table.items()
     }
     found = Layer(table)
-    for key, value in common.items():
+    for key, value in (*common.items(), *_for_processor(content, given).items()):
         for keys in registry.places(key, table):
             _add(found, table[keys[0]], keys, value, chosen)
     for key, field in table.items():
@@ -128,6 +143,15 @@ def read(name: str) -> dict[str, Any]:
 def path(name: str) -> Path:
     """The file of a preset."""
     return FOLDER / f"{name}.yaml"
+
+
+def _for_processor(content: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a preset for this processor, or for the one that the run was begun on."""
+    possible = content.get("bfloat16", {})
+    before = _recorded_settings(Path(given["out"])) if given.get("out") is not None else None
+    if before is None:
+        return possible if has_native("bf16") else {}
+    return {section: {"precision": _inside(before.get(section), "precision") or "no"} for section in possible}
 
 
 def _table(method: str | None) -> Mapping[str, Field]:

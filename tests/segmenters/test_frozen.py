@@ -300,3 +300,11 @@ def test_settings_that_cannot_work(classifier, tmp_path):
 def test_views_out_of_range():
     with pytest.raises(BadInput, match=r"views\.scales"):
         ViewSettings(scales=(0.0,))
+
+
+def test_features_in_bfloat16(made, data):
+    image = data[0].read(3)
+    segmenters = (Segmenter(made, PredictSettings(precision=one)) for one in ("no", "bf16"))
+    single, half = (one.probabilities(one.prepare(image)) for one in segmenters)
+    assert half.dtype == np.float32
+    assert (single.argmax(0) == half.argmax(0)).mean() > 0.98

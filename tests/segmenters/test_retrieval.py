@@ -379,3 +379,11 @@ def test_regions_fit_only_pictures_as_they_are(made, data, tmp_path, test, messa
     with pytest.raises(BadInput, match=message):
         predict(test, data[0], weights=made, out=tmp_path / "out", regions=regions)
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_features_in_bfloat16(made, data):
+    image = data[0].read(3)
+    segmenters = (Segmenter(made, PredictSettings(precision=one)) for one in ("no", "bf16"))
+    single, half = (one.probabilities(one.prepare(image)) for one in segmenters)
+    assert half.dtype == np.float32
+    assert (single.argmax(0) == half.argmax(0)).mean() > 0.98

@@ -48,6 +48,16 @@ def test_it_knows_itself_and_predicts_any_size(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_bfloat16_is_close_to_float32(trained, kind):
+    image = np.random.default_rng(0).integers(0, 256, (33, 41, 3)).astype(np.uint8)
+    segmenters = (Segmenter(trained(kind), PredictSettings((1.0,), False, precision=one)) for one in ("no", "bf16"))
+    single, half = (one.probabilities(one.prepare(image)) for one in segmenters)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(single - half).max() < 0.02
+    np.testing.assert_allclose(half.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_a_killed_training_ends_in_the_same_bytes(trained, masked_squares, tmp_path, monkeypatch, kind):
     (images, masks), forward, calls = masked_squares, SegmenterObjective.forward, []
 

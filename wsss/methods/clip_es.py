@@ -27,6 +27,7 @@ from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.networks.clip import CLIP, unit_text_features
 from wsss.ops.boxes import box_mask
+from wsss.precision import Precision, mixed
 from wsss.pretrained import Activation, load_clip
 from wsss.recipe import Method
 from wsss.refiners.crf import CRFSettings
@@ -68,7 +69,7 @@ class CLIPESInference:
     """include the very last block; TagCLIP's version for VOC does not"""
     refined: bool = True
     """refine the maps with the attention; otherwise the initial maps are written"""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     """precision of all blocks except the last, whose gradients would underflow; `no` is float32"""
     cache: bool = unrecorded(True)
     """cache text features on disk"""
@@ -216,9 +217,8 @@ class CLIPESLocalizer:
         self, view: Float[Tensor, "1 3 hp wp"], grid: tuple[int, int]
     ) -> tuple[Float[Tensor, "1 l d"], Float[Tensor, "n n"]]:
         """The tokens that enter the last block, and the attention between patches, summed over the averaged blocks before it."""
-        half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.settings.precision]
         total = torch.zeros(grid[0] * grid[1], grid[0] * grid[1], device=view.device)
-        with torch.autocast(view.device.type, half or torch.bfloat16, enabled=half is not None):
+        with mixed(self.settings.precision, view.device):
             x = self.clip.embed(view, self.clip.positions(grid))
             for index in range(self.clip.n_blocks - 1):
                 averaged = self.settings.refined and index in self.averaged

@@ -32,6 +32,7 @@ from wsss.networks.corrclip import FEWEST_BLOCKS, linked, over_windows, region_f
 from wsss.networks.features import CLIP as CLIP_COLOURS
 from wsss.networks.features import DenseFeatures, PatchDescriptions, TransformerFeatures
 from wsss.ops.regions import Regions
+from wsss.precision import Precision, mixed
 from wsss.pretrained import Activation, load_clip
 from wsss.recipe import Method
 from wsss.refiners.crf import MaskSettings
@@ -87,7 +88,7 @@ class CorrCLIPInference:
     """use only the regions of this level; null for all"""
     regions: Path | None = unrecorded(None)
     """folder of regions made by `wsss regions`; a run makes them with `proposer` otherwise"""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     """precision of the networks (published: fp16); `no` is float32"""
     cache: bool = unrecorded(True)
     """cache text features on disk"""
@@ -229,8 +230,7 @@ class CorrCLIPLocalizer:
     def cosines(self, prepared: Prepared, rows: Int[Tensor, " r"]) -> Float[Tensor, "r hv wv"]:
         """The cosines of the pixels and these words, averaged over the windows."""
         texts, settings = self.texts[rows], self.settings
-        half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
-        networks = partial(torch.autocast, texts.device.type, half or torch.bfloat16, enabled=half is not None)
+        networks = partial(mixed, settings.precision, texts.device)
 
         def of_window(window: Float[Tensor, "1 3 h w"], regions: Int[np.ndarray, "h w"]) -> Float[Tensor, "r h w"]:
             with networks():

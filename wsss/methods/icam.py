@@ -36,6 +36,7 @@ from wsss.networks.seam import SEAMNetwork, correlated, resized
 from wsss.objective import Objective
 from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma, feature_similarity_loss
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
+from wsss.precision import mixed
 from wsss.recipe import Method
 from wsss.refiners.affinitynet import AffinityNetLabels, AffinityNetSettings, AffinityNetWalk
 from wsss.run import pretrained
@@ -379,12 +380,16 @@ class ICAMLocalizer:
         full_size, quarter_size = (self._normalised(total).cpu().numpy() for total in totals)
         return Cams(present.numpy(), full_size, quarter_size)
 
+    def _output(self, views: Float[Tensor, "v 3 h w"]) -> seam.SEAMOutput:
+        with mixed(self.settings.precision, views.device):
+            return self.network(views)
+
     def _icam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k hs ws"]:
-        output = self.network(views)
+        output = self._output(views)
         return conditioned((output.logits.softmax(1) + correlated(*output).softmax(1)) / 2, present)
 
     def _seam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k h w"]:
-        output = self.network(views)
+        output = self._output(views)
         return resized(correlated(seam.competing(output.logits)[:, 1 + present], output.features), views.shape[2:])
 
     def _normalised(self, total: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:

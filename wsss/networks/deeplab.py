@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 from wsss.networks.body import ParamGroup
+from wsss.precision import at_least_single
 
 IGNORE = 255
 
@@ -302,7 +303,7 @@ def resize_logits(
     logits: Float[Tensor, "b c h w"], size_hw: tuple[int, int] | torch.Size
 ) -> Float[Tensor, "b c hs ws"]:
     """Logits resized bilinearly with half-pixel centres; at the size of the image, their argmax is the prediction."""
-    return F.interpolate(logits, size=tuple(size_hw), mode="bilinear", align_corners=False)
+    return F.interpolate(at_least_single(logits), size=tuple(size_hw), mode="bilinear", align_corners=False)
 
 
 @lru_cache(maxsize=1024)

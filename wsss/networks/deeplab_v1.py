@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wsss.errors import check_range
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 from wsss.networks.body import ParamGroup
+from wsss.precision import at_least_single
 
 
 @dataclass(frozen=True)
@@ -105,4 +106,4 @@ class DeepLabV1(nn.Module):
 
 def enlarged(logits: Float[Tensor, "b l hs ws"], size_hw: tuple[int, int] | torch.Size) -> Float[Tensor, "b l h w"]:
     """Logits resized bilinearly with aligned corners."""
-    return F.interpolate(logits, tuple(size_hw), mode="bilinear", align_corners=True)
+    return F.interpolate(at_least_single(logits), tuple(size_hw), mode="bilinear", align_corners=True)

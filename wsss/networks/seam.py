@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from wsss.errors import BadInput
 from wsss.networks.affinitynet import TrunkWithHeads
 from wsss.networks.backbone import create_backbone
+from wsss.precision import at_least_single
 
 _EPSILON = 1e-5
 # number of affinities in memory at a time
@@ -83,8 +84,7 @@ class SEAMNetwork(TrunkWithHeads):
         ]
         logits = self.fc8(self.dropout7(fifth))
         # no half precision from here on: sums over all cells follow
-        kind = torch.promote_types(logits.dtype, torch.float32)
-        return SEAMOutput(logits.to(kind), self.f9(torch.cat(inputs, 1)).to(kind))
+        return SEAMOutput(at_least_single(logits), at_least_single(self.f9(torch.cat(inputs, 1))))
 
 
 def resized(maps: Float[Tensor, "n c h w"], size_hw: tuple[int, int] | torch.Size) -> Float[Tensor, "n c h2 w2"]:

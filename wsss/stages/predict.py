@@ -29,6 +29,7 @@ from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.ops.regions import Regions
 from wsss.outputs import edited_files
 from wsss.overlay import overlay
+from wsss.precision import Precision, at_least_single, mixed
 from wsss.regions.files import read_regions_of
 from wsss.run import Makes, OpenStage, StageInfo, open_stage
 from wsss.segmenters import SegmenterSettings
@@ -70,6 +71,9 @@ class PredictSettings:
     tags: bool = False
     """predict only classes that a picture is tagged with; for the pictures of a dataset, which have tags. Such scores are not those of a segmenter
     that knows no tags"""
+
+    precision: Precision = "no"
+    """precision of the network; `no` is float32"""
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int):
@@ -183,8 +187,9 @@ class Segmenter:
         for view in prepared.views:
             view = view.to(self.device)
             for mirrored in self.mirrored:
-                logits = self._logits(view.flip(3) if mirrored else view, prepared)
-                logits = logits.flip(3) if mirrored else logits
+                with mixed(self.settings.precision, self.device):
+                    logits = self._logits(view.flip(3) if mirrored else view, prepared)
+                logits = at_least_single(logits.flip(3) if mirrored else logits)
                 if absent is not None:
                     logits = logits.masked_fill(absent[:, None, None], -torch.inf)
                 total = total + (logits if self.trained.averaged == "logits" else logits.softmax(1))

@@ -25,6 +25,7 @@ from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range
 from wsss.networks.body import ParamGroup
+from wsss.precision import Precision
 from wsss.progress import Progress
 from wsss.run import plain, stage, unrecorded
 from wsss.stages.checkpoint import Checkpoints, discard
@@ -76,7 +77,7 @@ class Training:
     """maximum norm of the gradient; larger gradients are clipped"""
     seed: int = 0
     """random seed; for initial weights, order, augmentation and dropout"""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     """mixed precision; `no` is float32"""
     workers: int = unrecorded(-1)
     """number of loader processes; -1: one less than the number of cores, at most 8"""
