@@ -138,3 +138,38 @@ def test_presets_for_programs_are_those_of_the_command_line(shapes):
     assert made.classifier.backbone == made.segmenter.network.backbone == "test_resnet"
     with pytest.raises(BadInput, match="one of quick"):
         recipe.preset_settings(method("cam"), "fast")
+
+
+class Slow:
+    """Settings of a proposer with a network, and the proposer."""
+
+    kind = "slow"
+
+    def proposer(self):
+        return self
+
+    def prepare(self, image):
+        assert image.dtype == np.uint8
+        assert image.shape[0] == image.shape[1]
+        return "prepared"
+
+    def regions(self, prepared):
+        assert prepared == "prepared"
+
+
+def test_the_proposal_of_regions_is_estimated(shapes, monkeypatch):
+    corrclip = method("corrclip")
+    settings = recipe.preset_settings(corrclip, "quick", {"segmenter": SMALL["segmenter"]})
+
+    def seconds(settings):
+        made = plan.plan(recipe.planned_stages(corrclip, settings, shapes), settings, shapes)
+        return {stage.folder: stage.seconds for stage in made.stages}["regions"]
+
+    # similar colours, at a known cost for a pixel
+    assert seconds(settings) == 1
+    monkeypatch.setattr(plan, "_REGIONS", 1e-2)
+    pixels = sum(height * width for height, width in map(shapes.split("train").size_hw, range(6)))
+    assert seconds(settings) == pytest.approx(pixels * 1e-2 / plan.launch.threads())
+    # a network that takes 10 seconds for a picture
+    monkeypatch.setattr(plan, "_timed", lambda work: work() or 10.0)
+    assert seconds(dataclasses.replace(settings, proposer=Slow())) == pytest.approx(60)

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from wsss import launch
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from wsss.networks.clip import CLIP
+from wsss.errors import BadInput
+from wsss.networks.clip import CLIP, ImageText
 from wsss.networks.clip_resnet import ResNetCLIP
+from wsss.networks.siglip import SigLIP
 
 # replaces the patch tokens (n, N, width) after block number d; d = 0 is before the first block
 Replace = Callable[[int, Tensor], Tensor]
@@ -73,23 +75,29 @@ def pair_mean(values: Float[Tensor, "p *k"]) -> Float[Tensor, "*k"]:
     return values.sum(0) / pairs.clamp_min(1 / launch.processes())
 
 
-def input_size(clip: CLIP | ResNetCLIP) -> int:
+def input_size(clip: ImageText | ResNetCLIP) -> int:
     """Side length of the pictures that a CLIP was trained on, in pixels."""
     return clip.input_size if isinstance(clip, ResNetCLIP) else clip.patch * clip.native_grid
 
 
+def described(clip: ImageText | ResNetCLIP, similarity: str) -> dict[str, str]:
+    """What the metadata of weights says of the frozen network that they were trained with, and of how its similarities were used."""
+    return {"image_text": clip.FAMILY, "similarity": similarity}
+
+
 def encode_image(
-    clip: CLIP | ResNetCLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None = None
+    clip: ImageText | ResNetCLIP, image: Float[Tensor, "n 3 s s"], replace: Replace | None = None
 ) -> Float[Tensor, "n d"]:
     """Image features of pictures of `input_size`, in the joint space, not normalised.
 
     Args:
         clip: the network.
         image: the pictures.
-        replace: replaces some patch tokens, as mask prompts do; vision transformers only.
+        replace: replaces some patch tokens, as mask prompts do; CLIPs with a vision transformer only.
     """
-    if isinstance(clip, ResNetCLIP):
+    if isinstance(clip, ResNetCLIP | SigLIP):
         return clip.encode_image(image)
+    assert isinstance(clip, CLIP)
     x = _tokens(clip, image, replace)
     for index in range(clip.n_blocks - 1):
         x, _ = clip.block(index, x)
@@ -121,12 +129,21 @@ def _last_class_token(layer: Any, x: Float[Tensor, "n l width"]) -> Float[Tensor
 
 
 def to_clip(
-    colours: Literal["imagenet", "clip"], clip_colours: Literal["same", "clip"]
+    clip: ImageText | ResNetCLIP, colours: Literal["imagenet", "clip"], clip_colours: Literal["same", "clip"]
 ) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
-    """Scale and shift that convert pictures normalised with `colours` to the normalisation that CLIP gets."""
-    if clip_colours == "same" or colours == "clip":
+    """Scale and shift that convert pictures normalised with `colours` to the normalisation that CLIP gets.
+
+    Raises:
+        BadInput: a SigLIP should get the same pictures, which have about twice the contrast of its own.
+    """
+    if clip_colours == "same":
+        if isinstance(clip, SigLIP):
+            do = "Set clip_colours to clip."
+            raise BadInput("clip_colours", "same, with a SigLIP, whose pictures have values from -1 to 1", "clip", do)
         return torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
-    mean, std, clip_mean, clip_std = (
-        torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD)
-    )
+    theirs = (CLIP_MEAN, CLIP_STD) if isinstance(clip, ResNetCLIP) else clip.colours
+    ours = (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
+    if ours == theirs:
+        return torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
+    mean, std, clip_mean, clip_std = (torch.tensor(values)[:, None, None] for values in (*ours, *theirs))
     return std / clip_std, (mean - clip_mean) / clip_std

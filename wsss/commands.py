@@ -23,6 +23,7 @@ from wsss.options import (
     TAGCLIP,
     AllOptions,
     CompareOptions,
+    DataOptions,
     DemoOptions,
     EvaluateOptions,
     InfoOptions,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from wsss.recipe import RunSettings
 
 Options = TypeVar("Options")
+WithData = TypeVar("WithData", bound=DataOptions)
 # shown on the short help pages of commands that have them: options, and settings of runs and of single stages
 _COMMON_OPTIONS = (
     "data", "tags", "classes", "split", "out", "preset", "device", "skip_bad", "cams", "competition", "weights", "masks", "pictures",
@@ -149,7 +151,7 @@ def _method_command(verb: str, name: str) -> Command[Any]:
     if verb == "localize":
         options = LocalizeOptions if "train" in registry.verbs(name) else StageOptions
         of_maps = partial(registry.stage_settings, name, "inference")
-        return Command(f"activation maps of {about}", options, _localize, _with_presets(name, of_maps))
+        return Command(f"activation maps of {about}", options, partial(_localize, name), _with_presets(name, of_maps))
     of_run = partial(registry.run_settings, name)
     return Command(f"tags to a segmenter by {about}", MethodOptions, partial(_run, name), _with_presets(name, of_run))
 
@@ -251,7 +253,27 @@ def _run_method(
     run(method(name), chosen, data, out, options.corrected, options.plots, tagged, estimates or {})
 
 
+def _words_alone(options: WithData, settings: Any, name: str) -> WithData:
+    """The options, for a method that may need no tags.
+
+    Args:
+        options: of the command.
+        settings: of the method's maps.
+        name: of the method.
+
+    Raises:
+        BadInput: the method needs tags, but there are none.
+    """
+    if getattr(settings, "words_only", False):
+        return options.needing_no_tags()
+    if options.without_tags:
+        do = "Give tags, or --tags tagclip. `prompts` needs none, nor does `corrclip` with words_only."
+        raise BadInput("--tags", "none", f"tags, from which {name} learns or makes its maps", do)
+    return options
+
+
 def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
+    options = _words_alone(options, chosen.mirrors.get("inference"), name)
     data = options.dataset()
     registry.check_enough(data, data.train, chosen.mirrors)
     if peers.rank() == 0:
@@ -357,6 +379,8 @@ def _run_all(options: AllOptions, chosen: ParsedSettings) -> None:
     preset = partial(presets.settings, chosen.preset) if chosen.preset else None
     planned = protocol.plan(tables, common, options.runs or {}, options.chosen, chosen.where, preset)
     made = {one.name: _build_run_settings(one.method, one.settings(tables), one.where) for one in planned}
+    for one in planned:
+        _words_alone(options, made[one.name].inference, one.method)
     data = options.opened(data)
 
     def make(one: protocol.PlannedRun, run: Path) -> None:
@@ -397,6 +421,7 @@ def _tag(options: SplitOptions, chosen: ParsedSettings) -> None:
 
 
 def _ask(options: SplitOptions, chosen: ParsedSettings) -> None:
+    options = _words_alone(options, None, "ask")
     from wsss.methods import questions
 
     settings, images = chosen.build(), options.images(options.dataset())
@@ -404,7 +429,7 @@ def _ask(options: SplitOptions, chosen: ParsedSettings) -> None:
 
 
 def _train(name: str, options: SplitOptions, chosen: ParsedSettings) -> None:
-    data = options.dataset()
+    data = _words_alone(options, None, name).dataset()
     registry.check_enough(data, options.split or data.train, chosen.mirrors)
     faults = Faults()
     with faults.collected():
@@ -426,7 +451,8 @@ def _train(name: str, options: SplitOptions, chosen: ParsedSettings) -> None:
     train(settings, images, out=options.out)
 
 
-def _localize(options: SplitOptions, chosen: ParsedSettings) -> None:
+def _localize(name: str, options: SplitOptions, chosen: ParsedSettings) -> None:
+    options = _words_alone(options, chosen.mirrors[""], name)
     data = options.dataset()
     registry.check_downloads(chosen.mirrors)
     from wsss.health import stages as health
@@ -453,6 +479,7 @@ def _given_regions(folder: Path | None) -> Path:
 
 
 def _regions(options: SplitOptions, chosen: ParsedSettings) -> None:
+    options = options.needing_no_tags()
     data = options.dataset()
     from wsss.stages.propose import propose
 
@@ -462,6 +489,7 @@ def _regions(options: SplitOptions, chosen: ParsedSettings) -> None:
 
 
 def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
+    options = options.needing_no_tags()
     data = options.dataset()
     from wsss.corrections import correct_cams
     from wsss.health import stages as health
@@ -506,6 +534,7 @@ def _correct_masks(options: RefineOptions, refiner: Any, data: "Dataset") -> Non
 
 
 def _segment(options: SegmentOptions, chosen: ParsedSettings) -> None:
+    options = options.needing_no_tags()
     data = options.dataset()
     registry.check_enough(data, options.split or data.train, chosen.mirrors)
     registry.check_downloads(chosen.mirrors)

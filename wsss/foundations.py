@@ -30,12 +30,19 @@ from wsss.networks.features import (
     CLIP,
     IMAGENET,
     BodyFeatures,
-    Colours,
     DenseFeatures,
     FrozenNetwork,
     TransformerFeatures,
 )
-from wsss.pretrained import check_complete, check_exists, load_clip, loading_model, saved_folder
+from wsss.pretrained import (
+    check_complete,
+    check_exists,
+    load_clip,
+    loading_model,
+    mean_and_deviation,
+    picture_colours,
+    saved_folder,
+)
 from wsss.run import pretrained
 from wsss.storage import read_json
 from wsss.weights import State, finite, read_metadata, read_weights, weights_in
@@ -293,27 +300,7 @@ def _from_transformers(name: str, folder: Path | None, settings: Mapping[str, An
         model, loaded = read(name, output_loading_info=True, **ARCHITECTURES[kind].loading)
         preprocessing = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     check_complete(name, loaded, _EXPECTED)
-    return TransformerFeatures(model.float(), kind, _colours(preprocessing))
-
-
-def _colours(path: str | None) -> Colours | None:
-    """The normalisation in preprocessor_config.json; None if it says nothing."""
-    if path is None:
-        return None
-    content = read_json(Path(path), "how a model wants its pictures (preprocessor_config.json)")
-    return _mean_and_deviation(content, "image_mean", "image_std", Path(path))
-
-
-def _mean_and_deviation(content: Any, mean: str, deviation: str, where: Path) -> Colours | None:
-    found = [content.get(key) if isinstance(content, dict) else None for key in (mean, deviation)]
-    if found == [None, None]:
-        return None
-    triples = [tuple(one) for one in found if isinstance(one, list | tuple) and len(one) == 3]
-    numbers = [value for one in triples for value in one if isinstance(value, int | float)]
-    if len(numbers) != 6 or not all(value > 0 for value in triples[1]):
-        expected = f"`{mean}` and `{deviation}`, three numbers each"
-        raise BadInput(where, f"{found!r:.60}", expected, "Download the network again.")
-    return (triples[0], triples[1])
+    return TransformerFeatures(model.float(), kind, picture_colours(preprocessing))
 
 
 def _from_timm(name: str) -> BodyFeatures:
@@ -330,7 +317,7 @@ def _of_timm(name: str, state: Mapping[str, Tensor], where: str | Path, settings
     body = timm_backbone.TimmBackbone(name, timm_backbone.own_stride(name))
     load_into(body, body.named(state), where, ignore=body.LEFT_OUT)
     # a backbone takes pictures with ImageNet's normalisation, and changes it to that of timm's weights by this name
-    given = _mean_and_deviation(settings, "mean", "std", Path(where)) if isinstance(settings, dict) else None
+    given = mean_and_deviation(settings, "mean", "std", Path(where)) if isinstance(settings, dict) else None
     if given is not None:
         body.normalise_by(*given)
     return BodyFeatures(body)

@@ -30,21 +30,21 @@ from wsss.formats.export import export_masks
 from wsss.formats.format import ExportOptions, ImportOptions
 from wsss.formats.importing import import_masks as read_masks
 from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, text_features
-from wsss.networks.clip import CLIP
+from wsss.networks.clip import ImageText
 from wsss.networks.linear_head import LinearHead
 from wsss.ops.affinity import directions
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, unary_from_labels, unary_from_scores
 from wsss.ops.crf import dense_crf as mean_field
 from wsss.ops.random_walk import random_walk as walk
 from wsss.ops.thresholds import BINS, highest_values, otsu, thresholds
-from wsss.pretrained import load_clip
+from wsss.pretrained import load_image_text
 from wsss.refiners import crf
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.irnet import IRNetWalk, walked
 
 _Made = TypeVar("_Made", bound=ExportOptions | ImportOptions)
 # Encoded text features of each CLIP, by classes, backgrounds and templates
-_texts: weakref.WeakKeyDictionary[CLIP, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
+_texts: weakref.WeakKeyDictionary[ImageText, dict[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 def cams(
@@ -126,7 +126,7 @@ def clip_es(
     image: AnyPicture,
     classes: Sequence[str],
     *,
-    clip: str | Path | CLIP = "openai/clip-vit-base-patch16",
+    clip: str | Path | ImageText = "openai/clip-vit-base-patch16",
     backgrounds: Sequence[str] | None = None,
     templates: Sequence[str] = ("a clean origami {}.",),
     refined: bool = True,
@@ -143,7 +143,7 @@ def clip_es(
         image: the picture; see `wsss.data.pictures.as_rgb`.
         classes: names of the classes in the picture, as texts for CLIP.
         clip: a hub id, a folder of Hugging Face transformers, a file of OpenAI or open_clip, or the result of
-            `wsss.pretrained.load_clip`.
+            `wsss.pretrained.load_image_text`.
         backgrounds: texts of other things that pictures may show, other classes included; by default the list of CLIP-ES without `classes`.
         templates: sentences that contain `{}`, over which text features are averaged.
         refined: refine the maps with attention; otherwise return the Grad-CAM maps.
@@ -174,8 +174,8 @@ def clip_es(
     if clashes := set(names) & set(others) or ({name for name in others if others.count(name) > 1}):
         do = "Remove them, since CLIP cannot distinguish equal texts."
         raise BadInput("backgrounds", f"{', '.join(sorted(clashes))} twice", "distinct texts that are not classes", do)
-    network = clip if isinstance(clip, CLIP) else _load_clip(str(clip))
-    if device is not None or not isinstance(clip, CLIP):
+    network = clip if isinstance(clip, ImageText) else _load_clip(str(clip))
+    if device is not None or not isinstance(clip, ImageText):
         network.to(launch.device() if device is None else torch.device(device))
     check_names(network, (*names, *others))
     settings = CLIPESInference(
@@ -190,8 +190,8 @@ def clip_es(
 
 
 @functools.lru_cache(maxsize=1)
-def _load_clip(source: str) -> CLIP:
-    return load_clip(source)
+def _load_clip(source: str) -> ImageText:
+    return load_image_text(source)
 
 
 def dense_crf(

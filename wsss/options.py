@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from wsss.arguments import required, switch
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # what needs torch is imported by the commands that run
 
 # the value of --tags that lets TagCLIP predict the tags
 TAGCLIP = "tagclip"
+# the value of --tags that says that pictures have no tags
+NO_TAGS = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ReadingOptions(PictureOptions):
     val: str | None = None
     """validation split for the segmenter, instead of the default one"""
     tags: Path | None = None
-    """CSV, TSV, JSONL or cls_labels.npy with tags; `tagclip` predicts them with TagCLIP"""
+    """CSV, TSV, JSONL or cls_labels.npy; `tagclip`: TagCLIP predicts them; `none`: no tags"""
     classes: str | None = None
     """class names: a text file with one per line, or a list such as 'cat, dog'"""
     tag_rule: str | None = None
@@ -60,14 +62,19 @@ class ReadingOptions(PictureOptions):
         """Whether TagCLIP predicts the tags."""
         return str(self.tags) == TAGCLIP
 
+    @property
+    def without_tags(self) -> bool:
+        """Whether pictures in a folder have no tags."""
+        return str(self.tags) == NO_TAGS
+
     def reading(self) -> dict[str, Any]:
         """Arguments of `open_dataset`."""
         names = [
             field.name for field in dataclasses.fields(ReadingOptions) if field.name not in ("skip_bad", "negative")
         ]
         return {name: getattr(self, name) for name in names} | {
-            "tags": None if self.by_tagclip else self.tags,
-            "untagged": self.by_tagclip,
+            "tags": None if self.by_tagclip or self.without_tags else self.tags,
+            "untagged": self.by_tagclip or self.without_tags,
             "negatives": [name.strip() for name in (self.negative or "").split(",") if name.strip()],
         }
 
@@ -96,6 +103,14 @@ class DataOptions(ReadingOptions):
 
     data: Path = required()
     """dataset: VOC, COCO, or a folder of pictures; see `wsss data info`"""
+
+    def needing_no_tags(self) -> Self:
+        """The options for a command that needs no tags: pictures in a plain folder have none if `classes` names the classes."""
+        from wsss.data.open import is_plain
+
+        if self.tags is not None or self.classes is None or not is_plain(self.data):
+            return self
+        return dataclasses.replace(self, tags=Path(NO_TAGS))
 
 
 @dataclasses.dataclass(frozen=True)

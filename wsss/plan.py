@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from wsss import launch, progress, registry, watch
@@ -25,6 +26,7 @@ from wsss.networks.deeplab import PUBLISHED_BODY
 from wsss.networks.features import DenseFeatures
 from wsss.networks.frozen import FrozenHead
 from wsss.ops import crf
+from wsss.regions.proposer import Proposable
 from wsss.segmenters.frozen import FrozenSettings
 from wsss.segmenters.tokens import TokenCache, views_of
 from wsss.stages.tokens import token_bytes
@@ -182,6 +184,9 @@ class _Estimate:
         if folder == "labels":
             most = min(len(self.scored or ()), section.pictures)
             return None if self._baseline is None else 2 * self._seen(most, self.pixels, 1.0)
+        if folder == "regions":
+            proposer: Any = getattr(self.settings, registry.PROPOSER)
+            return self._tree(self.train) if proposer.kind == "tree" else self._proposing(proposer)
         if folder.startswith("cams"):
             return self._maps(self.val if folder == "cams-val" else self.train)
         if folder.startswith("masks"):
@@ -314,10 +319,20 @@ class _Estimate:
         if refiner.kind == "crf" or (refiner.kind == "regions" and refiner.regions is not None):
             return seconds + compiling
         if refiner.kind == "regions" and refiner.proposer.kind == "tree":
-            return seconds + compiling + len(images) * self.pixels * _REGIONS / launch.threads() / launch.processes()
+            return seconds + compiling + self._tree(images)
         network = _network(refiner)
         trained = None if network is None else self._training(network, network, 1.0)
         return None if trained is None else trained + 2 * seconds + compiling
+
+    def _tree(self, images: Images) -> float:
+        """The regions of similar colours."""
+        return len(images) * self.pixels * _REGIONS / launch.threads() / launch.processes()
+
+    def _proposing(self, settings: Proposable) -> float:
+        """The regions of a network, which is timed with one picture of the usual size."""
+        proposer, side = settings.proposer(), max(1, round(self.pixels**0.5))
+        picture = proposer.prepare(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+        return len(self.train) * _timed(lambda: proposer.regions(picture)) / launch.processes()
 
     def _predicting(self, images: Images | None) -> float | None:
         if images is None:

@@ -4,32 +4,55 @@ import contextlib
 import functools
 import gzip
 import importlib.util
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering, CLIPModel, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForQuestionAnswering,
+    CLIPModel,
+    CLIPTokenizer,
+    MetaClip2Model,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Siglip2Model,
+    SiglipModel,
+)
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from wsss import hub
 from wsss.checkpoints import read_checkpoint
+from wsss.data.augment import Colours
 from wsss.errors import BadInput, is_regular, reading
 from wsss.foreign.torchscript import is_torchscript, read_torchscript
 from wsss.networks import blip
-from wsss.networks.clip import CLIP, Vocabulary, from_openai, is_openai
+from wsss.networks.clip import CLIP, ImageText, Vocabulary, from_openai, is_openai
 from wsss.networks.clip_resnet import ResNetCLIP, is_resnet, resnet_from_openai
+from wsss.networks.siglip import PaddedVocabulary, SigLIP
 from wsss.storage import read_json
 from wsss.weights import SUFFIXES, finite
 
 Activation = Literal["quick_gelu", "gelu"]
-AnyCLIP = TypeVar("AnyCLIP", CLIP, ResNetCLIP, CLIP | ResNetCLIP)
+AnyCLIP = TypeVar("AnyCLIP", CLIP, ResNetCLIP, ImageText | ResNetCLIP)
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _EXPECTED = "a CLIP with a vision transformer: a Hugging Face hub id, a folder saved by transformers, or a state dict of OpenAI or open_clip"
 
+# by `model_type` in config.json; MetaCLIP is a `clip`, SigLIP 2 of a fixed size a `siglip`, that of any aspect ratio (NaFlex) a `siglip2`
+_LAYERS: Mapping[str, type[PreTrainedModel]] = {
+    "clip": CLIPModel,
+    "metaclip_2": MetaClip2Model,
+    "siglip": SiglipModel,
+    "siglip2": Siglip2Model,
+}
 _EXPECTED_BLIP = (
     "a BLIP for question answering: a hub id, a folder saved by transformers, or model_base_vqa_capfilt_large.pth"
 )
@@ -38,25 +61,35 @@ _SAVED = ("model.safetensors", "pytorch_model.bin")
 _EXPECTED_PROMPTED = "a CLIP with visual.mask_embedding, such as the one under clip_adapter.clip_model in ovseg_swinbase_vitL14_ft_mpt.pth"
 
 
-def load_clip(source: str, activation: Activation = "quick_gelu") -> CLIP:
+def load_clip(source: str, activation: Activation = "quick_gelu", lacks: str = "no class token") -> CLIP:
     """A CLIP with its vocabulary, on the CPU, in float32, with frozen weights.
 
     Args:
-        source: a hub id (`openai/clip-vit-base-patch16`), a folder saved by Hugging Face transformers, OpenAI's
+        source: a hub id (`openai/clip-vit-base-patch16`), a folder saved by Hugging Face transformers (also of a MetaCLIP), OpenAI's
             `ViT-B-16.pt` (the TorchScript archive, or its state dict), or a state dict of open_clip.
         activation: activation of a state dict, which does not record it: `gelu` for most networks of open_clip. Ignored for folders
             and hub ids, which record it.
+        lacks: what a SigLIP has not, or has instead, so that it cannot be used.
 
     Raises:
         BadInput: the source does not exist, cannot be downloaded, or has another architecture.
     """
-    clip = _load(source, activation, resnets=False)
-    assert isinstance(clip, CLIP)
+    clip = load_image_text(source, activation)
+    if not isinstance(clip, CLIP):
+        do = "Give a CLIP. CLIP-ES, CLIMS and QA-CLIMS also take a SigLIP."
+        raise BadInput(source, f"a SigLIP, which has {lacks}", _EXPECTED, do)
     return clip
 
 
-def load_any_clip(source: str, activation: Activation = "quick_gelu") -> CLIP | ResNetCLIP:
-    """As `load_clip`; OpenAI's file may also be a ResNet (`RN50x4.pt`), for methods that do not use attention between patches."""
+def load_image_text(source: str, activation: Activation = "quick_gelu") -> ImageText:
+    """As `load_clip`; it may also be a SigLIP or SigLIP 2 (`google/siglip2-base-patch16-224`), for methods that need no class token."""
+    clip = _load(source, activation, resnets=False)
+    assert isinstance(clip, ImageText)
+    return clip
+
+
+def load_any_clip(source: str, activation: Activation = "quick_gelu") -> ImageText | ResNetCLIP:
+    """As `load_image_text`; OpenAI's file may also be a ResNet (`RN50x4.pt`), for methods that do not use attention between patches."""
     return _load(source, activation, resnets=True)
 
 
@@ -85,7 +118,7 @@ def load_prompted_clip(
         found = f"no visual.mask_embedding (first tensors: {', '.join(list(state)[:3])})"
         raise BadInput(path, found, _EXPECTED_PROMPTED, "Give such a file, or set mask_prompts to false.")
     clip = _vision_transformer(path, state, activation)
-    shape = (clip.native_grid**2, clip.model.config.vision_config.hidden_size)  # type: ignore[union-attr]
+    shape = (clip.native_grid**2, clip.model.config.vision_config.hidden_size)
     if prompts.ndim != 3 or tuple(prompts.shape[1:]) != shape:
         raise BadInput(
             path, f"mask prompts of {tuple(prompts.shape)}", f"(depth, {shape[0]}, {shape[1]})", "Download it again."
@@ -155,16 +188,19 @@ def saved_folder(source: str) -> str:
     return str(path.parent) if path.name in _SAVED and (path.parent / "config.json").is_file() else source
 
 
-def _load(source: str, activation: Activation, resnets: bool) -> CLIP | ResNetCLIP:
+def _load(source: str, activation: Activation, resnets: bool) -> ImageText | ResNetCLIP:
     source = saved_folder(source)
     path = Path(source)
     if os.path.isdir(path):
-        clip: CLIP | ResNetCLIP = _from_folder(path)
+        config = path / "config.json"
+        clip: ImageText | ResNetCLIP = _from_transformers(str(path), path, config)
     elif is_regular(path):
         clip = _from_file(path, activation, resnets)
     else:
         check_exists(source, _EXPECTED)
-        clip = _from_transformers(source, None)
+        with loading_model(f"CLIP {source}", None, "a CLIP", _EXPECTED):
+            config = Path(str(cached_file(source, "config.json")))
+        clip = _from_transformers(source, None, config)
     return _ready(clip, source)
 
 
@@ -220,33 +256,119 @@ def _check_vocabulary(path: Path, found: int, expected: int) -> None:
         )
 
 
-def _from_folder(path: Path) -> CLIP:
-    config = path / "config.json"
+def _from_transformers(name: str, folder: Path | None, config: Path) -> ImageText:
     content = read_json(config, "the settings of a CLIP (config.json)")
     kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind != "clip":
+    if not isinstance(kind, str) or kind not in _LAYERS:
         raise BadInput(config, f"a model of type {kind!r}", _EXPECTED, "Give the folder of a CLIP.")
-    return _from_transformers(str(path), path)
-
-
-def _from_transformers(name: str, folder: Path | None) -> CLIP:
     where = f"CLIP {name}" if folder is None else name
-    with loading_model(where, folder, "a CLIP", _EXPECTED):
-        read: Any = CLIPModel.from_pretrained
+    with loading_model(where, folder, f"a {_LAYERS[kind].__name__}", _EXPECTED):
+        read: Any = _LAYERS[kind].from_pretrained
         model, loaded = read(name, output_loading_info=True)
-        has_tokenizer = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))
-        tokenizer = CLIPTokenizer.from_pretrained(name) if has_tokenizer else openai_tokenizer()
+        preprocessing = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     check_complete(where, loaded, _EXPECTED)
-    settings: Any = model.config.text_config
-    if len(tokenizer) > settings.vocab_size or (not has_tokenizer and len(tokenizer) != settings.vocab_size):
-        default = "" if has_tokenizer else " (OpenAI's, since the folder has none)"
-        raise BadInput(
-            where,
-            f"a vocabulary of {len(tokenizer)} tokens{default} for a network with {settings.vocab_size}",
-            "the tokenizer that belongs to the network",
-            "Put its tokenizer.json into the folder.",
-        )
-    return CLIP(model.float(), Vocabulary(tokenizer, int(settings.max_position_embeddings)))
+    colours = picture_colours(preprocessing)
+    known = {} if colours is None else {"colours": colours}
+    if kind == "clip":
+        return CLIP(model.float(), _clip_vocabulary(name, folder, where, model.config.text_config), **known)
+    tokenizer, of_class = _own_tokenizer(name, folder, where)
+    _check_tokenizer(where, tokenizer, model.config.text_config, "")
+    if kind == "metaclip_2":
+        return CLIP(model.float(), _multilingual(tokenizer, where, model.config.text_config), **known)
+    _check_siglip(where, model.config)
+    if tokenizer.pad_token_id is None:
+        raise BadInput(where, "a tokenizer without a padding token", "SigLIP's", "Save the tokenizer again.")
+    # tokenizers of the first SigLIP remove punctuation, those of SigLIP 2 do not
+    context = int(model.config.text_config.max_position_embeddings)
+    return SigLIP(model.float(), PaddedVocabulary(tokenizer, context, of_class != "SiglipTokenizer"), **known)
+
+
+def _clip_vocabulary(name: str, folder: Path | None, where: str, settings: Any) -> Vocabulary:
+    has_tokenizer = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))
+    with loading_model(where, folder, "a CLIP", _EXPECTED):
+        tokenizer = CLIPTokenizer.from_pretrained(name) if has_tokenizer else openai_tokenizer()
+    default = "" if has_tokenizer else " (OpenAI's, since the folder has none)"
+    if not has_tokenizer and len(tokenizer) != settings.vocab_size:
+        raise _other_vocabulary(where, len(tokenizer), settings, default)
+    _check_tokenizer(where, tokenizer, settings, default)
+    return Vocabulary(tokenizer, int(settings.max_position_embeddings))
+
+
+def _own_tokenizer(name: str, folder: Path | None, where: str) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer in `tokenizer.json`, as it is, and the class that transformers has for it."""
+    if folder is not None and not (folder / "tokenizer.json").is_file():
+        do = "Download tokenizer.json and tokenizer_config.json of the model too."
+        raise BadInput(where, "no tokenizer.json", "the tokenizer that belongs to the network", do)
+    with loading_model(where, folder, "a tokenizer", _EXPECTED):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        settings = cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    content = read_json(Path(settings), "the settings of a tokenizer") if settings is not None else {}
+    return tokenizer, str(content.get("tokenizer_class") if isinstance(content, dict) else None)
+
+
+def _check_tokenizer(where: str, tokenizer: PreTrainedTokenizerBase, settings: Any, default: str) -> None:
+    """Raise BadInput if a tokenizer has tokens that the network does not know."""
+    if len(tokenizer) > settings.vocab_size:
+        raise _other_vocabulary(where, len(tokenizer), settings, default)
+
+
+def _other_vocabulary(where: str, found: int, settings: Any, default: str) -> BadInput:
+    return BadInput(
+        where,
+        f"a vocabulary of {found} tokens{default} for a network with {settings.vocab_size}",
+        "the tokenizer that belongs to the network",
+        "Put its tokenizer.json into the folder.",
+    )
+
+
+def _multilingual(tokenizer: PreTrainedTokenizerBase, where: str, settings: Any) -> Vocabulary:
+    """The vocabulary of MetaCLIP 2, which has seen capital letters."""
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id != settings.eos_token_id:
+        found = f"a tokenizer with start {tokenizer.bos_token_id} and end {tokenizer.eos_token_id}"
+        expected = f"MetaCLIP 2's, with a start, and the end {settings.eos_token_id}"
+        raise BadInput(where, found, expected, "Put its tokenizer.json and tokenizer_config.json into the folder.")
+    return Vocabulary(tokenizer, int(settings.max_position_embeddings), lower=False)
+
+
+def _check_siglip(where: str, config: Any) -> None:
+    """Raise BadInput for a SigLIP without attention pooling, or with other patches than squares in a square."""
+    vision, joint = config.vision_config, config.text_config.projection_size
+    side, patches = vision.patch_size, getattr(vision, "num_patches", None)
+    if not isinstance(side, int) or (patches is not None and math.isqrt(patches) ** 2 != patches):
+        found, expected = f"patches of {side}, {patches} of them", "square patches in a square"
+    elif not vision.vision_use_head:
+        found, expected = "no attention pooling (vision_use_head)", "a SigLIP with it"
+    elif joint != vision.hidden_size:
+        found, expected = f"text features of {joint} numbers", f"{vision.hidden_size}, as those of pictures"
+    else:
+        return
+    raise BadInput(where, found, expected, "Give another SigLIP.")
+
+
+def picture_colours(preprocessing: str | None) -> Colours | None:
+    """The normalisation in a file preprocessor_config.json; None if there is no file, or it says nothing."""
+    if preprocessing is None:
+        return None
+    path = Path(preprocessing)
+    content = read_json(path, "how a model wants its pictures (preprocessor_config.json)")
+    return mean_and_deviation(content, "image_mean", "image_std", path)
+
+
+def mean_and_deviation(content: Any, mean: str, deviation: str, where: Path) -> Colours | None:
+    """The normalisation in these entries of a model's settings; None if there are none.
+
+    Raises:
+        BadInput: they are not three numbers each.
+    """
+    found = [content.get(key) if isinstance(content, dict) else None for key in (mean, deviation)]
+    if found == [None, None]:
+        return None
+    triples = [tuple(one) for one in found if isinstance(one, list | tuple) and len(one) == 3]
+    numbers = [value for one in triples for value in one if isinstance(value, int | float)]
+    if len(numbers) != 6 or not all(value > 0 for value in triples[1]):
+        expected = f"`{mean}` and `{deviation}`, three numbers each"
+        raise BadInput(where, f"{found!r:.60}", expected, "Download the network again.")
+    return (triples[0], triples[1])
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ SizeHW = tuple[int, int]
 Resize = Callable[[np.ndarray, SizeHW], np.ndarray]
 """Resizes an array (h, w) or (h, w, channels)"""
 ColourRule = Literal["imagenet", "caffe", "clip", "raw"]
+Colours = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of RGB values in [0, 1]."""
 
 
 def scaled_size(size_hw: SizeHW, scale: float) -> SizeHW:
@@ -157,26 +159,30 @@ def normalise_crop(
     return square
 
 
-def mean_and_deviation(colours: Literal["imagenet", "clip"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_deviation(colours: Literal["imagenet", "clip"] | Colours) -> Colours:
     """Mean and standard deviation of RGB values in [0, 1] for normalisation."""
+    if isinstance(colours, tuple):
+        return colours
     return (IMAGENET_MEAN, IMAGENET_STD) if colours == "imagenet" else (CLIP_MEAN, CLIP_STD)
 
 
 @lru_cache
-def _table(colours: Literal["imagenet", "clip"]) -> np.ndarray:
+def _table(colours: Literal["imagenet", "clip"] | Colours) -> np.ndarray:
     # one entry per pixel value: the published code computes in double precision, then rounds to float32
     mean, std = mean_and_deviation(colours)
     values = np.arange(256)[:, None] / 255.0
     return ((values - mean) / std).astype(np.float32)
 
 
-def normalise(image: Shaped[np.ndarray, "h w 3"], colours: ColourRule = "imagenet") -> Float[np.ndarray, "3 h w"]:
+def normalise(
+    image: Shaped[np.ndarray, "h w 3"], colours: ColourRule | Colours = "imagenet"
+) -> Float[np.ndarray, "3 h w"]:
     """RGB values 0..255, normalised for a network.
 
     Args:
         image: uint8, or float32 for `caffe`.
-        colours: `imagenet` and `clip`: RGB, (v / 255 - mean) / deviation, with the respective constants. `caffe`: BGR, v - mean, as in
-            the published DeepLab. `raw`: RGB, v.
+        colours: `imagenet` and `clip`: RGB, (v / 255 - mean) / deviation, with the respective constants or those given. `caffe`: BGR, v - mean,
+            as in the published DeepLab. `raw`: RGB, v.
     """
     planes = np.empty((3, *image.shape[:2]), np.float32)
     if colours == "raw":

@@ -211,6 +211,13 @@ def _open_layout(root: Path, options: LayoutOptions) -> Dataset:
     return open_folder(root, options)
 
 
+def is_plain(root: Path) -> bool:
+    """Whether a folder holds pictures, and nothing that tells their tags."""
+    if not root.is_dir() or find_voc(root) or find_coco(root) or find_table(root):
+        return False
+    return any(map(is_picture, root.iterdir())) and not any(find(root) for _, find, _ in _READERS)
+
+
 def _check_no_results(root: Path) -> None:
     """Raise BadInput for the folder of a stage, of a run, or of several runs."""
 

@@ -238,7 +238,7 @@ def judged_predictions(
             longer,
         )
         return Health(measured, [one])
-    if other > OTHER_CLASSES:
+    if other > OTHER_CLASSES and labels.any():
         guessing = Note(
             "other-classes-predicted",
             f"{percentage(other)} of the foreground that the segmenter predicts for {len(shares)} training pictures is of classes that these "

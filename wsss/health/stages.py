@@ -66,10 +66,10 @@ def check_tags(settings: LocalizerSettings, images: Images, *, out: Path, **inpu
         out: the stage's folder.
         inputs: what the method needs, as for `localize`.
     """
-    localizer = settings.localizer(images, **inputs)
+    localizer = settings.localizer(images, **inputs) if images.labels.any() else None
     if not isinstance(localizer, Describer):
-        measured = {"pictures": len(images), "checked": f"no: {settings.title} does not describe pictures"}
-        health, found = Health(measured, []), list[Suspect]()
+        why = "there are no tags" if localizer is None else f"{settings.title} does not describe pictures"
+        health, found = Health({"pictures": len(images), "checked": f"no: {why}"}, []), list[Suspect]()
     else:
         chosen, descriptions = described(localizer, images, "health of the tags")
         names = [images.names[index] for index in chosen]

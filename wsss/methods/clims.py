@@ -9,13 +9,15 @@ background region; f are their unit image features and t unit text features:
 
 The paper sums the first two terms over a picture's classes. The published code, which reaches better results, takes means over
 the pairs, one list of words for all classes, and the threshold tau. The camera-ready version is the code of the paper's results.
+
+For a SigLIP, a, b and r are the probabilities sigmoid(s <f, t> + b) that it was trained with, by the same losses.
 """
 
 import dataclasses
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,16 +40,17 @@ from wsss.classifier import (
     trained_classifier,
 )
 from wsss.classifier import load as load_cam
-from wsss.clip_regions import encode_image, in_chunks, input_size, pair_mean, pairs_of, regions, to_clip
+from wsss.clip_regions import described, encode_image, in_chunks, input_size, pair_mean, pairs_of, regions, to_clip
 from wsss.data.images import Images
 from wsss.data.lists import suggestion
 from wsss.data.words import Words, check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.loading import load_backbone, load_into
 from wsss.methods.cam import CAMSettings, baseline
-from wsss.networks.clip import CLIP
+from wsss.networks.clip import ImageText
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.networks.resnet import DEPTHS, ResNet
+from wsss.networks.siglip import SigLIP
 from wsss.objective import Groups, Objective, body_and_head, one_group
 from wsss.pretrained import Activation, load_any_clip
 from wsss.recipe import Method
@@ -89,8 +92,61 @@ def suppression_loss(
     return total if threshold is not None else total / words.sum(1).clamp_min(1)
 
 
+class Cosines(NamedTuple):
+    """The losses of pairs of a region and a text, from their cosine similarity, which is taken as a probability.
+
+    Attributes:
+        object_span, background_span: see the losses.
+        threshold: tau; None: the mean over all words.
+    """
+
+    object_span: Span
+    background_span: Span
+    threshold: float | None
+
+    def matching(self, cosines: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """For a region that should match its text."""
+        return object_text_loss(cosines, self.object_span)
+
+    def differing(self, cosines: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """For a region that should not."""
+        return background_text_loss(cosines, self.background_span)
+
+    def suppression(self, cosines: Float[Tensor, "p m"], words: Bool[Tensor, "p m"]) -> Float[Tensor, " p"]:
+        """For words that should not match a region."""
+        return suppression_loss(cosines, words, self.threshold)
+
+
+class Probabilities(NamedTuple):
+    """The same losses of SigLIP's probabilities sigmoid(scale <f, t> + bias); their logarithms are exact, so nothing is clamped.
+
+    Attributes:
+        scale, bias: of the SigLIP.
+        threshold: tau, a probability; None: the mean over all words.
+    """
+
+    scale: float
+    bias: float
+    threshold: float | None
+
+    def matching(self, cosines: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """For a region that should match its text."""
+        return F.softplus(-(self.scale * cosines + self.bias))
+
+    def differing(self, cosines: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """For a region that should not."""
+        return F.softplus(self.scale * cosines + self.bias)
+
+    def suppression(self, cosines: Float[Tensor, "p m"], words: Bool[Tensor, "p m"]) -> Float[Tensor, " p"]:
+        """For words that should not match a region."""
+        logits = self.scale * cosines + self.bias
+        counted = words if self.threshold is None else words & (logits.sigmoid() > self.threshold)
+        total = F.softplus(logits).where(counted, 0).sum(1)
+        return total if self.threshold is not None else total / words.sum(1).clamp_min(1)
+
+
 def encode_regions(
-    clip: CLIP | ResNetCLIP, scores: Float[Tensor, "p 1 h w"], pictures: Float[Tensor, "p 3 s s"]
+    clip: ImageText | ResNetCLIP, scores: Float[Tensor, "p 1 h w"], pictures: Float[Tensor, "p 3 s s"]
 ) -> Float[Tensor, "p 2 d"]:
     """Features of the object region and of the background region, not normalised."""
     both = torch.cat(regions(scores, pictures))
@@ -124,7 +180,7 @@ class CLIMSSettings(FromBaseline):
     variant: Variant = "improved"
     """the later published code, or the camera-ready code of the paper; layers and losses differ"""
     clip: str = pretrained("openai/clip-vit-base-patch32", PAIRS)
-    """a Hugging Face hub id, a folder, or a file of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
+    """a Hugging Face hub id or a folder, also of a SigLIP, or a file of OpenAI (ViT-B-32.pt, RN50x4.pt) or open_clip"""
     activation: Activation = "quick_gelu"
     """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")
@@ -134,12 +190,12 @@ class CLIMSSettings(FromBaseline):
     """sentence that the texts are inserted into"""
     # the published code passes pictures to CLIP that are normalised with ImageNet's mean and standard deviation
     clip_colours: Literal["same", "clip"] = "same"
-    """normalisation of the regions given to CLIP: the same, or CLIP's"""
+    """normalisation of the regions given to CLIP: the same, or its own, as a SigLIP needs"""
     weights: CLIMSWeights = CLIMSWeights()
     """weights of the losses"""
     # 0.26 is the default of clip_loss.py, which no script for VOC overrides
     threshold: float | None = 0.26
-    """tau, the similarity above which a word is suppressed; null: the mean over the words of a class, as in the camera-ready version"""
+    """tau, the similarity (for a SigLIP: probability) above which a word is suppressed; null: the mean over a class's words, as camera-ready"""
     emphasised: tuple[str, ...] = ()
     """classes with a larger weight in the two matching losses"""
     emphasis: float = 3.0
@@ -170,9 +226,15 @@ class CLIMSSettings(FromBaseline):
         lists: Literal["clims", "clims_camera_ready"] = "clims" if self.variant == "improved" else "clims_camera_ready"
         return read_words(self.words, images.class_names, lists)
 
-    def load_clip(self) -> CLIP | ResNetCLIP:
-        """The frozen CLIP, on the CPU."""
-        return load_any_clip(self.clip, self.activation)
+    def load_clip(self) -> ImageText | ResNetCLIP:
+        """The frozen CLIP, on the CPU.
+
+        Raises:
+            BadInput: it cannot be loaded, or is a SigLIP that would get pictures of other colours.
+        """
+        clip = load_any_clip(self.clip, self.activation)
+        to_clip(clip, self.colours, self.clip_colours)
+        return clip
 
     def check(self, images: Images) -> Path | None:
         """Raise BadInput for words or a CLIP that cannot be used, before any stage runs.
@@ -274,7 +336,7 @@ class CLIMSObjective(Objective):
         settings: CLIMSSettings,
         network: CAMNetwork | CameraReadyNetwork,
         metadata: dict[str, Any],
-        clip: CLIP | ResNetCLIP,
+        clip: ImageText | ResNetCLIP,
         words: Words,
         images: Images,
     ) -> None:
@@ -284,7 +346,8 @@ class CLIMSObjective(Objective):
         else:
             # the code intends four groups with four learning rates, but every convolution falls into the first
             groups = partial(one_group, network)
-        super().__init__(network, examples, metadata, groups)
+        similarity = "sigmoid" if isinstance(clip, SigLIP) else "cosine"
+        super().__init__(network, examples, metadata | described(clip, similarity), groups)
         self.network: CAMNetwork | CameraReadyNetwork = network
         self.settings = settings
         clip = clip.to(launch.device())
@@ -303,7 +366,7 @@ class CLIMSObjective(Objective):
         n_classes = len(words.prompts)
         emphasis = [settings.emphasis if name in settings.emphasised else 1.0 for name in images.class_names]
         words_of = [[word in of_class for word in cooccurring] for of_class in words.cooccurring]
-        scale, shift = to_clip(settings.colours, settings.clip_colours)
+        scale, shift = to_clip(clip, settings.colours, settings.clip_colours)
         for name, value in (
             ("class_texts", texts[:n_classes]),
             ("word_texts", texts[n_classes:]),
@@ -316,27 +379,34 @@ class CLIMSObjective(Objective):
         # the camera-ready version clamps nothing; here cosines at or below 0 are, since their logarithm is not a number
         self.object_span = (LOWEST, HIGHEST) if settings.variant == "improved" else (LOWEST, torch.inf)
         self.background_span = (LOWEST, HIGHEST) if settings.variant == "improved" else (-torch.inf, torch.inf)
+        self.sigmoid = (float(clip.temperature), float(clip.bias)) if isinstance(clip, SigLIP) else None
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         raw = self.network.maps(batch["image"])
         scores = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
         return self.losses(scores, batch["image"], batch["label"])
 
+    def _of_pairs(self) -> Cosines | Probabilities:
+        """How similarities enter the losses."""
+        if self.sigmoid is None:
+            return Cosines(self.object_span, self.background_span, self.settings.threshold)
+        return Probabilities(*self.sigmoid, self.settings.threshold)
+
     def losses(
         self, scores: Float[Tensor, "b c h w"], image: Float[Tensor, "b 3 hi wi"], label: Float[Tensor, "b c"]
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted losses of maps X in [0, 1]; the first three are 0 if no picture has a tag."""
-        weights, (rows, classes) = self.settings.weights, pairs_of(label)
+        weights, of_pairs, (rows, classes) = self.settings.weights, self._of_pairs(), pairs_of(label)
         features = self._features(scores[rows, classes][:, None], image, rows)
         with torch.autocast(scores.device.type, enabled=False):
             f_object, f_background = F.normalize(features.to(self.class_texts.dtype), dim=2).unbind(1)
             t = self.class_texts[classes]
             matching = [
-                object_text_loss((f_object * t).sum(1), self.object_span),
-                background_text_loss((f_background * t).sum(1), self.background_span),
+                of_pairs.matching((f_object * t).sum(1)),
+                of_pairs.differing((f_background * t).sum(1)),
             ]
             means = pair_mean(torch.stack(matching, 1) * self.emphasis[classes][:, None])
-            suppressed = suppression_loss(f_object @ self.word_texts.T, self.words_of[classes], self.settings.threshold)
+            suppressed = of_pairs.suppression(f_object @ self.word_texts.T, self.words_of[classes])
             return {
                 "object_text": weights.object_text * means[0],
                 "background_text": weights.background_text * means[1],

@@ -120,7 +120,7 @@ class CLIPSettings:
         """The network with new or given weights, and its loss."""
         prompts = read_words(self.words, images.class_names).prompts
         captions = [template.replace("{}", prompt) for template in self.templates for prompt in prompts]
-        clip = self._new(captions) if self.init == "none" else load_clip(self.init, self.activation)
+        clip = self._new(captions) if self.init == "none" else load_clip(self.init, self.activation, "another loss")
         if self.augment.crop % clip.patch:
             raise BadInput("augment.crop", str(self.augment.crop), f"a multiple of {clip.patch}", "Change it.")
         if not images.labels.any(1).all():

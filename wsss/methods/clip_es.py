@@ -20,15 +20,15 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wsss import launch
-from wsss.data.augment import normalise, resize_bicubic
+from wsss.data.augment import CLIP_MEAN, CLIP_STD, Colours, normalise, resize_bicubic
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
-from wsss.networks.clip import CLIP, unit_text_features
+from wsss.networks.clip import CLIP, ImageText, unit_text_features
 from wsss.ops.boxes import box_mask
 from wsss.precision import Precision, mixed
-from wsss.pretrained import Activation, load_clip
+from wsss.pretrained import Activation, load_image_text
 from wsss.recipe import Method
 from wsss.refiners.crf import CRFSettings
 from wsss.run import maybe_file, pretrained, unrecorded
@@ -41,6 +41,8 @@ from wsss.supervision import PAIRS
 BOX_THRESHOLD, COCO_BOX_THRESHOLD = 0.4, 0.7
 # iterations of Sinkhorn's normalisation
 _PASSES = 3
+
+Score = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,8 @@ class CLIPESInference:
     """texts of the classes and backgrounds: a YAML file, or auto for the lists of CLIP-ES"""
     templates: tuple[str, ...] = ("a clean origami {}.",)
     """sentences that the texts are inserted into; their features are averaged"""
+    score: Score | None = None
+    """of a class: softmax over all texts (published), sigmoid, which is of each text alone, or null: sigmoid for a SigLIP, softmax for a CLIP"""
     competitors: Literal["present", "all"] = "present"
     """classes in the softmax: those of the picture (published), or all, for a CLIP that was not trained on backgrounds"""
     backgrounds: bool = True
@@ -83,13 +87,13 @@ class CLIPESInference:
     def check(self, images: Images) -> None:
         """Raise BadInput for words or a CLIP that cannot be used, before any stage runs."""
         read_words(self.words, images.class_names)
-        load_clip(self.clip, self.activation)
+        score_of(self, load_image_text(self.clip, self.activation))
 
     def localizer(self, images: Images) -> "CLIPESLocalizer":
         """The localizer: CLIP on the device, with the text features of these classes."""
         words = read_words(self.words, images.class_names)
         device = launch.device()
-        clip = load_clip(self.clip, self.activation).to(device)
+        clip = load_image_text(self.clip, self.activation).to(device)
         check_names(clip, (*words.prompts, *words.background))
         background = words.background if self.backgrounds else ()
         classes, backgrounds = text_features(clip, words.prompts, background, self.templates, self.cache)
@@ -100,7 +104,17 @@ class CLIPESInference:
         return CLIPESLocalizer(clip, classes.to(device), backgrounds.to(device), self, threshold)
 
 
-def check_names(clip: CLIP, texts: Sequence[str]) -> None:
+def score_of(settings: CLIPESInference, clip: ImageText) -> Score:
+    """The score of a class; BadInput if competitors are set, but the score has none."""
+    usual: Score = "softmax" if isinstance(clip, CLIP) else "sigmoid"
+    score = settings.score or usual
+    if score == "sigmoid" and settings.competitors == "all":
+        do = "Set inference.score to softmax, or leave inference.competitors as it is."
+        raise BadInput("inference.competitors", "all, with a sigmoid, where texts do not compete", "present", do)
+    return score
+
+
+def check_names(clip: ImageText, texts: Sequence[str]) -> None:
     """Raise BadInput for a text without any token of CLIP's vocabulary."""
     for text in texts:
         if not clip.vocabulary.words(text):
@@ -108,7 +122,7 @@ def check_names(clip: CLIP, texts: Sequence[str]) -> None:
 
 
 def text_features(
-    clip: CLIP, classes: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], cache: bool
+    clip: ImageText, classes: Sequence[str], backgrounds: Sequence[str], templates: Sequence[str], cache: bool
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, "b d"]]:
     """Unit vectors of the classes and of the backgrounds, on the CPU.
 
@@ -134,10 +148,10 @@ def text_features(
     return features[: len(classes)], features[len(classes) :]
 
 
-def _fingerprint(clip: CLIP, names: Sequence[str], templates: Sequence[str]) -> str:
+def _fingerprint(clip: ImageText, names: Sequence[str], templates: Sequence[str]) -> str:
     """A hash of what text features depend on: weights and activation of the text encoder, and the tokens."""
     sha = hashlib.sha256(str(clip.text_activation).encode())
-    for weights in (*clip.model.text_model.state_dict().values(), clip.model.text_projection.weight):
+    for weights in clip.text_weights():
         sha.update(weights.detach().cpu().contiguous().numpy().data)
     tokens = clip.vocabulary([template.replace("{}", name) for name in names for template in templates])
     return digest([sha.hexdigest(), tokens.tolist(), len(templates)])
@@ -156,7 +170,7 @@ class CLIPESLocalizer:
 
     def __init__(
         self,
-        clip: CLIP,
+        clip: ImageText,
         classes: Float[Tensor, "c d"],
         backgrounds: Float[Tensor, "b d"],
         settings: CLIPESInference,
@@ -164,12 +178,18 @@ class CLIPESLocalizer:
     ) -> None:
         self.clip, self.classes, self.backgrounds = clip, classes, backgrounds
         self.settings, self.box_threshold = settings, box_threshold
+        self.score: Score = score_of(settings, clip)
         last = clip.n_blocks
         self.averaged = range(max(0, last - settings.attention_blocks), last if settings.last_attention else last - 1)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """For the record: the family of the network, and the score whose gradients were used."""
+        return {"image_text": self.clip.FAMILY, "score": self.score}
+
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 hp wp"]:
         """The picture, resized so that both sides are multiples of the patch, and normalised."""
-        return torch.from_numpy(patched(image, self.clip.patch))[None]
+        return torch.from_numpy(patched(image, self.clip.patch, self.clip.colours))[None]
 
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
@@ -195,7 +215,8 @@ class CLIPESLocalizer:
         chosen = torch.from_numpy(present).to(self.classes.device)
         order = self._competing(chosen)
         texts = torch.cat([self.classes[order], self.backgrounds])
-        last, activations, weights = last_block(self.clip, x, texts, len(chosen), with_attention=self.settings.refined)
+        competing, with_attention = self.score == "softmax", self.settings.refined
+        last, activations, weights = last_block(self.clip, x, texts, len(chosen), with_attention, competing=competing)
         initial = (weights @ activations.T).relu().reshape(len(chosen), *grid).cpu().numpy()
         initial = np.stack([normalised(normalised(m)) for m in initial])
         if not self.settings.refined:
@@ -224,12 +245,14 @@ class CLIPESLocalizer:
                 averaged = self.settings.refined and index in self.averaged
                 x, attention = self.clip.block(index, x, average=averaged)
                 if attention is not None:
-                    total = total + attention[0, 1:, 1:].float()
+                    total = total + attention[0, self.clip.FIRST :, self.clip.FIRST :].float()
         return x.float(), total
 
 
-def patched(image: UInt8[np.ndarray, "h w 3"], patch: int) -> Float[np.ndarray, "3 hp wp"]:
-    """The picture, resized so that both sides are multiples of the patch, with CLIP's normalisation.
+def patched(
+    image: UInt8[np.ndarray, "h w 3"], patch: int, colours: Colours = (CLIP_MEAN, CLIP_STD)
+) -> Float[np.ndarray, "3 hp wp"]:
+    """The picture, resized so that both sides are multiples of the patch, and normalised by `colours`.
 
     Raises:
         BadInput: the picture is smaller than a patch.
@@ -240,16 +263,17 @@ def patched(image: UInt8[np.ndarray, "h w 3"], patch: int) -> Float[np.ndarray, 
             "the picture", f"{height}x{width} pixels", f"at least one patch ({patch}x{patch})", "Leave it out."
         )
     size_hw = (-(-height // patch) * patch, -(-width // patch) * patch)
-    return normalise(resize_bicubic(image, size_hw), "clip")
+    return normalise(resize_bicubic(image, size_hw), colours)
 
 
 def last_block(
-    clip: CLIP,
+    clip: ImageText,
     x: Float[Tensor, "1 l width"],
     texts: Float[Tensor, "k d"],
     n_classes: int,
     with_attention: bool = True,
     sharpness: float = 1.0,
+    competing: bool = True,
 ) -> tuple[Float[Tensor, "n n"] | None, Float[Tensor, "n width"], Float[Tensor, "c width"]]:
     """Attention between patches, activations Y, and the mean over the patches of d p_c / d Y for the first `n_classes` texts.
 
@@ -259,8 +283,10 @@ def last_block(
         sum of dv = sum_i (1 - a_i0) G_i
         sum of dk = - e^-1/2 sum_i a_i0 (<G_i, v_0> - c_i) q_i
         sum of dq = e^-1/2 sum_j (<(a^T G)_j, v_j> - (a^T c)_j) k_j
+    where 0 is the class token; a SigLIP has none.
 
-    `sharpness` is a factor of the logit scale s.
+    `sharpness` is a factor of the logit scale s. Without `competing`, s <T_c, f> takes the place of p_c: the gradients of the probability
+    sigmoid(s <T_c, f> + b) and of its logarithm point in the same direction, and may be too small for float32.
     """
     layer = clip.last_block()
     block_attention = layer.self_attn
@@ -271,22 +297,23 @@ def last_block(
             for projection in (block_attention.q_proj, block_attention.k_proj, block_attention.v_proj)
         )
         # the output of the class token is never used
-        q = q[:, 1:]
+        q = q[:, clip.FIRST :]
         a = ((q * block_attention.scale) @ k.mT).softmax(-1)
         o = a @ v
     with torch.enable_grad():
         o = o.detach().requires_grad_()
-        z = x[0, 1:] + block_attention.out_proj(o.transpose(0, 1).flatten(1))
+        z = x[0, clip.FIRST :] + block_attention.out_proj(o.transpose(0, 1).flatten(1))
         z = z + layer.mlp(layer.layer_norm2(z))
-        f = F.normalize(clip.project(z).mean(0), dim=0)
-        p = (sharpness * clip.temperature * (F.normalize(texts, dim=1) @ f)).softmax(0)
+        f = F.normalize(clip.of_patches(z[None])[0], dim=0)
+        p = sharpness * clip.temperature * (F.normalize(texts, dim=1) @ f)
+        p = p.softmax(0) if competing else p
         gradients = [torch.autograd.grad(p[c], o, retain_graph=c < n_classes - 1)[0] for c in range(n_classes)]
     with torch.no_grad():
         g = torch.stack(gradients, 2)  # (heads, patches, classes, channels)
         c = (g * o.unsqueeze(2)).sum(3)
-        to_class = a[:, :, :1]
-        dv = ((1 - to_class).unsqueeze(3) * g).sum(1)
-        s = to_class * ((g * v[:, :1].unsqueeze(2)).sum(3) - c)
+        to_class = a[:, :, : clip.FIRST]
+        dv = ((1 - to_class.sum(2, keepdim=True)).unsqueeze(3) * g).sum(1)
+        s = to_class.sum(2, keepdim=True) * ((g * v[:, : clip.FIRST].sum(1, keepdim=True).unsqueeze(2)).sum(3) - c)
         dk = -block_attention.scale * (s.mT @ q)
         spread = (a.mT @ g.flatten(2)).unflatten(2, g.shape[2:])
         r = (spread * v.unsqueeze(2)).sum(3) - a.mT @ c
@@ -297,8 +324,8 @@ def last_block(
             for part, projection in zip((dq, dk, dv), projections, strict=True)
         )
         assert isinstance(weights, Tensor)
-        attention = a[:, :, 1:].mean(0) if with_attention else None
-    return attention, y[1:], weights / len(z)
+        attention = a[:, :, clip.FIRST :].mean(0) if with_attention else None
+    return attention, y[clip.FIRST :], weights / len(z)
 
 
 def normalised(scores: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:

@@ -29,7 +29,6 @@ from wsss.foundations import FeatureSettings, load_features
 from wsss.methods.clip_es import check_names, patched, text_features
 from wsss.networks.clip import CLIP
 from wsss.networks.corrclip import FEWEST_BLOCKS, linked, over_windows, region_features, resized_nearest, scope
-from wsss.networks.features import CLIP as CLIP_COLOURS
 from wsss.networks.features import DenseFeatures, PatchDescriptions, TransformerFeatures
 from wsss.ops.regions import Regions
 from wsss.precision import Precision, mixed
@@ -117,7 +116,7 @@ class CorrCLIPInference:
         check_names(clip, (*words.names, *words.background))
 
     def _networks(self) -> tuple[CLIP, PatchDescriptions]:
-        clip = load_clip(self.clip, self.activation)
+        clip = load_clip(self.clip, self.activation, "no class token to copy for each region")
         if clip.n_blocks < FEWEST_BLOCKS:
             raise BadInput(self.clip, f"{clip.n_blocks} blocks", f"at least {FEWEST_BLOCKS}", "Give a larger CLIP.")
         if self.dino == _ITSELF:
@@ -174,7 +173,7 @@ class CorrCLIPLocalizer:
         settings: CorrCLIPInference,
     ) -> None:
         self.clip, self.dino, self.texts, self.of, self.settings = clip, dino, texts, of, settings
-        mean, deviation = (torch.tensor(values, device=texts.device)[:, None, None] for values in CLIP_COLOURS)
+        mean, deviation = (torch.tensor(values, device=texts.device)[:, None, None] for values in clip.colours)
         self._mean, self._deviation = 255 * mean, 255 * deviation
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
@@ -186,7 +185,7 @@ class CorrCLIPLocalizer:
         settings = self.settings
         painted = regions.flattened(settings.score, settings.paint, settings.level) + 1
         size = view_size((image.shape[0], image.shape[1]), settings.short_side)
-        planes = torch.from_numpy(normalise(image, "clip"))[None]
+        planes = torch.from_numpy(normalise(image, self.clip.colours))[None]
         if size != image.shape[:2]:
             planes = F.interpolate(planes, size, mode="bilinear", align_corners=False)
         return Prepared(planes, resized_nearest(painted, size).astype(np.int32))
@@ -194,7 +193,7 @@ class CorrCLIPLocalizer:
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
         """CLIP's embedding of a picture, a unit vector; see `wsss.stages.localize.Describer`."""
-        view = torch.from_numpy(patched(image, self.clip.patch))[None].to(self.texts.device)
+        view = torch.from_numpy(patched(image, self.clip.patch, self.clip.colours))[None].to(self.texts.device)
         return self.clip.embedding(view)[0].cpu().numpy()
 
     @torch.inference_mode()

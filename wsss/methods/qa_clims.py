@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wsss import launch
 from wsss.classifier import CAMNetwork, FromBaseline, TagObjective, load_baseline
-from wsss.clip_regions import encode_image, in_chunks, input_size, pairs_of, to_clip
+from wsss.clip_regions import described, encode_image, in_chunks, input_size, pairs_of, to_clip
 from wsss.data.images import Images
 from wsss.data.nouns import lemma
 from wsss.data.words import Words, check_templates, read_words
@@ -34,7 +34,7 @@ from wsss.errors import BadInput, check_range
 from wsss.methods import clims, questions
 from wsss.methods.cam import CAMInference
 from wsss.methods.questions import Answers, QuestionSettings
-from wsss.networks.clip import CLIP
+from wsss.networks.clip import CLIP, ImageText
 from wsss.networks.clip_resnet import ResNetCLIP
 from wsss.pretrained import Activation, load_any_clip, load_prompted_clip
 from wsss.recipe import Method, Need
@@ -55,7 +55,7 @@ class Prompted(NamedTuple):
         tokens: mask prompts (depth, N, width), before the first block, after it, ..., after block depth - 1; None for a plain CLIP.
     """
 
-    clip: CLIP | ResNetCLIP
+    clip: ImageText | ResNetCLIP
     tokens: Float[Tensor, "depth n width"] | None
 
     def to(self, device: torch.device) -> "Prompted":
@@ -182,7 +182,7 @@ class QACLIMSSettings(FromBaseline):
     """activation of a CLIP checkpoint that does not record it"""
     # the published code passes pictures to CLIP that are normalised with ImageNet's mean and standard deviation, as CLIMS does
     clip_colours: Literal["same", "clip"] = "same"
-    """normalisation of the regions given to CLIP: the same, or CLIP's"""
+    """normalisation of the regions given to CLIP: the same, or its own, as a SigLIP needs"""
     alpha: float = 0.1
     """threshold of the foreground, as a fraction of a map's maximum"""
     temperature: float = 0.7
@@ -211,10 +211,16 @@ class QACLIMSSettings(FromBaseline):
         return read_words(self.words, images.class_names, "qa_clims")
 
     def load_clip(self) -> Prompted:
-        """The frozen CLIP, on the CPU."""
+        """The frozen CLIP, on the CPU.
+
+        Raises:
+            BadInput: it cannot be loaded, or is a SigLIP that would get pictures of other colours.
+        """
         if self.mask_prompts:
             return Prompted(*load_prompted_clip(self.clip, self.activation))
-        return Prompted(load_any_clip(self.clip, self.activation), None)
+        clip = load_any_clip(self.clip, self.activation)
+        to_clip(clip, self.colours, self.clip_colours)
+        return Prompted(clip, None)
 
     def check(self, images: Images) -> Path | None:
         """Raise BadInput for words, answers or a CLIP that cannot be used, before any stage runs.
@@ -331,7 +337,7 @@ class Texts(nn.Module):
     def __init__(
         self,
         settings: QACLIMSSettings,
-        clip: CLIP | ResNetCLIP,
+        clip: ImageText | ResNetCLIP,
         words: Words,
         answers: list[dict[int, Answers]],
         features: dict[str, Float[np.ndarray, " d"]],
@@ -386,7 +392,7 @@ class Texts(nn.Module):
         return PairTexts(pooled, self.table[background_rows.clamp_min(0)], background_rows >= 0)
 
 
-def _encoded(clip: CLIP | ResNetCLIP, template: str, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+def _encoded(clip: ImageText | ResNetCLIP, template: str, texts: Sequence[str]) -> Float[Tensor, "n d"]:
     """Unit features of phrases, on the CPU. Phrases longer than the context (77 tokens for OpenAI's networks) are truncated."""
     device = next(clip.parameters()).device
     parts = [torch.zeros(0, 0)]
@@ -424,14 +430,16 @@ class QACLIMSObjective(TagObjective[QACLIMSSettings, CAMNetwork]):
         texts: nn.Module,
         images: Images,
     ) -> None:
-        super().__init__(settings, images, network, metadata)
+        super().__init__(settings, images, network, metadata | described(prompted.clip, "cosine"))
         self.examples = partial(_numbered, self.examples)
         # hidden in partials: submodules would be saved, and their buffers sent to all processes in each step
         self.texts = partial(texts)
         self.encode, self.size = partial(encode_regions, prompted, settings.alpha), input_size(prompted.clip)
         self.scale: Tensor
         self.shift: Tensor
-        for name, value in zip(("scale", "shift"), to_clip(settings.colours, settings.clip_colours), strict=True):
+        for name, value in zip(
+            ("scale", "shift"), to_clip(prompted.clip, settings.colours, settings.clip_colours), strict=True
+        ):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:

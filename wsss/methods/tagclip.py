@@ -51,6 +51,8 @@ TEMPLATES = (
 
 # added to masked attention logits: between patches in the last block, and of the class token to patches outside a region
 _BETWEEN_PATCHES, _OUTSIDE = -100.0, -1000.0
+# why a SigLIP is refused
+_LACKS = "no class token to score regions with"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ class TagCLIPSettings:
         """The tagger: CLIP on the device, with the text features of these classes."""
         words = read_words(self.words, images.class_names)
         device = launch.device()
-        clip = load_clip(self.clip, self.activation).to(device)
+        clip = load_clip(self.clip, self.activation, _LACKS).to(device)
         if self.votes > clip.n_blocks:
             raise BadInput("votes", str(self.votes), f"at most {clip.n_blocks}, the blocks of this CLIP", "Lower it.")
         background = words.background if self.backgrounds else ()
@@ -144,7 +146,7 @@ class Tagger:
         if min(height, width) <= self.clip.patch:
             expected = f"sides longer than a patch ({self.clip.patch} pixels)"
             raise BadInput("the picture", f"{height}x{width} pixels", expected, "Leave it out.")
-        return torch.from_numpy(patched(image, self.clip.patch))[None]
+        return torch.from_numpy(patched(image, self.clip.patch, self.clip.colours))[None]
 
     @torch.no_grad()
     def scores(self, view: Float[Tensor, "1 3 hp wp"]) -> Float[np.ndarray, " c"]:

@@ -10,16 +10,18 @@ Symbols: b pictures, N = g_h g_w patches, L = 1 + N tokens (the class token firs
 import html
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import ftfy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
+from wsss.data.augment import CLIP_MEAN, CLIP_STD, Colours
 from wsss.errors import BadInput
 
 # OpenAI's tensor names and those of transformers: outside the blocks, and in each block
@@ -63,17 +65,24 @@ class Vocabulary:
     """Converts texts to token ids, after cleaning them as OpenAI does: Unicode errors, HTML entities, white space, lower case.
 
     Args:
-        tokenizer: byte-pair encoding with a start and an end token.
+        tokenizer: with a start and an end token.
         context: maximum number of tokens of a text, including start and end.
+        lower: false keeps capital letters, which MetaCLIP 2 has seen.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, context: int) -> None:
-        self.tokenizer, self.context = tokenizer, context
-        self.start, self.end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, lower: bool = True) -> None:
+        self.tokenizer, self.context, self.lower = tokenizer, context, lower
+        self.start: Any = tokenizer.bos_token_id
+        self.end: Any = tokenizer.eos_token_id
+
+    def clean(self, text: str) -> str:
+        """The text that is divided into tokens."""
+        clean = " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+        return clean.lower() if self.lower else clean
 
     def words(self, text: str) -> list[int]:
         """The token ids of a text without start and end; empty for a text without a visible character."""
-        clean = " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+        clean = self.clean(text)
         return list(self.tokenizer(clean, add_special_tokens=False)["input_ids"]) if clean else []
 
     def __call__(self, texts: Sequence[str], truncate: bool = False) -> Int[Tensor, "n t"]:
@@ -82,37 +91,51 @@ class Vocabulary:
         Raises:
             BadInput: a text is longer than the context, and `truncate` is off.
         """
-        rows = [[self.start, *self.words(text), self.end] for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > self.context and not truncate:
-                raise BadInput(
-                    f"the text {text[:60]!r}",
-                    f"{len(row)} tokens",
-                    f"at most {self.context}, including start and end",
-                    "Use a shorter class name or template.",
-                )
-        rows = [row if len(row) <= self.context else [*row[: self.context - 1], self.end] for row in rows]
+        rows = [self.row(text, truncate) for text in texts]
         longest = max(map(len, rows), default=0)
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long).reshape(
             len(rows), longest
         )
 
+    def row(self, text: str, truncate: bool) -> list[int]:
+        """The token ids of one text."""
+        return [self.start, *self.fitting(text, self.words(text), truncate, self.context - 2), self.end]
 
-class CLIP(nn.Module):
-    """A CLIP with a vision transformer.
+    def fitting(self, text: str, words: list[int], truncate: bool, room: int) -> list[int]:
+        """The ids of a text for which there is room; BadInput if it is longer, unless it is truncated."""
+        if len(words) > room and not truncate:
+            raise BadInput(
+                f"the text {text[:60]!r}",
+                f"{len(words) + self.context - room} tokens",
+                f"at most {self.context}, including start and end",
+                "Use a shorter class name or template.",
+            )
+        return words[:room]
+
+
+class ImageText(nn.Module, ABC):
+    """A network that was trained on pictures and their texts, with a vision transformer.
 
     Args:
-        model: the layers.
+        model: the layers, with names as in CLIP.
         vocabulary: of its texts.
+        colours: how its pictures are normalised.
 
     Attributes:
+        FAMILY: its name in records.
+        FIRST: number of tokens before those of the patches.
         patch: side of a patch in pixels.
         n_blocks: number of blocks of the vision encoder.
     """
 
-    def __init__(self, model: CLIPModel, vocabulary: Vocabulary) -> None:
+    FAMILY: ClassVar[str]
+    FIRST: ClassVar[int]
+
+    def __init__(self, model: Any, vocabulary: Vocabulary, colours: Colours) -> None:
         super().__init__()
-        self.model, self.vocabulary = model, vocabulary
+        self.model: Any
+        self.add_module("model", model)
+        self.vocabulary, self.colours = vocabulary, colours
         settings: Any = model.config.vision_config
         self.patch, self.n_blocks = int(settings.patch_size), int(settings.num_hidden_layers)
 
@@ -123,8 +146,11 @@ class CLIP(nn.Module):
     @property
     def text_activation(self) -> str:
         """Name of the activation in the text encoder."""
-        config: Any = self.model.config
-        return str(config.text_config.hidden_act)
+        return str(self.model.config.text_config.hidden_act)
+
+    @abstractmethod
+    def text_weights(self) -> list[Tensor]:
+        """All weights that text features depend on."""
 
     def last_block(self) -> Any:
         """The last block of the vision encoder, with `layer_norm1`, `self_attn`, `layer_norm2` and `mlp`."""
@@ -133,7 +159,72 @@ class CLIP(nn.Module):
     @property
     def temperature(self) -> Float[Tensor, ""]:
         """The factor of cosine similarities: exp(logit_scale)."""
-        return self.model.logit_scale.exp()
+        return self.model.logit_scale.exp().reshape(())
+
+    @abstractmethod
+    def positions(self, grid: tuple[int, int]) -> Float[Tensor, "l d"]:
+        """Positional embeddings of the tokens of a (g_h, g_w) grid."""
+
+    @abstractmethod
+    def embed(self, image: Float[Tensor, "b 3 h w"], positions: Float[Tensor, "l d"]) -> Float[Tensor, "b l d"]:
+        """The tokens that enter the first block; the sides of the image are multiples of the patch."""
+
+    @abstractmethod
+    def of_patches(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b d"]:
+        """Features of pictures in the joint space from their patches after the last block, not normalised."""
+
+    @abstractmethod
+    def embedding(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit vectors of whole pictures; sides are at least a patch, and the rest of a patch is not used."""
+
+    @abstractmethod
+    def encode_text(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+        """Text features in the joint space, not normalised."""
+
+    @property
+    def native_grid(self) -> int:
+        """Number of patches along a side of the pictures that the network was trained on."""
+        return math.isqrt(len(self._vision.embeddings.position_embedding.weight) - self.FIRST)
+
+    def block(
+        self,
+        index: int,
+        x: Float[Tensor, "b l d"],
+        bias: Float[Tensor, "..."] | None = None,
+        average: bool = False,
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l l"] | None]:
+        """Apply one block of the vision encoder.
+
+        Args:
+            index: of the block, from 0.
+            x: its input tokens.
+            bias: added to the attention logits: (l, l), or (b, 1, l, l) for one per picture.
+            average: also return the attention without the bias, averaged over the heads.
+        """
+        layer = self._vision.encoder.layers[index]
+        attended, attention = attend(layer.self_attn, layer.layer_norm1(x), bias, average)
+        x = x + attended
+        return x + _mlp(layer, layer.layer_norm2(x)), attention
+
+
+class CLIP(ImageText):
+    """A CLIP with a vision transformer, or a MetaCLIP, which is one.
+
+    Args:
+        model: the layers: a CLIPModel or a MetaClip2Model.
+        vocabulary: of its texts.
+        colours: how its pictures are normalised.
+    """
+
+    FAMILY = "CLIP"
+    FIRST = 1
+
+    def __init__(self, model: Any, vocabulary: Vocabulary, colours: Colours = (CLIP_MEAN, CLIP_STD)) -> None:
+        super().__init__(model, vocabulary, colours)
+
+    def text_weights(self) -> list[Tensor]:
+        """All weights that text features depend on."""
+        return [*self.model.text_model.state_dict().values(), self.model.text_projection.weight]
 
     def positions(self, grid: tuple[int, int], rounded: bool = True) -> Float[Tensor, "l d"]:
         """Positional embeddings of the class token and of a (g_h, g_w) grid, resized bilinearly without antialiasing.
@@ -165,40 +256,19 @@ class CLIP(nn.Module):
         resized = F.interpolate(square, scale_factor=factors, mode="bicubic", align_corners=False)
         return torch.cat([native[:1], resized[0].flatten(1).T])
 
-    @property
-    def native_grid(self) -> int:
-        """Number of patches along a side of the pictures that the network was trained on."""
-        return math.isqrt(len(self._vision.embeddings.position_embedding.weight) - 1)
-
     def embed(self, image: Float[Tensor, "b 3 h w"], positions: Float[Tensor, "l d"]) -> Float[Tensor, "b l d"]:
         """The tokens that enter the first block; the sides of the image are multiples of the patch."""
         patches = self._vision.embeddings.patch_embedding(image).flatten(2).mT
         first = self._vision.embeddings.class_embedding.expand(len(image), 1, -1)
         return self._vision.pre_layrnorm(torch.cat([first, patches], 1) + positions)
 
-    def block(
-        self,
-        index: int,
-        x: Float[Tensor, "b l d"],
-        bias: Float[Tensor, "..."] | None = None,
-        average: bool = False,
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l l"] | None]:
-        """Apply one block of the vision encoder.
-
-        Args:
-            index: of the block, from 0.
-            x: its input tokens.
-            bias: added to the attention logits: (l, l), or (b, 1, l, l) for one per picture.
-            average: also return the attention without the bias, averaged over the heads.
-        """
-        layer = self._vision.encoder.layers[index]
-        attended, attention = attend(layer.self_attn, layer.layer_norm1(x), bias, average)
-        x = x + attended
-        return x + _mlp(layer, layer.layer_norm2(x)), attention
-
     def project(self, x: Float[Tensor, "*s width"]) -> Float[Tensor, "*s d"]:
         """Project tokens after the last block into the joint space, not normalised."""
         return self.model.visual_projection(self._vision.post_layernorm(x))
+
+    def of_patches(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b d"]:
+        """The mean of the patches' features, as in CLIP-ES; CLIP itself was trained with the class token."""
+        return self.project(x).mean(1)
 
     def embedding(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit vectors of whole pictures, from the class token; sides are at least a patch, and the rest of a patch is not used."""
@@ -359,7 +429,7 @@ def _config(state: dict[str, Tensor], depths: list[int], activation: str) -> CLI
 
 
 def unit_text_features(
-    clip: CLIP, names: Sequence[str], templates: Sequence[str], batch: int = 512
+    clip: ImageText, names: Sequence[str], templates: Sequence[str], batch: int = 512
 ) -> Float[Tensor, "k d"]:
     """One unit vector per name: the features of all templates are normalised, averaged, and normalised again.
 

@@ -4,7 +4,7 @@ It can be used by methods that only need pooled features; those that use the att
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,11 @@ class ResNetCLIP(nn.Module):
         vocabulary: of its texts.
 
     Attributes:
+        FAMILY: its name in records.
         input_size: side of the input pictures, in pixels.
     """
+
+    FAMILY: ClassVar[str] = "CLIP"
 
     def __init__(self, model: nn.Module, vocabulary: Vocabulary) -> None:
         super().__init__()

@@ -34,11 +34,9 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
+from wsss.data.augment import Colours
 from wsss.errors import BadInput
 from wsss.networks.body import Body
-
-Colours = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of RGB values in [0, 1]."""
 
 IMAGENET: Colours = (tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD))
 CLIP: Colours = (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))

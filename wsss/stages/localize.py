@@ -36,7 +36,10 @@ class Cams(NamedTuple):
 
 
 class Localizer(Protocol):
-    """A method that makes maps; `prepare` runs ahead in threads, `cams` on the device of the network."""
+    """A method that makes maps; `prepare` runs ahead in threads, `cams` on the device of the network.
+
+    It may have `facts`, a dictionary of what the record should say besides the settings.
+    """
 
     def prepare(self, image: Any) -> Any:
         """The part of the work that needs no network, for one picture (uint8 RGB)."""
@@ -121,4 +124,4 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
         return read_prepared(prepare, images, index)
 
     for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}")
-    return {"images": len(images)}
+    return {"images": len(images), **getattr(localizer, "facts", {})}
