@@ -9,7 +9,8 @@ measured is in OUT/rows.jsonl; a stopped command continues, and other rows or se
 
 Masks of the training pictures are scored, except for the segmenters, which are scored on val. The threshold of maps is Otsu's. Seconds are those
 of user and system together, with the start of the commands; a row does not count what it starts from (classifier, maps, for the segmenters also the
-masks), but its regions and its training. Memory is the peak of the largest process. One thread for each process.
+masks), but its regions and its training; for segmenters they are divided by the pictures of val too. Memory is the peak of the largest process. One
+thread for each process.
 """
 
 import argparse
@@ -29,9 +30,11 @@ from wsss.stages.evaluate import SCORES, ScoreSettings, evaluate_masks
 from wsss.storage import read_json
 from wsss.weights import WEIGHTS
 
-REFINERS = ("maps", "crf", "irnet", "affinitynet", "levels", "votes", "sepl", "sams", "mode")
-# the masks that a DeepLab is trained on, and how
-SEGMENTERS = ("retrieval", "deeplab on crf", "deeplab on levels", "deeplab on votes", "deeplab on truth")
+# unsure: levels with a second threshold, between the two of which pixels are ignored (in the score they are background)
+REFINERS = ("maps", "crf", "irnet", "affinitynet", "levels", "unsure", "votes", "sepl", "sams", "mode")
+# the masks that a DeepLab is trained on
+TAUGHT = ("crf", "levels", "unsure", "votes", "truth")
+SEGMENTERS = ("retrieval", *(f"deeplab on {masks}" for masks in TAUGHT))
 
 
 class Settings(NamedTuple):
@@ -145,8 +148,13 @@ class Set(NamedTuple):
             seed = f"--refiner.network.training.seed {self.seed}"
             return run(f"{start} {classifier} --refiner {row} {self.settings.network} {more} {seed}", out)
         proposed = run(f"regions --data {self.data}", self.regions)
-        more = {"votes": classifier, "mode": "--mode.level 1 --mode.score 0"}.get(row, "")
-        return proposed + run(f"{start} --refiner regions --by {row} --regions {self.regions} {more}", out)
+        more = {
+            "votes": classifier,
+            "mode": "--mode.level 1 --mode.score 0",
+            "unsure": "--refiner.masks.lower otsu",
+        }.get(row, "")
+        by = "levels" if row == "unsure" else row
+        return proposed + run(f"{start} --refiner regions --by {by} --regions {self.regions} {more}", out)
 
     def segmented(self, row: str) -> Spent:
         """Make the segmenter of a row, and its predictions for val."""
@@ -178,7 +186,7 @@ class Set(NamedTuple):
         out.mkdir(exist_ok=True)
         for path in wsss.open_dataset(self.data).split("val").paths:
             if not (out / path.name).exists():
-                (out / path.name).symlink_to(path.resolve())
+                shutil.copy(path, out)
         return out
 
     def measured(self, row: str) -> dict[str, float | int]:
@@ -229,14 +237,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--name", default="data", help="of the data set, in the tables")
     parser.add_argument("--pictures", choices=SETTINGS, default="photographs")
+    parser.add_argument("--updates", type=int, help="of the classifier, in place of those in SETTINGS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", choices=(*REFINERS, *SEGMENTERS), default=[*REFINERS, *SEGMENTERS])
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     path = given.out / "rows.jsonl"
+    settings = SETTINGS[given.pictures]
+    if given.updates:
+        # the last of two equal flags counts
+        settings = settings._replace(classifier=f"{settings.classifier} --training.steps {given.updates}")
     for seed in given.seeds if given.data else ():
         folder = given.out / given.name
-        one = Set(given.data, SETTINGS[given.pictures], seed, folder / "regions", folder / f"seed-{seed}")
+        one = Set(given.data, settings, seed, folder / "regions", folder / f"seed-{seed}")
         for row in given.rows:
             if any((r["name"], r["seed"], r["row"]) == (given.name, seed, row) for r in read(path)):
                 continue

@@ -17,6 +17,8 @@ from wsss.refiners.region_votes import (
     LevelSettings,
     VoteSettings,
     agreement,
+    areas,
+    balanced,
     moments,
     probabilities,
     votes,
@@ -63,6 +65,31 @@ def test_agreement_is_a_correlation_over_the_pixels_of_all_pictures():
     np.testing.assert_allclose(found, [np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(2)], rtol=1e-9)
     assert agreement(moments(np.ones((3, 1)), rng.random((3, 1)), np.ones(3, int))).tolist() == [0]
     assert agreement(np.zeros((1, 6))).tolist() == [0]
+
+
+def test_balanced_votes_give_a_class_as_much_area_as_the_maps():
+    rng = np.random.default_rng(0)
+    parts = [(rng.random((3, n)), rng.random((3, n)) ** [[1], [2], [3]], rng.integers(1, 9, n)) for n in (400, 700)]
+    found = balanced(sum(areas(*part) for part in parts))
+    assert found[0] > found[1] > found[2]
+    for k, half in enumerate(found):
+        of_maps, of_votes = (
+            sum(part[2][part[which][k] > limit].sum() for part in parts) for which, limit in ((0, 0.5), (1, half))
+        )
+        assert abs(of_maps - of_votes) < 0.02 * sum(part[2].sum() for part in parts)
+    # no area in the maps; votes that are always sure; votes that never are
+    sizes = np.full(5, 10)
+    assert balanced(areas(np.zeros((1, 5)), rng.random((1, 5)), sizes)).tolist() == [0.5]
+    assert balanced(areas(np.ones((1, 5)), np.zeros((1, 5)), sizes)).tolist() == pytest.approx([0.05])
+    assert balanced(areas(np.ones((1, 5)), np.ones((1, 5)), sizes)).tolist() == pytest.approx([0.95])
+
+
+def test_balance_becomes_a_half():
+    given = np.array([[[0.7, 0.9]], [[0.3, 0.1]]])
+    found = with_votes(given[::-1], given, np.ones(1), np.array([0.3]))[0, 0]
+    assert found[0] == pytest.approx(0.5)
+    # odds of 1 to 9, divided by 3 to 7
+    assert found[1] == pytest.approx((1 / 9 * 7 / 3) / (1 + 1 / 9 * 7 / 3))
 
 
 def test_votes_that_agree_with_maps_have_more_weight():

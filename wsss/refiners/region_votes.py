@@ -3,7 +3,10 @@
 A bank has the features of the eroded regions of all pseudo masks, as in ModuSeg (arXiv 2604.07021). A region of a picture gets, for each tag and
 for the background, the mean of its 8 highest similarities to vectors of other pictures with that label, and a softmax of these.
 
-How much votes count is found without true masks, for each class: by the correlation of the votes with the maps, over all regions. Where the two
+Similarities of a class and of the background are not comparable: some classes would win too much, others too little. So the votes for a class are
+shifted until they give it as much area, over all pictures, as the maps do: votes say where a class is, and the maps how much of it there is.
+
+How much votes count is found without true masks too, for each class: by the correlation of the votes with the maps, over all regions. Where the two
 disagree, votes mostly repeat what is common to the wrong masks of all pictures, such as the water around every boat.
 """
 
@@ -40,7 +43,11 @@ log = logging.getLogger("wsss")
 _HIGHEST, _LEAST, _ENOUGH = 0.3, 0.75, 0.85
 # in the folder of the votes: how much those of each class agree with the maps
 AGREEMENT = "agreement.json"
-_SUFFIX, _NAMES = ".npz", ("shares", "moments")
+# there too: the probability from which on votes give as much area to each class as the maps
+BALANCE = "balance.json"
+_SUFFIX, _NAMES = ".npz", ("shares", "moments", "areas")
+# bins of these probabilities, and how far from a half they may be
+_BINS, _FARTHEST = 200, 0.45
 _EXPECTED = "the votes of the regions of a picture"
 
 
@@ -119,16 +126,22 @@ def against_background(probabilities: Float[np.ndarray, "l ..."]) -> Float[np.nd
 
 
 def with_votes(
-    base: Float[np.ndarray, "l h w"], given: Float[np.ndarray, "l h w"], weights: Float[np.ndarray, " k"]
+    base: Float[np.ndarray, "l h w"],
+    given: Float[np.ndarray, "l h w"],
+    weights: Float[np.ndarray, " k"],
+    balance: Float[np.ndarray, " k"] | float = 0.5,
 ) -> Float[np.ndarray, "k h w"]:
     """Maps of the classes in which 0.5 is where class and background are equally probable.
 
     Args:
         base, given: probabilities of background and classes, from the maps and from votes.
         weights: of the votes, for each class.
+        balance: the probability of votes for each class that becomes 0.5: odds are divided by its odds.
     """
-    of_votes = weights[:, None, None]
-    return ((1 - of_votes) * against_background(base) + of_votes * against_background(given)).astype(np.float32)
+    of_votes, half = weights[:, None, None], np.broadcast_to(balance, weights.shape)[:, None, None]
+    voted = against_background(given)
+    voted = voted * (1 - half) / (voted * (1 - half) + (1 - voted) * half)
+    return ((1 - of_votes) * against_background(base) + of_votes * voted).astype(np.float32)
 
 
 def moments(
@@ -147,6 +160,34 @@ def agreement(sums: Float[np.ndarray, "k 6"]) -> Float[np.ndarray, " k"]:
     spreads = (xx - x * x) * (yy - y * y)
     usable = spreads > 1e-12
     return np.where(usable, (xy - x * y) / np.sqrt(np.where(usable, spreads, 1)), 0)
+
+
+def areas(
+    of_maps: Float[np.ndarray, "k n"], of_votes: Float[np.ndarray, "k n"], sizes: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "k b"]:
+    """The area of each class in the maps, and a histogram of the votes by area, from 0 to 1; those of several pictures are added.
+
+    Args:
+        of_maps, of_votes: probability of the class against the background in each region.
+        sizes: areas of the regions.
+    """
+    bins = np.minimum((of_votes * _BINS).astype(np.int64), _BINS - 1)
+    return np.stack(
+        [
+            np.concatenate([[sizes[maps > 0.5].sum()], np.bincount(places, sizes, minlength=_BINS)])
+            for maps, places in zip(of_maps, bins, strict=True)
+        ]
+    )
+
+
+def balanced(sums: Float[np.ndarray, "k b"]) -> Float[np.ndarray, " k"]:
+    """The probability above which votes give each class as much area as maps do, from `areas`; 0.5 for a class without any area."""
+    wanted, above = sums[:, :1], sums[:, :0:-1].cumsum(axis=1)
+    # of the edges of the bins from 1 down to 0, the one with the area that is closest
+    edges = 1 - np.arange(_BINS + 1) / _BINS
+    differences = np.abs(np.concatenate([np.zeros_like(wanted), above], axis=1) - wanted)
+    found = np.clip(edges[differences.argmin(axis=1)], 0.5 - _FARTHEST, 0.5 + _FARTHEST)
+    return np.where(wanted[:, 0] > 0, found, 0.5)
 
 
 def weights_of(agreements: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
@@ -173,21 +214,32 @@ def probabilities(maps: Float[np.ndarray, "k h w"], masks: MaskSettings) -> Floa
 
 @stage(kind="vote", makes="answers", title=None)
 def vote_regions(
-    settings: LevelSettings, images: Images, *, cams: Path, regions: Path, bank: Path, out: Path
+    settings: LevelSettings,
+    masks: MaskSettings,
+    images: Images,
+    *,
+    cams: Path,
+    regions: Path,
+    bank: Path,
+    thresholds: Path | None,
+    out: Path,
 ) -> dict[str, Any]:
     """Write the votes of the regions of every picture as `NAME.npz`; pictures whose file exists are skipped.
 
-    `agreement.json` says for each class how well the votes agree with the maps. The votes of a picture are empty if a tag of it has no vector
-    of another picture.
+    `agreement.json` says for each class how well the votes agree with the maps, `balance.json` from which probability on they give it as much
+    area. The votes of a picture are empty if a tag of it has no vector of another picture.
 
     Args:
         settings: the levels whose regions are compared.
+        masks: how maps become masks.
         images: the pictures.
         cams: folder of their maps, as they were before they were averaged.
         regions: folder of the regions.
         bank: folder of the bank.
+        thresholds: folder of the stage that chose the threshold or exponent of `masks` for the averaged maps.
         out: the stage's folder.
     """
+    numbers = masks.at(thresholds)
     known, _, features, _ = opened_bank(bank)
     features = features.to(launch.device())
     vectors, of = known.unit_vectors(), known.labels.astype(np.int64)
@@ -206,17 +258,19 @@ def vote_regions(
         given = None
         if len(found) and len(classes):
             given = votes(vectors, of, described(features, image, found), labels, others)
-        sums = np.zeros((len(images.class_names), 6))
+        sums, of_areas = (np.zeros((len(images.class_names), width)) for width in (6, 1 + _BINS))
         if given is None:
-            return {"shares": np.zeros((0, len(labels)), np.float32), "moments": sums}
-        of_maps = found.sums(maps) / np.maximum(found.areas, 1)[:, None]
-        sums[classes] = moments(of_maps, against_background(given.T).T, found.areas)
-        return {"shares": given.astype(np.float32), "moments": sums}
+            return {"shares": np.zeros((0, len(labels)), np.float32), "moments": sums, "areas": of_areas}
+        of_maps, of_votes = found.sums(maps) / np.maximum(found.areas, 1)[:, None], against_background(given.T)
+        sums[classes] = moments(of_maps, of_votes.T, found.areas)
+        probable = against_background(probabilities(of_maps.T[..., None], numbers))[..., 0]
+        of_areas[classes] = areas(probable, of_votes, found.areas)
+        return {"shares": given.astype(np.float32), "moments": sums, "areas": of_areas}
 
     for_each_picture(images, out, _SUFFIX, load, compute, _write_votes, title=f"vote {out.name}")
     launch.wait()
-    found = launch.decided_by_first(lambda: _agreements(images, out))
-    return {"images": len(images), "agreement of votes and maps": found}
+    agreements, balance = launch.decided_by_first(lambda: _compared(images, out))
+    return {"images": len(images), "agreement of votes and maps": agreements, "balance": balance}
 
 
 def _write_votes(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -224,15 +278,21 @@ def _write_votes(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
-def _agreements(images: Images, out: Path) -> dict[str, float]:
-    """Write and return the agreement of the votes of each class with its maps."""
+def _compared(images: Images, out: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Write and return how the votes of each class compare with its maps: their agreement, and their balance."""
     do = f"Remove {out}, and run the command again."
-    sums = np.zeros((len(images.class_names), 6))
+    sums, of_areas = (np.zeros((len(images.class_names), width)) for width in (6, 1 + _BINS))
     for name in images.names:
-        sums += read_arrays(out / f"{name}{_SUFFIX}", _NAMES, _EXPECTED, do)[1]
-    found = {name: round(float(one), 4) for name, one in zip(images.class_names, agreement(sums), strict=True)}
-    write_json(out / AGREEMENT, found)
-    return found
+        _, of_picture, more = read_arrays(out / f"{name}{_SUFFIX}", _NAMES, _EXPECTED, do)
+        sums += of_picture
+        of_areas += more
+    agreements, balance = (
+        {name: round(float(one), 4) for name, one in zip(images.class_names, values, strict=True)}
+        for values in (agreement(sums), balanced(of_areas))
+    )
+    write_json(out / AGREEMENT, agreements)
+    write_json(out / BALANCE, balance)
+    return agreements, balance
 
 
 def _of_levels(images: Images, regions: Path, index: int, size_hw: tuple[int, int], settings: LevelSettings) -> Regions:
@@ -272,7 +332,7 @@ def change_by_votes(
         out: the stage's folder.
     """
     numbers = masks.at(thresholds)
-    weights = _weights(settings, judged, images)
+    weights, balance = _weights(settings, judged, images), _of_classes(judged / BALANCE, images)
     shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(images.class_names, weights, strict=True))
     log.info("%s: weight of the votes (%s): %s", out, settings.weight, shown)
 
@@ -282,9 +342,11 @@ def change_by_votes(
         found = _of_levels(images, regions, index, size_hw, levels)
         base = probabilities(maps, numbers)
         path = given / f"{images.names[index]}{_SUFFIX}"
-        shares, _ = read_arrays(path, _NAMES, _EXPECTED, f"Remove {given}, and run the command again.")
-        voted = spread(found, shares, base) if len(shares) else base
-        return Cams(classes, with_votes(base, voted, weights[classes]), None)
+        shares, *_ = read_arrays(path, _NAMES, _EXPECTED, f"Remove {given}, and run the command again.")
+        if not len(shares):
+            return Cams(classes, against_background(base).astype(np.float32), None)
+        voted = spread(found, shares, base)
+        return Cams(classes, with_votes(base, voted, weights[classes], balance[classes]), None)
 
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)
@@ -305,10 +367,13 @@ def _weights(settings: VoteSettings, judged: Path, images: Images) -> Float[np.n
     """The weight of the votes of each class."""
     if not isinstance(settings.weight, str):
         return np.full(len(images.class_names), settings.weight)
-    path = judged / AGREEMENT
-    known = read_json(path, "how well votes agree with maps")
+    return weights_of(_of_classes(judged / AGREEMENT, images))
+
+
+def _of_classes(path: Path, images: Images) -> Float[np.ndarray, " c"]:
+    """The number of each class in a file that `vote_regions` wrote."""
+    known = read_json(path, "how votes and maps compare")
     if not isinstance(known, dict) or any(not isinstance(known.get(name), float) for name in images.class_names):
-        raise BadInput(
-            path, f"{known!s:.60}", "a number for each class", f"Remove {judged}, and run the command again."
-        )
-    return weights_of(np.array([known[name] for name in images.class_names]))
+        do = f"Remove {path.parent}, and run the command again."
+        raise BadInput(path, f"{known!s:.60}", "a number for each class", do)
+    return np.array([known[name] for name in images.class_names])

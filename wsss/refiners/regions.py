@@ -188,7 +188,14 @@ class RegionsSettings:
             settings = self.votes.bank.after(task.classifier)
             bank = make_bank(settings, task.images, masks=self._uncorrected(task), out=task.folder("votes-bank"))
         given = vote_regions(
-            self.levels, task.images, cams=task.cams, regions=regions, bank=bank, out=task.folder("votes")
+            self.levels,
+            self.masks,
+            task.images,
+            cams=task.cams,
+            regions=regions,
+            bank=bank,
+            thresholds=thresholds,
+            out=task.folder("votes"),
         )
         return change_by_votes(
             self.votes,
