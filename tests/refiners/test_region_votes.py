@@ -93,7 +93,7 @@ def test_balance_becomes_a_half():
 
 
 def test_votes_that_agree_with_maps_have_more_weight():
-    np.testing.assert_allclose(weights_of(np.array([-1, 0, 0.5, 0.6, 0.7, 1])), [0, 0, 0, 0.15, 0.3, 0.3], atol=1e-12)
+    np.testing.assert_allclose(weights_of(np.array([-1, 0, 0.6, 0.65, 0.7, 1])), [0, 0, 0, 0.15, 0.3, 0.3], atol=1e-12)
 
 
 def test_probabilities_follow_the_masks():

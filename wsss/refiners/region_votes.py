@@ -40,7 +40,7 @@ log = logging.getLogger("wsss")
 
 
 # the highest weight of votes, and the correlations of maps and votes from which on they count, and count fully (docs/regions.md)
-_HIGHEST, _LEAST, _ENOUGH = 0.3, 0.5, 0.7
+_HIGHEST, _LEAST, _ENOUGH = 0.3, 0.6, 0.7
 # in the folder of the votes: how much those of each class agree with the maps
 AGREEMENT = "agreement.json"
 # there too: the probability from which on votes give as much area to each class as the maps
@@ -191,7 +191,7 @@ def balanced(sums: Float[np.ndarray, "k b"]) -> Float[np.ndarray, " k"]:
 
 
 def weights_of(agreements: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """The weight of the votes of each class: 0 below a correlation of 0.5, the highest one above 0.7, linear in between."""
+    """The weight of the votes of each class: 0 below a correlation of 0.6, the highest one above 0.7, linear in between."""
     return _HIGHEST * np.clip((agreements - _LEAST) / (_ENOUGH - _LEAST), 0, 1)
 
 
