@@ -213,9 +213,23 @@ def test_compiled_code_is_tied_to_the_text_of_all_modules():
         for function in vars(module).values()
         if hasattr(function, "stats") and function.stats.cache_path
     ]
-    assert len({function.py_func.__name__ for function in entries}) == 8
+    assert len({function.py_func.__name__ for function in entries}) == 7
     for function in entries:
         assert all(source in str(signature[0]) for signature in function.signatures)
+
+
+@pytest.mark.parametrize("labels", [(2, 2), (2,), (3, 4), (5, 2)])
+def test_weights_that_are_not_kept_and_overwritten_energies_give_equal_bytes(labels, monkeypatch):
+    """What saves memory with large pictures changes no bit."""
+    unaries = [energies(count, 97, 101, seed) for seed, count in enumerate(labels)]
+    expected = dense_crf(IMAGE, unaries, PRESETS["irn"])
+    monkeypatch.setattr(lattice, "KEPT", 0)
+    found = dense_crf(IMAGE, unaries, PRESETS["irn"])
+    given = [unary.copy() for unary in unaries]
+    written = dense_crf(IMAGE, given, PRESETS["irn"], threads=2, overwrite=True)
+    for one, other, into, memory in zip(expected, found, written, given, strict=True):
+        assert one.tobytes() == other.tobytes() == into.tobytes()
+        assert np.shares_memory(into, memory)
 
 
 def test_uniform_picture_and_unary_stay_uniform():

@@ -121,3 +121,13 @@ def test_humps():
     assert humps(one).separation == pytest.approx(2 / math.pi, abs=0.02)
     assert humps(np.ones(BINS, np.int64)).separation == pytest.approx(0.75, abs=0.001)
     assert humps(filled({10: 5, 200: 9})).separation == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_highest_label_is_argmax(dtype):
+    scores = np.random.default_rng(0).integers(0, 4, (5, 7, 9)).astype(dtype) / 4
+    np.testing.assert_array_equal(highest_label(scores), scores.argmax(0))
+    for background in (np.full((), 0.5, dtype), 1 - scores.max(0)):
+        everything = np.concatenate([np.broadcast_to(background, (1, 7, 9)), scores])
+        np.testing.assert_array_equal(highest_label(scores, background), everything.argmax(0))
+    np.testing.assert_array_equal(highest_label(scores[:0], np.full((), 0.5, dtype)), np.zeros((7, 9)))

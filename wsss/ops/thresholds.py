@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 
 from wsss.errors import BadInput
 
@@ -39,6 +39,25 @@ def highest_values(maps: Float[np.ndarray, "k h w"]) -> Counts:
     # the product is exact, since the number of bins is a power of 2
     index = np.clip(highest * BINS, 0, BINS - 1).astype(np.int64)
     return np.bincount(index.ravel(), minlength=BINS)
+
+
+def highest_label(
+    scores: Float[np.ndarray, "k h w"], background: Float[np.ndarray, "..."] | None = None
+) -> UInt8[np.ndarray, "h w"]:
+    """The number of the highest score of each pixel, of the first one if several are equal; `argmax` in an eighth of its memory.
+
+    Args:
+        scores: numbers, at most 255 for each pixel.
+        background: a score that comes first, as number 0, of all pixels or of each.
+    """
+    first, others = (scores[0], scores[1:]) if background is None else (background, scores)
+    highest = np.broadcast_to(first.astype(scores.dtype, copy=False), scores.shape[1:]).copy()
+    labels = np.zeros(scores.shape[1:], np.uint8)
+    for label, one in enumerate(others, 1):
+        above = one > highest
+        np.copyto(highest, one, where=above)
+        labels[above] = label
+    return labels
 
 
 def otsu(counts: Counts, of: Float[np.ndarray, " bins"] | None = None) -> float:

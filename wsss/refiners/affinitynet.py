@@ -218,7 +218,9 @@ def label_sets(
         classes, maps = read_matching_cams(images, cams, index, image.shape[:2])
         low, high = (with_background(maps, alpha) for alpha in alphas)
         if len(classes):
-            low, high = dense_crf(image, [unary_from_scores(score) for score in (low, high)], PRESETS["psa"], threads=1)
+            low, high = dense_crf(
+                image, [unary_from_scores(score) for score in (low, high)], PRESETS["psa"], threads=1, overwrite=True
+            )
         return classes, low, high
 
     def write(path: Path, posteriors: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
@@ -375,7 +377,7 @@ def crf_scores(
     all_scores[labels] = scores
     picture = denormalise(_padded(normalise(image, colours)), colours)
     settings = dataclasses.replace(PRESETS["psa"], iterations=1)
-    return dense_crf(picture, unary_from_scores(all_scores), settings, threads=1)
+    return dense_crf(picture, unary_from_scores(all_scores), settings, threads=1, overwrite=True)
 
 
 def _padded(planes: Float[np.ndarray, "c h w"]) -> Float[np.ndarray, "c hp wp"]:

@@ -18,7 +18,7 @@ from wsss.metrics import Background
 from wsss.networks.body import Backbone
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
 from wsss.ops.pixel_refine import PixelRefinement, pixel_refine
-from wsss.ops.thresholds import Thresholds, exponent_at
+from wsss.ops.thresholds import Thresholds, exponent_at, highest_label
 from wsss.refiners.task import RefinementTask, Rule
 from wsss.run import stage
 from wsss.stages.each import as_loaded, for_each_picture
@@ -217,14 +217,14 @@ def pseudo_mask(
             return np.zeros(image.shape[:2], np.uint8)
         assert not isinstance(settings.exponent, str)
         if settings.by == "scores":
-            q = dense_crf(image, scores_unary(maps, settings.exponent), kernels, threads=1)
+            q = dense_crf(image, scores_unary(maps, settings.exponent), kernels, threads=1, overwrite=True)
         else:
             q = pixel_refined(image, maps, settings.exponent, settings.par)
-        return np.where(q.max(0) < settings.confidence, IGNORE, labels[q.argmax(0)]).astype(np.uint8)
+        return np.where(q.max(0) < settings.confidence, IGNORE, labels[highest_label(q)]).astype(np.uint8)
     masks = [_thresholded(maps, threshold) for threshold in settings.values().values()]
     if settings.by == "crf" and len(classes):
         unaries = [unary_from_labels(mask, len(labels), settings.certainty) for mask in masks]
-        masks = [q.argmax(0) for q in dense_crf(image, unaries, kernels, threads=1)]
+        masks = [highest_label(q) for q in dense_crf(image, unaries, kernels, threads=1, overwrite=True)]
     certain, possible = labels[masks[0]], labels[masks[-1]]
     return np.where(certain > 0, certain, np.where(possible == 0, 0, IGNORE)).astype(np.uint8)
 
@@ -247,6 +247,5 @@ def pixel_refined(
     return refined / refined.sum(0)
 
 
-def _thresholded(maps: Float[np.ndarray, "k h w"], threshold: float) -> Int[np.ndarray, "h w"]:
-    background = np.full((1, *maps.shape[1:]), threshold, maps.dtype)
-    return np.concatenate([background, maps]).argmax(0)
+def _thresholded(maps: Float[np.ndarray, "k h w"], threshold: float) -> UInt8[np.ndarray, "h w"]:
+    return highest_label(maps, np.full((), threshold, maps.dtype))

@@ -27,6 +27,7 @@ from wsss.errors import BadInput, check_range
 from wsss.networks.inference import for_inference
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
 from wsss.ops.regions import Regions
+from wsss.ops.thresholds import highest_label
 from wsss.outputs import edited_files
 from wsss.overlay import overlay
 from wsss.precision import Precision, at_least_single, mixed
@@ -223,7 +224,7 @@ class Segmenter:
         if crf is None:
             return probabilities
         kernels = PRESETS[crf] if isinstance(crf, str) else crf
-        return dense_crf(self.trained.crf_image(image), unary_from_scores(probabilities), kernels, threads=1)
+        return dense_crf(self.trained.crf_image(image), unary_from_scores(probabilities), kernels, threads=1, overwrite=True)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Labels of one RGB picture: 0 for background, otherwise class + 1."""
@@ -251,7 +252,7 @@ def _resized(image: UInt8[np.ndarray, "h w 3"], size_hw: tuple[int, int]) -> UIn
 
 def most_probable(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
     """The most probable label of each pixel."""
-    return probabilities.argmax(0).astype(np.uint8)
+    return highest_label(probabilities)
 
 
 def pictures(

@@ -15,6 +15,7 @@ times as fast, in code compiled by numba:
     features.py   features compared by the kernels: positions and colours
     keys.py       a number for each vertex of the lattice
     simplices.py  the vertices around a point, and their weights
+    planes.py     energies and results in separate arrays
     lattice.py    all vertices of a picture, numbered and linked to their neighbours
     blur.py       splat, blur, slice
     filters.py    one kernel, K x

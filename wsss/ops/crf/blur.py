@@ -21,26 +21,32 @@ def clear_strip(lattice: Lattice, channels: int, value: np.ndarray, strip: int) 
 
 @inner
 def splat(
-    zero: Vector, lattice: Lattice, x: np.ndarray, channels: int, value: np.ndarray, begin: int, end: int
-) -> None:
-    """Add weight * x to the rows of each point's vertices, for the points begin..end; x only contains the rows of these points."""
-    corners = lattice.corners
+    zero: Vector, lattice: Lattice, weight: np.ndarray, first: np.int64, x: np.ndarray, channels: int, value: np.ndarray,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    """Add weight * x to the rows of each point's vertices, for the points begin..end; x only contains the rows of these points.
+
+    Rows of `weight` begin with that of the point `first`.
+    """
+    index = lattice.index
     for p in range(begin, end):
         for c in range(0, channels, width(zero)):
             lanes = load(zero, x, (p - begin) * channels + c)
-            for r in range(corners.shape[1]):
-                at = np.intp(corners[p, r].index) * channels + c
-                store(value, at, plus_scaled(load(zero, value, at), corners[p, r].weight, lanes))
+            for r in range(index.shape[1]):
+                at = np.intp(index[p, r]) * channels + c
+                store(value, at, plus_scaled(load(zero, value, at), weight[p - first, r], lanes))
 
 
 @inlined
-def slice_lanes(zero: Vector, lattice: Lattice, value: np.ndarray, channels: int, p: int, c: int) -> Vector:
-    """Sum of weight * value over the vertices of point p, for the lanes that begin at channel c."""
-    corners = lattice.corners
+def slice_lanes(
+    zero: Vector, lattice: Lattice, weight: np.ndarray, first: np.int64, value: np.ndarray, channels: int, p: int, c: int
+) -> Vector:
+    """Sum of weight * value over the vertices of point p, for the lanes that begin at channel c; `first` as for `splat`."""
+    index = lattice.index
     lanes = zero
-    for r in range(corners.shape[1]):
-        at = np.intp(corners[p, r].index) * channels + c
-        lanes = plus_scaled(lanes, corners[p, r].weight, load(zero, value, at))
+    for r in range(index.shape[1]):
+        at = np.intp(index[p, r]) * channels + c
+        lanes = plus_scaled(lanes, weight[p - first, r], load(zero, value, at))
     return lanes
 
 

@@ -1,5 +1,7 @@
 """The features compared by the kernels of the dense CRF: positions and colours of pixels, in units of standard deviations."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -41,3 +43,45 @@ def bilateral_features(
     deviations = np.broadcast_to(np.asarray(srgb, np.float32), 3)
     colours = [np.divide(picture[..., c], deviations[c], dtype=np.float32).ravel() for c in range(3)]
     return np.concatenate([position_features(picture.shape[:2], sxy), colours])
+
+
+class Features(NamedTuple):
+    """What the features of n points are computed from, block by block: for a picture a fraction of their memory.
+
+    The features of a point are its position and colours in units of `deviations`, then those `given`; each of the three may be missing.
+    """
+
+    width: int
+    """of the picture, whose points are numbered row by row; 0 for points without a position"""
+    colours: UInt8[np.ndarray, "n c"]
+    deviations: Float32[np.ndarray, "_"]
+    """standard deviations of x and y, if there are positions, and of each colour"""
+    given: Float32[np.ndarray, "f n"]
+    size: int
+    """n"""
+
+    def limits(self) -> tuple[Float32[np.ndarray, "d"], Float32[np.ndarray, "d"]]:
+        """The lowest and the highest value of each feature."""
+        last = [(self.width - 1, (self.size - 1) // self.width)] if self.width else []
+        low = np.concatenate([np.zeros(2 * len(last)), self.colours.min(0)]).astype(np.float32) / self.deviations
+        high = np.concatenate([*last, self.colours.max(0)]).astype(np.float32) / self.deviations
+        return np.concatenate([low, self.given.min(1)]), np.concatenate([high, self.given.max(1)])
+
+
+def given_features(features: Float32[np.ndarray, "d n"]) -> Features:
+    """Features that are all given."""
+    n = features.shape[1]
+    return Features(0, np.empty((n, 0), np.uint8), np.empty(0, np.float32), features, n)
+
+
+def picture_features(
+    picture: UInt8[np.ndarray, "h w c"],
+    sxy: float | tuple[float, float],
+    srgb: float | tuple[float, float, float] = (),
+) -> Features:
+    """`bilateral_features` of a picture with three channels, or `position_features` of one with none."""
+    height, width, channels = picture.shape
+    deviations = [np.broadcast_to(np.asarray(of, np.float32), n) for of, n in ((sxy, 2), (srgb, channels))]
+    colours = np.ascontiguousarray(picture.reshape(height * width, channels))
+    n = height * width
+    return Features(width, colours, np.concatenate(deviations), np.empty((0, n), np.float32), n)

@@ -1,7 +1,7 @@
 """The mean field with two Potts kernels, compiled for CPUs; `plain.mean_field` is the same in torch.
 
-A row contains the labels of a pixel; the labels of each unary are padded to a multiple of 4 or 8 lanes. Slice, softmax and splat process a
-strip of the picture in blocks of pixels, so that these rows stay in the first-level cache.
+A row contains the labels of a pixel; the labels of each unary are padded to 2, 4 or a multiple of 8 lanes. Slice, softmax and splat process a
+strip of the picture in blocks of pixels, so that these rows stay in the first-level cache. Rows of the whole picture are never stored.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
 from wsss.ops.crf.compiling import entry, inlined, inner
 from wsss.ops.crf.filters import PermutohedralFilter
 from wsss.ops.crf.lanes import (
+    V2,
     V4,
     V8,
     V24,
@@ -30,12 +31,14 @@ from wsss.ops.crf.lanes import (
     total,
     width,
 )
-from wsss.ops.crf.lattice import Lattice
+from wsss.ops.crf.lattice import Block, Lattice, weights, workspace_for
+from wsss.ops.crf.planes import addresses, read_plane, write_plane
+from wsss.ops.crf.simplices import POINTS
 from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
 from wsss.ops.crf.unary import bad_energy
 
-PACKED = 256  # pixels transposed together, so that their rows fit into the first-level cache
-BLOCK = 64  # pixels whose logits, softmax and splat are computed together in the first-level cache
+F0 = np.float32(0)
+CHECKED = 1 << 14  # pixels whose energies are checked together
 
 
 class Kernel(NamedTuple):
@@ -57,16 +60,20 @@ class Layout(NamedTuple):
     """number of lanes of a row"""
     starts: np.ndarray
     """int64 [unaries + 1]; first lane of each unary. The last is the first lane of the row's padding"""
-    narrow: bool
-    """whether every unary has 4 lanes and not a multiple of 8"""
+    lanes: np.ndarray
+    """int64 [labels]; the lane of each label of all unaries"""
+    group: int
+    """lanes of every unary, 2 or 4; or 8 if they are multiples of 8"""
 
 
 class Field(NamedTuple):
     """The data that is constant during the iterations."""
 
     layout: Layout
-    logits: np.ndarray
-    """float32 [pixels * channels]; -U, and -inf in padding lanes of a unary"""
+    energies: np.ndarray
+    """int64 [labels]; address of the energies of each label of all unaries"""
+    qs: np.ndarray
+    """int64 [labels]; where Q of each label is written. It may be where its energies are"""
     first: Kernel
     second: Kernel
 
@@ -77,6 +84,7 @@ def potts_mean_field(
     iterations: int,
     *,
     threads: int = 1,
+    overwrite: bool = False,
 ) -> list[Float32[np.ndarray, "_ n"]]:
     """Q <- softmax(-U + w_1 K_1 Q + w_2 K_2 Q), iterated from softmax(-U), for unaries that share kernels but no labels.
 
@@ -85,90 +93,88 @@ def potts_mean_field(
         kernels: two (K, w), with K normalised symmetrically.
         iterations: number of updates.
         threads: number of threads.
+        overwrite: write Q to the memory of the unaries.
 
     Raises:
         BadInput: a point has NaN, -inf or no finite energy.
     """
     layout, n = _layout([len(unary) for unary in unaries]), unaries[0].shape[1]
-    channels, starts = layout.channels, layout.starts
-    logits, rows = np.empty(n * channels, np.float32), np.empty(n * channels, np.float32)
-    logits.reshape(n, channels)[:, starts[-1] :] = 0
-    for unary, start, stop in zip(unaries, starts[:-1], starts[1:], strict=True):
-        faults = np.zeros(-(-n // PACKED), np.uint8)
-        run_together(_pack, 1, threads, np.ascontiguousarray(unary), logits, channels, start, stop, faults)
+    unaries = [np.ascontiguousarray(unary) for unary in unaries]
+    for unary in unaries:
+        faults = np.zeros(-(-n // CHECKED), np.uint8)
+        run_together(_find_faults, 1, threads, unary, faults)
         if faults.any():
             raise bad_energy()
 
     first, second = (
-        Kernel(kernel.lattice, kernel.values(channels, 2), np.float32(weight) * kernel.alpha)
+        Kernel(kernel.lattice, kernel.values(layout.channels, 2), np.float32(weight) * kernel.alpha)
         for kernel, weight in kernels
     )
+    qs = unaries if overwrite else [np.empty(unary.shape, np.float32) for unary in unaries]
+    places = (np.concatenate([addresses(array) for array in arrays]) for arrays in (unaries, qs))
     phases = 1 + iterations * (3 + max(len(first.lattice.chained), len(second.lattice.chained)))
-    run_together(_mean_field, phases, threads, V4, V8, Field(layout, logits, first, second), iterations, rows)
-
-    qs = [np.empty(unary.shape, np.float32) for unary in unaries]
-    for q, start in zip(qs, starts[:-1], strict=True):
-        run_together(_unpack, 1, threads, rows, channels, start, q)
+    run_together(_mean_field, phases, threads, (V2, V4, V8), Field(layout, *places, first, second), iterations)
     return qs
 
 
 def _layout(labels: Sequence[int]) -> Layout:
-    narrow = all(count <= 4 for count in labels)
-    group = 4 if narrow else 8
+    group = 2 if max(labels) == 2 else 4 if max(labels) <= 4 else 8
     starts = np.cumsum([0, *(-(-count // group) * group for count in labels)])
+    of_labels = np.concatenate([start + np.arange(count) for start, count in zip(starts[:-1], labels, strict=True)])
     used = int(starts[-1])
-    lanes = 4 if used == 4 else 24 if -(-used // 24) * 24 * 3 <= used * 4 else 8  # 24, if a quarter at most is padding
-    return Layout({4: V4, 8: V8, 24: V24}[lanes], -(-used // lanes) * lanes, starts, narrow)
+    lanes = 4 if used <= 4 else 24 if -(-used // 24) * 24 * 3 <= used * 4 else 8  # 24, if a quarter at most is padding
+    channels = -(-used // lanes) * lanes
+    return Layout({4: V4, 8: V8, 24: V24}[lanes], channels, starts, of_labels, group)
 
 
 @entry
-def _pack(
-    team: Team, unary: np.ndarray, logits: np.ndarray, channels: int, start: int, stop: int, faults: np.ndarray
-) -> None:
-    """Write -U of each pixel to the lanes of its row that begin at `start`, and -inf to the remaining lanes up to `stop`."""
+def _find_faults(team: Team, unary: np.ndarray, faults: np.ndarray) -> None:
+    """Mark the parts of the picture with an energy that is NaN or -inf, or a pixel without a finite one."""
     labels, n = unary.shape
-    chunks = (n + PACKED - 1) // PACKED
-    lowest = np.empty(PACKED, np.float32)
     while True:
-        chunk = draw(team, 0, chunks)
+        chunk = draw(team, 0, len(faults))
         if chunk < 0:
             break
-        first, last = chunk * PACKED, min((chunk + 1) * PACKED, n)
-        lowest[:] = np.inf
-        for label in range(labels):
-            for p in range(first, last):
+        for p in range(chunk * CHECKED, min((chunk + 1) * CHECKED, n)):
+            lowest = np.float32(np.inf)
+            for label in range(labels):
                 energy = unary[label, p]
                 if not energy > -np.inf:
                     faults[chunk] = 1
-                lowest[p - first] = min(lowest[p - first], energy)
-                logits[p * channels + start + label] = -energy
-        for p in range(first, last):
-            if lowest[p - first] == np.inf:
+                lowest = min(lowest, energy)
+            if lowest == np.inf:
                 faults[chunk] = 1
-            for c in range(start + labels, stop):
-                logits[p * channels + c] = -np.inf
         finish(team, 0)
-    wait(team, 0, chunks)
+    wait(team, 0, len(faults))
 
 
-@entry
-def _unpack(team: Team, rows: np.ndarray, channels: int, start: int, q: np.ndarray) -> None:
-    labels, n = q.shape
-    chunks = (n + PACKED - 1) // PACKED
-    while True:
-        chunk = draw(team, 0, chunks)
-        if chunk < 0:
-            break
-        for label in range(labels):
-            for p in range(chunk * PACKED, min((chunk + 1) * PACKED, n)):
-                q[label, p] = rows[p * channels + start + label]
-        finish(team, 0)
-    wait(team, 0, chunks)
+@inner
+def _read_block(field: Field, begin: int, end: int, rows: np.ndarray) -> None:
+    """Write -U of the pixels begin..end to their rows: -inf in padding lanes of a unary, and 0 in those of the row."""
+    channels, used = field.layout.channels, field.layout.starts[-1]
+    if len(field.energies) < channels:
+        for p in range(end - begin):
+            for c in range(channels):
+                rows[p * channels + c] = -np.inf if c < used else F0
+    for label in range(len(field.energies)):
+        address, lane = field.energies[label], field.layout.lanes[label]
+        for p in range(begin, end):
+            rows[(p - begin) * channels + lane] = -read_plane(address, p)
+
+
+@inner
+def _write_block(field: Field, begin: int, end: int, rows: np.ndarray) -> None:
+    """Write the rows of the pixels begin..end as their Q."""
+    channels = field.layout.channels
+    for label in range(len(field.qs)):
+        address, lane = field.qs[label], field.layout.lanes[label]
+        for p in range(begin, end):
+            write_plane(address, p, rows[(p - begin) * channels + lane])
 
 
 @inlined
 def _softmax_lanes(eight: Vector, group: Vector, rows: np.ndarray, start: int, stop: int) -> None:
-    """Softmax in place over rows[start:stop], or over each group of 4 lanes in 8."""
+    """Softmax in place over rows[start:stop], or over each group of 2 or 4 lanes in 8."""
     top = load(eight, rows, start)
     for c in range(start + 8, stop, 8):
         top = larger(top, load(eight, rows, c))
@@ -184,10 +190,14 @@ def _softmax_lanes(eight: Vector, group: Vector, rows: np.ndarray, start: int, s
 
 
 @inner
-def _normalise(four: Vector, eight: Vector, layout: Layout, rows: np.ndarray, n: int) -> None:
+def _normalise(groups: tuple[Vector, Vector, Vector], layout: Layout, rows: np.ndarray, n: int) -> None:
     """Softmax of each unary's lanes, for n pixels."""
     channels, starts = layout.channels, layout.starts
-    if layout.narrow:
+    two, four, eight = groups
+    if layout.group == 2:
+        for at in range(0, n * channels, 8):
+            _softmax_lanes(eight, two, rows, at, at + 8)
+    elif layout.group == 4:
         for at in range(0, n * channels, 8):
             _softmax_lanes(eight, four, rows, at, at + 8)
     else:
@@ -204,24 +214,31 @@ def _values(kernel: Kernel, iteration: int) -> np.ndarray:
 
 
 @inner
-def _logits(field: Field, iteration: int, begin: int, end: int, rows: np.ndarray) -> None:
-    """-U + the messages of both kernels from the previous iteration, for the pixels begin..end."""
+def _add_messages(
+    field: Field, iteration: int, begin: int, end: int, of: tuple[Block, Block], rows: np.ndarray
+) -> None:
+    """Add the messages of both kernels from the previous iteration to the rows of the pixels begin..end."""
     zero, channels = field.layout.zero, field.layout.channels
     a, a_weight, a_value = field.first.lattice, field.first.weight, _values(field.first, iteration - 1)
     b, b_weight, b_value = field.second.lattice, field.second.weight, _values(field.second, iteration - 1)
+    (of_a, a_start), (of_b, b_start) = of
     for p in range(begin, end):
         for c in range(0, channels, width(zero)):
-            lanes = load(zero, field.logits, p * channels + c)
-            lanes = plus_scaled(lanes, a_weight, slice_lanes(zero, a, a_value, channels, p, c))
-            lanes = plus_scaled(lanes, b_weight, slice_lanes(zero, b, b_value, channels, p, c))
+            lanes = load(zero, rows, (p - begin) * channels + c)
+            lanes = plus_scaled(lanes, a_weight, slice_lanes(zero, a, of_a, a_start, a_value, channels, p, c))
+            lanes = plus_scaled(lanes, b_weight, slice_lanes(zero, b, of_b, b_start, b_value, channels, p, c))
             store(rows, (p - begin) * channels + c, lanes)
 
 
 @inner
-def _splat_block(field: Field, iteration: int, begin: int, end: int, rows: np.ndarray) -> None:
+def _splat_block(
+    field: Field, iteration: int, begin: int, end: int, of: tuple[Block, Block], rows: np.ndarray
+) -> None:
+    """Splat the rows of the pixels begin..end."""
     zero, channels = field.layout.zero, field.layout.channels
-    splat(zero, field.first.lattice, rows, channels, _values(field.first, iteration), begin, end)
-    splat(zero, field.second.lattice, rows, channels, _values(field.second, iteration), begin, end)
+    (of_a, a_start), (of_b, b_start) = of
+    splat(zero, field.first.lattice, of_a, a_start, rows, channels, _values(field.first, iteration), begin, end)
+    splat(zero, field.second.lattice, of_b, b_start, rows, channels, _values(field.second, iteration), begin, end)
 
 
 @inner
@@ -234,11 +251,12 @@ def _mix_chunk(field: Field, iteration: int, stage: int, chunk: int) -> None:
 
 
 @entry
-def _mean_field(team: Team, four: Vector, eight: Vector, field: Field, iterations: int, q: np.ndarray) -> None:
-    """q = Q after `iterations` updates: in each, softmax and splat strip by strip, then the stages between splat and slice."""
+def _mean_field(team: Team, groups: tuple[Vector, Vector, Vector], field: Field, iterations: int) -> None:
+    """Write Q after `iterations` updates: in each, softmax and splat strip by strip, then the stages between splat and slice."""
     a, b, channels = field.first.lattice, field.second.lattice, field.layout.channels
     strips = len(a.points) - 1
-    rows = np.zeros(BLOCK * channels + 8, np.float32)  # the softmax processes 8 lanes at a time
+    spaces = (workspace_for(a), workspace_for(b))
+    rows = np.zeros(POINTS * channels + 8, np.float32)  # the softmax processes 8 lanes at a time
     stages = max(len(a.chained), len(b.chained)) + 2
     phase = 0
     for iteration in range(iterations + 1):
@@ -249,19 +267,17 @@ def _mean_field(team: Team, four: Vector, eight: Vector, field: Field, iteration
             if iteration < iterations:
                 clear_strip(a, channels, _values(field.first, iteration), strip)
                 clear_strip(b, channels, _values(field.second, iteration), strip)
-            for begin in range(a.points[strip], a.points[strip + 1], BLOCK):
-                end = min(begin + BLOCK, a.points[strip + 1])
-                if iteration == 0:
-                    for i in range((end - begin) * channels):
-                        rows[i] = field.logits[begin * channels + i]
-                else:
-                    _logits(field, iteration, begin, end, rows)
-                _normalise(four, eight, field.layout, rows, end - begin)
+            for begin in range(a.points[strip], a.points[strip + 1], POINTS):
+                end = min(begin + POINTS, a.points[strip + 1])
+                _read_block(field, begin, end, rows)
+                of = (weights(a, begin, end, spaces[0]), weights(b, begin, end, spaces[1]))
+                if iteration > 0:
+                    _add_messages(field, iteration, begin, end, of, rows)
+                _normalise(groups, field.layout, rows, end - begin)
                 if iteration < iterations:
-                    _splat_block(field, iteration, begin, end, rows)
+                    _splat_block(field, iteration, begin, end, of, rows)
                 else:
-                    for i in range((end - begin) * channels):
-                        q[begin * channels + i] = rows[i]
+                    _write_block(field, begin, end, rows)
             finish(team, phase)
         wait(team, phase, strips)
         phase += 1

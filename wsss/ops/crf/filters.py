@@ -6,7 +6,9 @@ from jaxtyping import Float, Float32
 from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
 from wsss.ops.crf.compiling import entry, inner
 from wsss.ops.crf.lanes import V1, V8, Vector, store, width
-from wsss.ops.crf.lattice import Lattice, lattice_of
+from wsss.ops.crf.features import Features, given_features
+from wsss.ops.crf.lattice import Lattice, lattice_of, weights, workspace_for
+from wsss.ops.crf.simplices import POINTS
 from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
 
 F0, F1 = np.float32(0), np.float32(1)
@@ -16,7 +18,7 @@ class PermutohedralFilter:
     """K x for a Gaussian kernel K over `n` points with `d` features (Adams, Baek and Davis, Eurographics 2010).
 
     Args:
-        features: float32; the kernel is exp(-|f_p - f_q|^2 / 2).
+        features: float32, or what they are computed from; the kernel is exp(-|f_p - f_q|^2 / 2).
         symmetric: with n = filter(1), compute filter(x / sqrt(n)) / sqrt(n) (Krähenbühl and Koltun, ICML 2013) instead of filter(x).
         threads: number of threads.
 
@@ -30,9 +32,13 @@ class PermutohedralFilter:
     """Factor of a slice, 1 / (1 + 2^-d)."""
     lattice: Lattice
 
-    def __init__(self, features: Float[np.ndarray, "d n"], symmetric: bool = True, *, threads: int = 1) -> None:
-        self.lattice = lattice_of(np.ascontiguousarray(features, np.float32), threads)
-        self.size, d = int(self.lattice.rows[-1]), len(features)
+    def __init__(
+        self, features: Float[np.ndarray, "d n"] | Features, symmetric: bool = True, *, threads: int = 1
+    ) -> None:
+        if isinstance(features, np.ndarray):
+            features = given_features(np.ascontiguousarray(features, np.float32))
+        self.lattice = lattice_of(features, threads)
+        self.size, d = int(self.lattice.rows[-1]), self.lattice.index.shape[1] - 1
         self.alpha = np.float32(1 / (1 + 2.0**-d))
         if symmetric:
             run_together(_fold_norm, d + 5, threads, V1, self.lattice, self.alpha, self.values(1))
@@ -71,14 +77,16 @@ def _mix_all(team: Team, zero: Vector, lattice: Lattice, channels: int, value: n
 @entry
 def _filter(team: Team, zero: Vector, lattice: Lattice, x: np.ndarray, channels: int, value: np.ndarray) -> None:
     """Filter the rows x in place."""
-    strips = len(lattice.points) - 1
+    strips, space = len(lattice.points) - 1, workspace_for(lattice)
     while True:
         strip = draw(team, 0, strips)
         if strip < 0:
             break
-        begin, end = lattice.points[strip], lattice.points[strip + 1]
         clear_strip(lattice, channels, value, strip)
-        splat(zero, lattice, x[begin * channels :], channels, value, begin, end)
+        for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
+            end = min(begin + POINTS, lattice.points[strip + 1])
+            weight, first = weights(lattice, begin, end, space)
+            splat(zero, lattice, weight, first, x[begin * channels :], channels, value, begin, end)
         finish(team, 0)
     wait(team, 0, strips)
     _mix_all(team, zero, lattice, channels, value)
@@ -87,9 +95,12 @@ def _filter(team: Team, zero: Vector, lattice: Lattice, x: np.ndarray, channels:
         strip = draw(team, phase, strips)
         if strip < 0:
             break
-        for p in range(lattice.points[strip], lattice.points[strip + 1]):
-            for c in range(0, channels, width(zero)):
-                store(x, p * channels + c, slice_lanes(zero, lattice, value, channels, p, c))
+        for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
+            end = min(begin + POINTS, lattice.points[strip + 1])
+            weight, first = weights(lattice, begin, end, space)
+            for p in range(begin, end):
+                for c in range(0, channels, width(zero)):
+                    store(x, p * channels + c, slice_lanes(zero, lattice, weight, first, value, channels, p, c))
         finish(team, phase)
     wait(team, phase, strips)
 
@@ -97,17 +108,20 @@ def _filter(team: Team, zero: Vector, lattice: Lattice, x: np.ndarray, channels:
 @entry
 def _fold_norm(team: Team, zero: Vector, lattice: Lattice, alpha: np.float32, value: np.ndarray) -> None:
     """Divide the weights of each point by sqrt(n), n = alpha * filter(1): splat and slice then normalise symmetrically."""
-    corners = lattice.corners
-    axes = corners.shape[1]
+    index, space = lattice.index, workspace_for(lattice)
+    axes = index.shape[1]
     strips = len(lattice.points) - 1
     while True:
         strip = draw(team, 0, strips)
         if strip < 0:
             break
         clear_strip(lattice, 1, value, strip)
-        for p in range(lattice.points[strip], lattice.points[strip + 1]):
-            for r in range(axes):
-                value[corners[p, r].index] += corners[p, r].weight
+        for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
+            end = min(begin + POINTS, lattice.points[strip + 1])
+            weight, first = weights(lattice, begin, end, space)
+            for p in range(begin, end):
+                for r in range(axes):
+                    value[index[p, r]] += weight[p - first, r]
         finish(team, 0)
     wait(team, 0, strips)
     _mix_all(team, zero, lattice, 1, value)
@@ -116,12 +130,18 @@ def _fold_norm(team: Team, zero: Vector, lattice: Lattice, alpha: np.float32, va
         strip = draw(team, phase, strips)
         if strip < 0:
             break
-        for p in range(lattice.points[strip], lattice.points[strip + 1]):
-            norm = F0
-            for r in range(axes):
-                norm += corners[p, r].weight * value[corners[p, r].index]
-            scale = F1 / np.sqrt(alpha * norm + np.float32(1e-20))
-            for r in range(axes):
-                corners[p, r].weight *= scale
+        for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
+            end = min(begin + POINTS, lattice.points[strip + 1])
+            weight, first = weights(lattice, begin, end, space)
+            for p in range(begin, end):
+                norm = F0
+                for r in range(axes):
+                    norm += weight[p - first, r] * value[index[p, r]]
+                scale = F1 / np.sqrt(alpha * norm + np.float32(1e-20))
+                if len(lattice.scale) > 0:
+                    lattice.scale[p] = scale
+                else:
+                    for r in range(axes):
+                        lattice.weight[p, r] *= scale
         finish(team, phase)
     wait(team, phase, strips)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from wsss.errors import BadInput
-from wsss.ops.crf.features import bilateral_features, channels_of, position_features
+from wsss.ops.crf.features import bilateral_features, channels_of, picture_features, position_features
 from wsss.ops.crf.field import potts_mean_field
 from wsss.ops.crf.filters import PermutohedralFilter
 from wsss.ops.crf.lattice import strips_of
@@ -27,11 +27,11 @@ RECENT_PIXELS = 1 << 20  # larger lattices are not cached
 
 @overload
 def dense_crf(
-    image: UInt8[np.ndarray, "h w 3"], unary: Energy, settings: DenseCRF, *, threads: int | None = None
+    image: UInt8[np.ndarray, "h w 3"], unary: Energy, settings: DenseCRF, *, threads: int | None = None, overwrite: bool = False
 ) -> Energy: ...
 @overload
 def dense_crf(
-    image: UInt8[np.ndarray, "h w 3"], unary: Sequence[Energy], settings: DenseCRF, *, threads: int | None = None
+    image: UInt8[np.ndarray, "h w 3"], unary: Sequence[Energy], settings: DenseCRF, *, threads: int | None = None, overwrite: bool = False
 ) -> list[Energy]: ...
 def dense_crf(
     image: UInt8[np.ndarray, "h w 3"],
@@ -39,6 +39,7 @@ def dense_crf(
     settings: DenseCRF,
     *,
     threads: int | None = None,
+    overwrite: bool = False,
 ) -> np.ndarray | Tensor | Sequence[np.ndarray | Tensor]:
     """Q, the mean field of one or several unaries on one picture (Krähenbühl and Koltun, NeurIPS 2011, algorithm 1).
 
@@ -51,6 +52,7 @@ def dense_crf(
             differ. +inf forbids a label.
         settings: see `PRESETS`.
         threads: of the compiled code; None uses all CPUs available to the process. The result does not depend on it.
+        overwrite: the unaries may be overwritten, and their memory used for the result.
 
     Returns:
         float32 with the shape of `unary`, summing to 1 over the labels; a list of these for a sequence.
@@ -71,7 +73,7 @@ def dense_crf(
     arrays = [one for one in unaries if isinstance(one, np.ndarray)]
     tensors = [one for one in unaries if isinstance(one, Tensor)]
     qs: list[np.ndarray] | list[Tensor] = (
-        _on_torch(image, tensors, settings) if tensors else _compiled(image, arrays, settings, threads)
+        _on_torch(image, tensors, settings) if tensors else _compiled(image, arrays, settings, threads, overwrite)
     )
     return qs[0] if isinstance(unary, np.ndarray | Tensor) else qs
 
@@ -112,19 +114,19 @@ def _on_torch(image: UInt8[np.ndarray, "h w 3"], unaries: list[Tensor], settings
 
 
 def _compiled(
-    image: UInt8[np.ndarray, "h w 3"], unaries: list[np.ndarray], settings: DenseCRF, threads: int | None
+    image: UInt8[np.ndarray, "h w 3"], unaries: list[np.ndarray], settings: DenseCRF, threads: int | None, overwrite: bool
 ) -> list[np.ndarray]:
     if not unaries:
         return []
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(threads or cpus, strips_of(image.shape[0] * image.shape[1]))
-    colour = bilateral_features(image, settings.bilateral_sxy, settings.bilateral_srgb)
+    colour = picture_features(image, settings.bilateral_sxy, settings.bilateral_srgb)
     kernels = (
         (PermutohedralFilter(colour, threads=threads), settings.bilateral_weight),
         (_position_filter(image.shape[:2], settings.gaussian_sxy, threads), settings.gaussian_weight),
     )
     energies = [unary.reshape(len(unary), -1).astype(np.float32, copy=False) for unary in unaries]
-    qs = potts_mean_field(energies, kernels, settings.iterations, threads=threads)
+    qs = potts_mean_field(energies, kernels, settings.iterations, threads=threads, overwrite=overwrite)
     return [q.reshape(unary.shape) for q, unary in zip(qs, unaries, strict=True)]
 
 
@@ -137,7 +139,9 @@ def _position_filter(size_hw: tuple[int, int], sxy: float | tuple[float, float],
     key = (*size_hw, *np.broadcast_to(sxy, 2).tolist())
     with _recent_lock:
         kernel = _recent.pop(key, None)
-    kernel = kernel or PermutohedralFilter(position_features(size_hw, sxy), threads=threads)
+    kernel = kernel or PermutohedralFilter(
+        picture_features(np.empty((*size_hw, 0), np.uint8), sxy), threads=threads
+    )
     if size_hw[0] * size_hw[1] <= RECENT_PIXELS:
         with _recent_lock:
             _recent[key] = kernel

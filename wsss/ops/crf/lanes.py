@@ -110,7 +110,7 @@ def _unbox_vector(lanes: Lanes, value: ir.Value, unboxing: Unboxing) -> NativeVa
     return NativeValue(_join(unboxing.builder, lanes, [_constant(lanes.vector, 0.0)] * lanes.parts))
 
 
-V1, V4, V8, V24 = Vector(1), Vector(4), Vector(8), Vector(24)
+V1, V2, V4, V8, V24 = Vector(1), Vector(2), Vector(4), Vector(8), Vector(24)
 
 
 @returns(int)
@@ -214,7 +214,7 @@ def _across(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> 
     return across
 
 
-#: `largest(a, group)`: in each lane of the 8 the largest, or the sum, of its group of 4 or 8 lanes
+#: `largest(a, group)`: in each lane of the 8 the largest, or the sum, of its group of 2, 4 or 8 lanes
 largest, total = _across(_larger), _across(lambda builder, a, b: builder.fadd(a, b))
 
 

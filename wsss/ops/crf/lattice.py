@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
 from wsss.ops.crf.compiling import entry, inner
-from wsss.ops.crf.keys import basis_of
+from wsss.ops.crf.features import Features, given_features
+from wsss.ops.crf.keys import Basis, basis_of
+from wsss.ops.crf.simplices import POINTS, Room, find_weights, place, room_for
 from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
 from wsss.ops.crf.vertices import Found, find, find_vertices, slot_of
 
@@ -14,7 +15,7 @@ LAST = np.uint32(1 << 31)  # marks the last vertex of a chain
 AHEAD = 8  # vertices of a chain that are prefetched
 VERTICES = 2048  # vertices in a chunk
 STRIP, STRIPS = 4096, 8  # minimum pixels of a strip, and maximum strips of a picture
-WEIGHTED = np.dtype([("index", np.uint32), ("weight", np.float32)])
+KEPT = 1 << 22  # weights of larger pictures are computed in every iteration, which takes 20 bytes a pixel less, and longer
 
 
 class Lattice(NamedTuple):
@@ -24,8 +25,14 @@ class Lattice(NamedTuple):
     is the first to touch, and `ghost` rows for the others, which are added to the rows of these vertices afterwards.
     """
 
-    corners: np.ndarray
-    """(index, weight) [n, d + 1]; rows of each point's vertices and the weights to splat and slice with"""
+    features: Features
+    basis: Basis
+    index: np.ndarray
+    """uint32 [n, d + 1]; rows of each point's vertices"""
+    weight: np.ndarray
+    """float32 [n, d + 1]; the weights to splat and slice with. Empty if they are computed from the features"""
+    scale: np.ndarray
+    """float32 [n]; factor of computed weights. Empty if weights are kept"""
     points: np.ndarray
     """int64 [strips + 1]; first point of each strip"""
     rows: np.ndarray
@@ -62,26 +69,27 @@ def strips_of(n: int) -> int:
     return min(STRIPS, -(-n // STRIP))
 
 
-def lattice_of(features: Float32[np.ndarray, "d n"], threads: int) -> Lattice:
+def lattice_of(features: Features, threads: int) -> Lattice:
     """The lattice of n points with d features.
 
     Raises:
         BadInput: see `keys.basis_of`.
     """
-    d, n = features.shape
-    axes, strips = d + 1, strips_of(n)
-    basis = basis_of(features.min(1), features.max(1))
+    n, basis = features.size, basis_of(*features.limits())
+    axes, strips = len(basis.step), strips_of(n)
+    kept = n if n <= KEPT or axes <= 3 or len(features.given) else 0  # three weights are soon read
     points = np.arange(strips + 1) * n // strips
-    corners = np.empty((n, axes), WEIGHTED)
+    index, weight = np.empty((n, axes), np.uint32), np.empty((kept, axes), np.float32)
     found = Found(np.empty(n * axes, np.int64), np.empty(strips, np.int64))
-    run_together(find_vertices, 1, threads, features, basis, points, corners, found)
+    run_together(find_vertices, 1, threads, features, basis, points, index, weight, found)
 
     more = np.full(axes, found.known[0])  # an existing vertex
     if n % 4:
         # the published code processes four points at a time and pads with the feature vector 0, whose vertices have
         # no value of their own, but pass on those of their neighbours
-        zero, corner = np.zeros((d, 1), np.float32), np.empty((1, axes), WEIGHTED)
-        run_together(find_vertices, 1, 1, zero, basis, np.array([0, 1]), corner, Found(more, np.empty(1, np.int64)))
+        zero = given_features(np.zeros((axes - 1, 1), np.float32))
+        of_zero = np.empty((1, axes), np.uint32), np.empty((0, axes), np.float32)
+        run_together(find_vertices, 1, 1, zero, basis, np.array([0, 1]), *of_zero, Found(more, np.empty(1, np.int64)))
     most = int(found.counts.sum()) + axes
     nothing = np.empty((axes, 0), np.uint32), np.empty((axes, 0), np.uint8)
     vertices = _Vertices(
@@ -97,7 +105,8 @@ def lattice_of(features: Float32[np.ndarray, "d n"], threads: int) -> Lattice:
     size, ghosts = int(rows[-1]), int(ghost_rows[-1])
     chain = np.zeros((axes, size + AHEAD), np.uint32)
     places = (points, rows, ghost_rows, np.empty((ghosts, 2), np.uint32))
-    lattice = Lattice(corners, *places, chain, np.empty(axes, np.int64))
+    scale = np.ones(n - kept, np.float32)
+    lattice = Lattice(features, basis, index, weight, scale, *places, chain, np.empty(axes, np.int64))
     vertices = vertices._replace(
         ghost_of=vertices.ghost_of[:ghosts],
         next_one=np.empty((axes, size), np.uint32),
@@ -105,6 +114,36 @@ def lattice_of(features: Float32[np.ndarray, "d n"], threads: int) -> Lattice:
     )
     run_together(_connect, 3, threads, basis.step, vertices, lattice)
     return lattice
+
+
+class Workspace(NamedTuple):
+    """Where a thread computes the weights of a block of points."""
+
+    room: Room
+    weight: np.ndarray
+    """float32 [POINTS, d + 1]"""
+
+
+@inner
+def workspace_for(lattice: Lattice) -> Workspace:
+    """Room for a block of this lattice."""
+    axes = lattice.index.shape[1]
+    return Workspace(room_for(axes), np.empty((POINTS, axes), np.float32))
+
+
+Block = tuple[np.ndarray, np.int64]
+"""an array with the weights of a block of points, float32 [_, d + 1], and the point of its first row"""
+
+
+@inner
+def weights(lattice: Lattice, begin: int, end: int, space: Workspace) -> Block:
+    """The weights of the points begin..end."""
+    if len(lattice.weight) > 0:
+        return lattice.weight, np.int64(0)
+    place(lattice.features, lattice.basis, begin, end - begin, space.room)
+    space.room.factor[: end - begin] = lattice.scale[begin:end]
+    find_weights(end - begin, space.room, space.weight)
+    return space.weight, np.int64(begin)
 
 
 @entry
@@ -185,12 +224,12 @@ def _connect(team: Team, step: np.ndarray, vertices: _Vertices, lattice: Lattice
 @inner
 def _number_corners(vertices: _Vertices, lattice: Lattice, strip: int) -> None:
     """Turn the numbers of the strip's corners, which are its own, into rows."""
-    corners, points, size = lattice.corners, lattice.points, lattice.rows[-1]
-    axes = corners.shape[1]
+    index, points, size = lattice.index, lattice.points, lattice.rows[-1]
+    axes = index.shape[1]
     for p in range(points[strip], points[strip + 1]):
         for r in range(axes):
-            place = vertices.row[points[strip] * axes + np.intp(corners[p, r].index)]
-            corners[p, r].index = np.uint32(size) + (place & ~LAST) if place & LAST else place
+            place = vertices.row[points[strip] * axes + np.intp(index[p, r])]
+            index[p, r] = np.uint32(size) + (place & ~LAST) if place & LAST else place
 
 
 @inner

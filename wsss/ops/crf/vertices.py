@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from wsss.ops.crf.compiling import entry, inlined, inner
+from wsss.ops.crf.features import Features
 from wsss.ops.crf.keys import Basis
-from wsss.ops.crf.simplices import POINTS, room_for, simplices
+from wsss.ops.crf.simplices import POINTS, find_keys, find_weights, place, room_for
 from wsss.ops.crf.threads import Team, draw, finish, wait
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, for multiplicative hashing
@@ -45,11 +46,11 @@ def find(key: int, table: np.ndarray, bits: int | np.int64, known: np.ndarray) -
 
 @inner
 def _number(
-    key: np.ndarray, corners: np.ndarray, table: np.ndarray, bits: np.int64, known: np.ndarray, count: np.int64
+    key: np.ndarray, index: np.ndarray, table: np.ndarray, bits: np.int64, known: np.ndarray, count: np.int64
 ) -> tuple[np.int64, np.int64]:
-    """Number each new key and write every key's number to its corner; returns new `bits` and `count`."""
-    axes = corners.shape[1]
-    for k in range(corners.shape[0]):
+    """Number each new key and write every key's number to `index`; returns new `bits` and `count`."""
+    axes = index.shape[1]
+    for k in range(index.shape[0]):
         for r in range(axes):
             slot, number = find(key[k * axes + r], table, bits, known)
             if number == 0:
@@ -63,20 +64,20 @@ def _number(
                     for v in range(count):
                         slot, _ = find(known[v], table, bits, known)
                         table[slot] = v + 1
-            corners[k, r].index = number - np.uint32(1)
+            index[k, r] = number - np.uint32(1)
     return bits, count
 
 
 @entry
 def find_vertices(
-    team: Team, features: np.ndarray, basis: Basis, points: np.ndarray, corners: np.ndarray, found: Found
+    team: Team, features: Features, basis: Basis, points: np.ndarray, index: np.ndarray, weight: np.ndarray, found: Found
 ) -> None:
-    """Fill `corners` and `found`; vertices are numbered separately in each strip.
+    """Fill `index`, `weight` and `found`; vertices are numbered separately in each strip.
 
     Args:
-        features: float32 [d, points].
         points: int64 [strips + 1]; where each strip begins.
-        corners: (index, weight) [points, d + 1].
+        index: uint32 [points, d + 1]; number of each vertex around a point.
+        weight: float32 [points, d + 1]; their barycentric weights. Empty if they are not kept.
     """
     axes, strips = len(basis.step), len(found.counts)
     room, key = room_for(axes), np.empty(POINTS * axes, np.int64)
@@ -93,8 +94,11 @@ def find_vertices(
         known = found.known[points[strip] * axes : points[strip + 1] * axes]
         for start in range(points[strip], points[strip + 1], POINTS):
             stop = min(start + POINTS, points[strip + 1])
-            simplices(features, basis, start, stop - start, room, key, corners[start:stop])
-            bits, count = _number(key, corners[start:stop], table, bits, known, count)
+            place(features, basis, start, stop - start, room)
+            find_keys(basis, stop - start, room, key)
+            if len(weight) > 0:
+                find_weights(stop - start, room, weight[start:stop])
+            bits, count = _number(key, index[start:stop], table, bits, known, count)
         found.counts[strip] = count
         finish(team, 0)
     wait(team, 0, strips)
