@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
@@ -73,6 +73,18 @@ class ConfusionMatrix:
         self.counts += _checked_counts(counts, self.counts, "confusion matrix")
 
 
+class Ranks(NamedTuple):
+    """What a threshold sweep knows of a picture: its labels at each of the swept values follow.
+
+    Attributes:
+        labels: uint8 (h, w), the label (1..C) of the first highest map; 0 in pictures without maps.
+        ranks: uint8 or uint16 (h, w), the number of background scores below the highest map.
+    """
+
+    labels: Shaped[np.ndarray, "h w"]
+    ranks: Shaped[np.ndarray, "h w"]
+
+
 class ThresholdSweep:
     """Confusion matrices of class maps at many background scores, in one pass over the pictures.
 
@@ -128,18 +140,39 @@ class ThresholdSweep:
             BadInput: sizes or types differ from the above, a label or class is out of range, a class occurs twice, a map
                 contains NaN, or values outside [0, 1] while the background is a power. Then nothing is counted.
         """
-        n_labels = len(self.counts)
-        _check_truth(truth, n_labels, where)
+        self.count(truth, self.ranked(truth, maps, classes, where))
+
+    def ranked(
+        self,
+        truth: Shaped[np.ndarray, "..."],
+        maps: Shaped[np.ndarray, "..."],
+        classes: Shaped[np.ndarray, "..."],
+        where: str,
+    ) -> Ranks:
+        """The ranks of one picture, without counting it; arguments and errors as for `add`."""
+        _check_truth(truth, len(self.counts), where)
         self._check_layout(truth, maps, classes, where)
+        ranks = np.zeros(truth.shape, np.min_scalar_type(len(self.values)))
+        labels = np.zeros(truth.shape, np.uint8)
         if not maps.size:
-            self.counts[:, 0, 0] += np.bincount(truth.ravel(), minlength=n_labels)[:n_labels]
-            return
+            return Ranks(labels, ranks)
         limits = _highest_background(self.values, self.background, maps.dtype)
         if maps.dtype == np.float16:  # numba does not support it; float32 represents each of its values
             maps, limits = maps.astype(np.float32), limits.astype(np.float32)
         self._check_values(maps, where)
-        labels = classes.astype(np.int64) + 1
-        _count_ranks(truth.ravel(), np.ascontiguousarray(maps).reshape(len(maps), -1), labels, limits, self.counts)
+        flat = np.ascontiguousarray(maps).reshape(len(maps), -1)
+        _rank(flat, classes.astype(np.uint8) + np.uint8(1), limits, labels.reshape(-1), ranks.reshape(-1))
+        return Ranks(labels, ranks)
+
+    def count(self, truth: Shaped[np.ndarray, "..."], ranked: Ranks) -> None:
+        """Count one picture, whose truth is that which it was ranked with."""
+        _count_ranks(truth.ravel(), ranked.labels.ravel(), ranked.ranks.ravel(), self.counts)
+
+    def labelled(self, ranked: Ranks, value: float) -> Shaped[np.ndarray, "h w"]:
+        """The labels of one picture, uint8 (h, w), at one of the swept values."""
+        place = self.values.index(value)
+        limit = place if self.background == "constant" else len(self.values) - 1 - place
+        return np.where(ranked.ranks > limit, ranked.labels, np.uint8(0))
 
     def merge(self, counts: Shaped[np.ndarray, "..."]) -> None:
         """Add the `counts` of another part of the dataset, swept with the same values.
@@ -603,21 +636,25 @@ def _highest_background(values: tuple[float, ...], background: Background, dtype
 
 
 @njit(nogil=True, cache=True)
-def _count_ranks(
-    truth: np.ndarray, maps: np.ndarray, labels: np.ndarray, limits: np.ndarray, counts: np.ndarray
-) -> None:
-    """Count pixels by truth, label of the first highest map, and number of limits below the value of that map."""
+def _rank(maps: np.ndarray, of_maps: np.ndarray, limits: np.ndarray, labels: np.ndarray, ranks: np.ndarray) -> None:
+    """Find the label of the first highest map, and the number of limits below the value of that map."""
     rank = 0
-    for i in range(truth.size):
-        if truth[i] == 255:
-            continue
-        best, label = maps[0, i], labels[0]
+    for i in range(labels.size):
+        best, label = maps[0, i], of_maps[0]
         for k in range(1, len(maps)):
             if maps[k, i] > best:
-                best, label = maps[k, i], labels[k]
+                best, label = maps[k, i], of_maps[k]
         # Neighbouring pixels have similar ranks, so the search starts at the previous rank.
         while rank < limits.size and limits[rank] < best:
             rank += 1
         while rank > 0 and limits[rank - 1] >= best:
             rank -= 1
-        counts[truth[i], label, rank] += 1
+        labels[i], ranks[i] = label, rank
+
+
+@njit(nogil=True, cache=True)
+def _count_ranks(truth: np.ndarray, labels: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> None:
+    """Count pixels by truth, label and rank."""
+    for i in range(truth.size):
+        if truth[i] != 255:
+            counts[truth[i], labels[i], ranks[i]] += 1

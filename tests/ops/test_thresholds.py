@@ -12,6 +12,7 @@ from wsss.errors import BadInput
 from wsss.ops.thresholds import (
     BINS,
     exponent_at,
+    highest_label,
     highest_values,
     humps,
     otsu,

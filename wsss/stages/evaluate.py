@@ -26,8 +26,12 @@ from wsss.metrics import (
 from wsss.ops.contour import tolerance_radius
 from wsss.run import stage
 from wsss.stages.each import sum_over_pictures
+from wsss.stages.ranks import Packed, RankedPicture, opened, packed
 from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 from wsss.storage import read_json, write_json
+
+# a true mask, and the labels to be scored
+_Pair = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]
 
 SCORES, PER_IMAGE, PER_IMAGE_CONTOUR = "scores.json", "per_image.json", "per_image_contour.json"
 
@@ -80,46 +84,46 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
     # the power is computed in the dtype of stored maps, as published
     dtype = np.float16 if settings.background == "power" else np.float32
 
-    def load(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(index: int) -> tuple[RankedPicture, Packed]:
         truth = images.read_mask(index)
         classes, maps = read_matching_cams(images, cams, index, truth.shape)
-        return truth, maps.astype(dtype), classes
+        where = str(cams / f"{images.names[index]}.npz")
+        picture = RankedPicture(truth, sweep.ranked(truth, maps.astype(dtype, copy=False), classes, where))
+        return picture, packed(picture)
 
-    def add(index: int, loaded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-        sweep.add(*loaded, str(cams / f"{images.names[index]}.npz"))
+    with opened(out) as store:
 
-    sum_over_pictures(images, load, add, title=f"thresholds {out.name}")
-    sweep.counts = launch.summed(sweep.counts)
-    best, _ = sweep.best(settings.convention)
+        def add(index: int, loaded: tuple[RankedPicture, Packed]) -> None:
+            sweep.count(*loaded[0])
+            store.add(index, loaded[1])
 
-    def thresholded(index: int) -> UInt8[np.ndarray, "h w"]:
-        classes, maps = read_matching_cams(images, cams, index, images.size_hw(index))
-        if settings.background == "power":
-            maps = maps.astype(dtype)
-            background = (1 - maps.max(0, keepdims=True, initial=0)) ** best
-        else:
-            background = np.full((1, *maps.shape[1:]), best, maps.dtype)
-        labels = np.concatenate([[0], classes + 1]).astype(np.uint8)
-        return labels[np.concatenate([background, maps]).argmax(0)]
+        sum_over_pictures(images, load, add, title=f"thresholds {out.name}")
+        sweep.counts = launch.summed(sweep.counts)
+        best, _ = sweep.best(settings.convention)
 
+        def at_best(index: int) -> _Pair:
+            truth, ranks = store.read(index)
+            return truth, sweep.labelled(ranks, best)
+
+        return _score(settings, images, at_best, out, *_protocol_of_maps(settings, sweep, best))
+
+
+def _protocol_of_maps(
+    settings: ScoreSettings, sweep: ThresholdSweep, best: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How maps were scored, and the scores at all thresholds."""
     shown = "threshold" if settings.background == "constant" else "(1 - highest map)^threshold"
     curve = {
         "thresholds": list(settings.thresholds),
         "miou": [score.miou for score in sweep.scores(settings.convention)],
     }
-    return _score(
-        settings,
-        images,
-        thresholded,
-        out,
-        {
-            "maps": f"argmax over [{shown}, maps]",
-            "background": settings.background,
-            "threshold": best,
-            PIXEL_LABELS: settings.chosen if len(settings.thresholds) > 1 else "none",
-        },
-        curve,
-    )
+    protocol = {
+        "maps": f"argmax over [{shown}, maps]",
+        "background": settings.background,
+        "threshold": best,
+        PIXEL_LABELS: settings.chosen if len(settings.thresholds) > 1 else "none",
+    }
+    return protocol, curve
 
 
 @stage(kind="score", makes="scores", title="masks")
@@ -136,9 +140,9 @@ def evaluate_masks(settings: ScoreSettings, images: Images, *, masks: Path, out:
     """
     check_masks(images)
 
-    def read(index: int) -> UInt8[np.ndarray, "h w"]:
+    def read(index: int) -> _Pair:
         mask = read_mask(masks / f"{images.names[index]}.png")
-        return np.where(mask == IGNORE, 0, mask)
+        return images.read_mask(index, mask.shape), np.where(mask == IGNORE, 0, mask)
 
     return _score(
         settings, images, read, out, {"unsure pixels": "count as background", PIXEL_LABELS: pixel_labels(masks)}, None
@@ -177,19 +181,13 @@ class _Counts(NamedTuple):
     per_image_contour: dict[str, float | None]
 
 
-def _count(
-    settings: ScoreSettings, images: Images, read: Callable[[int], UInt8[np.ndarray, "h w"]], title: str
-) -> _Counts:
+def _count(settings: ScoreSettings, images: Images, read: Callable[[int], _Pair], title: str) -> _Counts:
     matrix = ConfusionMatrix(images.n_labels)
     contours = ContourCounts(len(images.class_names), settings.contour_tolerance)
     per_image: list[tuple[str, float | None]] = []
     per_image_contour: list[tuple[str, float | None]] = []
 
-    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
-        mask = read(index)
-        return images.read_mask(index, mask.shape), mask
-
-    def add(index: int, loaded: tuple[np.ndarray, np.ndarray]) -> None:
+    def add(index: int, loaded: _Pair) -> None:
         (truth, mask), name = loaded, images.names[index]
         single = ConfusionMatrix(images.n_labels)
         single.add(truth, mask, name)
@@ -201,7 +199,7 @@ def _count(
             contours.merge(outlines.counts)
             per_image_contour.append((name, contour_scores(outlines.counts, "present").mean_f))
 
-    sum_over_pictures(images, load, add, title=f"evaluate {title}")
+    sum_over_pictures(images, read, add, title=f"evaluate {title}")
     singles = [dict(sorted(launch.gathered(pairs))) for pairs in (per_image, per_image_contour)]
     return _Counts(launch.summed(matrix.counts), launch.summed(contours.counts), *singles)
 
@@ -209,7 +207,7 @@ def _count(
 def _score(
     settings: ScoreSettings,
     images: Images,
-    read: Callable[[int], UInt8[np.ndarray, "h w"]],
+    read: Callable[[int], _Pair],
     out: Path,
     protocol: dict[str, Any],
     curve: dict[str, Any] | None,

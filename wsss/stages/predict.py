@@ -224,7 +224,9 @@ class Segmenter:
         if crf is None:
             return probabilities
         kernels = PRESETS[crf] if isinstance(crf, str) else crf
-        return dense_crf(self.trained.crf_image(image), unary_from_scores(probabilities), kernels, threads=1, overwrite=True)
+        return dense_crf(
+            self.trained.crf_image(image), unary_from_scores(probabilities), kernels, threads=1, overwrite=True
+        )
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Labels of one RGB picture: 0 for background, otherwise class + 1."""

@@ -28,7 +28,7 @@ def splat(
 
     Rows of `weight` begin with that of the point `first`.
     """
-    index = lattice.index
+    index = lattice.vertex
     for p in range(begin, end):
         for c in range(0, channels, width(zero)):
             lanes = load(zero, x, (p - begin) * channels + c)
@@ -39,10 +39,17 @@ def splat(
 
 @inlined
 def slice_lanes(
-    zero: Vector, lattice: Lattice, weight: np.ndarray, first: np.int64, value: np.ndarray, channels: int, p: int, c: int
+    zero: Vector,
+    lattice: Lattice,
+    weight: np.ndarray,
+    first: np.int64,
+    value: np.ndarray,
+    channels: int,
+    p: int,
+    c: int,
 ) -> Vector:
     """Sum of weight * value over the vertices of point p, for the lanes that begin at channel c; `first` as for `splat`."""
-    index = lattice.index
+    index = lattice.vertex
     lanes = zero
     for r in range(index.shape[1]):
         at = np.intp(index[p, r]) * channels + c

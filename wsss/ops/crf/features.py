@@ -77,7 +77,7 @@ def given_features(features: Float32[np.ndarray, "d n"]) -> Features:
 def picture_features(
     picture: UInt8[np.ndarray, "h w c"],
     sxy: float | tuple[float, float],
-    srgb: float | tuple[float, float, float] = (),
+    srgb: float | tuple[float, ...] = (),
 ) -> Features:
     """`bilateral_features` of a picture with three channels, or `position_features` of one with none."""
     height, width, channels = picture.shape

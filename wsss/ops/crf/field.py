@@ -111,9 +111,11 @@ def potts_mean_field(
         for kernel, weight in kernels
     )
     qs = unaries if overwrite else [np.empty(unary.shape, np.float32) for unary in unaries]
-    places = (np.concatenate([addresses(array) for array in arrays]) for arrays in (unaries, qs))
+    energies, results = (np.concatenate([addresses(array) for array in arrays]) for arrays in (unaries, qs))
     phases = 1 + iterations * (3 + max(len(first.lattice.chained), len(second.lattice.chained)))
-    run_together(_mean_field, phases, threads, (V2, V4, V8), Field(layout, *places, first, second), iterations)
+    run_together(
+        _mean_field, phases, threads, (V2, V4, V8), Field(layout, energies, results, first, second), iterations
+    )
     return qs
 
 
@@ -231,9 +233,7 @@ def _add_messages(
 
 
 @inner
-def _splat_block(
-    field: Field, iteration: int, begin: int, end: int, of: tuple[Block, Block], rows: np.ndarray
-) -> None:
+def _splat_block(field: Field, iteration: int, begin: int, end: int, of: tuple[Block, Block], rows: np.ndarray) -> None:
     """Splat the rows of the pixels begin..end."""
     zero, channels = field.layout.zero, field.layout.channels
     (of_a, a_start), (of_b, b_start) = of

@@ -5,8 +5,8 @@ from jaxtyping import Float, Float32
 
 from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
 from wsss.ops.crf.compiling import entry, inner
-from wsss.ops.crf.lanes import V1, V8, Vector, store, width
 from wsss.ops.crf.features import Features, given_features
+from wsss.ops.crf.lanes import V1, V8, Vector, store, width
 from wsss.ops.crf.lattice import Lattice, lattice_of, weights, workspace_for
 from wsss.ops.crf.simplices import POINTS
 from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
@@ -38,7 +38,7 @@ class PermutohedralFilter:
         if isinstance(features, np.ndarray):
             features = given_features(np.ascontiguousarray(features, np.float32))
         self.lattice = lattice_of(features, threads)
-        self.size, d = int(self.lattice.rows[-1]), self.lattice.index.shape[1] - 1
+        self.size, d = int(self.lattice.rows[-1]), self.lattice.vertex.shape[1] - 1
         self.alpha = np.float32(1 / (1 + 2.0**-d))
         if symmetric:
             run_together(_fold_norm, d + 5, threads, V1, self.lattice, self.alpha, self.values(1))
@@ -108,7 +108,7 @@ def _filter(team: Team, zero: Vector, lattice: Lattice, x: np.ndarray, channels:
 @entry
 def _fold_norm(team: Team, zero: Vector, lattice: Lattice, alpha: np.float32, value: np.ndarray) -> None:
     """Divide the weights of each point by sqrt(n), n = alpha * filter(1): splat and slice then normalise symmetrically."""
-    index, space = lattice.index, workspace_for(lattice)
+    index, space = lattice.vertex, workspace_for(lattice)
     axes = index.shape[1]
     strips = len(lattice.points) - 1
     while True:

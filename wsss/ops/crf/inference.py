@@ -27,11 +27,21 @@ RECENT_PIXELS = 1 << 20  # larger lattices are not cached
 
 @overload
 def dense_crf(
-    image: UInt8[np.ndarray, "h w 3"], unary: Energy, settings: DenseCRF, *, threads: int | None = None, overwrite: bool = False
+    image: UInt8[np.ndarray, "h w 3"],
+    unary: Energy,
+    settings: DenseCRF,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
 ) -> Energy: ...
 @overload
 def dense_crf(
-    image: UInt8[np.ndarray, "h w 3"], unary: Sequence[Energy], settings: DenseCRF, *, threads: int | None = None, overwrite: bool = False
+    image: UInt8[np.ndarray, "h w 3"],
+    unary: Sequence[Energy],
+    settings: DenseCRF,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
 ) -> list[Energy]: ...
 def dense_crf(
     image: UInt8[np.ndarray, "h w 3"],
@@ -114,7 +124,11 @@ def _on_torch(image: UInt8[np.ndarray, "h w 3"], unaries: list[Tensor], settings
 
 
 def _compiled(
-    image: UInt8[np.ndarray, "h w 3"], unaries: list[np.ndarray], settings: DenseCRF, threads: int | None, overwrite: bool
+    image: UInt8[np.ndarray, "h w 3"],
+    unaries: list[np.ndarray],
+    settings: DenseCRF,
+    threads: int | None,
+    overwrite: bool,
 ) -> list[np.ndarray]:
     if not unaries:
         return []
@@ -139,9 +153,7 @@ def _position_filter(size_hw: tuple[int, int], sxy: float | tuple[float, float],
     key = (*size_hw, *np.broadcast_to(sxy, 2).tolist())
     with _recent_lock:
         kernel = _recent.pop(key, None)
-    kernel = kernel or PermutohedralFilter(
-        picture_features(np.empty((*size_hw, 0), np.uint8), sxy), threads=threads
-    )
+    kernel = kernel or PermutohedralFilter(picture_features(np.empty((*size_hw, 0), np.uint8), sxy), threads=threads)
     if size_hw[0] * size_hw[1] <= RECENT_PIXELS:
         with _recent_lock:
             _recent[key] = kernel

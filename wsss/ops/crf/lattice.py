@@ -15,7 +15,9 @@ LAST = np.uint32(1 << 31)  # marks the last vertex of a chain
 AHEAD = 8  # vertices of a chain that are prefetched
 VERTICES = 2048  # vertices in a chunk
 STRIP, STRIPS = 4096, 8  # minimum pixels of a strip, and maximum strips of a picture
-KEPT = 1 << 22  # weights of larger pictures are computed in every iteration, which takes 20 bytes a pixel less, and longer
+KEPT = (
+    1 << 22
+)  # weights of larger pictures are computed in every iteration, which takes 20 bytes a pixel less, and longer
 
 
 class Lattice(NamedTuple):
@@ -27,7 +29,7 @@ class Lattice(NamedTuple):
 
     features: Features
     basis: Basis
-    index: np.ndarray
+    vertex: np.ndarray
     """uint32 [n, d + 1]; rows of each point's vertices"""
     weight: np.ndarray
     """float32 [n, d + 1]; the weights to splat and slice with. Empty if they are computed from the features"""
@@ -127,7 +129,7 @@ class Workspace(NamedTuple):
 @inner
 def workspace_for(lattice: Lattice) -> Workspace:
     """Room for a block of this lattice."""
-    axes = lattice.index.shape[1]
+    axes = lattice.vertex.shape[1]
     return Workspace(room_for(axes), np.empty((POINTS, axes), np.float32))
 
 
@@ -224,7 +226,7 @@ def _connect(team: Team, step: np.ndarray, vertices: _Vertices, lattice: Lattice
 @inner
 def _number_corners(vertices: _Vertices, lattice: Lattice, strip: int) -> None:
     """Turn the numbers of the strip's corners, which are its own, into rows."""
-    index, points, size = lattice.index, lattice.points, lattice.rows[-1]
+    index, points, size = lattice.vertex, lattice.points, lattice.rows[-1]
     axes = index.shape[1]
     for p in range(points[strip], points[strip + 1]):
         for r in range(axes):

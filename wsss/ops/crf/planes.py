@@ -15,7 +15,8 @@ from wsss.ops.crf.compiling import Intrinsic, Values, returns
 
 def addresses(array: np.ndarray) -> Int64[np.ndarray, " rows"]:
     """The address of each row of a contiguous float32 array (rows, n), which has to stay alive while they are used."""
-    assert array.dtype == np.float32 and array.flags.c_contiguous
+    assert array.dtype == np.float32
+    assert array.flags.c_contiguous
     return array.ctypes.data + array.strides[0] * np.arange(len(array), dtype=np.int64)
 
 

@@ -9,7 +9,9 @@ from wsss.ops.crf.features import Features
 from wsss.ops.crf.keys import Basis
 from wsss.ops.crf.lanes import ROUND
 
-POINTS = 64  # points whose simplices are found at once, also if fewer are needed: loops of a fixed length compile to vectors
+POINTS = (
+    64  # points whose simplices are found at once, also if fewer are needed: loops of a fixed length compile to vectors
+)
 
 F0, F1 = np.float32(0), np.float32(1)
 

@@ -70,7 +70,13 @@ def _number(
 
 @entry
 def find_vertices(
-    team: Team, features: Features, basis: Basis, points: np.ndarray, index: np.ndarray, weight: np.ndarray, found: Found
+    team: Team,
+    features: Features,
+    basis: Basis,
+    points: np.ndarray,
+    index: np.ndarray,
+    weight: np.ndarray,
+    found: Found,
 ) -> None:
     """Fill `index`, `weight` and `found`; vertices are numbered separately in each strip.
 
