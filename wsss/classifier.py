@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from wsss import memory
 from wsss.data.augment import (
     SMALLEST_SCALE,
     ClassifierAugment,
@@ -32,6 +33,7 @@ from wsss.loading import load_into
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
+from wsss.networks.receptive import Reach, reach, tiled
 from wsss.objective import Objective, body_and_head
 from wsss.precision import Precision, at_least_single, mixed
 from wsss.registry import no_baseline
@@ -357,6 +359,14 @@ def at_scales(
     return [torch.from_numpy(normalise(resize_bicubic(image, size), colours))[None] for size in sizes]
 
 
+# a picture at each scale: normalised, or RGB
+Views = list[Float[Tensor, "1 3 _ _"]] | list[UInt8[np.ndarray, "_ _ 3"]]
+# bytes for each pixel in the network, above those of common backbones
+_ROUGH = 600
+# sides of tiles without their overlap, in pixels
+_LARGEST_TILE, _SMALLEST_TILE = 2048, 256
+
+
 class CAMLocalizer:
     """Computes the maps of the classes that a picture is tagged with, over several scales and mirror images.
 
@@ -382,10 +392,73 @@ class CAMLocalizer:
     ) -> None:
         self.network, self.settings, self.colours = network, settings, colours
         self.fuse, self.multiple = fuse, multiple
+        self._known: Reach | None = None
 
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
-        """The picture at each scale, normalised."""
-        return at_scales(image, self.settings.scales, self.colours)
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Views:
+        """The picture at each scale: normalised, or as RGB if it is too large to be in the network as a whole."""
+        if not self.in_tiles((image.shape[0], image.shape[1])):
+            return at_scales(image, self.settings.scales, self.colours)
+        return [resize_bicubic(image, scaled_size(image.shape[:2], scale)) for scale in self.settings.scales]
+
+    def in_tiles(self, size_hw: tuple[int, int]) -> bool:
+        """Whether the maps of a picture of this size are computed tile by tile, since the memory budget does not allow otherwise."""
+        return self._whole(size_hw) > memory.budget() and self._reach().local
+
+    def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
+        """See `wsss.stages.localize.Bounded`."""
+        pixels = size_hw[0] * size_hw[1]
+        # maps in float32, their sum and the half-precision copy that is written
+        maps = 12 * classes * pixels
+        if not self.in_tiles(size_hw):
+            return int(self._whole(size_hw) + maps)
+        # RGB at each scale, and once more for the largest one while it is resized
+        views = 3 * pixels * (sum(scale**2 for scale in self.settings.scales) + max(self.settings.scales) ** 2)
+        return int(views + maps + self._tile(self._core()))
+
+    def _whole(self, size_hw: tuple[int, int]) -> float:
+        """About the bytes of a picture's views, and of the forward pass of the largest one."""
+        pixels = size_hw[0] * size_hw[1]
+        views = 12 * pixels * sum(scale**2 for scale in self.settings.scales)
+        seen = pixels * max(self.settings.scales) ** 2 * (1 + self.settings.flip)
+        rough = views + _ROUGH * seen
+        # the network is only looked at if the picture may not fit
+        return rough if rough <= memory.budget() else views + self._reach().bytes_per_pixel * seen
+
+    def _tile(self, core: int) -> float:
+        reach = self._reach()
+        return (core + 2 * reach.radius) ** 2 * (1 + self.settings.flip) * (reach.bytes_per_pixel + 12)
+
+    def _core(self) -> int:
+        """The side of tiles without their overlap: the largest that a quarter of the budget holds."""
+        stride, core = self._reach().stride, _LARGEST_TILE
+        while core > _SMALLEST_TILE and self._tile(core) > memory.budget() / 4:
+            core //= 2
+        return -(-core // stride) * stride
+
+    def _reach(self) -> Reach:
+        if self._known is None:
+            self._known = reach(cast(nn.Module, self.network), self.network.maps)
+        return self._known
+
+    def _raw(self, view: Float[Tensor, "1 3 _ _"] | UInt8[np.ndarray, "_ _ 3"]) -> Float[Tensor, "b c _ _"]:
+        """The maps of a view, and of its mirror image if the settings say so, after ReLU."""
+        device = next(self.network.parameters()).device
+
+        def maps(image: Tensor) -> Tensor:
+            with mixed(self.settings.precision, device):
+                raw = self.network.maps(image)
+            return at_least_single(raw).relu()
+
+        if isinstance(view, Tensor):
+            view = view.to(device)
+            return maps(torch.cat([view, view.flip(3)]) if self.settings.flip else view)
+
+        def of_tile(rows: slice, columns: slice) -> Tensor:
+            both = [view, view[:, ::-1]] if self.settings.flip else [view]
+            tiles = [normalise(np.ascontiguousarray(one[rows, columns]), self.colours) for one in both]
+            return maps(torch.from_numpy(np.stack(tiles)).to(device))
+
+        return tiled(of_tile, (view.shape[0], view.shape[1]), self._reach(), self._core())
 
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
@@ -394,9 +467,7 @@ class CAMLocalizer:
         return highest_features(self.network.feature_maps(view))
 
     @torch.inference_mode()
-    def cams(
-        self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
-    ) -> Cams:
+    def cams(self, views: Views, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
         present = torch.from_numpy(np.flatnonzero(label))
         height, width = size_hw
@@ -409,11 +480,7 @@ class CAMLocalizer:
         device = next(self.network.parameters()).device
         stride4, full = stride4.to(device), full.to(device)
         for view in views:
-            view = view.to(device)
-            pair = torch.cat([view, view.flip(3)]) if self.settings.flip else view
-            with mixed(self.settings.precision, device):
-                raw = self.network.maps(pair)
-            raw = at_least_single(raw).relu()[:, present]
+            raw = self._raw(view)[:, present]
             fused = self.fuse(raw[:1], raw[1:].flip(3)) if self.settings.flip else raw
             stride4 += F.interpolate(fused, quarter_size, mode="bilinear", align_corners=False)[0]
             full += F.interpolate(fused, padded_size, mode="bilinear", align_corners=False)[0]
@@ -434,4 +501,4 @@ def highest_features(stages: Sequence[Tensor]) -> Float[np.ndarray, " d"]:
 
 
 def _divided_by_maximum(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
-    return maps / (maps.amax((1, 2), keepdim=True) + 1e-5)
+    return maps.div_(maps.amax((1, 2), keepdim=True) + 1e-5)

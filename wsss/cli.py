@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wsss import __version__, peers, registry
+from wsss import __version__, memory, peers, registry
 from wsss.commands import Command, command, commands
 from wsss.methods import METHODS
 from wsss.options import OutOptions
@@ -52,6 +52,8 @@ def _run(words: Sequence[str]) -> None:
             return
     name, chosen = command(words)
     options, settings = chosen.parser(name).parse(words[len(name.split()) :])
+    if isinstance(options, OutOptions):
+        memory.choose(options.memory)
     if isinstance(options, OutOptions) and options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     elif isinstance(options, OutOptions) and (options.device == "cuda" or options.device == "mps"):

@@ -121,6 +121,8 @@ class OutOptions:
     """output folder; a stopped command continues there"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where networks run"""
+    memory: str | None = None
+    """memory for the pictures that are worked on at a time, such as 8GB; by default half of what is free (docs/reliability.md)"""
 
 
 @dataclasses.dataclass(frozen=True)

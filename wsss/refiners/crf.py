@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,12 +17,12 @@ from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.metrics import Background
 from wsss.networks.body import Backbone
-from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_labels
+from wsss.ops.crf import PRESETS, DenseCRF, Preset, crf_bytes, dense_crf, unary_from_labels
 from wsss.ops.pixel_refine import PixelRefinement, pixel_refine
 from wsss.ops.thresholds import Thresholds, exponent_at, highest_label
 from wsss.refiners.task import RefinementTask, Rule
 from wsss.run import stage
-from wsss.stages.each import as_loaded, for_each_picture
+from wsss.stages.each import as_loaded, for_each_picture, within_budget
 from wsss.stages.evaluate import best_threshold
 from wsss.stages.thresholds import PIXEL_LABELS, found_thresholds, given
 
@@ -137,6 +138,19 @@ class MaskSettings:
         lower = found.lower if self.lower == "otsu" else self.lower
         return dataclasses.replace(self, threshold=threshold, lower=lower)
 
+    def bytes_for(self, pixels: int, classes: int) -> float:
+        """About the bytes that the mask of a picture with this number of pixels and classes takes."""
+        labels = classes + 1
+        # the picture, maps in float32 and while they are unpacked, labels and comparisons
+        read = pixels * (3 + 10 * classes + 8)
+        if self.by == "threshold" or classes == 0:
+            return read
+        if self.by == "par":
+            # similarities to all neighbours, twice while they are normalised, and labels
+            return read + pixels * (8 * 8 * len(self.par.dilations) + 16 * labels)
+        unaries = max(1, len(self.values()))
+        return read + pixels * 12 * labels * unaries + crf_bytes(pixels, [labels] * unaries)
+
     def values(self) -> dict[str, float]:
         """The numbers that decide between background and classes, by the names of their settings."""
         names = ("exponent",) if self.chosen == "exponent" else ("threshold", "lower")
@@ -187,7 +201,12 @@ def refine(
         classes, maps = read_matching_cams(images, cams, index, image.shape[:2])
         return pseudo_mask(image, classes, maps, settings)
 
-    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"refine {out.name}")
+    needs = within_budget(
+        images,
+        lambda index, size_hw: settings.bytes_for(math.prod(size_hw), len(images.classes(index))),
+        ", shrink the picture, or set refiner.by to threshold",
+    )
+    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"refine {out.name}", needs=needs)
     return {"images": len(images), **settings.values(), PIXEL_LABELS: pixel_labels}
 
 

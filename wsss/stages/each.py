@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wsss import launch, stopping
+from wsss import launch, memory, stopping
 from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.progress import Progress
@@ -26,11 +26,13 @@ def for_each_picture(
     title: str,
     chosen: Sequence[int] | None = None,
     is_done: Callable[[int], bool] | None = None,
+    needs: Callable[[int], int] | None = None,
 ) -> None:
     """Write a file for each picture; existing files are skipped, so a killed stage continues where it stopped.
 
     `load` and `write` run in worker threads, `compute` in the calling thread. At most four pictures per thread are in
-    flight, so memory stays bounded. Computed results are written before the loop ends, also after a signal or an error.
+    flight, and with `needs` no more than fit into the memory budget (`wsss.memory`). Computed results are written before the
+    loop ends, also after a signal or an error.
 
     Args:
         images: the pictures.
@@ -42,6 +44,7 @@ def for_each_picture(
         title: title of the progress bar.
         chosen: indices of the pictures to process; None for all.
         is_done: whether the picture with this index can be skipped; None skips pictures whose file exists.
+        needs: the bytes that the picture with this index takes from when it is read until its file is written.
 
     Raises:
         Stopped: a signal has arrived.
@@ -52,8 +55,21 @@ def for_each_picture(
     threads = launch.threads()
 
     ended: list[BaseException] = []
+    admission, taken = memory.Admission(), dict[int, int]()
+    numbers = {index: number for number, index in enumerate(todo)}
 
-    def computed(loaded: Iterator[Loaded]) -> Iterator[tuple[Path, Made]]:
+    def admitted(index: int) -> Loaded:
+        if needs is not None:
+            taken[index] = admission.begin(numbers[index], lambda: needs(index))
+        return load(index)
+
+    def write_one(made: tuple[int, Made]) -> None:
+        index, content = made
+        write(paths[index], content)
+        if index in taken:
+            admission.end(taken.pop(index))
+
+    def computed(loaded: Iterator[Loaded]) -> Iterator[tuple[int, Made]]:
         ahead = zip(todo, loaded, strict=True)
         while stopping.requested_signal() is None:
             try:
@@ -64,17 +80,37 @@ def for_each_picture(
             except BaseException as error:
                 ended.append(error)
                 return
-            yield paths[index], made
+            yield index, made
 
     with (
         Progress(title, len(share), done=len(share) - len(todo)) as progress,
-        closing(in_threads(load, todo, threads=threads)) as loaded,
-        closing(in_threads(lambda made: write(*made), computed(loaded), threads=threads)) as written,
+        closing(in_threads(admitted, todo, threads=threads)) as loaded,
+        closing(admission),
+        closing(in_threads(write_one, computed(loaded), threads=threads)) as written,
     ):
         for _ in written:
             progress.advance(stop=False)
     if ended:
         raise ended[0]
+
+
+def within_budget(images: Images, bytes_for: Callable[[int, tuple[int, int]], float], do: str) -> Callable[[int], int]:
+    """The `needs` of `for_each_picture`, which stops with one error at a picture that does not fit into the memory budget.
+
+    Args:
+        images: the pictures.
+        bytes_for: bytes of the picture with this index, and height and width.
+        do: what to do about a picture that is too large, besides giving more memory; begins with a comma.
+    """
+
+    def needs(index: int) -> int:
+        size_hw = images.size_hw(index)
+        needed = bytes_for(index, size_hw)
+        if needed > memory.budget():
+            raise memory.too_large(images.where(index), size_hw, needed, do)
+        return int(needed)
+
+    return needs
 
 
 def as_loaded(_: int, loaded: Loaded) -> Loaded:

@@ -17,7 +17,7 @@ from wsss.networks.inference import for_inference
 from wsss.ops.regions import Regions
 from wsss.regions.files import read_regions_of
 from wsss.run import stage
-from wsss.stages.each import for_each_picture, read_prepared
+from wsss.stages.each import for_each_picture, read_prepared, within_budget
 from wsss.weights import reading_of
 
 
@@ -54,6 +54,17 @@ class Describer(Protocol):
 
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
         """A vector, on any scale, that is similar for pictures with the same classes. It must not depend on the picture's tags."""
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A localizer that knows how much memory it takes, and can compute the maps of large pictures tile by tile."""
+
+    def in_tiles(self, size_hw: tuple[int, int]) -> bool:
+        """Whether it does so for a picture of this height and width."""
+
+    def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
+        """About the bytes that a picture takes, from when it is prepared until its maps of this number of classes are written."""
 
 
 @runtime_checkable
@@ -123,5 +134,15 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
             prepare = partial(localizer.prepare_within, regions=regions)
         return read_prepared(prepare, images, index)
 
-    for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}")
-    return {"images": len(images), **getattr(localizer, "facts", {})}
+    facts = getattr(localizer, "facts", {})
+    if not isinstance(localizer, Bounded):
+        for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}")
+        return {"images": len(images), **facts}
+    needs = within_budget(
+        images,
+        lambda index, size_hw: localizer.bytes_for(size_hw, len(images.classes(index))),
+        ", leave out the largest of inference.scales, or shrink the picture",
+    )
+    for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}", needs=needs)
+    in_tiles = sum(localizer.in_tiles(images.size_hw(index)) for index in range(len(images)))
+    return {"images": len(images), **facts, **({"in tiles": in_tiles} if in_tiles else {})}

@@ -27,7 +27,7 @@ times as fast, in code compiled by numba:
 
 from wsss.ops.crf.features import wrapped_bgr
 from wsss.ops.crf.field import is_compiled
-from wsss.ops.crf.inference import dense_crf
+from wsss.ops.crf.inference import crf_bytes, dense_crf
 from wsss.ops.crf.presets import PRESETS, DenseCRF, Preset
 from wsss.ops.crf.unary import unary_from_labels, unary_from_scores
 
@@ -35,6 +35,7 @@ __all__ = [
     "PRESETS",
     "DenseCRF",
     "Preset",
+    "crf_bytes",
     "dense_crf",
     "is_compiled",
     "unary_from_labels",

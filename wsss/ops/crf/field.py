@@ -119,6 +119,11 @@ def potts_mean_field(
     return qs
 
 
+def row_lanes(labels: Sequence[int]) -> int:
+    """The number of lanes of a row, for unaries with these numbers of labels."""
+    return _layout(labels).channels
+
+
 def _layout(labels: Sequence[int]) -> Layout:
     group = 2 if max(labels) == 2 else 4 if max(labels) <= 4 else 8
     starts = np.cumsum([0, *(-(-count // group) * group for count in labels)])

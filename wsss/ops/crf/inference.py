@@ -12,15 +12,17 @@ from torch import Tensor
 
 from wsss.errors import BadInput
 from wsss.ops.crf.features import bilateral_features, channels_of, picture_features, position_features
-from wsss.ops.crf.field import potts_mean_field
+from wsss.ops.crf.field import potts_mean_field, row_lanes
 from wsss.ops.crf.filters import PermutohedralFilter
-from wsss.ops.crf.lattice import strips_of
+from wsss.ops.crf.lattice import KEPT, strips_of
 from wsss.ops.crf.plain import LatticeFilter, mean_field
 from wsss.ops.crf.presets import DenseCRF
 from wsss.ops.crf.unary import bad_energy, check_labels
 
 Energy = TypeVar("Energy", np.ndarray, Tensor)
 
+# vertices of both lattices for each pixel of a photograph with some noise
+_VERTICES = 0.35
 RECENT = 4  # number of cached position-only lattices
 RECENT_PIXELS = 1 << 20  # larger lattices are not cached
 
@@ -142,6 +144,17 @@ def _compiled(
     energies = [unary.reshape(len(unary), -1).astype(np.float32, copy=False) for unary in unaries]
     qs = potts_mean_field(energies, kernels, settings.iterations, threads=threads, overwrite=overwrite)
     return [q.reshape(unary.shape) for q, unary in zip(qs, unaries, strict=True)]
+
+
+def crf_bytes(pixels: int, labels: Sequence[int]) -> float:
+    """About the bytes of a CRF on a photograph with one thread, besides picture and unaries, which it overwrites.
+
+    Args:
+        pixels: of the picture.
+        labels: number of labels of each unary.
+    """
+    kept = 72 if pixels <= KEPT else 52
+    return pixels * (kept + _VERTICES * (28 + 8 * row_lanes(labels)))
 
 
 _recent: dict[tuple[float, ...], PermutohedralFilter] = {}

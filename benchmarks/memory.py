@@ -1,0 +1,199 @@
+"""Peak memory of the stages by the number of pixels, of this version and of another one.
+
+    python benchmarks/memory.py [--baseline PYTHON] [--stages crf refine localize predict regions] [--megapixels 0.2 2 6 24] [--memory 4GB]
+
+Every number is from a process of its own, which handles one picture of 3:2 with noise like a photograph's, one class and one thread, after a small
+picture: the highest resident memory since then, less what was resident before, as bytes a pixel and GiB. `localize` is a CAM of a small ResNet
+(resnet10t) with random weights at the scales 1, 0.5, 1.5 and 2, mirrored; --backbone and --scales change that. This version keeps to the budget
+--memory. A process that fails, or that would need more than --most GiB of address space, counts as failed.
+PYTHON is the interpreter of the other version:
+
+    git worktree add ../baseline 8185a4c && cd ../baseline && python -m venv .venv && .venv/bin/pip install -e .
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+STAGES = ("crf", "refine", "localize", "predict", "regions")
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Random shapes of all sizes, each as strong as it is large, and noise of two grey levels."""
+    draw = np.random.default_rng(0)
+    total, side = np.zeros((height, width, 3), np.float32), 3
+    while side < min(height, width) // 2:
+        coarse = draw.standard_normal((side, max(1, side * width // height), 3)).astype(np.float32) / side
+        total += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        side *= 2
+    total -= total.min()
+    total *= 255 / total.max()
+    for top in range(0, height, 256):
+        total[top : top + 256] += draw.normal(0, 2, total[top : top + 256].shape)
+    return np.clip(total, 0, 255).astype(np.uint8)
+
+
+def maps_of(image: np.ndarray) -> np.ndarray:
+    return (image[None, ..., 0] / np.float32(255)).astype(np.float32)
+
+
+def crf() -> Callable[[np.ndarray], object]:
+    from wsss.ops.crf import PRESETS, dense_crf, unary_from_labels
+
+    def work(image: np.ndarray) -> object:
+        unaries = [unary_from_labels((image[..., 0] > at).astype(np.uint8), 2, 0.7) for at in (100, 128)]
+        start()
+        try:
+            return dense_crf(image, unaries, PRESETS["irn"], threads=1, overwrite=True)
+        except TypeError:  # earlier versions
+            return dense_crf(image, unaries, PRESETS["irn"], threads=1)
+
+    return work
+
+
+def refine() -> Callable[[np.ndarray], object]:
+    from wsss.refiners.crf import CRFSettings, pseudo_mask
+
+    settings = CRFSettings(threshold=0.5, lower=0.4)
+
+    def work(image: np.ndarray) -> object:
+        maps = maps_of(image)
+        start()
+        return pseudo_mask(image, np.array([3]), maps, settings)
+
+    return work
+
+
+def localize() -> Callable[[np.ndarray], object]:
+    import torch
+
+    from wsss.classifier import CAMLocalizer, CAMNetwork, MultiScale
+    from wsss.networks.inference import for_inference
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = for_inference(CAMNetwork(os.environ["BACKBONE"], 20, 16).eval())
+    scales = tuple(float(scale) for scale in os.environ["SCALES"].split())
+    localizer = CAMLocalizer(network, MultiScale(scales=scales))
+    label = np.arange(20) == 3
+
+    def work(image: np.ndarray) -> object:
+        start()
+        found = localizer.cams(localizer.prepare(image), (image.shape[0], image.shape[1]), label)
+        return found.maps
+
+    return work
+
+
+def predict() -> Callable[[np.ndarray], object]:
+    from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
+    from wsss.stages.predict import most_probable
+
+    def work(image: np.ndarray) -> object:
+        scores = np.concatenate([maps_of(image), 1 - maps_of(image)])
+        start()
+        return most_probable(dense_crf(image, unary_from_scores(scores), PRESETS["deeplab"], threads=1))
+
+    return work
+
+
+def regions() -> Callable[[np.ndarray], object]:
+    from wsss.regions.tree import Tree, TreeSettings
+
+    def work(image: np.ndarray) -> object:
+        start()
+        return Tree(TreeSettings()).prepare(image).scores
+
+    return work
+
+
+def status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def start() -> None:
+    """Forget the highest resident memory so far."""
+    global before, begun
+    Path("/proc/self/clear_refs").write_text("5")
+    before, begun = status("VmRSS"), time.process_time()
+
+
+before, begun = 0, 0.0
+
+
+def measure(stage: str, megapixels: float, budget: str, most: float) -> None:
+    """One number, printed as JSON."""
+    resource.setrlimit(resource.RLIMIT_AS, (int(most * 2**30),) * 2)
+    work = {"crf": crf, "refine": refine, "localize": localize, "predict": predict, "regions": regions}[stage]()
+    try:
+        from wsss import memory
+
+        memory.choose(budget)
+    except ImportError:  # earlier versions
+        pass
+    height = round((megapixels * 1e6 / 1.5) ** 0.5)
+    work(picture(120, 160))
+    image = picture(height, round(1.5 * height))
+    made = work(image)
+    seconds, used = time.process_time() - begun, status("VmHWM") - before
+    content = [np.asarray(one) for one in (made if isinstance(made, list) else [made])]
+    digest = hashlib.sha256(b"".join(one.tobytes() for one in content)).hexdigest()[:8]
+    print(json.dumps({"bytes": used, "pixels": image.size // 3, "seconds": seconds, "digest": digest}))
+
+
+def run(python: str, arguments: Sequence[str], environment: dict[str, str]) -> str:
+    """The cell of one process."""
+    done = subprocess.run([python, __file__, *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or [f"killed by signal {-done.returncode}"]
+        return f"failed ({why[0][:60]})"
+    found = json.loads(done.stdout.splitlines()[-1])
+    each = found["bytes"] / found["pixels"]
+    return f"{each:5.0f} B, {found['bytes'] / 2**30:5.2f} GiB, {found['seconds']:6.1f} s, {found['digest']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", help="Python of another version")
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--megapixels", nargs="+", type=float, default=(0.2, 2, 6, 24))
+    parser.add_argument("--memory", default="4GB")
+    parser.add_argument("--most", type=float, default=16)
+    parser.add_argument("--backbone", default="resnet10t")
+    parser.add_argument("--scales", nargs="+", default=("1", "0.5", "1.5", "2"))
+    parser.add_argument("--measure", nargs=2, metavar=("STAGE", "MEGAPIXELS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure[0], float(options.measure[1]), options.memory, options.most)
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BACKBONE": options.backbone}
+    environment["SCALES"] = " ".join(options.scales)
+    pythons = ({"baseline": options.baseline} if options.baseline else {}) | {"this version": sys.executable}
+    for stage in options.stages:
+        for megapixels in options.megapixels:
+            for name, python in pythons.items():
+                arguments = [
+                    "--measure",
+                    stage,
+                    str(megapixels),
+                    "--memory",
+                    options.memory,
+                    "--most",
+                    str(options.most),
+                ]
+                print(f"{stage:<9}{megapixels:5} MP {name:<13} {run(python, arguments, environment)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The memory budget: sizes, control groups, admission of pictures, and maps that are computed tile by tile."""
+
+import dataclasses
+import threading
+import time
+from collections import namedtuple
+from typing import ClassVar
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import finished
+from tests.stages.test_refine import write_maps
+from wsss import memory
+from wsss.classifier import CAMLocalizer, CAMNetwork, MultiScale
+from wsss.errors import BadInput
+from wsss.networks.receptive import reach, tiled
+from wsss.refiners.crf import CRFSettings, refine
+from wsss.run import read_record
+from wsss.stages import localize
+
+GB = 2**30
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+@pytest.fixture(autouse=True)
+def default_budget():
+    yield
+    memory.choose(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8 * GB), ("8", 8 * GB), (" 1.5 gib ", 3 * GB // 2), ("500MB", 500 * 2**20), ("1T", 2**40)],
+)
+def test_sizes(text, size):
+    assert memory.parsed(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GB", "much", "8 KB", "GB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(BadInput, match=r"--memory: found .* a size such as 8GB"):
+        memory.parsed(text)
+
+
+def group(folder, version, limit, usage, cached=0):
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in zip(names, (limit, usage), strict=False):
+        (folder / name).write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"cache 5\n{names[2]} {cached}\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "membership"), [(1, "4:cpu,memory:/job/step\n3:cpu:/x\n"), (2, "0::/job/step\n")], ids=["v1", "v2"]
+)
+def test_limits_of_control_groups(version, membership, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("M", "available")(16 * GB))
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "fs")
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(membership)
+    root = tmp_path / "fs" / "memory" if version == 1 else tmp_path / "fs"
+    assert memory.free() == 16 * GB
+    group(root / "job" / "step", version, 2**63 - 4096 if version == 1 else "max", GB)
+    assert memory.free() == 16 * GB
+    group(root / "job", version, 6 * GB, 5 * GB, cached=GB)
+    assert memory.free() == 2 * GB
+    memory.choose(None)
+    assert memory.budget() == GB
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    memory.choose(None)
+    assert memory.budget() == GB // 2
+    memory.choose("3GB")
+    assert memory.budget() == 3 * GB
+
+
+def test_tasks_begin_in_order_and_within_the_budget():
+    memory.choose("10MB")
+    admission, lock, running, highest, order = memory.Admission(), threading.Lock(), [0], [0], []
+    sizes = [2**20 * size for size in (4, 4, 4, 30, 1, 9, 2, 8, 3, 3, 3, 3)]
+
+    def task(number):
+        needed = admission.begin(number, lambda: sizes[number])
+        with lock:
+            order.append(number)
+            running[0] += needed
+            highest[0] = max(highest[0], running[0] if running[0] != 30 * 2**20 else 0)
+        time.sleep(0.002)
+        with lock:
+            running[0] -= needed
+        admission.end(needed)
+
+    threads = [threading.Thread(target=task, args=(number,)) for number in reversed(range(len(sizes)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert order == list(range(len(sizes)))
+    assert 2**23 <= highest[0] <= 10 * 2**20
+
+
+def test_waiting_tasks_are_cancelled():
+    admission, ended = memory.Admission(), []
+
+    def task():
+        with pytest.raises(memory.Cancelled):
+            admission.begin(1, lambda: 1)
+        ended.append(True)
+
+    thread = threading.Thread(target=task)
+    thread.start()
+    admission.close()
+    thread.join(timeout=20)
+    assert ended
+
+
+def test_a_picture_that_does_not_fit_stops_the_stage(tmp_path, squares):
+    write_maps(squares, tmp_path / "cams")
+    cams = finished(tmp_path / "cams")
+    memory.choose("0.0001GB")
+    with pytest.raises(
+        BadInput, match=r"found a picture of \d+x\d+ pixels, which takes about .* Set --memory to "
+    ) as error:
+        refine(CRFSettings(threshold=0.3), squares, cams=cams, out=tmp_path / "masks")
+    assert error.value.where == squares.where(0)
+    memory.choose("1GB")
+    refine(CRFSettings(threshold=0.3), squares, cams=cams, out=tmp_path / "masks")
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == len(squares)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return CAMNetwork("resnet10t", 3, 16).eval()
+
+
+def test_reach(network):
+    found = reach(network, network.maps)
+    assert found.local
+    assert found.stride == 16
+    assert found.radius % 16 == 0
+    # squeeze-and-excitation averages over the picture
+    assert not reach(body := nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Mean()), body).local
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+
+@pytest.mark.parametrize(("height", "width", "core"), [(90, 203, 64), (130, 141, 128), (64, 70, 16)])
+@torch.inference_mode()
+def test_tiles_are_the_whole(network, height, width, core):
+    image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    whole = network.maps(image)
+    parts = tiled(
+        lambda rows, columns: network.maps(image[..., rows, columns]),
+        (height, width),
+        reach(network, network.maps),
+        core,
+    )
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_maps_of_a_large_picture_are_those_of_the_whole(network, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (103, 180, 3)).astype(np.uint8)
+    label = np.array([True, False, True])
+    settings = MultiScale(scales=(1.0, 0.5, 2.0))
+    whole = CAMLocalizer(network, settings)
+    expected = whole.cams(whole.prepare(image), (103, 180), label)
+    memory.choose("30MB")
+    # smaller than what follows from the budget, so that there are several
+    monkeypatch.setattr("wsss.classifier._SMALLEST_TILE", 32)
+    parts = CAMLocalizer(network, settings)
+    assert parts.in_tiles((103, 180))
+    assert not parts.in_tiles((10, 10))
+    found = parts.cams(parts.prepare(image), (103, 180), label)
+    assert parts._core() < 180
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_the_record_says_which_maps_were_made_in_tiles(tmp_path, squares, network, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        title: ClassVar[str] = "a test"
+
+        def localizer(self, images):
+            return CAMLocalizer(network, MultiScale(scales=(1.0,)))
+
+    images = squares.subset(range(3))
+    monkeypatch.setattr("wsss.classifier.CAMLocalizer._tile", lambda self, core: 0)
+    assert localize.localize(Settings(), images, out=tmp_path / "whole")
+    memory.choose("0.01GB")
+    monkeypatch.setattr("wsss.classifier.CAMLocalizer._whole", lambda self, size_hw: 10 * GB)
+    localize.localize(Settings(), images, out=tmp_path / "tiles")
+    assert read_record(tmp_path / "whole")["result"] == {"images": 3}
+    assert read_record(tmp_path / "tiles")["result"] == {"images": 3, "in tiles": 3}
