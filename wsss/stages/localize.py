@@ -57,6 +57,13 @@ class Describer(Protocol):
 
 
 @runtime_checkable
+class WithNetwork(Protocol):
+    """A localizer with a network of its own, which is made faster before the first picture; see `wsss.networks.inference`."""
+
+    network: nn.Module
+
+
+@runtime_checkable
 class Bounded(Protocol):
     """A localizer that knows how much memory it takes, and can compute the maps of large pictures tile by tile."""
 
@@ -116,9 +123,8 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     if "weights" in inputs:
         _check_reading(images, inputs["weights"])
     localizer = settings.localizer(images, **inputs)
-    # of the methods with a classifier
-    if isinstance(network := getattr(localizer, "network", None), nn.Module):
-        for_inference(network)
+    if isinstance(localizer, WithNetwork):
+        for_inference(localizer.network)
 
     def compute(index: int, loaded: tuple[Any, tuple[int, int]]) -> Cams:
         prepared, size_hw = loaded

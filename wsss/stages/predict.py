@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,7 +26,7 @@ from wsss.data.samples import DEFAULT_READING
 from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_reading
 from wsss.errors import BadInput, check_range
 from wsss.networks.inference import for_inference
-from wsss.ops.crf import PRESETS, DenseCRF, Preset, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, DenseCRF, Preset, crf_bytes, dense_crf, unary_from_scores
 from wsss.ops.regions import Regions
 from wsss.ops.thresholds import highest_label
 from wsss.outputs import edited_files
@@ -36,7 +37,7 @@ from wsss.run import Makes, OpenStage, StageInfo, open_stage
 from wsss.segmenters import SegmenterSettings
 from wsss.segmenters.retrieval import TrainedRetrieval
 from wsss.segmenters.trained import TrainedSegmenter
-from wsss.stages.each import for_each_picture
+from wsss.stages.each import for_each_picture, within_budget
 from wsss.stream import in_threads
 from wsss.weights import reading_of, trained_weights
 
@@ -51,6 +52,8 @@ _SUFFIXES = {"masks": ".png", "overlays": ".jpg", "json": ".json", "probabilitie
 # scale augmentation covers pictures that exceed the sizes of the training pictures by up to this factor
 SIZE_TOLERANCE = 1.25
 _SMALLEST_SIZE = 16
+# bytes of a network's activations for each pixel that it sees, above those of common segmenters
+_ACTIVATIONS = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +187,7 @@ class Segmenter:
             label: the classes that it may have; all if None. The others have probability 0.
         """
         absent = None if label is None else torch.from_numpy(np.concatenate([[False], ~label])).to(self.device)
-        total = torch.zeros((), device=self.device)
+        total: Tensor | None = None
         for view in prepared.views:
             view = view.to(self.device)
             for mirrored in self.mirrored:
@@ -193,8 +196,11 @@ class Segmenter:
                 logits = at_least_single(logits.flip(3) if mirrored else logits)
                 if absent is not None:
                     logits = logits.masked_fill(absent[:, None, None], -torch.inf)
-                total = total + (logits if self.trained.averaged == "logits" else logits.softmax(1))
-        mean = total[0] / (len(prepared.views) * len(self.mirrored))
+                scores = logits if self.trained.averaged == "logits" else logits.softmax(1)
+                del logits
+                total = scores if total is None else total.add_(scores)
+        assert total is not None
+        mean = total[0].div_(len(prepared.views) * len(self.mirrored))
         return (mean.softmax(0) if self.trained.averaged == "logits" else mean).cpu().numpy()
 
     def _logits(self, view: Tensor, prepared: Prepared) -> Tensor:
@@ -215,6 +221,17 @@ class Segmenter:
         if resized:
             found = f"regions, and {resized} of {len(sizes)} pictures that would be resized"
             raise BadInput("--regions", found, "pictures at their size", "Add --size full, or leave --regions out.")
+
+    def bytes_for(self, size_hw: tuple[int, int]) -> float:
+        """About the bytes that a picture of this height and width takes, from when it is prepared until its files are written."""
+        pixels, seen = math.prod(size_hw), math.prod(self.working_size(size_hw))
+        views = seen * (12 * sum(scale**2 for scale in self.scales) + _ACTIVATIONS * max(self.scales) ** 2)
+        # the sum over views in float32 and the scores of one view; half precision for files
+        labels = len(self.classes) + 1
+        scores = pixels * (3 + 10 * labels)
+        if self.settings.crf is None:
+            return views + scores
+        return max(views + scores, scores + 4 * labels * pixels + crf_bytes(pixels, [labels]))
 
     def refined(
         self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]
@@ -405,6 +422,11 @@ class _Predicting:
             self._write,
             title=f"predict {self.out.name}",
             is_done=lambda index: not self._missing(index),
+            needs=within_budget(
+                self.images,
+                lambda _, size_hw: self.segmenter.bytes_for(size_hw),
+                ", give a smaller --size (--test.size of a run), or shrink the picture",
+            ),
         )
         known = self.segmenter.long_sides
         return {

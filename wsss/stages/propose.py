@@ -1,5 +1,6 @@
 """Propose class-agnostic regions: one file per picture, which every method can use."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from wsss.ops.regions import Regions
 from wsss.regions.files import SUFFIX, write_regions
 from wsss.regions.proposer import Proposable
 from wsss.run import stage
-from wsss.stages.each import for_each_picture, read_prepared
+from wsss.stages.each import for_each_picture, read_prepared, within_budget
+
+# for each pixel, from picture to file, as measured (benchmarks/memory.py)
+_BYTES = 40
 
 
 @stage(kind="propose", makes="regions", title=None)
@@ -27,5 +31,6 @@ def propose(settings: Proposable, images: Images, *, out: Path) -> dict[str, Any
         return proposer.regions(loaded[0])
 
     load = partial(read_prepared, proposer.prepare, images)
-    for_each_picture(images, out, SUFFIX, load, compute, write_regions, title=f"propose {out.name}")
+    needs = within_budget(images, lambda _, size_hw: _BYTES * math.prod(size_hw), " or shrink the picture")
+    for_each_picture(images, out, SUFFIX, load, compute, write_regions, title=f"propose {out.name}", needs=needs)
     return {"images": len(images)}
