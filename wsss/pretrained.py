@@ -1,6 +1,7 @@
 """Load foundation models by hub id, folder or file. Code in a file is never run."""
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import importlib.util
@@ -37,7 +38,9 @@ from wsss.networks import blip
 from wsss.networks.clip import CLIP, ImageText, Vocabulary, from_openai, is_openai
 from wsss.networks.clip_resnet import ResNetCLIP, is_resnet, resnet_from_openai
 from wsss.networks.siglip import PaddedVocabulary, SigLIP
+from wsss.run import pretrained
 from wsss.storage import read_json
+from wsss.supervision import PAIRS
 from wsss.weights import SUFFIXES, finite
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -59,6 +62,16 @@ _EXPECTED_BLIP = (
 # file names of the weights that `save_pretrained` writes
 _SAVED = ("model.safetensors", "pytorch_model.bin")
 _EXPECTED_PROMPTED = "a CLIP with visual.mask_embedding, such as the one under clip_adapter.clip_model in ovseg_swinbase_vitL14_ft_mpt.pth"
+
+
+@dataclasses.dataclass(frozen=True)
+class FromCLIP:
+    """Settings of what a frozen CLIP computes."""
+
+    clip: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
+    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
+    activation: Activation = "quick_gelu"
+    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
 
 
 def load_clip(source: str, activation: Activation = "quick_gelu", lacks: str = "no class token") -> CLIP:

@@ -28,14 +28,13 @@ from wsss.errors import BadInput, check_range
 from wsss.networks.clip import CLIP, ImageText, unit_text_features
 from wsss.ops.boxes import box_mask
 from wsss.precision import Precision, mixed
-from wsss.pretrained import Activation, load_image_text
+from wsss.pretrained import FromCLIP, load_image_text
 from wsss.recipe import Method
 from wsss.refiners.crf import CRFSettings
-from wsss.run import maybe_file, pretrained, unrecorded
+from wsss.run import maybe_file, unrecorded
 from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
 from wsss.storage import cache_folder, digest, whole_file
-from wsss.supervision import PAIRS
 
 # generate_cams_voc12.py and generate_cams_coco14.py
 BOX_THRESHOLD, COCO_BOX_THRESHOLD = 0.4, 0.7
@@ -46,15 +45,11 @@ Score = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPESInference:
+class CLIPESInference(FromCLIP):
     """How maps are computed with CLIP."""
 
     title: ClassVar[str] = "CLIP-ES"
 
-    clip: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
-    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
-    activation: Activation = "quick_gelu"
-    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")
     """texts of the classes and backgrounds: a YAML file, or auto for the lists of CLIP-ES"""
     templates: tuple[str, ...] = ("a clean origami {}.",)

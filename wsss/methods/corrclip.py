@@ -32,7 +32,7 @@ from wsss.networks.corrclip import FEWEST_BLOCKS, linked, over_windows, region_f
 from wsss.networks.features import DenseFeatures, PatchDescriptions, TransformerFeatures
 from wsss.ops.regions import Regions
 from wsss.precision import Precision, mixed
-from wsss.pretrained import Activation, load_clip
+from wsss.pretrained import FromCLIP, load_clip
 from wsss.recipe import Method
 from wsss.refiners.crf import MaskSettings
 from wsss.refiners.regions import ModeSettings, RegionsSettings
@@ -40,22 +40,17 @@ from wsss.regions.sam import SAMSettings
 from wsss.run import maybe_file, pretrained, unrecorded
 from wsss.stages.evaluate import ScoreSettings
 from wsss.stages.localize import Cams
-from wsss.supervision import PAIRS
 
 # value of `dino`: the patches are compared by CLIP's own queries and keys
 _ITSELF = "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class CorrCLIPInference:
+class CorrCLIPInference(FromCLIP):
     """How maps are computed with CLIP within regions."""
 
     title: ClassVar[str] = "CorrCLIP"
 
-    clip: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
-    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
-    activation: Activation = "quick_gelu"
-    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     dino: str = pretrained("facebook/dino-vitb8")
     """the frozen transformer whose patches are compared: a hub id, a folder saved by transformers, a name of timm, or none:
     CLIP's own queries and keys"""

@@ -30,11 +30,10 @@ from wsss.errors import BadInput, check_range
 from wsss.methods.clip_es import check_names, patched, text_features
 from wsss.networks.clip import CLIP
 from wsss.ops.boxes import box_mask
-from wsss.pretrained import Activation, load_clip
-from wsss.run import maybe_file, pretrained, stage, unrecorded
+from wsss.pretrained import FromCLIP, load_clip
+from wsss.run import maybe_file, stage, unrecorded
 from wsss.stages.each import for_each_picture, read_prepared
 from wsss.storage import read_json, whole_file, write_json
-from wsss.supervision import PAIRS
 from wsss.tag_metrics import average_precision, precision_recall
 
 TAGS = "tags.csv"
@@ -56,13 +55,9 @@ _LACKS = "no class token to score regions with"
 
 
 @dataclasses.dataclass(frozen=True)
-class TagCLIPSettings:
+class TagCLIPSettings(FromCLIP):
     """How tags are predicted with CLIP. Published for COCO-Stuff: ratio 0.1, attention_blocks null, backgrounds false."""
 
-    clip: str = pretrained("openai/clip-vit-base-patch16", PAIRS)
-    """a Hugging Face hub id, a folder saved by transformers, or a checkpoint of OpenAI (ViT-B-16.pt) or open_clip"""
-    activation: Activation = "quick_gelu"
-    """activation of an open_clip state dict, which does not record it: gelu for most of them"""
     words: str = maybe_file("auto")
     """texts of the classes and backgrounds: a YAML file, or auto for the class names and the backgrounds of CLIP-ES"""
     templates: tuple[str, ...] = TEMPLATES

@@ -3,13 +3,34 @@
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import transformers
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wsss.errors import BadInput
 from wsss.pretrained import loading_model
 from wsss.regions.loading import load_proposer, place_of
+
+
+class Prepared(NamedTuple):
+    """A picture as the networks take it.
+
+    Attributes:
+        inputs: what the image processor gives.
+        size_hw: of the picture.
+        of_sam: what `SAM.prepare` gives, for boxes that become masks.
+    """
+
+    inputs: Any
+    size_hw: tuple[int, int]
+    of_sam: Any = None
+
+    @classmethod
+    def by(cls, processor: Any, image: UInt8[np.ndarray, "h w 3"], of_sam: Any = None) -> "Prepared":
+        """The picture as an image processor of transformers prepares it."""
+        inputs = processor(images=image.copy(), return_tensors="pt", input_data_format="channels_last")
+        return cls(inputs, (image.shape[0], image.shape[1]), of_sam)
 
 
 class Found(NamedTuple):

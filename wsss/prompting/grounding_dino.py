@@ -1,7 +1,7 @@
 """Grounding DINO (Liu et al., ECCV 2024): boxes of all objects that words name; Segment Anything turns them into masks."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,27 +10,13 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from wsss.errors import BadInput
-from wsss.prompting.finder import Found
+from wsss.prompting.finder import Found, Prepared
 from wsss.regions.sam import SAM
 
 KINDS = {
     "grounding-dino": "GroundingDinoForObjectDetection",
     "mm-grounding-dino": "MMGroundingDinoForObjectDetection",
 }
-
-
-class Prepared(NamedTuple):
-    """A picture as both networks take it.
-
-    Attributes:
-        inputs: of Grounding DINO: `pixel_values` and `pixel_mask`.
-        of_sam: what `SAM.prepare` gives; None without masks.
-        size_hw: of the picture.
-    """
-
-    inputs: Any
-    of_sam: Any
-    size_hw: tuple[int, int]
 
 
 class GroundingDINO:
@@ -77,9 +63,7 @@ class GroundingDINO:
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """See `wsss.prompting.finder.Finder`."""
-        inputs = self.processor(images=image.copy(), return_tensors="pt", input_data_format="channels_last")
-        of_sam = None if self.sam is None else self.sam.prepare(image)
-        return Prepared(inputs, of_sam, (image.shape[0], image.shape[1]))
+        return Prepared.by(self.processor, image, None if self.sam is None else self.sam.prepare(image))
 
     @torch.inference_mode()
     def found(self, prepared: Prepared, words: list[int]) -> list[Found]:

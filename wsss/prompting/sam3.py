@@ -1,31 +1,18 @@
 """Segment Anything 3 (arXiv 2511.16719): masks of all objects that a short noun phrase names."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
-from torch import Tensor
 
-from wsss.prompting.finder import Found
+from wsss.prompting.finder import Found, Prepared
 
 KINDS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}
 # tokens of a phrase, as in the processor of transformers
 _TOKENS = 32
-
-
-class Prepared(NamedTuple):
-    """A picture as the network takes it.
-
-    Attributes:
-        pixels: normalised, (1, 3, side, side).
-        size_hw: of the picture.
-    """
-
-    pixels: Tensor
-    size_hw: tuple[int, int]
 
 
 class SAM3:
@@ -44,13 +31,12 @@ class SAM3:
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """See `wsss.prompting.finder.Finder`."""
-        inputs = self.processor(images=image.copy(), return_tensors="pt", input_data_format="channels_last")
-        return Prepared(inputs["pixel_values"], (image.shape[0], image.shape[1]))
+        return Prepared.by(self.processor, image)
 
     @torch.inference_mode()
     def found(self, prepared: Prepared, words: list[int]) -> list[Found]:
         """The objects of each word whose score, that of the object times that of the word's presence, is above the threshold."""
-        seen = self.model.get_vision_features(prepared.pixels.to(self.model.device))
+        seen = self.model.get_vision_features(prepared.inputs["pixel_values"].to(self.model.device))
         return [self._of_word(seen, word, prepared.size_hw) for word in words]
 
     def _of_word(self, seen: Any, word: int, size_hw: tuple[int, int]) -> Found:
