@@ -94,6 +94,15 @@ def test_networks_that_a_variant_does_not_use_are_not_named(settings, used):
     assert sorted(behind(settings)) == used
 
 
+def test_weights_that_no_stage_made_are_named(tmp_path):
+    for name, kinds in (("res50_clims.pth", ["not known"]), ("ViT-B-16.pt", ["image-text pairs"])):
+        (tmp_path / name).write_bytes(b"1")
+        assert networks_behind({"inputs": {"weights": tmp_path / name}}, read_record) == {name: kinds}
+        # masks or maps may have been drawn by hand
+        assert networks_behind({"inputs": {"masks": tmp_path / name}}, read_record) == {}
+    assert networks_behind({"weights": tmp_path / "missing.pth"}, read_record) == {}
+
+
 def test_records_hold_what_they_were_made_from(tmp_path):
     first = make(Settings(init="deeplabv1_resnet101-coco.pth"), out=tmp_path / "first")
     # by a folder, and by a file that a setting names

@@ -55,6 +55,8 @@ _FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # settings of networks that are new, or of this run
 _WORDS = ("none", "auto", "baseline", "classifier")
+# input of stages that use a trained network
+_WEIGHTS = "weights"
 # weights of timm that were trained, or fine-tuned, on ImageNet's labels
 _IMAGENET_TAG = re.compile(r"in(1|12|21|22)k")
 
@@ -67,9 +69,12 @@ def networks_behind(inputs: Mapping[str, Any], read_record: Callable[[Path], Map
         read_record: reads the record of a finished stage.
     """
     found: Networks = {}
-    for value in inputs.values():
+    for name, value in inputs.items():
         if isinstance(value, Path):
             found |= _of_stage(value, read_record)
+            if name == _WEIGHTS and value.exists() and _stage_of(value) is None:
+                # a published file, or one from elsewhere
+                found |= dict(_named(str(value), "", UNKNOWN))
         elif isinstance(value, Mapping):
             found |= networks_behind(value, read_record)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
