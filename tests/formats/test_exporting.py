@@ -13,6 +13,7 @@ import wsss
 from tests.peers.masks import masks
 from wsss.cli import main
 from wsss.data.files import read_mask, write_mask
+from wsss.data.folder import open_pictures
 from wsss.data.images import Images
 from wsss.data.lists import EXPORT_RECORD
 from wsss.errors import BadInput
@@ -206,6 +207,22 @@ def test_a_stage_knows_its_classes_pictures_and_tags(two, tmp_path):
     paths[1].unlink()
     with pytest.raises(BadInput, match="no picture 'a'"):
         wsss.export("hf", made, tmp_path / "other", pictures=two.root / "pictures")
+
+
+def test_predictions_of_a_plain_folder_have_the_classes_of_their_segmenter(two, tmp_path):
+    """Pictures without tags and classes: only the record of the predictions names the classes."""
+
+    @stage(kind="predict", makes="predictions", title="segmenter")
+    def predicted(images, *, out):
+        for name in images.names:
+            write_mask(out / f"{name}.png", read_mask(two.root / "masks" / f"{name}.png"))
+        return {"images": len(images), "classes": ["cat", "dog"]}
+
+    made = predicted(open_pictures(two.root / "pictures"), out=tmp_path / "predictions")
+    out = wsss.export("coco", made, tmp_path / "out", pictures=two.root / "pictures")
+    exported = json.loads(out.read_text())
+    assert [each["name"] for each in exported["categories"]] == ["cat", "dog"]
+    assert {each["category_id"] for each in exported["annotations"]} == {1, 2}
 
 
 def test_pictures_without_a_mask_are_left_out_and_counted(two, tmp_path, capsys):

@@ -100,14 +100,15 @@ def _of_stage(masks: Path, options: SourceOptions) -> Source:
     if table is None:
         raise BadInput(masks, "a record without pictures", "masks of pictures", "Give the folder of a run's masks.")
     names = tuple(row[0] for row in table["pictures"])
-    class_names = tuple(table["class_names"])
+    # a segmenter has classes of its own, whatever those of the pictures; a plain folder has none
+    class_names = tuple(record["result"].get("classes", table["class_names"]))
     if options.classes is not None and read_classes(class_source(options.classes)) != class_names:
         found, expected = f"--classes {options.classes!r:.60}", f"the classes of {masks}: {', '.join(class_names[:8])}"
         raise BadInput("--classes", found, expected, "Leave it out: the record of the masks names the classes.")
     paths = _pictures_of_stage(masks, names, [row[1] for row in table["pictures"]], options)
     labels = np.zeros((len(names), len(class_names)), bool)
     for row, (*_, classes, _, _) in zip(labels, table["pictures"], strict=True):
-        row[classes] = True
+        row[[class_names.index(name) for k in classes if (name := table["class_names"][k]) in class_names]] = True
     images = Images(masks.name, names, paths, class_names, labels, (None,) * len(names), table["options"]["upright"])
     return Source(masks, images, bool(labels.any()))
 
