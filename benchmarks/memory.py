@@ -1,6 +1,6 @@
 """Peak memory of the stages by the number of pixels, of this version and of another one.
 
-    python benchmarks/memory.py [--baseline PYTHON] [--stages crf refine localize predict regions] [--megapixels 0.2 2 6 24] [--memory 4GB]
+    python benchmarks/memory.py [--baseline PYTHON] [--stages crf refine threshold localize regions] [--megapixels 0.2 2 6 24] [--memory 4GB]
 
 Every number is from a process of its own, which handles one picture of 3:2 with noise like a photograph's, one class and one thread, after a small
 picture: the highest resident memory since then, less what was resident before, as bytes a pixel and GiB. `localize` is a CAM of a small ResNet
@@ -20,12 +20,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
-STAGES = ("crf", "refine", "localize", "predict", "regions")
+STAGES = ("crf", "refine", "threshold", "localize", "regions")
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -61,10 +63,10 @@ def crf() -> Callable[[np.ndarray], object]:
     return work
 
 
-def refine() -> Callable[[np.ndarray], object]:
+def refine(by: Literal["crf", "threshold"] = "crf") -> Callable[[np.ndarray], object]:
     from wsss.refiners.crf import CRFSettings, pseudo_mask
 
-    settings = CRFSettings(threshold=0.5, lower=0.4)
+    settings = CRFSettings(by=by, threshold=0.5, lower=0.4)
 
     def work(image: np.ndarray) -> object:
         maps = maps_of(image)
@@ -91,18 +93,6 @@ def localize() -> Callable[[np.ndarray], object]:
         start()
         found = localizer.cams(localizer.prepare(image), (image.shape[0], image.shape[1]), label)
         return found.maps
-
-    return work
-
-
-def predict() -> Callable[[np.ndarray], object]:
-    from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
-    from wsss.stages.predict import most_probable
-
-    def work(image: np.ndarray) -> object:
-        scores = np.concatenate([maps_of(image), 1 - maps_of(image)])
-        start()
-        return most_probable(dense_crf(image, unary_from_scores(scores), PRESETS["deeplab"], threads=1))
 
     return work
 
@@ -135,7 +125,14 @@ before, begun = 0, 0.0
 def measure(stage: str, megapixels: float, budget: str, most: float) -> None:
     """One number, printed as JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (int(most * 2**30),) * 2)
-    work = {"crf": crf, "refine": refine, "localize": localize, "predict": predict, "regions": regions}[stage]()
+    stages: dict[str, Callable[[], Callable[[np.ndarray], object]]] = {
+        "crf": crf,
+        "refine": refine,
+        "threshold": partial(refine, "threshold"),
+        "localize": localize,
+        "regions": regions,
+    }
+    work = stages[stage]()
     try:
         from wsss import memory
 
