@@ -118,3 +118,22 @@ def test_contradictions_are_found(changes, found):
     Regions(**fitting)
     with pytest.raises(BadInput, match=found):
         Regions(**fitting | changes)
+
+
+def test_a_level_lies_on_top_of_lower_ones():
+    """Equal regions are stored once, on the lowest level, so a level alone would leave holes."""
+    left, right = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
+    left[:, :2], right[:, 2:] = True, True
+    halves = [left, right]
+    corner = np.zeros((2, 4), bool)
+    corner[0, 0] = True
+    # level 0: the corner, the rest of the left half, the right half; level 1: the halves; level 2: the whole
+    masks = np.stack([corner, left & ~corner, right, *halves, np.ones((2, 4), bool)])
+    regions = Regions.of_masks(masks, np.full(6, 0.5), np.array([0, 0, 0, 1, 1, 2])).without_repeats()
+    assert regions.levels.tolist() == [0, 0, 0, 1, 2]
+    for top in ("area", "score"):
+        np.testing.assert_array_equal(regions.flattened(top=top, level=0), np.where(right, 2, np.where(corner, 0, 1)))
+        np.testing.assert_array_equal(regions.flattened(top=top, level=1), np.where(right, 2, 3))
+        np.testing.assert_array_equal(regions.flattened(top=top, level=2), np.full((2, 4), 4))
+    # regions that are not sure enough are left out
+    assert (regions.flattened(0.6, level=2) == -1).all()

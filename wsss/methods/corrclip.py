@@ -79,7 +79,7 @@ class CorrCLIPInference(FromCLIP):
     paint: Literal["area", "score"] = "area"
     """which region is on top where they overlap: the largest one (published for SAM 2), or the surest one"""
     level: int | None = None
-    """use only the regions of this level; null for all"""
+    """the highest level of regions that is used, on top of lower ones; null: all levels alike"""
     regions: Path | None = unrecorded(None)
     """folder of regions made by `wsss regions`; a run makes them with `proposer` otherwise"""
     precision: Precision = "no"

@@ -202,12 +202,14 @@ class Regions:
         Args:
             score: lowest score of a region that is used.
             top: which region is on top: the surest one, or the largest one.
-            level: use only the regions of this level; None for all.
+            level: the highest level that is used, on top of the lower ones, since equal regions are only on their lowest level; None: the regions
+                of all levels, whatever their level.
         """
         sure = self.scores >= score
-        chosen = np.flatnonzero(sure if level is None else sure & (self.levels == level))
+        chosen = np.flatnonzero(sure if level is None else sure & (self.levels <= level))
         height = (self.scores if top == "score" else self.areas)[chosen]
-        return self.painted(chosen[np.argsort(height, kind="stable")])
+        order = np.argsort(height, kind="stable") if level is None else np.lexsort((height, self.levels[chosen]))
+        return self.painted(chosen[order])
 
     def summed(self, values: np.ndarray) -> np.ndarray:
         """Sums of values of the atoms, (a, k), over the atoms of each region: (n, k)."""

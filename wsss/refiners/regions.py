@@ -81,7 +81,7 @@ class ModeSettings:
     paint: Literal["score", "area"] = "score"
     """which region is on top where they overlap: the surest one, or the largest one (published for SAM 2)"""
     level: int | None = None
-    """use only the regions of this level; null for all"""
+    """the highest level of regions that is used, on top of lower ones; null: all levels alike"""
     all_regions: bool = False
     """correct every region; as published, one stays as it is in pictures without a pixel outside the regions"""
 
