@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install demo test test-quick test-all docs test-isa fuzz check format benchmarks clean
+.PHONY: install demo test test-quick test-all docs test-isa fuzz check format benchmarks growth clean
 
 install: $(INSTALLED)
 
@@ -65,6 +65,10 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/clip_es.py
 	$(BIN)/python benchmarks/random_walk.py
+
+# hours; GROWTH=--quick is a look at smaller numbers
+growth: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --out runs/growth $(GROWTH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

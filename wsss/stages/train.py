@@ -200,6 +200,9 @@ def train(settings: TrainableSettings, images: Images, *, out: Path, **inputs: P
     if images.reading != DEFAULT_READING:
         trainable.metadata["reading"] = images.reading.plain()
     launch.synchronise_batch_norm(trainable)
+    if launch.device().type == "cpu":
+        # oneDNN trains networks with convolutions faster in this layout (docs/performance.md)
+        trainable.to(memory_format=torch.channels_last)
     occurrences = _occurrences(len(images), trainable.repeats)
     epoch_steps = _epoch_steps(training, len(occurrences))
     loop = _Loop(training, trainable, _length(training, len(occurrences), trainable.stop_epochs), out)

@@ -1,0 +1,91 @@
+"""The demo's first two runs, CAM and CLIP-ES, by this version and by an earlier one: CPU seconds and mIoU of the predictions, for several seeds.
+
+    OMP_NUM_THREADS=1 python benchmarks/demo.py --baseline OTHER/.venv/bin/python --seeds 0 1 2 --out FOLDER
+
+OTHER is a checkout of the earlier version with an environment of its own:
+
+    git worktree add OTHER 8185a4c && cd OTHER && make install
+
+Both run on the same generated pictures, one after the other; finished runs in FOLDER are not repeated. The CPU seconds are those of the whole
+command with its loader processes, imports included. The first runs compile the dense CRF, unless that is in numba's cache.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+METHODS = ("cam", "clip_es")
+RUN = "import sys; from wsss.cli import main; sys.exit(main())"
+CONFIGS = "import wsss.demo; print(wsss.demo.CONFIGS)"
+
+
+def run(python: str, words: list[str]) -> float:
+    """Run a command of an interpreter's version, and return its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([python, "-c", RUN, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def measured(python: str, data: Path, out: Path, method: str, seed: int) -> dict[str, float]:
+    """CPU seconds and mIoU of a run; read from its file if it was measured before."""
+    known = out.with_suffix(".json")
+    if not known.exists():
+        configs = Path(
+            subprocess.run([python, "-c", CONFIGS], check=True, capture_output=True, text=True).stdout.strip()
+        )
+        clip = configs / "demo_clip"
+        words = [
+            "run",
+            method,
+            "--data",
+            str(data),
+            "--config",
+            str(configs / f"demo_{method}.yaml"),
+            "--out",
+            str(out),
+        ]
+        words += ["--segmenter.training.epochs", "16", "--segmenter.training.seed", str(seed)]
+        if method == "cam":
+            words += ["--classifier.training.seed", str(seed)]
+        else:
+            words += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
+        cpu = run(python, words)
+        scores = json.loads((out / "predictions-scores" / "scores.json").read_text())
+        known.write_text(json.dumps({"cpu": cpu, "miou": 100 * scores["scores"]["miou"]}))
+    return json.loads(known.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", required=True, help="the interpreter of the earlier version")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    data = options.out / "shapes"
+    if not data.exists():
+        run(sys.executable, ["data", "shapes", str(data), "--train", "300", "--val", "100", "--size", "112"])
+    ways = {"before": options.baseline, "now": sys.executable}
+    for method in METHODS:
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for seed in options.seeds:
+            for name, python in ways.items():
+                found[name].append(measured(python, data, options.out / f"{method} {name} {seed}", method, seed))
+            before, now = (found[name][-1] for name in ways)
+            print(
+                f"{method}, seed {seed}: {before['cpu']:.0f} and {now['cpu']:.0f} CPU s, ratio {before['cpu'] / now['cpu']:.2f}; "
+                f"mIoU {before['miou']:.1f} and {now['miou']:.1f}",
+                flush=True,
+            )
+        cpu, miou = ([sum(one[key] for one in found[name]) for name in ways] for key in ("cpu", "miou"))
+        means = [one / len(options.seeds) for one in miou]
+        print(
+            f"{method}, all seeds: ratio {cpu[0] / cpu[1]:.2f}; mean mIoU {means[0]:.1f} and {means[1]:.1f}", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""CPU time and peak memory of every stage against the number of pictures, their size, the number of classes, of tags a picture, and of processes.
+
+    OMP_NUM_THREADS=1 python benchmarks/growth.py --out FOLDER [--quick] [--axes pictures side classes tags processes]
+
+It draws tiny pictures, and runs the commands of a pipeline on them, each in a process of its own, with networks that take three updates, so
+that what is measured is the work per picture. Prints a table and writes FOLDER/growth.svg: CPU seconds, of all processes together, and the
+peak memory of the largest one. What was measured is kept in FOLDER/results.json, and is not repeated: a stopped measurement continues.
+`exponent` is that of the growth between the last two values: 1 is linear, 0 is constant.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image
+
+from wsss.storage import write_json
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
+
+class Case(NamedTuple):
+    """A dataset, and how many processes work on it."""
+
+    pictures: int = 100
+    side: int = 32
+    classes: int = 2
+    tags: int = 1
+    processes: int = 1
+
+
+AXES: Mapping[str, tuple[Case, tuple[int, ...], tuple[int, ...]]] = {
+    "pictures": (Case(), (1000, 5000, 20000), (100, 300, 900)),
+    # of the square pictures: 0.2, 1, 6, 24 megapixels
+    "side": (Case(pictures=4), (448, 1000, 2450, 4900), (256, 512, 1024)),
+    "classes": (Case(pictures=400), (2, 20, 200), (2, 20, 200)),
+    "tags": (Case(pictures=100, side=64, classes=20), (1, 4, 16), (1, 4, 16)),
+    "processes": (Case(pictures=1000), (1, 2, 4), (1, 2)),
+}
+SMALL = {"train": ("--backbone", "test_resnet", "--init", "none", "--augment.long_side", "[32, 40]", "--augment.crop", "32"),
+         "segment": ("--segmenter.network.backbone", "test_resnet", "--segmenter.init", "none", "--segmenter.augment.crop", "32",
+                     "--segmenter.network.pyramid_scales", "[]")}  # fmt: skip
+SHORT = ("batch", "4"), ("steps", "3"), ("workers", "1")
+
+
+def commands(data: Path, out: Path) -> dict[str, list[str]]:
+    """The command lines of the stages, by title; each reads what those before it wrote."""
+    given = ["--data", str(data)]
+    quick = {
+        prefix: [word for key, value in SHORT for word in (f"--{prefix}training.{key}", value)]
+        for prefix in ("", "segmenter.")
+    }
+    masks, maps = out / "threshold" / "masks", out / "cams"
+    predict = ["predict", "--weights", str(out / "segmenter"), "--pictures", str(data / "train"), "--size", "full"]
+    return {
+        "data info": ["data", "info", str(data)],
+        "train cam": ["train", "cam", *given, *SMALL["train"], *quick[""], "--out", str(out / "classifier")],
+        "localize cam": ["localize", "cam", *given, "--weights", str(out / "classifier"), "--scales", "[1.0]", "--out", str(maps)],
+        "refine (threshold)": ["refine", *given, "--cams", str(maps), "--refiner.by", "threshold", "--out", str(out / "threshold")],
+        "refine (dense CRF)": ["refine", *given, "--cams", str(maps), "--out", str(out / "crf")],
+        "evaluate maps": ["evaluate", *given, "--cams", str(maps), "--out", str(out / "cams-scores")],
+        "evaluate masks": ["evaluate", *given, "--masks", str(masks), "--out", str(out / "masks-scores")],
+        "segment": ["segment", *given, "--masks", str(masks), *SMALL["segment"], *quick["segmenter."], "--out", str(out / "segmenter")],
+        "predict": [*predict, "--out", str(out / "predictions")],
+        "predict, finished": [*predict, "--out", str(out / "predictions")],
+    }  # fmt: skip
+
+
+def draw(case: Case, data: Path) -> None:
+    """Write noise with a rectangle for each tag, true masks, and a table of tags."""
+    part = data.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    for folder in ("train", "masks"):
+        (part / folder).mkdir(parents=True)
+    names = [f"class{index:03d}" for index in range(case.classes)]
+    rows = ["image,tags,mask"]
+    small = min(case.side, 64)
+    for index in range(case.pictures):
+        rng = np.random.default_rng(index)
+        picture, mask = rng.integers(90, 150, (small, small, 3), np.uint8), np.zeros((small, small), np.uint8)
+        chosen = (index + np.arange(case.tags)) % case.classes
+        for place, one in enumerate(chosen):
+            top, left = divmod(place, 4)
+            rectangle = (
+                slice(top * small // 4, (top + 1) * small // 4),
+                slice(left * small // 4, (left + 1) * small // 4),
+            )
+            picture[rectangle], mask[rectangle] = (one * 37 % 256, one * 91 % 256, 200), one + 1
+        size = (case.side, case.side)
+        Image.fromarray(picture).resize(size).save(part / "train" / f"{index:05d}.jpg")
+        Image.fromarray(mask).resize(size, Image.Resampling.NEAREST).save(part / "masks" / f"{index:05d}.png")
+        rows.append(f"train/{index:05d}.jpg,{';'.join(names[one] for one in chosen)},masks/{index:05d}.png")
+    (part / "tags.csv").write_text("\n".join(rows) + "\n")
+    (part / "classes.txt").write_text("\n".join(names) + "\n")
+    part.rename(data)
+
+
+def run(words: list[str], processes: int, log: Path) -> dict[str, float]:
+    """Run a command; its CPU seconds and peak MiB."""
+    start = [sys.executable, "-m"]
+    if processes > 1 and words[:2] != ["data", "info"]:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    with log.open("w") as stream:
+        child = subprocess.Popen([*start, "wsss", *words], stdout=stream, stderr=stream)
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"wsss {' '.join(words)} failed: {log.read_text()[-2000:]}")
+    return {"cpu": usage.ru_utime + usage.ru_stime, "mib": usage.ru_maxrss / 1024}
+
+
+def measure(axis: str, case: Case, value: int, out: Path, results: dict[str, dict[str, float]]) -> None:
+    """Measure all stages of a case that were not measured yet."""
+    name = f"{axis} {value}"
+    folder = out / name
+    titles = commands(folder / "data", folder)
+    if all(f"{name} {title}" in results for title in titles):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    draw(case, folder / "data")
+    for title, words in titles.items():
+        results[f"{name} {title}"] = run(words, case.processes, folder / "log")
+        print(f"{name} {title}: {results[f'{name} {title}']}", file=sys.stderr, flush=True)
+    write_json(out / "results.json", results)
+    shutil.rmtree(folder)
+
+
+def exponent(values: list[float], at: list[int]) -> float:
+    """The growth between the last two values."""
+    return math.log(max(values[-1], 1e-9) / max(values[-2], 1e-9)) / math.log(at[-1] / at[-2])
+
+
+def show(axis: str, at: list[int], results: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the table of an axis."""
+    print(f"\n| {axis} | {' | '.join(map(str, at))} | exponent | {' | '.join(map(str, at))} | exponent |")
+    print("|---" * (2 * len(at) + 3) + "|")
+    for title in commands(Path(), Path()):
+        cells = []
+        for key in ("cpu", "mib"):
+            found = [results[f"{axis} {value} {title}"][key] for value in at]
+            cells += [f"{one:.1f}" if key == "cpu" else f"{one:.0f}" for one in found] + [f"{exponent(found, at):.2f}"]
+        print(f"| {title} | {' | '.join(cells)} |")
+
+
+def plot(axes: Mapping[str, list[int]], results: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw CPU seconds and memory of all stages against each axis."""
+    figure, rows = plt.subplots(2, len(axes), figsize=(3.4 * len(axes), 6), squeeze=False)
+    for column, (axis, at) in enumerate(axes.items()):
+        for row, (key, label) in enumerate((("cpu", "CPU s"), ("mib", "peak MiB"))):
+            one = rows[row][column]
+            for title in commands(Path(), Path()):
+                one.plot(at, [results[f"{axis} {value} {title}"][key] for value in at], marker=".", label=title)
+            one.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize="small")
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=tuple(AXES))
+    parser.add_argument("--quick", action="store_true", help="smaller numbers: a look in half an hour")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    stored = options.out / "results.json"
+    results = json.loads(stored.read_text()) if stored.exists() else {}
+    axes = {axis: list(AXES[axis][2 if options.quick else 1]) for axis in options.axes}
+    for axis, at in axes.items():
+        for value in at:
+            measure(axis, AXES[axis][0]._replace(**{axis: value}), value, options.out, results)
+        show(axis, at, results)
+    plot(axes, results, options.out / "growth.svg")
+
+
+if __name__ == "__main__":
+    main()
