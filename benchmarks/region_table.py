@@ -32,6 +32,8 @@ from wsss.weights import WEIGHTS
 
 # unsure: levels with a second threshold, between the two of which pixels are ignored (in the score they are background)
 REFINERS = ("maps", "crf", "irnet", "affinitynet", "levels", "unsure", "votes", "sepl", "sams", "mode")
+# what the flags lie over, on any computer
+PRESET = "--preset small-cpu"
 # the masks that a DeepLab is trained on
 TAUGHT = ("crf", "levels", "unsure", "votes", "truth")
 SEGMENTERS = ("retrieval", *(f"deeplab on {masks}" for masks in TAUGHT))
@@ -58,7 +60,7 @@ def _settings(backbone: str, stride: int, steps: int, sides: str, crop: int, lr:
         f"--augment.crop {crop} --training.batch 8 --training.steps {steps} --training.lr {lr} --training.warmup 100 "
         + adamw.format("training"),
         maps="--scales [1.0,0.75]",
-        network=f"--{net}.backbone {backbone} --{net}.init classifier --{net}.augment.crop {crop} --{net}.training.batch 8 "
+        network=f"--{net}.backbone {backbone} --{net}.init classifier --{net}.augment.crop {crop // 16 * 16} --{net}.training.batch 8 "
         f"--{net}.training.steps 200 --{net}.training.momentum 0.9 --{net}.training.workers 0",
         segmenter=f"--segmenter.network.backbone {backbone} --segmenter.network.output_stride {stride} "
         "--segmenter.network.atrous_rates [1,2,4] --segmenter.network.pyramid_scales [] --segmenter.network.batch_norm live "
@@ -129,13 +131,13 @@ class Set(NamedTuple):
     def prepare(self) -> None:
         """Train the classifier and make its maps."""
         seed = f"--training.seed {self.seed}"
-        run(f"train cam --data {self.data} {self.settings.classifier} {seed}", self.folder / "classifier")
+        run(f"train cam {PRESET} --data {self.data} {self.settings.classifier} {seed}", self.folder / "classifier")
         weights = f"--weights {self.folder / 'classifier'}"
-        run(f"localize cam --data {self.data} {weights} {self.settings.maps}", self.folder / "cams")
+        run(f"localize cam {PRESET} --data {self.data} {weights} {self.settings.maps}", self.folder / "cams")
 
     def refined(self, row: str) -> Spent:
         """Make the masks of a row."""
-        start = f"refine --data {self.data} --cams {self.folder / 'cams'}"
+        start = f"refine {PRESET} --data {self.data} --cams {self.folder / 'cams'}"
         classifier = f"--classifier {self.folder / 'classifier'}"
         out = self.folder / row
         if row in ("maps", "crf"):
@@ -165,7 +167,7 @@ class Set(NamedTuple):
             self.refined(masks.parent.name)
         out = self.folder / row.replace(" ", "-")
         start = f"--segmenter.init {self.folder / 'classifier' / WEIGHTS} --segmenter.training.seed {self.seed}"
-        more = f"{start} {self.settings.segmenter}"
+        more = f"{PRESET} {start} {self.settings.segmenter}"
         if row == "retrieval":
             more = f"--segmenter retrieval --preset quick --features.source {self.folder / 'classifier'}"
         made = run(f"segment --data {self.data} --masks {masks} {more}", out)
