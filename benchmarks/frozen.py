@@ -6,7 +6,8 @@
 
 DeepLab v2 has the settings of the file and starts from the run's classifier; the head has those of the preset, on the tokens of the same
 classifier. For each seed both are made anew, one after the other, in processes of their own with one thread and without loader processes; the first
-of the pair changes from seed to seed. An epoch is the CPU time of the training by its number of epochs, a stage includes the cache of the tokens.
+of the pair changes from seed to seed. An epoch is the CPU time from the first update to the last, by the number of epochs between them; a stage is
+everything, the cache of the tokens too.
 Memory is the peak of the process beyond what it has before the stage. mIoU is that of the predictions for the validation pictures.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from wsss import watch
 from wsss.configs import CONFIGS
 from wsss.data.documents import read_document
 from wsss.data.open import open_dataset
@@ -44,6 +46,28 @@ class Found(NamedTuple):
     stage: float
     memory: float
     miou: float
+
+
+class Updates:
+    """Notes the CPU time after each update of a training; see `wsss.watch.Listener`."""
+
+    def __init__(self) -> None:
+        self.after: list[float] = []
+
+    def advanced(self, title: str, done: int, total: int) -> None:
+        if title.startswith("train "):
+            self.after.append(cpu_seconds())
+
+    def training(self, *_: object) -> None: ...
+
+    def stage_started(self, *_: object) -> None: ...
+
+    def stage_finished(self, *_: object) -> None: ...
+
+    @property
+    def seconds(self) -> float:
+        """Of one update."""
+        return (self.after[-1] - self.after[0]) / (len(self.after) - 1)
 
 
 def cpu_seconds() -> float:
@@ -83,14 +107,15 @@ def measured(job: tuple[str, argparse.Namespace, int]) -> Found:
             cache_tokens(settings.after(given.run / "classifier").of_tokens, images, out=tokens)
         cached = cpu_seconds()
         classifier = given.run / "classifier"
-        segment(settings, images, masks=given.run / "masks", out=out, classifier=classifier, tokens=tokens)
+        updates = Updates()
+        with watch.listening(updates):
+            segment(settings, images, masks=given.run / "masks", out=out, classifier=classifier, tokens=tokens)
         end, peak = cpu_seconds(), megabytes("VmHWM")
         masks = predict(whole.test, val, weights=out, out=Path(folder) / "predictions")
         scores = evaluate_masks(whole.scores, val, masks=masks, out=Path(folder) / "scores")
         miou = read_json(scores / "scores.json", "scores")["scores"]["miou"]
-        steps = read_json(out / "history.json", "the history of a training")[-1]["step"]
-    epochs = steps * training.batch * training.accumulate / len(images)
-    return Found(cached - start, (end - cached) / epochs, end - start, peak - before, 100 * miou)
+    epoch = max(1, len(images) // training.batch // training.accumulate) * updates.seconds
+    return Found(cached - start, epoch, end - start, peak - before, 100 * miou)
 
 
 def line(name: str, values: Sequence[float | str]) -> str:

@@ -10,6 +10,7 @@ from tests.conftest import tree
 from tests.end_to_end.conftest import TINY, kill_at, ok, wsss
 from tests.end_to_end.test_run_cam import prefixed
 from wsss.data.files import read_mask
+from wsss.stages.runs import open_runs
 from wsss.weights import read_weights
 
 TRAINING = {"batch": 8, "steps": 20, "workers": 0, "lr": 0.003}
@@ -42,6 +43,8 @@ def test_a_run_caches_tokens_and_trains_on_them(run):
     scores = json.loads((run / "predictions-scores" / "scores.json").read_text())
     assert scores["scores"]["miou"] > 0
     assert "head on a frozen network" in (run / "report.html").read_text()
+    (read,) = open_runs([run])
+    assert read.protocol["segmenter"] == "head on a frozen network, test_resnet, 20 updates"
 
 
 @pytest.mark.slow

@@ -219,8 +219,11 @@ def _values(stage: Stage, *keys: str) -> list[str]:
 
 
 def _backbone(stage: Stage) -> list[str]:
-    """The backbone named in a network's file, which has what `auto` resolved to, or in its settings."""
+    """The backbone or frozen network named in a network's file, which has what `auto` resolved to, or in its settings."""
     metadata = _metadata(stage)
+    frozen = metadata.get("features")
+    if isinstance(frozen, dict):
+        return [frozen["body"]["backbone"] if frozen.get("body") else Path(str(frozen.get("source"))).name]
     holders = (metadata, metadata.get("network"), stage.inputs["settings"])
     return [str(holder["backbone"]) for holder in holders if holder and "backbone" in holder][:1]
 
