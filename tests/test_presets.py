@@ -188,3 +188,14 @@ def test_all_methods_have_the_preset_below_common_settings(capsys):
     for one in planned.values():
         assert one.settings(tables)["segmenter"].kind == ("weclip" if one.name == "weclip" else "deeplab")
     assert printed(capsys, "run", "all", "--preset", "quick")["preset"] == "quick"
+
+
+@pytest.mark.parametrize("method", ["cam", None])
+def test_a_head_that_goes_on_keeps_the_layers_of_its_file(method):
+    """What the preset says about a new head on a frozen network is not asked of one that is there already."""
+    new, further = (
+        presets.settings("quick", method, {"segmenter": {"kind": "frozen", **given}})["segmenter"]
+        for given in ({}, {"init": "runs/mine/segmenter"})
+    )
+    assert {*new} - {*further} == {"features", "network"}
+    assert further["training"] == new["training"]

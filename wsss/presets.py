@@ -25,6 +25,8 @@ NAMES = ("quick", "small-cpu", "gpu", "paper")
 FOLDER = CONFIGS / "presets"
 
 
+# a kind of segmenter that goes on from a file (`init`), and what that file says about it
+_WITH_FILE, _IN_FILE = "frozen", ("features", "network")
 # of a run folder: the preset, and the settings given over it
 RECORDED = "settings.yaml"
 
@@ -123,7 +125,10 @@ def settings(name: str, method: str | None, given: Mapping[str, Any]) -> dict[st
             _add(found, table[keys[0]], keys, value, chosen)
     for key, field in table.items():
         if (kind := chosen[key]) is not None:
-            _add(found, field, (key,), content.get("kinds", {}).get(kind, {}), chosen)
+            of_kind = content.get("kinds", {}).get(kind, {})
+            if kind == _WITH_FILE and _inside(given.get(key), "init") is not None:
+                of_kind = {name: value for name, value in of_kind.items() if name not in _IN_FILE}
+            _add(found, field, (key,), of_kind, chosen)
     # a run has the variant in a section, a single training at the top
     variant = _inside(given.get("classifier", given), "variant")
     of_variant = content.get("variants", {}).get(method, {}).get(variant, {})

@@ -285,13 +285,14 @@ class TokenExamples:
             f"map_{level}": _square(one, top * step, left * step, self.side * step)
             for level, (one, step) in enumerate(zip(maps, steps, strict=True))
         }
-        inside = torch.full([side * self.coarse for side in grid_hw], False)
-        points = self.coarse * self.per_cell
+        points, side = self.coarse * self.per_cell, self.side * self.coarse
+        outside = torch.ones(side, side, dtype=torch.bool)
+        outside[: (grid_hw[0] - top) * self.coarse, : (grid_hw[1] - left) * self.coarse] = False
         kept = rng.random(self.embedding) >= self.dropout
         return {
             **example,
-            "outside": _filled(inside, top * self.coarse, left * self.coarse, self.side * self.coarse, True),
-            "label": _filled(torch.from_numpy(labels).long(), top * points, left * points, self.side * points, IGNORE),
+            "outside": outside,
+            "label": _filled(torch.from_numpy(labels), top * points, left * points, self.side * points, IGNORE).long(),
             "factors": torch.from_numpy(kept / (1 - self.dropout)).float(),
         }
 

@@ -4,6 +4,7 @@
 shards. `tokens-00000.safetensors`, .. hold a tensor (channels, rows, columns) for each picture, view and feature map.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -246,7 +247,7 @@ class TokenCache:
         Raises:
             BadInput: a shard is missing or damaged.
         """
-        shard = int(np.searchsorted(self.index.starts, position, side="right")) - 1
+        shard = bisect.bisect_right(self.index.starts, position) - 1
         path = self.folder / shard_name(shard)
         with reading(path, "a shard of cached tokens", _AGAIN, missing=_AGAIN):
             if shard not in self._open:
