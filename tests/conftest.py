@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tests import typechecker
 
 # A slip of a reader is an error here, and does not hide behind the file that it reads; processes that tests start inherit this
 os.environ["WSSS_STRICT"] = "1"
+# nothing that a test remembers is found by another run of the tests
+_CACHE = tempfile.TemporaryDirectory(prefix="wsss-tests-")
+os.environ["WSSS_CACHE"] = _CACHE.name
 pytest_plugins = ["tests.parity.looked_at"]
 # how long an example takes says nothing on a machine that is busy
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -93,8 +93,10 @@ def test_compiling_is_planned_once(shapes, monkeypatch, by, more):
         return next(one.seconds for one in planned(shapes, refiner={"by": by}).stages if one.folder == "masks")
 
     before = masks()
+    assert not planned(shapes, refiner={"by": by}).compiles
     monkeypatch.setattr(plan.crf, "is_compiled", lambda: False)
     assert masks() - before == pytest.approx(more, abs=1)
+    assert planned(shapes, refiner={"by": by}).compiles == (by == "crf")
 
 
 def test_what_cannot_be_estimated_is_marked(shapes):

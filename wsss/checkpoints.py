@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
-import timm
 import torch
-import torchvision
 from torch import Tensor
 
 from wsss import hub
@@ -64,6 +62,8 @@ def imagenet_weights(name: str, setting: str = "init") -> tuple[State, Path]:
     Raises:
         BadInput: torchvision has no such weights, or they are not in the cache and cannot be downloaded.
     """
+    import torchvision  # slow to import
+
     try:
         url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     except (ValueError, AttributeError) as error:
@@ -99,6 +99,8 @@ def timm_weights(name: str, setting: str = "init") -> tuple[State, str]:
     Raises:
         BadInput: they are not in the cache and cannot be downloaded.
     """
+    import timm  # slow to import
+
     where = f"timm's pretrained weights of {name}"
     try:
         with hub.cache_if_offline():

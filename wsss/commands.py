@@ -17,7 +17,7 @@ from wsss.data import commands as data_commands
 from wsss.data.documents import Keys, dump
 from wsss.errors import PICTURES, TRAINED, BadInput, Faults, NoSuchName, count_of, existing, nearest
 from wsss.formats import FORMATS, format_named
-from wsss.formats.format import ExportOptions, ImportOptions
+from wsss.formats.options import ExportOptions, ImportOptions
 from wsss.methods import METHODS, method
 from wsss.options import (
     TAGCLIP,
@@ -356,6 +356,10 @@ def _print_plan(
         lines = [f"method {name}, {preset}", f"device {where}", f"data {data.root}: {', '.join(splits)}"]
         show("\n".join([*lines, *planned.lines(options.out)]), stream=sys.stderr)
     launch.decided_by_first(lambda: planned.check_disk(options.out))
+    if planned.compiles and launch.is_first():
+        from wsss.ops.crf import compile_ahead
+
+        compile_ahead()
     return {stage.folder: stage.seconds for stage in planned.stages}
 
 

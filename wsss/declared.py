@@ -14,11 +14,13 @@ import dataclasses
 import functools
 import importlib
 import importlib.machinery
+import importlib.util
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, get_origin
+from typing import Any, ClassVar, NamedTuple, get_origin
 
 from wsss.errors import BadInput, reading
 
@@ -29,6 +31,19 @@ _BUILTINS = (
 )  # fmt: skip
 _LIBRARY = ("dataclasses", "typing", "pathlib", "math", "types")
 _DATACLASS = ("dataclass", "dataclasses.dataclass")
+# comments and strings, and the ends of lines after which a statement begins in the first column
+_MARKS = re.compile(
+    r"""
+    \#[^\n]*
+    | \"{3}[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*\"{3}
+    | \'{3}[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*\'{3}
+    | "[^"\\\n]*(?:\\.[^"\\\n]*)*"
+    | '[^'\\\n]*(?:\\.[^'\\\n]*)*'
+    | \n(?=[^\s\#)\]}])
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_DEFINED = re.compile(r"(?:class|(?:async\s+)?def)\s+(\w+)")
 # metadata of a mirror's fields
 HELP, PLACE = "help", "place"
 # attribute of mirrors: place and description of what cannot be read in the declaration, or None
@@ -71,6 +86,36 @@ class Opaque:
     __ror__ = __or__
 
 
+class _Definition(NamedTuple):
+    """The source of a class or function at the top level of a module; it is parsed only if something refers to it.
+
+    Attributes:
+        line: number of its first line, from 1.
+        text: its source, decorators included.
+    """
+
+    line: int
+    text: str
+
+    def parsed(self, path: Path) -> ast.stmt:
+        """Its statement."""
+        # line numbers are those of the whole file
+        return ast.parse("\n" * (self.line - 1) + self.text, path).body[0]
+
+
+class Mirror:
+    """What all mirrors share. Their classes have no methods of their own but `__init__`, since making these takes longer than reading the source."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
 class Source:
     """A module known only by its source; its top-level names are attributes.
 
@@ -82,11 +127,7 @@ class Source:
     def __init__(self, name: str, path: Path) -> None:
         self._name, self._path = name, path
         with reading(path, "Python source", "Correct it."):
-            tree = ast.parse(path.read_bytes(), path)
-        self._statements: dict[str, tuple[ast.stmt, str]] = {}
-        for statement in _flatten(tree.body):
-            for bound, original in _bound_names(statement):
-                self._statements[bound] = statement, original
+            self._statements = _statements(importlib.util.decode_source(path.read_bytes()), path)
         self._values: dict[str, Any] = {}
         self._pending: set[str] = set()
 
@@ -108,6 +149,9 @@ class Source:
             inner = _find(f"{self._name}.{name}")
             return inner if inner is not None else Opaque(name)
         statement, original = self._statements[name]
+        if isinstance(statement, _Definition):
+            with reading(self._path, "Python source", "Correct it."):
+                statement = statement.parsed(self._path)
         match statement:
             case ast.Import():
                 return self._imported(original)
@@ -156,13 +200,18 @@ class Source:
         Raises:
             BadInput: its evaluation fails.
         """
+        match expression:  # most are so simple that compiling them would take longer
+            case ast.Constant(value=value):
+                return value
+            case ast.Name(id=name):
+                return self._name_of(name)
         inside = list(ast.walk(expression))
         bound = {node.id for node in inside if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
         bound |= {node.arg for node in inside if isinstance(node, ast.arg)}
         names = {node.id for node in inside if isinstance(node, ast.Name)} - bound
         known = {name: self._name_of(name) for name in names}
         try:
-            code = compile(ast.fix_missing_locations(ast.Expression(expression)), str(self._path), "eval")
+            code = compile(ast.Expression(expression), str(self._path), "eval")
             return eval(code, {"__builtins__": {}, **known})
         except BadInput:
             raise
@@ -204,7 +253,13 @@ class Source:
         by_name = any(option.arg == "kw_only" and ast.unparse(option.value) == "True" for option in options)
         try:
             return dataclasses.make_dataclass(
-                statement.name, found, bases=mirrors, namespace=namespace, frozen=True, kw_only=by_name
+                statement.name,
+                found,
+                bases=mirrors or (Mirror,),
+                namespace=namespace,
+                kw_only=by_name,
+                eq=False,
+                repr=False,
             )
         except (TypeError, ValueError) as error:
             raise BadInput(self._place(statement), f"{statement.name} ({error})", EXPECTED, "Correct it.") from error
@@ -292,6 +347,47 @@ def _find(name: str) -> Source | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     return Source(name, Path(spec.origin))
+
+
+def _statements(text: str, path: Path) -> dict[str, tuple["ast.stmt | _Definition", str]]:
+    """The statements that bind the top-level names of a module, each with its original name in an import.
+
+    Most of a module are classes and functions that no setting refers to. They are found by their first lines, and left out when the rest is parsed,
+    which takes a fraction of the time.
+
+    Raises:
+        SyntaxError: the text is no Python source.
+    """
+    definitions = _definitions(text)
+    rest, at = [], 0
+    for begin, end, _ in definitions:
+        rest += [text[at:begin], "\n" * text.count("\n", begin, end)]
+        at = end
+    try:
+        tree = ast.parse("".join([*rest, text[at:]]), path)
+    except SyntaxError:  # also if a line inside brackets looked like a statement
+        definitions, tree = [], ast.parse(text, path)
+    found: list[tuple[int, str, ast.stmt | _Definition, str]] = []
+    for statement in _flatten(tree.body):
+        found += [(statement.lineno, bound, statement, original) for bound, original in _bound_names(statement)]
+    for begin, end, name in definitions:
+        line = text.count("\n", 0, begin) + 1
+        found.append((line, name, _Definition(line, text[begin:end]), name))
+    found.sort(key=lambda one: one[0])  # what is bound last counts
+    return {bound: (statement, original) for _, bound, statement, original in found}
+
+
+def _definitions(text: str) -> list[tuple[int, int, str]]:
+    """Beginning, end and name of the classes and functions that begin in the first column."""
+    begins = [at.end() for at in _MARKS.finditer(f"\n{text}") if at[0] == "\n"]
+    found, decorated = [], None
+    for begin, end in itertools.pairwise([*(at - 1 for at in begins), len(text)]):
+        if text[begin] == "@":
+            decorated = begin if decorated is None else decorated
+        elif named := _DEFINED.match(text, begin):
+            found.append((begin if decorated is None else decorated, end, named[1]))
+            decorated = None
+    return found
 
 
 def _flatten(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:

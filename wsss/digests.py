@@ -28,6 +28,8 @@ class _Stamp(NamedTuple):
 
 # Known digests by absolute path, which save reading the files again
 _known: dict[str, tuple[_Stamp, str]] = {}
+# What the files with digests hold, so that they are only written after a change
+_saved: dict[Path, dict[str, tuple[_Stamp, str]]] = {}
 
 
 def content_digest(path: Path) -> str:
@@ -97,7 +99,8 @@ def load_cache(cache: Path) -> None:
     """Load the digests that an earlier command saved; if that file cannot be read, nothing is loaded."""
     try:
         entries = read_packed(cache, "digests of files")
-        _known.update({path: (_Stamp(*map(int, stamp)), str(content)) for path, (stamp, content) in entries.items()})
+        _saved[cache] = {path: (_Stamp(*map(int, stamp)), str(content)) for path, (stamp, content) in entries.items()}
+        _known.update(_saved[cache])
     except (BadInput, TypeError, ValueError, AttributeError):
         return
 
@@ -106,7 +109,10 @@ def save_cache(cache: Path, below: Path) -> None:
     """Save the known digests of the files below a folder for later commands; a read-only folder is left alone."""
     if not read_only(cache.parent):
         inside = os.path.join(os.path.abspath(below), "")
-        write_packed(cache, {key: _known[key] for key in sorted(_known) if key.startswith(inside)})
+        entries = {key: found for key, found in _known.items() if key.startswith(inside)}
+        if entries != _saved.get(cache):
+            write_packed(cache, dict(sorted(entries.items())))
+            _saved[cache] = entries
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

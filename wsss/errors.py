@@ -1,25 +1,17 @@
 """The error that bad input raises, and the context in which every file is read."""
 
 import contextlib
-import csv
 import difflib
 import errno
-import gzip
+import functools
 import json
 import math
 import os
 import stat
-import struct
-import tarfile
 import unicodedata
-import xml.etree.ElementTree as ElementTree
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-
-from PIL import UnidentifiedImageError
 
 # what paths are expected to be, in errors
 PICTURES = "a picture or a folder of pictures"
@@ -187,27 +179,39 @@ _ERRNOS = {
     errno.ELOOP: "symbolic links in a circle",
 }
 
-# Descriptions of what parsers raise; the first match is used
-_FOUND: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[..., str]], ...] = (
-    (Unreadable, str),
-    (RecursionError, lambda error: "content nested too deeply"),
-    (MemoryError, lambda error: "content that needs more memory than there is"),
-    (json.JSONDecodeError, lambda error: f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"),
-    (UnicodeDecodeError, lambda error: f"bytes that are not {error.encoding.upper()} (at byte {error.start})"),
-    (ElementTree.ParseError, lambda error: f"broken XML ({_first_line(error)})"),
-    (csv.Error, lambda error: f"a broken line ({_first_line(error)})"),
-    (KeyError, lambda error: f"no {_first_line(error)}"),
-    (UnidentifiedImageError, lambda error: "no picture"),
-    (
-        (EOFError, zlib.error, struct.error, zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError),
-        lambda error: f"a file that is cut off or damaged ({_first_line(error)})",
-    ),
-    (OSError, lambda error: _ERRNOS.get(error.errno) or f"a file that cannot be read ({_first_line(error)})"),
-)
+
+@functools.cache
+def _descriptions() -> tuple[tuple[type[Exception] | tuple[type[Exception], ...], Callable[..., str]], ...]:
+    """Descriptions of what parsers raise; the first match is used."""
+    # imported here, because a command line without errors should not wait for them
+    import csv
+    import gzip
+    import struct
+    import tarfile
+    import xml.etree.ElementTree as ElementTree
+    import zipfile
+    import zlib
+
+    from PIL import UnidentifiedImageError
+
+    cut_off = (EOFError, zlib.error, struct.error, zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError)
+    return (
+        (Unreadable, str),
+        (RecursionError, lambda error: "content nested too deeply"),
+        (MemoryError, lambda error: "content that needs more memory than there is"),
+        (json.JSONDecodeError, lambda error: f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"),
+        (UnicodeDecodeError, lambda error: f"bytes that are not {error.encoding.upper()} (at byte {error.start})"),
+        (ElementTree.ParseError, lambda error: f"broken XML ({_first_line(error)})"),
+        (csv.Error, lambda error: f"a broken line ({_first_line(error)})"),
+        (KeyError, lambda error: f"no {_first_line(error)}"),
+        (UnidentifiedImageError, lambda error: "no picture"),
+        (cut_off, lambda error: f"a file that is cut off or damaged ({_first_line(error)})"),
+        (OSError, lambda error: _ERRNOS.get(error.errno) or f"a file that cannot be read ({_first_line(error)})"),
+    )
 
 
 def _found(error: Exception) -> str:
-    for kinds, found in _FOUND:
+    for kinds, found in _descriptions():
         if isinstance(error, kinds):
             return found(error)
     return f"content that cannot be read ({_first_line(error)})"

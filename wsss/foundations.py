@@ -12,16 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor, nn
-from transformers.utils import cached_file
 
 from wsss import launch
 from wsss.checkpoints import read_checkpoint, timm_weights
 from wsss.errors import BadInput, check_range, is_regular
 from wsss.foreign.torchscript import is_torchscript
 from wsss.loading import load_backbone, load_into
-from wsss.networks import timm_backbone
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Body
 from wsss.networks.clip import is_openai
@@ -275,6 +272,8 @@ def _dinov2(state: State, path: Path) -> BodyFeatures:
 
 def _settings(source: str) -> dict[str, Any]:
     """The content of config.json of a model on the hub."""
+    from transformers.utils import cached_file  # slow to import
+
     with loading_model(source, None, "a network for features", _EXPECTED):
         found = cached_file(source, "config.json")
     content = read_json(Path(str(found)), "the settings of a model (config.json)")
@@ -295,6 +294,8 @@ def _from_transformers(name: str, folder: Path | None, settings: Mapping[str, An
     if kind not in ARCHITECTURES:
         do = "Give another network."
         raise BadInput(name, f"a model of type {kind}", f"one of {', '.join(ARCHITECTURES)}", do)
+    from transformers.utils import cached_file
+
     with loading_model(name, folder, f"a {kind} network", _EXPECTED):
         read: Any = ARCHITECTURES[kind].model.from_pretrained
         model, loaded = read(name, output_loading_info=True, **ARCHITECTURES[kind].loading)
@@ -304,6 +305,10 @@ def _from_transformers(name: str, folder: Path | None, settings: Mapping[str, An
 
 
 def _from_timm(name: str) -> BodyFeatures:
+    import timm
+
+    from wsss.networks import timm_backbone
+
     if not timm.is_model(name):
         raise BadInput(f"features.source {name}", "no network with this name", _EXPECTED, timm_backbone.near(name, ()))
     state, where = timm_weights(name, "features.source")
@@ -311,6 +316,10 @@ def _from_timm(name: str) -> BodyFeatures:
 
 
 def _of_timm(name: str, state: Mapping[str, Tensor], where: str | Path, settings: Any) -> BodyFeatures:
+    import timm
+
+    from wsss.networks import timm_backbone
+
     if not timm.is_model(name):
         do = timm_backbone.near(name, ())
         raise BadInput(where, f"the architecture {name!r:.60}", "a model of the installed timm", do)

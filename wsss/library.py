@@ -27,8 +27,8 @@ from wsss.data.words import read_words
 from wsss.errors import BadInput, check_range, suggestion
 from wsss.formats import format_named
 from wsss.formats.export import export_masks
-from wsss.formats.format import ExportOptions, ImportOptions
 from wsss.formats.importing import import_masks as read_masks
+from wsss.formats.options import ExportOptions, ImportOptions
 from wsss.methods.clip_es import CLIPESInference, CLIPESLocalizer, check_names, text_features
 from wsss.networks.clip import ImageText
 from wsss.networks.linear_head import LinearHead

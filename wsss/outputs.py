@@ -90,7 +90,7 @@ def write_list(out: Path, when: int) -> str:
     Returns:
         The digest of the list.
     """
-    names = sorted(_walk(out))
+    names = sorted(name for name, _ in _walk(out))
     paths = [out / name for name in names]
     contents = list(in_threads(content_digest, paths))
     for path in paths:
@@ -115,10 +115,11 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
     """
     listed = _listed(out, record)
     when = (out / DONE).stat().st_mtime_ns
+    found = dict(_walk(out))
     missing, touched = [], []
     for name, (size, _) in listed.items():
         try:
-            status = (out / name).stat()
+            status = found[name].stat() if name in found else (out / name).stat()
         except OSError:
             missing.append(name)
             continue
@@ -147,8 +148,8 @@ def changes(out: Path, record: Mapping[str, Any]) -> Changes:
     suffixes = {Path(name).suffix for name in listed}
     added = [
         name
-        for name in sorted(_walk(out))
-        if name not in listed and not Path(name).name.startswith(".") and Path(name).suffix in suffixes
+        for name in sorted(found.keys() - listed.keys())
+        if not Path(name).name.startswith(".") and Path(name).suffix in suffixes
     ]
     for name, content in zip(added, content_digests([out / name for name in added]), strict=True):
         now[name] = content or "unreadable"
@@ -189,17 +190,24 @@ def _check_same(path: Path, content: str | None, listed: str, stage: str, out: P
         )
 
 
-def _walk(out: Path) -> Iterator[str]:
-    """Relative names of the files below a stage's folder that its function may have written."""
-    for place, inner, names in os.walk(out):
-        here = Path(place)
-        if here != out and (DONE in names or STARTED in names):
-            inner.clear()  # the folder of another stage
-            continue
-        if here == out:
-            inner[:] = [name for name in inner if name != TENSORBOARD]
-            names = [name for name in names if name not in RECORDS]
-        yield from ((here / name).relative_to(out).as_posix() for name in names if not name.endswith(TEMPORARY_SUFFIX))
+def _walk(out: Path) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """The files below a stage's folder that its function may have written, by relative name."""
+    folders = [""]
+    while folders:
+        prefix = folders.pop()
+        try:
+            with os.scandir(out / prefix) as listed:
+                entries = {entry.name: entry for entry in listed}
+        except OSError:
+            continue  # what it lists will be missed
+        if prefix and (DONE in entries or STARTED in entries):
+            continue  # the folder of another stage
+        for name, entry in entries.items():
+            if entry.is_dir():
+                if not entry.is_symlink() and (prefix or name != TENSORBOARD):
+                    folders.append(f"{prefix}{name}/")
+            elif (prefix or name not in RECORDS) and not name.endswith(TEMPORARY_SUFFIX):
+                yield f"{prefix}{name}", entry
 
 
 def _listed(out: Path, record: Mapping[str, Any]) -> dict[str, tuple[int, str]]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -62,6 +61,8 @@ def _tinted(picture: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"
 
 def _legend(labels: UInt8[np.ndarray, "h w"], classes: Sequence[str], width: int) -> Image.Image:
     """One entry for each label in the mask, largest area first, in as many rows as they need."""
+    import matplotlib  # slow to import
+
     counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)
     present = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (label == 0, label == IGNORE, -counts[label]))
     names = {0: "background", IGNORE: "ignored"} | {i + 1: name for i, name in enumerate(classes)}

@@ -107,11 +107,13 @@ class Plan:
         stages: in order.
         disk: bytes that it writes.
         memory: bytes that its largest stage needs.
+        compiles: whether a stage has to compile the dense CRF.
     """
 
     stages: list[PlannedStage] = field(default_factory=list)
     disk: float = 0.0
     memory: float = _RESIDENT
+    compiles: bool = False
 
     def check_disk(self, out: Path) -> None:
         """Raise BadInput if the disk of the output folder clearly has too little space."""
@@ -154,7 +156,7 @@ def plan(stages: Mapping[str, str], settings: "RunSettings", data: Dataset) -> P
     for folder, about in stages.items():
         seconds = estimate.seconds(folder)
         made.stages.append(PlannedStage(folder, about, None if seconds is None else max(1.0, seconds)))
-    made.disk, made.memory = estimate.disk, estimate.memory
+    made.disk, made.memory, made.compiles = estimate.disk, estimate.memory, estimate.compiles
     return made
 
 
@@ -170,7 +172,7 @@ class _Estimate:
         self._costs: dict[tuple[str, int, int, int], Cost] = {}
         self._work: Callable[[int, int], Work] | None = None
         self._frozen: tuple[DenseFeatures, float] | None = None
-        self._compiled = crf.is_compiled()
+        self._compiled, self.compiles = crf.is_compiled(), False
 
     def seconds(self, folder: str) -> float | None:
         """The duration of a stage."""
@@ -315,6 +317,7 @@ class _Estimate:
         seconds = len(images) * self.pixels * (self.tags + 1) * _CRF / launch.threads() / launch.processes()
         has_crf = refiner.by == "crf" if refiner.kind == "crf" else refiner.kind != "regions"
         compiling = 0.0 if self._compiled or not has_crf else _COMPILING
+        self.compiles = self.compiles or compiling > 0
         self._compiled = self._compiled or has_crf
         if refiner.kind == "crf" or (refiner.kind == "regions" and refiner.regions is not None):
             return seconds + compiling

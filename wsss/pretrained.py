@@ -9,25 +9,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import (
-    BertTokenizer,
-    BlipConfig,
-    BlipForQuestionAnswering,
-    CLIPModel,
-    CLIPTokenizer,
-    MetaClip2Model,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Siglip2Model,
-    SiglipModel,
-)
-from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
 from wsss import hub
 from wsss.checkpoints import read_checkpoint
@@ -43,6 +28,9 @@ from wsss.storage import read_json
 from wsss.supervision import PAIRS
 from wsss.weights import SUFFIXES, finite
 
+if TYPE_CHECKING:  # slow to import
+    import transformers
+
 Activation = Literal["quick_gelu", "gelu"]
 AnyCLIP = TypeVar("AnyCLIP", CLIP, ResNetCLIP, ImageText | ResNetCLIP)
 
@@ -50,11 +38,11 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _EXPECTED = "a CLIP with a vision transformer: a Hugging Face hub id, a folder saved by transformers, or a state dict of OpenAI or open_clip"
 
 # by `model_type` in config.json; MetaCLIP is a `clip`, SigLIP 2 of a fixed size a `siglip`, that of any aspect ratio (NaFlex) a `siglip2`
-_LAYERS: Mapping[str, type[PreTrainedModel]] = {
-    "clip": CLIPModel,
-    "metaclip_2": MetaClip2Model,
-    "siglip": SiglipModel,
-    "siglip2": Siglip2Model,
+_LAYERS: Mapping[str, str] = {
+    "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
 }
 _EXPECTED_BLIP = (
     "a BLIP for question answering: a hub id, a folder saved by transformers, or model_base_vqa_capfilt_large.pth"
@@ -176,23 +164,31 @@ def load_blip(source: str, vocabulary: str, size: int) -> blip.BLIP:
     return answering.requires_grad_(False).eval()
 
 
-def _blip_from_transformers(name: str, folder: Path | None) -> BlipForQuestionAnswering:
+def _blip_from_transformers(name: str, folder: Path | None) -> "transformers.BlipForQuestionAnswering":
+    import transformers
+
     where = f"BLIP {name}" if folder is None else name
     with loading_model(where, folder, "a BLIP", _EXPECTED_BLIP):
-        config: Any = BlipConfig.from_pretrained(name)
+        config: Any = transformers.BlipConfig.from_pretrained(name)
         config.vision_config.layer_norm_eps = blip.VISION_EPSILON
-        read: Any = BlipForQuestionAnswering.from_pretrained
+        read: Any = transformers.BlipForQuestionAnswering.from_pretrained
         model, loaded = read(name, config=config, output_loading_info=True)
     check_complete(where, loaded, _EXPECTED_BLIP)
     return model
 
 
-def _bert_tokenizer(source: str) -> BertTokenizer:
+def _bert_tokenizer(source: str) -> "transformers.BertTokenizer":
+    import transformers
+
     path = Path(source)
     expected = "BERT's vocabulary (bert-base-uncased): a hub id, a folder, or vocab.txt"
     check_exists(source, expected)
     with loading_model(source, path if os.path.exists(path) else None, "a vocabulary of BERT", expected):
-        return BertTokenizer(str(path)) if is_regular(path) else BertTokenizer.from_pretrained(source)
+        return (
+            transformers.BertTokenizer(str(path))
+            if is_regular(path)
+            else transformers.BertTokenizer.from_pretrained(source)
+        )
 
 
 def saved_folder(source: str) -> str:
@@ -212,6 +208,8 @@ def _load(source: str, activation: Activation, resnets: bool) -> ImageText | Res
     else:
         check_exists(source, _EXPECTED)
         with loading_model(f"CLIP {source}", None, "a CLIP", _EXPECTED):
+            from transformers.utils import cached_file
+
             config = Path(str(cached_file(source, "config.json")))
         clip = _from_transformers(source, None, config)
     return _ready(clip, source)
@@ -274,9 +272,12 @@ def _from_transformers(name: str, folder: Path | None, config: Path) -> ImageTex
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in _LAYERS:
         raise BadInput(config, f"a model of type {kind!r}", _EXPECTED, "Give the folder of a CLIP.")
+    import transformers
+    from transformers.utils import cached_file
+
     where = f"CLIP {name}" if folder is None else name
-    with loading_model(where, folder, f"a {_LAYERS[kind].__name__}", _EXPECTED):
-        read: Any = _LAYERS[kind].from_pretrained
+    with loading_model(where, folder, f"a {_LAYERS[kind]}", _EXPECTED):
+        read: Any = getattr(transformers, _LAYERS[kind]).from_pretrained
         model, loaded = read(name, output_loading_info=True)
         preprocessing = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     check_complete(where, loaded, _EXPECTED)
@@ -297,9 +298,11 @@ def _from_transformers(name: str, folder: Path | None, config: Path) -> ImageTex
 
 
 def _clip_vocabulary(name: str, folder: Path | None, where: str, settings: Any) -> Vocabulary:
+    import transformers
+
     has_tokenizer = folder is None or any((folder / file).exists() for file in ("tokenizer.json", "vocab.json"))
     with loading_model(where, folder, "a CLIP", _EXPECTED):
-        tokenizer = CLIPTokenizer.from_pretrained(name) if has_tokenizer else openai_tokenizer()
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(name) if has_tokenizer else openai_tokenizer()
     default = "" if has_tokenizer else " (OpenAI's, since the folder has none)"
     if not has_tokenizer and len(tokenizer) != settings.vocab_size:
         raise _other_vocabulary(where, len(tokenizer), settings, default)
@@ -307,19 +310,24 @@ def _clip_vocabulary(name: str, folder: Path | None, where: str, settings: Any) 
     return Vocabulary(tokenizer, int(settings.max_position_embeddings))
 
 
-def _own_tokenizer(name: str, folder: Path | None, where: str) -> tuple[PreTrainedTokenizerBase, str]:
+def _own_tokenizer(name: str, folder: Path | None, where: str) -> "tuple[transformers.PreTrainedTokenizerBase, str]":
     """The tokenizer in `tokenizer.json`, as it is, and the class that transformers has for it."""
     if folder is not None and not (folder / "tokenizer.json").is_file():
         do = "Download tokenizer.json and tokenizer_config.json of the model too."
         raise BadInput(where, "no tokenizer.json", "the tokenizer that belongs to the network", do)
+    import transformers
+    from transformers.utils import cached_file
+
     with loading_model(where, folder, "a tokenizer", _EXPECTED):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name)
         settings = cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
     content = read_json(Path(settings), "the settings of a tokenizer") if settings is not None else {}
     return tokenizer, str(content.get("tokenizer_class") if isinstance(content, dict) else None)
 
 
-def _check_tokenizer(where: str, tokenizer: PreTrainedTokenizerBase, settings: Any, default: str) -> None:
+def _check_tokenizer(
+    where: str, tokenizer: "transformers.PreTrainedTokenizerBase", settings: Any, default: str
+) -> None:
     """Raise BadInput if a tokenizer has tokens that the network does not know."""
     if len(tokenizer) > settings.vocab_size:
         raise _other_vocabulary(where, len(tokenizer), settings, default)
@@ -334,7 +342,7 @@ def _other_vocabulary(where: str, found: int, settings: Any, default: str) -> Ba
     )
 
 
-def _multilingual(tokenizer: PreTrainedTokenizerBase, where: str, settings: Any) -> Vocabulary:
+def _multilingual(tokenizer: "transformers.PreTrainedTokenizerBase", where: str, settings: Any) -> Vocabulary:
     """The vocabulary of MetaCLIP 2, which has seen capital letters."""
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id != settings.eos_token_id:
         found = f"a tokenizer with start {tokenizer.bos_token_id} and end {tokenizer.eos_token_id}"
@@ -387,6 +395,8 @@ def mean_and_deviation(content: Any, mean: str, deviation: str, where: Path) -> 
 @contextlib.contextmanager
 def loading_model(where: str, folder: Path | None, what: str, expected: str) -> Iterator[None]:
     """Run loaders of transformers without their log messages, and turn their errors into BadInput."""
+    from transformers.utils import logging as transformers_logging
+
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -441,7 +451,7 @@ def check_complete(where: str, loaded: dict[str, Any], expected: str) -> None:
 
 
 @functools.cache
-def openai_tokenizer() -> CLIPTokenizer:
+def openai_tokenizer() -> "transformers.CLIPTokenizer":
     """OpenAI's byte-pair encoding with 49408 tokens, from the list in the open_clip package."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None
@@ -451,10 +461,12 @@ def openai_tokenizer() -> CLIPTokenizer:
     return _tokenizer([(first, second) for first, second in (line.split() for line in lines[1:48895])])
 
 
-def _tokenizer(merges: list[tuple[str, str]]) -> CLIPTokenizer:
+def _tokenizer(merges: list[tuple[str, str]]) -> "transformers.CLIPTokenizer":
+    import transformers
+
     symbols = byte_symbols()
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), _START, _END]
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)  # type: ignore[arg-type]
+    return transformers.CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)  # type: ignore[arg-type]
 
 
 def byte_symbols() -> list[str]:
@@ -464,7 +476,7 @@ def byte_symbols() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
 
 
-def new_tokenizer(texts: Sequence[str], size: int) -> CLIPTokenizer:
+def new_tokenizer(texts: Sequence[str], size: int) -> "transformers.CLIPTokenizer":
     """A byte-pair encoding like OpenAI's, with merges only for the words of these texts; other words are split into letters.
 
     Words are merged starting at their first letter, in alphabetical order, so that equal texts give the same encoding.

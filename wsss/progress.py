@@ -5,14 +5,14 @@ import contextvars
 import sys
 import time
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from typing import TYPE_CHECKING
 
 from wsss import peers, stopping, watch
 from wsss.errors import printable
 from wsss.terminal import show
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 # Seconds between two lines where the output is not a terminal
 LINE_EVERY = 30.0
@@ -52,15 +52,7 @@ class Progress:
         self._signals = contextlib.ExitStack()
         self._quiet = peers.rank() > 0
         if not self._quiet and sys.stderr.isatty():
-            self._bars = Bars(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", markup=False),
-                console=Console(stderr=True),
-            )
+            self._bars = _bars()
             self._task = self._bars.add_task(printable(title), total=total, completed=done, rate="", note="")
 
     def __enter__(self) -> "Progress":
@@ -116,3 +108,19 @@ class Progress:
         rate = self._rate()
         left = (self.total - self.done) / rate if rate else 0.0
         show(f"{self.title}: {self.done}/{self.total}, {rate:.1f}/s, {left:.0f} s left {note}", stream=sys.stderr)
+
+
+def _bars() -> "Bars":
+    # slow to import, and only needed on a terminal
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(stderr=True),
+    )

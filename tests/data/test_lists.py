@@ -13,12 +13,11 @@ from wsss.data.lists import (
     listing,
     pictures_below,
     read_classes,
-    read_lines,
     read_names,
-    read_text,
     suggestion,
     tags_to_labels,
 )
+from wsss.data.text import read_lines, read_text
 from wsss.errors import BadInput
 
 

@@ -19,8 +19,9 @@ from wsss.data.lists import EXPORT_RECORD
 from wsss.errors import BadInput
 from wsss.formats import FORMATS, format_named
 from wsss.formats.export import export_masks
-from wsss.formats.format import Export, ExportOptions, Format, ImportOptions, Item, ObjectOptions, Part, Task
+from wsss.formats.format import Export, Format, Item, Part, Task
 from wsss.formats.job import PARTS
+from wsss.formats.options import ExportOptions, ImportOptions, ObjectOptions
 from wsss.run import stage
 
 WRITTEN_ONLY = ("voc-server",)

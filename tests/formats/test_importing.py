@@ -15,8 +15,8 @@ from wsss.data.files import read_mask
 from wsss.data.lists import IMPORT_RECORD
 from wsss.errors import BadInput
 from wsss.formats import format_named
-from wsss.formats.format import ImportOptions
 from wsss.formats.importing import import_masks
+from wsss.formats.options import ImportOptions
 
 
 def edited(path: Path, edit) -> Path:

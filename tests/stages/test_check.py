@@ -111,6 +111,42 @@ def test_files_are_not_read_again(data, made, monkeypatch):
     opened(data, made)
 
 
+@pytest.fixture
+def later(monkeypatch, tmp_path):
+    """A cache folder of its own, and a clock that is ahead, so that new files count as old."""
+    clock = digests.time.time_ns
+    monkeypatch.setattr(digests.time, "time_ns", lambda: clock() + 10**10)
+    monkeypatch.setattr(digests, "_known", {})
+    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_command_without_a_run_looks_at_nothing_twice(data, later, monkeypatch):
+    open_checked(data, skip_bad=False)
+    monkeypatch.setattr(digests, "_known", {})
+    monkeypatch.setattr(digests.hashlib, "file_digest", None)
+    monkeypatch.setattr(check, "check_pictures", None)
+    assert len(open_checked(data, skip_bad=False).split("train")) == 4
+    with pytest.raises(TypeError):  # in another way, whose results may differ
+        open_checked(data, skip_bad=False, split="val")
+
+
+def test_a_picture_that_was_damaged_since_the_last_command(data, later):
+    open_checked(data, skip_bad=False)
+    picture = data / "train/dog/3.bmp"
+    before = picture.stat()
+    picture.write_bytes(b"x" * before.st_size)
+    for _ in range(2):
+        with pytest.raises(BadInput, match="1 bad files"):
+            open_checked(data, skip_bad=False)
+    assert len(open_checked(data, skip_bad=True).split("train")) == 3
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(data, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "file"))
+    assert len(open_checked(data, skip_bad=False).split("val")) == 2
+
+
 def test_a_finished_run_on_a_read_only_disk(data, made, monkeypatch, tmp_path):
     data.rename(tmp_path / "moved")
     access = os.access

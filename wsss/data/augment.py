@@ -13,8 +13,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image
-from torchvision.transforms import functional
+from PIL import Image, ImageEnhance
 
 from wsss.data.images import IGNORE
 from wsss.errors import BadInput, check_pair, check_range
@@ -220,15 +219,28 @@ def colour_jitter(
     hue: float,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """torchvision's ColorJitter: each factor is drawn from 1 - x .. 1 + x (the hue's shift from -x .. x), in a random order.
+    """torchvision's ColorJitter, without its import, which takes seconds.
 
-    If x is 0, the step is skipped: even a shift of 0 would round the hue.
+    Each factor is drawn from 1 - x .. 1 + x (the hue's shift from -x .. x, in turns of the circle), in a random order. If x is 0, the step is
+    skipped: even a shift of 0 would round the hue.
     """
-    steps = (
-        (functional.adjust_brightness, brightness, rng.uniform(1 - brightness, 1 + brightness)),
-        (functional.adjust_contrast, contrast, rng.uniform(1 - contrast, 1 + contrast)),
-        (functional.adjust_saturation, saturation, rng.uniform(1 - saturation, 1 + saturation)),
-        (functional.adjust_hue, hue, rng.uniform(-hue, hue)),
+    steps: tuple[tuple[Callable[[Image.Image, float], Image.Image], float, float], ...] = (
+        (
+            lambda picture, factor: ImageEnhance.Brightness(picture).enhance(factor),
+            brightness,
+            rng.uniform(1 - brightness, 1 + brightness),
+        ),
+        (
+            lambda picture, factor: ImageEnhance.Contrast(picture).enhance(factor),
+            contrast,
+            rng.uniform(1 - contrast, 1 + contrast),
+        ),
+        (
+            lambda picture, factor: ImageEnhance.Color(picture).enhance(factor),
+            saturation,
+            rng.uniform(1 - saturation, 1 + saturation),
+        ),
+        (_shift_hue, hue, rng.uniform(-hue, hue)),
     )
     picture = Image.fromarray(image)
     for step in rng.permutation(len(steps)):
@@ -236,6 +248,14 @@ def colour_jitter(
         if strength > 0:
             picture = adjust(picture, factor)
     return np.array(picture)
+
+
+def _shift_hue(picture: Image.Image, turns: float) -> Image.Image:
+    planes = np.array(picture.convert("HSV"))
+    planes[..., 0] += np.uint8(
+        int(turns * 255) % 256
+    )  # the circle of hues has 256 steps, and 255 of them are a turn in torchvision
+    return Image.fromarray(planes, "HSV").convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from wsss.data.lists import is_text
+from wsss.data.text import is_text
 from wsss.errors import BadInput, Unreadable, reading
 
 # Stand in for the class of objects without a class, which are drawn as background or as ignored pixels

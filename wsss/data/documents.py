@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from wsss.data.lists import read_text
+from wsss.data.text import read_text
 from wsss.errors import BadInput, reading
 
 DEEPEST, MOST_VALUES, MOST_BYTES, MOST_DIGITS = 50, 100_000, 1 << 22, 100

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsss.data.labels import Colour, MaskTable, voc_palette
-from wsss.data.lists import read_lines
 from wsss.data.roles import IGNORED, Roles, only_classes
+from wsss.data.text import read_lines
 from wsss.errors import BadInput
 from wsss.storage import whole_file
 

@@ -19,8 +19,9 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
 from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
-from wsss.data.lists import EXPORT_RECORD, files_below, is_picture, read_lines
+from wsss.data.lists import EXPORT_RECORD, files_below, is_picture
 from wsss.data.roles import IGNORED, Roles, only_classes
+from wsss.data.text import read_lines
 from wsss.digests import content_digest
 from wsss.errors import BadInput, is_regular, reading
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from wsss.data.lists import is_text, read_lines, read_text
+from wsss.data.text import is_text, read_lines, read_text
 from wsss.errors import BadInput, reading
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from wsss.data.lists import is_text, read_lines, tags_to_labels, without_suffix
+from wsss.data.lists import tags_to_labels, without_suffix
 from wsss.data.pictures import PICTURE_SUFFIXES
 from wsss.data.rows import csv_rows, json_rows, tags_in
+from wsss.data.text import is_text, read_lines
 from wsss.errors import BadInput
 from wsss.foreign.npy import read_legacy_labels
 

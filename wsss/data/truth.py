@@ -49,8 +49,7 @@ def compare_with_tags(images: Images, summaries: Mapping[int, MaskSummary]) -> M
             "they are read by colour"
         )
     tagged = tags.any()  # otherwise the pictures will be tagged later
-    meaning = _other_meaning(images, present, tags, summaries) if tagged else None
-    if stop := _meaningless(images, present, classes, tags, meaning):
+    if stop := _meaningless(images, present, classes, tags, summaries):
         stops.append(stop)
     else:
         if tagged:
@@ -66,7 +65,7 @@ def _meaningless(
     present: Bool[np.ndarray, "n 256"],
     classes: Bool[np.ndarray, "n c"],
     tags: Bool[np.ndarray, "n c"],
-    meaning: str | None,
+    summaries: Mapping[int, MaskSummary],
 ) -> BadInput | None:
     values = np.flatnonzero(present.any(0)).tolist()
     shown = f"the values {', '.join(map(str, values[:12]))}{', ...' if len(values) > 12 else ''}"
@@ -76,18 +75,23 @@ def _meaningless(
     otherwise = (
         "If the values mean something else, declare it with --mask-values; if these are no true masks, remove them."
     )
-    do = f"If that is what they mean, use --mask-values '{meaning}'." if meaning else otherwise
+    declare = "If that is what they mean, use --mask-values '{}'."
     where = f"true masks of {images.title}"
     if not classes.any():
+        meaning = _other_meaning(images, present, tags, summaries) if tags.any() else None
+        do = declare.format(meaning) if meaning else otherwise
         return BadInput(where, f"no class in any of {len(present)} masks, but {shown}", expected, do)
     with_tags = tags.any(1)
     if not with_tags.any():
         return None
     agree = (classes == tags).all(1)
     # if all pictures have the same tags, any value that occurs in all masks would explain them
-    if meaning and len(tags) >= FEWEST and (tags != tags[0]).any() and agree.mean() <= UNEXPLAINED:
+    doubtful = len(tags) >= FEWEST and (tags != tags[0]).any() and agree.mean() <= UNEXPLAINED
+    if doubtful and (meaning := _other_meaning(images, present, tags, summaries)):
         found = f"labels that match the tags of {int(agree.sum())} of {len(tags)} pictures ({shown})"
-        return BadInput(where, found, f"{expected}; another meaning of the values matches most pictures", do)
+        return BadInput(
+            where, found, f"{expected}; another meaning of the values matches most pictures", declare.format(meaning)
+        )
     if not (classes & tags).any():
         found = f"not one mask with a class that its picture is tagged with ({shown})"
         return BadInput(where, found, expected, otherwise)

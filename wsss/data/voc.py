@@ -17,14 +17,7 @@ from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Dataset, Images, MaskFile, check_labels
 from wsss.data.labelmap import read_labelmap
 from wsss.data.labels import MaskTable, parse_mask_values
-from wsss.data.lists import (
-    choose_split,
-    existing_pictures,
-    pictures_below,
-    read_classes,
-    read_names,
-    suggestion,
-)
+from wsss.data.lists import choose_split, existing_pictures, pictures_below, read_classes, read_names, suggestion
 from wsss.data.orientation import choose_orientation, header_size_hw
 from wsss.data.roles import IGNORED, means_no_class, only_classes
 from wsss.data.tables import labels_by_name, labels_of

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.documents import read_document
-from wsss.data.lists import read_lines
+from wsss.data.text import read_lines
 from wsss.data.voc import VOC_CLASSES
 from wsss.errors import BadInput, suggestion
 

@@ -24,10 +24,11 @@ from wsss.data.documents import read_document
 from wsss.data.entries import Entry, LayoutContents, LayoutOptions, labels_in_masks, picture_name, split_of
 from wsss.data.images import MaskFile
 from wsss.data.labels import IGNORE, MaskTable
-from wsss.data.lists import files_below, is_picture, read_lines
+from wsss.data.lists import files_below, is_picture
 from wsss.data.names import check_name
 from wsss.data.pictures import picture_size_hw
 from wsss.data.roles import Roles, only_classes
+from wsss.data.text import read_lines
 from wsss.digests import content_digest
 from wsss.errors import BadInput, is_regular, reading
 

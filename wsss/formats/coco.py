@@ -23,8 +23,9 @@ from wsss.data.coco_index import DRAWN_AS_BACKGROUND, DRAWN_AS_IGNORED, Instance
 from wsss.data.coco_shapes import draw_mask
 from wsss.data.images import IGNORE
 from wsss.errors import BadInput
-from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
 from wsss.formats.objects import Region, outlines, regions, signed_area
+from wsss.formats.options import ImportOptions, ObjectOptions
 from wsss.storage import whole_file
 
 ANNOTATIONS = "annotations/instances_train.json"

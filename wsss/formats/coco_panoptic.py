@@ -19,12 +19,13 @@ from PIL import Image
 
 from wsss.data.images import IGNORE
 from wsss.data.labels import voc_palette
-from wsss.data.lists import is_text
 from wsss.data.names import check_name
+from wsss.data.text import is_text
 from wsss.errors import BadInput, Unreadable, reading
 from wsss.formats.coco import image, info, write_list
-from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
 from wsss.formats.objects import regions
+from wsss.formats.options import ImportOptions, ObjectOptions
 from wsss.storage import read_json, whole_file
 
 ANNOTATIONS, SEGMENTS = "annotations/panoptic_train.json", "annotations/panoptic_train"

@@ -14,8 +14,9 @@ from jaxtyping import UInt8
 from wsss.data.cvat import CvatPicture, read_cvat, run_lengths
 from wsss.data.labels import web_colours
 from wsss.formats.files import only_file
-from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
 from wsss.formats.objects import regions
+from wsss.formats.options import ImportOptions, ObjectOptions
 from wsss.formats.xml_text import check_xml
 from wsss.storage import whole_file
 

@@ -11,8 +11,9 @@ from PIL import Image
 from wsss.data.images import MOST_CLASSES
 from wsss.data.labelmap import LABELMAP, check_names, write_labelmap
 from wsss.data.labels import voc_palette
-from wsss.formats.format import Export, Format, Import, ImportOptions, Item, ObjectOptions, Part, Task
+from wsss.formats.format import Export, Format, Import, Item, Part, Task
 from wsss.formats.objects import regions
+from wsss.formats.options import ImportOptions, ObjectOptions
 from wsss.formats.voc import MASKS, read_label_images, write_list
 from wsss.storage import whole_file
 

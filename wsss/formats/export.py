@@ -19,8 +19,9 @@ from wsss.data.lists import EXPORT_RECORD, without_suffix
 from wsss.data.pictures import read_header
 from wsss.digests import folder_digests
 from wsss.errors import BadInput, count_of, reading
-from wsss.formats.format import UNSURE, ExportOptions, Format, Item, Part, Task, Unsure
+from wsss.formats.format import Format, Item, Part, Task
 from wsss.formats.job import Job
+from wsss.formats.options import UNSURE, ExportOptions, Unsure
 from wsss.formats.source import Source, open_source, options_of_result
 from wsss.outputs import DONE
 from wsss.run import content_of, plain

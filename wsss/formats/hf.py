@@ -26,7 +26,8 @@ from wsss.data.imagefolder import find_imagefolder, read_imagefolder
 from wsss.data.images import IGNORE, MaskFile
 from wsss.data.labels import MaskTable
 from wsss.errors import BadInput
-from wsss.formats.format import Corrected, Export, ExportOptions, Format, Import, ImportOptions, Item, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
+from wsss.formats.options import ExportOptions, ImportOptions
 from wsss.storage import read_json, whole_file, write_json, write_text
 
 SPLIT, CARD, LABELS = "train", "README.md", "id2label.json"

@@ -16,8 +16,9 @@ from wsss.data.images import Images, check_labels
 from wsss.data.lists import IMPORT_RECORD, without_suffix
 from wsss.digests import path_digest
 from wsss.errors import BadInput, is_regular, suggestion
-from wsss.formats.format import UNSURE, Corrected, Format, ImportOptions, Ours
+from wsss.formats.format import Corrected, Format, Ours
 from wsss.formats.job import Job
+from wsss.formats.options import UNSURE, ImportOptions
 from wsss.formats.source import Source, open_ours, options_of_result
 from wsss.run import plain
 from wsss.stages.each import as_loaded, for_each_picture

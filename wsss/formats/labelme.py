@@ -23,8 +23,9 @@ from wsss.data.labels import IGNORE
 from wsss.data.lists import EXPORT_RECORD
 from wsss.data.roles import IGNORED
 from wsss.errors import BadInput
-from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
 from wsss.formats.objects import regions
+from wsss.formats.options import ImportOptions, ObjectOptions
 from wsss.ops.painting import polygons
 from wsss.storage import whole_file
 

@@ -14,7 +14,7 @@ from wsss.data.images import Dataset, Images
 from wsss.data.lists import files_below, pictures_below, read_classes
 from wsss.data.open import class_source, open_dataset
 from wsss.errors import BadInput
-from wsss.formats.format import SourceOptions
+from wsss.formats.options import SourceOptions
 from wsss.outputs import INPUTS, read_verified
 from wsss.progress import Progress
 from wsss.run import DONE, STARTED, read_record

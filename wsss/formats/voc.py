@@ -24,8 +24,9 @@ from wsss.data.labels import IGNORE
 from wsss.data.lists import pictures_below, read_names
 from wsss.data.voc import SEGMENTATION_LISTS
 from wsss.errors import BadInput
-from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
 from wsss.formats.objects import regions
+from wsss.formats.options import ImportOptions, ObjectOptions
 from wsss.formats.xml_text import check_xml
 from wsss.storage import whole_file
 

@@ -16,7 +16,8 @@ from wsss.data.images import Images
 from wsss.data.lists import pictures_below, read_names
 from wsss.data.voc import SEGMENTATION_LISTS, VOC_CLASSES, find_voc
 from wsss.errors import BadInput, reading
-from wsss.formats.format import Export, ExportOptions, Format, Item, Part, Task
+from wsss.formats.format import Export, Format, Item, Part, Task
+from wsss.formats.options import ExportOptions
 from wsss.storage import whole_file
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from jaxtyping import UInt8
 from wsss.data.lists import files_below
 from wsss.data.yolo import draw_objects, find_yolo, label_folders, matching_path, read_class_names, read_objects
 from wsss.errors import BadInput
-from wsss.formats.format import Corrected, Export, Format, Import, ImportOptions, Item, ObjectOptions, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
 from wsss.formats.objects import regions
+from wsss.formats.options import ImportOptions, ObjectOptions
 from wsss.formats.outline import joined_outline
 from wsss.storage import write_text
 

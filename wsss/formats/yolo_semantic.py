@@ -21,7 +21,8 @@ from wsss.data.labels import MaskTable
 from wsss.data.lists import files_below
 from wsss.data.yolo import matching_path, read_class_names
 from wsss.errors import BadInput
-from wsss.formats.format import Corrected, Export, ExportOptions, Format, Import, ImportOptions, Item, Ours, Part, Task
+from wsss.formats.format import Corrected, Export, Format, Import, Item, Ours, Part, Task
+from wsss.formats.options import ExportOptions, ImportOptions
 from wsss.formats.yolo_seg import NOTE, PICTURES, data_file, write_data
 
 MASKS = "masks"

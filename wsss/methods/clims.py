@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from wsss import launch
 from wsss.classifier import (
@@ -49,7 +48,7 @@ from wsss.loading import load_backbone, load_into
 from wsss.methods.cam import CAMSettings, baseline
 from wsss.networks.clip import ImageText
 from wsss.networks.clip_resnet import ResNetCLIP
-from wsss.networks.resnet import DEPTHS, ResNet
+from wsss.networks.resnet import DEPTHS, Bottleneck, ResNet
 from wsss.networks.siglip import SigLIP
 from wsss.objective import Groups, Objective, body_and_head, one_group
 from wsss.pretrained import Activation, load_any_clip

@@ -19,8 +19,9 @@ from torch import Tensor
 from wsss import launch
 from wsss.data.augment import normalise, resize_bicubic
 from wsss.data.images import Images
-from wsss.data.lists import read_lines, suggestion
+from wsss.data.lists import suggestion
 from wsss.data.nouns import lemma
+from wsss.data.text import read_lines
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range, reading
 from wsss.foreign.npy import read_legacy

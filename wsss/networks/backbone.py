@@ -6,18 +6,16 @@ To add an architecture, write a module with a `Backbone` that knows its publishe
 import re
 from collections.abc import Callable
 
-import timm
 from torch import nn
 
 from wsss.errors import BadInput
-from wsss.networks import resnet, resnet38, timm_backbone
+from wsss.networks import resnet, resnet38
 from wsss.networks.body import Backbone
 
-# the first matching pattern is used
+# the first matching pattern is used; all other names are timm's
 ARCHITECTURES: tuple[tuple[str, Callable[[str, int], Backbone]], ...] = (
     (resnet38.NAMES, resnet38.create),
     (resnet.NAMES, resnet.create),
-    (timm_backbone.NAMES, timm_backbone.TimmBackbone),
 )
 
 
@@ -34,15 +32,21 @@ def create_backbone(name: str, output_stride: int = 16) -> Backbone:
         BadInput: there is no such backbone, it does not support this stride, or it only accepts pictures of a single size.
     """
     create = next((create for names, create in ARCHITECTURES if re.fullmatch(names, name)), None)
-    ours = [f"resnet{depth}" for depth in resnet.DEPTHS] + ["resnet38"]
-    if create is None or (create is timm_backbone.TimmBackbone and not timm.is_model(name)):
+    if create is not None:
+        return create(name, output_stride)
+    import timm  # slow to import, as is our module on its models
+
+    from wsss.networks import timm_backbone
+
+    if not timm.is_model(name):
+        ours = [f"resnet{depth}" for depth in resnet.DEPTHS] + ["resnet38"]
         raise BadInput(
             f"backbone {name}",
             "no network with this name",
             f"{', '.join(ours)}, or the name of a timm model",
             timm_backbone.near(name, ours),
         )
-    return create(name, output_stride)
+    return timm_backbone.TimmBackbone(name, output_stride)
 
 
 def freeze_batch_norm(network: nn.Module) -> None:

@@ -9,15 +9,17 @@ Symbols: L tokens of a picture (the class token first), D the width, t tokens of
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering
 
 from wsss.errors import BadInput
+
+if TYPE_CHECKING:  # slow to import
+    import transformers
 
 # channels of an attention head of the published vision transformer and BERT
 _HEAD = 64
@@ -54,7 +56,7 @@ class BLIP(nn.Module):
         tokenizer: BERT's, which lacks these two entries.
     """
 
-    def __init__(self, model: BlipForQuestionAnswering, tokenizer: BertTokenizer) -> None:
+    def __init__(self, model: "transformers.BlipForQuestionAnswering", tokenizer: "transformers.BertTokenizer") -> None:
         super().__init__()
         self.model: Any = model
         self.tokenizer: Any = tokenizer
@@ -166,7 +168,7 @@ def resized_positions(positions: Float[Tensor, "1 l d"], side: int) -> Float[Ten
     return torch.cat([positions[:, :1], resized.flatten(2).mT], 1)
 
 
-def resized(model: BlipForQuestionAnswering, size: int) -> BlipForQuestionAnswering:
+def resized(model: "transformers.BlipForQuestionAnswering", size: int) -> "transformers.BlipForQuestionAnswering":
     """Adapt a model to pictures with sides of `size` pixels."""
     vision: Any = model.config.vision_config
     check_size(size, vision.patch_size)
@@ -190,7 +192,7 @@ def is_published(state: dict[str, Tensor]) -> bool:
 
 def from_published(
     state: dict[str, Tensor], where: str, heads: tuple[int, int] | None = None
-) -> BlipForQuestionAnswering:
+) -> "transformers.BlipForQuestionAnswering":
     """The model of a state dict with the tensor names of BLIP's authors (`model_base_vqa_capfilt_large.pth`).
 
     Args:
@@ -208,6 +210,8 @@ def from_published(
         if not name.endswith("position_ids"):
             named[name] = value.to(torch.float32, copy=True).contiguous()
     named |= {name: named[source] for name, source in _TIED.items() if source in named}
+    from transformers import BlipForQuestionAnswering  # slow to import
+
     try:
         with torch.device("meta"):
             model = BlipForQuestionAnswering(_config(named, heads))
@@ -235,10 +239,12 @@ def from_published(
     return model
 
 
-def _config(state: dict[str, Tensor], heads: tuple[int, int] | None) -> BlipConfig:
+def _config(state: dict[str, Tensor], heads: tuple[int, int] | None) -> "transformers.BlipConfig":
     width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
     words, text_width = state["text_encoder.embeddings.word_embeddings.weight"].shape
     vision_heads, text_heads = heads or (width // _HEAD, text_width // _HEAD)
+    from transformers import BlipConfig
+
     return BlipConfig(
         vision_config={
             "hidden_size": width,

@@ -12,17 +12,19 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ftfy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, Colours
 from wsss.errors import BadInput
+
+if TYPE_CHECKING:  # slow to import
+    import transformers
 
 # OpenAI's tensor names and those of transformers: outside the blocks, and in each block
 _NAMES = {
@@ -70,7 +72,7 @@ class Vocabulary:
         lower: false keeps capital letters, which MetaCLIP 2 has seen.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, lower: bool = True) -> None:
+    def __init__(self, tokenizer: "transformers.PreTrainedTokenizerBase", context: int, lower: bool = True) -> None:
         self.tokenizer, self.context, self.lower = tokenizer, context, lower
         self.start: Any = tokenizer.bos_token_id
         self.end: Any = tokenizer.eos_token_id
@@ -331,7 +333,7 @@ def is_openai(state: dict[str, Tensor]) -> bool:
     return "visual.conv1.weight" in state or "visual.layer1.0.conv1.weight" in state
 
 
-def from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_gelu") -> CLIPModel:
+def from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_gelu") -> "transformers.CLIPModel":
     """A CLIP from a state dict with the tensor names of OpenAI or open_clip; all sizes are derived from the tensors.
 
     Args:
@@ -360,6 +362,8 @@ def from_openai(state: dict[str, Tensor], where: str, activation: str = "quick_g
     ]
     if faults:
         raise BadInput(where, ", ".join(faults), expected, "Give a file published by OpenAI or open_clip.")
+    from transformers import CLIPModel  # slow to import
+
     converted: dict[str, Tensor] = {}
     try:
         for name, theirs in names.items():
@@ -396,11 +400,13 @@ def _both_names(vision_depth: int, text_depth: int) -> dict[str, tuple[str, ...]
     return names
 
 
-def _config(state: dict[str, Tensor], depths: list[int], activation: str) -> CLIPConfig:
+def _config(state: dict[str, Tensor], depths: list[int], activation: str) -> "transformers.CLIPConfig":
     width, _, patch, _ = state["visual.conv1.weight"].shape
     text_width, joint = state["text_projection"].shape
     grid = math.isqrt(len(state["visual.positional_embedding"]) - 1)
     vocabulary = len(state["token_embedding.weight"])
+    from transformers import CLIPConfig
+
     return CLIPConfig(
         projection_dim=joint,
         vision_config={

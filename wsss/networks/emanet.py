@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -71,6 +70,8 @@ class Trunk(Body):
         super().__init__()
         if output_stride not in (8, 16):
             raise BadInput(f"output stride of {name}", str(output_stride), "8 or 16", "Choose one of these.")
+        import timm  # slow to import
+
         body: Any = timm.create_model(name)
         self.parts = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
         for position, part in enumerate(self.parts):

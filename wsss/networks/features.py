@@ -7,40 +7,24 @@ the pixels of an incomplete patch, and its maps are shifted.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num, UInt8
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionModel,
-    Dinov2Model,
-    Dinov2WithRegistersModel,
-    DINOv3ViTModel,
-    PreTrainedModel,
-    RadioModel,
-    Siglip2VisionModel,
-    SiglipVisionModel,
-    ViTModel,
-)
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
 
-from wsss.data.augment import Colours
+from wsss.data.augment import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Colours
 from wsss.errors import BadInput
 from wsss.networks.body import Body
 
-IMAGENET: Colours = (tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD))
-CLIP: Colours = (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
-_HALF: Colours = (tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD))
+if TYPE_CHECKING:  # slow to import
+    import transformers
+
+IMAGENET: Colours = (IMAGENET_MEAN, IMAGENET_STD)
+CLIP: Colours = (CLIP_MEAN, CLIP_STD)
+_HALF: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class FrozenNetwork(nn.Module, ABC):
@@ -175,7 +159,7 @@ class _Architecture:
     """A vision transformer of transformers.
 
     Attributes:
-        model: its class.
+        name: of its class.
         colours: how pictures are normalised unless the source says otherwise.
         prefix: number of tokens before those of the patches, from the settings of the model.
         options: of its forward pass.
@@ -184,7 +168,7 @@ class _Architecture:
         loading: options of its constructor.
     """
 
-    model: type[PreTrainedModel]
+    name: str
     colours: Colours
     prefix: Callable[[Any], int]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -192,27 +176,35 @@ class _Architecture:
     inside: bool = False
     loading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def model(self) -> "type[transformers.PreTrainedModel]":
+        """Its class in transformers."""
+        import transformers
+
+        found: type[transformers.PreTrainedModel] = getattr(transformers, self.name)
+        return found
+
 
 _RESIZED = {"interpolate_pos_encoding": True}
-_CLIP_VISION = _Architecture(CLIPVisionModel, CLIP, lambda settings: 1, _RESIZED)
-_SIGLIP = _Architecture(SiglipVisionModel, _HALF, lambda settings: 0, _RESIZED)
-_SIGLIP2 = _Architecture(Siglip2VisionModel, _HALF, lambda settings: 0, in_blocks=True)
+_CLIP_VISION = _Architecture("CLIPVisionModel", CLIP, lambda settings: 1, _RESIZED)
+_SIGLIP = _Architecture("SiglipVisionModel", _HALF, lambda settings: 0, _RESIZED)
+_SIGLIP2 = _Architecture("Siglip2VisionModel", _HALF, lambda settings: 0, in_blocks=True)
 # by `model_type` in config.json; SigLIP 2 of a fixed size is a `siglip`, that of any aspect ratio (NaFlex) a `siglip2`
 ARCHITECTURES: Mapping[str, _Architecture] = {
-    "dinov2": _Architecture(Dinov2Model, IMAGENET, lambda settings: 1),
+    "dinov2": _Architecture("Dinov2Model", IMAGENET, lambda settings: 1),
     "dinov2_with_registers": _Architecture(
-        Dinov2WithRegistersModel, IMAGENET, lambda settings: 1 + settings.num_register_tokens
+        "Dinov2WithRegistersModel", IMAGENET, lambda settings: 1 + settings.num_register_tokens
     ),
-    "dinov3_vit": _Architecture(DINOv3ViTModel, IMAGENET, lambda settings: 1 + settings.num_register_tokens),
+    "dinov3_vit": _Architecture("DINOv3ViTModel", IMAGENET, lambda settings: 1 + settings.num_register_tokens),
     "radio": _Architecture(
-        RadioModel, ((0.0,) * 3, (1.0,) * 3), lambda settings: settings.num_summary_tokens, inside=True
+        "RadioModel", ((0.0,) * 3, (1.0,) * 3), lambda settings: settings.num_summary_tokens, inside=True
     ),
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
     "siglip2": _SIGLIP2,
     "siglip2_vision_model": _SIGLIP2,
     # of DINO, and of others
-    "vit": _Architecture(ViTModel, IMAGENET, lambda settings: 1, _RESIZED, loading={"add_pooling_layer": False}),
+    "vit": _Architecture("ViTModel", IMAGENET, lambda settings: 1, _RESIZED, loading={"add_pooling_layer": False}),
     "clip": _CLIP_VISION,
     "clip_vision_model": _CLIP_VISION,
 }
@@ -231,7 +223,7 @@ class TransformerFeatures(FrozenNetwork):
 
     KINDS: ClassVar = ARCHITECTURES
 
-    def __init__(self, model: PreTrainedModel, kind: str, colours: Colours | None = None) -> None:
+    def __init__(self, model: "transformers.PreTrainedModel", kind: str, colours: Colours | None = None) -> None:
         super().__init__()
         settings: Any = model.config
         self.model, self.kind, self.architecture = model, kind, ARCHITECTURES[kind]

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -47,6 +46,8 @@ class Res2Net(Body):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        import timm  # slow to import
+
         body: Any = timm.create_model(name)
         self.conv1, self.bn1, self.act1, self.maxpool = body.conv1, body.bn1, body.act1, body.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,8 +23,92 @@ def create(name: str, output_stride: int) -> "ResNet":
     return ResNet(int(name.removeprefix("resnet")), *_LAYOUTS[output_stride])
 
 
+class Basic(nn.Module):
+    """Two 3x3 convolutions, the first with the stride, and the input added to their output.
+
+    Args:
+        inputs, width: channels of the input and of the output.
+        stride: of the first convolution.
+    """
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        shortcut = _shortcut(inputs, width, stride)
+        self.conv1, self.bn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
+        self.relu: nn.Module = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
+        self.downsample = shortcut
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d hs ws"]:
+        """The output of the block."""
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x += identity
+        return self.relu(x)
+
+
+class Bottleneck(nn.Module):
+    """Convolutions of 1x1, 3x3 and 1x1, the second with the stride, and the input added to their output.
+
+    Args:
+        inputs: channels of the input.
+        width: channels of the 3x3 convolution; the output has four times as many.
+        stride: of the 3x3 convolution.
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        shortcut = _shortcut(inputs, outputs, stride)
+        self.conv1, self.bn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = _conv(width, outputs, 1), nn.BatchNorm2d(outputs)
+        self.relu: nn.Module = nn.ReLU(inplace=True)
+        self.downsample = shortcut
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d hs ws"]:
+        """The output of the block."""
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += identity
+        return self.relu(x)
+
+
+def _conv(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, side, stride, padding=side // 2, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """What brings the input of a block to the size of its output; None if it has that size."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+def _layer(block: type[Basic | Bottleneck], inputs: int, width: int, count: int, stride: int) -> nn.Sequential:
+    outputs = width * block.expansion
+    return nn.Sequential(block(inputs, width, stride), *(block(outputs, width) for _ in range(count - 1)))
+
+
+# block and numbers of blocks in layer1..layer4 by depth
+_BLOCKS: Mapping[int, tuple[type[Basic | Bottleneck], tuple[int, int, int, int]]] = {
+    18: (Basic, (2, 2, 2, 2)),
+    34: (Basic, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
 class ResNet(Backbone):
-    """A torchvision ResNet without its classifier, with configurable strides and dilations.
+    """A ResNet without its classifier, with configurable strides and dilations.
 
     The published weakly supervised networks (IRNet, CLIMS, QA-CLIMS) use ResNet-50 with strides (1, 2, 2, 1) and no
     dilation, for an output stride of 16. In a dilated stage the first block keeps dilation 1.
@@ -43,15 +126,24 @@ class ResNet(Backbone):
         self, depth: int, strides: Sequence[int] = (1, 2, 2, 1), dilations: Sequence[int] = (1, 1, 1, 1)
     ) -> None:
         super().__init__()
-        body = torchvision.models.get_model(f"resnet{depth}", weights=None)
-        self.conv1, self.bn1, self.relu, self.maxpool = body.conv1, body.bn1, body.relu, body.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = body.layer1, body.layer2, body.layer3, body.layer4
+        block, counts = _BLOCKS[depth]
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _layer(block, 64, 64, counts[0], 1)
+        self.layer2 = _layer(block, 64 * block.expansion, 128, counts[1], 2)
+        self.layer3 = _layer(block, 128 * block.expansion, 256, counts[2], 2)
+        self.layer4 = _layer(block, 256 * block.expansion, 512, counts[3], 2)
+        # torchvision draws the weights of a classifier before it draws those of the convolutions anew: a seed gives the same weights as there
+        nn.Linear(512 * block.expansion, 1000)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         self.channels = [64]
         self.strides = [4]
         for layer, stride, dilation in zip(self.stages(), strides, dilations, strict=True):
             set_stride(layer[0], stride)
-            for block in layer[1:]:
-                dilate(block, dilation)
+            for later in layer[1:]:
+                dilate(later, dilation)
             last: Any = layer[-1]
             self.channels.append((last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels)
             self.strides.append(self.strides[-1] * stride)

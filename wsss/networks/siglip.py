@@ -6,18 +6,19 @@ the forward pass is ours, see `wsss.networks.clip`.
 """
 
 import string
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from wsss.data.augment import Colours
 from wsss.networks.clip import ImageText, Vocabulary
 
-_HALF: Colours = (tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD))
+if TYPE_CHECKING:  # slow to import
+    import transformers
+
+_HALF: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -30,7 +31,7 @@ class PaddedVocabulary(Vocabulary):
         punctuation: false removes punctuation, as for the first SigLIP.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, punctuation: bool) -> None:
+    def __init__(self, tokenizer: "transformers.PreTrainedTokenizerBase", context: int, punctuation: bool) -> None:
         super().__init__(tokenizer, context)
         self.punctuation, self.padding = punctuation, int(tokenizer.pad_token_id)
         self.added = list(tokenizer("")["input_ids"])

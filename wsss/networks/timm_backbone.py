@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from wsss.errors import BadInput
 from wsss.networks.body import Backbone
 
-NAMES = r".+"
-
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # errors of models that cannot be built, or do not accept a picture
 _FAILURES = (

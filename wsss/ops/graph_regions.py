@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32, UInt8
 from numba import njit
-from scipy import ndimage
 
 # a pixel's neighbours on one side: right, below, and the two diagonals below
 _STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
@@ -30,6 +29,8 @@ def graph_regions(
     Returns:
         Numbers from 0, in the order of the first pixels of the regions. Regions are connected, some of them only diagonally.
     """
+    from scipy import ndimage  # slow to import
+
     height, width = image.shape[:2]
     smooth = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))
     first, second, difference = _pairs(smooth)

@@ -7,13 +7,15 @@ then one pass over the pixels, which gives the sums over the atoms, and a sum of
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64, UInt8
-from scipy import sparse
 
 from wsss.errors import BadInput
+
+if TYPE_CHECKING:  # slow to import
+    from scipy import sparse
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,8 +221,10 @@ class Regions:
         """Sums of values of the regions, (n, k), over the regions that contain each atom: (a, k)."""
         return np.asarray(self._inside(values.dtype).T @ values)
 
-    def _inside(self, dtype: np.dtype) -> sparse.csr_array:
+    def _inside(self, dtype: np.dtype) -> "sparse.csr_array":
         """1 where a region, in rows, contains an atom."""
+        from scipy import sparse
+
         ends = np.concatenate([[0], np.cumsum(self.counts)])
         shape = len(self), len(self.atom_areas)
         return sparse.csr_array((np.ones(len(self.members), dtype), self.members, ends), shape=shape)

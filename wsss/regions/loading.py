@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from wsss.errors import BadInput
 from wsss.pretrained import check_complete, check_exists, loading_model, saved_folder
 from wsss.weights import finite
@@ -23,6 +21,8 @@ def check_proposer(source: str, kinds: Mapping[str, str], what: str) -> str:
     Raises:
         BadInput: the source does not exist, cannot be downloaded, or has another architecture.
     """
+    import transformers  # slow to import
+
     source, expected = saved_folder(source), f"{what}: a hub id, or a folder saved by transformers"
     check_exists(source, expected)
     where, folder = place_of(source, what)
@@ -37,6 +37,8 @@ def check_proposer(source: str, kinds: Mapping[str, str], what: str) -> str:
 
 def load_proposer(source: str, kinds: Mapping[str, str], what: str) -> tuple[Any, Any]:
     """A network and its image processor, on the CPU, in float32, with frozen weights; see `check_proposer`."""
+    import transformers
+
     kind, source = check_proposer(source, kinds, what), saved_folder(source)
     where, folder = place_of(source, what)
     expected = f"{what}, with its weights and preprocessor_config.json"

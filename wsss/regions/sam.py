@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torchvision.ops import masks_to_boxes, nms
 
 from wsss import launch
 from wsss.errors import check_range
@@ -107,6 +106,8 @@ class SAM:
     @torch.inference_mode()
     def regions(self, prepared: _Prepared) -> Regions:
         """The masks of all points that are kept, surest first."""
+        from torchvision.ops import nms  # slow to import
+
         embeddings = self.model.get_image_embeddings(prepared.inputs["pixel_values"].to(self.model.device))
         found = [
             self._of_points(prepared, embeddings, points)
@@ -180,6 +181,8 @@ def cleaned(
         smallest: see `wsss.ops.region_shapes.without_small_parts`.
         overlap: of masks whose boxes have a higher IoU one is kept, the first of those without small parts before the first of the others.
     """
+    from torchvision.ops import nms
+
     if not len(masks):
         return masks, torch.zeros(0, dtype=torch.int64, device=masks.device)
     made, had = zip(*(without_small_parts(mask, smallest) for mask in masks.cpu().numpy()), strict=True)
@@ -195,4 +198,6 @@ def stabilities(logits: Float[Tensor, "m h w"]) -> Float[Tensor, " m"]:
 
 
 def _boxes(masks: Bool[Tensor, "m h w"]) -> Float[Tensor, "m 4"]:
+    from torchvision.ops import masks_to_boxes
+
     return masks_to_boxes(masks) if len(masks) else torch.zeros((0, 4), device=masks.device)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsss import digests, launch
+from wsss import __version__, digests, launch
 from wsss.data.class_names import likely_typos, notes_on_missing_classes
 from wsss.data.images import Dataset, Images
 from wsss.data.info import bad_pictures, check_pictures, mask_doubts, notes_on_overlap, overview, render
@@ -16,7 +16,7 @@ from wsss.differences import outdated, pictures_changed
 from wsss.errors import BadInput, is_regular
 from wsss.outputs import DONE, INPUTS, STARTED, read_verified
 from wsss.progress import Progress
-from wsss.storage import digest, read_json, read_only, write_json, write_packed
+from wsss.storage import cache_folder, digest, read_json, read_only, write_json, write_packed
 
 # In a run folder: the result of checking the dataset, and digests of its files, which are read again only after a change
 DATA, CONTENTS = "data.json", "contents.json.gz"
@@ -43,7 +43,7 @@ def checked(
         skip_bad: leave bad pictures out instead of raising an error.
         split: the only split in use; None for the splits that `wsss run` uses.
         remember: run folder; the result of the checks, and how the dataset was opened, are written to its `data.json`,
-            and the next command reuses them.
+            and the next command reuses them. None: the cache folder has a folder for each dataset and way of opening it.
         options: with which it was opened; see `open_dataset`.
 
     Returns:
@@ -58,7 +58,7 @@ def checked(
         name: str(Path(value).resolve()) if isinstance(value, str | Path) and is_regular(value) else value
         for name, value in options.items()
     }
-    found = launch.decided_by_first(lambda: _inspected(data, used, remember, opened))
+    found = launch.decided_by_first(lambda: _inspected(data, used, remember or _cached(used, opened), opened))
     bad = found["bad"]
     if bad and not skip_bad:
         shown = "\n".join(f"  {message}" for message in list(bad.values())[:5])
@@ -103,8 +103,18 @@ def _relative_file(data: Dataset, path: Path) -> str:
     return os.path.relpath(path, data.root)
 
 
+def _cached(used: list[str], opened: dict[str, Any]) -> Path | None:
+    """Where a command without a run folder remembers what it found; None if nothing can be written there."""
+    folder = cache_folder() / "datasets" / digest([__version__, used, opened])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return None if read_only(folder) else folder
+
+
 def _inspected(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
-    """The result of `_inspect`. For a run, it is stored in the run folder, or read from there if the dataset has not changed."""
+    """The result of `_inspect`, stored in the folder, or read from there if the dataset has not changed."""
     if remember is None:
         return _inspect(data, used, overview(data), opened)
     digests.load_cache(remember / CONTENTS)
@@ -134,7 +144,9 @@ def _inspect(data: Dataset, used: list[str], overviewed: dict[str, Any], opened:
     """Messages about bad pictures by file (`bad`), doubts about true masks (`doubts`), and errors that end the command (`stops`)."""
     log.info("%s", render(overviewed))
     bad: dict[str, str] = {}
-    notes = notes_on_missing_classes(data) + notes_on_overlap(data)
+    notes = notes_on_missing_classes(data)
+    if {data.train, data.val} <= {*used}:
+        notes += notes_on_overlap(data)
     doubts = [likely_typos(data, opened.get("classes"))]
     for images in _distinct(data, used):
         with Progress(f"check {images.title}", len(images)) as progress:

@@ -1,6 +1,7 @@
 """The loop over pictures: loading, computing and writing run concurrently, and the processes share the pictures."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,8 +51,9 @@ def for_each_picture(
         Stopped: a signal has arrived.
     """
     share = launch.share(range(len(images)) if chosen is None else chosen)
-    paths = {index: out / f"{images.names[index]}{suffix}" for index in share}
-    todo = [index for index in share if not (is_done(index) if is_done else paths[index].exists())]
+    names = {index: f"{images.names[index]}{suffix}" for index in share}
+    is_done = is_done or _existing(out, names)
+    todo = [index for index in share if not is_done(index)]
     threads = launch.threads()
 
     ended: list[BaseException] = []
@@ -65,7 +67,7 @@ def for_each_picture(
 
     def write_one(made: tuple[int, Made]) -> None:
         index, content = made
-        write(paths[index], content)
+        write(out / names[index], content)
         if index in taken:
             admission.end(taken.pop(index))
 
@@ -111,6 +113,27 @@ def within_budget(images: Images, bytes_for: Callable[[int, tuple[int, int]], fl
         return int(needed)
 
     return needs
+
+
+def _existing(out: Path, names: Mapping[int, str]) -> Callable[[int], bool]:
+    """Tells whether the file of an index exists; each folder is listed once, which is faster than a look at every file."""
+    folders: dict[str, frozenset[str]] = {}
+
+    def is_there(index: int) -> bool:
+        folder, _, name = names[index].rpartition("/")
+        if folder not in folders:
+            folders[folder] = _files_in(out / folder)
+        return name in folders[folder]
+
+    return is_there
+
+
+def _files_in(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry))
+    except FileNotFoundError:
+        return frozenset()
 
 
 def as_loaded(_: int, loaded: Loaded) -> Loaded:

@@ -23,8 +23,10 @@ times as fast, in code compiled by numba:
     lanes.py      vectors of float32 for compiled code
     threads.py    several threads on one picture
     inference.py  `dense_crf`
+    ahead.py      compiling beside something else
 """
 
+from wsss.ops.crf.ahead import compile_ahead
 from wsss.ops.crf.features import wrapped_bgr
 from wsss.ops.crf.field import is_compiled
 from wsss.ops.crf.inference import crf_bytes, dense_crf
@@ -35,6 +37,7 @@ __all__ = [
     "PRESETS",
     "DenseCRF",
     "Preset",
+    "compile_ahead",
     "crf_bytes",
     "dense_crf",
     "is_compiled",
