@@ -100,7 +100,9 @@ class Loaded:
         """A description for files that depend on the network. Libraries resize position embeddings differently, so their versions are part of it."""
         libraries = {name: version(name) for name in _LIBRARIES}
         layers = {"layers": self.features.layers, "enlarge": self.features.enlarge}
-        return {"source": self.source, "body": self.body, "digest": self.digest, "libraries": libraries, **layers}
+        # in the order of weights files, so that it is written in the same bytes after it was read from one
+        body = None if self.body is None else dict(sorted(self.body.items()))
+        return {"source": self.source, "body": body, "digest": self.digest, "libraries": libraries, **layers}
 
 
 def load_features(settings: FeatureSettings) -> Loaded:
