@@ -93,7 +93,7 @@ def test_the_same_data_set_elsewhere(data, made, tmp_path):
     assert reopen(made).root == tmp_path / "moved"
 
 
-def test_nothing_is_looked_at_twice(data, made, monkeypatch):
+def test_nothing_is_looked_at_twice(data, later, made, monkeypatch):
     monkeypatch.setattr(check, "check_pictures", None)
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     opened(data, made)
