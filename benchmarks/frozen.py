@@ -1,11 +1,11 @@
 """A head on a frozen network against DeepLab v2: time, memory and accuracy with the same pictures, the same pseudo masks and the same backbone.
 
-    wsss run cam --data D --config demo_cam.yaml --out RUN
-    OMP_NUM_THREADS=1 python benchmarks/frozen.py --data D --run RUN [--preset quick] [--config demo_cam.yaml] [--seeds 3] \\
-        [--pictures 120]
+    wsss train cam --data D --preset quick --init none --out RUN/classifier        (and maps and masks, or `wsss run cam`)
+    OMP_NUM_THREADS=1 python benchmarks/frozen.py --data D --run RUN --preset quick [--seeds 3] [--pictures 120]
 
-DeepLab v2 has the settings of the file and starts from the run's classifier; the head has those of the preset, on the tokens of the same
-classifier. For each seed both are made anew, one after the other, in processes of their own with one thread and without loader processes; the first
+Both have the settings of the preset, as in `wsss run cam` with `--segmenter deeplab` and `--segmenter frozen`: DeepLab starts from the run's
+classifier, the head reads the tokens of the same classifier. With `--config` the settings of DeepLab and of the test are those of a file instead.
+For each seed both are made anew, one after the other, in processes of their own with one thread and without loader processes; the first
 of the pair changes from seed to seed. An epoch is the CPU time from the first update to the last, by the number of epochs between them; a stage is
 everything, the cache of the tokens too.
 Memory is the peak of the process beyond what it has before the stage. mIoU is that of the predictions for the validation pictures.
@@ -17,13 +17,13 @@ import logging
 import multiprocessing
 import resource
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from wsss import watch
-from wsss.configs import CONFIGS
 from wsss.data.documents import read_document
 from wsss.data.open import open_dataset
 from wsss.methods import method
@@ -85,14 +85,13 @@ def measured(job: tuple[str, argparse.Namespace, int]) -> Found:
     """Make one segmenter, in a process of its own."""
     kind, given, seed = job
     logging.disable()
-    content: Mapping[str, Any] = read_document(given.config, "settings")
     cam = method("cam")
-    whole: Any = build(settings_of(cam), content)
-    settings: Any
+    of_preset = partial(preset_settings, cam, given.preset)
+    content = None if given.config is None else read_document(given.config, "settings")
+    whole: Any = of_preset() if content is None else build(settings_of(cam), content)
+    settings: Any = whole.segmenter
     if kind == "frozen":
-        settings = preset_settings(cam, given.preset, {"segmenter": {"kind": kind, **given.head}}).segmenter
-    else:
-        settings = whole.segmenter
+        settings = of_preset({"segmenter": {"kind": kind, **given.head}}).segmenter
     training = dataclasses.replace(settings.training, workers=0, seed=seed)
     settings = dataclasses.replace(settings, training=training)
     data = open_dataset(given.data)
@@ -126,8 +125,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished `wsss run cam`")
-    parser.add_argument("--config", type=Path, default=CONFIGS / "demo_cam.yaml", help="settings of DeepLab")
-    parser.add_argument("--preset", type=str, default="quick", help="settings of the head")
+    parser.add_argument("--config", type=Path, help="settings of DeepLab and of the test, instead of the preset's")
+    parser.add_argument("--preset", type=str, default="quick", help="settings of both")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the head")
     parser.add_argument("--pictures", type=int, help="train on the first ones only")
     parser.add_argument("--seeds", type=int, default=3)

@@ -19,12 +19,13 @@ from torch import nn
 import wsss
 from tests.segmenters.tiny import ALL, DEEPLAB, lengthened
 from wsss.data.labels import voc_palette
-from wsss.deploy import export, onnx, torchscript
+from wsss.deploy import card, export, onnx, torchscript
 from wsss.deploy.export import ModelExport, export_model
 from wsss.deploy.network import DeployedSegmenter, ExportablePool, Views
 from wsss.errors import BadInput
 from wsss.networks.deeplab import DeepLabLayers
 from wsss.stages.predict import PredictSettings, Segmenter
+from wsss.stages.supervised import WORDS_ALONE
 from wsss.stages.train import train
 from wsss.weights import WEIGHTS
 
@@ -146,6 +147,14 @@ def test_configuration_and_card(exported):
     assert "red, blue" in model_card.text
     assert "100.0000% of the labels are those of torch" in model_card.text
     assert "no predictions of this run were compared" in model_card.text
+
+
+def test_the_card_of_a_run_without_tags_speaks_of_none(exported):
+    config = json.loads((exported[0] / "config.json").read_text())
+    text = card.card(config, card.Origin("mine", WORDS_ALONE, True, "CorrCLIP", ()), "mit", [], [])
+    assert "from the names of the classes, without tags of pictures and without masks drawn by people" in text
+    assert "| tags | none, words only |" in text
+    assert "image-level tags" not in text
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -1,8 +1,10 @@
 """What the server of a review answers, without a browser: protection, paging, pictures, steps, commands."""
 
+import dataclasses
 import gzip
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from starlette.testclient import TestClient
 
 from tests.review.conftest import CLASSES, NAMES, SIZE_HW
 from wsss.commands import command
-from wsss.data.files import read_mask
+from wsss.data.files import read_mask, write_cams
 from wsss.data.images import Dataset, Images
 from wsss.errors import BadInput
 from wsss.review.decisions import Decisions
@@ -21,6 +23,8 @@ from wsss.review.measures import Doubt, Measures, read_doubts
 from wsss.review.options import ReviewOptions
 from wsss.review.reviewing import MOST_ROWS, Review
 from wsss.review.sources import Sources, open_sources
+from wsss.run import stage
+from wsss.stages.check import open_checked
 
 TOKEN, ORIGIN = "secret-token", "http://127.0.0.1:8000"
 
@@ -285,6 +289,39 @@ def test_the_commands_at_the_end_are_accepted_by_the_command_line(client, made, 
     images = data.split(data.train)
     assert len(images) == 4
     assert images.classes(images.names.index("a/one")) == [0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class FromWords:
+    title = "CorrCLIP"
+
+    words_only: bool = True
+
+
+@stage(kind="localize", makes="maps", title=None)
+def maps_from_words(settings: FromWords, *, out: Path) -> dict[str, int]:
+    """Maps of the second class for the first picture, and of none for the other."""
+    for name, classes in (("one", [1]), ("two", [])):
+        write_cams(out / f"{name}.npz", np.array(classes, np.int16), np.full((len(classes), *SIZE_HW), 0.5, np.float32))
+    return {}
+
+
+def test_a_run_without_tags_begins_with_the_classes_of_its_maps(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in ("one", "two"):
+        Image.new("RGB", SIZE_HW[::-1]).save(tmp_path / "pictures" / f"{name}.png")
+    run = tmp_path / "run"
+    open_checked(tmp_path / "pictures", skip_bad=False, remember=run, classes=["cat", "dog"], untagged=True)
+    with pytest.raises(BadInput, match="the tags that the run has predicted"):
+        open_sources(ReviewOptions(run=run))
+    maps_from_words(FromWords(), out=run / "cams")
+    client = client_of(page_of(open_sources(ReviewOptions(run=run))))
+    assert [row["tags"] for row in client.get("api/rows", params={"ids": "0,1"}).json()["rows"]] == [[1], []]
+    assert client.get("api/commands").json()["commands"] == []
+    # reviewed tags count in the next run
+    client.post("api/picture/1", json={"tags": [0], "state": "accepted"})
+    (one,) = client.get("api/commands").json()["commands"]
+    assert one["command"].startswith("wsss run corrclip --inference.words_only false --data")
 
 
 def test_tags_alone(made, tmp_path):

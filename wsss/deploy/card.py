@@ -13,10 +13,10 @@ from wsss.data.augment import ColourRule
 from wsss.data.labels import voc_palette
 from wsss.data.samples import DEFAULT_READING
 from wsss.deploy.network import Views
-from wsss.outputs import DONE
 from wsss.stages.check import read_notes
 from wsss.stages.predict import Segmenter
 from wsss.stages.records import PREDICTIONS, Score, read_scores, read_stages
+from wsss.stages.supervised import WORDS_ALONE, tags_behind
 
 # what an exported model does with the values of pictures
 _NORMALISATION: Mapping[ColourRule, str] = {
@@ -35,12 +35,14 @@ class Origin:
     Attributes:
         data: name of the dataset folder and number of training pictures; None if it is unknown.
         tags: where the tags of the training pictures come from.
+        words_alone: whether there were no tags, only the names of the classes.
         method: title of the method that made the maps.
         scores: the scores of the predictions.
     """
 
     data: str | None
     tags: str
+    words_alone: bool
     method: str | None
     scores: tuple[Score, ...]
 
@@ -54,9 +56,9 @@ class Origin:
         if overview:
             count = overview["splits"][overview["train"]]["images"]
             data = f"{Path(overview['root']).name} ({count} training pictures)"
-        tags = "predicted by TagCLIP" if (run / "tags" / DONE).exists() else "image-level tags of the dataset"
+        tags = tags_behind(run, stages) if overview else "unknown"
         found = tuple(score for score in read_scores(stages) if score.kind == PREDICTIONS)
-        return cls(data, tags if overview else "unknown", method, found)
+        return cls(data, tags, tags == WORDS_ALONE, method, found)
 
 
 def configuration(

@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wsss.data.images import Dataset
+from wsss.data.maps import read_matching_cams
 from wsss.data.open import open_dataset
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.digests import content_digest
 from wsss.errors import BadInput
+from wsss.progress import Progress
 from wsss.review.decisions import CLASSES, CORRECTED, TAGS, TRAIN, Counts
 from wsss.review.options import ReviewOptions
 from wsss.run import DONE, read_record
 from wsss.stages.check import read_notes, reopen
 from wsss.stages.closing import dataset_words, method_of, settings_words
-from wsss.stages.records import holds
+from wsss.stages.records import holds, read_stages
+from wsss.stages.supervised import WORDS_ALONE, tags_behind
 from wsss.weights import WEIGHTS
 
 # Layouts whose classes are the sorted tags, unless they are listed
@@ -35,6 +40,7 @@ class Sources:
         run: run folder, None if only tags are reviewed.
         opened: path and options with which the dataset was opened.
         skip_bad: whether bad pictures were left out.
+        words_alone: whether the maps of the run were made without tags, from the names of the classes.
     """
 
     data: Dataset
@@ -45,6 +51,7 @@ class Sources:
     run: Path | None
     opened: Mapping[str, Any]
     skip_bad: bool
+    words_alone: bool = False
 
     def commands(self, counts: Counts) -> list[tuple[str, str]]:
         """Titles and command lines that train on the result of a review; none if nothing was changed."""
@@ -57,6 +64,7 @@ class Sources:
                 "run",
                 method_of(self.run),
                 *settings_words(self.run),
+                *(("--inference.words_only", "false") if self.words_alone else ()),
                 *self._dataset(counts, retagged=True),
             ]
             title = "Run again with the reviewed tags" + (" and the corrected masks" if corrected else "")
@@ -121,17 +129,14 @@ def open_sources(options: ReviewOptions) -> Sources:
     images = data.split(split)
     if masks is not None:
         images.check_maskable()
-    default = Path("review") if run is None else run / "review"
-    return Sources(
-        _with_predicted_tags(data, split, run, is_untagged=bool(opened.get("untagged"))),
-        split,
-        masks,
-        _folder(options.cams, run, "cams"),
-        options.out or default,
-        run,
-        opened,
-        skip_bad,
+    cams = _folder(options.cams, run, "cams")
+    words_alone = (
+        run is not None and (run / "cams" / DONE).exists() and tags_behind(run, read_stages(run)) == WORDS_ALONE
     )
+    if run is not None and opened.get("untagged"):
+        data = _tagged(data, split, run / "tags" / TAGS, cams if words_alone else None)
+    default = Path("review") if run is None else run / "review"
+    return Sources(data, split, masks, cams, options.out or default, run, opened, skip_bad, words_alone)
 
 
 def _check_no_reading(options: ReviewOptions) -> None:
@@ -153,13 +158,22 @@ def _folder(given: Path | None, run: Path | None, name: str) -> Path | None:
     return given or (run / name if run is not None and (run / name).is_dir() else None)
 
 
-def _with_predicted_tags(data: Dataset, split: str, run: Path | None, *, is_untagged: bool) -> Dataset:
-    """The dataset, with TagCLIP's tags if a run predicted them."""
-    if run is None or not is_untagged:
-        return data
-    table, images = run / "tags" / TAGS, data.split(split)
-    if not table.exists():
+def _tagged(data: Dataset, split: str, table: Path, cams: Path | None) -> Dataset:
+    """An untagged dataset with what a run has found: TagCLIP's tags, or the classes of the maps that it made without tags.
+
+    Raises:
+        BadInput: the run has found nothing yet.
+    """
+    images = data.split(split)
+    if cams is not None:
+        labels = np.zeros_like(images.labels)
+        with Progress("classes of the maps", len(images), resumable=False) as bar:
+            for index in range(len(images)):
+                labels[index, read_matching_cams(images, cams, index, images.size_hw(index))[0]] = True
+                bar.advance()
+    elif table.exists():
+        labels, _ = labels_of(images.names, labels_by_name(table, images.class_names), len(images.class_names))
+    else:
         do = "Run the same command again; it continues."
         raise BadInput(table, "no such file", "the tags that the run has predicted", do)
-    labels, _ = labels_of(images.names, labels_by_name(table, images.class_names), len(images.class_names))
     return dataclasses.replace(data, splits={**data.splits, split: dataclasses.replace(images, labels=labels)})

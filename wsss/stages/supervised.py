@@ -10,6 +10,8 @@ from wsss.supervision import LEARNED, Networks, of_record, trained_on
 
 TAGS = "tags"
 NOTHING = "none"
+# of maps for which only the names of the classes were given
+WORDS_ALONE = "none, words only"
 # what is made one after the other; the last stage of each kind knows all networks behind it
 _MADE = ("tags", "weights", "maps", "masks", "predictions")
 
@@ -31,7 +33,7 @@ def spoken(lines: Mapping[str, str]) -> dict[str, str]:
 
 def _lines(run: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str]]:
     last = {stage.makes: stage for stage in stages if stage.makes in _MADE}
-    yield TAGS, _tags(run, stages)
+    yield TAGS, tags_behind(run, stages)
     made = [last[makes] for makes in ("predictions", "weights", "masks", "maps") if makes in last][:1]
     yield PIXEL_LABELS, "".join(pixel_labels(stage.folder) for stage in made)
     networks: Networks = {}
@@ -42,12 +44,12 @@ def _lines(run: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str]]:
         yield f"networks trained on {kind}", ", ".join(by_kind.get(kind, [])) or (NOTHING if stages else "")
 
 
-def _tags(run: Path, stages: Sequence[Stage]) -> str:
+def tags_behind(run: Path, stages: Sequence[Stage]) -> str:
     """Where the tags of the last maps come from; refined maps have the tags of those that they were made from."""
     every = [stage for stage in stages if stage.makes == "maps"]
     maps = ([stage for stage in every if stage.kind == "localize"] or every)[-1:]
     if any((stage.inputs.get("settings") or {}).get("words_only") for stage in maps):
-        return "none, words only"
+        return WORDS_ALONE
     # tags are part of a fingerprint, so maps made from predicted tags have another one than the dataset
     taggers = [
         stage.title
