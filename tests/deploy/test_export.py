@@ -7,7 +7,6 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import onnx as onnx_file
 import pytest
@@ -29,19 +28,11 @@ from wsss.stages.supervised import WORDS_ALONE
 from wsss.stages.train import train
 from wsss.weights import WEIGHTS
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "sizes_may_be_symbols")
 # a picture has to have a pixel at the smallest of the scales 0.5 and 0.5 x 0.5
 SIZES_HW = ((5, 4), (33, 61), (64, 64), (50, 27))
 # without a pyramid of scales, whose export takes longer
 SINGLE = dataclasses.replace(DEEPLAB, network=DeepLabLayers("test_resnet", 8, (1, 2), (), batch_norm="live"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sizes_may_be_symbols():
-    """While a graph is recorded, sizes are symbols, which are not of the types in signatures."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,7 @@ def test_probabilities_of_predict(run, shapes, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sizes_may_be_symbols")
 def test_export(run, tmp_path):
     ok("export", "model", run, "--format", "onnx", "--out", tmp_path / "model")
     content = json.loads((tmp_path / "model" / "config.json").read_text())
