@@ -6,8 +6,8 @@ CPU seconds of a picture, alternating between both. ViT-B/16, random weights, dr
 after it, by pydensecrf2 (`pip install .[oracle]`) and by wsss. The baseline does what the published code does:
 every block returns and stores its attention averaged over the heads; for each label the last block runs again, with
 gradients of all of its weights; for each label the affinity is normalised and squared again. Both give the same maps.
-The last column is the highest possible ratio: the baseline against only the matrix products of the linear layers in
-one forward pass, which every exact implementation has to compute.
+The last column of the table is the highest possible ratio: the baseline against only the matrix products of the linear layers in
+one forward pass, which every exact implementation has to compute. The lines before the table say how fast these run, and what attention takes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from wsss.methods import clip_es
-from wsss.networks.clip import CLIP, Vocabulary
+from wsss.networks.clip import CLIP, Vocabulary, attend
 from wsss.ops.boxes import box_mask
 from wsss.ops.crf import PRESETS, dense_crf, wrapped_bgr
 from wsss.pretrained import openai_tokenizer
@@ -157,6 +157,35 @@ def seconds(ways: Sequence[Callable[[int], np.ndarray]], pictures: int, repeats:
     return [one / pictures for one in total], difference
 
 
+def least_seconds(run: Callable[[], object], repeats: int = 9) -> float:
+    """The least CPU seconds of a call."""
+    found = []
+    for _ in range(repeats):
+        before = time.process_time()
+        run()
+        found.append(time.process_time() - before)
+    return min(found)
+
+
+def parts(clip: CLIP, baseline: LabelByLabel, n_tokens: int) -> None:
+    """Print how fast the linear layers run beside a large product, and what the attention of one block takes, without its projections."""
+    y, square = torch.randn(1, n_tokens, 768), torch.randn(2048, 2048)
+    # four projections of 768x768 and two layers of the MLP of 768x3072, in 12 blocks
+    linear = 2e-9 * n_tokens * 12 * (4 * 768**2 + 2 * 768 * 3072) / least_seconds(lambda: products(clip, n_tokens))
+    large = 2e-9 * 2048**3 / least_seconds(lambda: square @ square)
+    print(f"linear layers {linear:.0f} GFLOP/s, a product of 2048x2048 {large:.0f}")
+    own = clip.last_block().self_attn
+    with torch.no_grad():
+        projections = least_seconds(lambda: [one(y) for one in (own.q_proj, own.k_proj, own.v_proj, own.out_proj)])
+        ways = {
+            "all heads at once": lambda: baseline.attention(11, y),
+            "head by head": lambda: attend(own, y, average=True),
+            "fused, without its mean": lambda: attend(own, y),
+        }
+        times = {name: least_seconds(run) - projections for name, run in ways.items()}
+    print("attention of a block, ms: " + ", ".join(f"{name} {1000 * one:.0f}" for name, one in times.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -180,6 +209,7 @@ def main() -> None:
     )
     rows, columns = clip_es.patched(images[0], 16).shape[1:]
     tokens = 1 + rows // 16 * (columns // 16)
+    parts(frozen, baseline, tokens)
     print("labels  published s  ours s  ratio  |difference|  bound")
     for count in (1, 2, 4):
         label = np.zeros(CLASSES, bool)

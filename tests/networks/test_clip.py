@@ -148,6 +148,24 @@ def test_bias_of_the_attention(count):
         torch.testing.assert_close(fused, block(x, src_mask=mask), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("biased", [False, True])
+def test_averaging_the_attention_changes_no_gradient(count, biased):
+    x = tokens((3, 4), count)
+    shape = (count, 1, x.shape[1], x.shape[1])
+    bias = torch.from_numpy(inputs.array("bias", shape, low=-4, high=4)).double() if biased else None
+    up = torch.from_numpy(inputs.array("up", tuple(x.shape))).double()
+    found = []
+    for average in (False, True):
+        entering = x.clone().requires_grad_()
+        out, mean = tiny().block(1, entering, bias, average)
+        found.append(torch.autograd.grad(out, entering, up, retain_graph=average)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-11)
+    # the average has a gradient of its own, and is the same if none is asked for
+    assert torch.autograd.grad(mean[:, 0, 3].sum(), entering)[0].abs().max() > 0
+    torch.testing.assert_close(tiny().block(1, x, bias, average=True)[1], mean.detach(), rtol=0, atol=1e-14)
+
+
 def test_a_token_that_is_masked_has_no_influence():
     x = tokens((3, 4))
     bias = torch.zeros(13, 13, dtype=torch.float64)

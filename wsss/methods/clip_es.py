@@ -293,7 +293,10 @@ def last_block(
         )
         # the output of the class token is never used
         q = q[:, clip.FIRST :]
-        a = ((q * block_attention.scale) @ k.mT).softmax(-1)
+        a = q.new_empty(*q.shape[:2], k.shape[1])
+        # head by head, while the logits are in the processor's cache
+        for of_head, queries, keys in zip(a, q * block_attention.scale, k, strict=True):
+            torch.softmax(torch.mm(queries, keys.T, out=of_head), -1, out=of_head)
         o = a @ v
     with torch.enable_grad():
         o = o.detach().requires_grad_()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, Colours
 from wsss.errors import BadInput
+from wsss.precision import at_least_single
 
 if TYPE_CHECKING:  # slow to import
     import transformers
@@ -320,12 +321,30 @@ def attend(
     if not average:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return attention.out_proj(out.transpose(1, 2).flatten(2)), None
-    logits = (q * attention.scale) @ k.mT
-    biased = None if bias is None else (logits + bias).softmax(-1)
-    # in place if no gradient needs the logits: allocating memory of this size takes as long as the softmax
-    weights = logits.softmax(-1) if logits.requires_grad else torch.softmax(logits, -1, out=logits)
-    out = (weights if biased is None else biased) @ v
-    return attention.out_proj(out.transpose(1, 2).flatten(2)), weights.mean(1)
+    biases = [None] * len(q) if bias is None else bias.expand(len(q), 1, *bias.shape[-2:])[:, 0]
+    pictures = [_head_by_head(*one) for one in zip(q * attention.scale, k, v, biases, strict=True)]
+    out, mean = (torch.stack(one) for one in zip(*pictures, strict=True))
+    return attention.out_proj(out.transpose(1, 2).flatten(2)), mean
+
+
+def _head_by_head(
+    q: Float[Tensor, "a l e"], k: Float[Tensor, "a m e"], v: Float[Tensor, "a m e"], bias: Float[Tensor, "l m"] | None
+) -> tuple[Float[Tensor, "a l e"], Float[Tensor, "l m"]]:
+    """Attention of scaled queries, and its weights without the bias, averaged over the heads.
+
+    If no gradient is needed, all heads use the same memory, since the weights of all do not fit into the caches of a processor.
+    """
+    differentiable = any(one.requires_grad for one in (q, k, v))
+    memory = None if differentiable else q.new_empty(q.shape[1], k.shape[1])
+    total = at_least_single(q.new_zeros(q.shape[1], k.shape[1]))
+    outs = []
+    for queries, keys, values in zip(q, k, v, strict=True):
+        logits = torch.mm(queries, keys.T, out=memory)
+        biased = None if bias is None else (logits + bias).softmax(-1)
+        weights = torch.softmax(logits, -1, out=memory)
+        outs.append((weights if biased is None else biased) @ values)
+        total = total + weights if differentiable else total.add_(weights)
+    return torch.stack(outs), total / len(q)
 
 
 def is_openai(state: dict[str, Tensor]) -> bool:
