@@ -12,10 +12,12 @@ from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput
 from wsss.ops.region_labels import level_means, sams, sepl
 from wsss.ops.regions import Regions
-from wsss.refiners.crf import MaskSettings
+from wsss.refiners.crf import CRFSettings, MaskSettings
 from wsss.refiners.regions import LevelSettings, ModeSettings, RegionsSettings, SAMSSettings, SEPLSettings
 from wsss.refiners.task import RefinementTask
 from wsss.regions.files import read_regions_of, write_regions
+from wsss.run import read_record
+from wsss.stages.thresholds import choose_thresholds, found_thresholds
 
 HALF = MaskSettings(by="threshold", threshold=0.5)
 
@@ -73,6 +75,20 @@ def test_levels_and_their_threshold(tmp_path, squares, made):
         return np.array([0, *(classes + 1)])[best]
 
     check_against(masks, squares, expected)
+
+
+def test_levels_have_the_threshold_of_the_crf(tmp_path, squares, made):
+    plain = MaskSettings(by="threshold")
+    refined(RegionsSettings(masks=plain), squares, made, tmp_path / "levels")
+    CRFSettings(by="threshold").refined(RefinementTask(squares, made["cams"], tmp_path / "crf"))
+    levels, crf = (tmp_path / name / "masks" for name in ("levels", "crf"))
+    record = read_record(levels)
+    assert record["result"]["threshold"] == read_record(crf)["result"]["threshold"]
+    assert record["inputs"]["cams"]["folder"].endswith("cams-levels")
+    assert record["inputs"]["thresholds"]["folder"].endswith("cams-threshold")
+    # that of the averages is another
+    found = choose_thresholds(squares, cams=tmp_path / "levels/cams-levels", out=tmp_path / "of-averages")
+    assert abs(found_thresholds(found).otsu - record["result"]["threshold"]) > 0.01
 
 
 def test_sams(tmp_path, squares, made):

@@ -236,7 +236,7 @@ def vote_regions(
         cams: folder of their maps, as they were before they were averaged.
         regions: folder of the regions.
         bank: folder of the bank.
-        thresholds: folder of the stage that chose the threshold or exponent of `masks` for the averaged maps.
+        thresholds: folder of the stage that chose the threshold or exponent of `masks`.
         out: the stage's folder.
     """
     numbers = masks.at(thresholds)

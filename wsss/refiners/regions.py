@@ -114,7 +114,8 @@ class RegionsSettings:
     proposer: ProposerSettings = TreeSettings()
     """what proposes the regions"""
     masks: MaskSettings = MaskSettings()
-    """how maps become masks: averaged maps for levels and votes, the maps themselves for the bank of votes, sepl and mode"""
+    """how maps become masks: averaged maps for levels and votes, the maps themselves for the bank of votes, sepl and mode; Otsu's threshold is
+    always that of the maps themselves"""
     levels: LevelSettings = LevelSettings()
     """averages of maps"""
     votes: VoteSettings = VoteSettings()
@@ -171,14 +172,18 @@ class RegionsSettings:
         return refine(self.masks, task.images, cams=task.cams, thresholds=thresholds, out=out)
 
     def _averaged(self, task: RefinementTask, regions: Path) -> tuple[Path, Path | None]:
-        """The folders of the averaged maps, and of the stage that chose their threshold."""
+        """The folders of the averaged maps, and of the stage that chose their threshold.
+
+        Otsu's threshold is that of the maps before they are averaged: averages differ less, and theirs is often too low (docs/regions.md). The
+        best threshold on true masks is that of the averaged maps.
+        """
         name = "cams-levels"
         after = average(self.levels, task.images, cams=task.cams, regions=regions, out=task.folder(name))
         scores = task.trained / f"{name}-scores" if task.trained is not None else None
         if task.scored is not None:
             out = task.folder(f"{name}-scores")
             scores = evaluate_cams(task.scores.of_constants(), task.scored, cams=after, out=out)
-        return after, task.thresholds(self.masks.rule, after, name, scores)
+        return after, task.thresholds(self.masks.rule, task.cams, "cams", scores)
 
     def _voted(self, task: RefinementTask, regions: Path, after: Path, thresholds: Path | None) -> Path:
         """The averaged maps after the votes; the bank is made from the masks of the maps, or is that of the run that is reused."""

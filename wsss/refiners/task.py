@@ -55,7 +55,7 @@ class RefinementTask:
             rule: how it is chosen.
             cams: folder of the maps.
             name: name of that folder.
-            scores: folder of the scores of these maps, for `best`.
+            scores: folder of the scores of these maps, or of those made from them, for `best`.
         """
         if rule is not None and rule != "best":
             known = self.trained / f"{name}-threshold" if self.trained is not None else None
