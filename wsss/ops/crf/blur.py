@@ -10,7 +10,7 @@ F0, HALF = np.float32(0), np.float32(0.5)
 
 
 @inner
-def clear_strip(lattice: Lattice, channels: int, value: np.ndarray, strip: int) -> None:
+def clear_strip(lattice: Lattice, channels: int | np.int64, value: np.ndarray, strip: int) -> None:
     """Set the rows of the strip to 0."""
     size, ghosts = lattice.rows[-1], lattice.ghost_rows
     for at in range(lattice.rows[strip] * channels, lattice.rows[strip + 1] * channels):
@@ -21,14 +21,13 @@ def clear_strip(lattice: Lattice, channels: int, value: np.ndarray, strip: int) 
 
 @inner
 def splat(
-    zero: Vector, lattice: Lattice, weight: np.ndarray, first: np.int64, x: np.ndarray, channels: int, value: np.ndarray,
+    zero: Vector, index: np.ndarray, weight: np.ndarray, first: np.int64, x: np.ndarray, channels: int, value: np.ndarray,
     begin: int, end: int,
 ) -> None:  # fmt: skip
-    """Add weight * x to the rows of each point's vertices, for the points begin..end; x only contains the rows of these points.
+    """Add weight * x to the rows `index` of each point's vertices, for the points begin..end; x only contains the rows of these points.
 
     Rows of `weight` begin with that of the point `first`.
     """
-    index = lattice.vertex
     for p in range(begin, end):
         for c in range(0, channels, width(zero)):
             lanes = load(zero, x, (p - begin) * channels + c)
@@ -40,7 +39,7 @@ def splat(
 @inlined
 def slice_lanes(
     zero: Vector,
-    lattice: Lattice,
+    index: np.ndarray,
     weight: np.ndarray,
     first: np.int64,
     value: np.ndarray,
@@ -48,8 +47,7 @@ def slice_lanes(
     p: int,
     c: int,
 ) -> Vector:
-    """Sum of weight * value over the vertices of point p, for the lanes that begin at channel c; `first` as for `splat`."""
-    index = lattice.vertex
+    """Sum of weight * value over the rows `index` of the vertices of point p, for the lanes that begin at channel c; `first` as for `splat`."""
     lanes = zero
     for r in range(index.shape[1]):
         at = np.intp(index[p, r]) * channels + c
@@ -62,7 +60,7 @@ def _chunks(n: int) -> int:
     return (n + VERTICES - 1) // VERTICES
 
 
-@inner
+@inlined
 def _gather_ghosts(zero: Vector, lattice: Lattice, channels: int, value: np.ndarray, chunk: int) -> None:
     """Add the ghosts of the chunk to their vertices, in the order of the strips."""
     ghosts = lattice.ghosts
@@ -77,7 +75,7 @@ def _gather_ghosts(zero: Vector, lattice: Lattice, channels: int, value: np.ndar
             store(value, vertex + c, plus(load(zero, value, vertex + c), load(zero, value, ghost + c)))
 
 
-@inner
+@inlined
 def _scatter_ghosts(zero: Vector, lattice: Lattice, channels: int, value: np.ndarray, chunk: int) -> None:
     """Set the ghosts of the chunk to their vertices' values."""
     ghosts = lattice.ghosts
@@ -111,7 +109,7 @@ def _blur(zero: Vector, lattice: Lattice, axis: int, channels: int, value: np.nd
             before, half_before, at = here, F0 if last else HALF, following
 
 
-@inner
+@inlined
 def mix_chunks(lattice: Lattice, stage: int) -> int:
     """The number of chunks of a stage of `mix`; 0 if the lattice has no such stage."""
     axes = len(lattice.chained)

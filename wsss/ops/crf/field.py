@@ -31,10 +31,10 @@ from wsss.ops.crf.lanes import (
     total,
     width,
 )
-from wsss.ops.crf.lattice import Block, Lattice, weights, workspace_for
+from wsss.ops.crf.lattice import Block, Lattice, Weights, weights_of
 from wsss.ops.crf.planes import addresses, read_plane, write_plane
-from wsss.ops.crf.simplices import POINTS
-from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
+from wsss.ops.crf.simplices import POINTS, Room, room_for, room_of
+from wsss.ops.crf.threads import P0, Team, draw, finish, run_together, wait
 from wsss.ops.crf.unary import bad_energy
 
 F0 = np.float32(0)
@@ -45,6 +45,7 @@ class Kernel(NamedTuple):
     """One kernel of the field."""
 
     lattice: Lattice
+    weights: Weights
     values: np.ndarray
     """float32; rows of vertices and ghosts, for an iteration and the previous one"""
     weight: np.float32
@@ -78,6 +79,15 @@ class Field(NamedTuple):
     second: Kernel
 
 
+class Space(NamedTuple):
+    """Where each thread processes a block of pixels."""
+
+    first: Room
+    second: Room
+    rows: np.ndarray
+    """float32 [threads, POINTS * channels + 8]; the softmax processes 8 lanes at a time"""
+
+
 def potts_mean_field(
     unaries: Sequence[Float32[np.ndarray, "_ n"]],
     kernels: tuple[tuple[PermutohedralFilter, float], tuple[PermutohedralFilter, float]],
@@ -107,15 +117,19 @@ def potts_mean_field(
             raise bad_energy()
 
     first, second = (
-        Kernel(kernel.lattice, kernel.values(layout.channels, 2), np.float32(weight) * kernel.alpha)
+        Kernel(kernel.lattice, kernel.weights, kernel.values(layout.channels, 2), np.float32(weight) * kernel.alpha)
         for kernel, weight in kernels
     )
     qs = unaries if overwrite else [np.empty(unary.shape, np.float32) for unary in unaries]
     energies, results = (np.concatenate([addresses(array) for array in arrays]) for arrays in (unaries, qs))
     phases = 1 + iterations * (3 + max(len(first.lattice.chained), len(second.lattice.chained)))
-    run_together(
-        _mean_field, phases, threads, (V2, V4, V8), Field(layout, energies, results, first, second), iterations
+    space = Space(
+        room_for(len(first.lattice.chained), threads),
+        room_for(len(second.lattice.chained), threads),
+        np.zeros((threads, POINTS * layout.channels + 8), np.float32),
     )
+    field = Field(layout, energies, results, first, second)
+    run_together(_mean_field, phases, threads, (V2, V4, V8), field, space, iterations)
     return qs
 
 
@@ -139,7 +153,7 @@ def _find_faults(team: Team, unary: np.ndarray, faults: np.ndarray) -> None:
     """Mark the parts of the picture with an energy that is NaN or -inf, or a pixel without a finite one."""
     labels, n = unary.shape
     while True:
-        chunk = draw(team, 0, len(faults))
+        chunk = draw(team, P0, len(faults))
         if chunk < 0:
             break
         for p in range(chunk * CHECKED, min((chunk + 1) * CHECKED, n)):
@@ -151,30 +165,30 @@ def _find_faults(team: Team, unary: np.ndarray, faults: np.ndarray) -> None:
                 lowest = min(lowest, energy)
             if lowest == np.inf:
                 faults[chunk] = 1
-        finish(team, 0)
-    wait(team, 0, len(faults))
+        finish(team, P0)
+    wait(team, P0, len(faults))
 
 
 @inner
-def _read_block(field: Field, begin: int, end: int, rows: np.ndarray) -> None:
+def _read_block(layout: Layout, energies: np.ndarray, begin: int, end: int, rows: np.ndarray) -> None:
     """Write -U of the pixels begin..end to their rows: -inf in padding lanes of a unary, and 0 in those of the row."""
-    channels, used = field.layout.channels, field.layout.starts[-1]
-    if len(field.energies) < channels:
+    channels, used = layout.channels, layout.starts[-1]
+    if len(energies) < channels:
         for p in range(end - begin):
             for c in range(channels):
                 rows[p * channels + c] = -np.inf if c < used else F0
-    for label in range(len(field.energies)):
-        address, lane = field.energies[label], field.layout.lanes[label]
+    for label in range(len(energies)):
+        address, lane = energies[label], layout.lanes[label]
         for p in range(begin, end):
             rows[(p - begin) * channels + lane] = -read_plane(address, p)
 
 
 @inner
-def _write_block(field: Field, begin: int, end: int, rows: np.ndarray) -> None:
+def _write_block(layout: Layout, qs: np.ndarray, begin: int, end: int, rows: np.ndarray) -> None:
     """Write the rows of the pixels begin..end as their Q."""
-    channels = field.layout.channels
-    for label in range(len(field.qs)):
-        address, lane = field.qs[label], field.layout.lanes[label]
+    channels = layout.channels
+    for label in range(len(qs)):
+        address, lane = qs[label], layout.lanes[label]
         for p in range(begin, end):
             write_plane(address, p, rows[(p - begin) * channels + lane])
 
@@ -213,21 +227,21 @@ def _normalise(groups: tuple[Vector, Vector, Vector], layout: Layout, rows: np.n
                 _softmax_lanes(eight, eight, rows, p * channels + starts[i], p * channels + starts[i + 1])
 
 
-@inner
-def _values(kernel: Kernel, iteration: int) -> np.ndarray:
+@inlined
+def _half(values: np.ndarray, iteration: int) -> np.ndarray:
     """The rows of an iteration; they are overwritten by the iteration after the next."""
-    half = len(kernel.values) // 2
-    return kernel.values[(iteration % 2) * half : (iteration % 2 + 1) * half]
+    half = len(values) // 2
+    return values[(iteration % 2) * half : (iteration % 2 + 1) * half]
 
 
 @inner
 def _add_messages(
-    field: Field, iteration: int, begin: int, end: int, of: tuple[Block, Block], rows: np.ndarray
-) -> None:
-    """Add the messages of both kernels from the previous iteration to the rows of the pixels begin..end."""
-    zero, channels = field.layout.zero, field.layout.channels
-    a, a_weight, a_value = field.first.lattice, field.first.weight, _values(field.first, iteration - 1)
-    b, b_weight, b_value = field.second.lattice, field.second.weight, _values(field.second, iteration - 1)
+    layout: Layout, weights: tuple[np.float32, np.float32], begin: int, end: int, index: tuple[np.ndarray, np.ndarray],
+    of: tuple[Block, Block], values: tuple[np.ndarray, np.ndarray], rows: np.ndarray,
+) -> None:  # fmt: skip
+    """Add the messages of both kernels, from the values of the previous iteration, to the rows of the pixels begin..end."""
+    zero, channels = layout.zero, layout.channels
+    (a, b), (a_weight, b_weight), (a_value, b_value) = index, weights, values
     (of_a, a_start), (of_b, b_start) = of
     for p in range(begin, end):
         for c in range(0, channels, width(zero)):
@@ -237,63 +251,54 @@ def _add_messages(
             store(rows, (p - begin) * channels + c, lanes)
 
 
-@inner
-def _splat_block(field: Field, iteration: int, begin: int, end: int, of: tuple[Block, Block], rows: np.ndarray) -> None:
-    """Splat the rows of the pixels begin..end."""
-    zero, channels = field.layout.zero, field.layout.channels
-    (of_a, a_start), (of_b, b_start) = of
-    splat(zero, field.first.lattice, of_a, a_start, rows, channels, _values(field.first, iteration), begin, end)
-    splat(zero, field.second.lattice, of_b, b_start, rows, channels, _values(field.second, iteration), begin, end)
-
-
-@inner
-def _mix_chunk(field: Field, iteration: int, stage: int, chunk: int) -> None:
-    zero, channels, of_first = field.layout.zero, field.layout.channels, mix_chunks(field.first.lattice, stage)
-    if chunk < of_first:
-        mix(zero, field.first.lattice, stage, channels, _values(field.first, iteration), chunk)
-    else:
-        mix(zero, field.second.lattice, stage, channels, _values(field.second, iteration), chunk - of_first)
-
-
 @entry
-def _mean_field(team: Team, groups: tuple[Vector, Vector, Vector], field: Field, iterations: int) -> None:
+def _mean_field(team: Team, groups: tuple[Vector, Vector, Vector], field: Field, space: Space, iterations: int) -> None:
     """Write Q after `iterations` updates: in each, softmax and splat strip by strip, then the stages between splat and slice."""
-    a, b, channels = field.first.lattice, field.second.lattice, field.layout.channels
-    strips = len(a.points) - 1
-    spaces = (workspace_for(a), workspace_for(b))
-    rows = np.zeros(POINTS * channels + 8, np.float32)  # the softmax processes 8 lanes at a time
+    layout, first, second = field.layout, field.first, field.second
+    zero, channels, a, b = layout.zero, layout.channels, first.lattice, second.lattice
+    index, weights = (a.vertex, b.vertex), (first.weight, second.weight)
+    points, strips = a.points, len(a.points) - 1
+    a_room, b_room, rows = room_of(space.first, team.me), room_of(space.second, team.me), space.rows[team.me]
     stages = max(len(a.chained), len(b.chained)) + 2
     phase = 0
     for iteration in range(iterations + 1):
+        a_value, b_value = _half(first.values, iteration), _half(second.values, iteration)
+        before = (_half(first.values, iteration + 1), _half(second.values, iteration + 1))
         while True:
             strip = draw(team, phase, strips)
             if strip < 0:
                 break
             if iteration < iterations:
-                clear_strip(a, channels, _values(field.first, iteration), strip)
-                clear_strip(b, channels, _values(field.second, iteration), strip)
-            for begin in range(a.points[strip], a.points[strip + 1], POINTS):
-                end = min(begin + POINTS, a.points[strip + 1])
-                _read_block(field, begin, end, rows)
-                of = (weights(a, begin, end, spaces[0]), weights(b, begin, end, spaces[1]))
+                clear_strip(a, channels, a_value, strip)
+                clear_strip(b, channels, b_value, strip)
+            for begin in range(points[strip], points[strip + 1], POINTS):
+                end = min(begin + POINTS, points[strip + 1])
+                _read_block(layout, field.energies, begin, end, rows)
+                of_a = weights_of(begin, end, first.weights, a_room)
+                of_b = weights_of(begin, end, second.weights, b_room)
                 if iteration > 0:
-                    _add_messages(field, iteration, begin, end, of, rows)
-                _normalise(groups, field.layout, rows, end - begin)
+                    _add_messages(layout, weights, begin, end, index, (of_a, of_b), before, rows)
+                _normalise(groups, layout, rows, end - begin)
                 if iteration < iterations:
-                    _splat_block(field, iteration, begin, end, of, rows)
+                    splat(zero, index[0], of_a[0], of_a[1], rows, channels, a_value, begin, end)
+                    splat(zero, index[1], of_b[0], of_b[1], rows, channels, b_value, begin, end)
                 else:
-                    _write_block(field, begin, end, rows)
+                    _write_block(layout, field.qs, begin, end, rows)
             finish(team, phase)
         wait(team, phase, strips)
         phase += 1
         if iteration < iterations:
             for stage in range(stages):
-                chunks = mix_chunks(a, stage) + mix_chunks(b, stage)
+                of_first = mix_chunks(a, stage)
+                chunks = of_first + mix_chunks(b, stage)
                 while True:
                     chunk = draw(team, phase, chunks)
                     if chunk < 0:
                         break
-                    _mix_chunk(field, iteration, stage, chunk)
+                    if chunk < of_first:
+                        mix(zero, a, stage, channels, a_value, chunk)
+                    else:
+                        mix(zero, b, stage, channels, b_value, chunk - of_first)
                     finish(team, phase)
                 wait(team, phase, chunks)
                 phase += 1

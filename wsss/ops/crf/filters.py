@@ -7,9 +7,9 @@ from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
 from wsss.ops.crf.compiling import entry, inner
 from wsss.ops.crf.features import Features, given_features
 from wsss.ops.crf.lanes import V1, V8, Vector, store, width
-from wsss.ops.crf.lattice import Lattice, lattice_of, weights, workspace_for
-from wsss.ops.crf.simplices import POINTS
-from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
+from wsss.ops.crf.lattice import Lattice, Weights, lattice_of, weights_of
+from wsss.ops.crf.simplices import POINTS, Room, room_for, room_of
+from wsss.ops.crf.threads import P0, Team, draw, finish, run_together, wait
 
 F0, F1 = np.float32(0), np.float32(1)
 
@@ -31,17 +31,19 @@ class PermutohedralFilter:
     alpha: np.float32
     """Factor of a slice, 1 / (1 + 2^-d)."""
     lattice: Lattice
+    weights: Weights
 
     def __init__(
         self, features: Float[np.ndarray, "d n"] | Features, symmetric: bool = True, *, threads: int = 1
     ) -> None:
         if isinstance(features, np.ndarray):
             features = given_features(np.ascontiguousarray(features, np.float32))
-        self.lattice = lattice_of(features, threads)
+        self.lattice, self.weights = lattice_of(features, threads)
         self.size, d = int(self.lattice.rows[-1]), self.lattice.vertex.shape[1] - 1
         self.alpha = np.float32(1 / (1 + 2.0**-d))
         if symmetric:
-            run_together(_fold_norm, d + 5, threads, V1, self.lattice, self.alpha, self.values(1))
+            work = self.weights, room_for(d + 1, threads), self.alpha, self.values(1)
+            run_together(_fold_norm, d + 5, threads, V1, self.lattice, *work)
 
     def __call__(self, x: Float[np.ndarray, "c n"], *, threads: int = 1) -> Float[np.ndarray, "c n"]:
         """Filter each of `c` channels."""
@@ -49,7 +51,9 @@ class PermutohedralFilter:
         rows = np.zeros((x.shape[1], channels), np.float32)
         rows[:, : len(x)] = x.T
         phases = len(self.lattice.chained) + 4
-        run_together(_filter, phases, threads, V8, self.lattice, rows.reshape(-1), channels, self.values(channels))
+        room = room_for(len(self.lattice.chained), threads)
+        work = self.weights, room, rows.reshape(-1), channels, self.values(channels)
+        run_together(_filter, phases, threads, V8, self.lattice, *work)
         return np.ascontiguousarray(rows[:, : len(x)].T) * self.alpha
 
     def values(self, channels: int, steps: int = 1) -> Float32[np.ndarray, "_"]:
@@ -75,20 +79,29 @@ def _mix_all(team: Team, zero: Vector, lattice: Lattice, channels: int, value: n
 
 
 @entry
-def _filter(team: Team, zero: Vector, lattice: Lattice, x: np.ndarray, channels: int, value: np.ndarray) -> None:
+def _filter(
+    team: Team,
+    zero: Vector,
+    lattice: Lattice,
+    weights: Weights,
+    rooms: Room,
+    x: np.ndarray,
+    channels: int,
+    value: np.ndarray,
+) -> None:
     """Filter the rows x in place."""
-    strips, space = len(lattice.points) - 1, workspace_for(lattice)
+    strips, index, room = len(lattice.points) - 1, lattice.vertex, room_of(rooms, team.me)
     while True:
-        strip = draw(team, 0, strips)
+        strip = draw(team, P0, strips)
         if strip < 0:
             break
         clear_strip(lattice, channels, value, strip)
         for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
             end = min(begin + POINTS, lattice.points[strip + 1])
-            weight, first = weights(lattice, begin, end, space)
-            splat(zero, lattice, weight, first, x[begin * channels :], channels, value, begin, end)
-        finish(team, 0)
-    wait(team, 0, strips)
+            weight, first = weights_of(begin, end, weights, room)
+            splat(zero, index, weight, first, x[begin * channels :], channels, value, begin, end)
+        finish(team, P0)
+    wait(team, P0, strips)
     _mix_all(team, zero, lattice, channels, value)
     phase = 3 + len(lattice.chained)
     while True:
@@ -97,33 +110,35 @@ def _filter(team: Team, zero: Vector, lattice: Lattice, x: np.ndarray, channels:
             break
         for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
             end = min(begin + POINTS, lattice.points[strip + 1])
-            weight, first = weights(lattice, begin, end, space)
+            weight, first = weights_of(begin, end, weights, room)
             for p in range(begin, end):
                 for c in range(0, channels, width(zero)):
-                    store(x, p * channels + c, slice_lanes(zero, lattice, weight, first, value, channels, p, c))
+                    store(x, p * channels + c, slice_lanes(zero, index, weight, first, value, channels, p, c))
         finish(team, phase)
     wait(team, phase, strips)
 
 
 @entry
-def _fold_norm(team: Team, zero: Vector, lattice: Lattice, alpha: np.float32, value: np.ndarray) -> None:
+def _fold_norm(
+    team: Team, zero: Vector, lattice: Lattice, weights: Weights, rooms: Room, alpha: np.float32, value: np.ndarray
+) -> None:
     """Divide the weights of each point by sqrt(n), n = alpha * filter(1): splat and slice then normalise symmetrically."""
-    index, space = lattice.vertex, workspace_for(lattice)
+    index, room = lattice.vertex, room_of(rooms, team.me)
     axes = index.shape[1]
     strips = len(lattice.points) - 1
     while True:
-        strip = draw(team, 0, strips)
+        strip = draw(team, P0, strips)
         if strip < 0:
             break
-        clear_strip(lattice, 1, value, strip)
+        clear_strip(lattice, np.int64(1), value, strip)
         for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
             end = min(begin + POINTS, lattice.points[strip + 1])
-            weight, first = weights(lattice, begin, end, space)
+            weight, first = weights_of(begin, end, weights, room)
             for p in range(begin, end):
                 for r in range(axes):
                     value[index[p, r]] += weight[p - first, r]
-        finish(team, 0)
-    wait(team, 0, strips)
+        finish(team, P0)
+    wait(team, P0, strips)
     _mix_all(team, zero, lattice, 1, value)
     phase = 3 + len(lattice.chained)
     while True:
@@ -132,16 +147,16 @@ def _fold_norm(team: Team, zero: Vector, lattice: Lattice, alpha: np.float32, va
             break
         for begin in range(lattice.points[strip], lattice.points[strip + 1], POINTS):
             end = min(begin + POINTS, lattice.points[strip + 1])
-            weight, first = weights(lattice, begin, end, space)
+            weight, first = weights_of(begin, end, weights, room)
             for p in range(begin, end):
                 norm = F0
                 for r in range(axes):
                     norm += weight[p - first, r] * value[index[p, r]]
                 scale = F1 / np.sqrt(alpha * norm + np.float32(1e-20))
-                if len(lattice.scale) > 0:
-                    lattice.scale[p] = scale
+                if len(weights.scale) > 0:
+                    weights.scale[p] = scale
                 else:
                     for r in range(axes):
-                        lattice.weight[p, r] *= scale
+                        weights.weight[p, r] *= scale
         finish(team, phase)
     wait(team, phase, strips)

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsss.ops.crf.compiling import entry, inner
+from wsss.ops.crf.compiling import entry, inlined, inner
 from wsss.ops.crf.features import Features, given_features
 from wsss.ops.crf.keys import Basis, basis_of
-from wsss.ops.crf.simplices import POINTS, Room, find_weights, place, room_for
-from wsss.ops.crf.threads import Team, draw, finish, run_together, wait
-from wsss.ops.crf.vertices import Found, find, find_vertices, slot_of
+from wsss.ops.crf.simplices import Room, find_weights, place, room_for
+from wsss.ops.crf.threads import P0, P1, P2, Team, draw, finish, run_together, wait
+from wsss.ops.crf.vertices import Found, find, find_vertices, slot_of, slots_for
 
 LAST = np.uint32(1 << 31)  # marks the last vertex of a chain
 AHEAD = 8  # vertices of a chain that are prefetched
@@ -27,14 +27,8 @@ class Lattice(NamedTuple):
     is the first to touch, and `ghost` rows for the others, which are added to the rows of these vertices afterwards.
     """
 
-    features: Features
-    basis: Basis
     vertex: np.ndarray
     """uint32 [n, d + 1]; rows of each point's vertices"""
-    weight: np.ndarray
-    """float32 [n, d + 1]; the weights to splat and slice with. Empty if they are computed from the features"""
-    scale: np.ndarray
-    """float32 [n]; factor of computed weights. Empty if weights are kept"""
     points: np.ndarray
     """int64 [strips + 1]; first point of each strip"""
     rows: np.ndarray
@@ -47,6 +41,17 @@ class Lattice(NamedTuple):
     """uint32 [d + 1, vertices + 1]; along each axis all runs of two or more neighbouring vertices, `LAST` at each end"""
     chained: np.ndarray
     """int64 [d + 1]; the length of each row of `chain`"""
+
+
+class Weights(NamedTuple):
+    """The weights of a lattice's points, or what they are computed from."""
+
+    features: Features
+    basis: Basis
+    weight: np.ndarray
+    """float32 [n, d + 1]; the weights to splat and slice with. Empty if they are computed from the features"""
+    scale: np.ndarray
+    """float32 [n]; factor of computed weights. Empty if weights are kept"""
 
 
 class _Vertices(NamedTuple):
@@ -66,12 +71,23 @@ class _Vertices(NamedTuple):
     """uint8 [d + 1, vertices + 1]; by number, counted from 1"""
 
 
+class _Scratch(NamedTuple):
+    """Arrays for what `_connect` computes on the way."""
+
+    candidate: np.ndarray
+    """uint32 [threads, VERTICES]"""
+    candidate_key: np.ndarray
+    """int64 [threads, VERTICES]"""
+    begin: np.ndarray
+    """uint32 [vertices + 1]; zeros"""
+
+
 def strips_of(n: int) -> int:
     """The number of strips of n points; more threads than that have little to do."""
     return min(STRIPS, -(-n // STRIP))
 
 
-def lattice_of(features: Features, threads: int) -> Lattice:
+def lattice_of(features: Features, threads: int) -> tuple[Lattice, Weights]:
     """The lattice of n points with d features.
 
     Raises:
@@ -83,7 +99,8 @@ def lattice_of(features: Features, threads: int) -> Lattice:
     points = np.arange(strips + 1) * n // strips
     index, weight = np.empty((n, axes), np.uint32), np.empty((kept, axes), np.float32)
     found = Found(np.empty(n * axes, np.int64), np.empty(strips, np.int64))
-    run_together(find_vertices, 1, threads, features, basis, points, index, weight, found)
+    space = room_for(axes, threads), np.empty((threads, slots_for(int(points[1]), axes)), np.uint32)
+    run_together(find_vertices, 1, threads, features, basis, points, *space, index, weight, found)
 
     more = np.full(axes, found.known[0])  # an existing vertex
     if n % 4:
@@ -91,7 +108,9 @@ def lattice_of(features: Features, threads: int) -> Lattice:
         # no value of their own, but pass on those of their neighbours
         zero = given_features(np.zeros((axes - 1, 1), np.float32))
         of_zero = np.empty((1, axes), np.uint32), np.empty((0, axes), np.float32)
-        run_together(find_vertices, 1, 1, zero, basis, np.array([0, 1]), *of_zero, Found(more, np.empty(1, np.int64)))
+        last = Found(more, np.empty(1, np.int64))
+        run_together(find_vertices, 1, 1, zero, basis, np.array([0, 1]), *space, *of_zero, last)
+    del space
     most = int(found.counts.sum()) + axes
     nothing = np.empty((axes, 0), np.uint32), np.empty((axes, 0), np.uint8)
     vertices = _Vertices(
@@ -107,30 +126,16 @@ def lattice_of(features: Features, threads: int) -> Lattice:
     size, ghosts = int(rows[-1]), int(ghost_rows[-1])
     chain = np.zeros((axes, size + AHEAD), np.uint32)
     places = (points, rows, ghost_rows, np.empty((ghosts, 2), np.uint32))
-    scale = np.ones(n - kept, np.float32)
-    lattice = Lattice(features, basis, index, weight, scale, *places, chain, np.empty(axes, np.int64))
+    lattice = Lattice(index, *places, chain, np.empty(axes, np.int64))
     vertices = vertices._replace(
         ghost_of=vertices.ghost_of[:ghosts],
         next_one=np.empty((axes, size), np.uint32),
         has_previous=np.empty((axes, size + 1), np.uint8),
     )
-    run_together(_connect, 3, threads, basis.step, vertices, lattice)
-    return lattice
-
-
-class Workspace(NamedTuple):
-    """Where a thread computes the weights of a block of points."""
-
-    room: Room
-    weight: np.ndarray
-    """float32 [POINTS, d + 1]"""
-
-
-@inner
-def workspace_for(lattice: Lattice) -> Workspace:
-    """Room for a block of this lattice."""
-    axes = lattice.vertex.shape[1]
-    return Workspace(room_for(axes), np.empty((POINTS, axes), np.float32))
+    candidates = np.empty((threads, VERTICES), np.uint32), np.empty((threads, VERTICES), np.int64)
+    scratch = _Scratch(*candidates, np.zeros(size + 1, np.uint32))
+    run_together(_connect, 3, threads, basis.step, vertices, lattice, scratch)
+    return lattice, Weights(features, basis, weight, np.ones(n - kept, np.float32))
 
 
 Block = tuple[np.ndarray, np.int64]
@@ -138,14 +143,15 @@ Block = tuple[np.ndarray, np.int64]
 
 
 @inner
-def weights(lattice: Lattice, begin: int, end: int, space: Workspace) -> Block:
+def weights_of(begin: int, end: int, weights: Weights, room: Room) -> Block:
     """The weights of the points begin..end."""
-    if len(lattice.weight) > 0:
-        return lattice.weight, np.int64(0)
-    place(lattice.features, lattice.basis, begin, end - begin, space.room)
-    space.room.factor[: end - begin] = lattice.scale[begin:end]
-    find_weights(end - begin, space.room, space.weight)
-    return space.weight, np.int64(begin)
+    if len(weights.weight) > 0:
+        return weights.weight, np.int64(0)
+    place(weights.features, weights.basis, begin, end - begin, room)
+    for p in range(begin, end):
+        room.factor[p - begin] = weights.scale[p]
+    find_weights(end - begin, room, room.weight)
+    return room.weight, np.int64(begin)
 
 
 @entry
@@ -190,11 +196,11 @@ def _bits(table: np.ndarray) -> int:
 
 
 @entry
-def _connect(team: Team, step: np.ndarray, vertices: _Vertices, lattice: Lattice) -> None:
+def _connect(team: Team, step: np.ndarray, vertices: _Vertices, lattice: Lattice, scratch: _Scratch) -> None:
     """Turn the corners' numbers into rows, sort the ghosts, and chain up neighbouring vertices along each axis."""
     size, axes, strips = lattice.rows[-1], len(step), len(lattice.points) - 1
     while True:
-        chunk = draw(team, 0, strips + axes + 1)
+        chunk = draw(team, P0, strips + axes + 1)
         if chunk < 0:
             break
         if chunk < strips:
@@ -202,28 +208,28 @@ def _connect(team: Team, step: np.ndarray, vertices: _Vertices, lattice: Lattice
         elif chunk < strips + axes:
             vertices.has_previous[chunk - strips] = 0
         else:
-            _sort_ghosts(vertices.ghost_of, lattice)
-        finish(team, 0)
-    wait(team, 0, strips + axes + 1)
+            _sort_ghosts(vertices.ghost_of, lattice, scratch.begin)
+        finish(team, P0)
+    wait(team, P0, strips + axes + 1)
     chunks = (size + VERTICES - 1) // VERTICES
-    candidate, candidate_key = np.empty(VERTICES, np.uint32), np.empty(VERTICES, np.int64)
+    candidate, candidate_key = scratch.candidate[team.me], scratch.candidate_key[team.me]
     while True:
-        chunk = draw(team, 1, chunks)
+        chunk = draw(team, P1, chunks)
         if chunk < 0:
             break
         _find_next(step, vertices, chunk * VERTICES, min((chunk + 1) * VERTICES, size), candidate, candidate_key)
-        finish(team, 1)
-    wait(team, 1, chunks)
+        finish(team, P1)
+    wait(team, P1, chunks)
     while True:
-        axis = draw(team, 2, axes)
+        axis = draw(team, P2, axes)
         if axis < 0:
             break
         lattice.chained[axis] = _chain(vertices, lattice, axis)
-        finish(team, 2)
-    wait(team, 2, axes)
+        finish(team, P2)
+    wait(team, P2, axes)
 
 
-@inner
+@inlined
 def _number_corners(vertices: _Vertices, lattice: Lattice, strip: int) -> None:
     """Turn the numbers of the strip's corners, which are its own, into rows."""
     index, points, size = lattice.vertex, lattice.points, lattice.rows[-1]
@@ -234,10 +240,9 @@ def _number_corners(vertices: _Vertices, lattice: Lattice, strip: int) -> None:
             index[p, r] = np.uint32(size) + (place & ~LAST) if place & LAST else place
 
 
-@inner
-def _sort_ghosts(ghost_of: np.ndarray, lattice: Lattice) -> None:
+@inlined
+def _sort_ghosts(ghost_of: np.ndarray, lattice: Lattice, begin: np.ndarray) -> None:
     size = lattice.rows[-1]
-    begin = np.zeros(size + 1, np.uint32)
     for v in ghost_of:
         begin[v + np.uint64(1)] += np.uint32(1)
     for v in range(size):
@@ -248,7 +253,7 @@ def _sort_ghosts(ghost_of: np.ndarray, lattice: Lattice) -> None:
         begin[v] += np.uint32(1)
 
 
-@inner
+@inlined
 def _find_next(
     step: np.ndarray, vertices: _Vertices, start: int, stop: int, candidate: np.ndarray, candidate_key: np.ndarray
 ) -> None:
@@ -273,7 +278,7 @@ def _find_next(
             vertices.has_previous[j, number] = 1
 
 
-@inner
+@inlined
 def _chain(vertices: _Vertices, lattice: Lattice, axis: int) -> int:
     """Write the chains along an axis; returns how many vertices they have together."""
     chain, next_one, has_previous = lattice.chain[axis], vertices.next_one[axis], vertices.has_previous[axis]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsss.ops.crf.compiling import inner
+from wsss.ops.crf.compiling import inlined, inner
 from wsss.ops.crf.features import Features
 from wsss.ops.crf.keys import Basis
 from wsss.ops.crf.lanes import ROUND
@@ -17,7 +17,10 @@ F0, F1 = np.float32(0), np.float32(1)
 
 
 class Room(NamedTuple):
-    """Arrays for `POINTS` points, coordinate by coordinate; after the last points of a picture, those of a block before or zeros follow."""
+    """Arrays for `POINTS` points, coordinate by coordinate; after the last points of a picture, those of a block before or zeros follow.
+
+    In Python, each array has one more dimension, for threads.
+    """
 
     feature: np.ndarray
     """float32 [d, POINTS]"""
@@ -35,20 +38,47 @@ class Room(NamedTuple):
     """float32 [d + 1, POINTS]; the offsets in the order of their ranks"""
     factor: np.ndarray
     """float32 [POINTS]; multiplies the weights of each point; 1 unless set"""
+    step_by_rank: np.ndarray
+    """int64 [d + 1]; of one point"""
+    key: np.ndarray
+    """int64 [POINTS * (d + 1)]; of the vertices around each point"""
+    weight: np.ndarray
+    """float32 [POINTS, d + 1]; where `lattice.weights_of` computes them"""
 
 
-@inner
-def room_for(axes: int) -> Room:
-    """Arrays for points with this number of coordinates."""
+def room_for(axes: int, threads: int) -> Room:
+    """Arrays for points with this number of coordinates, for each of the threads."""
+    elevated, nearest, offset, by_rank = np.empty((4, threads, axes, POINTS), np.float32)
     return Room(
-        np.zeros((axes - 1, POINTS), np.float32),
-        np.empty((axes, POINTS), np.float32),
-        np.empty((axes, POINTS), np.float32),
-        np.empty((axes, POINTS), np.float32),
-        np.empty(POINTS, np.float32),
-        np.empty((axes, POINTS), np.int32),
-        np.empty((axes, POINTS), np.float32),
-        np.ones(POINTS, np.float32),
+        np.zeros((threads, axes - 1, POINTS), np.float32),
+        elevated,
+        nearest,
+        offset,
+        np.empty((threads, POINTS), np.float32),
+        np.empty((threads, axes, POINTS), np.int32),
+        by_rank,
+        np.ones((threads, POINTS), np.float32),
+        np.empty((threads, axes), np.int64),
+        np.empty((threads, POINTS * axes), np.int64),
+        np.empty((threads, POINTS, axes), np.float32),
+    )
+
+
+@inlined
+def room_of(rooms: Room, thread: int) -> Room:
+    """The arrays of a thread."""
+    return Room(
+        rooms.feature[thread],
+        rooms.elevated[thread],
+        rooms.nearest[thread],
+        rooms.offset[thread],
+        rooms.total[thread],
+        rooms.rank[thread],
+        rooms.by_rank[thread],
+        rooms.factor[thread],
+        rooms.step_by_rank[thread],
+        rooms.key[thread],
+        rooms.weight[thread],
     )
 
 
@@ -63,12 +93,11 @@ def place(features: Features, basis: Basis, start: int, n: int, room: Room) -> N
     _rank(room)
 
 
-@inner
-def find_keys(basis: Basis, n: int, room: Room, key: np.ndarray) -> None:
-    """Fill `key`, int64 [n * (d + 1)], with those of the vertices around each of the n points that were placed."""
-    step = basis.step
+@inlined
+def find_keys(basis: Basis, n: int, room: Room) -> None:
+    """Fill the room's `key` for each of the n points that were placed."""
+    step, step_by_rank, key = basis.step, room.step_by_rank, room.key
     d = len(step) - 1
-    step_by_rank = np.empty(d + 1, np.int64)
     for k in range(n):
         vertex = np.int64(0)
         for j in range(d + 1):
@@ -102,7 +131,7 @@ def find_weights(n: int, room: Room, weight: np.ndarray) -> None:
             weight[k, i] = here[k]
 
 
-@inner
+@inlined
 def _find_features(features: Features, start: int, n: int, feature: np.ndarray) -> None:
     """Fill `feature`, float32 [d, n], with those of the points start..start + n."""
     row = 0
@@ -130,7 +159,7 @@ def _find_features(features: Features, start: int, n: int, feature: np.ndarray) 
             here[k] = given[k]
 
 
-@inner
+@inlined
 def _elevate(scale: np.ndarray, room: Room) -> None:
     """The d + 1 coordinates of each point, which sum to 0."""
     d, elevated = len(scale), room.elevated
@@ -145,7 +174,7 @@ def _elevate(scale: np.ndarray, room: Room) -> None:
             above[k] += c
 
 
-@inner
+@inlined
 def _rank(room: Room) -> None:
     """The vertex with coordinates that are multiples of d + 1 nearest to each point, the way to it, and the ranks of its coordinates."""
     elevated, nearest, offset, total, rank = room.elevated, room.nearest, room.offset, room.total, room.rank

@@ -19,6 +19,8 @@ from numba.core.typing import Context, Signature
 
 from wsss.ops.crf.compiling import Intrinsic, Source, Values, inner, returns
 
+# numbers of phases: of Python's integers, each constant is a type of its own, for which callees are compiled once more
+P0, P1, P2 = np.int64(0), np.int64(1), np.int64(2)
 APART = 16  # distance between counters in int64, so that no two share a cache line
 
 
@@ -65,7 +67,7 @@ _give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sch
 
 
 @inner
-def draw(team: Team, phase: int, chunks: int) -> int:
+def draw(team: Team, phase: int | np.int64, chunks: int) -> int:
     """The next chunk of a phase for this thread, first from its own share, then from those of the others; -1 if none is left.
 
     In every phase a thread has about the same part of the picture and of the vertices, which stay in its cache.
@@ -81,13 +83,13 @@ def draw(team: Team, phase: int, chunks: int) -> int:
 
 
 @inner
-def finish(team: Team, phase: int) -> None:
+def finish(team: Team, phase: int | np.int64) -> None:
     """Mark a chunk drawn from the phase as finished."""
     fetch_add(team.counters, APART * (phase * (team.threads + 1) + team.threads), 1)
 
 
 @inner
-def wait(team: Team, phase: int, chunks: int) -> None:
+def wait(team: Team, phase: int | np.int64, chunks: int) -> None:
     """Wait until `chunks` chunks of the phase are finished. Only running threads draw chunks, so this terminates."""
     tries = 0
     while read(team.counters, APART * (phase * (team.threads + 1) + team.threads)) < chunks:

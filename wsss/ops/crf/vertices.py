@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsss.ops.crf.compiling import entry, inlined, inner
+from wsss.ops.crf.compiling import entry, inlined
 from wsss.ops.crf.features import Features
 from wsss.ops.crf.keys import Basis
-from wsss.ops.crf.simplices import POINTS, find_keys, find_weights, place, room_for
-from wsss.ops.crf.threads import Team, draw, finish, wait
+from wsss.ops.crf.simplices import POINTS, Room, find_keys, find_weights, place, room_of
+from wsss.ops.crf.threads import P0, Team, draw, finish, wait
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, for multiplicative hashing
 
@@ -44,7 +44,7 @@ def find(key: int, table: np.ndarray, bits: int | np.int64, known: np.ndarray) -
     return slot, number
 
 
-@inner
+@inlined
 def _number(
     key: np.ndarray, index: np.ndarray, table: np.ndarray, bits: np.int64, known: np.ndarray, count: np.int64
 ) -> tuple[np.int64, np.int64]:
@@ -68,12 +68,19 @@ def _number(
     return bits, count
 
 
+def slots_for(n: int, axes: int) -> int:
+    """The slots of a hash table that is large enough for the vertices of n points."""
+    return 1 << max(14, (6 * (n + 1) * axes - 1).bit_length())
+
+
 @entry
 def find_vertices(
     team: Team,
     features: Features,
     basis: Basis,
     points: np.ndarray,
+    rooms: Room,
+    tables: np.ndarray,
     index: np.ndarray,
     weight: np.ndarray,
     found: Found,
@@ -82,17 +89,15 @@ def find_vertices(
 
     Args:
         points: int64 [strips + 1]; where each strip begins.
+        rooms: for each thread.
+        tables: uint32 [threads, slots]; a hash table for each thread, with `slots_for` the points of a strip.
         index: uint32 [points, d + 1]; number of each vertex around a point.
         weight: float32 [points, d + 1]; their barycentric weights. Empty if they are not kept.
     """
     axes, strips = len(basis.step), len(found.counts)
-    room, key = room_for(axes), np.empty(POINTS * axes, np.int64)
-    most = np.int64(14)
-    while 1 << most < 6 * (points[1] - points[0] + 1) * axes:
-        most += 1
-    table = np.empty(1 << most, np.uint32)
+    room, table = room_of(rooms, team.me), tables[team.me]
     while True:
-        strip = draw(team, 0, strips)
+        strip = draw(team, P0, strips)
         if strip < 0:
             break
         bits, count = np.int64(14), np.int64(0)
@@ -101,10 +106,10 @@ def find_vertices(
         for start in range(points[strip], points[strip + 1], POINTS):
             stop = min(start + POINTS, points[strip + 1])
             place(features, basis, start, stop - start, room)
-            find_keys(basis, stop - start, room, key)
+            find_keys(basis, stop - start, room)
             if len(weight) > 0:
                 find_weights(stop - start, room, weight[start:stop])
-            bits, count = _number(key, index[start:stop], table, bits, known, count)
+            bits, count = _number(room.key, index[start:stop], table, bits, known, count)
         found.counts[strip] = count
-        finish(team, 0)
-    wait(team, 0, strips)
+        finish(team, P0)
+    wait(team, P0, strips)
