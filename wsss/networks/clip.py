@@ -237,13 +237,15 @@ class CLIP(ImageText):
             rounded: round to float16, as CLIP-ES and TagCLIP do even when the network runs in float32.
         """
         weight = self._vision.embeddings.position_embedding.weight
-        # in single precision even if the network is in double: some values would be rounded to another number
-        native = weight.float() if rounded else weight
-        side = math.isqrt(len(native) - 1)
-        square = native[1:].T.reshape(1, -1, side, side)
+        side = self.native_grid
+        if rounded:
+            # in single precision even if the network is in double: some values would be rounded to another number
+            native = weight.float().cpu()
+            resized = _resized_in_single(native[1:].view(side, side, -1), grid)
+            return torch.cat([native[:1], resized.flatten(0, 1)]).half().to(weight)
+        square = weight[1:].T.reshape(1, -1, side, side)
         resized = F.interpolate(square, grid, mode="bilinear", align_corners=False)
-        joined = torch.cat([native[:1], resized[0].flatten(1).T])
-        return joined.half().to(weight.dtype) if rounded else joined
+        return torch.cat([weight[:1], resized[0].flatten(1).T])
 
     def scaled_positions(self, grid: tuple[int, int]) -> Float[Tensor, "l d"]:
         """Positional embeddings as DINO and CorrCLIP resize them: bicubic, by the factors (grid + 0.1) / native grid; `positions` otherwise.
@@ -473,3 +475,37 @@ def unit_text_features(
         ]
     features = F.normalize(torch.cat(parts).clone(), dim=1).unflatten(0, (len(names), len(templates)))
     return F.normalize(features.mean(1), dim=1)
+
+
+def _resized_in_single(values: Float[Tensor, "h w d"], size: tuple[int, int]) -> Float[Tensor, "h2 w2 d"]:
+    """Bilinear resizing in single precision without antialiasing, with the same bytes on every processor.
+
+    `F.interpolate` rounds differently with and without instructions that multiply and add at once, and where its result is rounded to float16, values
+    close to the middle of two numbers go either way. This gives what it gives with these instructions (AVX2, AVX-512): a product of two single
+    numbers is exact in double precision, so that each addition is rounded once.
+    """
+    (top, bottom, upper, lower), (left, right, before, behind) = (
+        _between(native, wanted) for native, wanted in zip(values.shape[:2], size, strict=True)
+    )
+
+    def share(row: Tensor, column: Tensor) -> Tensor:
+        return (row[:, None] * column)[..., None]
+
+    total = values[bottom][:, left] * share(lower, before)
+    # the order of torch's sum
+    for rows, columns, weight in (
+        (bottom, right, share(lower, behind)),
+        (top, right, share(upper, behind)),
+        (top, left, share(upper, before)),
+    ):
+        total = (total.double() + values[rows][:, columns].double() * weight.double()).float()
+    return total
+
+
+def _between(native: int, wanted: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each wanted cell's two native neighbours along a side, and the weights of both."""
+    scale = torch.tensor(native, dtype=torch.float32) / torch.tensor(wanted, dtype=torch.float32)
+    centres = (scale.double() * (torch.arange(wanted, dtype=torch.float64) + 0.5) - 0.5).float().clamp(min=0)
+    first = centres.long()
+    weight = centres - first
+    return first, (first + 1).clamp(max=native - 1), 1 - weight, weight
