@@ -125,8 +125,10 @@ def _inspected(data: Dataset, used: list[str], remember: Path | None, opened: di
             digests.content_digests(images.paths, progress.advance)
     tables = {name: data.split(name).table() for name in used}
     fingerprints = {name: data.split(name).fingerprint() for name in used}
-    if known.get("fingerprints") != fingerprints:
-        if known:
+    changed = known.get("fingerprints") != fingerprints
+    # a question may have been answered outside the files of the splits, such as by a list of classes
+    if changed or known.get("stops"):
+        if known and changed:
             _refuse_stale(remember, known, tables, fingerprints)
         overviewed = overview(data)
         known = {"fingerprints": fingerprints, "tables": digest(tables), "overview": overviewed}
