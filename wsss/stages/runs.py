@@ -162,7 +162,7 @@ class Run:
         segmenters = [
             stage for one in tests for stage in ancestors(one, self.stages) if stage.kind in ("train", "bank")
         ][-1:]
-        parts = [text for stage in segmenters for text in (stage.title, *_backbone(stage), *_size(stage))]
+        parts = [text for stage in segmenters for text in _about_segmenter(stage)]
         yield "segmenter", ", ".join(filter(None, parts))
         initial = [text for stage in segmenters for text in self._named(stage, "init")]
         yield "segmenter's initial weights", ", ".join(initial)
@@ -228,13 +228,13 @@ def _backbone(stage: Stage) -> list[str]:
     return [str(holder["backbone"]) for holder in holders if holder and "backbone" in holder][:1]
 
 
-def _size(stage: Stage) -> Iterator[str]:
-    """How long a segmenter was trained, or how large its bank is."""
-    result = stage.record["result"]
+def _about_segmenter(segmenter: Stage) -> Iterator[str]:
+    """Title and network of a segmenter, and how long it was trained, or how large its bank is."""
+    result, backbone = segmenter.record["result"], _backbone(segmenter)
     if "steps" in result:
-        yield f"{result['steps']} updates"
+        yield from (segmenter.title, *backbone, f"{result['steps']} updates")
     else:
-        yield f"{sum(result['regions'].values())} regions"
+        yield from (segmenter.title, f"{sum(result['regions'].values())} regions", *(f"of {name}" for name in backbone))
 
 
 def _flat(settings: Any, name: str) -> Iterator[tuple[str, str]]:
