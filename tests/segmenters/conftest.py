@@ -2,16 +2,13 @@
 
 import pytest
 
-from tests.conftest import finished, write_squares
-from tests.segmenters.tiny import write_classifier, write_truths
+from tests.segmenters.tiny import write_classifier
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(masked_squares):
     """Pictures of squares, and their masks."""
-    folder = tmp_path_factory.mktemp("data")
-    images = write_squares(folder / "pictures", 12)
-    return images, finished(write_truths(images, folder / "masks"))
+    return masked_squares
 
 
 @pytest.fixture(scope="module")
