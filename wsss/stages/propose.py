@@ -31,6 +31,6 @@ def propose(settings: Proposable, images: Images, *, out: Path) -> dict[str, Any
         return proposer.regions(loaded[0])
 
     load = partial(read_prepared, proposer.prepare, images)
-    needs = within_budget(images, lambda _, size_hw: _BYTES * math.prod(size_hw), " or shrink the picture")
+    needs = within_budget(images, lambda _, size_hw: _BYTES * math.prod(size_hw), ", or shrink the picture")
     for_each_picture(images, out, SUFFIX, load, compute, write_regions, title=f"propose {out.name}", needs=needs)
     return {"images": len(images)}
