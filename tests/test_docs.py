@@ -74,5 +74,7 @@ def test_the_site_loads_nothing_from_elsewhere():
 def test_the_page_on_the_architecture_names_every_module():
     table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     package = ROOT / "wsss"
-    modules = {path.name for path in package.glob("*.py")} | {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    modules = {path.name for path in package.glob("*.py")} | {
+        f"{path.parent.name}/" for path in package.glob("*/__init__.py")
+    }
     assert {name for name in modules if f"`{name}`" not in table} == set()
