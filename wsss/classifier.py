@@ -14,10 +14,10 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast, runtime_check
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from wsss import memory
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.augment import (
     SMALLEST_SCALE,
     ClassifierAugment,

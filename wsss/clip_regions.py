@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from wsss import launch
+from wsss.arrays import Float, Int
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from wsss.errors import BadInput
 from wsss.networks.clip import CLIP, ImageText

@@ -5,8 +5,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int, UInt8
 
+from wsss.arrays import Float, Int, UInt8
 from wsss.data.files import read_mask, write_cams
 from wsss.data.images import IGNORE, Images, check_labels
 from wsss.data.lists import IMPORT_RECORD, files_below

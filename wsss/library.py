@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from wsss import launch, lock
+from wsss.arrays import Float32, UInt8
 from wsss.classifier import CAMLocalizer, MultiScale, at_scales
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from wsss.data.images import IGNORE, MOST_CLASSES

@@ -13,9 +13,9 @@ from itertools import zip_longest
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Float, Int64, Shaped
 from numba import njit
 
+from wsss.arrays import Float, Int64, Shaped
 from wsss.errors import BadInput
 from wsss.ops.contour import boundary_counts
 

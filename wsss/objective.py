@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.networks.backbone import freeze_batch_norm
 from wsss.networks.body import ParamGroup
 from wsss.stages.train import Examples, Training

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from wsss.arrays import UInt8
 from wsss.data.labels import IGNORE, voc_palette
 from wsss.errors import printable
 

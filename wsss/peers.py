@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import json
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -207,6 +206,8 @@ def _is_local(host: str) -> bool:
 
 
 def _accept_all(store: Store, count: int, host: str) -> dict[int, socket.socket]:
+    import secrets
+
     token = secrets.token_hex(16)
     links: dict[int, socket.socket] = {}
     dualstack = socket.has_dualstack_ipv6() and not _is_local(host)

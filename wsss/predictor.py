@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from wsss import hub, launch
+from wsss.arrays import Float32, UInt8
 from wsss.classifier import KIND, CAMLocalizer, CAMNetwork, ClassifierWeights, MultiScale, cam_network
 from wsss.data.labels import voc_palette
 from wsss.data.pictures import AnyPicture, as_rgb

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from jaxtyping import Float
 from torch import Tensor
 
 from wsss import hub
+from wsss.arrays import Float
 from wsss.checkpoints import read_checkpoint
 from wsss.data.augment import Colours
 from wsss.errors import BadInput, is_regular, reading

@@ -6,7 +6,8 @@ Truth and tags are bool (n, c): pictures by classes. The conventions are those o
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+
+from wsss.arrays import Bool, Float
 
 Mode = Literal["overall", "category", "sample"]
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageEnhance
 
+from wsss.arrays import Float, Shaped, UInt8
 from wsss.data.images import IGNORE
 from wsss.errors import BadInput, check_pair, check_range
 

@@ -12,8 +12,8 @@ The bits of the bytes, the highest first, are a header and blocks, until all val
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
+from wsss.arrays import Bool, UInt8
 from wsss.errors import Unreadable
 
 CHANNELS = 4

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
+from wsss.arrays import Bool, UInt8
 from wsss.data.coco_files import PictureFiles, annotation_files, split_folders
 from wsss.data.coco_index import Instances, read_instances
 from wsss.data.coco_shapes import MaskRule, draw_mask

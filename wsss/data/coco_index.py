@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
+from wsss.arrays import Bool
 from wsss.data.text import is_text
 from wsss.errors import BadInput, Unreadable, reading
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.coco_index import DRAWN_AS_BACKGROUND, DRAWN_AS_IGNORED
 from wsss.data.labels import IGNORE
 from wsss.errors import BadInput, Unreadable, reading

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
 
+from wsss.arrays import Bool, Int32, UInt8
 from wsss.data.coco_shapes import MOST_PIXELS, coco_inside
 from wsss.errors import BadInput, Unreadable, reading
 

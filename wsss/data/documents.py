@@ -7,14 +7,16 @@ aliases). Plain words have the meaning of YAML 1.2: `no`, `off` and `2020-01-01`
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from wsss.data.text import read_text
 from wsss.errors import BadInput, reading
+
+if TYPE_CHECKING:
+    # imported where YAML is read or written, which most commands do not need in order to begin
+    import yaml
 
 DEEPEST, MOST_VALUES, MOST_BYTES, MOST_DIGITS = 50, 100_000, 1 << 22, 100
 Keys = tuple[str, ...]
@@ -69,6 +71,8 @@ def parse(text: str, expected: str, named: Callable[[Keys], str]) -> Any:
             code; values nested deeper than 50, or more than 100,000 values with aliases expanded; a number of more
             than 100 digits; a second document.
     """
+    import yaml
+
     try:
         with reading(named(()), expected, _DO):
             return _Document(text, expected, named).value
@@ -87,25 +91,34 @@ def check_no_code(name: str, where: str) -> None:
 
 def dump(content: object) -> str:
     """YAML of plain values, from which `parse` reads the same values."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    import yaml
+
+    return yaml.dump(content, Dumper=_dumper(), sort_keys=False, allow_unicode=True)
 
 
-class _Dumper(yaml.SafeDumper):
+@cache
+def _dumper() -> type["yaml.SafeDumper"]:
     """Quotes strings that would be read as other values."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(str, _represent_text)
+    return Dumper
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: "yaml.SafeDumper", text: str) -> "yaml.ScalarNode":
     style = '"' if not text.isprintable() else None if _is_text(text) else "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
 
 
 class _Document:
     """Builds the value from the parser's events, so that the text never selects a constructor."""
 
     def __init__(self, text: str, expected: str, named: Callable[[Keys], str]) -> None:
+        import yaml
+
         self.expected, self.named = expected, named
         self.values = 0
         # by anchor: a value, the number of values in it, and its depth; None while it is being read
@@ -125,6 +138,8 @@ class _Document:
 
     def _read(self, event: Any, keys: Keys) -> tuple[Any, int]:
         """The value that begins with an event, and its depth; `keys` lead to it."""
+        import yaml
+
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, keys)
         if event.tag is not None:
@@ -166,6 +181,8 @@ class _Document:
         return value, depth
 
     def _list(self, keys: Keys) -> tuple[list[Any], int]:
+        import yaml
+
         found: list[Any] = []
         deepest = 0
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
@@ -175,6 +192,8 @@ class _Document:
         return found, deepest + 1
 
     def _mapping(self, keys: Keys) -> tuple[dict[str, Any], int]:
+        import yaml
+
         found: dict[str, Any] = {}
         deepest = 0
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
@@ -211,7 +230,7 @@ def _plain(text: str, where: str) -> Any:
     )
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: "yaml.YAMLError") -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return f"{problem} in line {mark.line + 1}" if mark else problem

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
 
+from wsss.arrays import Bool
 from wsss.data.images import Dataset, Images, TrueMask
 from wsss.data.labels import IGNORE
 from wsss.data.lists import choose_split, existing_pictures, read_names, tags_to_labels

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from wsss.arrays import Float, Int, UInt8
 from wsss.data.labels import EXPECTED, LabelSource, MaskTable, decode_labels, voc_palette
 from wsss.data.packing import pack, unpack
 from wsss.errors import BadInput, Unreadable, reading

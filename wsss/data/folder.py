@@ -16,8 +16,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
+from wsss.arrays import Bool, UInt8
 from wsss.data.entries import DEFAULT_OPTIONS, LayoutOptions, split_of
 from wsss.data.images import Dataset, Images, MaskFile, TrueMask
 from wsss.data.lists import (

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
+from wsss.arrays import Bool, Shaped, UInt8
 from wsss.data.files import read_labels, read_mask
 from wsss.data.labels import IGNORE, LabelSource, MaskTable, decode_labels, parse_mask_values
 from wsss.data.names import check_names

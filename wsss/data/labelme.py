@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
+from wsss.arrays import Bool, UInt8
 from wsss.data.entries import Entry, LayoutContents, LayoutOptions, picture_name, split_of
 from wsss.data.lists import EXPORT_RECORD, files_below, is_picture
 from wsss.data.roles import IGNORED, Roles, only_classes

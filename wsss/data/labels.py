@@ -7,9 +7,9 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
+from wsss.arrays import UInt8
 from wsss.errors import BadInput, suggestion
 
 IGNORE = 255

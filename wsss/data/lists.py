@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
 
+from wsss.arrays import Bool
 from wsss.data.pictures import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from wsss.data.text import read_lines
 from wsss.errors import BadInput, reading, suggestion

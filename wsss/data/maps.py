@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from wsss.arrays import Float, Int
 from wsss.data.files import read_cams
 from wsss.data.images import Images
 from wsss.errors import BadInput

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped, UInt8
 
+from wsss.arrays import Float, Shaped, UInt8
 from wsss.data.augment import (
     SMALLEST_SCALE,
     SizeHW,

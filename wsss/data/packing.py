@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 import zstandard
-from jaxtyping import Float16, UInt8
 
+from wsss.arrays import Float16, UInt8
 from wsss.errors import Unreadable
 
 # added to the differences, so that the high bytes of small ones are the same

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from wsss.arrays import Shaped, UInt8
 from wsss.data.dicom import Dicom, is_dicom
 from wsss.data.nifti import NIFTI_SUFFIXES, Nifti
 from wsss.data.samples import (

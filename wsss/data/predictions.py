@@ -7,8 +7,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float16, UInt8
 
+from wsss.arrays import Float, Float16, UInt8
 from wsss.data.files import read_arrays
 from wsss.data.labels import IGNORE
 from wsss.errors import BadInput

@@ -7,9 +7,9 @@ from types import UnionType
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from wsss.arrays import Shaped, UInt8
 from wsss.errors import BadInput
 
 Kind = Literal["8-bit", "integer", "float"]

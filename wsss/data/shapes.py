@@ -10,9 +10,9 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
-from jaxtyping import Float, UInt8
 from PIL import Image
 
+from wsss.arrays import Float, UInt8
 from wsss.data.files import write_mask
 from wsss.data.lists import listing
 from wsss.errors import BadInput

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
 
+from wsss.arrays import Bool
 from wsss.data.lists import tags_to_labels, without_suffix
 from wsss.data.pictures import PICTURE_SUFFIXES
 from wsss.data.rows import csv_rows, json_rows, tags_in

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool
 
+from wsss.arrays import Bool
 from wsss.data.images import IGNORE, Images, MaskFile, MaskSummary
 from wsss.errors import BadInput
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
+from wsss.arrays import Bool, UInt8
 from wsss.data.entries import DEFAULT_OPTIONS, LayoutOptions, only_split
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Dataset, Images, MaskFile, check_labels

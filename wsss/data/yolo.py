@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
 
+from wsss.arrays import Float, UInt8
 from wsss.data.documents import read_document
 from wsss.data.entries import Entry, LayoutContents, LayoutOptions, labels_in_masks, picture_name, split_of
 from wsss.data.images import MaskFile

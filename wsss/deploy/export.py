@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.data.images import Images
 from wsss.deploy import card, onnx, torchscript
 from wsss.deploy.network import DeployedSegmenter, Views

@@ -8,9 +8,9 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import CAFFE_MEAN_BGR, ColourRule, mean_and_deviation
 from wsss.networks.deeplab import resize_logits
 from wsss.segmenters.trained import TrainedSegmenter

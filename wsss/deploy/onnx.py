@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from wsss.arrays import Float, UInt8
 from wsss.deploy.network import DeployedSegmenter
 from wsss.errors import BadInput
 from wsss.storage import whole_file

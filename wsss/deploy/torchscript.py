@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.deploy.network import DeployedSegmenter
 from wsss.deploy.onnx import EXAMPLE, METADATA, Agreement, compared
 from wsss.storage import json_text, whole_file

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
+from wsss.arrays import Bool, Float, Int
 from wsss.data.lists import without_suffix
 from wsss.errors import BadInput, reading
 from wsss.foreign.npy_header import read_header

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
 from wsss import __version__
 from wsss.arguments import switch
+from wsss.arrays import Bool, UInt8
 from wsss.data.coco_files import annotation_files
 from wsss.data.coco_index import DRAWN_AS_BACKGROUND, DRAWN_AS_IGNORED, Instances, read_instances
 from wsss.data.coco_shapes import draw_mask

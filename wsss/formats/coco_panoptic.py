@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
+from wsss.arrays import UInt8
 from wsss.data.images import IGNORE
 from wsss.data.labels import voc_palette
 from wsss.data.names import check_name

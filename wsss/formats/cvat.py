@@ -9,8 +9,8 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.data.cvat import CvatPicture, read_cvat, run_lengths
 from wsss.data.labels import web_colours
 from wsss.formats.files import only_file

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
+from wsss.arrays import UInt8
 from wsss.data.images import MOST_CLASSES
 from wsss.data.labelmap import LABELMAP, check_names, write_labelmap
 from wsss.data.labels import voc_palette

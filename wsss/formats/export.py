@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from wsss import launch
+from wsss.arrays import UInt8
 from wsss.data.files import read_mask
 from wsss.data.images import IGNORE, Images, check_labels
 from wsss.data.lists import EXPORT_RECORD, without_suffix

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.errors import BadInput, suggestion
 from wsss.formats.options import UNSURE, ExportOptions, ImportOptions, Unsure
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from wsss.arguments import switch
+from wsss.arrays import UInt8
 from wsss.data.entries import LayoutOptions
 from wsss.data.files import write_values
 from wsss.data.imagefolder import find_imagefolder, read_imagefolder

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from wsss.arrays import Bool, UInt8
 from wsss.data.labelme import LabelmeFile, draw_shapes, json_files, read_labelme_file
 from wsss.data.labels import IGNORE
 from wsss.data.lists import EXPORT_RECORD

@@ -15,8 +15,8 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
+from wsss.arrays import Bool, UInt8
 from wsss.data.brush import pack_brush, unpack_brush
 from wsss.data.coco_shapes import MOST_PIXELS, coco_inside
 from wsss.data.json_list import json_list

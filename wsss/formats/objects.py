@@ -6,8 +6,8 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
 
+from wsss.arrays import Bool, Int, UInt8
 from wsss.data.images import IGNORE
 
 

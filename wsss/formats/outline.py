@@ -6,8 +6,9 @@ gives the same pixels again, except for bridges between parts, which add lines o
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int
 from scipy.spatial import KDTree
+
+from wsss.arrays import Bool, Int
 
 # fewer points are no polygon for most programs
 _FEWEST = 3

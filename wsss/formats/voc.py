@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.data.files import write_mask
 from wsss.data.images import MOST_CLASSES, MaskFile
 from wsss.data.labelmap import LABELMAP, check_names, read_labelmap, write_labelmap

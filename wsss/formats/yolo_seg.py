@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.data.lists import files_below
 from wsss.data.yolo import draw_objects, find_yolo, label_folders, matching_path, read_class_names, read_objects
 from wsss.errors import BadInput

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.data.files import read_mask, write_values
 from wsss.data.images import IGNORE
 from wsss.data.labels import MaskTable

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
+from wsss.arrays import Bool, Float, Int
 from wsss.health.note import Health, Note, listed
 from wsss.health.suspects import Suspect
 from wsss.health.tags import FEWEST_OF_CLASS, SUSPICIOUS

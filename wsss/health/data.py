@@ -3,8 +3,8 @@
 import itertools
 
 import numpy as np
-from jaxtyping import Bool
 
+from wsss.arrays import Bool
 from wsss.data.images import Images
 from wsss.health.note import Health, Note, listed, percentage
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from wsss.arrays import Float, Int
 from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams
 from wsss.health.note import Health, Note, listed

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
 
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.files import read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.health.note import Health, Note, listed, percentage

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
 
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.health.note import Health, Note, listed

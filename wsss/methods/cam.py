@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float
 from wsss.classifier import BASELINE, KIND, CAMLocalizer, CAMNetwork, MultiScale, TagObjective, freeze, load
 from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images

@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wsss import launch
+from wsss.arrays import Bool, Float, Int
 from wsss.classifier import (
     BASELINE,
     KIND,

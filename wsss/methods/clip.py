@@ -18,12 +18,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging as transformers_logging
 
 from wsss import launch
+from wsss.arrays import Bool, Float
 from wsss.data.augment import ClassifierAugment
 from wsss.data.images import Images
 from wsss.data.words import check_templates, read_words

@@ -16,10 +16,10 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, Colours, normalise, resize_bicubic
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images

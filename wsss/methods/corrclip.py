@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, Int, Int32, UInt8
 from wsss.data.augment import normalise
 from wsss.data.images import Images
 from wsss.data.words import IMAGENET_TEMPLATES, check_templates, read_words

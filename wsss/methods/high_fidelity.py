@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from wsss.arrays import Float, Shaped
 from wsss.data.augment import mean_and_deviation
 from wsss.errors import check_range
 from wsss.methods.seam import similarity_loss

@@ -21,10 +21,10 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, Int, Shaped, UInt8
 from wsss.classifier import MultiScale, at_scales, example, highest_features, trained_classifier
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
 from wsss.data.images import Images

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.images import Images
 from wsss.data.words import read_words
 from wsss.errors import check_range

@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wsss import launch
+from wsss.arrays import Bool, Float, Int
 from wsss.classifier import CAMNetwork, FromBaseline, TagObjective, load_baseline
 from wsss.clip_regions import described, encode_image, in_chunks, input_size, pairs_of, to_clip
 from wsss.data.images import Images

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import normalise, resize_bicubic
 from wsss.data.images import Images
 from wsss.data.lists import suggestion

@@ -14,10 +14,10 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsss import classifier, launch
+from wsss.arrays import Float
 from wsss.data.images import Images
 from wsss.errors import check_range
 from wsss.methods.cam import CAMSettings, baseline

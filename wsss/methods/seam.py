@@ -8,9 +8,9 @@ Jonnarth et al., WACV 2024) adds an importance sampling loss and a feature simil
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from wsss.arrays import Bool, Float, Shaped
 from wsss.networks.seam import SEAMOutput, correlated, resized
 from wsss.ops.feature_similarity import feature_similarity_loss
 from wsss.ops.importance import binomial_importance_loss, multi_label_loss

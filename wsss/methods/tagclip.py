@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.images import Dataset, Images
 from wsss.data.tables import cannot_be_listed, labels_by_name, labels_of, name_in_table, table_text
 from wsss.data.words import IMAGENET_TEMPLATES, check_templates, read_words

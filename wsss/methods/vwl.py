@@ -23,11 +23,11 @@ from typing import ClassVar, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
 from wsss import launch
+from wsss.arrays import Float, Int, UInt8
 from wsss.classifier import CAMLocalizer, MultiScale, example, freeze, trained_classifier
 from wsss.data.augment import ClassifierAugment, normalise
 from wsss.data.images import Images

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, Int
 from wsss.data.augment import WeCLIPAugment
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.images import Images

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from wsss.arrays import Float, Int
 from wsss.errors import BadInput, check_range
 from wsss.methods.clip_es import (
     BOX_THRESHOLD,

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from wsss.arrays import Bool, Float, Int
 from wsss.data.images import IGNORE
 from wsss.networks.deeplab import balanced_cross_entropy
 

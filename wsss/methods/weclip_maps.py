@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, UInt8
 from wsss.classifier import check_classes
 from wsss.data.augment import normalise
 from wsss.data.images import Images

@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
 from torch import Tensor, cat, nn
 
+from wsss.arrays import Float, Shaped
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 from wsss.networks.body import Backbone, ParamGroup

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from wsss.arrays import Float, Int
 from wsss.errors import BadInput
 
 if TYPE_CHECKING:  # slow to import

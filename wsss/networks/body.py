@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal, TypedDict
 
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from wsss.arrays import Float
 
 
 class ParamGroup(TypedDict):

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import ftfy
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from wsss.arrays import Float, Int
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, Colours
 from wsss.errors import BadInput
 from wsss.precision import at_least_single

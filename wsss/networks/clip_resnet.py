@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from wsss.arrays import Float, Int
 from wsss.errors import BadInput
 from wsss.networks.clip import Vocabulary
 

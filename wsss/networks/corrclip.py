@@ -16,10 +16,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
 
+from wsss.arrays import Float, Int
 from wsss.networks.clip import CLIP
 from wsss.ops.windows import average_over_windows, padding
 

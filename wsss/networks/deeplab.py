@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from wsss.arrays import Float, Integer
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 from wsss.networks.body import ParamGroup

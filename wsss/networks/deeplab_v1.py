@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.errors import check_range
 from wsss.networks.backbone import create_backbone, freeze_batch_norm
 from wsss.networks.body import ParamGroup

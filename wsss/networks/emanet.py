@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.errors import BadInput, check_range
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Body, ParamGroup

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num, UInt8
 from torch import Tensor, nn
 
+from wsss.arrays import Float, Num, UInt8
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Colours
 from wsss.errors import BadInput
 from wsss.networks.body import Body

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
+from wsss.arrays import Bool, Float, Num
 from wsss.errors import BadInput, check_range
 from wsss.networks.features import DenseFeatures
 from wsss.networks.weclip import Adapter, Decoder

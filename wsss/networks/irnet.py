@@ -12,10 +12,10 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from wsss.arrays import Float, Integer
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Backbone, ParamGroup

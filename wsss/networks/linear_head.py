@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.errors import BadInput
 
 # maximum difference between the logits and those computed from the map, relative to the largest: rounding in float16

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.errors import BadInput
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Body, ParamGroup

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from wsss.arrays import Float
 
 _SIDE = 256
 _STRIPE = 64

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.errors import BadInput
 from wsss.networks.body import Backbone
 

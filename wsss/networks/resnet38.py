@@ -6,9 +6,9 @@ Model A1 of the paper at stride 8: the wide trunk of the CAM and affinity networ
 from collections.abc import Mapping
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.errors import BadInput
 from wsss.networks.body import Backbone
 

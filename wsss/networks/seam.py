@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from wsss.arrays import Float
 from wsss.errors import BadInput
 from wsss.networks.affinitynet import TrunkWithHeads
 from wsss.networks.backbone import create_backbone

@@ -9,9 +9,9 @@ import string
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from wsss.arrays import Float, Int
 from wsss.data.augment import Colours
 from wsss.networks.clip import ImageText, Vocabulary
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 import timm
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from timm.models._features import FeatureGetterNet, FeatureInfo
 from torch import Tensor, nn
 
+from wsss.arrays import Float
 from wsss.errors import BadInput
 from wsss.networks.body import Backbone
 

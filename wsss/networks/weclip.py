@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from wsss.arrays import Bool, Float
 from wsss.networks.clip import CLIP
 
 # of CLIP's activation x sigmoid(1.702 x), which the decoder has too

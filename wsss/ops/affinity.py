@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wsss.arrays import Bool, Float, Integer, Shaped
 from wsss.errors import BadInput, check_range
 
 Cell = tuple[int, int]

@@ -2,7 +2,8 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+
+from wsss.arrays import Bool, Float
 
 
 def box_mask(scores: Float[np.ndarray, "h w"], threshold: float) -> Bool[np.ndarray, "h w"]:

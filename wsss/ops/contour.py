@@ -9,9 +9,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped, UInt8
 from numba import njit
 
+from wsss.arrays import Bool, Int64, Shaped, UInt8
 from wsss.errors import BadInput
 
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wsss.arrays import Bool, Float
 from wsss.errors import BadInput
 
 _EPSILON = 1e-5

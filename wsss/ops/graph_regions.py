@@ -8,8 +8,9 @@ higher scales give larger regions.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int32, UInt8
 from numba import njit
+
+from wsss.arrays import Int32, UInt8
 
 # a pixel's neighbours on one side: right, below, and the two diagonals below
 _STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))

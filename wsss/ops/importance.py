@@ -6,8 +6,9 @@ with the probabilities pi_c(k) = P_c(k) / sum P_c, and all sampled cells enter t
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from wsss.arrays import Bool, Float, Int, Shaped
 
 # epsilon of the conversion from probabilities to logits
 EPSILON = 1e-3

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32, Integer
 from scipy import ndimage
+
+from wsss.arrays import Bool, Float, Float32, Int32, Integer
 
 _STEPS = 300
 # length in cells below which a cell counts as not displaced

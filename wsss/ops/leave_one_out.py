@@ -1,7 +1,8 @@
 """Predictions of ridge regression for each sample, by a model that was fitted to all other samples."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+
+from wsss.arrays import Bool, Float
 
 # Penalties that are tried, per sample and for standardised columns
 _PENALTIES = 10.0 ** np.arange(-2, 3.1, 0.5)

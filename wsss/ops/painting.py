@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
 from scipy import ndimage
+
+from wsss.arrays import Int32, UInt8
 
 
 class Polygon(NamedTuple):

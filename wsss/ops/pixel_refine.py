@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from numba import njit
 from torch import Tensor
 
+from wsss.arrays import Float
 from wsss.errors import BadInput, check_range
 
 # PAR.py of WeCLIP: the width of both kernels, the weight of that of positions, and what is added to standard deviations

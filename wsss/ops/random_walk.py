@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
+from wsss.arrays import Float
 from wsss.errors import BadInput, check_range
 
 CUT = {torch.float32: 1e-6, torch.float64: 1e-9}  # maximum error of the truncated series, relative to the largest score

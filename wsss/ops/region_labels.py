@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
 
+from wsss.arrays import Float, Int, UInt8
 from wsss.ops.regions import Regions
 
 IGNORE = 255

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+
+from wsss.arrays import Bool, Float, Int, UInt8
 
 # published: 20 erosions by a 3x3 square, for pictures of about 500 pixels
 EROSION, FEWEST_PIXELS, MOST_OVERLAP = 20, 300, 0.4

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int, Int32, UInt8
+
+from wsss.arrays import Float, Int, Int32, UInt8
 
 # of two neighbours: the sum of the differences across their outline, and the number of pairs of pixels there
 _Outline = tuple[float, int]

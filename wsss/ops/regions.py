@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32, Int64, UInt8
 
+from wsss.arrays import Bool, Float, Float32, Int, Int32, Int64, UInt8
 from wsss.errors import BadInput
 
 if TYPE_CHECKING:  # slow to import

@@ -3,8 +3,8 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
+from wsss.arrays import Bool, Float, Int
 from wsss.ops.regions import Regions
 
 Voting = Literal["plain", "balanced", "by-class"]

@@ -7,8 +7,8 @@ bright pixel changes regions only near it.
 
 import cv2
 import numpy as np
-from jaxtyping import Int32, UInt8
 
+from wsss.arrays import Int32, UInt8
 from wsss.errors import check_range
 
 SMALLEST, LARGEST = 4, 512

@@ -8,8 +8,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
 
+from wsss.arrays import Float, Int64, UInt8
 from wsss.errors import BadInput
 
 BINS = 256

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
+
+from wsss.arrays import Bool, Float, Int, UInt8
 
 # sizes in the figure, in pixels
 WIDTH, NAMES, PATCH, EXAMPLE, GAP, LINE = 960, 290, 84, 309, 8, 26

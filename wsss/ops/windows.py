@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from jaxtyping import Float
 from torch import Tensor
+
+from wsss.arrays import Float
 
 
 def starts(side: int, window: int, step: int) -> list[int]:

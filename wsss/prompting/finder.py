@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import transformers
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from wsss.arrays import Float, UInt8
 from wsss.errors import BadInput
 from wsss.pretrained import loading_model
 from wsss.regions.loading import load_proposer, place_of

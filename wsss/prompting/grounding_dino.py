@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from wsss.arrays import Bool, Float, UInt8
 from wsss.errors import BadInput
 from wsss.prompting.finder import Found, Prepared
 from wsss.regions.sam import SAM

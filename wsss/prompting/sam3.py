@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.prompting.finder import Found, Prepared
 
 KINDS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, Int, UInt8
 from wsss.data.augment import ColourRule, PosteriorAugment, denormalise, normalise
 from wsss.data.files import read_posteriors, write_mask, write_posteriors
 from wsss.data.images import IGNORE, Images

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
 
+from wsss.arrays import Float, Int, UInt8
 from wsss.data.augment import normalise
 from wsss.data.files import write_mask
 from wsss.data.images import IGNORE, Images

@@ -14,11 +14,11 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, Int
 from wsss.data.augment import AffinityAugment, crop_picture, normalise, top_left
 from wsss.data.coco import COCO_CATEGORIES
 from wsss.data.files import read_mask, write_cams, write_mask

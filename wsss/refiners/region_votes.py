@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
 
 from wsss import launch
+from wsss.arrays import Bool, Float, Int, UInt8
 from wsss.data.files import read_arrays, write_cams
 from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.data.files import write_cams, write_mask
 from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams

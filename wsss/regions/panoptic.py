@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from wsss import launch
+from wsss.arrays import UInt8
 from wsss.errors import check_range
 from wsss.ops.regions import Regions
 from wsss.regions.loading import check_proposer, load_proposer

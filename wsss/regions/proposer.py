@@ -3,8 +3,8 @@
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.ops.regions import Regions
 
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, Int, UInt8
 from wsss.errors import check_range
 from wsss.ops.region_shapes import without_small_parts
 from wsss.ops.regions import Regions

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Int32, UInt8
 
+from wsss.arrays import Int32, UInt8
 from wsss.errors import BadInput, check_range
 from wsss.ops.graph_regions import graph_regions
 from wsss.ops.region_tree import cuts, hierarchy, nested

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 
 from wsss import lock
+from wsss.arrays import Bool, UInt8
 from wsss.data.files import read_mask, write_mask
 from wsss.data.images import Dataset, Images, MaskFile, check_labels
 from wsss.data.lists import pictures_below, tags_to_labels, without_suffix

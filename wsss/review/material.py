@@ -8,9 +8,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
+from wsss.arrays import Float, Shaped, UInt8
 from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
 
+from wsss.arrays import Bool, Float
 from wsss.data.files import read_mask
 from wsss.data.images import Images
 from wsss.data.labels import IGNORE

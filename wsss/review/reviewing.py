@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from wsss import lock
+from wsss.arrays import Float
 from wsss.review.answers import ERRORS, answer, as_bytes, as_json, position
 from wsss.review.decisions import ACCEPTED, REJECTED, Decisions
 from wsss.review.guard import bounded_body

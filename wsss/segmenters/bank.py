@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int32, Int64, UInt8
 from torch import Tensor
 
+from wsss.arrays import Bool, Float, Float16, Int32, Int64, UInt8
 from wsss.errors import BadInput
 from wsss.ops.retrieval import LeftOut, Voting, background_threshold, leave_pictures_out, nearest_to_mean, unit_rows
 from wsss.weights import State

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, ColourRule, denormalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import DeepLabV1Augment, resize_by_factor

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import ColourRule, normalise
 from wsss.data.images import Images
 from wsss.data.mask_augment import EMANetAugment

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, Shaped, UInt8
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range
 from wsss.foundations import CLASSIFIER, KEPT, FeatureSettings, features_of, load_features, rebuilt

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from wsss import launch
+from wsss.arrays import Float, UInt8
 from wsss.corrections import corrected_pictures
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import ColourRule, normalise, resize_bilinear
 from wsss.data.images import Images
 from wsss.data.mask_augment import PSPNetAugment, size_within

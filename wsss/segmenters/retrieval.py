@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from wsss.arrays import Float, Int, UInt8
 from wsss.data.augment import ColourRule
 from wsss.errors import BadInput, check_range
 from wsss.foundations import (

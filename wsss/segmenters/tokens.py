@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import safetensors
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput, check_range, reading

@@ -7,9 +7,9 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import ColourRule, normalise
 from wsss.data.voc import VOC_CLASSES
 from wsss.networks.deeplab import resize_logits

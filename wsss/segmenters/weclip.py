@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from wsss.arrays import Float, UInt8
 from wsss.data.augment import ColourRule, normalise, truncated_size
 from wsss.data.images import Images
 from wsss.errors import BadInput

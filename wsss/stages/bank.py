@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float, UInt8
 from wsss.corrections import corrected_pictures
 from wsss.data.files import read_arrays
 from wsss.data.images import Images

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
 from wsss import launch
+from wsss.arrays import UInt8
 from wsss.data.files import read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.data.maps import read_matching_cams

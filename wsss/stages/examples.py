@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 
 from wsss import classifier, launch
+from wsss.arrays import UInt8
 from wsss.data.images import Images
 from wsss.errors import reading
 from wsss.stages.localize import Localizer, LocalizerSettings

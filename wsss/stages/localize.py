@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
 from torch import nn
 
+from wsss.arrays import Bool, Float, Int, UInt8
 from wsss.data.files import write_cams
 from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING

@@ -14,10 +14,10 @@ import jinja2
 import markupsafe
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from wsss import launch
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.files import voc_palette
 from wsss.errors import printable
 from wsss.ops.contour import BoundaryMatches, boundary_matches

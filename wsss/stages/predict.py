@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Bool, Float, UInt8
 from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.file_checks import check_files
 from wsss.data.files import read_mask, write_mask, write_picture

@@ -9,8 +9,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import zstandard
-from jaxtyping import UInt8
 
+from wsss.arrays import UInt8
 from wsss.metrics import Ranks
 
 # bytes that are kept in memory before a file is used

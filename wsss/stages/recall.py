@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
 from scipy import ndimage
 
 from wsss import launch
+from wsss.arrays import Float, Int, UInt8
 from wsss.data.images import IGNORE, Images
 from wsss.errors import BadInput
 from wsss.ops.regions import Regions

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import UInt8
 from wsss.data.images import Images
 from wsss.errors import BadInput, reading
 from wsss.foundations import Loaded, load_features

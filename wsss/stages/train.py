@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from wsss import launch, stopping, watch
+from wsss.arrays import Float
 from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput, check_range

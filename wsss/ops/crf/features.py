@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
 
+from wsss.arrays import Float32, UInt8
 from wsss.ops.crf.presets import Picture
 
 BGR_MEAN = (104.008, 116.669, 122.675)  # subtracted by deeplab-pytorch and CLIP-ES, for B, G, R

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
+from wsss.arrays import Float32
 from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
 from wsss.ops.crf.compiling import entry, inlined, inner
 from wsss.ops.crf.filters import PermutohedralFilter

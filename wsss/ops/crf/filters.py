@@ -1,8 +1,8 @@
 """One kernel of the dense CRF, compiled for CPUs; `plain.LatticeFilter` is the same in torch."""
 
 import numpy as np
-from jaxtyping import Float, Float32
 
+from wsss.arrays import Float, Float32
 from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
 from wsss.ops.crf.compiling import entry, inner
 from wsss.ops.crf.features import Features, given_features

@@ -7,9 +7,9 @@ from typing import TypeVar, overload
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
+from wsss.arrays import UInt8
 from wsss.errors import BadInput
 from wsss.ops.crf.features import bilateral_features, channels_of, picture_features, position_features
 from wsss.ops.crf.field import potts_mean_field, row_lanes

@@ -7,8 +7,8 @@ from all others, so one step along every axis returns to the start.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
 
+from wsss.arrays import Float, Float32, Int64
 from wsss.errors import BadInput
 
 

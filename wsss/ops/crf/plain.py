@@ -9,9 +9,9 @@ with Krähenbühl and Koltun, NeurIPS 2011: they determine which vertices exist,
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
+from wsss.arrays import Float, Int64
 from wsss.ops.crf.keys import Basis, basis_of
 
 Kernel = Callable[[Tensor], Tensor]

@@ -3,13 +3,13 @@
 from types import NoneType
 
 import numpy as np
-from jaxtyping import Int64
 from llvmlite import ir
 from numba import types
 from numba.core.base import BaseContext
 from numba.core.types import Type
 from numba.core.typing import Context, Signature
 
+from wsss.arrays import Int64
 from wsss.ops.crf.compiling import Intrinsic, Values, returns
 
 

@@ -1,8 +1,8 @@
 """Unary energies of the dense CRF."""
 
 import numpy as np
-from jaxtyping import Float, Float32, Shaped
 
+from wsss.arrays import Float, Float32, Shaped
 from wsss.errors import BadInput
 
 CLIP = 1e-5  # pydensecrf's unary_from_softmax; repositories pass raw scores, so this is the value of their zeros
