@@ -1,8 +1,10 @@
 """Records of stages: skipped when done, continued when half done, refused when made from something else."""
 
 import dataclasses
+import errno
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -269,6 +271,51 @@ def test_pictures_are_known_by_names_tags_and_sizes(tmp_path, squares):
     before = squares.fingerprint()
     squares.paths[0].write_bytes(squares.paths[0].read_bytes() + b"x")
     assert squares.fingerprint() != before
+
+
+@run.stage(kind="propose", makes="regions", title="regions")
+def regions(images, *, out):
+    for name in images.names:
+        write_json(out / f"{name}.npz", name)
+    return {}
+
+
+@run.stage(kind="refine", makes="masks", title="masks")
+def masked(images, regions, *, out):
+    (out / "made.txt").write_text("")
+    return {}
+
+
+def test_inputs_of_other_pictures_and_of_too_few(tmp_path, squares, caplog):
+    made = regions(squares, out=tmp_path / "regions")
+    # of more pictures, and with other tags
+    half = squares.subset(range(6))
+    masked(dataclasses.replace(half, labels=~half.labels), made, out=tmp_path / "a")
+    fewer = regions(half, out=tmp_path / "fewer")
+    lacking = re.escape(", ".join(squares.names[6:9]))
+    with pytest.raises(
+        BadInput, match=f"fewer: found regions of only 6 of 12 pictures; {lacking} and 3 more have none"
+    ):
+        masked(squares, fewer, out=tmp_path / "b")
+    for name in squares.names[6:]:  # by another program
+        write_json(fewer / f"{name}.npz", name)
+    masks = masked(squares, fewer, out=tmp_path / "b")
+    squares.paths[0].write_bytes(squares.paths[1].read_bytes())
+    with pytest.raises(
+        BadInput, match=f"regions of other pictures of the same names: {squares.names[0]}.png had another"
+    ):
+        masked(squares, made, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    masked(squares, masks, out=tmp_path / "d")
+    assert "b: masks of other pictures of the same names" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG])
+def test_what_keeps_a_file_from_being_written(tmp_path, number):
+    message = r"x\.json: found .*; expected room and permission to write this file\. To continue: "
+    with pytest.raises(BadInput, match=message), whole_file(tmp_path / "x.json"):
+        raise OSError(number, os.strerror(number))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_of_killed_writers_are_swept(tmp_path):

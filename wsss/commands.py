@@ -559,6 +559,7 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
     existing(options.weights, TRAINED)
     existing(options.pictures, PICTURES)
 
+    from wsss.data.images import Dataset
     from wsss.data.info import bad_pictures, check_pictures
     from wsss.data.value_range import ReadingRequest
     from wsss.stages import predict
@@ -571,6 +572,8 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
     images, notes = predict.pictures(
         options.pictures, weights=weights, request=request, allow_outside=options.allow_outside
     )
+    if options.pictures.is_dir():
+        options.apart(Dataset("pictures", options.pictures, {"pictures": images}, "pictures"))
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     if options.skip_bad:
         bad = bad_pictures(images, check_pictures(images))

@@ -117,20 +117,20 @@ def pictures_changed(before: Any, now: Any) -> Iterator[str]:
     ):
         if names:
             are = "are" if len(names) > 1 else "is"
-            yield f"{count_of(len(names), 'picture')} {are} {kind}: {_first_names(names)}"
+            yield f"{count_of(len(names), 'picture')} {are} {kind}: {first_names(names)}"
     content = [_file(new[name]) for name in both if old[name][1] != new[name][1]]
     if content:
-        yield f"the content of {count_of(len(content), 'picture')} changed: {_first_names(content)}"
+        yield f"the content of {count_of(len(content), 'picture')} changed: {first_names(content)}"
     tags = [
         f"{_file(new[name])}: {_tags(old[name], before)} -> {_tags(new[name], now)}"
         for name in both
         if _tags(old[name], before) != _tags(new[name], now)
     ]
     if tags:
-        yield f"tags of {count_of(len(tags), 'picture')} changed: {_first_names(tags)}"
+        yield f"tags of {count_of(len(tags), 'picture')} changed: {first_names(tags)}"
     masks = [_file(new[name]) for name in both if old[name][3] != new[name][3]]
     if masks:
-        yield f"the true masks of {count_of(len(masks), 'picture')} changed: {_first_names(masks)}"
+        yield f"the true masks of {count_of(len(masks), 'picture')} changed: {first_names(masks)}"
     if both == list(new) and len(old) == len(new) and list(old) != list(new):
         yield "the order of the pictures changed"
 
@@ -144,7 +144,8 @@ def _tags(row: Sequence[Any], table: Any) -> str:
     return ", ".join(names[label] for label in row[2]) or "none"
 
 
-def _first_names(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """For example `a, b, c and 3 more`."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -124,6 +124,13 @@ class OutOptions:
     memory: str | None = None
     """memory for the pictures that are worked on at a time, such as 8GB; by default half of what is free (docs/reliability.md)"""
 
+    def apart(self, data: "Dataset") -> "Dataset":
+        """The dataset `data`, of which the output folder is no part."""
+        from wsss.data.file_checks import check_apart
+
+        check_apart(data, self.out)
+        return data
+
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions(OutOptions):
@@ -164,7 +171,7 @@ class RunOptions(CorrectedOptions, PresetOptions, OutOptions, DataOptions):
         """The dataset of a run, whose pictures can get masks; its files are not checked yet."""
         from wsss.data.class_names import likely_typos
 
-        data = self.read(self.data)
+        data = self.apart(self.read(self.data))
         data.split(data.train).check_maskable()
         if typos := likely_typos(data, self.classes):
             raise typos
@@ -192,7 +199,7 @@ class SplitOptions(OutOptions, DataOptions):
 
     def dataset(self) -> "Dataset":
         """The dataset; its files are not checked yet."""
-        data = self.read(self.data)
+        data = self.apart(self.read(self.data))
         data.split(self.split or data.train)
         return data
 

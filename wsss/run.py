@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 from wsss import __version__, launch, lock, outputs, watch
 from wsss.data.images import Images
-from wsss.differences import changed_inputs, difference, identity, outdated, stages_in_run
+from wsss.differences import changed_inputs, difference, first_names, identity, outdated, stages_in_run
 from wsss.digests import content_digest, folder_digests
 from wsss.errors import BadInput
 from wsss.outputs import DONE, INPUTS, LOCK, RECORDS, SECONDS, STARTED
@@ -307,11 +307,55 @@ def _timed(out: Path) -> Iterator[None]:
     write()
 
 
+# What is made of the pixels of pictures, and used together with them
+_OF_PICTURES = ("regions", "maps", "masks", "predictions")
+
+
+def _check_pictures(folder: Path, images: Images, described: Mapping[str, Any], table: Mapping[str, Any]) -> None:
+    """Raise BadInput if an input of a stage lacks pictures of the stage, or was made from others of the same names.
+
+    Masks of other pictures are only reported: predictions for changed copies of pictures may be scored.
+
+    Args:
+        folder: the input, made by a finished stage.
+        images: the pictures.
+        described, table: what the record of the new stage says about them.
+    """
+    record = read_record(folder)
+    inputs, makes = record["inputs"], record["makes"]
+    known = next((key for key, made in inputs.items() if isinstance(made, Mapping) and "fingerprint" in made), None)
+    if makes not in _OF_PICTURES or known is None or inputs[known]["fingerprint"] == described["fingerprint"]:
+        return
+    before = outputs.read_verified(folder / INPUTS, record["tables"], "the inputs of a stage")[known]
+    old = {row[0]: row for row in before["pictures"]}
+    found, do = "", "Make them again for these pictures, or give the data set that they were made from."
+    both = [(old[row[0]], row) for row in table["pictures"] if row[0] in old]
+    # pictures in memory, without a suffix, have other digests than files
+    changed = [f"{was[0]}{row[4]}" for was, row in both if was[1] != row[1] and bool(was[4]) == bool(row[4])]
+    if changed:
+        found = f"{makes} of other pictures of the same names: {first_names(changed)} had another content"
+    if changed and makes in ("masks", "predictions"):
+        log.warning("%s: %s", folder, found)
+        return
+    lacking = [name for name in images.names if name not in old and not (folder / f"{name}.npz").exists()]
+    if lacking and makes in ("regions", "maps"):
+        found = (
+            f"{makes} of only {len(images) - len(lacking)} of {len(images)} pictures; {first_names(lacking)} have none"
+        )
+        do = "Make them for these pictures too (--split), or choose the split that they were made for."
+    if found:
+        raise BadInput(folder, found, f"{makes} of the pictures of {images.title}", do)
+
+
 def _prepare(info: StageInfo, inputs: Mapping[str, Any], out: Path) -> bool:
     """Whether the stage is finished already; if not, its folder is prepared for it."""
     lock.check_locks()
     tables: dict[str, Any] = {}
     described = {key: _describe(value, out, key, tables) for key, value in inputs.items()}
+    shown = [key for key, value in inputs.items() if isinstance(value, Images)]
+    for value in inputs.values():
+        if len(shown) == 1 and isinstance(value, Path) and (value / DONE).is_file():
+            _check_pictures(value, inputs[shown[0]], described[shown[0]], tables[shown[0]])
     stage_identity = digest([info.identity, {key: identity(value) for key, value in described.items()}])
     wanted = {
         "record": RECORD_VERSION,

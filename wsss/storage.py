@@ -26,6 +26,13 @@ _MAX_UNPACKED = 512 << 20
 _REASONS = {
     errno.ENOSPC: ("a full disk", "free some space, or choose another output folder"),
     errno.EDQUOT: ("an exhausted disk quota", "free some space, or choose another output folder"),
+    errno.EFBIG: ("a limit on the size of files", "raise it (ulimit -f), or choose an output folder on another disk"),
+    errno.EIO: (
+        "a disk that cannot be written (input/output error)",
+        "check the disk, or choose another output folder",
+    ),
+    errno.ENAMETOOLONG: ("a name that is too long for a file", "choose a shorter output folder, or rename the picture"),
+    errno.ELOOP: ("symbolic links in a circle", "remove them, or choose another output folder"),
     errno.EROFS: ("a read-only file system", "choose an output folder that can be written"),
     errno.EACCES: ("no permission to write here", "change the permissions, or choose another output folder"),
     errno.EPERM: ("no permission to write here", "change the permissions, or choose another output folder"),

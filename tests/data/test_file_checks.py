@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.data.conftest import SIZE, box, write_labels, write_picture, write_text
+from wsss.data.file_checks import check_apart
 from wsss.data.names import check_name, check_names, comparison_key, name_problem
 from wsss.data.open import open_dataset
 from wsss.errors import BadInput
@@ -240,3 +241,25 @@ def test_pictures_of_many_folders_are_listed_once(tmp_path, monkeypatch):
     images = open_dataset(tmp_path).split("train")
     assert len(images) == 40
     assert np.count_nonzero([os.fspath(path).endswith(".jpg") for path in calls]) == 0
+
+
+def test_outputs_among_the_pictures(folders, table, voc, coco, tmp_path):
+    refused = "an output folder inside the data set, where results would be read as pictures or masks"
+    for root, inside in (
+        (folders, ("", "cat", "cat/new", "masks", "runs/mine")),
+        (table, ("", "runs/mine")),
+        (voc, ("", "JPEGImages/new", "SegmentationClass")),
+        (coco, ("", "train2014/new")),
+    ):
+        data = open_dataset(root)
+        for place in inside:
+            with pytest.raises(BadInput, match=f"{refused}; expected a folder outside {data.root}"):
+                check_apart(data, root / place)
+        check_apart(data, tmp_path)
+        check_apart(data, root.parent / f"{root.name}-results")
+        assert not (root / "runs").exists()
+    for root in (voc, coco):
+        check_apart(open_dataset(root), root / "runs/mine")
+    (tmp_path / "link").symlink_to(folders)
+    with pytest.raises(BadInput, match="inside the data set"):
+        check_apart(open_dataset(folders), tmp_path / "link" / "new")

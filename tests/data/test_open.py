@@ -113,3 +113,14 @@ def test_the_results_of_runs_are_no_data_sets(tmp_path, place):
     kinds = {"run": "a run folder", "run/masks": "the folder of a stage", ".": "a folder of runs"}
     with pytest.raises(BadInput, match=f"found {kinds[place]}, which `wsss` made; expected a data set"):
         open_dataset(tmp_path / place)
+
+
+@pytest.mark.parametrize("place", ["masks", "runs"])
+@pytest.mark.parametrize("marker", ["done.json", "started.json"])
+def test_results_among_the_pictures(folders, place, marker):
+    write_text(folders / place / marker, '{\n  "record": 3, "identity": "a", "inputs": {}}')
+    with pytest.raises(BadInput, match=rf"{place}: found results that `wsss` made, inside the data set"):
+        open_dataset(folders)
+    (folders / place).rename(folders / "cat" / "deeper")
+    with pytest.raises(BadInput, match=rf"{marker}: found results that `wsss` made, inside the data set"):
+        open_dataset(folders)

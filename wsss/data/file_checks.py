@@ -58,6 +58,29 @@ def check_files(dataset: Dataset, *, allow_outside: bool = False) -> None:
     _check_case(pictures)
 
 
+def check_apart(dataset: Dataset, out: Path) -> None:
+    """Raise BadInput for an output folder whose files would be read as pictures or masks when the data set is opened again.
+
+    Args:
+        dataset: of any layout. Folders of VOC and COCO list their pictures, so results may be in new folders of theirs.
+        out: the output folder, which need not exist.
+    """
+    root, place = os.path.realpath(dataset.root), os.path.realpath(out)
+    taken = {root} if place != root and dataset.kind in ("voc", "coco") else set()
+    if taken:
+        splits = dataset.splits.values()
+        files = [path for images in splits for path in images.paths]
+        files += [mask.path for images in splits for mask in images.masks if isinstance(mask, MaskFile)]
+        taken = {os.path.realpath(folder) for folder in {path.parent for path in files}}
+    if any(f"{place}/".startswith(f"{folder}/") for folder in taken or {root}):
+        raise BadInput(
+            out,
+            "an output folder inside the data set, where results would be read as pictures or masks",
+            f"a folder outside {root}",
+            f"Choose another output folder, such as {root}-results.",
+        )
+
+
 def _same(one: tuple[Images, int], other: tuple[Images, int]) -> bool:
     """Whether two entries of one file have the same name, tags and true mask."""
     (a, i), (b, j) = one, other

@@ -168,8 +168,10 @@ def _scores(path: Path, key: str, scores: np.ndarray, count: int, expected: str,
 _MOST_PER_BYTE = 1100
 
 
-def read_arrays(path: Path, keys: tuple[str, ...], expected: str, do: str) -> list[np.ndarray]:
-    with reading(path, expected, do), zipfile.ZipFile(path) as archive:
+def read_arrays(
+    path: Path, keys: tuple[str, ...], expected: str, do: str, missing: str = "Check the path."
+) -> list[np.ndarray]:
+    with reading(path, expected, do, missing=missing), zipfile.ZipFile(path) as archive:
         return [_array(archive, key) for key in keys]
 
 

@@ -232,6 +232,7 @@ def _kind(path: Path, stems: Collection[str]) -> str | None:
 
 
 _JSON_KINDS = (
+    (("record", "identity", "inputs"), "results that `wsss` made, inside the data set: move them out of it"),
     (("images", "annotations"), "annotations in COCO's format"),
     (("categories", "annotations"), "annotations in COCO's format"),
     (("_via_img_metadata",), "a project of the VGG annotator (VIA): export it as COCO"),

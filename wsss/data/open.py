@@ -194,6 +194,7 @@ def _open_layout(root: Path, options: LayoutOptions) -> Dataset:
         _check_rules(options, {"tag_rule": get_args(voc.TagRule)}, root)
         return open_voc(voc_root, options)
     _check_rules(options, {}, root)
+    _check_no_results_in(root)
     table = find_table(root)
     _check_not_above(root, has_tags=table is not None or options.tags is not None)
     untagged_classes = options.classes if options.untagged else None
@@ -236,6 +237,19 @@ def _check_no_results(root: Path) -> None:
     if found:
         do = "Give the data set that it was made from. `wsss report` and `wsss compare` describe runs."
         raise BadInput(root, found, "a data set in one of the layouts of docs/data.md", do)
+
+
+def _check_no_results_in(root: Path) -> None:
+    """Raise BadInput if a folder in the data set was made by a stage, since its files would be read as pictures or true masks."""
+    for folder in sorted(root.iterdir()):
+        for marker in (folder / "done.json", folder / "started.json"):
+            if is_regular(marker) and b'"record"' in marker.read_bytes()[:64]:
+                raise BadInput(
+                    folder,
+                    "results that `wsss` made, inside the data set",
+                    "only pictures, tags and true masks",
+                    f"Move it out of {root}. If you corrected these masks and they are true masks now, remove its .json and .gz files.",
+                )
 
 
 def _check_not_above(root: Path, *, has_tags: bool) -> None:

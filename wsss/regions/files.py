@@ -45,7 +45,8 @@ def read_regions(path: Path, size_hw: tuple[int, int]) -> Regions:
     Raises:
         BadInput: the file is missing or damaged, holds something else, or was made for a picture of another size.
     """
-    found = dict(zip(_NAMES, read_arrays(path, _NAMES, _EXPECTED, _DO), strict=True))
+    missing = "Make regions of all pictures (wsss regions, with the same --data and --split), or check --regions."
+    found = dict(zip(_NAMES, read_arrays(path, _NAMES, _EXPECTED, _DO, missing=missing), strict=True))
     for name, values in found.items():
         kinds = {"size": "i", "areas": "i", "scores": "f"}.get(name, "u")
         if values.ndim != 1 or values.dtype.kind not in kinds:
