@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from wsss.ops.region_labels import level_means, most_frequent, sams, sepl
+from wsss.ops.region_labels import level_means, most_frequent, sams, sepl, with_values_of
 from wsss.ops.regions import Regions
 
 LABELS = np.array([0, 0, 1, 2, 7, 255], np.uint8)
@@ -124,3 +124,22 @@ def test_level_means(picture, count, used):
         expected = np.mean(steps, axis=0) if steps else maps[:, y, x]
         np.testing.assert_allclose(found[:, y, x], expected, rtol=1e-5, atol=1e-6)
     assert found.dtype == np.float32
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_averages_take_the_values_of_the_maps_in_their_order(seed, kinds):
+    rng = np.random.default_rng(seed)
+    maps, averages = rng.random((2, 3, 5), np.float32), rng.integers(0, kinds, (2, 3, 5)).astype(np.float32)
+    found = with_values_of(averages, maps)
+    for one, of_class, before in zip(found, averages, maps, strict=True):
+        places = np.argsort(np.argsort(of_class, axis=None, kind="stable")).reshape(of_class.shape)
+        for value in np.unique(of_class):
+            taken = np.sort(places[of_class == value])
+            middle = np.sort(before, axis=None)[taken[(len(taken) - 1) // 2]]
+            np.testing.assert_array_equal(one[of_class == value], middle)
+    assert found.dtype == np.float32
+    # in another order, each value is there once
+    order = rng.permutation(30).reshape(2, 3, 5).astype(np.float32)
+    np.testing.assert_array_equal(np.sort(with_values_of(order, maps), axis=None), np.sort(maps, axis=None))
+    assert with_values_of(maps[:0], maps[:0]).shape == (0, 3, 5)

@@ -18,8 +18,10 @@ from wsss.refiners.region_votes import (
     VoteSettings,
     agreement,
     areas,
+    at_cuts,
     balanced,
     moments,
+    of_classes,
     probabilities,
     votes,
     weights_of,
@@ -92,6 +94,15 @@ def test_balance_becomes_a_half():
     assert found[1] == pytest.approx((1 / 9 * 7 / 3) / (1 + 1 / 9 * 7 / 3))
 
 
+def test_votes_against_other_tags_leave_them_their_pixels():
+    given = np.array([0.1, 0.3, 0.6])
+    np.testing.assert_allclose(of_classes(given, "background"), [0.75, 6 / 7])
+    np.testing.assert_allclose(of_classes(given, "others"), [0.3, 0.6])
+    base, given = np.full((3, 1, 1), 1 / 3), given[:, None, None]
+    found = with_votes(base, given, np.array([1.0, 0.0]), against="others")
+    np.testing.assert_allclose(found[:, 0, 0], [0.3, 0.5])
+
+
 def test_votes_that_agree_with_maps_have_more_weight():
     np.testing.assert_allclose(weights_of(np.array([-1, 0, 0.6, 0.65, 0.7, 1])), [0, 0, 0, 0.15, 0.3, 0.3], atol=1e-12)
 
@@ -104,6 +115,19 @@ def test_probabilities_follow_the_masks():
     background = (1 - maps.max(axis=0)) ** 2
     np.testing.assert_allclose(found, np.stack([background, *maps]) / (background + maps.sum(axis=0)), rtol=1e-6)
     assert probabilities(maps[:0], MaskSettings("threshold", 0.4)).shape == (1, 3, 4)
+
+
+def test_averages_at_cuts_are_as_high_on_the_same_pixels():
+    averages = np.array([[[0.1, 0.2, 0.2, 0.4]], [[0.3, 0.3, 0.3, 0.3]]], np.float32)
+    kept = np.array([[[0.0, 0.55, 0.55, 0.9]], [[0.6, 0.6, 0.6, 0.6]]], np.float32)
+    for masks in (MaskSettings(threshold=0.5), MaskSettings(by="scores", exponent=1.0)):
+        found = at_cuts(averages, kept, masks)
+        np.testing.assert_allclose(found.sum(axis=0), 1, rtol=1e-6)
+        # the cut of the first class is 0.15, that of the second, which has no pixel outside, half its lowest average
+        np.testing.assert_allclose(found[1] / found[0], averages[0] / 0.15, rtol=1e-5)
+        np.testing.assert_allclose(found[2] / found[0], averages[1] / 0.15, rtol=1e-5)
+    nothing = at_cuts(np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2), np.float32), HALF)
+    np.testing.assert_array_equal(nothing, [[[1, 1]], [[0, 0]]])
 
 
 def wrong_picture(squares) -> int:
@@ -157,6 +181,19 @@ def test_without_weight_the_masks_are_those_of_levels(tmp_path, squares, made):
     levels = dataclasses.replace(settings, by="levels").refined(dataclasses.replace(task, out=tmp_path / "levels"))
     for name in squares.names:
         np.testing.assert_array_equal(read_mask(masks / f"{name}.png"), read_mask(levels / f"{name}.png"))
+
+
+def test_the_bank_is_made_from_averages_or_maps(squares, made, tmp_path):
+    settings, task = made
+    found = {}
+    for made_from in ("averages", "maps"):
+        votes_settings = dataclasses.replace(settings.votes, made_from=made_from)
+        out = tmp_path / made_from
+        dataclasses.replace(settings, votes=votes_settings).refined(dataclasses.replace(task, out=out))
+        record = json.loads((out / "masks-uncorrected/done.json").read_text())
+        found[made_from] = record["inputs"]["cams"]["folder"]
+    assert found["averages"].endswith("cams-levels")
+    assert found["maps"].endswith("cams")
 
 
 def test_the_weight_follows_the_agreement_and_is_recorded(squares, made):

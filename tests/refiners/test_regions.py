@@ -10,7 +10,7 @@ from wsss.cli import main
 from wsss.data.files import read_cams, read_mask, write_cams, write_mask
 from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput
-from wsss.ops.region_labels import level_means, sams, sepl
+from wsss.ops.region_labels import level_means, sams, sepl, with_values_of
 from wsss.ops.regions import Regions
 from wsss.refiners.crf import CRFSettings, MaskSettings
 from wsss.refiners.regions import LevelSettings, ModeSettings, RegionsSettings, SAMSSettings, SEPLSettings
@@ -61,7 +61,8 @@ def check_against(folder, squares, expected):
 
 
 def test_levels_and_their_threshold(tmp_path, squares, made):
-    masks = refined(RegionsSettings(levels=LevelSettings(None), masks=HALF), squares, made, tmp_path / "out")
+    averaged = LevelSettings(None, "averaged")
+    masks = refined(RegionsSettings(levels=averaged, masks=HALF), squares, made, tmp_path / "out")
 
     def expected(index):
         classes, maps = read_matching_cams(squares, made["cams"], index, (32, 36))
@@ -77,9 +78,21 @@ def test_levels_and_their_threshold(tmp_path, squares, made):
     check_against(masks, squares, expected)
 
 
+def test_levels_keep_the_values_of_the_maps(tmp_path, squares, made):
+    masks = refined(RegionsSettings(masks=HALF), squares, made, tmp_path / "out")
+    for index, name in enumerate(squares.names):
+        _, maps = read_matching_cams(squares, made["cams"], index, (32, 36))
+        found = read_regions_of(squares, made["regions"], index, (32, 36))
+        _, stored = read_cams(tmp_path / "out/cams-levels" / f"{name}.npz")
+        np.testing.assert_array_equal(stored, with_values_of(level_means(found, maps), maps).astype(np.float16))
+        assert set(stored.ravel().tolist()) <= set(maps.ravel().tolist())
+        assert (read_mask(masks / f"{name}.png") == squares.read_mask(index)).mean() > 0.9
+
+
 def test_levels_have_the_threshold_of_the_crf(tmp_path, squares, made):
     plain = MaskSettings(by="threshold")
-    refined(RegionsSettings(masks=plain), squares, made, tmp_path / "levels")
+    averaged = LevelSettings(values="averaged")
+    refined(RegionsSettings(levels=averaged, masks=plain), squares, made, tmp_path / "levels")
     CRFSettings(by="threshold").refined(RefinementTask(squares, made["cams"], tmp_path / "crf"))
     levels, crf = (tmp_path / name / "masks" for name in ("levels", "crf"))
     record = read_record(levels)

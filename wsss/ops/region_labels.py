@@ -144,6 +144,29 @@ def level_means(
     return spread(regions, means, maps, levels)
 
 
+def with_values_of(
+    averages: Float[np.ndarray, "k h w"], maps: Float[np.ndarray, "k h w"]
+) -> Float[np.ndarray, "k h w"]:
+    """Averages in their order, with the values that the maps had: the highest average takes the highest value of its class, and so on.
+
+    So about as many pixels as before lie above any threshold: averages say where a class is, its map how much of the picture it fills. Pixels
+    with equal averages share the places of their values, and take the one in the middle (of two the lower one).
+
+    Args:
+        averages: maps, such as those of `level_means`.
+        maps: those they were made from.
+
+    Returns:
+        float32.
+    """
+    made = np.empty(averages.shape, np.float32)
+    for one, of_class, before in zip(made, averages, maps, strict=True):
+        _, places, counts = np.unique(of_class, return_inverse=True, return_counts=True)
+        middles = np.sort(before, axis=None)[counts.cumsum() - (counts + 2) // 2]
+        one[:] = middles[places].reshape(one.shape)
+    return made
+
+
 def spread(
     regions: Regions,
     values: Float[np.ndarray, "n k"],

@@ -24,7 +24,7 @@ from wsss.data.images import Images
 from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.foundations import FeatureSettings
-from wsss.ops.region_labels import spread
+from wsss.ops.region_labels import level_means, spread
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import vote
 from wsss.refiners.crf import MaskSettings
@@ -38,6 +38,7 @@ from wsss.storage import read_json, whole_file, write_json
 
 log = logging.getLogger("wsss")
 
+Against = Literal["others", "background"]
 
 # the highest weight of votes, and the correlations of maps and votes from which on they count, and count fully (docs/regions.md)
 _HIGHEST, _LEAST, _ENOUGH = 0.3, 0.6, 0.7
@@ -49,6 +50,8 @@ _SUFFIX, _NAMES = ".npz", ("shares", "moments", "areas")
 # bins of these probabilities, and how far from a half they may be
 _BINS, _FARTHEST = 200, 0.45
 _EXPECTED = "the votes of the regions of a picture"
+# below it, a class that covers the whole picture would have no cut
+_LOWEST_CUT = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +60,11 @@ class LevelSettings:
 
     title: ClassVar[str] = "averages over regions"
 
-    count: int | None = 4
+    count: int | None = None
     """number of levels over which maps are averaged, from the smallest regions on; null for all"""
+    values: Literal["kept", "averaged"] = "kept"
+    """kept: each map takes the values it had before, in the order of its averages, so that as many pixels as before lie above any threshold;
+    averaged: the averages themselves"""
 
     def __post_init__(self) -> None:
         if self.count is not None:
@@ -73,8 +79,12 @@ class VoteSettings:
 
     weight: Literal["agreement"] | float = "agreement"
     """weight of the votes against the averaged maps; agreement: that of each class, up to 0.3, by the correlation of votes and maps"""
+    against: Against = "others"
+    """what the votes for a class are compared with: those for the background and the other tags of the picture, or for the background alone"""
     features: FeatureSettings = FeatureSettings()
     """the frozen network that describes regions; its source `classifier` is the network that made the maps"""
+    made_from: Literal["averages", "maps"] = "averages"
+    """what the masks of the bank are made from: the averaged maps, or the maps themselves"""
     erosion: int = 2
     """pixels by which the regions of masks are eroded before they enter the bank"""
     fewest_pixels: int = 60
@@ -125,11 +135,17 @@ def against_background(probabilities: Float[np.ndarray, "l ..."]) -> Float[np.nd
     return probabilities[1:] / np.maximum(probabilities[1:] + probabilities[:1], 1e-12)
 
 
+def of_classes(shares: Float[np.ndarray, "l ..."], against: Against) -> Float[np.ndarray, "k ..."]:
+    """What votes say about each class, from their shares for the background and the classes; see `VoteSettings.against`."""
+    return shares[1:] if against == "others" else against_background(shares)
+
+
 def with_votes(
     base: Float[np.ndarray, "l h w"],
     given: Float[np.ndarray, "l h w"],
     weights: Float[np.ndarray, " k"],
     balance: Float[np.ndarray, " k"] | float = 0.5,
+    against: Against = "background",
 ) -> Float[np.ndarray, "k h w"]:
     """Maps of the classes in which 0.5 is where class and background are equally probable.
 
@@ -137,9 +153,10 @@ def with_votes(
         base, given: probabilities of background and classes, from the maps and from votes.
         weights: of the votes, for each class.
         balance: the probability of votes for each class that becomes 0.5: odds are divided by its odds.
+        against: see `VoteSettings.against`.
     """
     of_votes, half = weights[:, None, None], np.broadcast_to(balance, weights.shape)[:, None, None]
-    voted = against_background(given)
+    voted = of_classes(given, against)
     voted = voted * (1 - half) / (voted * (1 - half) + (1 - voted) * half)
     return ((1 - of_votes) * against_background(base) + of_votes * voted).astype(np.float32)
 
@@ -168,7 +185,7 @@ def areas(
     """The area of each class in the maps, and a histogram of the votes by area, from 0 to 1; those of several pictures are added.
 
     Args:
-        of_maps, of_votes: probability of the class against the background in each region.
+        of_maps, of_votes: probability of the class in each region.
         sizes: areas of the regions.
     """
     bins = np.minimum((of_votes * _BINS).astype(np.int64), _BINS - 1)
@@ -212,9 +229,30 @@ def probabilities(maps: Float[np.ndarray, "k h w"], masks: MaskSettings) -> Floa
     return scores / np.maximum(scores.sum(axis=0), 1e-12)
 
 
+def at_cuts(
+    averages: Float[np.ndarray, "k h w"], kept: Float[np.ndarray, "k h w"], masks: MaskSettings
+) -> Float[np.ndarray, "l h w"]:
+    """Probabilities as `probabilities`, of averages that are compared with a cut for each class: they are as high on the same pixels as the
+    maps with kept values, and keep their distances, which those do not have.
+
+    Args:
+        averages: maps averaged over regions.
+        kept: the same with the values of the maps before.
+        masks: with numbers.
+    """
+    inside = against_background(probabilities(kept, masks)) > 0.5
+    scores = np.ones((1 + len(averages), *averages.shape[1:]), np.float32)
+    for score, of_class, pixels in zip(scores[1:], averages, inside, strict=True):
+        # halfway between the lowest average inside and the highest one outside
+        cut = (of_class[pixels].min(initial=1) + of_class[~pixels].max(initial=0)) / 2
+        score[:] = of_class / max(cut, _LOWEST_CUT)
+    return scores / scores.sum(axis=0)
+
+
 @stage(kind="vote", makes="answers", title=None)
 def vote_regions(
-    settings: LevelSettings,
+    settings: VoteSettings,
+    levels: LevelSettings,
     masks: MaskSettings,
     images: Images,
     *,
@@ -230,7 +268,8 @@ def vote_regions(
     area. The votes of a picture are empty if a tag of it has no vector of another picture.
 
     Args:
-        settings: the levels whose regions are compared.
+        settings: what votes are compared with.
+        levels: those whose regions are compared.
         masks: how maps become masks.
         images: the pictures.
         cams: folder of their maps, as they were before they were averaged.
@@ -249,7 +288,7 @@ def vote_regions(
         image = images.read(index)
         size_hw = (image.shape[0], image.shape[1])
         classes, maps = read_matching_cams(images, cams, index, size_hw)
-        return image, Cams(classes, maps, None), _of_levels(images, regions, index, size_hw, settings)
+        return image, Cams(classes, maps, None), _of_levels(images, regions, index, size_hw, levels)
 
     def compute(index: int, loaded: tuple[UInt8[np.ndarray, "h w 3"], Cams, Regions]) -> dict[str, np.ndarray]:
         image, (classes, maps, _), found = loaded
@@ -261,7 +300,8 @@ def vote_regions(
         sums, of_areas = (np.zeros((len(images.class_names), width)) for width in (6, 1 + _BINS))
         if given is None:
             return {"shares": np.zeros((0, len(labels)), np.float32), "moments": sums, "areas": of_areas}
-        of_maps, of_votes = found.sums(maps) / np.maximum(found.areas, 1)[:, None], against_background(given.T)
+        of_maps = found.sums(maps) / np.maximum(found.areas, 1)[:, None]
+        of_votes = of_classes(given.T, settings.against)
         sums[classes] = moments(of_maps, of_votes.T, found.areas)
         probable = against_background(probabilities(of_maps.T[..., None], numbers))[..., 0]
         of_areas[classes] = areas(probable, of_votes, found.areas)
@@ -309,6 +349,7 @@ def change_by_votes(
     images: Images,
     *,
     cams: Path,
+    averages: Path,
     regions: Path,
     given: Path,
     judged: Path,
@@ -317,14 +358,15 @@ def change_by_votes(
 ) -> dict[str, Any]:
     """Write maps into which the votes of regions have entered, as `NAME.npz`; pictures whose file exists are skipped.
 
-    The maps of a picture without votes change only in that 0.5 becomes their threshold.
+    The maps of a picture without votes, or whose classes have votes without weight, change only in that 0.5 becomes their threshold.
 
     Args:
         settings: the votes.
         levels: those over which the maps were averaged; so are the votes.
         masks: how maps become masks, which says what the score of the background is.
         images: the pictures.
-        cams: folder of maps that are averaged within regions.
+        cams: folder of the maps.
+        averages: folder of these maps after they were averaged within regions.
         regions: folder of the regions.
         given: folder of their votes.
         judged: folder of votes by whose agreement with maps the votes are weighted; that of another run if its bank is reused.
@@ -338,15 +380,18 @@ def change_by_votes(
 
     def load(index: int) -> Cams:
         size_hw = images.size_hw(index)
-        classes, maps = read_matching_cams(images, cams, index, size_hw)
-        found = _of_levels(images, regions, index, size_hw, levels)
-        base = probabilities(maps, numbers)
+        classes, after = read_matching_cams(images, averages, index, size_hw)
+        base = probabilities(after, numbers)
         path = given / f"{images.names[index]}{_SUFFIX}"
         shares, *_ = read_arrays(path, _NAMES, _EXPECTED, f"Remove {given}, and run the command again.")
-        if not len(shares):
+        if not len(shares) or not weights[classes].any():
             return Cams(classes, against_background(base).astype(np.float32), None)
+        found = _of_levels(images, regions, index, size_hw, levels)
+        if levels.values == "kept":
+            _, maps = read_matching_cams(images, cams, index, size_hw)
+            base = at_cuts(level_means(found, maps), after, numbers)
         voted = spread(found, shares, base)
-        return Cams(classes, with_votes(base, voted, weights[classes], balance[classes]), None)
+        return Cams(classes, with_votes(base, voted, weights[classes], balance[classes], settings.against), None)
 
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)

@@ -17,7 +17,7 @@ from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.metrics import Background
 from wsss.networks.body import Backbone
-from wsss.ops.region_labels import level_means, most_frequent, sams, sepl
+from wsss.ops.region_labels import level_means, most_frequent, sams, sepl, with_values_of
 from wsss.ops.regions import Regions
 from wsss.refiners.crf import MaskSettings, refine
 from wsss.refiners.region_votes import LevelSettings, VoteSettings, change_by_votes, vote_regions
@@ -114,8 +114,8 @@ class RegionsSettings:
     proposer: ProposerSettings = TreeSettings()
     """what proposes the regions"""
     masks: MaskSettings = MaskSettings()
-    """how maps become masks: averaged maps for levels and votes, the maps themselves for the bank of votes, sepl and mode; Otsu's threshold is
-    always that of the maps themselves"""
+    """how maps become masks: averaged maps for levels and votes, the maps themselves for sepl and mode; Otsu's threshold is always that of the
+    maps themselves"""
     levels: LevelSettings = LevelSettings()
     """averages of maps"""
     votes: VoteSettings = VoteSettings()
@@ -186,13 +186,21 @@ class RegionsSettings:
         return after, task.thresholds(self.masks.rule, task.cams, "cams", scores)
 
     def _voted(self, task: RefinementTask, regions: Path, after: Path, thresholds: Path | None) -> Path:
-        """The averaged maps after the votes; the bank is made from the masks of the maps, or is that of the run that is reused."""
+        """The averaged maps after the votes; the bank is made from masks, or is that of the run that is reused."""
         if task.trained is not None:
             bank = task.trained / "votes-bank"
         else:
-            settings = self.votes.bank.after(task.classifier)
-            bank = make_bank(settings, task.images, masks=self._uncorrected(task), out=task.folder("votes-bank"))
+            if self.votes.made_from == "maps":
+                masks = self._uncorrected(task)
+            else:
+                out = task.folder("masks-uncorrected")
+                masks = refine(self.masks, task.images, cams=after, thresholds=thresholds, out=out)
+            bank = make_bank(
+                self.votes.bank.after(task.classifier), task.images, masks=masks, out=task.folder("votes-bank")
+            )
         given = vote_regions(
+            # the weight is chosen after the votes
+            dataclasses.replace(self.votes, weight=VoteSettings.weight),
             self.levels,
             self.masks,
             task.images,
@@ -207,7 +215,8 @@ class RegionsSettings:
             self.levels,
             self.masks,
             task.images,
-            cams=after,
+            cams=task.cams,
+            averages=after,
             regions=regions,
             given=given,
             judged=given if task.trained is None else task.trained / "votes",
@@ -246,7 +255,8 @@ def average(settings: LevelSettings, images: Images, *, cams: Path, regions: Pat
 
     def load(index: int) -> Cams:
         classes, maps, found = _maps_and_regions(images, cams, regions, index)
-        return Cams(classes, level_means(found, maps, settings.count), None)
+        averages = level_means(found, maps, settings.count)
+        return Cams(classes, with_values_of(averages, maps) if settings.values == "kept" else averages, None)
 
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)
