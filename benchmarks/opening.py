@@ -1,8 +1,9 @@
 """CPU seconds for opening what is known already, against an earlier build (benchmarks/startup.py says how to make one).
 
-1. `again`: a finished `wsss refine` on a folder of pictures with true masks, run once more.
-2. `scan`: which of the outputs exist, when a stage is resumed; and whether a finished one is unchanged.
-3. `coco`: an annotation file of the size of COCO's training split, 860,001 objects on 118,287 pictures.
+1. `again`: a finished `wsss refine` on a folder of small pictures (128x96) with true masks, run once more.
+2. `check`: opening and checking pictures of 500x375 with true masks, for the first time and again.
+3. `scan`: which of the outputs exist, when a stage is resumed; and whether a finished one is unchanged.
+4. `coco`: an annotation file of the size of COCO's training split, 860,001 objects on 118,287 pictures.
 
     OMP_NUM_THREADS=1 python benchmarks/opening.py --baseline ../earlier/.venv/bin/python [--pictures 20000] [--outputs 120000] [--part again]
 """
@@ -14,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,14 @@ began = time.process_time()
 for_each_picture(images, out, ".png", None, None, None, title="scan")
 print(changed, time.process_time() - began)
 """
+CHECK = """
+import sys, time
+from pathlib import Path
+from wsss.stages.check import open_checked
+began = time.process_time()
+open_checked(Path(sys.argv[1]), skip_bad=False)
+print(time.process_time() - began)
+"""
 COCO = """
 import sys, time, resource
 from pathlib import Path
@@ -47,9 +57,16 @@ print(time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_m
 """
 
 
+def environment_with(cache: Path) -> dict[str, str]:
+    """The environment of a command; compiled modules are kept, as usual."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
+        "WSSS_CACHE": str(cache)
+    }
+
+
 def seconds(command: list[str], cache: Path) -> float:
     """CPU seconds of a command."""
-    environment = os.environ | {"WSSS_CACHE": str(cache)}
+    environment = environment_with(cache)
     process = subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
@@ -57,14 +74,21 @@ def seconds(command: list[str], cache: Path) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def printed(python: str, code: str, *words: object) -> list[float]:
+def printed(python: str, code: str, cache: Path, *words: object) -> list[float]:
     """The numbers that a script prints."""
-    done = subprocess.run([python, "-c", code, *map(str, words)], cwd="/", check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [python, "-c", code, *map(str, words)],
+        cwd="/",
+        env=environment_with(cache),
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     return [float(word) for word in done.stdout.split()]
 
 
-def write_data(folder: Path, count: int) -> None:
-    """A VOC folder of small pictures of one class each, with true masks, and maps in the format that both builds read."""
+def write_data(folder: Path, count: int, width: int = 128, height: int = 96) -> None:
+    """A VOC folder of pictures of one class each, with true masks, and maps in the format that both builds read."""
     rng = np.random.default_rng(0)
     names = [f"{index:06}" for index in range(count)]
     for place in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation", "cams"):
@@ -72,9 +96,9 @@ def write_data(folder: Path, count: int) -> None:
     (folder / "classes.txt").write_text("cat\ndog\n")
     (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("".join(f"{name}\n" for name in names))
     for index, name in enumerate(names):
-        pixels = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(pixels).save(folder / "JPEGImages" / f"{name}.jpg")
-        mask = np.zeros((96, 128), np.uint8)
+        coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / "JPEGImages" / f"{name}.jpg")
+        mask = np.zeros((height, width), np.uint8)
         mask[20:60, 20:60] = 1 + index % 2
         Image.fromarray(mask).save(folder / "SegmentationClass" / f"{name}.png")
         tag = f"<annotation><object><name>{('cat', 'dog')[index % 2]}</name></object></annotation>"
@@ -108,6 +132,19 @@ def again(folder: Path, count: int, pythons: list[str]) -> None:
         print(f"| {name} | {before:.1f} | {now:.1f} | {before / now:.1f} |", flush=True)
 
 
+def check(folder: Path, count: int, pythons: list[str]) -> None:
+    """Opening and checking a data set, for the first time and again."""
+    data = folder / "large"
+    write_data(data, count, 500, 375)
+    found = [
+        [printed(python, CHECK, folder / f"cache{number}", data)[0] for _ in range(2)]
+        for number, python in enumerate(pythons)
+    ]
+    print("| CPU s for 1000 pictures of 500x375 | before | now | ratio |\n|---|---|---|---|")
+    for name, before, now in zip(("first", "again"), *found, strict=True):
+        print(f"| {name} | {before / count * 1000:.2f} | {now / count * 1000:.2f} | {before / now:.1f} |", flush=True)
+
+
 def scan(folder: Path, count: int, pythons: list[str]) -> None:
     """The outputs of a finished stage: whether they are unchanged, and which exist."""
     from wsss import outputs
@@ -120,7 +157,7 @@ def scan(folder: Path, count: int, pythons: list[str]) -> None:
     out.with_suffix(".digest").write_text(outputs.write_list(out, when))
     (out / outputs.DONE).write_text("{}")
     outputs.set_time(out / outputs.DONE, when)
-    found = [[printed(python, SCAN, out, count) for python in pythons] for _ in range(3)]
+    found = [[printed(python, SCAN, folder / "cache", out, count) for python in pythons] for _ in range(3)]
     print("| | CPU s before | CPU s | ratio |\n|---|---|---|---|")
     for position, name in enumerate(("unchanged?", "which exist?")):
         before, now = (min(turn[number][position] for turn in found) for number in (0, 1))
@@ -150,24 +187,34 @@ def coco(folder: Path, pythons: list[str]) -> None:
     """An annotation file of COCO's size."""
     path = folder / "instances.json"
     write_coco(path)
-    found = [[printed(python, COCO, path) for python in pythons] for _ in range(2)]
-    (before, old), (now, new) = (min(turn[number] for turn in found) for number in (0, 1))
+    # a file that was just written is not remembered
+    time.sleep(3)
+    found = [
+        [printed(python, COCO, folder / f"cache{number}", path) for _ in range(2)]
+        for number, python in enumerate(pythons)
+    ]
     print("| | CPU s before | CPU s | ratio | MiB before | MiB |\n|---|---|---|---|---|---|")
     size = path.stat().st_size / 2**20
-    print(f"| annotations of {size:.0f} MiB | {before:.1f} | {now:.1f} | {before / now:.2f} | {old:.0f} | {new:.0f} |")
+    for name, (before, old), (now, new) in zip(("", ", again"), *found, strict=True):
+        print(
+            f"| annotations of {size:.0f} MiB{name} | {before:.2f} | {now:.2f} | {before / now:.1f} | {old:.0f} | {new:.0f} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--baseline", required=True, help="Python of an environment with the earlier build")
     parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--large", type=int, default=300, help="pictures of the part `check`")
     parser.add_argument("--outputs", type=int, default=120_000)
-    parser.add_argument("--part", choices=("again", "scan", "coco"), help="only this part")
+    parser.add_argument("--part", choices=("again", "check", "scan", "coco"), help="only this part")
     options = parser.parse_args()
     pythons = [options.baseline, sys.executable]
     with tempfile.TemporaryDirectory() as scratch:
         if options.part in (None, "again"):
             again(Path(scratch), options.pictures, pythons)
+        if options.part in (None, "check"):
+            check(Path(scratch), options.large, pythons)
         if options.part in (None, "scan"):
             scan(Path(scratch), options.outputs, pythons)
         if options.part in (None, "coco"):

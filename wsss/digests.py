@@ -48,7 +48,7 @@ def content_digest(path: Path) -> str:
         before = _stamp(os.fstat(stream.fileno()))
         content = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
         after = _stamp(os.fstat(stream.fileno()))
-    if before == after and time.time_ns() - max(after.mtime_ns, after.ctime_ns) > _TIME_STEP_NS:
+    if before == after and _is_settled(after):
         _known[key] = after, content
     else:
         _known.pop(key, None)
@@ -63,7 +63,8 @@ def content_digests(paths: Iterable[Path], advance: Callable[[], None] = lambda:
         advance: called after each file.
     """
     found = []
-    for one in in_threads(_digest_or_none, paths):
+    # most are known
+    for one in in_threads(_digest_or_none, paths, batch=16):
         found.append(one)
         advance()
     return found
@@ -95,6 +96,15 @@ def path_digest(path: Path) -> str:
     return content_digest(path) if path.is_file() else digest(folder_digests(path))
 
 
+def lasting_stamp(path: Path) -> list[int] | None:
+    """Properties of a file of which one differs after each change from now on; None if it has just been changed, or is missing."""
+    try:
+        stamp = _stamp(os.stat(path))
+    except OSError:
+        return None
+    return list(stamp) if _is_settled(stamp) else None
+
+
 def load_cache(cache: Path) -> None:
     """Load the digests that an earlier command saved; if that file cannot be read, nothing is loaded."""
     try:
@@ -113,6 +123,10 @@ def save_cache(cache: Path, below: Path) -> None:
         if entries != _saved.get(cache):
             write_packed(cache, dict(sorted(entries.items())))
             _saved[cache] = entries
+
+
+def _is_settled(stamp: _Stamp) -> bool:
+    return time.time_ns() - max(stamp.mtime_ns, stamp.ctime_ns) > _TIME_STEP_NS
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from wsss import __version__, launch, lock, outputs, watch
-from wsss.data.images import Images
+from wsss import __version__, cache, digests, launch, lock, outputs, watch
+from wsss.data.images import Images, table_fingerprint
 from wsss.differences import changed_inputs, difference, first_names, identity, outdated, stages_in_run
 from wsss.digests import content_digest, folder_digests
 from wsss.errors import BadInput
@@ -497,7 +497,7 @@ def _describe(value: Any, out: Path, key: str, tables: dict[str, Any]) -> Any:
     """An input as the record describes it; lists of pictures and files are added to `tables`, under the input's dotted name."""
     if isinstance(value, Images):
         tables[key] = value.table()
-        return {"images": value.title, "count": len(value), "fingerprint": value.fingerprint()}
+        return {"images": value.title, "count": len(value), "fingerprint": table_fingerprint(tables[key])}
     if isinstance(value, Path):
         if value.name == WEIGHTS and (value.parent / DONE).exists():
             value = value.parent  # the file and the folder of a training stage are the same weights
@@ -521,7 +521,7 @@ def content_of(path: Path) -> tuple[dict[str, Any], Mapping[str, str] | None]:
         outputs.check_file(path, read_record)
         return {"identity": content_digest(path)}, None
     if path.is_dir() and not any((path / marker).exists() for marker in (DONE, STARTED)):
-        files = folder_digests(path)  # made by another program
+        files = _foreign_digests(path)
         return {"identity": digest(files)}, files
     done = read_record(path)
     changed = outputs.changes(path, done)
@@ -529,3 +529,15 @@ def content_of(path: Path) -> tuple[dict[str, Any], Mapping[str, str] | None]:
     edits = {key: list(names) for key, names in (("edited", changed.edited), ("added", changed.added)) if names}
     known = digest([done["identity"], changed.files])
     return {"stage": done["kind"], "of": done["identity"], "identity": known, **edits}, changed.files
+
+
+def _foreign_digests(folder: Path) -> dict[str, str]:
+    """Digests of the files of a folder that another program made, which are remembered for later commands."""
+    known = cache.entry("folder", os.path.abspath(folder))
+    if known is None:
+        return folder_digests(folder)
+    digests.load_cache(known / cache.CONTENTS)
+    found = folder_digests(folder)
+    with cache.writing(known):
+        digests.save_cache(known / cache.CONTENTS, below=folder)
+    return found

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from tests.data.conftest import UPRIGHT, write_picture
 from tests.parity import inputs
@@ -348,3 +348,31 @@ def test_damaged_pictures_are_read_or_refused(tmp_path_factory, kind, data):
         assert len(picture_size_hw(path, upright=True)) == 2
     with contextlib.suppress(BadInput):
         assert read_mask(path).ndim == 2
+
+
+def png_chunk(kind, content):
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def exif_chunk():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+
+
+@pytest.mark.parametrize("where", ["before its pixels", "behind its pixels"])
+def test_the_orientation_of_a_png_stands_before_or_behind_its_pixels(tmp_path, where):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 20)).save(path)
+    content = path.read_bytes()
+    at = content.index(b"IDAT" if where == "before its pixels" else b"IEND") - 4
+    path.write_bytes(content[:at] + exif_chunk() + content[at:])
+    assert read_header(path).orientation == 6
+    assert picture_size_hw(path, upright=True) == (30, 20)
+    assert read_picture(path, upright=True).shape == (30, 20, 3)
+
+
+def test_the_header_of_a_png_needs_no_pixels(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert read_header(tmp_path / "a.png").size_hw == (20, 30)

@@ -147,6 +147,51 @@ def test_a_cache_that_cannot_be_written_only_costs_time(data, monkeypatch, tmp_p
     assert len(open_checked(data, skip_bad=False).split("val")) == 2
 
 
+def test_a_full_disk_only_costs_time(data, later, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    for _ in range(2):
+        assert len(open_checked(data, skip_bad=False).split("val")) == 2
+
+
+def test_a_damaged_cache_is_made_again(data, later, tmp_path, monkeypatch):
+    open_checked(data, skip_bad=False)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {CONTENTS, check.FOUND}
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-9])
+    monkeypatch.setattr(digests, "_known", {})
+    open_checked(data, skip_bad=False)
+    monkeypatch.setattr(check, "check_pictures", None)
+    open_checked(data, skip_bad=False)
+
+
+def test_another_data_set_in_the_place_of_a_known_one(data, later, tmp_path):
+    open_checked(data, skip_bad=False)
+    shutil.copytree(data, tmp_path / "other", copy_function=shutil.copy2)
+    (tmp_path / "other/train/cat/2.bmp").write_bytes(b"x" * 9)
+    data.rename(tmp_path / "moved")
+    (tmp_path / "other").rename(data)
+    with pytest.raises(BadInput, match=r"1 bad files(.|\n)*2\.bmp"):
+        open_checked(data, skip_bad=False)
+    assert len(open_checked(tmp_path / "moved", skip_bad=False).split("train")) == 4
+
+
+def test_a_bad_picture_that_can_be_read_after_all(data, later, monkeypatch):
+    read = check.check_picture
+    with monkeypatch.context() as patch:
+        for module in ("data.info", "stages.check"):
+            patch.setattr(
+                f"wsss.{module}.check_picture", lambda images, index: read(images, index)._replace(message="no reader")
+            )
+        for _ in range(2):
+            with pytest.raises(BadInput, match="no reader"):
+                open_checked(data, skip_bad=False)
+    assert len(open_checked(data, skip_bad=False).split("train")) == 4
+
+
 def test_a_finished_run_on_a_read_only_disk(data, made, monkeypatch, tmp_path):
     data.rename(tmp_path / "moved")
     access = os.access

@@ -302,10 +302,8 @@ def _images(
     masks = _masks(layout, split, [(name, pictures[name], places[name]) for name in names], published)
     upright = bool(layout.options.upright)
     if not published:
-        sizes = [_mask_size_hw(mask) for mask in masks]
-        upright = choose_orientation(
-            [pictures[name] for name in names], sizes, layout.options.upright, split, layout.notes
-        )
+        masks_of = {pictures[name]: mask for name, mask in zip(names, masks, strict=True) if mask}
+        upright = choose_orientation(masks_of, _mask_size_hw, layout.options.upright, split, layout.notes)
     masks = [dataclasses.replace(mask, upright=upright) if isinstance(mask, InstanceMask) else mask for mask in masks]
     labels, untagged = _labels(layout, split, names, places, masks)
     keep = [index for index, name in enumerate(names) if name not in untagged]
@@ -385,7 +383,7 @@ def _files(places: Sequence[tuple[Instances, int] | None]) -> list[Instances]:
     return list({id(place[0]): place[0] for place in places if place}.values())
 
 
-def _mask_size_hw(mask: TrueMask | None) -> tuple[int, int] | None:
+def _mask_size_hw(mask: TrueMask) -> tuple[int, int] | None:
     if isinstance(mask, InstanceMask):
         return mask.size_hw
     return header_size_hw(mask.path) if isinstance(mask, MaskFile) else None

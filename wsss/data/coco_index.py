@@ -14,12 +14,14 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from wsss import cache
 from wsss.arrays import Bool
 from wsss.data.text import is_text
+from wsss.digests import lasting_stamp
 from wsss.errors import BadInput, Unreadable, reading
 
 # Stand in for the class of objects without a class, which are drawn as background or as ignored pixels
@@ -27,7 +29,22 @@ DRAWN_AS_BACKGROUND, DRAWN_AS_IGNORED = -1, -2
 
 EXPECTED = "COCO instance annotations with images, annotations and categories"
 _BROKEN = "The file may be truncated: fetch it again."
-_SPACE = re.compile(r"[ \t\r\n]*")
+# The mark of UTF-8 that a file may begin with, a character for each byte
+_MARK = "\xef\xbb\xbf"
+# White space, and what is found at the end of the window
+_SPACE = (" ", "\n", "\r", "\t", "")
+_decode = json.JSONDecoder().raw_decode
+# Bytes from which on an index is remembered
+_LARGE = 1 << 23
+# The attributes of an index that are arrays, and those that are written as JSON
+_ARRAYS = ("ids", "sizes_hw", "first", "starts", "lengths", "classes", "outlined", "crowds")
+_PLAIN = ("file_names", "categories", "supercategories")
+# Bytes that are read at once
+_PIECE = 1 << 22
+# Characters that begin numbers, which may go on beyond the window, and more characters than Python reads as one
+_NUMBER, _LONGEST_NUMBER = tuple("-0123456789"), 5000
+# More characters than there are in a word or an escape sequence
+_LONGEST_WORD = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +64,7 @@ class Instances:
         outlined: 0 if it has no outline (only a box), 1 if it has one, 2 if some of its polygons have fewer than three corners.
         crowds: whether it is marked as a crowd.
         supercategories: by category id, if the file names any.
+        stamp: of the file, if it is large, so that its index is remembered; see `wsss.digests.lasting_stamp`.
     """
 
     path: Path
@@ -61,6 +79,7 @@ class Instances:
     outlined: np.ndarray
     crowds: np.ndarray
     supercategories: dict[int, str] = dataclasses.field(default_factory=dict)
+    stamp: list[int] | None = None
 
     def among(self, position: int) -> slice:
         """The slice of the object arrays that belongs to the picture at a position."""
@@ -86,6 +105,17 @@ class Instances:
     @cached_property
     def digests(self) -> list[str]:
         """A fingerprint of the annotations of each picture, as bytes in the file, and of their classes."""
+        known = None if self.stamp is None else cache.entry("annotations", os.path.abspath(self.path))
+        if known is None:
+            return self._digests()
+        of = {"stamp": self.stamp, "classes": hashlib.sha256(self.classes.tobytes()).hexdigest()}
+        content = cache.load(known / "digests.json.gz")
+        if content.get("of") != of:
+            content = {"of": of, "digests": self._digests()}
+            cache.save(known / "digests.json.gz", content)
+        return content["digests"]
+
+    def _digests(self) -> list[str]:
         found = []
         with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for begin, end in itertools.pairwise(self.first.tolist()):
@@ -118,16 +148,49 @@ class Instances:
 
 
 def read_instances(path: Path) -> Instances:
-    """Index an annotation file. Ids may be integers written as strings.
+    """Index an annotation file; the index of a large one is remembered until the file changes. Ids may be integers written as strings.
 
     Raises:
         BadInput: the file is missing, truncated, or holds no such annotations; or an id or the name of a category occurs twice.
     """
-    index = _Index(path)
     with reading(path, EXPECTED, _BROKEN):
-        for key, value, start, end in _elements(_text(path)):
+        large = path.stat().st_size >= _LARGE
+    stamp = lasting_stamp(path) if large else None
+    known = None if stamp is None else cache.entry("annotations", os.path.abspath(path))
+    if known is None or stamp is None:
+        return _indexed(path)
+    if (found := _remembered(path, known, stamp)) is not None:
+        return found
+    found = _indexed(path)
+    if lasting_stamp(path) == stamp:
+        found = dataclasses.replace(found, stamp=stamp)
+        names = {"stamp": stamp, **{name: getattr(found, name) for name in _PLAIN}}
+        arrays = {name: getattr(found, name) for name in _ARRAYS}
+        content = np.frombuffer(json.dumps(names).encode(), np.uint8)
+        cache.save_arrays(known / "index.npz", {"names": content, **arrays})
+    return found
+
+
+def _remembered(path: Path, known: Path, stamp: list[int]) -> Instances | None:
+    """The index in an entry of the cache, if it is that of the file with this stamp."""
+    content: dict[str, Any] = cache.load_arrays(known / "index.npz")
+    if content.keys() != {"names", *_ARRAYS}:
+        return None
+    names = json.loads(content.pop("names").tobytes())
+    if names.pop("stamp") != stamp:
+        return None
+    for key in ("categories", "supercategories"):
+        content[key] = {int(number): name for number, name in names[key].items()}
+    return Instances(path=path, stamp=stamp, file_names=tuple(names["file_names"]), **content)
+
+
+def _indexed(path: Path) -> Instances:
+    index = _Index(path)
+    with reading(path, EXPECTED, _BROKEN), path.open("rb") as stream:
+        for key, value, start, end in _elements(stream):
             if not isinstance(value, dict):
-                raise BadInput(path, f"{value!r:.60} among `{key}`", "JSON objects", "Use an instances file of COCO.")
+                do = "Use an instances file of COCO."
+                raise BadInput(path, f"{value!r:.60} among `{key}`", "JSON objects", do)
             index.add(key, value, start, end)
     return index.finished()
 
@@ -278,48 +341,113 @@ def _ranks(wanted: np.ndarray, ids: np.ndarray, path: Path, what: str) -> np.nda
     return order[at]
 
 
-def _text(path: Path) -> str:
-    """The file with one character per byte, so that positions in the text are offsets in the file."""
-    with path.open("rb") as stream:
-        if os.fstat(stream.fileno()).st_size == 0:
-            raise BadInput(path, "an empty file", EXPECTED, _BROKEN)
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return str(content, "latin-1")
+class _Window:
+    """A part of a JSON file with one character per byte, so that positions are offsets in the file; it moves on as values are read.
+
+    Args:
+        stream: the file, opened for bytes.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.text, self.at = "", 0
+        # what has left the window: bytes, lines, and bytes of the line in which the window begins
+        self.passed = self.lines = self.columns = 0
+        if not self._grow():
+            raise Unreadable("an empty file")
+        while len(self.text) < len(_MARK) and self._grow():
+            pass
+        self.at = len(_MARK) if self.text.startswith(_MARK) else 0
+
+    def next(self, marks: str) -> str:
+        """The next character after white space, which stays; one of `marks`."""
+        self.skip()
+        found = self.text[self.at : self.at + 1]
+        if found not in tuple(marks):
+            raise self._broken(f"{found!r} instead of one of {marks!r}", self.at)
+        return found
+
+    def skip(self) -> None:
+        """Move to the next character that is no white space."""
+        while self.text[self.at : self.at + 1] in _SPACE:
+            if self.at == len(self.text):
+                if not self._grow():
+                    return
+            else:
+                self.at += 1
+
+    def value(self) -> tuple[Any, int, int]:
+        """The value that comes next, of which the window has to hold all, and where it begins and ends in the file."""
+        self.skip()
+        while self.text[self.at : self.at + 1] in _NUMBER and len(self.text) - self.at < _LONGEST_NUMBER:
+            if not self._grow():
+                break
+        while True:
+            try:
+                value, end = _decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                # perhaps only the end is missing
+                near_end = error.pos > len(self.text) - _LONGEST_WORD or error.msg.startswith("Unterminated")
+                if not near_end or not self._grow():
+                    raise self._broken(error.msg, error.pos) from error
+            else:
+                start, self.at = self.at, end
+                return value, self.passed + start, self.passed + end
+
+    def _grow(self) -> bool:
+        """Read more of the file, and leave behind what was read; False at its end."""
+        more = self.stream.read(max(_PIECE, len(self.text) - self.at))
+        if not more:
+            return False
+        gone = self.text[: self.at]
+        self.passed += len(gone)
+        self.lines += gone.count("\n")
+        self.columns = len(gone) - gone.rfind("\n") - 1 if "\n" in gone else self.columns + len(gone)
+        self.text, self.at = self.text[self.at :] + more.decode("latin-1"), 0
+        return True
+
+    def _broken(self, message: str, at: int) -> json.JSONDecodeError:
+        """The error at a position in the window, with the place in the file."""
+        error = json.JSONDecodeError(message, self.text, at)
+        error.colno += self.columns if error.lineno == 1 else 0
+        error.lineno += self.lines
+        return error
 
 
-def _elements(text: str) -> Iterator[tuple[str, Any, int, int]]:
+def _elements(stream: BinaryIO) -> Iterator[tuple[str, Any, int, int]]:
     """Key, value, start and end of each element of the lists `images`, `categories` and `annotations`."""
-    decode = json.JSONDecoder().raw_decode
-
-    def after(at: int, marks: str) -> int:
-        at = _skip(text, at)
-        if text[at : at + 1] not in tuple(marks):
-            raise json.JSONDecodeError(f"{text[at : at + 1]!r} instead of one of {marks!r}", text, at)
-        return at
-
-    at = after(len("ï»¿") if text.startswith("ï»¿") else 0, "{")
-    if text[(closed := _skip(text, at + 1)) : closed + 1] == "}":
+    window = _Window(stream)
+    mark = window.next("{")
+    window.at += 1
+    window.skip()
+    if window.text[window.at : window.at + 1] == "}":
         return
-    while text[at] != "}":
-        key, at = decode(text, after(at + 1, '"'))
-        at = after(at, ":") + 1
-        at = _skip(text, at)
-        if key not in ("images", "categories", "annotations"):
-            at = after(decode(text, at)[1], ",}")
-            continue
-        at = after(at, "[")
-        if text[(closed := _skip(text, at + 1)) : closed + 1] == "]":
-            at = closed
-        while text[at] != "]":
-            start = _skip(text, at + 1)
-            value, end = decode(text, start)
-            if key != "annotations" and not text[start:end].isascii():
-                value = json.loads(text[start:end].encode("latin-1"))
-            yield key, value, start, end
-            at = after(end, ",]")
-        at = after(at + 1, ",}")
+    while mark != "}":
+        window.next('"')
+        key, _, _ = window.value()
+        window.next(":")
+        window.at += 1
+        if key in ("images", "categories", "annotations"):
+            yield from _items(window, key)
+        else:
+            window.value()
+        mark = window.next(",}")
+        window.at += 1
 
 
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
+def _items(window: _Window, key: str) -> Iterator[tuple[str, Any, int, int]]:
+    mark = window.next("[")
+    window.at += 1
+    window.skip()
+    if window.text[window.at : window.at + 1] == "]":
+        mark = "]"
+        window.at += 1
+    while mark != "]":
+        value, start, end = window.value()
+        if key != "annotations":
+            # in annotations, only numbers are looked at
+            written = window.text[window.at - (end - start) : window.at]
+            value = value if written.isascii() else json.loads(written.encode("latin-1"))
+        yield key, value, start, end
+        mark = window.next(",]")
+        window.at += 1

@@ -317,29 +317,24 @@ class Images:
 
     def fingerprint(self) -> str:
         """Changes when names, labels, classes, or the content of a picture or a mask change."""
-        table = self.table()
-        return digest([table["class_names"], table["options"], [row[:4] for row in table["pictures"]]])
+        return table_fingerprint(self.table())
 
     def table(self) -> dict[str, Any]:
         """A JSON value that identifies the pictures: `class_names`, `options` by name (which change how pictures are read), and
         `pictures`, with name, digest of the content, 0-based classes, stamp of the mask (None without one)
         and suffix of the file (not part of the identity) of each."""
 
-        def rows(positions: range) -> list[list[object]]:
+        def row(i: int) -> list[object]:
             return [
-                [
-                    self.names[i],
-                    _file_stamp(self.paths[i]) if self.paths else _array_stamp(self.arrays[i]),
-                    self.classes(i),
-                    mask.stamp() if (mask := self.masks[i]) else None,
-                    self.paths[i].suffix if self.paths else "",
-                ]
-                for i in positions
+                self.names[i],
+                _file_stamp(self.paths[i]) if self.paths else _array_stamp(self.arrays[i]),
+                self.classes(i),
+                mask.stamp() if (mask := self.masks[i]) else None,
+                self.paths[i].suffix if self.paths else "",
             ]
 
-        # in batches, since most digests are cached
-        parts = [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
-        pictures = [row for part in in_threads(rows, parts) for row in part]
+        # most digests are known
+        pictures = list(in_threads(row, range(len(self)), batch=64))
         options = {"upright": self.upright, **({} if self.reading == DEFAULT_READING else self.reading.plain())}
         return {"class_names": list(self.class_names), "options": options, "pictures": pictures}
 
@@ -446,6 +441,11 @@ class Dataset:
         if name not in self.splits:
             raise BadInput(self.root, f"no split {name!r}", f"one of {', '.join(self.splits)}", "Choose another split.")
         return self.splits[name]
+
+
+def table_fingerprint(table: Mapping[str, Any]) -> str:
+    """The fingerprint of the pictures with this table; see `Images`."""
+    return digest([table["class_names"], table["options"], [row[:4] for row in table["pictures"]]])
 
 
 def check_labels(mask: UInt8[np.ndarray, "h w"], n_labels: int, where: str, class_names: Sequence[str]) -> None:

@@ -132,9 +132,10 @@ def pictures_below(folder: Path, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> 
         BadInput: two pictures differ only in their suffix.
     """
     found: dict[str, Path] = {}
+    above = os.path.join(folder, "")
     for path in files_below(folder) if folder.is_dir() else ():
         if path.name.lower().endswith(tuple(suffixes)):
-            name = without_suffix(os.path.relpath(path, folder))
+            name = without_suffix(os.fspath(path).removeprefix(above))
             if name in found:
                 raise BadInput(
                     path,

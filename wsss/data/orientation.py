@@ -1,19 +1,23 @@
 """Whether pictures are rotated by their EXIF orientation, so that they match their masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from wsss.data.images import Images
 from wsss.data.pictures import picture_size_hw, read_header
+from wsss.data.samples import Header
 from wsss.errors import BadInput
 from wsss.stream import in_threads
+
+Mask = TypeVar("Mask")
 
 _DO = "Rotate the pixels and remove the orientation (exiftran, mogrify -auto-orient), or make the masks again."
 
 
 def choose_orientation(
-    pictures: Sequence[Path],
-    sizes_hw: Sequence[tuple[int, int] | None],
+    pictures: Mapping[Path, Mask],
+    size_hw: Callable[[Mask], tuple[int, int] | None],
     requested: bool | None,
     split: str,
     notes: list[str],
@@ -24,8 +28,8 @@ def choose_orientation(
     (upside-down or square pictures), the pictures are rotated, as annotation tools do.
 
     Args:
-        pictures: the files; unreadable ones are skipped.
-        sizes_hw: height and width of the mask of each; None without a mask.
+        pictures: the files with masks, and their masks; unreadable files are skipped.
+        size_hw: height and width of a mask, None for an unreadable one; called only for pictures with an orientation.
         requested: the choice of the user.
         split: its name in notes.
         notes: the list to which a note is added.
@@ -33,9 +37,9 @@ def choose_orientation(
     Raises:
         BadInput: some masks match the rotated and others the stored pictures, or they contradict the choice of the user.
     """
-    with_masks = [(path, size) for path, size in zip(pictures, sizes_hw, strict=True) if size is not None]
-    found = in_threads(lambda one: _fits(*one), with_masks)
-    turned = [(path, fits) for (path, _), fits in zip(with_masks, found, strict=True) if fits is not None]
+    headers = zip(pictures.items(), in_threads(_turned_header, pictures, batch=16), strict=True)
+    sizes = [(path, header, size_hw(mask)) for (path, mask), header in headers if header]
+    turned = [(path, _fits(header, size)) for path, header, size in sizes if size]
     votes = {fits: path for path, fits in turned if isinstance(fits, bool)}
     if len(votes) == 2:
         raise BadInput(
@@ -63,7 +67,7 @@ def choose_orientation(
 def notes_on_orientation(images: Images) -> list[str]:
     """A note on pictures with masks whose EXIF orientation does not change their size, so that masks fit either way."""
     with_masks = [path for path, mask in zip(images.paths, images.masks, strict=True) if mask is not None]
-    found = [path for path, same in zip(with_masks, in_threads(_keeps_size, with_masks), strict=True) if same]
+    found = [path for path, same in zip(with_masks, in_threads(_keeps_size, with_masks, batch=16), strict=True) if same]
     return [_note(images.title, found, images.upright, certain=False)] if found else []
 
 
@@ -74,21 +78,21 @@ def _note(split: str, pictures: Sequence[Path], upright: bool, *, certain: bool)
 
 
 def _keeps_size(path: Path) -> bool:
-    try:
-        header = read_header(path)
-    except BadInput:  # reported when all pictures are checked
-        return False
-    return header.orientation != 1 and header.turned_hw(True) == header.turned_hw(False)
+    header = _turned_header(path)
+    return header is not None and header.turned_hw(True) == header.turned_hw(False)
 
 
-def _fits(path: Path, size_hw: tuple[int, int]) -> bool | str | None:
-    """Whether a mask has the size of the rotated picture (True), of the stored one (False) or of both; None without an orientation."""
+def _turned_header(path: Path) -> Header | None:
+    """The header of a picture with an orientation; None for others."""
     try:
         header = read_header(path)
     except BadInput:  # reported when all pictures are checked
         return None
-    if header.orientation == 1:
-        return None
+    return None if header.orientation == 1 else header
+
+
+def _fits(header: Header, size_hw: tuple[int, int]) -> bool | str:
+    """Whether a mask has the size of the rotated picture (True), of the stored one (False) or of both."""
     fitting = [upright for upright in (True, False) if header.turned_hw(upright) == size_hw]
     return fitting[0] if len(fitting) == 1 else "either"
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -56,6 +56,8 @@ _DEEP_MODES: dict[str, tuple[Kind, str]] = {
     "I": ("integer", "int32"),
     "F": ("float", "float32"),
 }
+# Chunks of a PNG that may hold an orientation
+_METADATA = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 _HEAD = 132
 _EXPECTED = "a complete picture (JPEG, PNG, ...)"
 _DO = "Replace or remove the file, or leave bad pictures out with --skip-bad."
@@ -230,9 +232,7 @@ class _PillowSource:
         if page is not None and (frames := _frames(picture)) >= page:
             picture.seek(page - 1)
         width, height = picture.size
-        common = Header(
-            (height, width), picture.getexif().get(_ORIENTATION, 1), frames=frames, what=picture.format or "picture"
-        )
+        common = Header((height, width), _orientation(picture), frames=frames, what=picture.format or "picture")
         if picture.mode in _DEEP_MODES:
             kind, dtype = _DEEP_MODES[picture.mode]
             self.header = dataclasses.replace(common, kind=kind, dtype=dtype, bands=1, colours=(0,))
@@ -289,7 +289,7 @@ class _DeepBands:
         self.path = path
         with _open(path) as picture:
             mode, size = picture.mode, picture.size
-            orientation, what = picture.getexif().get(_ORIENTATION, 1), picture.format or "picture"
+            orientation, what = _orientation(picture), picture.format or "picture"
         self.header = Header(
             size_hw=(size[1], size[0]),
             orientation=orientation,
@@ -323,6 +323,27 @@ def _open(path: Path) -> Image.Image:
         raise BadInput(path, found, _EXPECTED, _DO) from error
     except Image.DecompressionBombError as error:
         raise too_large(path, str(error)) from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The orientation of EXIF. Pillow decodes a PNG first, since this may stand behind the pixels; here, only one with something there."""
+    stream: IO[bytes] | None = getattr(picture, "fp", None)
+    if picture.format == "PNG" and stream is not None and not _METADATA & _late_chunks(stream):
+        return Image.Image.getexif(picture).get(_ORIENTATION, 1)
+    return picture.getexif().get(_ORIENTATION, 1)
+
+
+def _late_chunks(stream: IO[bytes]) -> set[bytes]:
+    """The kinds of the chunks of a PNG from its pixels on."""
+    before, kinds = stream.tell(), set[bytes]()
+    stream.seek(len(_PNG))
+    while len(head := stream.read(8)) == 8:
+        if kinds or head[4:] == b"IDAT":
+            kinds.add(head[4:])
+        # the content, and a checksum of four bytes
+        stream.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    stream.seek(before)
+    return kinds
 
 
 def _frames(picture: Image.Image) -> int:

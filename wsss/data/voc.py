@@ -412,9 +412,8 @@ def _images(
     masks = tuple(layout.mask(name) for name in names)
     upright = bool(layout.options.upright)
     if not layout.is_published and is_used:
-        sizes = [header_size_hw(mask.path) if mask else None for mask in masks]
-        paths = [layout.pictures[name] for name in names]
-        upright = choose_orientation(paths, sizes, layout.options.upright, split, layout.notes)
+        masks_of = {layout.pictures[name]: mask.path for name, mask in zip(names, masks, strict=True) if mask}
+        upright = choose_orientation(masks_of, header_size_hw, layout.options.upright, split, layout.notes)
     return Images(
         title=f"voc/{Path(split).stem}",
         names=tuple(names),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wsss import digests
+from wsss.cache import CONTENTS
 from wsss.data.folder import open_pictures
 from wsss.data.images import Dataset, Images
 from wsss.data.lists import files_below, pictures_below, read_classes
@@ -18,7 +19,7 @@ from wsss.formats.options import SourceOptions
 from wsss.outputs import INPUTS, read_verified
 from wsss.progress import Progress
 from wsss.run import DONE, STARTED, read_record
-from wsss.stages.check import CONTENTS, DATA, reopen
+from wsss.stages.check import DATA, reopen
 
 # Folders above a stage among which its run is looked for
 _LEVELS = 3

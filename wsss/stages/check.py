@@ -7,19 +7,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsss import __version__, digests, launch
+from wsss import cache, digests, launch
+from wsss.cache import CONTENTS
 from wsss.data.class_names import likely_typos, notes_on_missing_classes
-from wsss.data.images import Dataset, Images
-from wsss.data.info import bad_pictures, check_pictures, mask_doubts, notes_on_overlap, overview, render
+from wsss.data.images import Dataset, Images, table_fingerprint
+from wsss.data.info import bad_pictures, check_picture, check_pictures, mask_doubts, notes_on_overlap, overview, render
 from wsss.data.open import open_dataset
 from wsss.differences import outdated, pictures_changed
 from wsss.errors import BadInput, is_regular
 from wsss.outputs import DONE, INPUTS, STARTED, read_verified
 from wsss.progress import Progress
-from wsss.storage import cache_folder, digest, read_json, read_only, write_json, write_packed
+from wsss.storage import digest, read_json, read_only, write_json, write_packed
 
-# In a run folder: the result of checking the dataset, and digests of its files, which are read again only after a change
-DATA, CONTENTS = "data.json", "contents.json.gz"
+# In a run folder: the result of checking the dataset
+DATA = "data.json"
+# In the cache: the same, compressed and with a checksum
+FOUND = "found.json.gz"
 
 log = logging.getLogger("wsss")
 
@@ -43,7 +46,7 @@ def checked(
         skip_bad: leave bad pictures out instead of raising an error.
         split: the only split in use; None for the splits that `wsss run` uses.
         remember: run folder; the result of the checks, and how the dataset was opened, are written to its `data.json`,
-            and the next command reuses them. None: the cache folder has a folder for each dataset and way of opening it.
+            and the next command reuses them. None: the cache has an entry for each dataset and way of opening it (`wsss.cache`).
         options: with which it was opened; see `open_dataset`.
 
     Returns:
@@ -58,7 +61,7 @@ def checked(
         name: str(Path(value).resolve()) if isinstance(value, str | Path) and is_regular(value) else value
         for name, value in options.items()
     }
-    found = launch.decided_by_first(lambda: _inspected(data, used, remember or _cached(used, opened), opened))
+    found = launch.decided_by_first(lambda: _inspected(data, used, remember, opened, skip_bad))
     bad = found["bad"]
     if bad and not skip_bad:
         shown = "\n".join(f"  {message}" for message in list(bad.values())[:5])
@@ -103,43 +106,59 @@ def _relative_file(data: Dataset, path: Path) -> str:
     return os.path.relpath(path, data.root)
 
 
-def _cached(used: list[str], opened: dict[str, Any]) -> Path | None:
-    """Where a command without a run folder remembers what it found; None if nothing can be written there."""
-    folder = cache_folder() / "datasets" / digest([__version__, used, opened])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return None if read_only(folder) else folder
-
-
-def _inspected(data: Dataset, used: list[str], remember: Path | None, opened: dict[str, Any]) -> dict[str, Any]:
-    """The result of `_inspect`, stored in the folder, or read from there if the dataset has not changed."""
-    if remember is None:
+def _inspected(
+    data: Dataset, used: list[str], run: Path | None, opened: dict[str, Any], skip_bad: bool
+) -> dict[str, Any]:
+    """The result of `_inspect`, stored in the run folder or in the cache, or read from there if the dataset has not changed."""
+    place = run or cache.entry("data set", used, opened)
+    if place is None:
         return _inspect(data, used, overview(data), opened)
-    digests.load_cache(remember / CONTENTS)
-    known = read_notes(remember)
+    digests.load_cache(place / CONTENTS)
+    known = read_notes(place) if run else cache.load(place / FOUND)
     for images in () if known else _distinct(data, used):
         # every file has to be read once, which may take minutes
         with Progress(f"digests of {images.title}", len(images)) as progress:
             digests.content_digests(images.paths, progress.advance)
     tables = {name: data.split(name).table() for name in used}
-    fingerprints = {name: data.split(name).fingerprint() for name in used}
+    fingerprints = {name: table_fingerprint(table) for name, table in tables.items()}
     changed = known.get("fingerprints") != fingerprints
-    # a question may have been answered outside the files of the splits, such as by a list of classes
-    if changed or known.get("stops"):
-        if known and changed:
-            _refuse_stale(remember, known, tables, fingerprints)
+    if run and known and changed:
+        _refuse_stale(run, known, tables, fingerprints)
+    # what stopped a command may have been answered outside the files: by a list of classes, or by installing a reader of a format
+    # a run goes on without the pictures that it has left out
+    if changed or known["stops"] or (not (run and skip_bad) and _is_repaired(data, used, known["bad"])):
         overviewed = overview(data)
         known = {"fingerprints": fingerprints, "tables": digest(tables), "overview": overviewed}
         known |= _inspect(data, used, overviewed, opened)
         known["made_of"] = {name: _without_bad(data, known["bad"]).split(name).fingerprint() for name in used}
-        write_packed(remember / INPUTS, tables)
-    # the dataset may have been moved
-    if known.get("opened") != opened and not read_only(remember):
-        write_json(remember / DATA, {**known, "opened": opened})
-    digests.save_cache(remember / CONTENTS, below=data.root)
+        if run:
+            write_packed(run / INPUTS, tables)
+    _remember({**known, "opened": opened}, known.get("opened") != opened, run, place, data.root)
     return known
+
+
+def _is_repaired(data: Dataset, used: list[str], bad: Mapping[str, str]) -> bool:
+    """Whether something else is now wrong with the bad pictures, or nothing."""
+    return any(
+        check_picture(images, index).message != bad[file]
+        for images in (_distinct(data, used) if bad else ())
+        for index, path in enumerate(images.paths)
+        if (file := _relative_file(data, path)) in bad
+    )
+
+
+def _remember(known: dict[str, Any], is_new: bool, run: Path | None, place: Path, below: Path) -> None:
+    """Write what is known, if it is new, and digests of the files."""
+    if run is None:
+        with cache.writing(place):
+            if is_new:
+                write_packed(place / FOUND, known)
+            digests.save_cache(place / CONTENTS, below=below)
+        return
+    # the dataset may have been moved
+    if is_new and not read_only(run):
+        write_json(run / DATA, known)
+    digests.save_cache(run / CONTENTS, below=below)
 
 
 def _inspect(data: Dataset, used: list[str], overviewed: dict[str, Any], opened: dict[str, Any]) -> dict[str, Any]:
