@@ -247,7 +247,7 @@ def test_outputs_among_the_pictures(folders, table, voc, coco, tmp_path):
     refused = "an output folder inside the data set, where results would be read as pictures or masks"
     for root, inside in (
         (folders, ("", "cat", "cat/new", "masks", "runs/mine")),
-        (table, ("", "runs/mine")),
+        (table, ("", "masks", "masks/new")),
         (voc, ("", "JPEGImages/new", "SegmentationClass")),
         (coco, ("", "train2014/new")),
     ):
@@ -258,7 +258,7 @@ def test_outputs_among_the_pictures(folders, table, voc, coco, tmp_path):
         check_apart(data, tmp_path)
         check_apart(data, root.parent / f"{root.name}-results")
         assert not (root / "runs").exists()
-    for root in (voc, coco):
+    for root in (table, voc, coco):
         check_apart(open_dataset(root), root / "runs/mine")
     (tmp_path / "link").symlink_to(folders)
     with pytest.raises(BadInput, match="inside the data set"):

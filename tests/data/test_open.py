@@ -124,3 +124,12 @@ def test_results_among_the_pictures(folders, place, marker):
     (folders / place).rename(folders / "cat" / "deeper")
     with pytest.raises(BadInput, match=rf"{marker}: found results that `wsss` made, inside the data set"):
         open_dataset(folders)
+
+
+def test_results_next_to_a_table(table):
+    record = '{\n  "record": 3, "identity": "a", "inputs": {}}'
+    write_text(table / "runs" / "done.json", record)
+    assert len(open_dataset(table).split("train"))
+    write_text(table / "masks" / "done.json", record)
+    with pytest.raises(BadInput, match=r"masks: found results that `wsss` made, inside the data set"):
+        open_dataset(table)

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from wsss.data.images import Dataset, Images, MaskFile
+from wsss.data.mask_files import MASKS
 from wsss.data.names import comparison_key
+from wsss.data.pairs import MASK_FOLDERS
 from wsss.errors import BadInput
 
 
@@ -61,18 +63,24 @@ def check_files(dataset: Dataset, *, allow_outside: bool = False) -> None:
 def check_apart(dataset: Dataset, out: Path) -> None:
     """Raise BadInput for an output folder whose files would be read as pictures or masks when the data set is opened again.
 
+    Where folders are the tags, or there are none, every picture below the data set is read. Tables and all other layouts say where pictures
+    and masks are, so results may be in other folders next to theirs.
+
     Args:
-        dataset: of any layout. Folders of VOC and COCO list their pictures, so results may be in new folders of theirs.
+        dataset: of any layout.
         out: the output folder, which need not exist.
     """
     root, place = os.path.realpath(dataset.root), os.path.realpath(out)
-    taken = {root} if place != root and dataset.kind in ("voc", "coco") else set()
-    if taken:
+    if place == root or dataset.kind in ("folders", "pictures"):
+        taken = {root}
+    else:
         splits = dataset.splits.values()
         files = [path for images in splits for path in images.paths]
         files += [mask.path for images in splits for mask in images.masks if isinstance(mask, MaskFile)]
-        taken = {os.path.realpath(folder) for folder in {path.parent for path in files}}
-    if any(f"{place}/".startswith(f"{folder}/") for folder in taken or {root}):
+        taken = {os.path.realpath(folder) for folder in {path.parent for path in files}} - {root}
+        taken |= {os.path.join(root, name) for name in os.listdir(root) if name.lower() in MASK_FOLDERS}
+        taken.add(os.path.join(root, MASKS))
+    if any(f"{place}/".startswith(f"{folder}/") for folder in taken):
         raise BadInput(
             out,
             "an output folder inside the data set, where results would be read as pictures or masks",

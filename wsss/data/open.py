@@ -21,7 +21,7 @@ from wsss.data.labelme import find_labelme, read_labelme
 from wsss.data.lists import files_below, is_hidden, is_picture, listing, notes_on_unreadable, read_classes
 from wsss.data.lookalikes import check_no_mask_folder
 from wsss.data.orientation import notes_on_orientation
-from wsss.data.pairs import find_pairs, read_pairs
+from wsss.data.pairs import MASK_FOLDERS, find_pairs, read_pairs
 from wsss.data.roboflow import find_roboflow, read_roboflow
 from wsss.data.tables import TABLE_SUFFIXES, TAG_SUFFIXES
 from wsss.data.value_range import ReadingRequest, choose_reading
@@ -194,14 +194,16 @@ def _open_layout(root: Path, options: LayoutOptions) -> Dataset:
         _check_rules(options, {"tag_rule": get_args(voc.TagRule)}, root)
         return open_voc(voc_root, options)
     _check_rules(options, {}, root)
-    _check_no_results_in(root)
     table = find_table(root)
     _check_not_above(root, has_tags=table is not None or options.tags is not None)
     untagged_classes = options.classes if options.untagged else None
     if options.tags is None and table is None and untagged_classes is None:
         contents = _read_layout(root, options)
+        _check_no_results_in(root, listed=contents is not None)
         if contents is not None:
             return assemble(root, contents, options)
+    else:
+        _check_no_results_in(root, listed=table is not None or options.tags is not None)
     if not any(is_picture(file) for file in files_below(root)):
         others = notes_on_unreadable(root)
         found = f"no picture in a supported format; {'; '.join(others)}" if others else listing(root)
@@ -239,9 +241,16 @@ def _check_no_results(root: Path) -> None:
         raise BadInput(root, found, "a data set in one of the layouts of docs/data.md", do)
 
 
-def _check_no_results_in(root: Path) -> None:
-    """Raise BadInput if a folder in the data set was made by a stage, since its files would be read as pictures or true masks."""
+def _check_no_results_in(root: Path, *, listed: bool) -> None:
+    """Raise BadInput if a folder in the data set was made by a stage, since its files would be read as pictures or true masks.
+
+    Args:
+        root: the data set.
+        listed: something says which files are pictures, so that only folders with the names of mask folders matter.
+    """
     for folder in sorted(root.iterdir()):
+        if listed and folder.name.lower() not in MASK_FOLDERS:
+            continue
         for marker in (folder / "done.json", folder / "started.json"):
             if is_regular(marker) and b'"record"' in marker.read_bytes()[:64]:
                 raise BadInput(
