@@ -4,14 +4,17 @@
     python benchmarks/gpu.py --device cpu --small       the same code without one, in a minute
 
 Random weights and generated pictures. Maps of CAM (ResNet-50) and CLIP-ES (ViT-B/16) in float32 and bfloat16, a batch of pictures of equal
-size through CAM's network against one by one, the dense CRF, and training steps of DeepLab v2 at 321 pixels and of the classifier of CAM
-and CLIMS at 512.
+size through CAM's network against one by one, predictions of DeepLab v2, the dense CRF, and training steps of DeepLab v2 at 321 pixels and of
+the classifier of CAM and CLIMS at 512, each with the number of loader processes that it takes to keep up with the device.
 """
 
 import argparse
 import copy
+import dataclasses
 import itertools
+import math
 import runpy
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,14 +24,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+from wsss import open_dataset
 from wsss.classifier import CAMLocalizer, CAMNetwork, MultiScale
+from wsss.data.augment import ClassifierAugment, SegmenterAugment
 from wsss.methods import clip_es
 from wsss.networks.deeplab import DeepLabLayers, create_deeplab
 from wsss.networks.inference import for_inference
 from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.precision import Precision, mixed
+from wsss.stages.predict import PredictSettings, Segmenter
+from wsss.weights import write_weights
 
 CLASSES = 20
 PRECISIONS: tuple[Precision, ...] = ("no", "bf16")
@@ -44,9 +52,11 @@ class Sizes(NamedTuple):
     batch: int = 8
     segmenter_crop: int = 321
     classifier_crop: int = 512
+    # width and blocks of CLIP
+    clip: tuple[int, int] = (768, 12)
 
 
-SMALL = Sizes("test_resnet", (48, 64), 2, 65, 64)
+SMALL = Sizes("test_resnet", (48, 64), 2, 65, 64, (64, 2))
 
 
 def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> tuple[float, Any]:
@@ -121,7 +131,7 @@ def of_clip_es(table: Table, sizes: Sizes) -> None:
     image = benchmark["INPUTS"]["image"](*sizes.image, 0)
 
     def localizer(device: torch.device, precision: Precision) -> Callable[[], np.ndarray]:
-        clip = benchmark["new_clip"]().requires_grad_(False).to(device)
+        clip = benchmark["new_clip"](*sizes.clip).requires_grad_(False).to(device)
         settings = clip_es.CLIPESInference(precision=precision)
         one = clip_es.CLIPESLocalizer(clip, classes.to(device), backgrounds.to(device), settings, clip_es.BOX_THRESHOLD)
         return lambda: one.grid_maps(one.prepare(image).to(device), np.arange(2))
@@ -134,6 +144,58 @@ def of_clip_es(table: Table, sizes: Sizes) -> None:
             localizer(table.device, precision),
             "bf16",
         )
+
+
+def of_predictions(table: Table, sizes: Sizes) -> None:
+    """Probabilities that DeepLab v2 predicts for a picture, in each precision."""
+    torch.manual_seed(0)
+    layers = DeepLabLayers(sizes.backbone, 8, (6, 12), (), batch_norm="live")
+    metadata = {
+        "kind": "deeplab",
+        "classes": [f"class {index}" for index in range(CLASSES)],
+        "colours": layers.colours,
+        "network": dataclasses.asdict(layers),
+    }
+    image = np.random.default_rng(0).integers(0, 256, (*sizes.image, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.safetensors"
+        write_weights(weights, create_deeplab(CLASSES + 1, layers).state_dict(), metadata)
+
+        def probabilities(device: torch.device, precision: Precision) -> Callable[[], np.ndarray]:
+            segmenter = Segmenter(weights, PredictSettings(precision=precision), device)
+            return lambda: segmenter.probabilities(segmenter.prepare(image))
+
+        for precision in PRECISIONS:
+            expected, found = (probabilities(*one) for one in ((torch.device("cpu"), "no"), (table.device, precision)))
+            table.row(f"predictions of DeepLab v2, {precision}", expected, found, precision)
+
+
+def loaded(sizes: Sizes, repeats: int = 20) -> dict[str, float]:
+    """Seconds that a loader process takes for an example of the segmenter and of the classifier: reading files, and augmenting."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        small = rng.integers(0, 256, (sizes.image[0] // 8, sizes.image[1] // 8, 3), np.uint8)
+        Image.fromarray(small).resize(sizes.image[::-1]).save(data / "picture.jpg")
+        Image.fromarray(rng.integers(0, 2, sizes.image, np.uint8)).save(data / "mask.png")
+        (data / "tags.csv").write_text("image,tags,mask\npicture.jpg,cat,mask.png\n")
+        images = open_dataset(data).split("train")
+        of_segmenter, of_classifier = (
+            SegmenterAugment(crop=sizes.segmenter_crop),
+            ClassifierAugment(crop=sizes.classifier_crop),
+        )
+        ways = {
+            "DeepLab v2": lambda: of_segmenter(images.read(0), images.read_mask(0), rng, "imagenet"),
+            "the classifier": lambda: of_classifier(images.read(0), rng),
+        }
+        means = {}
+        for title, run in ways.items():
+            run()
+            before = time.process_time()
+            for _ in range(repeats):
+                run()
+            means[title] = (time.process_time() - before) / repeats
+        return means
 
 
 def of_crf(table: Table, sizes: Sizes) -> None:
@@ -172,6 +234,7 @@ def of_training(table: Table, sizes: Sizes) -> None:
         "DeepLab v2": (create_deeplab(CLASSES + 1, layers), sizes.segmenter_crop),
         "the classifier": (CAMNetwork(sizes.backbone, CLASSES), sizes.classifier_crop),
     }
+    loading = loaded(sizes)
     for (title, (network, crop)), precision in itertools.product(networks.items(), PRECISIONS):
         batch = torch.randn(sizes.batch, 3, crop, crop)
         here, there = copy.deepcopy(network).train(), copy.deepcopy(network).to(table.device).train()
@@ -179,8 +242,10 @@ def of_training(table: Table, sizes: Sizes) -> None:
         slow, expected = seconds(partial(step, here, batch, precision, cpu), cpu, 1)
         fast, found = seconds(partial(step, there, batch, precision, table.device), table.device, table.repeats)
         difference = abs(found - expected) / abs(expected)
+        rate = sizes.batch / fast
         print(
-            f"| a step of {title} at {crop} pixels, {precision}: {sizes.batch / fast:.1f} pictures/s "
+            f"| a step of {title} at {crop} pixels, {precision}: {rate:.1f} pictures/s, "
+            f"{math.ceil(rate * loading[title])} loader processes of {1 / loading[title]:.0f} pictures/s "
             f"| {1000 * slow:.1f} | {1000 * fast:.1f} | {slow / fast:.1f} | {difference:.1e} |",
             flush=True,
         )
@@ -194,11 +259,12 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="small networks and pictures")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if options.small else 2)
     table = Table(torch.device(options.device), options.repeats)
     sizes = SMALL if options.small else Sizes()
     of_cam(table, sizes)
     of_clip_es(table, sizes)
+    of_predictions(table, sizes)
     of_crf(table, sizes)
     of_training(table, sizes)
 

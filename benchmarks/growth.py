@@ -1,19 +1,21 @@
 """CPU time and peak memory of every stage against the number of pictures, their size, the number of classes, of tags a picture, and of processes.
 
-    OMP_NUM_THREADS=1 python benchmarks/growth.py --out FOLDER [--quick] [--axes pictures side classes tags processes]
+    OMP_NUM_THREADS=1 python benchmarks/growth.py --out FOLDER [--quick] [--axes pictures side classes tags processes] [--most 5000]
 
-It draws tiny pictures, and runs the commands of a pipeline on them, each in a process of its own, with networks that take three updates, so
-that what is measured is the work per picture. Prints a table and writes FOLDER/growth.svg: CPU seconds, of all processes together, and the
-peak memory of the largest one. What was measured is kept in FOLDER/results.json, and is not repeated: a stopped measurement continues.
-`exponent` is that of the growth between the last two values: 1 is linear, 0 is constant.
+It draws tiny pictures, and runs the commands of a pipeline on them, each in a fork of this process, which has imported the libraries, and with
+networks that take three updates, so that what is measured is the work per picture. Prints a table and writes FOLDER/growth.svg: CPU seconds
+of all processes together, and the peak memory of the largest one, of which the libraries take about 500 MiB. What was measured is kept in
+FOLDER/results.json, and is not repeated: a stopped measurement continues. `exponent` is that of the growth between the last two values: 1 is
+linear, 0 is constant. `per` is what one more picture, megapixel, class, tag or process costs between these two, in ms or KiB.
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
 import shutil
-import subprocess
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +25,16 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
+from wsss.cli import main as command
 from wsss.storage import write_json
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+
+# what the commands import, so that forks have it: before any of them runs, since threads do not survive a fork
+for module in ("accelerate", "cv2", "numba", "timm", "wsss.recipe", "wsss.health.stages", "wsss.ops.crf.field", "wsss.refiners.crf",
+               "wsss.stages.evaluate", "wsss.stages.localize", "wsss.stages.predict", "wsss.stages.segment"):  # fmt: skip
+    importlib.import_module(module)
 
 
 class Case(NamedTuple):
@@ -42,7 +50,7 @@ class Case(NamedTuple):
 AXES: Mapping[str, tuple[Case, tuple[int, ...], tuple[int, ...]]] = {
     "pictures": (Case(), (1000, 5000, 20000), (100, 300, 900)),
     # of the square pictures: 0.2, 1, 6, 24 megapixels
-    "side": (Case(pictures=4), (448, 1000, 2450, 4900), (256, 512, 1024)),
+    "side": (Case(pictures=2), (448, 1000, 2450, 4900), (256, 512, 1024)),
     "classes": (Case(pictures=400), (2, 20, 200), (2, 20, 200)),
     "tags": (Case(pictures=100, side=64, classes=20), (1, 4, 16), (1, 4, 16)),
     "processes": (Case(pictures=1000), (1, 2, 4), (1, 2)),
@@ -50,7 +58,7 @@ AXES: Mapping[str, tuple[Case, tuple[int, ...], tuple[int, ...]]] = {
 SMALL = {"train": ("--backbone", "test_resnet", "--init", "none", "--augment.long_side", "[32, 40]", "--augment.crop", "32"),
          "segment": ("--segmenter.network.backbone", "test_resnet", "--segmenter.init", "none", "--segmenter.augment.crop", "32",
                      "--segmenter.network.pyramid_scales", "[]")}  # fmt: skip
-SHORT = ("batch", "4"), ("steps", "3"), ("workers", "1")
+SHORT = ("batch", "2"), ("steps", "3"), ("workers", "1")
 
 
 def commands(data: Path, out: Path) -> dict[str, list[str]]:
@@ -106,16 +114,54 @@ def draw(case: Case, data: Path) -> None:
 
 
 def run(words: list[str], processes: int, log: Path) -> dict[str, float]:
-    """Run a command; its CPU seconds and peak MiB."""
-    start = [sys.executable, "-m"]
-    if processes > 1 and words[:2] != ["data", "info"]:
-        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    with log.open("w") as stream:
-        child = subprocess.Popen([*start, "wsss", *words], stdout=stream, stderr=stream)
-        _, status, usage = os.wait4(child.pid, 0)
+    """Run a command in a fork of this process; its CPU seconds and peak MiB."""
+    child = os.fork()
+    if child == 0:
+        with log.open("w") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        status = 1
+        try:
+            status = command(words) if processes == 1 else together(words, processes)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    _, status, usage = os.wait4(child, 0)
     if status:
         raise SystemExit(f"wsss {' '.join(words)} failed: {log.read_text()[-2000:]}")
     return {"cpu": usage.ru_utime + usage.ru_stime, "mib": usage.ru_maxrss / 1024}
+
+
+def together(words: list[str], processes: int) -> int:
+    """Run a command in several processes, forks of this one, as torchrun would start them."""
+    shared = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+                status = command(words)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return max(int(os.waitpid(child, 0)[1] != 0) for child in children)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def measure(axis: str, case: Case, value: int, out: Path, results: dict[str, dict[str, float]]) -> None:
@@ -135,20 +181,29 @@ def measure(axis: str, case: Case, value: int, out: Path, results: dict[str, dic
     shutil.rmtree(folder)
 
 
-def exponent(values: list[float], at: list[int]) -> float:
+def amounts(axis: str, at: list[int]) -> list[float]:
+    """The amounts of work: for sides, megapixels."""
+    return [value**2 / 1e6 for value in at] if axis == "side" else [float(value) for value in at]
+
+
+def exponent(values: list[float], amount: list[float]) -> float:
     """The growth between the last two values."""
-    return math.log(max(values[-1], 1e-9) / max(values[-2], 1e-9)) / math.log(at[-1] / at[-2])
+    return math.log(max(values[-1], 1e-9) / max(values[-2], 1e-9)) / math.log(amount[-1] / amount[-2])
 
 
 def show(axis: str, at: list[int], results: Mapping[str, Mapping[str, float]]) -> None:
     """Print the table of an axis."""
-    print(f"\n| {axis} | {' | '.join(map(str, at))} | exponent | {' | '.join(map(str, at))} | exponent |")
-    print("|---" * (2 * len(at) + 3) + "|")
+    amount = amounts(axis, at)
+    columns = " | ".join(f"{one:g}" if axis != "side" else f"{one:.1f} MP" for one in amount)
+    print(f"\n| {axis} | {columns} | per | exponent | {columns} | per | exponent |")
+    print("|---" * (2 * len(at) + 5) + "|")
     for title in commands(Path(), Path()):
         cells = []
         for key in ("cpu", "mib"):
             found = [results[f"{axis} {value} {title}"][key] for value in at]
-            cells += [f"{one:.1f}" if key == "cpu" else f"{one:.0f}" for one in found] + [f"{exponent(found, at):.2f}"]
+            each = 1000 * (found[-1] - found[-2]) / (amount[-1] - amount[-2])
+            cells += [f"{one:.1f}" if key == "cpu" else f"{one:.0f}" for one in found]
+            cells += [f"{each if key == 'cpu' else 1.024 * each:.3g}", f"{exponent(found, amount):.2f}"]
         print(f"| {title} | {' | '.join(cells)} |")
 
 
@@ -159,8 +214,9 @@ def plot(axes: Mapping[str, list[int]], results: Mapping[str, Mapping[str, float
         for row, (key, label) in enumerate((("cpu", "CPU s"), ("mib", "peak MiB"))):
             one = rows[row][column]
             for title in commands(Path(), Path()):
-                one.plot(at, [results[f"{axis} {value} {title}"][key] for value in at], marker=".", label=title)
-            one.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+                found = [results[f"{axis} {value} {title}"][key] for value in at]
+                one.plot(amounts(axis, at), found, marker=".", label=title)
+            one.set(xscale="log", yscale="log", xlabel="megapixels" if axis == "side" else axis, ylabel=label)
     figure.legend(*rows[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize="small")
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(path, metadata={"Date": None})
@@ -171,11 +227,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=tuple(AXES))
     parser.add_argument("--quick", action="store_true", help="smaller numbers: a look in half an hour")
+    parser.add_argument("--most", type=int, help="leave out numbers above this one")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     stored = options.out / "results.json"
     results = json.loads(stored.read_text()) if stored.exists() else {}
-    axes = {axis: list(AXES[axis][2 if options.quick else 1]) for axis in options.axes}
+    axes = {
+        axis: [one for one in AXES[axis][2 if options.quick else 1] if one <= (options.most or one)]
+        for axis in options.axes
+    }
+    if any(len(at) < 2 for at in axes.values()):
+        parser.error(f"--most {options.most} leaves fewer than two numbers of an axis")
+    # not shown: the dense CRF is compiled for each width of labels when it is first used, as are contours
+    for tags in AXES["tags"][1]:
+        measure("first", Case(pictures=8, side=64, classes=20, tags=tags), tags, options.out, results)
     for axis, at in axes.items():
         for value in at:
             measure(axis, AXES[axis][0]._replace(**{axis: value}), value, options.out, results)

@@ -2,16 +2,20 @@
 
     OMP_NUM_THREADS=1 python benchmarks/precision.py [--backbone resnet50] [--side 500] [--repeats 3]
     OMP_NUM_THREADS=1 python benchmarks/precision.py --data DATA --run RUN [--pictures 50]
+    OMP_NUM_THREADS=1 python benchmarks/precision.py --data DATA --train FOLDER [--steps 300] [--seeds 0 1 2] [--pictures 50]
 
 Without data, random weights and a generated picture: CAM's maps at scale 1, and a training step with 2 pictures of 256 pixels. With a run
 folder that `wsss run cam` made from DATA: mIoU of its classifier's maps on `train`, at the threshold that is best in float32, and of its segmenter
-on `val`, both in float32 and in bfloat16. Says so if the processor has no instructions for bfloat16: the ratios then say nothing about one that has.
+on `val`, both in float32 and in bfloat16. With --train, a small DeepLab v2 is trained from scratch on the true masks of DATA, a folder in VOC's
+layout, in float32 and in bfloat16, for each seed: mIoU of its predictions in float32 on `val`. Says so if the processor has no instructions for
+bfloat16: the ratios then say nothing about one that has.
 """
 
 import argparse
 import copy
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +24,16 @@ import torch
 
 import wsss
 from wsss.classifier import CAMLocalizer, CAMNetwork, MultiScale, load
-from wsss.data.images import Images
+from wsss.data.augment import SegmenterAugment
+from wsss.data.images import Dataset, Images
 from wsss.metrics import ConfusionMatrix, ThresholdSweep, scores
+from wsss.networks.deeplab import DeepLabLayers
 from wsss.networks.inference import for_inference
 from wsss.precision import Precision, mixed
 from wsss.processor import INSTRUCTIONS, has_native
+from wsss.segmenters.deeplab import DeepLabSettings
 from wsss.stages.predict import PredictSettings, Segmenter
+from wsss.stages.train import Training, train
 
 PRECISIONS: tuple[Precision, ...] = ("no", "bf16")
 THRESHOLDS = tuple(np.linspace(0.1, 0.7, 25).tolist())
@@ -103,6 +111,38 @@ def of_predictions(images: Images, weights: Path) -> None:
     shown("predictions", *(scores(counts[one].counts).miou for one in PRECISIONS))
 
 
+def of_training(data: Dataset, folder: Path, steps: int, seeds: Sequence[int], pictures: int) -> None:
+    """Print the mIoU of a segmenter that was trained in each precision, for each seed; finished trainings in `folder` are not repeated."""
+    val = data.split("val")
+    val = val.subset(range(min(pictures, len(val))))
+    found: dict[Precision, list[float]] = {one: [] for one in PRECISIONS}
+    layers = DeepLabLayers("test_resnet", 8, (1, 2, 4), (), batch_norm="live")
+    for seed, precision in itertools.product(seeds, PRECISIONS):
+        training = Training(batch=8, accumulate=1, epochs=None, steps=steps, optimizer="adamw", lr=3e-3, weight_decay=0.05, warmup=20,
+                            seed=seed, precision=precision)  # fmt: skip
+        augment = SegmenterAugment(scales=(0.75, 1.0), crop=64)
+        settings = DeepLabSettings(network=layers, init="none", augment=augment, training=training)
+        torch.manual_seed(seed)
+        before = time.process_time()
+        train(settings, data.split("train"), masks=data.root / "SegmentationClass", out=folder / f"{precision} {seed}")
+        spent = time.process_time() - before
+        segmenter, counts = (
+            Segmenter(folder / f"{precision} {seed}", PredictSettings()),
+            ConfusionMatrix(len(val.class_names) + 1),
+        )
+        for index in range(len(val)):
+            made = segmenter.probabilities(segmenter.prepare(val.read(index)))
+            counts.add(val.read_mask(index), made.argmax(0).astype(np.uint8), val.names[index])
+        miou = scores(counts.counts).miou
+        assert miou is not None
+        found[precision].append(100 * miou)
+        print(f"seed {seed}, {precision}: mIoU {100 * miou:.2f}, {spent:.0f} CPU s", flush=True)
+    means = {one: np.mean(values) for one, values in found.items()}
+    print(
+        f"mean mIoU: float32 {means['no']:.2f}, bfloat16 {means['bf16']:.2f}, change {means['bf16'] - means['no']:+.2f}"
+    )
+
+
 def shown(title: str, single: float | None, half: float | None) -> None:
     assert single is not None
     assert half is not None
@@ -116,15 +156,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--train", type=Path, help="folder for trained segmenters")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--pictures", type=int, default=50, help="of each split")
     options = parser.parse_args()
     if not has_native("bf16"):
         missing = " nor ".join(INSTRUCTIONS["bf16"])
         print(f"this processor has neither {missing}: the times say nothing about one that has, the changes do")
-    if options.run is None:
+    if options.data is None:
         speed(options.backbone, options.side, options.repeats)
         return
     data = wsss.open_dataset(options.data)
+    if options.train is not None:
+        of_training(data, options.train, options.steps, options.seeds, options.pictures)
+        return
     for split, measure, part in (("train", of_maps, "classifier"), ("val", of_predictions, "segmenter")):
         images = data.split(split)
         measure(images.subset(range(min(options.pictures, len(images)))), options.run / part)
