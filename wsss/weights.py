@@ -73,7 +73,26 @@ def read_metadata(path: Path) -> dict[str, Any]:
         metadata = json.loads(text)
     if not isinstance(metadata, dict):
         raise BadInput(path, f"the metadata {metadata!r:.60}", "settings by name", "Download or write the file again.")
-    return metadata
+    names = metadata.get("classes", ["none"])
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise BadInput(path, f"the classes {names!r:.60}", "a list of names", _CHANGED)
+    if len(set(names)) < len(names):
+        raise BadInput(path, f"the classes {', '.join(names)!s:.60}, one of them twice", "different names", _CHANGED)
+    return _Metadata(path, metadata)
+
+
+_CHANGED = "The file was changed after it was written, or is of another version: restore it, or make it again."
+
+
+class _Metadata(dict[str, Any]):
+    """The metadata of a file, which names the file if an entry is missing."""
+
+    def __init__(self, path: Path, entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise BadInput(self._path, f"metadata without `{name}`", "weights that were trained here", _CHANGED)
 
 
 def finite(state: State, where: str | Path) -> State:

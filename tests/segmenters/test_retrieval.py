@@ -283,12 +283,39 @@ def damaged(metadata, state):
     yield "another network", changed_body(metadata, backbone="resnet10t"), state
     yield "metadata without threshold", {**metadata, "threshold": None}, state
     yield "a list of names", {**metadata, "pictures": [1, 2]}, state
+    yield "each once", {**metadata, "pictures": metadata["pictures"][:1] * len(metadata["pictures"])}, state
+    yield "one of them twice", {**metadata, "classes": metadata["classes"][:1] * 2}, state
+    yield "`long_sides` \\['a', 1\\]", {**metadata, "long_sides": ["a", 1]}, state
+    yield "a threshold of nan", {**metadata, "threshold": float("nan")}, state
+    yield "without a region of any class", metadata, {**state, "bank.labels": state["bank.labels"] * 0}
+    yield "no pixel", metadata, {**state, "bank.areas": -state["bank.areas"]}
+    yield "no pixel", metadata, {**state, "bank.boxes": state["bank.boxes"].flip(1)}
+    yield "vectors of lengths from 0 to 0", metadata, {**state, "bank.vectors": state["bank.vectors"] * 0}
+    yield "tensors", metadata, {**state, "bank.more": torch.zeros(1)}
+
+
+def damaged_settings(metadata, state):
     yield "neighbours", {**metadata, "settings": {**metadata["settings"], "neighbours": "many"}}, state
+    yield "no settings neighbours", {**metadata, "settings": without(metadata["settings"], "neighbours")}, state
+    yield "metadata without `network`", {**metadata, "kind": "deeplab"}, state
+
+
+def without(known, name):
+    return {key: value for key, value in known.items() if key != name}
+
+
+def test_banks_that_were_changed_do_not_grow(made, data, tmp_path):
+    (images, masks), (state, metadata) = data, read_weights(made / BANK)
+    for message, known, tensors in damaged(metadata, state):
+        write_weights(tmp_path / BANK, tensors, known)
+        with pytest.raises(BadInput, match=message):
+            make_bank(RetrievalSettings(init=str(tmp_path)), images, masks=masks, out=tmp_path / "larger")
+        assert not list((tmp_path / "larger").glob("bank*"))
 
 
 def test_files_that_were_changed(made, tmp_path):
     state, metadata = read_weights(made / BANK)
-    for message, known, tensors in damaged(metadata, state):
+    for message, known, tensors in (*damaged(metadata, state), *damaged_settings(metadata, state)):
         write_weights(tmp_path / BANK, tensors, known)
         with pytest.raises(BadInput, match=message):
             Segmenter(tmp_path, PredictSettings())

@@ -103,6 +103,20 @@ def test_another_checkpoint_is_refused(tmp_path):
         Segmenter(tmp_path / "other.pth", PredictSettings())
 
 
+def test_weights_whose_metadata_were_changed(trained, tmp_path):
+    state, metadata = read_weights(trained / "weights.safetensors")
+    for known in (
+        {"network": 5},
+        {"network": {"no_such_layer": 1}},
+        {"classes": "cat"},
+        {"classes": ["cat", "cat"]},
+        {"long_sides": [9, 1]},
+    ):
+        write_weights(tmp_path / "weights.safetensors", state, {**metadata, **known})
+        with pytest.raises(BadInput, match=r"weights\.safetensors: found .*The file was changed after it was written"):
+            Segmenter(tmp_path, PredictSettings())
+
+
 def test_the_published_body_wants_a_file(tmp_path, squares):
     with pytest.raises(BadInput, match=r"deeplabv1_resnet101-coco\.pth"):
         DeepLabSettings(network=DeepLabLayers()).trainable(squares, tmp_path)

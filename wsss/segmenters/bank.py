@@ -17,6 +17,8 @@ from wsss.weights import State
 _PREFIX, _NETWORK = "bank.", "network."
 # more vectors are not compared with all others: they are sampled evenly
 MOST_LEFT_OUT = 10_000
+# how much the length of a vector may differ from 1 in float16
+_ROUNDED = 0.01
 # the tensors that a bank consists of, with the type and the shape of each row
 _LAYOUT: Mapping[str, tuple[type, tuple[int, ...]]] = {
     "labels": (np.uint8, ()),
@@ -60,6 +62,19 @@ class Bank:
             of_label = np.flatnonzero(self.labels == label)
             chosen.append(of_label[nearest_to_mean(unit_rows(self.vectors[of_label]), dropped)])
         return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+    def check_vectors(self, width: int, where: Path) -> None:
+        """Raise BadInput unless the vectors are unit vectors of this width, as those of their network."""
+        found = ""
+        if self.vectors.shape[1] != width:
+            found = f"vectors of {self.vectors.shape[1]} numbers for a network with {width}"
+        else:
+            lengths = np.sqrt(np.einsum("md,md->m", self.vectors, self.vectors, dtype=np.float32))
+            if (np.abs(lengths - 1) > _ROUNDED).any():
+                found = f"vectors of lengths from {lengths.min():.3g} to {lengths.max():.3g}"
+        if found:
+            expected = "unit vectors of a bank that belongs to its network"
+            raise BadInput(where, found, expected, "Make the segmenter again.")
 
     def chosen(self, rows: Int64[np.ndarray, " k"] | Bool[np.ndarray, " m"]) -> "Bank":
         """The bank of these vectors; it keeps all names."""
@@ -114,27 +129,35 @@ def bank_of(state: Mapping[str, Tensor], names: Any, n_labels: int, where: Path)
     """
     network = {name.removeprefix(_NETWORK): value for name, value in state.items() if name.startswith(_NETWORK)}
     do = "The file was changed after it was written: restore it, or make the segmenter again."
-    found = {
-        name.removeprefix(_PREFIX): value.numpy()
-        for name, value in state.items()
-        # NumPy knows no bfloat16
-        if name.startswith(_PREFIX) and value.dtype in (torch.float16, torch.uint8, torch.int32)
-    }
-    vectors = found.get("vectors", np.zeros(0, np.float16))
-    if vectors.ndim != 2 or vectors.dtype != np.float16:
-        raise BadInput(where, f"vectors of {vectors.dtype} and shape {vectors.shape}", "float16 (regions, width)", do)
-    for name, (kind, shape) in _LAYOUT.items():
-        array = found.get(name)
-        if array is None or array.dtype != kind or array.shape != (len(vectors), *shape):
-            described = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            expected = f"{np.dtype(kind)} {(len(vectors), *shape)}"
-            raise BadInput(where, f"`{_PREFIX}{name}`: {described}", expected, do)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadInput(where, f"the pictures {names!r:.40}", "a list of names", do)
-    if set(found) != {"vectors", *_LAYOUT}:
-        raise BadInput(where, f"tensors {', '.join(sorted(found))}", f"vectors, {', '.join(_LAYOUT)}", do)
-    limits = {"labels": n_labels, "pictures": len(names)}
+    tensors = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+    if set(tensors) != {"vectors", *_LAYOUT}:
+        raise BadInput(where, f"tensors {', '.join(sorted(tensors))}", f"vectors, {', '.join(_LAYOUT)}", do)
+    rows = len(tensors["vectors"]) if tensors["vectors"].ndim else 0
+    for name, tensor in tensors.items():
+        kind, shape = _LAYOUT[name] if name in _LAYOUT else (np.float16, tuple(tensor.shape[-1:]))
+        described = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        if described != (np.dtype(kind).name, (rows, *shape)):
+            expected = f"{np.dtype(kind)} {(rows, *shape)}" if name in _LAYOUT else "float16 (regions, width)"
+            raise BadInput(where, f"`{_PREFIX}{name}`: {described[0]} {described[1]}", expected, do)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise BadInput(where, f"the pictures {names!r:.40}", "a list of names, each once", do)
+    bank = Bank(tuple(names), **{name: tensor.numpy() for name, tensor in tensors.items()})
+    problem = _problem(bank, n_labels)
+    if problem is not None:
+        raise BadInput(where, *problem, do)
+    return bank, network
+
+
+def _problem(bank: Bank, n_labels: int) -> tuple[str, str] | None:
+    """What was found in a bank that cannot be so, and what was expected; None if all is well."""
+    limits = {"labels": n_labels, "pictures": len(bank.names)}
     for name, limit in limits.items():
-        if len(vectors) and not 0 <= int(found[name].min()) <= int(found[name].max()) < limit:
-            raise BadInput(where, f"`{_PREFIX}{name}` up to {found[name].max()}", f"numbers below {limit}", do)
-    return Bank(tuple(names), **found), network
+        values = getattr(bank, name)
+        if len(bank) and not 0 <= int(values.min()) <= int(values.max()) < limit:
+            return f"`{_PREFIX}{name}` from {values.min()} to {values.max()}", f"numbers from 0 to {limit - 1}"
+    if not (bank.labels > 0).any():
+        return "a bank without a region of any class", "regions of the classes"
+    top_left, bottom_right = bank.boxes[:, :2], bank.boxes[:, 2:]
+    if (bank.areas < 1).any() or (top_left < 0).any() or (bottom_right <= top_left).any():
+        return "boxes or areas of regions that have no pixel", "regions of pictures"
+    return None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -221,6 +221,18 @@ def typical_long_sides(images: Images) -> tuple[int, int]:
     sides = list(in_threads(lambda index: max(images.size_hw(index)), chosen.tolist()))
     low, high = np.percentile(sides, (5, 95), method="nearest")
     return int(low), int(high)
+
+
+def known_long_sides(metadata: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
+    """The sizes of the training pictures in the metadata of a file; None if it has none."""
+    match metadata.get("long_sides"):
+        case None:
+            return None
+        case [int(low), int(high)] if 1 <= low <= high:
+            return low, high
+        case found:
+            do = "The file was changed after it was written: restore it."
+            raise BadInput(path, f"`long_sides` {found!r:.60}", "two whole numbers, the smaller first", do)
 
 
 def _example(

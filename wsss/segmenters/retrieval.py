@@ -118,11 +118,7 @@ class RetrievalSettings:
         """A segmenter from the content of a file."""
         known = checked_metadata(metadata or {}, path)
         classes, settings = tuple(known["classes"]), settings_in(known, path)
-        bank, weights = bank_of(state, known["pictures"], len(classes) + 1, path)
-        network = rebuilt(known["features"], weights, path)
-        if len(bank) and bank.vectors.shape[1] != network.channels:
-            found = f"vectors of {bank.vectors.shape[1]} numbers for a network with {network.channels}"
-            raise BadInput(path, found, "a bank that belongs to its network", "Make the segmenter again.")
+        bank, network, _ = _bank_and_network(state, known, path)
         trained = TrainedRetrieval(network, classes, bank, settings, float(known["threshold"]))
         if network_digest(trained.proposer) != known["proposer"].get("digest"):
             do = "Restore that network, or make the segmenter again."
@@ -164,16 +160,22 @@ def checked_metadata(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if wrong or metadata["kind"] != KIND:
         found = f"metadata without {', '.join(wrong)}" if wrong else f"a segmenter of kind `{metadata['kind']}`"
         raise BadInput(path, found, "a segmenter of kind `retrieval`", "Give the folder of such a segmenter.")
-    if not metadata["classes"] or not all(isinstance(name, str) for name in metadata["classes"]):
-        raise BadInput(path, f"the classes {metadata['classes']!r:.60}", "names", "Make the segmenter again.")
+    if not -1 <= metadata["threshold"] <= 1:
+        do = "Make the segmenter again."
+        raise BadInput(path, f"a threshold of {metadata['threshold']}", "a similarity, at most 1", do)
     check_identity(metadata["features"], path)
     return dict(metadata)
 
 
 def settings_in(metadata: Mapping[str, Any], path: Path) -> RetrievalSettings:
     """The settings in the metadata of a file."""
+    known = metadata["settings"]
+    # those of the network are in `features`; others would silently be the published ones
+    lacking = [name.name for name in dataclasses.fields(RetrievalSettings) if name.name not in {"features", *known}]
+    if lacking:
+        raise BadInput(path, f"no settings {', '.join(lacking)}", "all settings", "Make the segmenter again.")
     try:
-        return build(RetrievalSettings, metadata["settings"])
+        return build(RetrievalSettings, known)
     except BadInput as error:
         found = f"segmenter.{error.where} {error.found}"
         raise BadInput(path, found, error.expected, "Make the segmenter again.") from error
@@ -183,9 +185,17 @@ def opened_bank(where: Path) -> tuple[Bank, dict[str, Any], DenseFeatures, Mappi
     """The bank of a segmenter, its metadata, its network, and the weights of the network in the file."""
     path = weights_in(where)
     metadata = metadata_of(path)
-    state, _ = read_weights(path)
+    bank, network, weights = _bank_and_network(read_weights(path)[0], metadata, path)
+    return bank, metadata, network, weights
+
+
+def _bank_and_network(
+    state: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path
+) -> tuple[Bank, DenseFeatures, Mapping[str, Tensor]]:
     bank, weights = bank_of(state, metadata["pictures"], len(metadata["classes"]) + 1, path)
-    return bank, metadata, rebuilt(metadata["features"], weights, path), weights
+    network = rebuilt(metadata["features"], weights, path)
+    bank.check_vectors(network.channels, path)
+    return bank, network, weights
 
 
 def described(features: DenseFeatures, image: UInt8[np.ndarray, "h w 3"], regions: Regions) -> Float[np.ndarray, "n d"]:

@@ -1,6 +1,7 @@
 """The interface of trained segmenters, as used by `wsss predict`."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from wsss.arrays import Float, UInt8
 from wsss.data.augment import ColourRule, normalise
 from wsss.data.voc import VOC_CLASSES
+from wsss.errors import Unreadable
 from wsss.networks.deeplab import resize_logits
 
 K = TypeVar("K")
@@ -91,8 +93,14 @@ def default_classes(n_labels: int) -> tuple[str, ...]:
     return VOC_CLASSES if n_labels == len(VOC_CLASSES) + 1 else tuple(f"class {i}" for i in range(1, n_labels))
 
 
-def settings_of(kind: Callable[..., K], values: Mapping[str, object]) -> K:
-    """Settings from a file's metadata, in which tuples are lists."""
+def settings_of(kind: Callable[..., K], values: object) -> K:
+    """Settings from a file's metadata, in which tuples are lists.
+
+    Raises:
+        Unreadable: they are no settings of this kind.
+    """
+    if not isinstance(values, Mapping) or not set(values) <= set(inspect.signature(kind).parameters):
+        raise Unreadable(f"the settings {values!r:.60}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

@@ -25,7 +25,7 @@ from wsss.ops.region_shapes import LabelledRegions, eroded_regions
 from wsss.ops.regions import Regions
 from wsss.run import stage
 from wsss.segmenters.bank import Bank
-from wsss.segmenters.learning import typical_long_sides
+from wsss.segmenters.learning import known_long_sides, typical_long_sides
 from wsss.segmenters.retrieval import KIND, NONE, RetrievalSettings, described, network_digest, opened_bank
 from wsss.stages.each import for_each_picture
 from wsss.storage import whole_file
@@ -106,7 +106,6 @@ def _start(settings: RetrievalSettings, images: Images) -> _Start:
         raise BadInput(images.title, found, expected, "Give the same --value_range and --bands.")
     classes = tuple(metadata["classes"])
     classes += tuple(name for name in images.class_names if name not in classes)
-    low, high = metadata["long_sides"]
     replaced = [name for name in images.names if name in set(bank.names)]
     if launch.is_first():
         log.info("%s: %d regions of %d pictures; %d pictures are added", where, len(bank), len(bank.names), len(images))
@@ -114,9 +113,8 @@ def _start(settings: RetrievalSettings, images: Images) -> _Start:
             log.info("%s: new classes: %s", where, ", ".join(new))
         if replaced:
             log.info("%s: %d pictures with the same names (%s, ..) are replaced", where, len(replaced), replaced[0])
-    return _Start(
-        features, metadata["features"], weights, bank.without_pictures(replaced), classes, (int(low), int(high))
-    )
+    sides = known_long_sides(metadata, where)
+    return _Start(features, metadata["features"], weights, bank.without_pictures(replaced), classes, sides)
 
 
 def _write_vectors(

@@ -24,7 +24,7 @@ from wsss.data.open import open_pictures
 from wsss.data.predictions import read_probabilities, write_description, write_probabilities
 from wsss.data.samples import DEFAULT_READING
 from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_reading
-from wsss.errors import BadInput, check_range
+from wsss.errors import BadInput, check_range, reading
 from wsss.networks.inference import for_inference
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, crf_bytes, dense_crf, unary_from_scores
 from wsss.ops.regions import Regions
@@ -35,6 +35,7 @@ from wsss.precision import Precision, at_least_single, mixed
 from wsss.regions.files import read_regions_of
 from wsss.run import Makes, OpenStage, StageInfo, open_stage
 from wsss.segmenters import SegmenterSettings
+from wsss.segmenters.learning import known_long_sides
 from wsss.segmenters.retrieval import TrainedRetrieval
 from wsss.segmenters.trained import TrainedSegmenter
 from wsss.stages.each import for_each_picture, within_budget
@@ -132,11 +133,13 @@ class Segmenter:
                 "Give a trained segmenter.",
             )
         self.settings, self.kind, self.path, self.device = settings, kind, path, device or launch.device()
-        self.trained: TrainedSegmenter = SEGMENTERS[kind].load(state, metadata, path)
+        do = "The file was changed after it was written: restore it, or make the segmenter again."
+        with reading(path, f"a segmenter of kind `{kind}`, with the settings of its network", do):
+            self.trained: TrainedSegmenter = SEGMENTERS[kind].load(state, metadata, path)
         self.trained.network.to(self.device)
         self.classes = self.trained.classes
         self.reading = reading_of(path)
-        known = _long_sides(metadata or {}, path)
+        known = known_long_sides(metadata or {}, path)
         self.long_sides = known if self.trained.fit is None else None
         if self.trained.fit is not None and isinstance(settings.size, int):
             do = "Leave it out."
@@ -248,18 +251,6 @@ class Segmenter:
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Labels of one RGB picture: 0 for background, otherwise class + 1."""
         return most_probable(self.refined(image, self.probabilities(self.prepare(image))))
-
-
-def _long_sides(metadata: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
-    """The sizes of the training pictures in the metadata of a file; None if it has none."""
-    match metadata.get("long_sides"):
-        case None:
-            return None
-        case [int(low), int(high)] if 1 <= low <= high:
-            return low, high
-        case found:
-            do = "The file was changed after it was written: restore it."
-            raise BadInput(path, f"`long_sides` {found!r:.60}", "two whole numbers, the smaller first", do)
 
 
 def _resized(image: UInt8[np.ndarray, "h w 3"], size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
