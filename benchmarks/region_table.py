@@ -217,19 +217,75 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print one table in Markdown for each data set: means over the seeds, and after ± half the range."""
-    for name in dict.fromkeys(row["name"] for row in rows):
-        print(
-            f"\n{name}\n\n| | seeds | mIoU | contour F | CPU seconds a picture | peak memory, MB |\n|---|---|---|---|---|---|"
-        )
-        for kind in (*REFINERS, *SEGMENTERS):
-            of_kind = [row for row in rows if row["name"] == name and row["row"] == kind]
-            if of_kind:
-                values = {key: np.array([row[key] for row in of_kind], float) for key in ("miou", "contour_f")}
-                shown = " | ".join(f"{one.mean():.1f} ± {np.ptp(one) / 2:.1f}" for one in values.values())
-                seconds = np.mean([row["seconds"] for row in of_kind])
-                memory = max(row["memory"] for row in of_kind)
-                print(f"| {kind} | {len(of_kind)} | {shown} | {seconds:.2f} | {memory:.0f} |")
+    """Print the tables in Markdown: scores on each data set, means over the seeds and half their range, and differences of equal seeds."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    # of each row and data set, the scores by seed
+    scores: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    for row in rows:
+        scores.setdefault((row["row"], row["name"]), {})[row["seed"]] = np.array([row["miou"], row["contour_f"]])
+    for title, kinds, reference in (
+        ("masks of the training pictures", REFINERS, "crf"),
+        ("predictions for val", SEGMENTERS, "deeplab on crf"),
+    ):
+        present = [kind for kind in kinds if any(row["row"] == kind for row in rows)]
+        if not present:
+            continue
+        print(f"\n{title}: mIoU / contour F, {_seeds(rows, present)}\n")
+        print(f"| | {' | '.join(names)} | CPU s | MB |\n|---{'|---' * len(names)}|---|---|")
+        for kind in present:
+            of_kind = [row for row in rows if row["row"] == kind]
+            seconds, memory = np.mean([row["seconds"] for row in of_kind]), max(row["memory"] for row in of_kind)
+            shown = " | ".join(_means(list(scores.get((kind, name), {}).values())) for name in names)
+            print(f"| {kind} | {shown} | {seconds:.2f} | {memory:.0f} |")
+        print(f"\n{title}: mean difference to `{reference}`, equal seeds\n")
+        print(f"| | {' | '.join(names)} | mean | lowest |\n|---{'|---' * len(names)}|---|---|")
+        for kind in present:
+            if kind != reference:
+                print(f"| {kind} | {' | '.join(_differences(scores, kind, reference, names))} |")
+    if any(_pairs(scores, "votes", "levels", name) for name in names):
+        *of_sets, mean, lowest = _differences(scores, "votes", "levels", names)
+        each = ", ".join(f"{name} {of_set}" for name, of_set in zip(names, of_sets, strict=True) if of_set)
+        print(f"\n`votes` against `levels`: mean {mean}, lowest {lowest} ({each})")
+
+
+def _seeds(rows: list[dict[str, Any]], kinds: list[str]) -> str:
+    """How many seeds the rows have."""
+    numbers = {
+        len({row["seed"] for row in rows if (row["row"], row["name"]) == pair})
+        for pair in {(row["row"], row["name"]) for row in rows if row["row"] in kinds}
+    }
+    few, many = min(numbers), max(numbers)
+    return f"{many} seed{'s' if many > 1 else ''}" if few == many else f"{few} to {many} seeds"
+
+
+def _means(values: list[np.ndarray]) -> str:
+    """mIoU and F of several seeds; nothing for none."""
+    if not values:
+        return ""
+    means, spreads = np.mean(values, axis=0), np.ptp(values, axis=0) / 2
+    several = len(values) > 1
+    return " / ".join(
+        f"{mean:.1f}" + (f" ± {spread:.1f}" if several else "") for mean, spread in zip(means, spreads, strict=True)
+    )
+
+
+def _pairs(
+    scores: dict[tuple[str, str], dict[int, np.ndarray]], kind: str, reference: str, name: str
+) -> list[np.ndarray]:
+    """The differences of two rows on a data set, for the seeds that both have."""
+    one, other = scores.get((kind, name), {}), scores.get((reference, name), {})
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def _differences(
+    scores: dict[tuple[str, str], dict[int, np.ndarray]], kind: str, reference: str, names: list[str]
+) -> list[str]:
+    """Those of each data set, their mean over data sets and seeds, and the lowest of a data set and seed."""
+    of_sets = [_pairs(scores, kind, reference, name) for name in names]
+    everything = [pair for pairs in of_sets for pair in pairs]
+    shown = [np.mean(pairs, axis=0) if pairs else None for pairs in of_sets]
+    shown += [np.mean(everything, axis=0), np.min(everything, axis=0)] if everything else [None, None]
+    return ["" if one is None else " / ".join(f"{value:+.1f}" for value in one) for one in shown]
 
 
 def main() -> None:
