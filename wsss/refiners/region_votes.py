@@ -13,7 +13,7 @@ disagree, votes mostly repeat what is common to the wrong masks of all pictures,
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -249,6 +249,16 @@ def at_cuts(
     return scores / scores.sum(axis=0)
 
 
+class _Loaded(NamedTuple):
+    """A picture with its classes, their maps, these after they were averaged, and its regions."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    classes: Int[np.ndarray, " k"]
+    maps: Float[np.ndarray, "k h w"]
+    averages: Float[np.ndarray, "k h w"]
+    regions: Regions
+
+
 @stage(kind="vote", makes="answers", title=None)
 def vote_regions(
     settings: VoteSettings,
@@ -257,6 +267,7 @@ def vote_regions(
     images: Images,
     *,
     cams: Path,
+    averages: Path,
     regions: Path,
     bank: Path,
     thresholds: Path | None,
@@ -273,6 +284,7 @@ def vote_regions(
         masks: how maps become masks.
         images: the pictures.
         cams: folder of their maps, as they were before they were averaged.
+        averages: folder of these maps after they were averaged.
         regions: folder of the regions.
         bank: folder of the bank.
         thresholds: folder of the stage that chose the threshold or exponent of `masks`.
@@ -284,14 +296,15 @@ def vote_regions(
     vectors, of = known.unit_vectors(), known.labels.astype(np.int64)
     numbered = {name: number for number, name in enumerate(known.names)}
 
-    def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], Cams, Regions]:
+    def load(index: int) -> _Loaded:
         image = images.read(index)
         size_hw = (image.shape[0], image.shape[1])
         classes, maps = read_matching_cams(images, cams, index, size_hw)
-        return image, Cams(classes, maps, None), _of_levels(images, regions, index, size_hw, levels)
+        _, after = read_matching_cams(images, averages, index, size_hw)
+        return _Loaded(image, classes, maps, after, _of_levels(images, regions, index, size_hw, levels))
 
-    def compute(index: int, loaded: tuple[UInt8[np.ndarray, "h w 3"], Cams, Regions]) -> dict[str, np.ndarray]:
-        image, (classes, maps, _), found = loaded
+    def compute(index: int, loaded: _Loaded) -> dict[str, np.ndarray]:
+        image, classes, maps, after, found = loaded
         labels = np.concatenate([[0], classes.astype(np.int64) + 1])
         others = known.pictures != numbered.get(images.names[index], -1)
         given = None
@@ -305,6 +318,10 @@ def vote_regions(
         sums[classes] = moments(of_maps, of_votes.T, found.areas)
         probable = against_background(probabilities(of_maps.T[..., None], numbers))[..., 0]
         of_areas[classes] = areas(probable, of_votes, found.areas)
+        if levels.values == "kept":
+            # the means of regions say less about areas
+            inside = against_background(probabilities(after, numbers)) > 0.5
+            of_areas[classes, 0] = found.sums(inside.astype(np.float32)).sum(axis=0)
         return {"shares": given.astype(np.float32), "moments": sums, "areas": of_areas}
 
     for_each_picture(images, out, _SUFFIX, load, compute, _write_votes, title=f"vote {out.name}")

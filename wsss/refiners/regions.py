@@ -205,6 +205,7 @@ class RegionsSettings:
             self.masks,
             task.images,
             cams=task.cams,
+            averages=after,
             regions=regions,
             bank=bank,
             thresholds=thresholds,
