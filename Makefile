@@ -15,6 +15,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# the reference dense CRF, which tests and benchmarks compare with, has to be compiled; they say so where it is missing
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[oracle]' || echo 'no compiler for pydensecrf2: tests against it are skipped'
+	# the dense CRF, which would otherwise be compiled beside the first run
+	$(BIN)/python -W ignore -m wsss.ops.crf.ahead >/dev/null
 	touch $@
 
 demo: $(INSTALLED)

@@ -14,6 +14,10 @@ from wsss.data.open import open_dataset
 from wsss.data.shapes import make_shapes
 from wsss.errors import BadInput
 from wsss.methods import method
+from wsss.refiners.crf import CRFSettings, MaskSettings
+from wsss.refiners.irnet import IRNetSettings
+from wsss.refiners.regions import RegionsSettings
+from wsss.registry import uses_crf
 from wsss.segmenters.tokens import TokenCache, ViewSettings
 from wsss.stages.tokens import cache_tokens
 
@@ -175,3 +179,19 @@ def test_the_proposal_of_regions_is_estimated(shapes, monkeypatch):
     # a network that takes 10 seconds for a picture
     monkeypatch.setattr(plan, "_timed", lambda work: work() or 10.0)
     assert seconds(dataclasses.replace(settings, proposer=Slow())) == pytest.approx(60)
+
+
+@pytest.mark.parametrize(
+    ("refiner", "expected"),
+    [
+        (CRFSettings(), True),
+        (CRFSettings(by="scores"), True),
+        (CRFSettings(by="par"), False),
+        (RegionsSettings(), True),
+        (RegionsSettings(by="sams"), False),
+        (RegionsSettings(masks=MaskSettings(by="threshold")), False),
+        (IRNetSettings(), True),
+    ],
+)
+def test_refiners_that_use_the_dense_crf(refiner, expected):
+    assert uses_crf(refiner) == expected

@@ -495,6 +495,12 @@ def _regions(options: SplitOptions, chosen: ParsedSettings) -> None:
 def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
     options = options.needing_no_tags()
     data = options.dataset()
+    if options.cams is not None and registry.uses_crf(chosen.mirrors["refiner"]) and peers.rank() == 0:
+        # beside the import of torch and the check of all pictures
+        from wsss.ops.crf import compile_ahead, is_compiled
+
+        if not is_compiled():
+            compile_ahead()
     from wsss.corrections import correct_cams
     from wsss.health import stages as health
     from wsss.refiners.task import RefinementTask

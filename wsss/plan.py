@@ -315,7 +315,7 @@ class _Estimate:
         refiner: Any = self.settings.refiner
         self.disk += len(images) * self.pixels * 0.05
         seconds = len(images) * self.pixels * (self.tags + 1) * _CRF / launch.threads() / launch.processes()
-        has_crf = refiner.by == "crf" if refiner.kind == "crf" else refiner.kind != "regions"
+        has_crf = registry.uses_crf(refiner)
         compiling = 0.0 if self._compiled or not has_crf else _COMPILING
         self.compiles = self.compiles or compiling > 0
         self._compiled = self._compiled or has_crf

@@ -172,6 +172,17 @@ def run_options() -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(MethodOptions))
 
 
+def uses_crf(refiner: Any) -> bool:
+    """Whether a refiner makes masks by the dense CRF.
+
+    Args:
+        refiner: its settings, or their mirror.
+    """
+    if refiner.kind == "regions":
+        return refiner.by != "sams" and refiner.masks.by in ("crf", "scores")
+    return refiner.kind != "crf" or refiner.by in ("crf", "scores")
+
+
 def check_enough(data: "Dataset", split: str, mirrors: Mapping[str, Any]) -> None:
     """Raise BadInput if a training that these settings ask for needs more pictures than there are.
 

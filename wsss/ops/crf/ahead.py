@@ -1,43 +1,77 @@
-"""Compiles this package in a process of its own, while a command does something else: `python -m wsss.ops.crf.ahead`."""
+"""Compiles this package in processes of their own, while a command does something else: `python -m wsss.ops.crf.ahead` compiles all.
+
+One process compiles the lattice, another the mean field, for one width of a row after the other, the most frequent first. Each writes a
+line when a part is finished. Numba keeps the code in its cache, where this and later processes find it.
+"""
 
 import atexit
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 
 import numpy as np
 
-from wsss.ops.crf.inference import dense_crf
-from wsss.ops.crf.presets import PRESETS
-
-# one for each width of a row: see `field._layout`
+# numbers of labels, one for each width of a row: see `field._layout`
 LABELS = (3, 5, 21)
+LATTICE, FIELD = PARTS = ("lattice", "field")
+
+# the processes that this one has started, by what they compile; the lines that they have written; and a lock for reading more
+_running: "dict[str, subprocess.Popen[str]]" = {}
+_compiled: set[str] = set()
+_lock = threading.Lock()
 
 
 def compile_ahead() -> None:
-    """Start a process that compiles the dense CRF; it leaves the code in numba's cache, where later calls find it.
+    """Start processes that compile the dense CRF; the first call waits for what it needs.
 
-    It gives way to other processes, and ends with this one at the latest. If it fails, the first call compiles as usual.
+    They give way to other processes, and end with this one at the latest. If one fails, the first call compiles as usual.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # signals from the terminal are for the command; it ends this process itself
-        start_new_session=True,
-    )
-    atexit.register(process.kill)
+    for part in PARTS:
+        _running[part] = subprocess.Popen(
+            [sys.executable, "-m", __name__, part],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            # signals from the terminal are for the command; it ends these processes itself
+            start_new_session=True,
+        )
+        atexit.register(_running[part].kill)
 
 
-def main() -> None:
-    """Compile for all widths, the most frequent first."""
+def wait_for(width: int) -> None:
+    """Wait until the processes of `compile_ahead`, if there are any, have compiled the lattice and the mean field.
+
+    Args:
+        width: of the vectors in which rows are filtered.
+    """
+    for part, wanted in ((LATTICE, LATTICE), (FIELD, f"{width}")) if _running else ():
+        with _lock:
+            while wanted not in _compiled and part in _running:
+                lines = _running[part].stdout
+                if lines is not None and (line := lines.readline()):
+                    _compiled.add(line.strip())
+                else:  # it has ended
+                    del _running[part]
+
+
+def main(parts: Sequence[str] = PARTS) -> None:
+    """Compile these parts; the mean field for all widths, the most frequent first."""
+    from wsss.ops.crf.features import picture_features
+    from wsss.ops.crf.field import compile_for
+    from wsss.ops.crf.filters import PermutohedralFilter
+
     if hasattr(os, "nice"):
         os.nice(5)
-    image = np.zeros((8, 8, 3), np.uint8)
-    for labels in LABELS:
-        dense_crf(image, np.zeros((labels, 8, 8), np.float32), PRESETS["irn"], threads=1)
+    features = picture_features(np.zeros((8, 8, 3), np.uint8), 1, 1)
+    if LATTICE in parts:
+        PermutohedralFilter(features)
+        print(LATTICE, flush=True)
+    for labels in LABELS if FIELD in parts else ():
+        print(compile_for([labels], features), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or PARTS)

@@ -4,16 +4,18 @@ A row contains the labels of a pixel; the labels of each unary are padded to 2, 
 strip of the picture in blocks of pixels, so that these rows stay in the first-level cache. Rows of the whole picture are never stored.
 """
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wsss.arrays import Float32
 from wsss.ops.crf.blur import clear_strip, mix, mix_chunks, slice_lanes, splat
 from wsss.ops.crf.compiling import entry, inlined, inner
-from wsss.ops.crf.filters import PermutohedralFilter
+from wsss.ops.crf.features import Features
+from wsss.ops.crf.filters import PermutohedralFilter, fold_norm
 from wsss.ops.crf.lanes import (
     V2,
     V4,
@@ -31,10 +33,10 @@ from wsss.ops.crf.lanes import (
     total,
     width,
 )
-from wsss.ops.crf.lattice import Block, Lattice, Weights, weights_of
+from wsss.ops.crf.lattice import Block, Lattice, Weights, no_lattice, weights_of
 from wsss.ops.crf.planes import addresses, read_plane, write_plane
 from wsss.ops.crf.simplices import POINTS, Room, room_for, room_of
-from wsss.ops.crf.threads import P0, Team, draw, finish, run_together, wait
+from wsss.ops.crf.threads import P0, Team, compile_entry, draw, finish, run_together, wait
 from wsss.ops.crf.unary import bad_energy
 
 F0 = np.float32(0)
@@ -131,6 +133,31 @@ def potts_mean_field(
     field = Field(layout, energies, results, first, second)
     run_together(_mean_field, phases, threads, (V2, V4, V8), field, space, iterations)
     return qs
+
+
+def compile_for(labels: Sequence[int], features: Features) -> int:
+    """Compile the mean field for unaries with these numbers of labels, without running it.
+
+    Args:
+        labels: number of labels of each unary.
+        features: of any picture.
+
+    Returns:
+        The width of the vectors in which rows are filtered.
+    """
+    layout, (lattice, weights) = _layout(labels), no_lattice(features)
+    kernel = Kernel(lattice, weights, np.empty(0, np.float32), F0)
+    some = np.empty(0, np.int64)
+    room = room_for(1, 1)
+    space = Space(room, room, np.empty((1, 0), np.float32))
+    compile_entry(_find_faults, np.empty((0, 0), np.float32), np.empty(0, np.uint8))
+    compile_entry(_mean_field, (V2, V4, V8), Field(layout, some, some, kernel, kernel), space, 1)
+    return row_width(labels)
+
+
+def row_width(labels: Sequence[int]) -> int:
+    """The width of the vectors in which rows are filtered, for unaries with these numbers of labels."""
+    return _layout(labels).zero.lanes.n
 
 
 def row_lanes(labels: Sequence[int]) -> int:
@@ -307,5 +334,10 @@ def _mean_field(team: Team, groups: tuple[Vector, Vector, Vector], field: Field,
 def is_compiled() -> bool:
     """Whether an earlier process has compiled the present source, and numba has kept the result."""
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
-    kept = Path(str(_mean_field.stats.cache_path)).glob(f"field.{_mean_field.py_func.__name__}-*.nbi")
+    return all(_is_kept(kernel, newest) for kernel in (fold_norm, _mean_field))
+
+
+def _is_kept(kernel: Any, newest: float) -> bool:
+    function = kernel.py_func
+    kept = Path(str(kernel.stats.cache_path)).glob(f"{Path(inspect.getfile(function)).stem}.{function.__name__}-*.nbi")
     return any(path.stat().st_mtime >= newest for path in kept)

@@ -43,7 +43,7 @@ class PermutohedralFilter:
         self.alpha = np.float32(1 / (1 + 2.0**-d))
         if symmetric:
             work = self.weights, room_for(d + 1, threads), self.alpha, self.values(1)
-            run_together(_fold_norm, d + 5, threads, V1, self.lattice, *work)
+            run_together(fold_norm, d + 5, threads, V1, self.lattice, *work)
 
     def __call__(self, x: Float[np.ndarray, "c n"], *, threads: int = 1) -> Float[np.ndarray, "c n"]:
         """Filter each of `c` channels."""
@@ -119,7 +119,7 @@ def _filter(
 
 
 @entry
-def _fold_norm(
+def fold_norm(
     team: Team, zero: Vector, lattice: Lattice, weights: Weights, rooms: Room, alpha: np.float32, value: np.ndarray
 ) -> None:
     """Divide the weights of each point by sqrt(n), n = alpha * filter(1): splat and slice then normalise symmetrically."""

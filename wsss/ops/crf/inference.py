@@ -1,25 +1,27 @@
 """The dense CRF of a picture, on the CPU or on any device of torch."""
 
 import os
+import sys
 import threading
 from collections.abc import Sequence
-from typing import TypeVar, overload
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from wsss.arrays import UInt8
 from wsss.errors import BadInput
+from wsss.ops.crf import ahead
 from wsss.ops.crf.features import bilateral_features, channels_of, picture_features, position_features
-from wsss.ops.crf.field import potts_mean_field, row_lanes
+from wsss.ops.crf.field import potts_mean_field, row_lanes, row_width
 from wsss.ops.crf.filters import PermutohedralFilter
 from wsss.ops.crf.lattice import KEPT, strips_of
-from wsss.ops.crf.plain import LatticeFilter, mean_field
 from wsss.ops.crf.presets import DenseCRF
 from wsss.ops.crf.unary import bad_energy, check_labels
 
-Energy = TypeVar("Energy", np.ndarray, Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Energy = TypeVar("Energy", np.ndarray, "Tensor")
 
 # vertices of both lattices for each pixel of a photograph with some noise
 _VERTICES = 0.35
@@ -47,12 +49,12 @@ def dense_crf(
 ) -> list[Energy]: ...
 def dense_crf(
     image: UInt8[np.ndarray, "h w 3"],
-    unary: np.ndarray | Tensor | Sequence[np.ndarray | Tensor],
+    unary: "np.ndarray | Tensor | Sequence[np.ndarray | Tensor]",
     settings: DenseCRF,
     *,
     threads: int | None = None,
     overwrite: bool = False,
-) -> np.ndarray | Tensor | Sequence[np.ndarray | Tensor]:
+) -> "np.ndarray | Tensor | Sequence[np.ndarray | Tensor]":
     """Q, the mean field of one or several unaries on one picture (Krähenbühl and Koltun, NeurIPS 2011, algorithm 1).
 
     Several unaries share the lattices, and each iteration filters all of them together. NumPy arrays are processed by
@@ -73,7 +75,8 @@ def dense_crf(
         BadInput: the picture or a unary has another type or shape, there are fewer than two labels, a pixel has NaN, -inf or no
             finite energy, or standard deviations are too small for the lattice.
     """
-    unaries = [unary] if isinstance(unary, np.ndarray | Tensor) else list(unary)
+    alone = isinstance(unary, np.ndarray) or _is_tensor(unary)
+    unaries = [unary] if alone else list(unary)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or image.size == 0:
         found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise BadInput("dense CRF image", found, "a uint8 array (height, width, 3)", "Undo any normalisation first.")
@@ -83,22 +86,33 @@ def dense_crf(
         raise BadInput("dense CRF threads", f"{threads}", "1 or more", "Leave it out to use every CPU.")
     image = channels_of(image, settings.picture)
     arrays = [one for one in unaries if isinstance(one, np.ndarray)]
-    tensors = [one for one in unaries if isinstance(one, Tensor)]
+    tensors = [one for one in unaries if _is_tensor(one)]
     qs: list[np.ndarray] | list[Tensor] = (
         _on_torch(image, tensors, settings) if tensors else _compiled(image, arrays, settings, threads, overwrite)
     )
-    return qs[0] if isinstance(unary, np.ndarray | Tensor) else qs
+    return qs[0] if alone else qs
+
+
+def _is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Whether a value is a tensor of torch, which is imported if there is one: importing it takes seconds."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _check_unary(unary: object, kind: type, size_hw: tuple[int, ...]) -> None:
     floating = (
         unary.dtype.is_floating_point
-        if isinstance(unary, Tensor)
+        if _is_tensor(unary)
         else isinstance(unary, np.ndarray) and np.issubdtype(unary.dtype, np.floating)
     )
-    if not isinstance(unary, np.ndarray | Tensor) or type(unary) is not kind or not floating or unary.ndim != 3:
+    if (
+        not (isinstance(unary, np.ndarray) or _is_tensor(unary))
+        or type(unary) is not kind
+        or not floating
+        or unary.ndim != 3
+    ):
         found = type(unary).__name__
-        if isinstance(unary, np.ndarray | Tensor):
+        if isinstance(unary, np.ndarray) or _is_tensor(unary):
             found += f" {unary.dtype} {tuple(unary.shape)}"
         raise _not_a_unary(found, size_hw)
     if tuple(unary.shape[1:]) != size_hw:
@@ -111,7 +125,11 @@ def _not_a_unary(found: str, size_hw: tuple[int, ...]) -> BadInput:
     return BadInput("dense CRF unary", found, expected, "Resize the scores to the picture before the logarithm.")
 
 
-def _on_torch(image: UInt8[np.ndarray, "h w 3"], unaries: list[Tensor], settings: DenseCRF) -> list[Tensor]:
+def _on_torch(image: UInt8[np.ndarray, "h w 3"], unaries: "list[Tensor]", settings: DenseCRF) -> "list[Tensor]":
+    import torch
+
+    from wsss.ops.crf.plain import LatticeFilter, mean_field
+
     energies = [unary.detach().float().flatten(1) for unary in unaries]
     for energy in energies:
         if not bool(((energy > -torch.inf).all(0) & (energy < torch.inf).any(0)).all()):
@@ -134,6 +152,7 @@ def _compiled(
 ) -> list[np.ndarray]:
     if not unaries:
         return []
+    ahead.wait_for(row_width([len(unary) for unary in unaries]))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(threads or cpus, strips_of(image.shape[0] * image.shape[1]))
     colour = picture_features(image, settings.bilateral_sxy, settings.bilateral_srgb)

@@ -87,6 +87,14 @@ def strips_of(n: int) -> int:
     return min(STRIPS, -(-n // STRIP))
 
 
+def no_lattice(features: Features) -> tuple[Lattice, Weights]:
+    """A lattice and weights of the types that `lattice_of` gives, without any points."""
+    index, places = np.empty((0, 1), np.uint32), np.empty(0, np.int64)
+    lattice = Lattice(index, places, places, places, index, index, places)
+    none = np.empty((0, 1), np.float32)
+    return lattice, Weights(features, basis_of(*features.limits()), none, none[:, 0].copy())
+
+
 def lattice_of(features: Features, threads: int) -> tuple[Lattice, Weights]:
     """The lattice of n points with d features.
 

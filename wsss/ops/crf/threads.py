@@ -8,11 +8,11 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import typeof, types
 from numba.core.base import BaseContext
 from numba.core.types import Array, Type
 from numba.core.typing import Context, Signature
@@ -116,3 +116,9 @@ def run_together(kernel: Callable[..., None], phases: int, threads: int, *argume
     for run in runs:
         if not run.cancel():
             run.result()
+
+
+def compile_entry(kernel: Any, *arguments: object) -> None:
+    """Compile an `entry` for arguments of these types, and keep the code, without running it."""
+    team = Team(np.zeros(0, np.int64), 1, 0, Source())
+    kernel.compile(tuple(typeof(argument) for argument in (team, *arguments)))
