@@ -31,6 +31,8 @@ from wsss.storage import write_json
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
+mpl.rcParams["svg.fonttype"] = "none"
+
 # what the commands import, so that forks have it: before any of them runs, since threads do not survive a fork
 for module in ("accelerate", "cv2", "numba", "timm", "wsss.recipe", "wsss.health.stages", "wsss.ops.crf.field", "wsss.refiners.crf",
                "wsss.stages.evaluate", "wsss.stages.localize", "wsss.stages.predict", "wsss.stages.segment"):  # fmt: skip
