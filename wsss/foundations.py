@@ -113,7 +113,7 @@ def load_features(settings: FeatureSettings) -> Loaded:
     """
     source = settings.source
     if source == CLASSIFIER:
-        do = "Give the folder of a classifier that was trained here, or of another network, as features.source."
+        do = "Give the folder of a classifier that was trained here (`wsss refine`: --classifier), or of another network, as features.source."
         raise BadInput("features.source", f"`{CLASSIFIER}`, but no classifier that was trained here", _EXPECTED, do)
     place = weights_in(Path(source))
     metadata = read_metadata(place) if place.suffix == ".safetensors" and is_regular(place) else {}

@@ -126,8 +126,17 @@ class Admission:
         self._next, self._used, self._closed = 0, 0, False
 
     def begin(self, number: int, size: Callable[[], int]) -> int:
-        """Wait until the task with this number, counted from 0, may begin; returns its bytes, for `end`."""
-        needed = size()
+        """Wait until the task with this number, counted from 0, may begin; returns its bytes, for `end`.
+
+        If `size` fails, so does this, after all tasks before it have begun; those after it are cancelled.
+        """
+        try:
+            needed = size()
+        except BaseException:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._next == number)
+            self.close()
+            raise
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or (self._next == number and (self._used == 0 or self._used + needed <= budget()))

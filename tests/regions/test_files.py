@@ -43,6 +43,7 @@ def arrays_of(path):
         ({"atoms": np.array([0, 200, 0], np.uint8)}, "atoms up to 200 in 3 runs"),
         ({"atoms": np.array([0, 2, 0], np.uint8)}, "of which some may be missing"),
         ({"members": np.array([9], np.uint8)}, "atoms from 9 to 9 in regions"),
+        ({"members": np.zeros(500, np.uint8)}, "500 atoms in 1 regions; expected at most 2 in each"),
         ({"counts": np.array([7], np.uint8)}, "1 atoms in regions that have 7"),
         ({"scores": np.array([2.0], np.float32)}, "scores from 2.0"),
         ({"areas": np.array([8], np.int32)}, "`areas` that differ"),

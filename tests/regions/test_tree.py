@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tree
+from wsss import memory
 from wsss.cli import main
+from wsss.data.open import open_pictures
 from wsss.errors import BadInput
 from wsss.ops.region_tree import cuts
 from wsss.regions.files import read_regions, read_regions_of
@@ -134,3 +136,16 @@ def test_cuts_do_not_depend_on_how_many_there_are():
     merges = [(0, 1), (2, 3), (4, 5)]
     for number in (3, 2, 1):
         np.testing.assert_array_equal(cuts(4, merges, [number])[0], cuts(4, merges, [4, 3, 2, 1])[4 - number])
+
+
+def test_a_picture_that_does_not_fit_before_others_that_do(tmp_path):
+    """The others wait for their turn, and must not wait forever."""
+    (tmp_path / "pictures").mkdir()
+    for number, size in enumerate((200, *range(20, 40))):
+        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / "pictures" / f"{number:02d}.png")
+    memory.choose("0.001GB")
+    try:
+        with pytest.raises(BadInput, match=r"00\.png: found a picture of 200x200 pixels, which takes about"):
+            propose(TreeSettings(), open_pictures(tmp_path / "pictures"), out=tmp_path / "regions")
+    finally:
+        memory.choose(None)

@@ -127,7 +127,8 @@ def _write_packed(path: Path, classes: Int[np.ndarray, " k"], arrays: Mapping[st
 
 def _read_packed(path: Path, keys: tuple[str, ...], expected: str, do: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """Classes and arrays; files of earlier versions hold the arrays themselves."""
-    with reading(path, expected, do), zipfile.ZipFile(path) as archive:
+    missing = "Check the path, and that it was made for each picture."
+    with reading(path, expected, do, missing=missing), zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         arrays = [
             unpack(_array(archive, f"{key}_packed"), _shape(archive, key))

@@ -64,6 +64,11 @@ def read_regions(path: Path, size_hw: tuple[int, int]) -> Regions:
     if atoms.max(initial=0) >= len(atoms) or found["levels"].max(initial=0) > 255:
         high = f"atoms up to {atoms.max(initial=0)} in {len(atoms)} runs, levels up to {found['levels'].max(initial=0)}"
         raise BadInput(path, high, _EXPECTED, _DO)
+    # a region has each atom once; more would only fill the memory
+    most = int(atoms.max(initial=0)) + 1
+    if len(found["members"]) > len(found["counts"]) * most:
+        many = f"{len(found['members'])} atoms in {len(found['counts'])} regions"
+        raise BadInput(path, many, f"at most {most} in each", _DO)
     try:
         regions = Regions(
             np.repeat(atoms.astype(np.int32), lengths).reshape(size_hw),

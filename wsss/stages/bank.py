@@ -180,7 +180,8 @@ def _collected(settings: RetrievalSettings, images: Images, start: _Start, out: 
             "segmenter.erosion",
             f"no region of a class with {settings.fewest_pixels} pixels in {len(images)} masks after an erosion by {by}",
             "regions that are left",
-            "Set --segmenter.erosion_share 0.1 and --segmenter.fewest_pixels 50 for small pictures; see docs/segment.md.",
+            "Set --segmenter.erosion_share 0.1 and --segmenter.fewest_pixels 50 for small pictures (`wsss refine`: a smaller --votes.erosion and "
+            "--votes.fewest_pixels); see docs/segment.md.",
         )
     ours = np.array([0, *(start.classes.index(name) + 1 for name in images.class_names)], np.uint8)
     pictures = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]).astype(np.int32)
