@@ -21,6 +21,7 @@ from wsss.networks.receptive import reach, tiled
 from wsss.refiners.crf import CRFSettings, refine
 from wsss.run import read_record
 from wsss.stages import localize
+from wsss.stages.each import as_loaded, for_each_picture
 
 GB = 2**30
 
@@ -121,6 +122,45 @@ def test_waiting_tasks_are_cancelled():
     assert ended
 
 
+def test_a_task_that_cannot_begin_ends_those_that_wait_for_it():
+    admission, ended = memory.Admission(), []
+
+    def failing():
+        time.sleep(0.02)
+        raise BadInput("a picture", "too large", "less", "Shrink it.")
+
+    def task(number, size, error):
+        with pytest.raises(error):
+            admission.begin(number, size)
+        ended.append(number)
+
+    threads = [
+        threading.Thread(target=task, args=(2, lambda: 1, memory.Cancelled)),
+        threading.Thread(target=task, args=(1, failing, BadInput)),
+    ]
+    for thread in threads:
+        thread.start()
+    assert admission.begin(0, lambda: 1) == 1
+    for thread in threads:
+        thread.join(timeout=20)
+    assert sorted(ended) == [1, 2]
+
+
+@pytest.mark.parametrize("fails", ["load", "write"])
+def test_an_error_ends_pictures_that_wait_for_memory(fails, tmp_path, squares):
+    """One picture at a time fits; the error of the first one would otherwise leave the others waiting for its memory."""
+    memory.choose("1MB")
+
+    def fail(*_):
+        raise BadInput("a picture", "damaged", "another", "Restore it.")
+
+    steps = {"load": lambda index: index, "write": lambda path, made: None, fails: fail}
+    with pytest.raises(BadInput, match="damaged"):
+        for_each_picture(
+            squares, tmp_path, ".png", steps["load"], as_loaded, steps["write"], title="", needs=lambda index: 2**20
+        )
+
+
 def test_a_picture_that_does_not_fit_stops_the_stage(tmp_path, squares):
     write_maps(squares, tmp_path / "cams")
     cams = finished(tmp_path / "cams")
@@ -177,7 +217,7 @@ def test_maps_of_a_large_picture_are_those_of_the_whole(network, monkeypatch):
     expected = whole.cams(whole.prepare(image), (103, 180), label)
     memory.choose("30MB")
     # smaller than what follows from the budget, so that there are several
-    monkeypatch.setattr("wsss.classifier._SMALLEST_TILE", 32)
+    monkeypatch.setattr("wsss.networks.receptive._SMALLEST_TILE", 32)
     parts = CAMLocalizer(network, settings)
     assert parts.in_tiles((103, 180))
     assert not parts.in_tiles((10, 10))
@@ -196,7 +236,7 @@ def test_the_record_says_which_maps_were_made_in_tiles(tmp_path, squares, networ
             return CAMLocalizer(network, MultiScale(scales=(1.0,)))
 
     images = squares.subset(range(3))
-    monkeypatch.setattr("wsss.classifier.CAMLocalizer._tile", lambda self, core: 0)
+    monkeypatch.setattr("wsss.networks.receptive.Tiles.of_tile", lambda self, core: 0)
     assert localize.localize(Settings(), images, out=tmp_path / "whole")
     memory.choose("0.01GB")
     monkeypatch.setattr("wsss.classifier.CAMLocalizer._whole", lambda self, size_hw: 10 * GB)

@@ -33,7 +33,7 @@ from wsss.loading import load_into
 from wsss.networks.backbone import create_backbone
 from wsss.networks.body import Backbone
 from wsss.networks.irnet import IRNET_ALIASES
-from wsss.networks.receptive import Reach, reach, tiled
+from wsss.networks.receptive import Tiles, tiled
 from wsss.objective import Objective, body_and_head
 from wsss.precision import Precision, at_least_single, mixed
 from wsss.registry import no_baseline
@@ -361,10 +361,8 @@ def at_scales(
 
 # a picture at each scale: normalised, or RGB
 Views = list[Float[Tensor, "1 3 _ _"]] | list[UInt8[np.ndarray, "_ _ 3"]]
-# bytes for each pixel in the network, above those of common backbones
-_ROUGH = 600
-# sides of tiles without their overlap, in pixels
-_LARGEST_TILE, _SMALLEST_TILE = 2048, 256
+# share of the memory budget that a tile takes
+_OF_TILE = 0.25
 
 
 class CAMLocalizer:
@@ -392,7 +390,7 @@ class CAMLocalizer:
     ) -> None:
         self.network, self.settings, self.colours = network, settings, colours
         self.fuse, self.multiple = fuse, multiple
-        self._known: Reach | None = None
+        self._tiles = Tiles(cast(nn.Module, network), network.maps, 1 + settings.flip)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Views:
         """The picture at each scale: normalised, or as RGB if it is too large to be in the network as a whole."""
@@ -402,7 +400,7 @@ class CAMLocalizer:
 
     def in_tiles(self, size_hw: tuple[int, int]) -> bool:
         """Whether the maps of a picture of this size are computed tile by tile, since the memory budget does not allow otherwise."""
-        return self._whole(size_hw) > memory.budget() and self._reach().local
+        return self._whole(size_hw) > memory.budget() and self._tiles.reach.local
 
     def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
         """See `wsss.stages.localize.Bounded`."""
@@ -413,32 +411,17 @@ class CAMLocalizer:
             return int(self._whole(size_hw) + maps)
         # RGB at each scale, and once more for the largest one while it is resized
         views = 3 * pixels * (sum(scale**2 for scale in self.settings.scales) + max(self.settings.scales) ** 2)
-        return int(views + maps + self._tile(self._core()))
+        return int(views + maps + self._tiles.of_tile(self._core()))
 
     def _whole(self, size_hw: tuple[int, int]) -> float:
         """About the bytes of a picture's views, and of the forward pass of the largest one."""
         pixels = size_hw[0] * size_hw[1]
         views = 12 * pixels * sum(scale**2 for scale in self.settings.scales)
-        seen = pixels * max(self.settings.scales) ** 2 * (1 + self.settings.flip)
-        rough = views + _ROUGH * seen
-        # the network is only looked at if the picture may not fit
-        return rough if rough <= memory.budget() else views + self._reach().bytes_per_pixel * seen
-
-    def _tile(self, core: int) -> float:
-        reach = self._reach()
-        return (core + 2 * reach.radius) ** 2 * (1 + self.settings.flip) * (reach.bytes_per_pixel + 12)
+        return views + self._tiles.whole(pixels * max(self.settings.scales) ** 2, memory.budget() - views)
 
     def _core(self) -> int:
-        """The side of tiles without their overlap: the largest that a quarter of the budget holds."""
-        stride, core = self._reach().stride, _LARGEST_TILE
-        while core > _SMALLEST_TILE and self._tile(core) > memory.budget() / 4:
-            core //= 2
-        return -(-core // stride) * stride
-
-    def _reach(self) -> Reach:
-        if self._known is None:
-            self._known = reach(cast(nn.Module, self.network), self.network.maps)
-        return self._known
+        """The side of tiles without their overlap."""
+        return self._tiles.core(_OF_TILE * memory.budget())
 
     def _raw(self, view: Float[Tensor, "1 3 _ _"] | UInt8[np.ndarray, "_ _ 3"]) -> Float[Tensor, "b c _ _"]:
         """The maps of a view, and of its mirror image if the settings say so, after ReLU."""
@@ -458,7 +441,7 @@ class CAMLocalizer:
             tiles = [normalise(np.ascontiguousarray(one[rows, columns]), self.colours) for one in both]
             return maps(torch.from_numpy(np.stack(tiles)).to(device))
 
-        return tiled(of_tile, (view.shape[0], view.shape[1]), self._reach(), self._core())
+        return tiled(of_tile, (view.shape[0], view.shape[1]), self._tiles.reach, self._core())
 
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:

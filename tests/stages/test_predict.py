@@ -209,8 +209,8 @@ def test_further_outputs_describe_the_masks(complete, new):
 def test_outputs_added_one_by_one_are_the_same_bytes(trained, new, complete, tmp_path, monkeypatch):
     out, calls = tmp_path / "masks", []
     predict(PredictSettings(), new, weights=trained, out=out)
-    probabilities = Segmenter.probabilities
-    monkeypatch.setattr(Segmenter, "probabilities", lambda *a: (calls.append(1), probabilities(*a))[1])
+    blocks = Segmenter.blocks
+    monkeypatch.setattr(Segmenter, "blocks", lambda *a: (calls.append(1), blocks(*a))[1])
     predict(PredictSettings(), new, weights=trained, out=out, also=["overlays"])
     assert not calls
     predict(PredictSettings(), new, weights=trained, out=out, also=["probabilities"])

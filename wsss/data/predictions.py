@@ -40,7 +40,7 @@ def read_probabilities(path: Path, n_labels: int, size_hw: tuple[int, int]) -> F
     (found,) = read_arrays(path, ("probabilities",), expected, do)
     if found.dtype != np.float16 or found.shape != shape:
         raise BadInput(path, f"`probabilities` of {found.dtype} and shape {found.shape}", expected, do)
-    if not ((found >= 0) & (found <= 1)).all():  # NaN fails the comparisons
+    if not all(((one >= 0) & (one <= 1)).all() for one in found):  # NaN fails the comparisons
         raise BadInput(path, f"`probabilities` from {found.min()} to {found.max()}", expected, do)
     return found
 
@@ -49,42 +49,49 @@ def write_description(
     path: Path,
     name: str,
     labels: UInt8[np.ndarray, "h w"],
-    probabilities: Float16[np.ndarray, "l h w"],
+    confidences: Float16[np.ndarray, "h w"],
     classes: Sequence[str],
 ) -> None:
     """Write the description of a mask as one line of JSON; see `describe`."""
-    text = json.dumps({"picture": name, **describe(labels, probabilities, classes)}, ensure_ascii=False)
+    text = json.dumps({"picture": name, **describe(labels, confidences, classes)}, ensure_ascii=False)
     write_text(path, f"{text}\n", sync="file")
 
 
+def confidences_of(
+    labels: UInt8[np.ndarray, "h w"], probabilities: Float[np.ndarray, "l h w"]
+) -> Float[np.ndarray, "h w"]:
+    """The probability of each pixel's label; of ignored pixels, any of them."""
+    return np.take_along_axis(probabilities, np.minimum(labels, len(probabilities) - 1)[None], 0)[0]
+
+
 def describe(
-    labels: UInt8[np.ndarray, "h w"], probabilities: Float[np.ndarray, "l h w"], classes: Sequence[str]
+    labels: UInt8[np.ndarray, "h w"], confidences: Float[np.ndarray, "h w"], classes: Sequence[str]
 ) -> dict[str, Any]:
     """The classes in a mask, with areas, confidences and boxes, as a JSON value (docs/predict.md).
 
     Args:
         labels: 0 background, class + 1, 255 ignored.
-        probabilities: of background and classes.
+        confidences: the probability of each pixel's label.
         classes: the class names.
     """
     height, width = labels.shape
     present = [label for label in np.unique(labels).tolist() if label not in (0, IGNORE)]
     found = [
-        {"class": classes[label - 1], "label": label, **_area(labels, probabilities, label), "components": _components(labels == label)}
+        {"class": classes[label - 1], "label": label, **_area(labels, confidences, label), "components": _components(labels == label)}
         for label in present
     ]  # fmt: skip
     return {
         "width": width,
         "height": height,
-        "background": _area(labels, probabilities, 0),
+        "background": _area(labels, confidences, 0),
         "classes": sorted(found, key=lambda one: -one["pixels"]),
     }
 
 
-def _area(labels: np.ndarray, probabilities: np.ndarray, label: int) -> dict[str, Any]:
+def _area(labels: np.ndarray, confidences: np.ndarray, label: int) -> dict[str, Any]:
     inside = labels == label
     pixels = int(inside.sum())
-    confidence = round(float(probabilities[label][inside].mean(dtype=np.float64)), 4) if pixels else None
+    confidence = round(float(confidences[inside].mean(dtype=np.float64)), 4) if pixels else None
     return {"pixels": pixels, "share": round(pixels / labels.size, 6), "confidence": confidence}
 
 

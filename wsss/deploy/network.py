@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsss.arrays import Float, UInt8
 from wsss.data.augment import CAFFE_MEAN_BGR, ColourRule, mean_and_deviation
 from wsss.networks.deeplab import resize_logits
-from wsss.segmenters.trained import TrainedSegmenter
+from wsss.segmenters.trained import TrainedSegmenter, logits_of
 from wsss.stages.predict import SIZE_TOLERANCE
 
 # Scales are rounded to fractions with at most this denominator, since sizes in a graph are computed with whole numbers
@@ -116,7 +116,7 @@ class DeployedSegmenter(nn.Module):
 
     def _logits(self, view: Float[Tensor, "b 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "b l h w"]:
         if self.trained.window is None:
-            return self.trained.logits(view, size_hw)
+            return logits_of(self.trained, view, size_hw)
         return resize_logits(self.network(view), size_hw)
 
 

@@ -223,10 +223,12 @@ class MSC(nn.Module):
         return self
 
     def forward(
-        self, image: Float[Tensor, "b 3 h w"]
+        self, image: Float[Tensor, "b 3 h w"], base: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "b n_classes hs ws"] | list[Float[Tensor, "b n_classes _ _"]]:
-        full = self.base(image)
-        pyramid = [self.base(self._downscaled(image, scale)) for scale in self.scales]
+        """The logits; `base` takes the place of the network at one scale, for example to compute it in tiles."""
+        base = base or self.base
+        full = base(image)
+        pyramid = [base(self._downscaled(image, scale)) for scale in self.scales]
         maximum = full
         for logits in pyramid:
             maximum = torch.maximum(maximum, resize_logits(logits, full.shape[-2:]))

@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.arrays import Bool, Float, Num
 from wsss.errors import BadInput, check_range
 from wsss.networks.features import DenseFeatures
 from wsss.networks.weclip import Adapter, Decoder
+from wsss.ops.enlarging import Step, enlarge
 
 # channels of an attention head, as published
 _OF_HEAD = 32
@@ -102,9 +102,18 @@ class FrozenSegmenter(nn.Module):
         super().__init__()
         self.features, self.head = features, head
 
+    def coarse(self, pictures: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b l hc wc"]:
+        """Logits of RGB pictures with values from 0 to 255, in cells that cover them."""
+        assert self.features is not None
+        return self.head(self.features(pictures))
+
     def forward(self, pictures: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b l h w"]:
         """Logits of RGB pictures with values from 0 to 255, at their size."""
+        coarse = self.coarse(pictures)
+        return enlarge(coarse, [self.covered(coarse, (pictures.shape[2], pictures.shape[3]))])
+
+    def covered(self, coarse: Float[Tensor, "b l hc wc"], size_hw: tuple[int, int]) -> Step:
+        """How coarse logits are resized to pixels; the cells may cover more than the picture."""
         assert self.features is not None
-        logits = self.head(self.features(pictures))
-        full = F.interpolate(logits, scale_factor=float(self.features.cell), mode="bilinear", align_corners=False)
-        return full[..., : pictures.shape[2], : pictures.shape[3]]
+        height, width = (side * self.features.cell for side in coarse.shape[2:])
+        return Step((height, width), kept=size_hw)

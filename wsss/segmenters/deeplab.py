@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wsss import launch
+from wsss.arrays import Float
 from wsss.checkpoints import read_checkpoint
 from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Images
@@ -28,7 +29,7 @@ from wsss.networks.deeplab import (
 )
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective
-from wsss.segmenters.trained import TrainedNetwork, default_classes, settings_of
+from wsss.segmenters.trained import Part, TrainedNetwork, default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -130,7 +131,18 @@ class DeepLabSettings:
         classes = tuple(known["classes"])
         network = create_deeplab(len(classes) + 1, settings_of(DeepLabLayers, known["network"]))
         load_deeplab(network, state, path)
-        return TrainedNetwork(network.eval(), classes, network, known["colours"])
+        local = (network.base, network.base)
+        stride = settings_of(DeepLabLayers, known["network"]).output_stride
+        return TrainedDeepLab(network.eval(), classes, known["colours"], local=local, cell=stride)
+
+
+class TrainedDeepLab(TrainedNetwork):
+    """A trained DeepLab v2; each scale of its pyramid is computed in tiles of its own, if at all."""
+
+    network: MSC
+
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
+        return self.network(view, compute)
 
 
 def losses(network: MSC, image: Tensor, label: Tensor, loss: Literal["plain", "balanced"]) -> dict[str, Tensor]:

@@ -24,10 +24,11 @@ from wsss.loading import check_batch_norm, load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
+from wsss.ops.enlarging import Step, enlarge
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
-from wsss.segmenters.trained import default_classes, settings_of
+from wsss.segmenters.trained import Local, Part, default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -135,9 +136,12 @@ class TrainedDeepLabV1:
         # a published checkpoint has no metadata
         metadata = metadata or {"classes": default_classes(len(state["cls_conv.bias"])), "network": {}}
         self.classes: tuple[str, ...] = tuple(metadata["classes"])
-        network = DeepLabV1(len(self.classes) + 1, settings_of(DeepLabV1Layers, metadata["network"]))
+        layers = settings_of(DeepLabV1Layers, metadata["network"])
+        network = DeepLabV1(len(self.classes) + 1, layers)
         load_into(network, state, path)
         self.network = network.eval()
+        self.local: Local | None = (network, network.low)
+        self.cell = layers.output_stride
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         rows = _normalised(image)
@@ -145,8 +149,17 @@ class TrainedDeepLabV1:
             rows = resize_by_factor(rows, scale, cv2.INTER_CUBIC)
         return torch.from_numpy(np.ascontiguousarray(rows.transpose(2, 0, 1)))[None]
 
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        return enlarged(self.network(view), size_hw)
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
+        return (compute or self.network.low)(view)
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hc wc"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        return enlarge(coarse, (Step(view_hw, True), Step(size_hw, True)), rows)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return denormalise(_normalised(image).transpose(2, 0, 1))

@@ -19,11 +19,12 @@ from wsss.data.mask_augment import EMANetAugment
 from wsss.errors import check_range
 from wsss.loading import load_into
 from wsss.networks.body import Backbone
-from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting, resize_logits
+from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting
 from wsss.networks.emanet import EMANet, EMANetLayers
+from wsss.ops.enlarging import Step, enlarge
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
-from wsss.segmenters.trained import default_classes, rescaled, settings_of
+from wsss.segmenters.trained import Local, Part, default_classes, rescaled, settings_of
 from wsss.stages.train import Training
 
 LOSSES = {
@@ -113,12 +114,14 @@ class TrainedEMANet:
     colours: ColourRule = "imagenet"
     fit: tuple[int, int] | None = None
     window: int | None = None
+    # the attention sees the whole picture
+    local: Local | None = None
 
     def __init__(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
         metadata = metadata or _published(state)
         self.classes: tuple[str, ...] = tuple(metadata["classes"])
         settings = settings_of(EMANetLayers, metadata["network"])
-        self.stride = settings.output_stride
+        self.cell = settings.output_stride
         network = EMANet(len(self.classes) + 1, settings)
         load_into(network, state, path)
         self.network = network.eval()
@@ -126,10 +129,18 @@ class TrainedEMANet:
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         return rescaled(torch.from_numpy(normalise(image))[None], scale, align_corners=True)
 
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        height, width = view.shape[-2:]
-        logits = self.network(padded(view, self.stride))[..., :height, :width]
-        return resize_logits(logits, size_hw) if size_hw != (height, width) else logits
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
+        return self.network.low(padded(view, self.cell))
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hc wc"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        first = Step(padded_size(view_hw, self.cell), align_corners=True, kept=view_hw)
+        return enlarge(coarse, (first,) if size_hw == view_hw else (first, Step(size_hw)), rows)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image
@@ -137,8 +148,15 @@ class TrainedEMANet:
 
 def padded(image: Float[Tensor, "b 3 h w"], stride: int) -> Float[Tensor, "b 3 hp wp"]:
     """Pad a picture with the mean colour at the right and bottom, to sides of 1 modulo `stride`, so that corners align with cells."""
-    height, width = ((stride + 1 - side % stride) % stride for side in image.shape[-2:])
-    return F.pad(image, (0, width, 0, height))
+    height, width = image.shape[-2:]
+    down, across = padded_size((height, width), stride)
+    return F.pad(image, (0, across - width, 0, down - height))
+
+
+def padded_size(size_hw: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The smallest sides, not below these, of 1 modulo `stride`."""
+    height, width = (side + (stride + 1 - side % stride) % stride for side in size_hw)
+    return height, width
 
 
 def _published(state: Mapping[str, Tensor]) -> dict[str, Any]:

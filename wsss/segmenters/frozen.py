@@ -25,10 +25,11 @@ from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, resize_logits
 from wsss.networks.frozen import FrozenHead, FrozenSegmenter, HeadLayers
 from wsss.objective import Objective
+from wsss.ops.enlarging import Step, enlarge
 from wsss.run import pretrained, unrecorded
 from wsss.segmenters.learning import CORRECTED_WEIGHT, Target
 from wsss.segmenters.tokens import TokenCache, TokenSettings, ViewSettings, as_tensors
-from wsss.segmenters.trained import TrainedNetwork
+from wsss.segmenters.trained import Part, TrainedNetwork
 from wsss.stages.train import Training
 from wsss.stream import in_threads
 from wsss.weights import read_metadata, weights_in
@@ -160,7 +161,25 @@ class FrozenSettings:
         network = FrozenSegmenter(None, FrozenHead(len(classes) + 1, **layers))
         load_into(network, state, path, ignore=(_IN_FILE,))
         network.features = features
-        return TrainedNetwork(network.eval(), classes, network, "raw")
+        return TrainedFrozen(network.eval(), classes, "raw", cell=features.cell)
+
+
+class TrainedFrozen(TrainedNetwork):
+    """A trained head on a frozen network."""
+
+    network: FrozenSegmenter
+
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
+        return self.network.coarse(view)
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hc wc"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        return enlarge(coarse, (self.network.covered(coarse, view_hw), Step(size_hw)), rows)
 
 
 def metadata_of(where: Path) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from wsss.data.mask_augment import PSPNetAugment, size_within
 from wsss.errors import check_range
 from wsss.loading import load_into
 from wsss.networks.body import Backbone
-from wsss.networks.deeplab import pretended_underfitting, resize_logits
+from wsss.networks.deeplab import pretended_underfitting
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
+from wsss.ops.enlarging import Step, enlarge
 from wsss.ops.windows import average_over_windows
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
-from wsss.segmenters.trained import default_classes, settings_of
+from wsss.segmenters.trained import Local, Part, default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -129,6 +130,9 @@ class TrainedPSPNet:
         long_side, short_side = metadata["fit"]
         self.fit: tuple[int, int] = (long_side, short_side)
         self.window: int = metadata["window"]
+        # the pyramid sees a whole window
+        self.local: Local | None = None
+        self.cell = 1
         network = PSPNet(len(self.classes) + 1, settings_of(PSPNetLayers, metadata["network"]))
         load_into(network, state, path)
         self.network = network.eval()
@@ -137,14 +141,22 @@ class TrainedPSPNet:
         size_hw = size_within(image.shape[:2], *(max(1, int(side * scale)) for side in self.fit))
         return torch.from_numpy(normalise(resize_bilinear(image, size_hw)))[None]
 
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hs ws"]:
         # 480 pixels for windows of 512, as published
         step = max(1, self.window * 15 // 16)
         height, width = view.shape[2:]
-        logits = average_over_windows(
+        return average_over_windows(
             lambda rows, columns: self.network(view[..., rows, columns]), (height, width), self.window, step
         )
-        return resize_logits(logits, size_hw)
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hs ws"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        return enlarge(coarse, (Step(size_hw),), rows)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.arrays import Float, Int, UInt8
@@ -29,6 +28,7 @@ from wsss.foundations import (
 )
 from wsss.networks.body import Backbone
 from wsss.networks.features import DenseFeatures
+from wsss.ops.enlarging import Step, enlarge
 from wsss.ops.region_shapes import EROSION, FEWEST_PIXELS, MOST_OVERLAP, distinct
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import DROPPED, NEIGHBOURS, Votes, Voting, pool, shares_inside, vote
@@ -36,7 +36,7 @@ from wsss.regions import DEFAULT, ProposerSettings
 from wsss.regions.proposer import Proposer
 from wsss.run import pretrained
 from wsss.segmenters.bank import Bank, bank_of
-from wsss.segmenters.trained import rescaled
+from wsss.segmenters.trained import Local, Part, rescaled
 from wsss.settings import build
 from wsss.weights import read_metadata, read_weights, weights_in
 
@@ -246,6 +246,8 @@ class TrainedRetrieval:
         self.colours: ColourRule = "imagenet"
         self.fit: tuple[int, int] | None = None
         self.window: int | None = None
+        self.local: Local | None = None
+        self.cell = 1
         # the vectors that vote
         self.bank = bank.chosen(bank.kept(settings.dropped))
         # column by column, which the matrix product reads 1.5 times as fast
@@ -257,15 +259,22 @@ class TrainedRetrieval:
         """The picture itself, with values from 0 to 255, since regions are proposed from it."""
         return rescaled(torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))[None], scale, align_corners=False)
 
-    def logits(
-        self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int], regions: Regions | None = None
-    ) -> Float[Tensor, "1 l h w"]:
-        """Logarithms of the shares of the votes; `regions` are those of the view, and are proposed here if they are not given."""
+    def coarse(
+        self, view: Float[Tensor, "1 3 hs ws"], compute: Part | None = None, regions: Regions | None = None
+    ) -> Float[Tensor, "1 l hs ws"]:
+        """The shares of the votes; `regions` are those of the view, and are proposed here if they are not given."""
         image = view[0].round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        shares = torch.from_numpy(self.shares(self.decide(image, regions)))[None].to(view.device)
-        if shares.shape[2:] != size_hw:
-            shares = F.interpolate(shares, size_hw, mode="bilinear", align_corners=False)
-        return shares.clamp_min(1e-12).log()
+        return torch.from_numpy(self.shares(self.decide(image, regions)))[None].to(view.device)
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hs ws"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        """Logarithms of the shares, at the size of the picture."""
+        return enlarge(coarse, () if view_hw == size_hw else (Step(size_hw),), rows).clamp_min(1e-12).log()
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """The picture unchanged."""

@@ -14,9 +14,12 @@ from wsss.arrays import Float, UInt8
 from wsss.data.augment import ColourRule, normalise
 from wsss.data.voc import VOC_CLASSES
 from wsss.errors import Unreadable
-from wsss.networks.deeplab import resize_logits
+from wsss.ops.enlarging import Step, enlarge
 
 K = TypeVar("K")
+# from a view to the output of a part of a network
+Part = Callable[[Tensor], Tensor]
+Local = tuple[nn.Module, Part]
 
 
 class TrainedSegmenter(Protocol):
@@ -32,6 +35,9 @@ class TrainedSegmenter(Protocol):
         colours: how pictures are normalised.
         fit: the longest and the shortest side that pictures are resized to; None if they keep their size.
         window: side of the overlapping windows in which logits are computed; None for the whole picture.
+        local: the part of the network that consists of convolutions and can be computed in tiles, and the function that calls it; None if there
+            is no such part.
+        cell: pixels of a view, to a side, of a cell of the coarse logits.
     """
 
     network: nn.Module
@@ -47,14 +53,36 @@ class TrainedSegmenter(Protocol):
     @property
     def window(self) -> int | None: ...
 
+    @property
+    def local(self) -> Local | None: ...
+
+    @property
+    def cell(self) -> int: ...
+
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         """An RGB picture, rescaled and normalised as input of the network, on the CPU."""
 
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        """Logits at the original size of the picture, background first."""
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
+        """Logits in the cells of the network, background first; `compute` takes the place of the function of `local`."""
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hc wc"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        """Logits at the original size of the picture: all rows, or some of them (see `wsss.ops.enlarging`)."""
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """The RGB picture that a dense CRF uses."""
+
+
+def logits_of(
+    trained: TrainedSegmenter, view: Float[Tensor, "b 3 hs ws"], size_hw: tuple[int, int]
+) -> Float[Tensor, "b l h w"]:
+    """Logits at the original size of the picture, background first."""
+    return trained.enlarged(trained.coarse(view), (view.shape[2], view.shape[3]), size_hw)
 
 
 @dataclasses.dataclass
@@ -62,27 +90,36 @@ class TrainedNetwork:
     """A trained segmenter that is tested at one scale, without mirror images; see `TrainedSegmenter`.
 
     Attributes:
-        network: in evaluation mode.
+        network: in evaluation mode; computes the coarse logits of a batch of pictures.
         classes: the class names.
-        forward: computes the logits of a batch of pictures, at any size.
         colours: how pictures are normalised.
     """
 
     network: nn.Module
     classes: tuple[str, ...]
-    forward: Callable[[Tensor], Tensor]
     colours: ColourRule = "imagenet"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     averaged: Literal["probabilities", "logits"] = "probabilities"
     fit: tuple[int, int] | None = None
     window: int | None = None
+    local: Local | None = None
+    cell: int = 1
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
         return rescaled(torch.from_numpy(normalise(image, self.colours))[None], scale, align_corners=False)
 
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        return resize_logits(self.forward(view), size_hw)
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
+        return self.network(view)
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hc wc"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        return enlarge(coarse, (Step(size_hw),), rows)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image

@@ -18,10 +18,11 @@ from wsss.errors import BadInput
 from wsss.foundations import FeatureSettings, digest, load_features
 from wsss.loading import load_into
 from wsss.networks.body import Backbone
-from wsss.networks.deeplab import resize_logits
 from wsss.networks.weclip import FrozenNetworks, WeCLIPNetwork
+from wsss.ops.enlarging import Step, enlarge
 from wsss.outputs import RECORDS
 from wsss.pretrained import Activation, load_clip, saved_folder
+from wsss.segmenters.trained import Local, Part
 from wsss.storage import whole_file
 
 KIND = "weclip"
@@ -98,11 +99,13 @@ class TrainedWeCLIP:
     averaged: Literal["probabilities", "logits"] = "logits"
     colours: ColourRule = "imagenet"
     window: int | None = None
+    local: Local | None = None
 
     def __init__(
         self, frozen: FrozenNetworks, decoder: WeCLIPNetwork, classes: tuple[str, ...], test_side: int
     ) -> None:
         self.network, self.classes = OnFrozen(frozen, decoder).eval(), classes
+        self.cell = frozen.clip.patch
         self.fit: tuple[int, int] = (test_side, test_side)
 
     def view(self, image: UInt8[np.ndarray, "h w 3"], scale: float) -> Float[Tensor, "1 3 hs ws"]:
@@ -111,10 +114,18 @@ class TrainedWeCLIP:
             planes = F.interpolate(planes, shape, mode="bilinear", align_corners=False)
         return planes
 
-    def logits(self, view: Float[Tensor, "1 3 hs ws"], size_hw: tuple[int, int]) -> Float[Tensor, "1 l h w"]:
-        patch, size = self.network.frozen.clip.patch, self._size(size_hw)
-        first = (size[0] // patch, size[1] // patch)
-        return resize_logits(resize_logits(self.network(view), first), size_hw)
+    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
+        return self.network(view)
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hc wc"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        patch, size = self.cell, self._size(size_hw)
+        return enlarge(coarse, (Step((size[0] // patch, size[1] // patch)), Step(size_hw)), rows)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image

@@ -61,13 +61,22 @@ def for_each_picture(
     numbers = {index: number for number, index in enumerate(todo)}
 
     def admitted(index: int) -> Loaded:
-        if needs is not None:
-            taken[index] = admission.begin(numbers[index], lambda: needs(index))
-        return load(index)
+        try:
+            if needs is not None:
+                taken[index] = admission.begin(numbers[index], lambda: needs(index))
+            return load(index)
+        except BaseException:
+            # pictures that wait for the memory of this one would wait forever
+            admission.close()
+            raise
 
     def write_one(made: tuple[int, Made]) -> None:
         index, content = made
-        write(out / names[index], content)
+        try:
+            write(out / names[index], content)
+        except BaseException:
+            admission.close()
+            raise
         if index in taken:
             admission.end(taken.pop(index))
 

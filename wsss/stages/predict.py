@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsss import launch
-from wsss.arrays import Bool, Float, UInt8
+from wsss import launch, memory
+from wsss.arrays import Bool, Float, Float16, Float32, UInt8
 from wsss.data.augment import SMALLEST_SCALE
 from wsss.data.file_checks import check_files
 from wsss.data.files import read_mask, write_mask, write_picture
 from wsss.data.images import Dataset, Images, check_labels
 from wsss.data.lists import notes_on_unreadable
 from wsss.data.open import open_pictures
-from wsss.data.predictions import read_probabilities, write_description, write_probabilities
+from wsss.data.predictions import confidences_of, read_probabilities, write_description, write_probabilities
 from wsss.data.samples import DEFAULT_READING
 from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_reading
 from wsss.errors import BadInput, check_range, reading
 from wsss.networks.inference import for_inference
+from wsss.networks.receptive import ROUGH, Tiles
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, crf_bytes, dense_crf, unary_from_scores
 from wsss.ops.regions import Regions
 from wsss.ops.thresholds import highest_label
@@ -53,8 +55,8 @@ _SUFFIXES = {"masks": ".png", "overlays": ".jpg", "json": ".json", "probabilitie
 # scale augmentation covers pictures that exceed the sizes of the training pictures by up to this factor
 SIZE_TOLERANCE = 1.25
 _SMALLEST_SIZE = 16
-# bytes of a network's activations for each pixel that it sees, above those of common segmenters
-_ACTIVATIONS = 600
+# bytes of the scores that are computed at a time; most pictures have fewer in all
+_BLOCK = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +96,14 @@ class Prepared(NamedTuple):
         views: the normalised picture at each scale, (1, 3, hs, ws).
         size_hw: size of the picture.
         regions: those of the picture, for a segmenter of kind `retrieval`; None if it proposes them itself.
+        image: the picture at its size in the network, of which views are made one after the other, if they are computed in tiles; then there
+            are no `views`.
     """
 
     views: list[Tensor]
     size_hw: tuple[int, int]
     regions: Regions | None = None
+    image: UInt8[np.ndarray, "h w 3"] | None = None
 
 
 class Segmenter:
@@ -146,11 +151,14 @@ class Segmenter:
             raise BadInput("test.size", f"{settings.size}", f"none for {kind}, which resizes all pictures itself", do)
         self.scales = self.trained.scales if settings.scales is None else settings.scales
         self.mirrored = (False, True) if (self.trained.flip if settings.flip is None else settings.flip) else (False,)
+        self._tiles = None if self.trained.local is None else Tiles(*self.trained.local)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """The picture prepared for the network."""
         height, width = image.shape[:2]
         resized = _resized(image, self.working_size((height, width)))
+        if self.in_tiles((height, width)):
+            return Prepared([], (height, width), image=resized)
         return Prepared([self.trained.view(resized, scale) for scale in self.scales], (height, width))
 
     def working_size(self, size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -189,28 +197,49 @@ class Segmenter:
             prepared: the picture.
             label: the classes that it may have; all if None. The others have probability 0.
         """
+        whole = np.empty((len(self.classes) + 1, *prepared.size_hw), np.float32)
+        for rows, block in self.blocks(prepared, label):
+            whole[:, rows] = block
+        return whole
+
+    @torch.inference_mode()
+    def blocks(
+        self, prepared: Prepared, label: Bool[np.ndarray, " c"] | None = None
+    ) -> Iterator[tuple[slice, Float[np.ndarray, "l rows w"]]]:
+        """As `probabilities`, some rows at a time, so that not all are in memory."""
         absent = None if label is None else torch.from_numpy(np.concatenate([[False], ~label])).to(self.device)
-        total: Tensor | None = None
-        for view in prepared.views:
-            view = view.to(self.device)
-            for mirrored in self.mirrored:
-                with mixed(self.settings.precision, self.device):
-                    logits = self._logits(view.flip(3) if mirrored else view, prepared)
-                logits = at_least_single(logits.flip(3) if mirrored else logits)
+        found = self._coarse(prepared)
+        for rows in row_blocks(prepared.size_hw, len(self.classes) + 1):
+            some = None if rows == slice(0, prepared.size_hw[0]) else rows
+            total: Tensor | None = None
+            for coarse, view_hw, mirrored in found:
+                logits = self.trained.enlarged(coarse, view_hw, prepared.size_hw, some)
+                logits = logits.flip(3) if mirrored else logits
                 if absent is not None:
                     logits = logits.masked_fill(absent[:, None, None], -torch.inf)
                 scores = logits if self.trained.averaged == "logits" else logits.softmax(1)
                 del logits
                 total = scores if total is None else total.add_(scores)
-        assert total is not None
-        mean = total[0].div_(len(prepared.views) * len(self.mirrored))
-        return (mean.softmax(0) if self.trained.averaged == "logits" else mean).cpu().numpy()
+            assert total is not None
+            mean = total[0].div_(len(found))
+            yield rows, (mean.softmax(0) if self.trained.averaged == "logits" else mean).cpu().numpy()
 
-    def _logits(self, view: Tensor, prepared: Prepared) -> Tensor:
-        if prepared.regions is None:
-            return self.trained.logits(view, prepared.size_hw)
-        assert isinstance(self.trained, TrainedRetrieval)
-        return self.trained.logits(view, prepared.size_hw, prepared.regions)
+    def _coarse(self, prepared: Prepared) -> list[tuple[Tensor, tuple[int, int], bool]]:
+        """The coarse logits of each view, the size of the view, and whether it was mirrored."""
+        found, parts = [], dict[str, Any]()
+        if prepared.image is not None and self._tiles is not None:
+            parts = {"compute": partial(self._tiles.within, self._tile_limit(prepared.size_hw))}
+        elif prepared.regions is not None:
+            assert isinstance(self.trained, TrainedRetrieval)
+            parts = {"regions": prepared.regions}
+        for number, scale in enumerate(self.scales):
+            view = prepared.views[number] if prepared.image is None else self.trained.view(prepared.image, scale)
+            view = view.to(self.device)
+            for mirrored in self.mirrored:
+                with mixed(self.settings.precision, self.device):
+                    coarse = self.trained.coarse(view.flip(3) if mirrored else view, **parts)
+                found.append((at_least_single(coarse), (view.shape[2], view.shape[3]), mirrored))
+        return found
 
     def check_regions(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Raise BadInput if regions of pictures of these heights and widths cannot be used."""
@@ -225,28 +254,81 @@ class Segmenter:
             found = f"regions, and {resized} of {len(sizes)} pictures that would be resized"
             raise BadInput("--regions", found, "pictures at their size", "Add --size full, or leave --regions out.")
 
-    def bytes_for(self, size_hw: tuple[int, int]) -> float:
-        """About the bytes that a picture of this height and width takes, from when it is prepared until its files are written."""
-        pixels, seen = math.prod(size_hw), math.prod(self.working_size(size_hw))
-        views = seen * (12 * sum(scale**2 for scale in self.scales) + _ACTIVATIONS * max(self.scales) ** 2)
-        # the sum over views in float32 and the scores of one view; half precision for files
-        labels = len(self.classes) + 1
-        scores = pixels * (3 + 10 * labels)
+    def in_tiles(self, size_hw: tuple[int, int]) -> bool:
+        """Whether the network computes a picture of this size tile by tile, since the memory budget does not allow otherwise."""
+        if self._tiles is None:
+            return False
+        needed = self._kept(size_hw) + self._whole(size_hw)
+        return needed > memory.budget() and self._tiles.reach.local
+
+    def _seen(self, size_hw: tuple[int, int]) -> int:
+        """The pixels of a picture in the network at scale 1, at most."""
+        return math.prod(self.working_size(size_hw) if self.trained.fit is None else self.trained.fit)
+
+    def _kept(self, size_hw: tuple[int, int]) -> float:
+        """Bytes of a picture, of its copy for the network, and of the coarse logits of all views."""
+        seen, views = self._seen(size_hw), len(self.mirrored) * sum(scale**2 for scale in self.scales)
+        return 3 * math.prod(size_hw) + 3 * seen + 4 * (len(self.classes) + 1) * seen * views / self.trained.cell**2
+
+    def _whole(self, size_hw: tuple[int, int]) -> float:
+        """Bytes of the views of a picture, and of the forward pass of the largest one."""
+        seen, largest = self._seen(size_hw), max(self.scales) ** 2
+        views = 12 * seen * sum(scale**2 for scale in self.scales)
+        if self.trained.window is not None:
+            return views + ROUGH * self.trained.window**2
+        if self._tiles is None:
+            return views + ROUGH * seen * largest
+        return views + self._tiles.whole(seen * largest, memory.budget() - self._kept(size_hw) - views)
+
+    def _one_view(self, size_hw: tuple[int, int]) -> float:
+        """Bytes of the largest view, and of the picture at scale 1 of which it is made."""
+        return (
+            12
+            * self._seen(size_hw)
+            * (max(self.scales) ** 2 + (tuple(self.scales) != (1.0,)) + (True in self.mirrored))
+        )
+
+    def _tile_limit(self, size_hw: tuple[int, int]) -> float:
+        """The bytes that a tile may take: what is left, and at most half of the budget."""
+        left = memory.budget() - self._kept(size_hw) - self._one_view(size_hw)
+        return max(0, min(left, memory.budget() / 2))
+
+    def bytes_for(self, size_hw: tuple[int, int], outputs: Collection[str] = ("masks",)) -> float:
+        """About the bytes that a picture of this height and width takes, from when it is prepared until these outputs are written."""
+        pixels, labels, kept = math.prod(size_hw), len(self.classes) + 1, self._kept(size_hw)
+        if self.in_tiles(size_hw):
+            assert self._tiles is not None
+            network = self._one_view(size_hw) + self._tiles.of_tile(self._tiles.core(self._tile_limit(size_hw)))
+        else:
+            network = self._whole(size_hw)
+        block = min(4 * labels * pixels, _BLOCK) * (4 + max(self.scales) ** 2)
+        # masks, confidences, and probabilities in half precision
+        made = pixels * (1 + 2 * ("json" in outputs) + 2 * labels * ("probabilities" in outputs))
+        written = 3 * pixels + made + 10 * pixels * ("json" in outputs)
         if self.settings.crf is None:
-            return views + scores
-        return max(views + scores, scores + 4 * labels * pixels + crf_bytes(pixels, [labels]))
+            return max(kept + network, kept + block + made, written)
+        unary = 4 * labels * pixels
+        return max(
+            kept + network,
+            kept + block + unary,
+            3 * pixels + unary + crf_bytes(pixels, [labels]),
+            written + unary + block,
+        )
 
     def refined(
         self, image: UInt8[np.ndarray, "h w 3"], probabilities: Float[np.ndarray, "l h w"]
     ) -> Float[np.ndarray, "l h w"]:
         """The probabilities after the CRF, if the settings have one."""
+        return probabilities if self.settings.crf is None else self.sharpened(image, unary_from_scores(probabilities))
+
+    def sharpened(
+        self, image: UInt8[np.ndarray, "h w 3"], unary: Float[np.ndarray, "l h w"]
+    ) -> Float[np.ndarray, "l h w"]:
+        """The probabilities after the CRF, from energies, over which they are written."""
         crf = self.settings.crf
-        if crf is None:
-            return probabilities
+        assert crf is not None
         kernels = PRESETS[crf] if isinstance(crf, str) else crf
-        return dense_crf(
-            self.trained.crf_image(image), unary_from_scores(probabilities), kernels, threads=1, overwrite=True
-        )
+        return dense_crf(self.trained.crf_image(image), unary, kernels, threads=1, overwrite=True)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """Labels of one RGB picture: 0 for background, otherwise class + 1."""
@@ -258,6 +340,13 @@ def _resized(image: UInt8[np.ndarray, "h w 3"], size_hw: tuple[int, int]) -> UIn
         return image
     shrinks = max(size_hw) < max(image.shape[:2])
     return cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def row_blocks(size_hw: tuple[int, int], labels: int) -> Iterator[slice]:
+    """The rows of a picture whose scores are computed at a time, all of them unless it is large."""
+    height, width = size_hw
+    count = max(1, _BLOCK // (4 * labels * width))
+    return (slice(top, min(top + count, height)) for top in range(0, height, count))
 
 
 def most_probable(probabilities: Float[np.ndarray, "l h w"]) -> UInt8[np.ndarray, "h w"]:
@@ -360,16 +449,35 @@ class _Missing(NamedTuple):
     Attributes:
         image: RGB.
         files: the files to write, by the name of the output.
-        mask: the mask in the existing file, None if there is none.
+        mask: the mask in the existing file or of the network, None if there is none yet.
         prepared: the input of the network; None if the picture does not have to be predicted.
-        probabilities: those in the existing file, None if there are none or they are not needed.
+        confidences: the probabilities of the labels of the mask, None if they are not needed or not known yet.
+        probabilities: of all labels, None if they are not needed or not known yet.
+        unary: energies for the CRF, None if there is none.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     files: Mapping[str, Path]
     mask: UInt8[np.ndarray, "h w"] | None
     prepared: Prepared | None
-    probabilities: Float[np.ndarray, "l h w"] | None
+    confidences: Float16[np.ndarray, "h w"] | None = None
+    probabilities: Float16[np.ndarray, "l h w"] | None = None
+    unary: Float32[np.ndarray, "l h w"] | None = None
+
+    def scored(self, blocks: Iterable[tuple[slice, Float[np.ndarray, "l rows w"]]], labels: int) -> "_Missing":
+        """What the files need of the probabilities, in half precision: descriptions are the same, whether they come from the network or a file."""
+        size_hw = self.image.shape[:2]
+        mask = np.empty(size_hw, np.uint8) if self.mask is None else self.mask
+        confidences = np.empty(size_hw, np.float16) if "json" in self.files else None
+        probabilities = np.empty((labels, *size_hw), np.float16) if "probabilities" in self.files else None
+        for rows, block in blocks:
+            if self.mask is None:
+                mask[rows] = most_probable(block)
+            if confidences is not None:
+                confidences[rows] = confidences_of(mask[rows], block)
+            if probabilities is not None:
+                probabilities[:, rows] = block
+        return self._replace(mask=mask, confidences=confidences, probabilities=probabilities, prepared=None, unary=None)
 
 
 class _Predicting:
@@ -402,8 +510,13 @@ class _Predicting:
         if self.regions is not None:
             self.segmenter.check_regions(sizes)
         resized = sum(self.segmenter.working_size(size_hw) != size_hw for size_hw in sizes)
+        in_tiles = sum(map(self.segmenter.in_tiles, sizes))
         if launch.is_first():
             log.info("%s: %s", self.out, self.segmenter.about_sizes(resized, len(sizes)))
+            if in_tiles:
+                log.info(
+                    "%s: %d of %d pictures are computed in tiles, to keep to --memory", self.out, in_tiles, len(sizes)
+                )
         for_each_picture(
             self.images,
             self.out,
@@ -413,11 +526,7 @@ class _Predicting:
             self._write,
             title=f"predict {self.out.name}",
             is_done=lambda index: not self._missing(index),
-            needs=within_budget(
-                self.images,
-                lambda _, size_hw: self.segmenter.bytes_for(size_hw),
-                ", give a smaller --size (--test.size of a run), or shrink the picture",
-            ),
+            needs=within_budget(self.images, self._bytes_for, self._help()),
         )
         known = self.segmenter.long_sides
         return {
@@ -425,7 +534,15 @@ class _Predicting:
             "classes": list(self.segmenter.classes),
             "trained_long_sides": None if known is None else list(known),
             "resized": resized,
+            **({"in tiles": in_tiles} if in_tiles else {}),
         }
+
+    def _help(self) -> str:
+        """What to do about a picture that takes too much memory."""
+        less = ["give a smaller --size (--test.size of a run)"] if self.segmenter.trained.fit is None else []
+        less += ["leave out the CRF"] if self.segmenter.settings.crf is not None else []
+        less += ["leave out --probabilities"] if "probabilities" in self.wanted else []
+        return f", {', '.join([*less, ''])}or shrink the picture"
 
     def _path(self, name: str, index: int) -> Path:
         folder = self.out if name == "masks" else self.out / name
@@ -434,18 +551,31 @@ class _Predicting:
     def _missing(self, index: int) -> dict[str, Path]:
         return {name: path for name in self.wanted if not (path := self._path(name, index)).exists()}
 
+    def _again(self, index: int, files: Mapping[str, Path]) -> bool:
+        """Whether the network has to predict a picture for these missing files."""
+        stored = "probabilities" not in files and self._path("probabilities", index).exists()
+        return "masks" in files or "probabilities" in files or ("json" in files and not stored)
+
+    def _bytes_for(self, index: int, size_hw: tuple[int, int]) -> float:
+        files, pixels = self._missing(index), math.prod(size_hw)
+        if self._again(index, files):
+            return self.segmenter.bytes_for(size_hw, files)
+        # picture, mask and description; the probabilities of a file
+        return pixels * (16 + (12 + 3 * (len(self.segmenter.classes) + 1)) * ("json" in files))
+
     def _load(self, index: int) -> _Missing:
         image, files = self.images.read(index), self._missing(index)
         size_hw = (image.shape[0], image.shape[1])
         mask = None if "masks" in files else self._read_mask(index, size_hw)
-        stored = self._path("probabilities", index)
-        needs_scores = "json" in files or "probabilities" in files
-        has_scores = "probabilities" not in files and stored.exists()
-        probabilities = None
-        if needs_scores and has_scores and mask is not None:
-            probabilities = read_probabilities(stored, len(self.segmenter.classes) + 1, size_hw)
-        again = mask is None or (needs_scores and probabilities is None)
-        return _Missing(image, files, mask, self._prepare(image, index) if again else None, probabilities)
+        if self._again(index, files):
+            return _Missing(image, files, mask, self._prepare(image, index))
+        confidences = None
+        if "json" in files:
+            assert mask is not None
+            labels = len(self.segmenter.classes) + 1
+            stored = read_probabilities(self._path("probabilities", index), labels, size_hw)
+            confidences = confidences_of(mask, stored)
+        return _Missing(image, files, mask, None, confidences)
 
     def _prepare(self, image: UInt8[np.ndarray, "h w 3"], index: int) -> Prepared:
         prepared = self.segmenter.prepare(image)
@@ -468,24 +598,28 @@ class _Predicting:
     def _compute(self, index: int, one: _Missing) -> _Missing:
         if one.prepared is None:
             return one
-        label = None if self.labels is None else self.labels[index]
-        return one._replace(probabilities=self.segmenter.probabilities(one.prepared, label), prepared=None)
+        labels = len(self.segmenter.classes) + 1
+        blocks = self.segmenter.blocks(one.prepared, None if self.labels is None else self.labels[index])
+        if self.segmenter.settings.crf is None:
+            return one.scored(blocks, labels)
+        unary = np.empty((labels, *one.prepared.size_hw), np.float32)
+        for rows, block in blocks:
+            unary[:, rows] = unary_from_scores(block)
+        return one._replace(unary=unary, prepared=None)
 
     def _write(self, path: Path, one: _Missing) -> None:
-        mask, half, classes = one.mask, None, self.segmenter.classes
-        if one.probabilities is not None:
-            is_stored = one.probabilities.dtype == np.float16
-            scores = one.probabilities if is_stored else self.segmenter.refined(one.image, one.probabilities)
-            mask = most_probable(scores) if mask is None else mask
-            # descriptions are the same, whether the probabilities come from the network or from a file
-            half = scores.astype(np.float16)
-        assert mask is not None
+        classes = self.segmenter.classes
+        if one.unary is not None:
+            found = self.segmenter.sharpened(one.image, one.unary)
+            blocks = ((rows, found[:, rows]) for rows in row_blocks(one.image.shape[:2], len(found)))
+            one = one.scored(blocks, len(found))
+        assert one.mask is not None
         name = path.relative_to(self.out).with_suffix("").as_posix()
-        if "probabilities" in one.files and half is not None:
-            write_probabilities(one.files["probabilities"], half, classes)
-        if "json" in one.files and half is not None:
-            write_description(one.files["json"], name, mask, half, classes)
+        if one.probabilities is not None:
+            write_probabilities(one.files["probabilities"], one.probabilities, classes)
+        if one.confidences is not None:
+            write_description(one.files["json"], name, one.mask, one.confidences, classes)
         if "overlays" in one.files:
-            write_picture(one.files["overlays"], overlay(one.image, mask, classes))
+            write_picture(one.files["overlays"], overlay(one.image, one.mask, classes))
         if "masks" in one.files:
-            write_mask(path, mask)
+            write_mask(path, one.mask)
