@@ -1,23 +1,26 @@
 """Peak memory of the stages by the number of pixels, of this version and of another one.
 
-    python benchmarks/memory.py [--baseline PYTHON] [--stages crf refine threshold localize regions] [--megapixels 0.2 2 6 24] [--memory 4GB]
+    python benchmarks/memory.py [--baseline PYTHON] [--stages crf refine threshold localize regions predict evaluate] [--megapixels 0.2 2 6 24] [--memory 4GB]
 
 Every number is from a process of its own, which handles one picture of 3:2 with noise like a photograph's, one class and one thread, after a small
 picture: the highest resident memory since then, less what was resident before, as bytes a pixel and GiB. `localize` is a CAM of a small ResNet
-(resnet10t) with random weights at the scales 1, 0.5, 1.5 and 2, mirrored; --backbone and --scales change that. This version keeps to the budget
---memory. A process that fails, or that would need more than --most GiB of address space, counts as failed.
+(resnet10t) with random weights at the scales 1, 0.5, 1.5 and 2, mirrored; --backbone and --scales change that. `predict` makes the mask of a
+DeepLab v2 on the same backbone with 21 labels, at the size of the picture and its published scales. This version keeps to the budget --memory, and
+prints what it expected to take beside what it took. A process that fails, or that would need more than --most GiB of address space, counts as failed.
 PYTHON is the interpreter of the other version:
 
     git worktree add ../baseline 8185a4c && cd ../baseline && python -m venv .venv && .venv/bin/pip install -e .
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +30,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-STAGES = ("crf", "refine", "threshold", "localize", "regions")
+STAGES = ("crf", "refine", "threshold", "localize", "regions", "predict", "evaluate")
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -55,12 +58,21 @@ def crf() -> Callable[[np.ndarray], object]:
     def work(image: np.ndarray) -> object:
         unaries = [unary_from_labels((image[..., 0] > at).astype(np.uint8), 2, 0.7) for at in (100, 128)]
         start()
+        expect_crf(image.size // 3)
         try:
             return dense_crf(image, unaries, PRESETS["irn"], threads=1, overwrite=True)
         except TypeError:  # earlier versions
             return dense_crf(image, unaries, PRESETS["irn"], threads=1)
 
     return work
+
+
+def expect_crf(pixels: int) -> None:
+    try:
+        from wsss.ops.crf import crf_bytes
+    except ImportError:  # earlier versions
+        return
+    expect(lambda: crf_bytes(pixels, [2, 2]))
 
 
 def refine(by: Literal["crf", "threshold"] = "crf") -> Callable[[np.ndarray], object]:
@@ -71,6 +83,8 @@ def refine(by: Literal["crf", "threshold"] = "crf") -> Callable[[np.ndarray], ob
     def work(image: np.ndarray) -> object:
         maps = maps_of(image)
         start()
+        if hasattr(settings, "bytes_for"):
+            expect(lambda: settings.bytes_for(image.size // 3, 1))
         return pseudo_mask(image, np.array([3]), maps, settings)
 
     return work
@@ -91,6 +105,8 @@ def localize() -> Callable[[np.ndarray], object]:
 
     def work(image: np.ndarray) -> object:
         start()
+        if hasattr(localizer, "bytes_for"):
+            expect(lambda: localizer.bytes_for(image.shape[:2], 1))
         found = localizer.cams(localizer.prepare(image), (image.shape[0], image.shape[1]), label)
         return found.maps
 
@@ -107,6 +123,57 @@ def regions() -> Callable[[np.ndarray], object]:
     return work
 
 
+def predict() -> Callable[[np.ndarray], object]:
+    import torch
+
+    from wsss.data.voc import VOC_CLASSES
+    from wsss.networks.deeplab import DeepLabLayers, create_deeplab
+    from wsss.networks.inference import for_inference
+    from wsss.stages.predict import PredictSettings, Segmenter, most_probable
+    from wsss.weights import write_weights
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    layers = DeepLabLayers(os.environ["BACKBONE"])
+    metadata = {"kind": "deeplab", "network": dataclasses.asdict(layers), "classes": VOC_CLASSES, "colours": "imagenet"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "segmenter.safetensors"
+        write_weights(path, create_deeplab(21, layers).state_dict(), metadata)
+        segmenter = Segmenter(path, PredictSettings(size="full"))
+    for_inference(segmenter.trained.network)
+
+    def work(image: np.ndarray) -> object:
+        start()
+        if not hasattr(segmenter, "blocks"):  # earlier versions
+            return most_probable(segmenter.probabilities(segmenter.prepare(image)))
+        expect(lambda: segmenter.bytes_for(image.shape[:2]))
+        mask = np.empty(image.shape[:2], np.uint8)
+        for rows, block in segmenter.blocks(segmenter.prepare(image)):
+            mask[rows] = most_probable(block)
+        return mask
+
+    return work
+
+
+def evaluate() -> Callable[[np.ndarray], object]:
+    from wsss.metrics import ContourCounts, ThresholdSweep
+    from wsss.stages.evaluate import ScoreSettings
+
+    settings = ScoreSettings()
+
+    def work(image: np.ndarray) -> object:
+        maps, truth = maps_of(image), (image[..., 0] > 100).astype(np.uint8)
+        start()
+        sweep = ThresholdSweep(settings.thresholds, 1)
+        sweep.add(truth, maps, np.array([0]), "picture")
+        best, _ = sweep.best(settings.convention)
+        outlines = ContourCounts(1, settings.contour_tolerance)
+        outlines.add(truth, (maps[0] > best).astype(np.uint8), "picture")
+        return [sweep.counts, outlines.counts]
+
+    return work
+
+
 def status(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return 1024 * int(line.split()[1])
@@ -119,7 +186,13 @@ def start() -> None:
     before, begun = status("VmRSS"), time.process_time()
 
 
-before, begun = 0, 0.0
+def expect(estimate: Callable[[], float]) -> None:
+    """Keep what a stage expects to take."""
+    global expected
+    expected = estimate()
+
+
+before, begun, expected = 0, 0.0, 0.0
 
 
 def measure(stage: str, megapixels: float, budget: str, most: float) -> None:
@@ -131,6 +204,8 @@ def measure(stage: str, megapixels: float, budget: str, most: float) -> None:
         "threshold": partial(refine, "threshold"),
         "localize": localize,
         "regions": regions,
+        "predict": predict,
+        "evaluate": evaluate,
     }
     work = stages[stage]()
     try:
@@ -146,7 +221,8 @@ def measure(stage: str, megapixels: float, budget: str, most: float) -> None:
     seconds, used = time.process_time() - begun, status("VmHWM") - before
     content = [np.asarray(one) for one in (made if isinstance(made, list) else [made])]
     digest = hashlib.sha256(b"".join(one.tobytes() for one in content)).hexdigest()[:8]
-    print(json.dumps({"bytes": used, "pixels": image.size // 3, "seconds": seconds, "digest": digest}))
+    found = {"bytes": used, "pixels": image.size // 3, "seconds": seconds, "digest": digest, "expected": expected}
+    print(json.dumps(found))
 
 
 def run(python: str, arguments: Sequence[str], environment: dict[str, str]) -> str:
@@ -157,7 +233,8 @@ def run(python: str, arguments: Sequence[str], environment: dict[str, str]) -> s
         return f"failed ({why[0][:60]})"
     found = json.loads(done.stdout.splitlines()[-1])
     each = found["bytes"] / found["pixels"]
-    return f"{each:5.0f} B, {found['bytes'] / 2**30:5.2f} GiB, {found['seconds']:6.1f} s, {found['digest']}"
+    text = f"{each:5.0f} B, {found['bytes'] / 2**30:5.2f} GiB, {found['seconds']:6.1f} s, {found['digest']}"
+    return text + (f", expected {found['expected'] / found['pixels']:5.0f} B" if found["expected"] else "")
 
 
 def main() -> None:

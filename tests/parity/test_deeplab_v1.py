@@ -158,8 +158,8 @@ def test_whole_evaluation(checkpoint, monkeypatch, name, settings):
     segmenter, matrix = Segmenter(checkpoint, settings), ConfusionMatrix(21)
     assert segmenter.classes[6] == "car"
     segmenter.trained.network.double()
-    logits_of, passes = segmenter.trained.logits, []
-    monkeypatch.setattr(segmenter.trained, "logits", lambda *given: passes.append(logits_of(*given)) or passes[-1])
+    enlarged, passes = segmenter.trained.enlarged, []
+    monkeypatch.setattr(segmenter.trained, "enlarged", lambda *given: passes.append(enlarged(*given)) or passes[-1])
     for k, (height, width) in enumerate(((120, 160), (75, 100))):
         image, key = inputs.image(height, width, k), f"2007_00000{k + 1}_{name}"
         prepared = segmenter.prepare(image)

@@ -10,6 +10,7 @@ from wsss.data.mask_augment import EMANetAugment
 from wsss.metrics import ConfusionMatrix, scores
 from wsss.networks.emanet import EMANet, EMANetLayers, EMAUnit
 from wsss.segmenters import emanet
+from wsss.segmenters.trained import logits_of
 from wsss.stages.train import make_optimizer, poly_factor
 from wsss.weights import trained_weights
 
@@ -196,7 +197,7 @@ def test_single_scale_evaluation(tmp_path):
     for i, size in enumerate(((61, 90), (72, 75))):
         image, truth = inputs.image(*size, i), inputs.mask(*size, 21, i)
         assert emanet.padded(trained.view(image, 1.0), 8).shape[2:] == tuple(EVALUATION[f"padded{i}"])
-        logits = trained.logits(trained.view(image, 1.0), size)
+        logits = logits_of(trained, trained.view(image, 1.0), size)
         mask = logits[0].argmax(0).numpy().astype(np.uint8)
         stored = EVALUATION[f"pred{i}"][: size[0], : size[1]]
         assert (mask != stored).sum() <= 2

@@ -10,6 +10,7 @@ from wsss.networks.deeplab import pretended_underfitting, resize_logits
 from wsss.networks.pspnet import AuxiliaryHead, PSPNet, PSPNetLayers, PyramidHead
 from wsss.ops.windows import average_over_windows, windows
 from wsss.segmenters import pspnet
+from wsss.segmenters.trained import logits_of
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.stages.train import poly_factor
 
@@ -75,7 +76,7 @@ def test_checkpoint_is_known_by_its_tensors(tmp_path):
     assert view.shape == (1, 3, 64, 192)
     with torch.no_grad():
         expected = resize_logits(network(view), (30, 90))
-        close(segmenter.trained.logits(view, (30, 90)), expected.numpy(), 1e-6)
+        close(logits_of(segmenter.trained, view, (30, 90)), expected.numpy(), 1e-6)
 
 
 def test_heads_of_pmm():

@@ -22,6 +22,7 @@ from wsss.networks.features import IMAGENET, DenseFeatures, FrozenNetwork, Trans
 from wsss.networks.frozen import FrozenHead, FrozenSegmenter, HeadLayers
 from wsss.segmenters.frozen import FrozenSettings
 from wsss.segmenters.tokens import INDEX, TokenCache, View, ViewSettings
+from wsss.segmenters.trained import logits_of
 from wsss.stages import tokens as stage
 from wsss.stages.predict import PredictSettings, Segmenter, predict
 from wsss.stages.segment import segment
@@ -263,7 +264,7 @@ def test_networks_of_transformers(kind, data, tmp_path):
     with torch.inference_mode():
         assert torch.equal(cache.maps(0, 0)[0], network(picture)[0][0].half())
     segmenter = Segmenter(made, PredictSettings())
-    logits = segmenter.trained.logits(segmenter.trained.view(images.read(0), 1.0), images.size_hw(0))
+    logits = logits_of(segmenter.trained, segmenter.trained.view(images.read(0), 1.0), images.size_hw(0))
     assert logits.shape == (1, 3, *images.size_hw(0))
     changed_model = model_of(kind)
     with torch.no_grad():

@@ -197,9 +197,14 @@ class Segmenter:
             prepared: the picture.
             label: the classes that it may have; all if None. The others have probability 0.
         """
-        whole = np.empty((len(self.classes) + 1, *prepared.size_hw), np.float32)
+        whole: np.ndarray | None = None
         for rows, block in self.blocks(prepared, label):
+            if block.shape[1:] == prepared.size_hw:
+                return block
+            if whole is None:
+                whole = np.empty((len(block), *prepared.size_hw), block.dtype)
             whole[:, rows] = block
+        assert whole is not None
         return whole
 
     @torch.inference_mode()
