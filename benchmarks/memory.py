@@ -1,6 +1,6 @@
 """Peak memory of the stages by the number of pixels, of this version and of another one.
 
-    python benchmarks/memory.py [--baseline PYTHON] [--stages crf refine threshold localize regions predict evaluate] [--megapixels 0.2 2 6 24] [--memory 4GB]
+    python benchmarks/memory.py [--baseline PYTHON] [--stages predict ..] [--megapixels 0.2 2 6 24] [--memory 4GB]
 
 Every number is from a process of its own, which handles one picture of 3:2 with noise like a photograph's, one class and one thread, after a small
 picture: the highest resident memory since then, less what was resident before, as bytes a pixel and GiB. `localize` is a CAM of a small ResNet
