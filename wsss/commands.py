@@ -57,6 +57,8 @@ _COMMON_OPTIONS = (
     "data", "tags", "classes", "split", "out", "preset", "device", "skip_bad", "cams", "competition", "weights", "masks", "pictures",
     "instances", "methods", "common", "runs", "clip", "corrected", "plots", "file", "format", "unsure", "per", "copy_pictures", "rename",
 )  # fmt: skip
+# settings of the stages that work on several pictures at a time, within `--memory`
+_BOUNDED = ("inference", "refiner", "proposer", "test", "scores")
 _COMMON_SETTINGS = {
     "": (
         "classifier.variant", "classifier.backbone", "classifier.init", "classifier.training.epochs", "classifier.training.batch",
@@ -101,7 +103,9 @@ class Command(Generic[Options]):
         if chosen.top is None and chosen.stage:
             often = (chosen.stage, *(f"{chosen.stage}.{name}" for name in often))
         about = f"{self.help[0].upper()}{self.help[1:]}."
-        return Parser(name, about, self.options, chosen, (*_COMMON_OPTIONS, *often), self.has_config)
+        bounded = chosen.stage in _BOUNDED or issubclass(self.options, RunOptions | DemoOptions)
+        options = (*_COMMON_OPTIONS, *(["memory"] if bounded else []))
+        return Parser(name, about, self.options, chosen, (*options, *often), self.has_config)
 
 
 def commands() -> dict[str, Command[Any]]:

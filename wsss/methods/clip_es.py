@@ -8,6 +8,7 @@ made doubly stochastic (class-aware attention-based affinity, CAA).
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -190,6 +191,13 @@ class CLIPESLocalizer:
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:
         """CLIP's embedding of a picture, a unit vector; see `wsss.stages.localize.Describer`."""
         return self.clip.embedding(self.prepare(image).to(self.classes.device))[0].cpu().numpy()
+
+    def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
+        """See `wsss.stages.localize.Bounded`."""
+        pixels, patches = math.prod(size_hw), math.prod(size_hw) / self.clip.patch**2
+        heads = self.clip.last_block().self_attn.num_heads
+        # the attention of all heads of the last block, means over the heads, and their products; activations; view and maps
+        return int(4 * patches**2 * (heads + 8) + pixels * (200 + 12 * classes))
 
     def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""

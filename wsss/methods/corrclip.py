@@ -10,6 +10,7 @@ refiner `regions` with `by: mode`.
 """
 
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -30,6 +31,7 @@ from wsss.methods.clip_es import check_names, patched, text_features
 from wsss.networks.clip import CLIP
 from wsss.networks.corrclip import FEWEST_BLOCKS, linked, over_windows, region_features, resized_nearest, scope
 from wsss.networks.features import DenseFeatures, PatchDescriptions, TransformerFeatures
+from wsss.networks.receptive import ROUGH
 from wsss.ops.regions import Regions
 from wsss.precision import Precision, mixed
 from wsss.pretrained import FromCLIP, load_clip
@@ -184,6 +186,18 @@ class CorrCLIPLocalizer:
         if size != image.shape[:2]:
             planes = F.interpolate(planes, size, mode="bilinear", align_corners=False)
         return Prepared(planes, resized_nearest(painted, size).astype(np.int32))
+
+    def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
+        """See `wsss.stages.localize.Bounded`."""
+        seen = math.prod(view_size(size_hw, self.settings.short_side))
+        counts = np.bincount(self.of)
+        words = len(self.of)
+        if self.settings.competitors != "all" and not self.settings.words_only:
+            words = int(counts[0] + classes * counts[1:].max(initial=0))
+        found = len(counts) if self.settings.words_only else classes
+        # the picture, its regions, its view, and the cosines and maps of words and classes; two networks see a window
+        view = seen * (20 + 8 * words)
+        return int(math.prod(size_hw) * (20 + 12 * words + 12 * found) + view + 2 * ROUGH * self.settings.window**2)
 
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:

@@ -13,6 +13,7 @@ binomial follow-up (`hfpl`) adds both losses to SEAM, and keeps its maps and oth
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into
 from wsss.methods import high_fidelity, seam
 from wsss.networks.body import Backbone
+from wsss.networks.receptive import ROUGH
 from wsss.networks.seam import SEAMNetwork, correlated, resized
 from wsss.objective import Objective
 from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma, feature_similarity_loss
@@ -343,6 +345,14 @@ class ICAMLocalizer:
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
         """The picture at each scale."""
         return at_scales(image, self.settings.scales)
+
+    def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
+        """See `wsss.stages.localize.Bounded`."""
+        scales, pixels = self.settings.scales, math.prod(size_hw)
+        views = 12 * sum(scale**2 for scale in scales)
+        # the network and the maps of a class see both mirror images of the largest view
+        largest = (1 + self.settings.flip) * max(scales) ** 2 * (ROUGH + 8 * classes)
+        return int(pixels * (views + largest + 20 * classes))
 
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:

@@ -302,3 +302,8 @@ class PatchDescriptions(nn.Module):
         rows, columns = grid.shape[2:]
         # the patches are the last tokens
         return (queries + keys)[:, -rows * columns :].mT.unflatten(2, (rows, columns))
+
+
+def enlarged_by(network: nn.Module) -> int:
+    """The factor by which a network, or a part of it, enlarges pictures; 1 if it does not."""
+    return next((part.enlarge for part in network.modules() if isinstance(part, DenseFeatures)), 1)

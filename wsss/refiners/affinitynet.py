@@ -6,6 +6,7 @@ SEAM and ICAM use the same refinement with other values.
 """
 
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -27,14 +28,15 @@ from wsss.metrics import Background
 from wsss.networks.affinitynet import AffinityNet, affinity_losses
 from wsss.networks.body import Backbone
 from wsss.networks.inference import for_inference
+from wsss.networks.receptive import ROUGH
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
-from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
+from wsss.ops.crf import PRESETS, crf_bytes, dense_crf, unary_from_scores
 from wsss.ops.random_walk import random_walk
 from wsss.ops.thresholds import exponent_at
 from wsss.refiners.task import RefinementTask
 from wsss.run import pretrained, stage
-from wsss.stages.each import as_loaded, for_each_picture
+from wsss.stages.each import as_loaded, for_each_picture, within_budget
 from wsss.stages.thresholds import PIXEL_LABELS, found_thresholds, given
 from wsss.stages.train import Training, train
 from wsss.weights import trained_weights
@@ -226,7 +228,12 @@ def label_sets(
     def write(path: Path, posteriors: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         write_posteriors(path, *posteriors)
 
-    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"label {out.name}")
+    def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
+        pixels, labels = math.prod(size_hw), 1 + len(images.classes(index))
+        return pixels * (3 + 32 * labels) + crf_bytes(pixels, [labels, labels])
+
+    needs = within_budget(images, bytes_for, ", or shrink the picture")
+    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"label {out.name}", needs=needs)
     return {"images": len(images), "low": alphas[0], "high": alphas[1], PIXEL_LABELS: "none"}
 
 
@@ -341,7 +348,16 @@ def walk_to_masks(
         mask = labels[scores.argmax(0)]
         write_mask(path, mask[: one.image.shape[0], : one.image.shape[1]])
 
-    for_each_picture(images, out, ".png", load_one, compute, write, title=f"walk {out.name}")
+    def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
+        pixels, labels = math.prod(size_hw), 1 + len(images.classes(index))
+        # the network, the walk between cells, and maps before and after it
+        walk = pixels * (ROUGH + 60 + 24 * labels)
+        if not settings.crf:
+            return walk
+        return max(walk, pixels * (30 + 4 * labels + 16 * images.n_labels) + crf_bytes(pixels, [images.n_labels]))
+
+    needs = within_budget(images, bytes_for, ", or shrink the picture")
+    for_each_picture(images, out, ".png", load_one, compute, write, title=f"walk {out.name}", needs=needs)
     return {"images": len(images), "alpha": settings.alpha, PIXEL_LABELS: "none"}
 
 

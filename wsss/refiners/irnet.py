@@ -30,6 +30,7 @@ from wsss.metrics import Background
 from wsss.networks.body import Backbone
 from wsss.networks.inference import for_inference
 from wsss.networks.irnet import IRNET_ALIASES, IRNet, boundaries, irnet_losses
+from wsss.networks.receptive import ROUGH
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, path_affinity_planes
 from wsss.ops.instances import Detections, detections, instance_map, split_cams
@@ -38,7 +39,7 @@ from wsss.progress import Progress
 from wsss.refiners.crf import MaskSettings, refine
 from wsss.refiners.task import RefinementTask
 from wsss.run import pretrained, stage
-from wsss.stages.each import for_each_picture
+from wsss.stages.each import by_pixels, for_each_picture
 from wsss.stages.evaluate import evaluate_cams
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
@@ -219,6 +220,10 @@ def _loaded(images: Images, cams: Path, stride: int, index: int) -> _Loaded:
     return _Loaded(torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps))
 
 
+# bytes a pixel of the network, which sees the picture and its mirror image, and of the walk; and of the maps of a class, before and after it
+_BYTES, _OF_CLASS = 2 * ROUGH + 130, 20
+
+
 @stage(kind="walk", makes="maps", title="IRNet")
 def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out: Path) -> dict[str, int]:
     """Write the maps `NAME.npz` after the walk, with maximum 1 over all classes; pictures with an existing file are skipped.
@@ -245,7 +250,8 @@ def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out:
         write_cams(path, *made)
 
     load_one = partial(_loaded, images, cams, network.stride)
-    for_each_picture(images, out, ".npz", load_one, compute, write, title=f"walk {out.name}")
+    needs = by_pixels(images, _BYTES, _OF_CLASS)
+    for_each_picture(images, out, ".npz", load_one, compute, write, title=f"walk {out.name}", needs=needs)
     return {"images": len(images)}
 
 
@@ -343,7 +349,9 @@ def find_instances(
         _write_instances(path, images, *made)
 
     load_one = partial(_loaded, images, cams, network.stride)
-    for_each_picture(images, out, ".json", load_one, compute, write, title=f"instances {out.name}")
+    # a map is split into those of several instances
+    needs = by_pixels(images, _BYTES, 4 * _OF_CLASS)
+    for_each_picture(images, out, ".json", load_one, compute, write, title=f"instances {out.name}", needs=needs)
     launch.wait()
     if launch.is_first():
         results = [result for name in images.names for result in read_json(out / f"{name}.json", "instances")]

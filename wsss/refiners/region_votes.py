@@ -33,8 +33,8 @@ from wsss.ops.retrieval import vote
 from wsss.refiners.crf import MaskSettings
 from wsss.regions.files import read_regions_of
 from wsss.run import stage
-from wsss.segmenters.retrieval import RetrievalSettings, described, opened_bank
-from wsss.stages.each import as_loaded, for_each_picture
+from wsss.segmenters.retrieval import RetrievalSettings, described, opened_bank, pooling_needs
+from wsss.stages.each import as_loaded, by_pixels, for_each_picture
 from wsss.stages.localize import Cams
 from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 from wsss.storage import read_json, whole_file, write_json
@@ -336,7 +336,8 @@ def vote_regions(
             of_areas[classes, 0] = found.sums(inside.astype(np.float32)).sum(axis=0)
         return {"shares": given.astype(np.float32), "moments": sums, "areas": of_areas}
 
-    for_each_picture(images, out, _SUFFIX, load, compute, _write_arrays, title=f"vote {out.name}")
+    needs = pooling_needs(images, features)
+    for_each_picture(images, out, _SUFFIX, load, compute, _write_arrays, title=f"vote {out.name}", needs=needs)
     launch.wait()
     agreements, balance = launch.decided_by_first(lambda: _compared(images, out))
     return {"images": len(images), "agreement of votes and maps": agreements, "balance": balance}
@@ -523,7 +524,9 @@ def change_by_votes(
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)
 
-    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"votes {out.name}")
+    # maps, averages, votes and probabilities of each class
+    needs = by_pixels(images, 50, 60)
+    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"votes {out.name}", needs=needs)
     used = {name: round(float(one), 4) for name, one in zip(images.class_names, weights, strict=True)}
     marks = {PIXEL_LABELS: pixel_labels(thresholds) if thresholds else "none"}
     return {

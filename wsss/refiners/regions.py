@@ -27,13 +27,16 @@ from wsss.regions.files import read_regions_of
 from wsss.regions.tree import TreeSettings
 from wsss.run import stage, unrecorded
 from wsss.stages.bank import make_bank
-from wsss.stages.each import as_loaded, for_each_picture
+from wsss.stages.each import as_loaded, by_pixels, for_each_picture
 from wsss.stages.evaluate import evaluate_cams
 from wsss.stages.localize import Cams
 from wsss.stages.propose import propose
 from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 
 By = Literal["levels", "votes", "sams", "sepl", "mode"]
+
+# bytes a pixel of regions and of what is computed with them, and of the maps of a class
+_BYTES, _OF_CLASS = 50, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +269,8 @@ def average(settings: LevelSettings, images: Images, *, cams: Path, regions: Pat
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)
 
-    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"average {out.name}")
+    needs = by_pixels(images, _BYTES, 2 * _OF_CLASS)
+    for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"average {out.name}", needs=needs)
     return {"images": len(images)}
 
 
@@ -287,7 +291,8 @@ def label(settings: SAMSSettings, images: Images, *, cams: Path, regions: Path, 
         classes, maps, found = _maps_and_regions(images, cams, regions, index)
         return sams(found, classes, maps, settings.power).mask
 
-    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"label {out.name}")
+    needs = by_pixels(images, _BYTES, _OF_CLASS)
+    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"label {out.name}", needs=needs)
     return {"images": len(images), PIXEL_LABELS: "none"}
 
 
@@ -311,7 +316,8 @@ def correct(settings: Correction, images: Images, *, masks: Path, regions: Path,
         picture, mask = images.read_with(masks, index)
         return settings.corrected(read_regions_of(images, regions, index, picture.shape[:2]), mask)
 
-    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"correct {out.name}")
+    needs = by_pixels(images, _BYTES)
+    for_each_picture(images, out, ".png", load, as_loaded, write_mask, title=f"correct {out.name}", needs=needs)
     return {"images": len(images), PIXEL_LABELS: pixel_labels(masks)}
 
 

@@ -6,7 +6,7 @@ in one pass, and pictures and classes can be added later. Everything beyond the 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wsss.arrays import Float, Int, UInt8
 from wsss.data.augment import ColourRule
+from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
 from wsss.foundations import (
     CLASSIFIER,
@@ -28,6 +29,7 @@ from wsss.foundations import (
 )
 from wsss.networks.body import Backbone
 from wsss.networks.features import DenseFeatures
+from wsss.networks.receptive import ROUGH
 from wsss.ops.enlarging import Step, enlarge
 from wsss.ops.region_shapes import EROSION, FEWEST_PIXELS, MOST_OVERLAP, distinct
 from wsss.ops.regions import Regions
@@ -38,6 +40,7 @@ from wsss.run import pretrained
 from wsss.segmenters.bank import Bank, bank_of
 from wsss.segmenters.trained import Local, Part, rescaled
 from wsss.settings import build
+from wsss.stages.each import by_pixels
 from wsss.weights import read_metadata, read_weights, weights_in
 
 KIND, NONE = "retrieval", "none"
@@ -196,6 +199,12 @@ def _bank_and_network(
     network = rebuilt(metadata["features"], weights, path)
     bank.check_vectors(network.channels, path)
     return bank, network, weights
+
+
+def pooling_needs(images: Images, features: DenseFeatures) -> Callable[[int], int]:
+    """The `needs` of `wsss.stages.each.for_each_picture` for pictures whose regions are described."""
+    # the network, the picture and its regions, and maps
+    return by_pixels(images, ROUGH * features.enlarge**2 + 60, 20)
 
 
 def described(features: DenseFeatures, image: UInt8[np.ndarray, "h w 3"], regions: Regions) -> Float[np.ndarray, "n d"]:

@@ -26,7 +26,15 @@ from wsss.ops.regions import Regions
 from wsss.run import stage
 from wsss.segmenters.bank import Bank
 from wsss.segmenters.learning import known_long_sides, typical_long_sides
-from wsss.segmenters.retrieval import KIND, NONE, RetrievalSettings, described, network_digest, opened_bank
+from wsss.segmenters.retrieval import (
+    KIND,
+    NONE,
+    RetrievalSettings,
+    described,
+    network_digest,
+    opened_bank,
+    pooling_needs,
+)
 from wsss.stages.each import for_each_picture
 from wsss.storage import whole_file
 from wsss.weights import BANK, read_metadata, reading_of, write_weights
@@ -141,7 +149,8 @@ def _write_vectors(
             return _stored(np.zeros((0, features.channels), np.float32), found)
         return _stored(described(features, image, Regions.of_masks(found.masks)), found)
 
-    for_each_picture(images, out / _VECTORS, _SUFFIX, load, compute, _write, title=f"describe regions {out.name}")
+    title, needs = f"describe regions {out.name}", pooling_needs(images, features)
+    for_each_picture(images, out / _VECTORS, _SUFFIX, load, compute, _write, title=title, needs=needs)
 
 
 def _stored(vectors: Float[np.ndarray, "n d"], found: LabelledRegions) -> dict[str, np.ndarray]:

@@ -1,10 +1,11 @@
 """The loop over pictures: loading, computing and writing run concurrently, and the processes share the pictures."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from wsss import launch, memory, stopping
 from wsss.data.images import Images
@@ -57,28 +58,16 @@ def for_each_picture(
     threads = launch.threads()
 
     ended: list[BaseException] = []
-    admission, taken = memory.Admission(), dict[int, int]()
-    numbers = {index: number for number, index in enumerate(todo)}
-
-    def admitted(index: int) -> Loaded:
-        try:
-            if needs is not None:
-                taken[index] = admission.begin(numbers[index], lambda: needs(index))
-            return load(index)
-        except BaseException:
-            # pictures that wait for the memory of this one would wait forever
-            admission.close()
-            raise
+    room = _Room(todo, load, needs)
 
     def write_one(made: tuple[int, Made]) -> None:
         index, content = made
         try:
             write(out / names[index], content)
         except BaseException:
-            admission.close()
+            room.admission.close()
             raise
-        if index in taken:
-            admission.end(taken.pop(index))
+        room.leave(index)
 
     def computed(loaded: Iterator[Loaded]) -> Iterator[tuple[int, Made]]:
         ahead = zip(todo, loaded, strict=True)
@@ -95,8 +84,8 @@ def for_each_picture(
 
     with (
         Progress(title, len(share), done=len(share) - len(todo)) as progress,
-        closing(in_threads(admitted, todo, threads=threads)) as loaded,
-        closing(admission),
+        closing(in_threads(room.load, todo, threads=threads)) as loaded,
+        closing(room.admission),
         closing(in_threads(write_one, computed(loaded), threads=threads)) as written,
     ):
         for _ in written:
@@ -122,6 +111,15 @@ def within_budget(images: Images, bytes_for: Callable[[int, tuple[int, int]], fl
         return int(needed)
 
     return needs
+
+
+def by_pixels(images: Images, each: float, of_class: float = 0) -> Callable[[int], int]:
+    """The `needs` of a stage that runs no network: so many bytes for each pixel, and more for each class that the picture is tagged with."""
+
+    def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
+        return math.prod(size_hw) * (each + of_class * len(images.classes(index)))
+
+    return within_budget(images, bytes_for, ", or shrink the picture")
 
 
 def _existing(out: Path, names: Mapping[int, str]) -> Callable[[int], bool]:
@@ -151,7 +149,12 @@ def as_loaded(_: int, loaded: Loaded) -> Loaded:
 
 
 def sum_over_pictures(
-    images: Images, load: Callable[[int], Loaded], add: Callable[[int, Loaded], None], *, title: str
+    images: Images,
+    load: Callable[[int], Loaded],
+    add: Callable[[int, Loaded], None],
+    *,
+    title: str,
+    needs: Callable[[int], int] | None = None,
 ) -> None:
     """Load this process's share of the pictures in threads, and add each to a sum in the calling thread; a killed sum starts over.
 
@@ -160,18 +163,54 @@ def sum_over_pictures(
         load: reads the picture with this index.
         add: called with the index and the loaded picture.
         title: title of the progress bar.
+        needs: the bytes that the picture with this index takes from when it is read until it is added.
 
     Raises:
         Stopped: a signal has arrived.
     """
     share = launch.share(range(len(images)))
+    room = _Room(share, load, needs)
     with (
         Progress(title, len(share), resumable=False) as progress,
-        closing(in_threads(load, share, threads=launch.threads())) as loaded,
+        closing(in_threads(room.load, share, threads=launch.threads())) as loaded,
+        closing(room.admission),
     ):
         for index, item in zip(share, loaded, strict=True):
             add(index, item)
+            room.leave(index)
             progress.advance()
+
+
+class _Room(Generic[Loaded]):
+    """Pictures that are loaded once they fit into the memory budget, in their order.
+
+    Args:
+        todo: the indices of the pictures.
+        load: reads one.
+        needs: the bytes that it takes; None: it is loaded at once.
+    """
+
+    def __init__(self, todo: Sequence[int], load: Callable[[int], Loaded], needs: Callable[[int], int] | None) -> None:
+        self.admission, self._read, self._needs = memory.Admission(), load, needs
+        self._numbers = {index: number for number, index in enumerate(todo)}
+        self._taken: dict[int, int] = {}
+
+    def load(self, index: int) -> Loaded:
+        """The loaded picture, once there is room for it."""
+        needs = self._needs
+        try:
+            if needs is not None:
+                self._taken[index] = self.admission.begin(self._numbers[index], lambda: needs(index))
+            return self._read(index)
+        except BaseException:
+            # pictures that wait for the memory of this one would wait forever
+            self.admission.close()
+            raise
+
+    def leave(self, index: int) -> None:
+        """A picture gives its memory back."""
+        if index in self._taken:
+            self.admission.end(self._taken.pop(index))
 
 
 def read_prepared(prepare: Callable[[Any], Loaded], images: Images, index: int) -> tuple[Loaded, tuple[int, int]]:

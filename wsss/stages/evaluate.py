@@ -25,11 +25,13 @@ from wsss.metrics import (
 )
 from wsss.ops.contour import tolerance_radius
 from wsss.run import stage
-from wsss.stages.each import sum_over_pictures
+from wsss.stages.each import by_pixels, sum_over_pictures
 from wsss.stages.ranks import Packed, RankedPicture, opened, packed
 from wsss.stages.thresholds import PIXEL_LABELS, pixel_labels
 from wsss.storage import read_json, write_json
 
+# bytes a pixel of reading, ranking, and comparing labels and contours; and of the maps of a class, packed, unpacked and as numbers
+_BYTES, _OF_CLASS = 30, 10
 # a true mask, and the labels to be scored
 _Pair = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]
 
@@ -97,7 +99,8 @@ def evaluate_cams(settings: ScoreSettings, images: Images, *, cams: Path, out: P
             sweep.count(*loaded[0])
             store.add(index, loaded[1])
 
-        sum_over_pictures(images, load, add, title=f"thresholds {out.name}")
+        needs = by_pixels(images, _BYTES, _OF_CLASS)
+        sum_over_pictures(images, load, add, title=f"thresholds {out.name}", needs=needs)
         sweep.counts = launch.summed(sweep.counts)
         best, _ = sweep.best(settings.convention)
 
@@ -199,7 +202,7 @@ def _count(settings: ScoreSettings, images: Images, read: Callable[[int], _Pair]
             contours.merge(outlines.counts)
             per_image_contour.append((name, contour_scores(outlines.counts, "present").mean_f))
 
-    sum_over_pictures(images, read, add, title=f"evaluate {title}")
+    sum_over_pictures(images, read, add, title=f"evaluate {title}", needs=by_pixels(images, _BYTES))
     singles = [dict(sorted(launch.gathered(pairs))) for pairs in (per_image, per_image_contour)]
     return _Counts(launch.summed(matrix.counts), launch.summed(contours.counts), *singles)
 

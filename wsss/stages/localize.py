@@ -65,13 +65,18 @@ class WithNetwork(Protocol):
 
 @runtime_checkable
 class Bounded(Protocol):
-    """A localizer that knows how much memory it takes, and can compute the maps of large pictures tile by tile."""
-
-    def in_tiles(self, size_hw: tuple[int, int]) -> bool:
-        """Whether it does so for a picture of this height and width."""
+    """A localizer that knows how much memory it takes."""
 
     def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
         """About the bytes that a picture takes, from when it is prepared until its maps of this number of classes are written."""
+
+
+@runtime_checkable
+class Tiled(Bounded, Protocol):
+    """A localizer that can compute the maps of large pictures tile by tile."""
+
+    def in_tiles(self, size_hw: tuple[int, int]) -> bool:
+        """Whether it does so for a picture of this height and width."""
 
 
 @runtime_checkable
@@ -147,8 +152,10 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     needs = within_budget(
         images,
         lambda index, size_hw: localizer.bytes_for(size_hw, len(images.classes(index))),
-        ", leave out the largest of inference.scales, or shrink the picture",
+        (", leave out the largest of inference.scales" if hasattr(settings, "scales") else "") + ", or shrink the picture",
     )
     for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}", needs=needs)
-    in_tiles = sum(localizer.in_tiles(images.size_hw(index)) for index in range(len(images)))
+    in_tiles = 0
+    if isinstance(localizer, Tiled):
+        in_tiles = sum(localizer.in_tiles(images.size_hw(index)) for index in range(len(images)))
     return {"images": len(images), **facts, **({"in tiles": in_tiles} if in_tiles else {})}

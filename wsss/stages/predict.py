@@ -26,6 +26,7 @@ from wsss.data.predictions import confidences_of, read_probabilities, write_desc
 from wsss.data.samples import DEFAULT_READING
 from wsss.data.value_range import DEFAULT_REQUEST, ReadingRequest, choose_reading
 from wsss.errors import BadInput, check_range, reading
+from wsss.networks.features import enlarged_by
 from wsss.networks.inference import for_inference
 from wsss.networks.receptive import ROUGH, Tiles
 from wsss.ops.crf import PRESETS, DenseCRF, Preset, crf_bytes, dense_crf, unary_from_scores
@@ -282,7 +283,7 @@ class Segmenter:
         if self.trained.window is not None:
             return views + ROUGH * self.trained.window**2
         if self._tiles is None:
-            return views + ROUGH * seen * largest
+            return views + ROUGH * seen * largest * enlarged_by(self.trained.network) ** 2
         return views + self._tiles.whole(seen * largest, memory.budget() - self._kept(size_hw) - views)
 
     def _one_view(self, size_hw: tuple[int, int]) -> float:

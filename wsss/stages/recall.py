@@ -13,7 +13,7 @@ from wsss.errors import BadInput
 from wsss.ops.regions import Regions
 from wsss.regions.files import read_regions_of
 from wsss.run import stage
-from wsss.stages.each import sum_over_pictures
+from wsss.stages.each import by_pixels, sum_over_pictures
 from wsss.stages.evaluate import check_masks
 from wsss.stages.pages import aligned
 from wsss.storage import read_json, write_json
@@ -91,7 +91,8 @@ def evaluate_regions(images: Images, *, regions: Path, out: Path) -> dict[str, A
         labels, best, number, size = loaded
         found.append((images.names[index], labels.tolist(), best.tolist(), number, size))
 
-    sum_over_pictures(images, load, add, title=f"recall {out.name}")
+    # the true mask, and the numbers of the regions
+    sum_over_pictures(images, load, add, title=f"recall {out.name}", needs=by_pixels(images, 40))
     every = sorted(launch.gathered(found))
     labels = np.array([label for _, several, *_ in every for label in several], np.int64)
     if not len(labels):

@@ -12,7 +12,7 @@ from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput
 from wsss.ops.thresholds import BINS, Thresholds, highest_values, thresholds
 from wsss.run import DONE, read_record, stage
-from wsss.stages.each import sum_over_pictures
+from wsss.stages.each import by_pixels, sum_over_pictures
 from wsss.storage import read_json, write_json
 
 THRESHOLDS = "thresholds.json"
@@ -45,7 +45,9 @@ def choose_thresholds(images: Images, *, cams: Path, out: Path) -> dict[str, Any
     def add(_: int, one: np.ndarray) -> None:
         np.add(counts, one, out=counts)
 
-    sum_over_pictures(images, load, add, title=f"thresholds {out.name}")
+    # the maps while they are unpacked, their highest values and the bins of these
+    needs = by_pixels(images, 18, 10)
+    sum_over_pictures(images, load, add, title=f"thresholds {out.name}", needs=needs)
     counts = launch.summed(counts)
     if not counts.any():
         raise BadInput(cams, "no map of any class", "maps of at least one picture with tags", "Check the tags.")
