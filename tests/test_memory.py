@@ -16,12 +16,14 @@ from tests.conftest import finished
 from tests.stages.test_refine import write_maps
 from wsss import memory
 from wsss.classifier import CAMLocalizer, CAMNetwork, MultiScale
+from wsss.cli import main
 from wsss.errors import BadInput
 from wsss.networks.receptive import reach, tiled
 from wsss.refiners.crf import CRFSettings, refine
 from wsss.run import read_record
 from wsss.stages import localize
 from wsss.stages.each import as_loaded, for_each_picture
+from wsss.stages.thresholds import THRESHOLDS, choose_thresholds
 
 GB = 2**30
 
@@ -173,6 +175,36 @@ def test_a_picture_that_does_not_fit_stops_the_stage(tmp_path, squares):
     memory.choose("1GB")
     refine(CRFSettings(threshold=0.3), squares, cams=cams, out=tmp_path / "masks")
     assert len(list((tmp_path / "masks").rglob("*.png"))) == len(squares)
+
+
+def test_thresholds_keep_to_the_budget(tmp_path, squares):
+    write_maps(squares, tmp_path / "cams")
+    cams = finished(tmp_path / "cams")
+    memory.choose("0.00001GB")
+    with pytest.raises(BadInput, match=r"found a picture of \d+x\d+ pixels, which takes about"):
+        choose_thresholds(squares, cams=cams, out=tmp_path / "none")
+    # one picture at a time, and all
+    for budget, out in (("0.00005GB", "one"), ("1GB", "all")):
+        memory.choose(budget)
+        choose_thresholds(squares, cams=cams, out=tmp_path / out)
+    assert (tmp_path / "one" / THRESHOLDS).read_bytes() == (tmp_path / "all" / THRESHOLDS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("run", "cam"), True),
+        (("localize", "cam"), True),
+        (("refine",), True),
+        (("evaluate",), True),
+        (("predict",), True),
+        (("train", "cam"), False),
+    ],
+)
+def test_short_help_pages_show_it_where_it_matters(words, shown, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--help"])
+    assert ("--memory" in capsys.readouterr().out) == shown
 
 
 @pytest.fixture(scope="module")

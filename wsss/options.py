@@ -122,7 +122,7 @@ class OutOptions:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """where networks run"""
     memory: str | None = None
-    """memory for the pictures that are worked on at a time, such as 8GB; by default half of what is free (docs/reliability.md)"""
+    """memory for pictures, such as 8GB (half of what is free)"""
 
     def apart(self, data: "Dataset") -> "Dataset":
         """The dataset `data`, of which the output folder is no part."""
@@ -187,7 +187,7 @@ class MethodOptions(RunOptions):
     """Options of `wsss run METHOD`."""
 
     clip: str | None = None
-    """CLIP of tagger and method: a file, a folder or a name on the hub"""
+    """CLIP of tagger and method: file, folder or name on the hub"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -197,7 +197,7 @@ class CLIPESLocalizer:
         pixels, patches = math.prod(size_hw), math.prod(size_hw) / self.clip.patch**2
         heads = self.clip.last_block().self_attn.num_heads
         # the attention of all heads of the last block, means over the heads, and their products; activations; view and maps
-        return int(4 * patches**2 * (heads + 8) + pixels * (200 + 12 * classes))
+        return int(4 * patches**2 * (heads + 8) + pixels * (600 + 12 * classes))
 
     def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""

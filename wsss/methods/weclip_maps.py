@@ -96,7 +96,7 @@ class WeCLIPLocalizer:
         pixels, patches = math.prod(size_hw), math.prod(size_hw) / self.frozen.clip.patch**2
         heads = self.frozen.clip.last_block().self_attn.num_heads
         # the attention of all heads of the last block, means over the heads, and their products; activations; view and maps
-        return int(4 * patches**2 * (heads + 8 + self.maker.rule.attentions) + pixels * (400 + 12 * classes))
+        return int(4 * patches**2 * (heads + 8 + self.maker.rule.attentions) + pixels * (900 + 12 * classes))
 
     def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""

@@ -152,7 +152,8 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     needs = within_budget(
         images,
         lambda index, size_hw: localizer.bytes_for(size_hw, len(images.classes(index))),
-        (", leave out the largest of inference.scales" if hasattr(settings, "scales") else "") + ", or shrink the picture",
+        (", leave out the largest of inference.scales" if hasattr(settings, "scales") else "")
+        + ", or shrink the picture",
     )
     for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}", needs=needs)
     in_tiles = 0
