@@ -1,9 +1,11 @@
 """Files opened and CPU seconds of `wsss evaluate --cams`, of this version and of another one.
 
-    python benchmarks/reading.py [--baseline PYTHON] [--pictures 60] [--repeats 3]
+    python benchmarks/reading.py [--baseline PYTHON] [--pictures 60] [--repeats 3] [--chain]
 
 Makes a data set of pictures of 500x375 pixels with 1 to 3 generated maps each. Each version writes the maps in its own format and scores
 them in processes of one thread; the versions take turns, and their scores must be equal byte for byte. Files are counted by an audit hook.
+--chain measures instead what a run does with maps in this version: the threshold, scores of the maps, masks by a threshold or the dense CRF, and
+scores of the masks.
 PYTHON is the interpreter of the other version:
 
     git worktree add ../baseline 8185a4c && cd ../baseline && python -m venv .venv && .venv/bin/pip install -e .
@@ -19,11 +21,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from wsss.data.images import Images
 
 HEIGHT, WIDTH, CLASSES = 375, 500, ("cat", "dog", "cow", "car")
 KINDS = {".npz": "maps", ".png": "masks", ".jpg": "pictures"}
@@ -89,6 +94,43 @@ def measure(root: Path, out: Path) -> None:
     print(json.dumps({"seconds": seconds, "opened": opened, "scores": hashlib.sha256(files).hexdigest()}))
 
 
+def chain(root: Path, out: Path) -> None:
+    """The stages of a run that read maps and masks, one after the other."""
+    from wsss import open_dataset
+    from wsss.refiners.crf import CRFSettings, refine
+    from wsss.stages.evaluate import ScoreSettings, evaluate_cams, evaluate_masks
+    from wsss.stages.thresholds import choose_thresholds
+
+    measure(root, out)  # which writes the maps, and compiles
+    data = open_dataset(root)
+    images = data.split(data.train)
+    cams, scores = out / "cams", ScoreSettings()
+    stages: dict[str, Callable[[Images, Path], Path]] = {
+        "thresholds": lambda some, to: choose_thresholds(some, cams=cams, out=to / "thresholds"),
+        "scores of maps": lambda some, to: evaluate_cams(scores, some, cams=cams, out=to / "cams-scores"),
+        "masks (threshold)": lambda some, to: refine(
+            CRFSettings(by="threshold", threshold=0.5), some, cams=cams, out=to / "cut"
+        ),
+        "masks (CRF)": lambda some, to: refine(CRFSettings(threshold=0.5), some, cams=cams, out=to / "masks"),
+        "scores of masks": lambda some, to: evaluate_masks(scores, some, masks=to / "masks", out=to / "masks-scores"),
+    }
+    opened: Counter[str] = Counter()
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and (kind := KINDS.get(Path(str(arguments[0])).suffix)):
+            opened[kind] += 1
+
+    for stage in stages.values():
+        stage(images.subset([0]), out / "compiled")
+    sys.addaudithook(hook)
+    for name, stage in stages.items():
+        opened.clear()
+        begun = time.process_time()
+        stage(images, out / "chain")
+        each = 1e3 * (time.process_time() - begun) / len(images)
+        print(f"{name:<20}{each:8.1f} CPU ms a picture, opened {dict(opened)}", flush=True)
+
+
 def run(python: str, root: Path) -> dict[str, object]:
     """What `measure` prints, in a process of its own."""
     with tempfile.TemporaryDirectory() as out:
@@ -103,6 +145,7 @@ def main() -> None:
     parser.add_argument("--baseline", help="Python of another version")
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--chain", action="store_true")
     parser.add_argument("--measure", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -112,6 +155,10 @@ def main() -> None:
     pythons["this version"] = sys.executable
     with tempfile.TemporaryDirectory() as root:
         make(Path(root), options.pictures)
+        if options.chain:
+            with tempfile.TemporaryDirectory() as out:
+                chain(Path(root), Path(out))
+            return
         found: dict[str, list[dict[str, object]]] = {name: [] for name in pythons}
         for _ in range(options.repeats):
             for name, python in pythons.items():
