@@ -25,6 +25,8 @@ Energy = TypeVar("Energy", np.ndarray, "Tensor")
 
 # vertices of both lattices for each pixel of a photograph with some noise
 _VERTICES = 0.35
+# bytes of a small picture besides
+_LEAST = 10 * 2**20
 RECENT = 4  # number of cached position-only lattices
 RECENT_PIXELS = 1 << 20  # larger lattices are not cached
 
@@ -173,7 +175,7 @@ def crf_bytes(pixels: int, labels: Sequence[int]) -> float:
         labels: number of labels of each unary.
     """
     kept = 72 if pixels <= KEPT else 52
-    return pixels * (kept + _VERTICES * (28 + 8 * row_lanes(labels)))
+    return _LEAST + pixels * (kept + _VERTICES * (28 + 8 * row_lanes(labels)))
 
 
 _recent: dict[tuple[float, ...], PermutohedralFilter] = {}
