@@ -225,7 +225,7 @@ class Segmenter:
                     logits = logits.masked_fill(absent[:, None, None], -torch.inf)
                 scores = logits if self.trained.averaged == "logits" else logits.softmax(1)
                 del logits
-                total = scores if total is None else total.add_(scores)
+                total = scores if total is None else total + scores
             assert total is not None
             mean = total[0].div_(len(found))
             yield rows, (mean.softmax(0) if self.trained.averaged == "logits" else mean).cpu().numpy()
