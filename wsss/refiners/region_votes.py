@@ -467,9 +467,7 @@ def find_areas(
             found[classes] = areas(before.reshape(len(classes), -1), after.reshape(len(classes), -1), pixels)
         return {"areas": found}
 
-    for_each_picture(
-        images, out, _SUFFIX, load, as_loaded, _write_arrays, title=f"areas {out.name}", needs=by_pixels(images, 50, 60)
-    )
+    for_each_picture(images, out, _SUFFIX, load, as_loaded, _write_arrays, title=f"areas {out.name}")
     launch.wait()
     return {"images": len(images), "halves": launch.decided_by_first(lambda: _halves(images, out))}
 
