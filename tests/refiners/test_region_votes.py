@@ -170,7 +170,7 @@ def test_other_pictures_outvote_wrong_maps(tmp_path, squares, made):
     wrong = wrong_picture(squares)
     assert share_right(levels, squares, wrong) < 0.5
     assert share_right(masks, squares, wrong) > share_right(levels, squares, wrong) + 0.2
-    names = {"cams-levels", "cams-votes", "masks", "masks-uncorrected", "votes", "votes-areas", "votes-bank"}
+    names = {"cams-levels", "cams-votes", "masks", "masks-uncorrected", "votes", "votes-bank"}
     assert {path.name for path in task.out.iterdir()} == names
 
 
@@ -209,35 +209,10 @@ def test_the_weight_follows_the_agreement_and_is_recorded(squares, made):
     assert min(agreements.values()) > 0.5
 
 
-def test_votes_take_no_area_from_a_class(tmp_path, squares, made):
-    settings, task = made
-    areas_of = {}
-    for least in (True, False):
-        votes_settings = dataclasses.replace(settings.votes, weight=0.9, least_area=least)
-        out = tmp_path / str(least)
-        dataclasses.replace(settings, votes=votes_settings).refined(dataclasses.replace(task, out=out))
-        found = [read_cams(out / "cams-votes" / f"{name}.npz") for name in squares.names]
-        areas_of[least] = [sum((maps[classes == k] > 0.5).sum() for classes, maps, *_ in found) for k in range(2)]
-    halves = json.loads((tmp_path / "True/votes-areas/halves.json").read_text())
-    assert max(halves.values()) <= 0.5
-    assert not (tmp_path / "False/votes-areas").exists()
-    levels = [read_cams(tmp_path / "True/cams-levels" / f"{name}.npz") for name in squares.names]
-    wanted = [sum((maps[classes == k] > 0.45).sum() for classes, maps, *_ in levels) for k in range(2)]
-    for name, more, less, least in zip(squares.class_names, areas_of[True], areas_of[False], wanted, strict=True):
-        assert more >= less
-        assert more > 0.95 * least
-        assert (halves[name] < 0.5) == (less < least)
-    assert min(halves.values()) < 0.5
-
-
 def test_a_stopped_stage_continues(squares, made):
     settings, task = made
     settings.refined(task)
     before = tree(task.out)
-    areas_found = task.out / "votes-areas"
-    (areas_found / "done.json").rename(areas_found / "started.json")
-    (areas_found / f"{squares.names[2]}.npz").unlink()
-    (areas_found / "halves.json").unlink()
     voted = task.out / "cams-votes"
     (voted / "done.json").rename(voted / "started.json")
     (voted / f"{squares.names[3]}.npz").unlink()

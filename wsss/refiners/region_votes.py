@@ -4,8 +4,7 @@ A bank has the features of the eroded regions of all pseudo masks, as in ModuSeg
 for the background, the mean of its 8 highest similarities to vectors of other pictures with that label, and a softmax of these.
 
 Similarities of a class and of the background are not comparable: some classes would win too much, others too little. So the votes for a class are
-shifted until they give it as much area, over all pictures, as the maps do: votes say where a class is, and the maps how much of it there is. Where
-maps and votes are combined, less is certain than in either, so that a class could still lose area; its threshold is lowered until it does not.
+shifted until they give it as much area, over all pictures, as the maps do: votes say where a class is, and the maps how much of it there is.
 
 How much votes count is found without true masks too, for each class: by the correlation of the votes with the maps, over all regions. Where the two
 disagree, votes mostly repeat what is common to the wrong masks of all pictures, such as the water around every boat.
@@ -13,8 +12,6 @@ disagree, votes mostly repeat what is common to the wrong masks of all pictures,
 
 import dataclasses
 import logging
-import math
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -49,8 +46,6 @@ _HIGHEST, _LEAST, _ENOUGH = 0.3, 0.6, 0.7
 AGREEMENT = "agreement.json"
 # there too: the probability from which on votes give as much area to each class as the maps
 BALANCE = "balance.json"
-# the probability after the votes above which each class has enough area
-HALVES = "halves.json"
 _SUFFIX, _NAMES = ".npz", ("shares", "moments", "areas")
 # bins of these probabilities, and how far from a half they may be
 _BINS, _FARTHEST = 200, 0.45
@@ -88,8 +83,6 @@ class VoteSettings:
     """what the votes for a class are compared with: those for the background and the other tags of the picture, or for the background alone"""
     features: FeatureSettings = FeatureSettings()
     """the frozen network that describes regions; its source `classifier` is the network that made the maps"""
-    least_area: bool = True
-    """where a class would lose area, over all pictures, its threshold is lowered until it has about that of the averaged maps"""
     made_from: Literal["averages", "maps"] = "averages"
     """what the masks of the bank are made from: the averaged maps, or the maps themselves"""
     erosion: int = 2
@@ -162,15 +155,10 @@ def with_votes(
         balance: the probability of votes for each class that becomes 0.5: odds are divided by its odds.
         against: see `VoteSettings.against`.
     """
-    of_votes, half = weights[:, None, None], np.broadcast_to(balance, weights.shape)
-    voted = halved(of_classes(given, against), half)
+    of_votes, half = weights[:, None, None], np.broadcast_to(balance, weights.shape)[:, None, None]
+    voted = of_classes(given, against)
+    voted = voted * (1 - half) / (voted * (1 - half) + (1 - voted) * half)
     return ((1 - of_votes) * against_background(base) + of_votes * voted).astype(np.float32)
-
-
-def halved(probabilities: Float[np.ndarray, "k h w"], half: Float[np.ndarray, " k"]) -> Float[np.ndarray, "k h w"]:
-    """Probabilities whose odds are divided by those of `half`, one for each class, which becomes 0.5."""
-    half = half[:, None, None]
-    return probabilities * (1 - half) / (probabilities * (1 - half) + (1 - probabilities) * half)
 
 
 def moments(
@@ -197,7 +185,7 @@ def areas(
     """The area of each class in the maps, and a histogram of the votes by area, from 0 to 1; those of several pictures are added.
 
     Args:
-        of_maps, of_votes: probability of the class in each region, or pixel.
+        of_maps, of_votes: probability of the class in each region.
         sizes: areas of the regions.
     """
     bins = np.minimum((of_votes * _BINS).astype(np.int64), _BINS - 1)
@@ -337,13 +325,13 @@ def vote_regions(
         return {"shares": given.astype(np.float32), "moments": sums, "areas": of_areas}
 
     needs = pooling_needs(images, features)
-    for_each_picture(images, out, _SUFFIX, load, compute, _write_arrays, title=f"vote {out.name}", needs=needs)
+    for_each_picture(images, out, _SUFFIX, load, compute, _write_votes, title=f"vote {out.name}", needs=needs)
     launch.wait()
     agreements, balance = launch.decided_by_first(lambda: _compared(images, out))
     return {"images": len(images), "agreement of votes and maps": agreements, "balance": balance}
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_votes(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
@@ -371,118 +359,6 @@ def _of_levels(images: Images, regions: Path, index: int, size_hw: tuple[int, in
     return found.chosen(np.flatnonzero(np.isin(found.levels, np.unique(found.levels)[: settings.count])))
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What the maps that votes change are made from.
-
-    Attributes:
-        settings: the votes.
-        levels: those over which the maps were averaged; so are the votes.
-        masks: how maps become masks, which says what the score of the background is.
-        cams: folder of the maps.
-        averages: folder of these maps after they were averaged within regions.
-        regions: folder of the regions.
-        given: folder of their votes.
-        judged: folder of votes by whose agreement with maps the votes are weighted; that of another run if its bank is reused.
-        thresholds: folder of the stage that chose the threshold or exponent of `masks`.
-    """
-
-    settings: VoteSettings
-    levels: LevelSettings
-    masks: MaskSettings
-    cams: Path
-    averages: Path
-    regions: Path
-    given: Path
-    judged: Path
-    thresholds: Path | None
-
-    @property
-    def of_stage(self) -> dict[str, Any]:
-        """The arguments of a stage that reads them."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    @cached_property
-    def numbers(self) -> MaskSettings:
-        """How maps become masks, with numbers."""
-        return self.masks.at(self.thresholds)
-
-    def weights(self, images: Images) -> Float[np.ndarray, " c"]:
-        """The weight of the votes of each class."""
-        if not isinstance(self.settings.weight, str):
-            return np.full(len(images.class_names), self.settings.weight)
-        return weights_of(_of_classes(self.judged / AGREEMENT, images))
-
-    def combined(
-        self, images: Images, index: int, weights: Float[np.ndarray, " c"], balance: Float[np.ndarray, " c"]
-    ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"], Float[np.ndarray, "k h w"]]:
-        """The classes of a picture, and their probability before and after the votes, with 0.5 where the background is equally probable.
-
-        A picture without votes, or whose classes have votes without weight, has the same before and after.
-        """
-        size_hw = images.size_hw(index)
-        classes, after = read_matching_cams(images, self.averages, index, size_hw)
-        base = probabilities(after, self.numbers)
-        before = against_background(base).astype(np.float32)
-        path = self.given / f"{images.names[index]}{_SUFFIX}"
-        shares, *_ = read_arrays(path, _NAMES, _EXPECTED, f"Remove {self.given}, and run the command again.")
-        if not len(shares) or not weights[classes].any():
-            return classes, before, before
-        found = _of_levels(images, self.regions, index, size_hw, self.levels)
-        if self.levels.values == "kept":
-            _, maps = read_matching_cams(images, self.cams, index, size_hw)
-            base = at_cuts(level_means(found, maps), after, self.numbers)
-        voted = spread(found, shares, base)
-        return classes, before, with_votes(base, voted, weights[classes], balance[classes], self.settings.against)
-
-
-@stage(kind="vote", makes="answers", title=None)
-def find_areas(
-    settings: VoteSettings,
-    levels: LevelSettings,
-    masks: MaskSettings,
-    images: Images,
-    *,
-    cams: Path,
-    averages: Path,
-    regions: Path,
-    given: Path,
-    judged: Path,
-    thresholds: Path | None,
-    out: Path,
-) -> dict[str, Any]:
-    """Write the areas of the classes of every picture before and after the votes, as `NAME.npz`; pictures whose file exists are skipped.
-
-    `halves.json` has the probability after the votes above which each class has about the area, over all pictures, that it had before, but at
-    most 0.5. The arguments are those of `Inputs`.
-    """
-    inputs = Inputs(settings, levels, masks, cams, averages, regions, given, judged, thresholds)
-    weights, balance = inputs.weights(images), _of_classes(judged / BALANCE, images)
-
-    def load(index: int) -> dict[str, np.ndarray]:
-        found = np.zeros((len(images.class_names), 1 + _BINS))
-        classes, before, after = inputs.combined(images, index, weights, balance)
-        pixels = np.ones(math.prod(before.shape[1:]), np.int64)
-        if len(classes):
-            found[classes] = areas(before.reshape(len(classes), -1), after.reshape(len(classes), -1), pixels)
-        return {"areas": found}
-
-    for_each_picture(images, out, _SUFFIX, load, as_loaded, _write_arrays, title=f"areas {out.name}")
-    launch.wait()
-    return {"images": len(images), "halves": launch.decided_by_first(lambda: _halves(images, out))}
-
-
-def _halves(images: Images, out: Path) -> dict[str, float]:
-    """Write and return the probability from which on each class has enough area."""
-    sums, do = np.zeros((len(images.class_names), 1 + _BINS)), f"Remove {out}, and run the command again."
-    for name in images.names:
-        sums += read_arrays(out / f"{name}{_SUFFIX}", ("areas",), "the areas of a picture", do)[0]
-    halves = np.minimum(balanced(sums), 0.5)
-    written = {name: round(float(one), 4) for name, one in zip(images.class_names, halves, strict=True)}
-    write_json(out / HALVES, written)
-    return written
-
-
 @stage(kind="regions", makes="maps", title=None)
 def change_by_votes(
     settings: VoteSettings,
@@ -496,7 +372,6 @@ def change_by_votes(
     given: Path,
     judged: Path,
     thresholds: Path | None,
-    found: Path | None,
     out: Path,
 ) -> dict[str, Any]:
     """Write maps into which the votes of regions have entered, as `NAME.npz`; pictures whose file exists are skipped.
@@ -504,22 +379,37 @@ def change_by_votes(
     The maps of a picture without votes, or whose classes have votes without weight, change only in that 0.5 becomes their threshold.
 
     Args:
-        settings, levels, masks, cams, averages, regions, given, judged, thresholds: see `Inputs`.
+        settings: the votes.
+        levels: those over which the maps were averaged; so are the votes.
+        masks: how maps become masks, which says what the score of the background is.
         images: the pictures.
-        found: folder of the areas by which the threshold of each class is lowered; that of another run if its bank is reused.
+        cams: folder of the maps.
+        averages: folder of these maps after they were averaged within regions.
+        regions: folder of the regions.
+        given: folder of their votes.
+        judged: folder of votes by whose agreement with maps the votes are weighted; that of another run if its bank is reused.
+        thresholds: folder of the stage that chose the threshold or exponent of `masks`.
         out: the stage's folder.
     """
-    inputs = Inputs(settings, levels, masks, cams, averages, regions, given, judged, thresholds)
-    weights, balance = inputs.weights(images), _of_classes(judged / BALANCE, images)
-    halves = np.full(len(weights), 0.5) if found is None else _of_classes(found / HALVES, images)
+    numbers = masks.at(thresholds)
+    weights, balance = _weights(settings, judged, images), _of_classes(judged / BALANCE, images)
     shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(images.class_names, weights, strict=True))
     log.info("%s: weight of the votes (%s): %s", out, settings.weight, shown)
 
     def load(index: int) -> Cams:
-        classes, before, after = inputs.combined(images, index, weights, balance)
-        if after is not before:
-            after = halved(after, halves[classes]).astype(np.float32)
-        return Cams(classes, after, None)
+        size_hw = images.size_hw(index)
+        classes, after = read_matching_cams(images, averages, index, size_hw)
+        base = probabilities(after, numbers)
+        path = given / f"{images.names[index]}{_SUFFIX}"
+        shares, *_ = read_arrays(path, _NAMES, _EXPECTED, f"Remove {given}, and run the command again.")
+        if not len(shares) or not weights[classes].any():
+            return Cams(classes, against_background(base).astype(np.float32), None)
+        found = _of_levels(images, regions, index, size_hw, levels)
+        if levels.values == "kept":
+            _, maps = read_matching_cams(images, cams, index, size_hw)
+            base = at_cuts(level_means(found, maps), after, numbers)
+        voted = spread(found, shares, base)
+        return Cams(classes, with_votes(base, voted, weights[classes], balance[classes], settings.against), None)
 
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)
@@ -531,11 +421,18 @@ def change_by_votes(
     marks = {PIXEL_LABELS: pixel_labels(thresholds) if thresholds else "none"}
     return {
         "images": len(images),
-        **inputs.numbers.values(),
+        **numbers.values(),
         "weights of the votes": used,
         "chosen by": str(settings.weight),
         **marks,
     }
+
+
+def _weights(settings: VoteSettings, judged: Path, images: Images) -> Float[np.ndarray, " c"]:
+    """The weight of the votes of each class."""
+    if not isinstance(settings.weight, str):
+        return np.full(len(images.class_names), settings.weight)
+    return weights_of(_of_classes(judged / AGREEMENT, images))
 
 
 def _of_classes(path: Path, images: Images) -> Float[np.ndarray, " c"]:

@@ -20,7 +20,7 @@ from wsss.networks.body import Backbone
 from wsss.ops.region_labels import level_means, most_frequent, sams, sepl, with_values_of
 from wsss.ops.regions import Regions
 from wsss.refiners.crf import MaskSettings, refine
-from wsss.refiners.region_votes import Inputs, LevelSettings, VoteSettings, change_by_votes, find_areas, vote_regions
+from wsss.refiners.region_votes import LevelSettings, VoteSettings, change_by_votes, vote_regions
 from wsss.refiners.task import RefinementTask
 from wsss.regions import ProposerSettings
 from wsss.regions.files import read_regions_of
@@ -202,8 +202,8 @@ class RegionsSettings:
                 self.votes.bank.after(task.classifier), task.images, masks=masks, out=task.folder("votes-bank")
             )
         given = vote_regions(
-            # they say what is made of the votes afterwards
-            dataclasses.replace(self.votes, weight=VoteSettings.weight, least_area=VoteSettings.least_area),
+            # the weight is chosen after the votes
+            dataclasses.replace(self.votes, weight=VoteSettings.weight),
             self.levels,
             self.masks,
             task.images,
@@ -214,23 +214,19 @@ class RegionsSettings:
             thresholds=thresholds,
             out=task.folder("votes"),
         )
-        inputs = Inputs(
+        return change_by_votes(
             self.votes,
             self.levels,
             self.masks,
+            task.images,
             cams=task.cams,
             averages=after,
             regions=regions,
             given=given,
             judged=given if task.trained is None else task.trained / "votes",
             thresholds=thresholds,
-        ).of_stage
-        found = None
-        if self.votes.least_area and task.trained is not None:
-            found = task.trained / "votes-areas"
-        elif self.votes.least_area:
-            found = find_areas(images=task.images, **inputs, out=task.folder("votes-areas"))
-        return change_by_votes(images=task.images, **inputs, found=found, out=task.folder("cams-votes"))
+            out=task.folder("cams-votes"),
+        )
 
     def corrected(self, images: Images, masks: Path, out: Path) -> Path:
         """Correct masks that exist already, and return the folder of the corrected ones, `out/masks`.
