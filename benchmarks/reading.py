@@ -121,7 +121,7 @@ def chain(root: Path, out: Path) -> None:
             opened[kind] += 1
 
     for stage in stages.values():
-        stage(images.subset([0]), out / "compiled")
+        stage(images.subset([0, 1, 2]), out / "compiled")
     sys.addaudithook(hook)
     for name, stage in stages.items():
         opened.clear()
