@@ -363,7 +363,7 @@ def _print_plan(
     if planned.compiles and launch.is_first():
         from wsss.ops.crf import compile_ahead
 
-        compile_ahead()
+        compile_ahead(gently=True)
     return {stage.folder: stage.seconds for stage in planned.stages}
 
 
@@ -504,7 +504,7 @@ def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
         from wsss.ops.crf import compile_ahead, is_compiled
 
         if not is_compiled():
-            compile_ahead()
+            compile_ahead(gently=False)
     from wsss.corrections import correct_cams
     from wsss.health import stages as health
     from wsss.refiners.task import RefinementTask

@@ -16,6 +16,7 @@ import numpy as np
 # numbers of labels, one for each width of a row: see `field._layout`
 LABELS = (3, 5, 21)
 LATTICE, FIELD = PARTS = ("lattice", "field")
+_GENTLY = "gently"
 
 # the processes that this one has started, by what they compile; the lines that they have written; and a lock for reading more
 _running: "dict[str, subprocess.Popen[str]]" = {}
@@ -23,14 +24,17 @@ _compiled: set[str] = set()
 _lock = threading.Lock()
 
 
-def compile_ahead() -> None:
+def compile_ahead(*, gently: bool) -> None:
     """Start processes that compile the dense CRF; the first call waits for what it needs.
 
-    They give way to other processes, and end with this one at the latest. If one fails, the first call compiles as usual.
+    They end with this one at the latest. If one fails, the first call compiles as usual.
+
+    Args:
+        gently: they give way to other processes, since this one has much to do before it needs them.
     """
     for part in PARTS:
         _running[part] = subprocess.Popen(
-            [sys.executable, "-m", __name__, part],
+            [sys.executable, "-m", __name__, part, *([_GENTLY] if gently else [])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -57,13 +61,14 @@ def wait_for(width: int) -> None:
                     del _running[part]
 
 
-def main(parts: Sequence[str] = PARTS) -> None:
-    """Compile these parts; the mean field for all widths, the most frequent first."""
+def main(words: Sequence[str]) -> None:
+    """Compile these parts, or all; the mean field for all widths, the most frequent first."""
+    parts = set(words) - {_GENTLY} or set(PARTS)
     from wsss.ops.crf.features import picture_features
     from wsss.ops.crf.field import compile_for
     from wsss.ops.crf.filters import PermutohedralFilter
 
-    if hasattr(os, "nice"):
+    if _GENTLY in words and hasattr(os, "nice"):
         os.nice(5)
     features = picture_features(np.zeros((8, 8, 3), np.uint8), 1, 1)
     if LATTICE in parts:
@@ -74,4 +79,4 @@ def main(parts: Sequence[str] = PARTS) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or PARTS)
+    main(sys.argv[1:])
