@@ -428,9 +428,7 @@ def test_a_wide_filter_averages_like_a_gaussian():
 def test_another_process_compiles_for_all_numbers_of_labels(tmp_path):
     """What `compile_ahead` starts; the process after it finds all code in the cache."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    code = (
-        "import wsss.ops.crf as crf; crf.compile_ahead(gently=False); import wsss.ops.crf.ahead as a; assert not crf.is_compiled()"
-    )
+    code = "import wsss.ops.crf as crf; crf.compile_ahead(gently=False); import wsss.ops.crf.ahead as a; assert not crf.is_compiled()"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=600)
     subprocess.run([sys.executable, "-m", "wsss.ops.crf.ahead"], env=environment, check=True, timeout=600)
     compiled = sorted(path.name for path in tmp_path.rglob("*.nbc"))
