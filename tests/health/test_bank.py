@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wsss.health.bank import contradicted
+from wsss.health.bank import _seldom, contradicted
 
 
 def test_a_tag_is_suspicious_if_none_of_its_regions_is_recognised():
@@ -20,3 +20,11 @@ def test_classes_with_few_pictures_are_not_judged():
     labels, pictures = np.array([1, 2]), np.array([0, 0])
     found = contradicted(labels, pictures, np.zeros(2), np.array([True, False, True]))
     assert [(picture, label) for picture, label, _ in found] == [(0, 2)]
+
+
+def test_votes_by_class_are_advised_only_where_they_are_not_used():
+    for voting, advised in (("plain", True), ("balanced", True), ("by-class", False)):
+        note = _seldom([1], ["cat"], {"cat": 0.2}, voting)
+        assert ("--segmenter.voting by-class" in note.do) == advised
+        assert "Add pictures, " in note.do
+        assert "use features of a foundation network" in note.do

@@ -10,10 +10,11 @@ from wsss.errors import BadInput
 from wsss.health import Health, Note, notes
 from wsss.health.data import INSEPARABLE, inseparable_pairs, tag_health
 from wsss.health.maps import MapStatistics, judged_maps, map_statistics
-from wsss.health.masks import Decided, always_win, judged_masks, judged_predictions, label_shares, never_win
+from wsss.health.masks import Decided, always_win, decided_by, judged_masks, judged_predictions, label_shares, never_win
 from wsss.health.note import HEALTH
 from wsss.health.sample import SAMPLE, sampled
 from wsss.ops.thresholds import BINS, highest_values
+from wsss.run import RECORD_VERSION
 from wsss.storage import write_json
 
 CLASSES = ("cat", "dog", "owl")
@@ -137,6 +138,19 @@ def test_pictures_without_tags_may_be_empty_and_the_threshold_is_named():
     # the background score is (1 - highest map) to the power of the exponent
     (note,) = judged_masks(shares(*[[1, 0, 0, 0]] * 10), labels, CLASSES, Decided("exponent", 1.0)).notes
     assert "Raise --refiner.exponent (1 was used)" in note.do
+
+
+def test_the_threshold_of_masks_after_votes_is_that_of_the_averages(tmp_path):
+    empty = {"record": RECORD_VERSION, **dict.fromkeys(("kind", "makes", "title", "identity", "tables", "files"), "")}
+
+    def finish(name, result, **inputs):
+        write_json(tmp_path / name / "done.json", {**empty, "inputs": inputs, "result": result})
+
+    finish("cams-votes", {"threshold": 0.36})
+    finish("masks", {"threshold": 0.5}, cams={"folder": "../cams-votes", "stage": "regions"})
+    assert decided_by(tmp_path / "masks") == Decided("threshold", 0.36, "refiner.masks")
+    finish("plain", {"exponent": 2}, cams={"folder": "../cams", "stage": "localize"})
+    assert decided_by(tmp_path / "plain").advice("foreground") == "Raise --refiner.exponent (2 was used)"
 
 
 def test_classes_that_never_and_always_win():

@@ -8,6 +8,7 @@ from wsss.arrays import Bool, Float, Int
 from wsss.health.note import Health, Note, listed
 from wsss.health.suspects import Suspect
 from wsss.health.tags import FEWEST_OF_CLASS, SUSPICIOUS
+from wsss.ops.retrieval import Voting
 from wsss.segmenters.retrieval import TrainedRetrieval
 
 # a class whose regions are recognised less often is doubtful
@@ -39,7 +40,7 @@ def bank_health(trained: TrainedRetrieval) -> tuple[Health, list[Suspect]]:
         "recognised by other pictures": shares,
         "suspicious tags": len(suspects),
     }
-    return Health(measured, [_seldom(seldom, trained.classes, shares)] if seldom else []), suspects
+    return Health(measured, [_seldom(seldom, trained.classes, shares, settings.voting)] if seldom else []), suspects
 
 
 def contradicted(
@@ -66,12 +67,13 @@ def contradicted(
     return sorted(found, key=lambda one: (-one[2], one[0], one[1]))
 
 
-def _seldom(classes: Sequence[int], names: Sequence[str], shares: dict[str, float | None]) -> Note:
+def _seldom(classes: Sequence[int], names: Sequence[str], shares: dict[str, float | None], voting: Voting) -> Note:
+    by_class = "" if voting == "by-class" else " count votes by class (--segmenter.voting by-class),"
     shown = listed(f"`{names[label - 1]}` ({100 * (shares[names[label - 1]] or 0):.0f} %)" for label in classes)
     return Note(
         "regions-not-recognised",
         f"Classes whose regions are seldom recognised by those of other pictures: {shown}.",
         "Their regions in new pictures will be labelled as something else.",
-        "Look at the pseudo masks of these classes: they may cover the background. Add pictures, count votes by class "
-        "(--segmenter.voting by-class), or use features of a foundation network (--segmenter.features.source).",
+        "Look at the pseudo masks of these classes: they may cover the background. Add pictures,"
+        f"{by_class} or use features of a foundation network (--segmenter.features.source).",
     )

@@ -1,7 +1,7 @@
 """Doubts about pseudo masks and about a segmenter, from a sample of training pictures and their tags; no true mask is used."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from wsss.data.files import read_mask
 from wsss.data.images import IGNORE, Images
 from wsss.health.note import Health, Note, listed, percentage
 from wsss.health.sample import collected, same, sampled
-from wsss.run import read_record
+from wsss.run import DONE, read_record
 from wsss.stages.predict import Segmenter
 
 # A mask is almost all foreground above the first share of its pixels, and almost nothing below the second
@@ -45,24 +45,33 @@ class Decided:
     Attributes:
         setting: `threshold`, of which larger values give more background, or `exponent`, of which smaller values do.
         value: its value; None if it is not known.
+        section: of the settings, where it is.
     """
 
     setting: Literal["threshold", "exponent"] = "threshold"
     value: float | None = None
+    section: Literal["refiner", "refiner.masks"] = "refiner"
 
     def advice(self, more: Literal["background", "foreground"]) -> str:
         """How to change the setting for more background or more foreground."""
         verb = "Raise" if (more == "background") == (self.setting == "threshold") else "Lower"
-        return f"{verb} --refiner.{self.setting}{'' if self.value is None else f' ({self.value:.3g} was used)'}"
+        return f"{verb} --{self.section}.{self.setting}{'' if self.value is None else f' ({self.value:.3g} was used)'}"
 
 
 def decided_by(masks: Path) -> Decided:
     """What the masks in a folder were decided by, from its record."""
-    result = read_record(masks)["result"]
+    record = read_record(masks)
+    result, cams = record["result"], record["inputs"].get("cams")
+    section: Literal["refiner", "refiner.masks"] = "refiner"
+    if isinstance(cams, Mapping) and cams.get("stage") == "regions":
+        section = "refiner.masks"
+        # after votes, masks are made at 0.5, whatever was chosen
+        averages = masks / cams["folder"]
+        result |= read_record(averages)["result"] if (averages / DONE).is_file() else {}
     for setting in ("threshold", "exponent"):
         if isinstance(value := result.get(setting), int | float):
-            return Decided(setting, float(value))
-    return Decided()
+            return Decided(setting, float(value), section)
+    return Decided(section=section)
 
 
 def mask_health(images: Images, masks: Path) -> Health:
