@@ -30,7 +30,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-STAGES = ("crf", "refine", "threshold", "localize", "regions", "predict", "evaluate")
+STAGES = ("crf", "refine", "threshold", "localize", "regions", "predict")
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -155,25 +155,6 @@ def predict() -> Callable[[np.ndarray], object]:
     return work
 
 
-def evaluate() -> Callable[[np.ndarray], object]:
-    from wsss.metrics import ContourCounts, ThresholdSweep
-    from wsss.stages.evaluate import ScoreSettings
-
-    settings = ScoreSettings()
-
-    def work(image: np.ndarray) -> object:
-        maps, truth = maps_of(image), (image[..., 0] > 100).astype(np.uint8)
-        start()
-        sweep = ThresholdSweep(settings.thresholds, 1)
-        sweep.add(truth, maps, np.array([0]), "picture")
-        best, _ = sweep.best(settings.convention)
-        outlines = ContourCounts(1, settings.contour_tolerance)
-        outlines.add(truth, (maps[0] > best).astype(np.uint8), "picture")
-        return [sweep.counts, outlines.counts]
-
-    return work
-
-
 def status(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return 1024 * int(line.split()[1])
@@ -205,7 +186,6 @@ def measure(stage: str, megapixels: float, budget: str, most: float) -> None:
         "localize": localize,
         "regions": regions,
         "predict": predict,
-        "evaluate": evaluate,
     }
     work = stages[stage]()
     try:
