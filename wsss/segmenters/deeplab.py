@@ -133,7 +133,7 @@ class DeepLabSettings:
         load_deeplab(network, state, path)
         local = (network.base, network.base)
         stride = settings_of(DeepLabLayers, known["network"]).output_stride
-        return TrainedDeepLab(network.eval(), classes, known["colours"], local=local, cell=stride)
+        return TrainedDeepLab(network.eval(), classes, network, known["colours"], local=local, cell=stride)
 
 
 class TrainedDeepLab(TrainedNetwork):

@@ -29,7 +29,7 @@ from wsss.ops.enlarging import Step, enlarge
 from wsss.run import pretrained, unrecorded
 from wsss.segmenters.learning import CORRECTED_WEIGHT, Target
 from wsss.segmenters.tokens import TokenCache, TokenSettings, ViewSettings, as_tensors
-from wsss.segmenters.trained import Part, TrainedNetwork
+from wsss.segmenters.trained import TrainedNetwork
 from wsss.stages.train import Training
 from wsss.stream import in_threads
 from wsss.weights import read_metadata, weights_in
@@ -161,16 +161,13 @@ class FrozenSettings:
         network = FrozenSegmenter(None, FrozenHead(len(classes) + 1, **layers))
         load_into(network, state, path, ignore=(_IN_FILE,))
         network.features = features
-        return TrainedFrozen(network.eval(), classes, "raw", cell=features.cell)
+        return TrainedFrozen(network.eval(), classes, network.coarse, "raw", cell=features.cell)
 
 
 class TrainedFrozen(TrainedNetwork):
     """A trained head on a frozen network."""
 
     network: FrozenSegmenter
-
-    def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
-        return self.network.coarse(view)
 
     def enlarged(
         self,

@@ -90,13 +90,15 @@ class TrainedNetwork:
     """A trained segmenter that is tested at one scale, without mirror images; see `TrainedSegmenter`.
 
     Attributes:
-        network: in evaluation mode; computes the coarse logits of a batch of pictures.
+        network: in evaluation mode.
         classes: the class names.
+        forward: computes the coarse logits of a batch of pictures.
         colours: how pictures are normalised.
     """
 
     network: nn.Module
     classes: tuple[str, ...]
+    forward: Callable[[Tensor], Tensor]
     colours: ColourRule = "imagenet"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -110,7 +112,7 @@ class TrainedNetwork:
         return rescaled(torch.from_numpy(normalise(image, self.colours))[None], scale, align_corners=False)
 
     def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
-        return self.network(view)
+        return self.forward(view)
 
     def enlarged(
         self,
