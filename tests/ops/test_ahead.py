@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import numba
+import numpy as np
 import pytest
 
 from wsss.ops.crf import ahead
+from wsss.ops.crf.features import picture_features
 
 
 @pytest.fixture
@@ -44,3 +47,15 @@ def test_what_has_failed_is_not_waited_for(started):
 
 def test_without_processes_nothing_is_waited_for(started):
     ahead.wait_for(24)
+
+
+def test_pictures_that_can_be_written_and_others_share_compiled_code():
+    """Pictures are read-only where they come from a file, and can be written where they are resized or drawn."""
+    picture = np.zeros((4, 5, 3), np.uint8)
+    fixed = picture.copy()
+    fixed.flags.writeable = False
+    kinds = {
+        numba.typeof(picture_features(one, 1, 1)) for one in (picture, fixed, picture[..., ::-1], picture[..., :0])
+    }
+    assert len(kinds) == 1
+    assert picture.flags.writeable

@@ -71,7 +71,7 @@ class Features(NamedTuple):
 def given_features(features: Float32[np.ndarray, "d n"]) -> Features:
     """Features that are all given."""
     n = features.shape[1]
-    return Features(0, np.empty((n, 0), np.uint8), np.empty(0, np.float32), features, n)
+    return Features(0, _read_only(np.empty((n, 0), np.uint8)), np.empty(0, np.float32), features, n)
 
 
 def picture_features(
@@ -84,4 +84,11 @@ def picture_features(
     deviations = [np.broadcast_to(np.asarray(of, np.float32), n) for of, n in ((sxy, 2), (srgb, channels))]
     colours = np.ascontiguousarray(picture.reshape(height * width, channels))
     n = height * width
-    return Features(width, colours, np.concatenate(deviations), np.empty((0, n), np.float32), n)
+    return Features(width, _read_only(colours), np.concatenate(deviations), np.empty((0, n), np.float32), n)
+
+
+def _read_only(colours: UInt8[np.ndarray, "n c"]) -> UInt8[np.ndarray, "n c"]:
+    """A view of one type, whether the picture can be written or not: numba would compile everything for both."""
+    view = colours.view()
+    view.flags.writeable = False
+    return view
