@@ -19,7 +19,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def written(name, *, used=0.0, size=1):
-    """An entry that was last used so many seconds ago."""
+    """An entry of this size in bytes, last used `used` seconds ago."""
     one = cache.entry(name)
     (one / "a").write_bytes(b"x" * size)
     os.utime(one, (time.time() - used, time.time() - used))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CONTENTS = "contents.json.gz"
 # Part of the names of entries: builds that find out something else, or write it in another way, have others
 FORMAT = 2
-# Entries are removed after so many seconds without use, and those not used for longest beyond so many bytes in all
+# Seconds without use after which an entry is removed, and the size of all entries beyond which the least recently used are
 UNUSED, MOST_BYTES = 60 * 86400.0, 1 << 30
 # Seconds after its last use for which an entry may still be in use
 IN_USE = 3600.0

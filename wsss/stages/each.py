@@ -114,7 +114,13 @@ def within_budget(images: Images, bytes_for: Callable[[int, tuple[int, int]], fl
 
 
 def by_pixels(images: Images, each: float, of_class: float = 0) -> Callable[[int], int]:
-    """The `needs` of a stage that runs no network: so many bytes for each pixel, and more for each class that the picture is tagged with."""
+    """The `needs` of a stage that runs no network.
+
+    Args:
+        images: the pictures.
+        each: bytes for each pixel.
+        of_class: more of them, for each class that the picture is tagged with.
+    """
 
     def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
         return math.prod(size_hw) * (each + of_class * len(images.classes(index)))
