@@ -4,7 +4,7 @@ The segmenters of SEAM and of the binomial follow-up (HFPL) are the same without
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,11 +24,11 @@ from wsss.loading import check_batch_norm, load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import cross_entropy
 from wsss.networks.deeplab_v1 import DeepLabV1, DeepLabV1Layers, enlarged
-from wsss.ops.enlarging import Step, enlarge
+from wsss.ops.enlarging import Step
 from wsss.ops.feature_similarity import cell_colours, check_sigma, feature_similarity_loss
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
-from wsss.segmenters.trained import Local, Part, default_classes, settings_of
+from wsss.segmenters.trained import Enlarging, Local, Part, default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -119,7 +119,7 @@ def losses(
     return terms
 
 
-class TrainedDeepLabV1:
+class TrainedDeepLabV1(Enlarging):
     """A trained DeepLab v1; see `wsss.segmenters.trained`.
 
     Its test averages the logits of six scales and their mirror images. Its dense CRF uses the normalised picture converted back to 8 bits,
@@ -152,14 +152,10 @@ class TrainedDeepLabV1:
     def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
         return (compute or self.network.low)(view)
 
-    def enlarged(
-        self,
-        coarse: Float[Tensor, "b l hc wc"],
-        view_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        rows: slice | None = None,
-    ) -> Float[Tensor, "b l h w"]:
-        return enlarge(coarse, (Step(view_hw, True), Step(size_hw, True)), rows)
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
+        return (Step(view_hw, True), Step(size_hw, True))
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return denormalise(_normalised(image).transpose(2, 0, 1))

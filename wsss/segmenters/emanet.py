@@ -1,7 +1,7 @@
 """EMANet (Li et al., ICCV 2019): training on pseudo masks and testing as in its authors' code."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,10 +21,10 @@ from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, pretended_underfitting
 from wsss.networks.emanet import EMANet, EMANetLayers
-from wsss.ops.enlarging import Step, enlarge
+from wsss.ops.enlarging import Step
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
-from wsss.segmenters.trained import Local, Part, default_classes, rescaled, settings_of
+from wsss.segmenters.trained import Enlarging, Local, Part, default_classes, rescaled, settings_of
 from wsss.stages.train import Training
 
 LOSSES = {
@@ -106,7 +106,7 @@ def losses(network: EMANet, image: Tensor, label: Tensor, loss: str) -> dict[str
     return {"segmentation": LOSSES[loss](network(image), label)}
 
 
-class TrainedEMANet:
+class TrainedEMANet(Enlarging):
     """A trained EMANet; see `wsss.segmenters.trained`. Its test has one scale and no mirror images."""
 
     scales, flip = (1.0,), False
@@ -132,15 +132,11 @@ class TrainedEMANet:
     def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
         return self.network.low(padded(view, self.cell))
 
-    def enlarged(
-        self,
-        coarse: Float[Tensor, "b l hc wc"],
-        view_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        rows: slice | None = None,
-    ) -> Float[Tensor, "b l h w"]:
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
         first = Step(padded_size(view_hw, self.cell), align_corners=True, kept=view_hw)
-        return enlarge(coarse, (first,) if size_hw == view_hw else (first, Step(size_hw)), rows)
+        return (first,) if size_hw == view_hw else (first, Step(size_hw))
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image

@@ -5,7 +5,7 @@ pictures: an example is a square of cells of one of the views, with the labels o
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,7 +25,7 @@ from wsss.networks.body import Backbone
 from wsss.networks.deeplab import balanced_cross_entropy, cross_entropy, resize_logits
 from wsss.networks.frozen import FrozenHead, FrozenSegmenter, HeadLayers
 from wsss.objective import Objective
-from wsss.ops.enlarging import Step, enlarge
+from wsss.ops.enlarging import Step
 from wsss.run import pretrained, unrecorded
 from wsss.segmenters.learning import CORRECTED_WEIGHT, Target
 from wsss.segmenters.tokens import TokenCache, TokenSettings, ViewSettings, as_tensors
@@ -169,14 +169,10 @@ class TrainedFrozen(TrainedNetwork):
 
     network: FrozenSegmenter
 
-    def enlarged(
-        self,
-        coarse: Float[Tensor, "b l hc wc"],
-        view_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        rows: slice | None = None,
-    ) -> Float[Tensor, "b l h w"]:
-        return enlarge(coarse, (self.network.covered(coarse, view_hw), Step(size_hw)), rows)
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
+        return (self.network.covered(coarse, view_hw), Step(size_hw))
 
 
 def metadata_of(where: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """PSPNet on Res2Net-101 or ResNet-38: the extended training of PMM (Li et al., ICCV 2021), used for the `ET` rows of ICAM."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,11 +20,11 @@ from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.deeplab import pretended_underfitting
 from wsss.networks.pspnet import PSPNet, PSPNetLayers
-from wsss.ops.enlarging import Step, enlarge
+from wsss.ops.enlarging import Step
 from wsss.ops.windows import average_over_windows
 from wsss.run import pretrained
 from wsss.segmenters.learning import CORRECTED_WEIGHT, SegmenterObjective, check_layered, layered_objective
-from wsss.segmenters.trained import Local, Part, default_classes, settings_of
+from wsss.segmenters.trained import Enlarging, Local, Part, default_classes, settings_of
 from wsss.stages.train import Training
 
 
@@ -114,7 +114,7 @@ def losses(network: PSPNet, image: Tensor, label: Tensor, settings: PSPNetSettin
     return {"segmentation": logits, "auxiliary": settings.auxiliary * auxiliary}
 
 
-class TrainedPSPNet:
+class TrainedPSPNet(Enlarging):
     """A trained PSPNet; see `wsss.segmenters.trained`.
 
     Its test averages the probabilities of six scales and their mirror images, each computed in overlapping windows.
@@ -149,14 +149,10 @@ class TrainedPSPNet:
             lambda rows, columns: self.network(view[..., rows, columns]), (height, width), self.window, step
         )
 
-    def enlarged(
-        self,
-        coarse: Float[Tensor, "b l hs ws"],
-        view_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        rows: slice | None = None,
-    ) -> Float[Tensor, "b l h w"]:
-        return enlarge(coarse, (Step(size_hw),), rows)
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
+        return (Step(size_hw),)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image

@@ -6,7 +6,7 @@ in one pass, and pictures and classes can be added later. Everything beyond the 
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from wsss.foundations import (
 from wsss.networks.body import Backbone
 from wsss.networks.features import DenseFeatures
 from wsss.networks.receptive import ROUGH
-from wsss.ops.enlarging import Step, enlarge
+from wsss.ops.enlarging import Step
 from wsss.ops.region_shapes import EROSION, FEWEST_PIXELS, MOST_OVERLAP, distinct
 from wsss.ops.regions import Regions
 from wsss.ops.retrieval import DROPPED, NEIGHBOURS, Votes, Voting, pool, shares_inside, vote
@@ -38,7 +38,7 @@ from wsss.regions import DEFAULT, ProposerSettings
 from wsss.regions.proposer import Proposer
 from wsss.run import pretrained
 from wsss.segmenters.bank import Bank, bank_of
-from wsss.segmenters.trained import Local, Part, rescaled
+from wsss.segmenters.trained import Enlarging, Local, Part, rescaled
 from wsss.settings import build
 from wsss.stages.each import by_pixels
 from wsss.weights import read_metadata, read_weights, weights_in
@@ -228,7 +228,7 @@ class Decided(NamedTuple):
     kept: Int[np.ndarray, " k"]
 
 
-class TrainedRetrieval:
+class TrainedRetrieval(Enlarging):
     """A bank with its network and its proposer; see `wsss.segmenters.trained.TrainedSegmenter`.
 
     Args:
@@ -238,6 +238,8 @@ class TrainedRetrieval:
         settings: how regions are labelled.
         threshold: regions less similar to the whole bank are background.
     """
+
+    of_shares = True
 
     def __init__(
         self,
@@ -275,15 +277,10 @@ class TrainedRetrieval:
         image = view[0].round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         return torch.from_numpy(self.shares(self.decide(image, regions)))[None].to(view.device)
 
-    def enlarged(
-        self,
-        coarse: Float[Tensor, "b l hs ws"],
-        view_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        rows: slice | None = None,
-    ) -> Float[Tensor, "b l h w"]:
-        """Logarithms of the shares, at the size of the picture."""
-        return enlarge(coarse, () if view_hw == size_hw else (Step(size_hw),), rows).clamp_min(1e-12).log()
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
+        return () if view_hw == size_hw else (Step(size_hw),)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """The picture unchanged."""

@@ -1,9 +1,10 @@
 """The interface of trained segmenters, as used by `wsss predict`."""
 
+import abc
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -85,8 +86,34 @@ def logits_of(
     return trained.enlarged(trained.coarse(view), (view.shape[2], view.shape[3]), size_hw)
 
 
+class Enlarging(abc.ABC):
+    """Brings coarse logits to the size of a picture; see `TrainedSegmenter`.
+
+    Attributes:
+        of_shares: the network gives shares of votes, of which logits are the logarithms.
+    """
+
+    of_shares: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
+        """The resizings from the cells of a view of this size to the pixels of the picture."""
+
+    def enlarged(
+        self,
+        coarse: Float[Tensor, "b l hc wc"],
+        view_hw: tuple[int, int],
+        size_hw: tuple[int, int],
+        rows: slice | None = None,
+    ) -> Float[Tensor, "b l h w"]:
+        scores = enlarge(coarse, self.steps(coarse, view_hw, size_hw), rows)
+        return scores.clamp_min(1e-12).log() if self.of_shares else scores
+
+
 @dataclasses.dataclass
-class TrainedNetwork:
+class TrainedNetwork(Enlarging):
     """A trained segmenter that is tested at one scale, without mirror images; see `TrainedSegmenter`.
 
     Attributes:
@@ -114,14 +141,10 @@ class TrainedNetwork:
     def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
         return self.forward(view)
 
-    def enlarged(
-        self,
-        coarse: Float[Tensor, "b l hc wc"],
-        view_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        rows: slice | None = None,
-    ) -> Float[Tensor, "b l h w"]:
-        return enlarge(coarse, (Step(size_hw),), rows)
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
+        return (Step(size_hw),)
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image

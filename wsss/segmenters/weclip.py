@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
@@ -19,10 +19,10 @@ from wsss.foundations import FeatureSettings, digest, load_features
 from wsss.loading import load_into
 from wsss.networks.body import Backbone
 from wsss.networks.weclip import FrozenNetworks, WeCLIPNetwork
-from wsss.ops.enlarging import Step, enlarge
+from wsss.ops.enlarging import Step
 from wsss.outputs import RECORDS
 from wsss.pretrained import Activation, load_clip, saved_folder
-from wsss.segmenters.trained import Local, Part
+from wsss.segmenters.trained import Enlarging, Local, Part
 from wsss.storage import whole_file
 
 KIND = "weclip"
@@ -82,7 +82,7 @@ class WeCLIPSegmenterSettings:
         return TrainedWeCLIP(found.frozen, found.network, found.classes, found.test_side)
 
 
-class TrainedWeCLIP:
+class TrainedWeCLIP(Enlarging):
     """A trained decoder on frozen networks; see `wsss.segmenters.trained`.
 
     Its test averages the logits of two scales and their mirror images, on the grid of the first. Pictures are resized after the
@@ -117,15 +117,11 @@ class TrainedWeCLIP:
     def coarse(self, view: Float[Tensor, "b 3 hs ws"], compute: Part | None = None) -> Float[Tensor, "b l hc wc"]:
         return self.network(view)
 
-    def enlarged(
-        self,
-        coarse: Float[Tensor, "b l hc wc"],
-        view_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        rows: slice | None = None,
-    ) -> Float[Tensor, "b l h w"]:
+    def steps(
+        self, coarse: Float[Tensor, "b l hc wc"], view_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> Sequence[Step]:
         patch, size = self.cell, self._size(size_hw)
-        return enlarge(coarse, (Step((size[0] // patch, size[1] // patch)), Step(size_hw)), rows)
+        return (Step((size[0] // patch, size[1] // patch)), Step(size_hw))
 
     def crf_image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return image
