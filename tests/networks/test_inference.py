@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from wsss.networks.backbone import create_backbone
+from wsss.networks.deeplab import DeepLabLayers, create_deeplab
 from wsss.networks.inference import for_inference
+from wsss.networks.winograd import Winograd
 
 
 def with_statistics(network):
@@ -58,3 +60,17 @@ def test_a_convolution_that_is_used_twice_keeps_its_norm():
         after = for_inference(body)(view)[0]
     torch.testing.assert_close(before, after)
     assert isinstance(body.bn1, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("backbone", ["resnet101", "resnet18"])
+def test_a_segmenter_keeps_its_logits(backbone):
+    """In float32, where dilated stages are computed in squares (`wsss.networks.winograd`)."""
+    torch.manual_seed(0)
+    network = with_statistics(create_deeplab(3, DeepLabLayers(backbone=backbone, pyramid_scales=())))
+    prepared = for_inference(copy.deepcopy(network))
+    view = torch.rand(1, 3, 97, 129)
+    with torch.inference_mode():
+        before = network(view)
+        torch.testing.assert_close(prepared(view), before, rtol=0, atol=1e-5 * float(before.abs().max()))
+    assert any(isinstance(module, Winograd) and module.filters is not None for module in prepared.modules())
+    assert norms(prepared) == 0 < norms(network)

@@ -9,6 +9,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from wsss.networks.body import Body
+from wsss.networks.deeplab import DeepLabV2
+from wsss.networks.winograd import Winograd
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -19,24 +21,39 @@ _PROPERTIES = {"__get__", "dim", "size", "numel"}
 
 
 def for_inference(network: N) -> N:
-    """Fold batch norms into the convolutions that precede them, and store weights channels-last; changes the network, and returns it.
+    """Fold batch norms into the convolutions that precede them, store weights channels-last, and multiply less; changes the network, and returns it.
 
-    A batch norm of a body is folded if nothing else uses the output of its convolution, which is found by running the body once.
-    oneDNN's convolutions are faster channels-last. The results change by rounding (docs/performance.md).
+    A batch norm of a body or of DeepLab v2 is folded if nothing else uses the output of its convolution, which is found by running the body once.
+    oneDNN's convolutions are faster channels-last. Large 3x3 convolutions are computed in squares (`wsss.networks.winograd`) on CPUs.
+    The results change by rounding (docs/performance.md).
 
     Args:
-        network: in evaluation mode, on its device; it should not be trained or saved any more. Without a body, it is left as it is.
+        network: in evaluation mode, on its device; it should not be trained or saved any more.
     """
-    bodies = [module for module in network.modules() if isinstance(module, Body)]
-    if not bodies:
-        return network
-    for body in bodies:
+    for body in [module for module in network.modules() if isinstance(module, Body | DeepLabV2)]:
         for conv, norm in _pairs(body):
             before: Any = body.get_submodule(conv)
             after: Any = body.get_submodule(norm)
             _replace(body, conv, fuse_conv_bn_eval(before, after))
             _replace(body, norm, nn.Identity())
-    return network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)
+    _multiply_less(network)
+    return network
+
+
+def _multiply_less(network: nn.Module) -> None:
+    """Let each convolution take the fastest way on a CPU, with the same results up to rounding."""
+    squares: dict[nn.Conv2d, Winograd] = {}
+    for name, conv in list(network.named_modules(remove_duplicate=False)):
+        if type(conv) is not nn.Conv2d or conv.weight.device.type != "cpu":
+            continue
+        if Winograd.suits(conv):
+            if conv not in squares:
+                squares[conv] = Winograd.of(conv)
+            _replace(network, name, squares[conv])
+        elif conv.kernel_size == (1, 1):
+            # dilation does not change kernels of one pixel, but with it torch (2.15) calls oneDNN with one thread too, not its own slower code
+            conv.dilation = (2, 2)
 
 
 class _Uses(TorchFunctionMode):
@@ -63,7 +80,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 @torch.inference_mode()
-def _pairs(body: Body) -> list[tuple[str, str]]:
+def _pairs(body: nn.Module) -> list[tuple[str, str]]:
     """Names of convolutions and of the batch norms that are the only users of their outputs."""
     made: dict[int, str] = {}
     found: list[tuple[int, str, str]] = []
