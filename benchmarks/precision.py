@@ -4,11 +4,11 @@
     OMP_NUM_THREADS=1 python benchmarks/precision.py --data DATA --run RUN [--pictures 50]
     OMP_NUM_THREADS=1 python benchmarks/precision.py --data DATA --train FOLDER [--steps 300] [--seeds 0 1 2] [--pictures 50]
 
-Without data, random weights and a generated picture: CAM's maps at scale 1, and a training step with 2 pictures of 256 pixels. With a run
-folder that `wsss run cam` made from DATA: mIoU of its classifier's maps on `train`, at the threshold that is best in float32, and of its segmenter
-on `val`, both in float32 and in bfloat16. With --train, a small DeepLab v2 is trained from scratch on the true masks of DATA, a folder in VOC's
-layout, in float32 and in bfloat16, for each seed: mIoU of its predictions in float32 on `val`. Says so if the processor has no instructions for
-bfloat16: the ratios then say nothing about one that has.
+Without data, random weights and a generated picture: CAM's maps at scale 1, a training step with 2 pictures of 256 pixels, and CLIP-ES's maps.
+With a run folder that `wsss run cam` made from DATA: mIoU of its classifier's maps on `train`, at the threshold that is best in float32, and of
+its segmenter on `val`, both in float32 and in bfloat16. With --train, a small DeepLab v2 is trained from scratch on the true masks of DATA, a
+folder in VOC's layout, in float32 and in bfloat16, for each seed: mIoU of its predictions in float32 on `val`. Says so if the processor has no
+instructions for bfloat16: the ratios then say nothing about one that has.
 """
 
 import argparse
@@ -19,13 +19,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import clip_es as published  # benchmarks/clip_es.py
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import wsss
 from wsss.classifier import CAMLocalizer, CAMNetwork, MultiScale, load
 from wsss.data.augment import SegmenterAugment
 from wsss.data.images import Dataset, Images
+from wsss.methods import clip_es
 from wsss.metrics import ConfusionMatrix, ThresholdSweep, scores
 from wsss.networks.deeplab import DeepLabLayers
 from wsss.networks.inference import for_inference
@@ -75,6 +78,25 @@ def speed(backbone: str, side: int, repeats: int) -> None:
         ratio = least["no"] / least["bf16"]
         print(f"{backbone}, {title}: float32 {least['no']:.2f} s, bfloat16 {least['bf16']:.2f} s, ratio {ratio:.2f}")
     print(f"largest change of a map: {np.abs(maps['no'] - maps['bf16']).max():.4f}")
+
+
+def of_clip_es(side: int, repeats: int) -> None:
+    """Print the ratio and the largest change of CLIP-ES's maps of a generated picture with two labels."""
+    torch.manual_seed(0)
+    clip = published.new_clip().requires_grad_(False)
+    classes, backgrounds = (F.normalize(torch.randn(n, 512), dim=1) for n in (published.CLASSES, published.BACKGROUNDS))
+    image = published.INPUTS["image"](3 * side // 4, side, 0)
+    label, maps = np.arange(published.CLASSES) < 2, {}
+
+    def localize(precision: Precision) -> None:
+        settings = clip_es.CLIPESInference(precision=precision)
+        localizer = clip_es.CLIPESLocalizer(clip, classes, backgrounds, settings, clip_es.BOX_THRESHOLD)
+        maps[precision] = localizer.cams(localizer.prepare(image), image.shape[:2], label).maps
+
+    least = alternately({one: partial(localize, one) for one in PRECISIONS}, repeats)
+    ratio = least["no"] / least["bf16"]
+    print(f"ViT-B/16, CLIP-ES: float32 {least['no']:.2f} s, bfloat16 {least['bf16']:.2f} s, ratio {ratio:.2f}")
+    print(f"largest change of its maps: {np.abs(maps['no'] - maps['bf16']).max():.4f}")
 
 
 def of_maps(images: Images, weights: Path) -> None:
@@ -166,6 +188,7 @@ def main() -> None:
         print(f"this processor has neither {missing}: the times say nothing about one that has, the changes do")
     if options.data is None:
         speed(options.backbone, options.side, options.repeats)
+        of_clip_es(options.side, options.repeats)
         return
     data = wsss.open_dataset(options.data)
     if options.train is not None:
