@@ -13,7 +13,7 @@ from torch import Tensor, nn
 _LEAST_CHANNELS = 128
 # ragged edges are computed too: no more multiplications than this share of the direct convolution's, where 1/4 is the least
 _LARGEST_SHARE = 0.4
-# squares that are computed at once, times channels: what is in work stays in the caches
+# squares that each thread computes at once, times channels: what is in work stays in the caches
 _AT_ONCE = 2**16
 # but at least one square for so many channels, since all filters are read for the squares in work
 _CHANNELS_A_SQUARE = 12
@@ -111,32 +111,40 @@ class Winograd(nn.Conv2d):
         step = 4 * apart
         rows, columns = self._squares(height, width)
         made = values.new_empty(number, rows * step, columns * step, self.out_channels)
-        across = apart * apart * columns
+        across = number * apart * apart * columns
         both = channels + self.out_channels
-        at_once = max(1, max(_AT_ONCE // both, both // _CHANNELS_A_SQUARE) // (number * across))
+        at_once = max(_AT_ONCE * torch.get_num_threads() // both, both // _CHANNELS_A_SQUARE) // across
+        at_once = min(rows, max(1, at_once))
+        # memory that is used again: new pages cost as much as the sums
+        taken, given = at_once * across * channels, at_once * across * self.out_channels
+        buffers = [values.new_empty(count) for count in (36 * taken, 36 * taken, 36 * given, 16 * given)]
         last = values.permute(0, 2, 3, 1)
         for first in range(0, rows, at_once):
             some = min(at_once, rows - first)
+            taken, given = some * across * channels, some * across * self.out_channels
+            squares, transformed, products, outputs = (
+                buffer[: places * each].view(places, each)
+                for buffer, places, each in zip(buffers, (36, 36, 36, 16), (taken, taken, given, given), strict=True)
+            )
             # the pixels of these squares, with a border as wide as the dilation, and zeros outside of the picture
             top, bottom = first * step - apart, (first + some) * step + apart
             inside = last[:, max(top, 0) : min(bottom, height)]
             border = (0, 0, apart, columns * step + apart - width, max(-top, 0), max(bottom - height, 0))
             padded = F.pad(inside, border)
             one, down, right, deep = padded.stride()
-            squares = padded.as_strided(
-                (6, 6, number, some, apart, columns, apart, channels),
-                (apart * down, apart * right, one, step * down, down, step * right, right, deep),
+            size = 6, 6, number, some, apart, columns, apart, channels
+            squares.view(size).copy_(
+                padded.as_strided(
+                    size, (apart * down, apart * right, one, step * down, down, step * right, right, deep)
+                )
             )
-            transformed = _INPUT_SQUARE @ squares.reshape(36, -1)
-            products = torch.bmm(transformed.view(36, number * some * across, channels), self.filters)
-            outputs = _OUTPUT_SQUARE @ products.view(36, -1)
+            torch.mm(_INPUT_SQUARE, squares, out=transformed)
+            torch.bmm(transformed.view(36, -1, channels), self.filters, out=products.view(36, -1, self.out_channels))
+            torch.mm(_OUTPUT_SQUARE, products, out=outputs)
             # (4, 4, N, rows, offsets, columns, offsets, C) -> N, rows, 4, offsets, columns, 4, offsets, C
-            place = (
-                made[:, first * step : (first + some) * step]
-                .unflatten(1, (some, 4, apart))
-                .unflatten(4, (columns, 4, apart))
+            place = made[:, first * step : (first + some) * step].unflatten(1, (some, 4, apart))
+            place.unflatten(4, (columns, 4, apart)).copy_(
+                outputs.view(4, 4, number, some, apart, columns, apart, -1).permute(2, 3, 0, 4, 5, 1, 6, 7)
             )
-            place.copy_(outputs.view(4, 4, number, some, apart, columns, apart, -1).permute(2, 3, 0, 4, 5, 1, 6, 7))
-        if self.bias is not None:
-            made += self.bias
-        return made[:, :height, :width].permute(0, 3, 1, 2)
+        inner = made[:, :height, :width]
+        return (inner.contiguous() if self.bias is None else inner + self.bias).permute(0, 3, 1, 2)
