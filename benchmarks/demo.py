@@ -6,12 +6,14 @@ OTHER is a checkout of the earlier version with an environment of its own:
 
     git worktree add OTHER 8185a4c && cd OTHER && make install
 
-Both run on the same generated pictures, one after the other; finished runs in FOLDER are not repeated. The CPU seconds are those of the whole
-command with its loader processes, imports included. The first runs compile the dense CRF, unless that is in numba's cache.
+Both run their own command lines of the demo on the same generated pictures, one after the other; finished runs in FOLDER are not repeated.
+The CPU seconds are those of the whole command with its loader processes, imports included. The first runs compile the dense CRF, unless that
+is in numba's cache.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -19,40 +21,35 @@ from pathlib import Path
 
 METHODS = ("cam", "clip_es")
 RUN = "import sys; from wsss.cli import main; sys.exit(main())"
-CONFIGS = "import wsss.demo; print(wsss.demo.CONFIGS)"
+COMMANDS = (
+    "import json, pathlib, sys, wsss.demo; print(json.dumps(list(wsss.demo.commands(pathlib.Path(sys.argv[1])))))"
+)
 
 
 def run(python: str, words: list[str]) -> float:
     """Run a command of an interpreter's version, and return its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([python, "-c", RUN, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = subprocess.DEVNULL
+    subprocess.run([python, "-c", RUN, *words], cwd="/", check=True, stdout=silent, stderr=silent)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measured(python: str, data: Path, out: Path, method: str, seed: int) -> dict[str, float]:
+def of_demo(python: str, folder: Path) -> dict[str, list[str]]:
+    """The demo's command lines in an interpreter's version, by their output folders."""
+    asked = [python, "-c", COMMANDS, str(folder)]
+    found = subprocess.run(asked, cwd="/", check=True, capture_output=True, text=True).stdout
+    return {words[words.index("--out") + 1]: words for words in json.loads(found) if "--out" in words}
+
+
+def measured(python: str, folder: Path, out: Path, method: str, seed: int) -> dict[str, float]:
     """CPU seconds and mIoU of a run; read from its file if it was measured before."""
     known = out.with_suffix(".json")
     if not known.exists():
-        configs = Path(
-            subprocess.run([python, "-c", CONFIGS], check=True, capture_output=True, text=True).stdout.strip()
-        )
-        clip = configs / "demo_clip"
-        words = [
-            "run",
-            method,
-            "--data",
-            str(data),
-            "--config",
-            str(configs / f"demo_{method}.yaml"),
-            "--out",
-            str(out),
-        ]
-        words += ["--segmenter.training.epochs", "16", "--segmenter.training.seed", str(seed)]
+        words = [*of_demo(python, folder)[str(folder / method)], "--segmenter.training.seed", str(seed)]
         if method == "cam":
             words += ["--classifier.training.seed", str(seed)]
-        else:
-            words += ["--inference.clip", str(clip), "--inference.words", str(clip / "words.yaml")]
+        words[words.index("--out") + 1] = str(out)
         cpu = run(python, words)
         scores = json.loads((out / "predictions-scores" / "scores.json").read_text())
         known.write_text(json.dumps({"cpu": cpu, "miou": 100 * scores["scores"]["miou"]}))
@@ -65,6 +62,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    # commands run in /, since python would import the package of the folder that it is started in
+    options.out, options.baseline = options.out.absolute(), os.path.abspath(options.baseline)
     data = options.out / "shapes"
     if not data.exists():
         run(sys.executable, ["data", "shapes", str(data), "--train", "300", "--val", "100", "--size", "112"])
@@ -73,7 +72,7 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for seed in options.seeds:
             for name, python in ways.items():
-                found[name].append(measured(python, data, options.out / f"{method} {name} {seed}", method, seed))
+                found[name].append(measured(python, options.out, options.out / f"{method} {name} {seed}", method, seed))
             before, now = (found[name][-1] for name in ways)
             print(
                 f"{method}, seed {seed}: {before['cpu']:.0f} and {now['cpu']:.0f} CPU s, ratio {before['cpu'] / now['cpu']:.2f}; "
