@@ -77,5 +77,3 @@ def test_other_convolutions_stay(changed):
     plain = {"in_channels": CHANNELS, "out_channels": CHANNELS, "kernel_size": 3, "padding": 1}
     assert Winograd.suits(nn.Conv2d(**plain))
     assert not Winograd.suits(nn.Conv2d(**plain | changed))
-
-
