@@ -1,9 +1,10 @@
 """CPU seconds for opening what is known already, against an earlier build (benchmarks/startup.py says how to make one).
 
-1. `again`: a finished `wsss refine` on a folder of small pictures (128x96) with true masks, run once more.
+1. `again`: a finished `wsss refine` on pictures with true masks, run once more; at 128x96 and at 500x375, or at one `--size`.
 2. `check`: opening and checking pictures of 500x375 with true masks, for the first time and again.
 3. `scan`: which of the outputs exist, when a stage is resumed; and whether a finished one is unchanged.
 4. `coco`: an annotation file of the size of COCO's training split, 860,001 objects on 118,287 pictures.
+5. `resumed`: `wsss refine`, killed when half of the masks existed, run again; and killed just before its record, when nothing is left to compute.
 
     OMP_NUM_THREADS=1 python benchmarks/opening.py --baseline ../earlier/.venv/bin/python [--pictures 20000] [--outputs 120000] [--part again]
 """
@@ -20,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+# Suffixes of the files of a picture, by folder
+FILES = {"JPEGImages": ".jpg", "SegmentationClass": ".png", "Annotations": ".xml", "cams": ".npz"}
 
 SCAN = """
 import sys, time
@@ -87,15 +91,18 @@ def printed(python: str, code: str, cache: Path, *words: object) -> list[float]:
     return [float(word) for word in done.stdout.split()]
 
 
-def write_data(folder: Path, count: int, width: int = 128, height: int = 96) -> None:
-    """A VOC folder of pictures of one class each, with true masks, and maps in the format that both builds read."""
+def write_data(folder: Path, count: int, width: int, height: int, different: int = 300) -> None:
+    """A VOC folder of pictures of one class each, with true masks, and maps in the format that both builds read.
+
+    Only the first files are `different`: the others are hard links to them.
+    """
     rng = np.random.default_rng(0)
     names = [f"{index:06}" for index in range(count)]
     for place in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation", "cams"):
         (folder / place).mkdir(parents=True)
     (folder / "classes.txt").write_text("cat\ndog\n")
     (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("".join(f"{name}\n" for name in names))
-    for index, name in enumerate(names):
+    for index, name in enumerate(names[:different]):
         coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / "JPEGImages" / f"{name}.jpg")
         mask = np.zeros((height, width), np.uint8)
@@ -107,35 +114,64 @@ def write_data(folder: Path, count: int, width: int = 128, height: int = 96) -> 
         np.savez(
             folder / "cams" / f"{name}.npz", classes=np.array([index % 2]), maps=maps, maps_stride4=maps[:, ::4, ::4]
         )
+    for index, name in enumerate(names[different:]):
+        for place, suffix in FILES.items():
+            os.link(folder / place / f"{names[index % different]}{suffix}", folder / place / f"{name}{suffix}")
 
 
-def again(folder: Path, count: int, pythons: list[str]) -> None:
+def refine_command(python: str, data: Path, out: Path) -> list[str]:
+    """The command that makes masks by a threshold."""
+    words = [python, "-m", "wsss", "refine", "--data", str(data), "--cams", str(data / "cams"), "--out", str(out)]
+    return [*words, "--refiner.by", "threshold", "--refiner.threshold", "0.3"]
+
+
+def again(folder: Path, count: int, pythons: list[str], size: tuple[int, int]) -> None:
     """A finished stage on pictures with true masks, run once more."""
-    data = folder / "data"
-    write_data(data, count)
+    data, title = folder / "data", f"{count} pictures of {size[0]}x{size[1]}"
+    write_data(data, count, *size)
+    # files that were just written are not remembered
+    time.sleep(3)
     print("| | CPU s before | CPU s | ratio |\n|---|---|---|---|")
-    found: list[list[float]] = [[], []]
-    for _ in range(3):
-        for number, python in enumerate(pythons):
-            words = [python, "-m", "wsss", "refine", "--data", str(data), "--cams", str(data / "cams")]
-            words += [
-                "--refiner.by",
-                "threshold",
-                "--refiner.threshold",
-                "0.3",
-                "--out",
-                str(folder / f"masks{number}"),
-            ]
-            found[number].append(seconds(words, folder / f"cache{number}"))
-    for turn, name in enumerate((f"`wsss refine`, {count} pictures", "the same again", "and again")):
-        before, now = (one[turn] for one in found)
-        print(f"| {name} | {before:.1f} | {now:.1f} | {before / now:.1f} |", flush=True)
+    for name in (f"`wsss refine`, {title}", "the same again", "and again"):
+        before, now = (
+            seconds(refine_command(python, data, folder / f"masks{number}"), folder / f"cache{number}")
+            for number, python in enumerate(pythons)
+        )
+        print(f"| {name} | {before:.2f} | {now:.2f} | {before / now:.1f} |", flush=True)
+
+
+def resumed(folder: Path, count: int, pythons: list[str], size: tuple[int, int]) -> None:
+    """A stage that was killed, run again."""
+    data = folder / "data"
+    write_data(data, count, *size)
+    time.sleep(3)
+    print("| | CPU s before | CPU s | ratio |\n|---|---|---|---|")
+    commands = [refine_command(python, data, folder / f"masks{number}") for number, python in enumerate(pythons)]
+    for number, command in enumerate(commands):
+        seconds(command, folder / f"cache{number}")
+    for name, left_out in (("all masks exist", 0), ("half of them", 2)):
+        found = []
+        for number, command in enumerate(commands):
+            stage = folder / f"masks{number}" / "masks"
+            record = json.loads((stage / "done.json").read_text())
+            for key in ("result", "files"):
+                del record[key]
+            (stage / "started.json").write_text(json.dumps(record))
+            (stage / "done.json").unlink()
+            for mask in sorted(stage.glob("*.png"))[::left_out] if left_out else ():
+                mask.unlink()
+            found.append(seconds(command, folder / f"cache{number}"))
+        before, now = found
+        print(
+            f"| killed and resumed, {count} pictures of {size[0]}x{size[1]}: {name} | {before:.2f} | {now:.2f} | {before / now:.1f} |",
+            flush=True,
+        )
 
 
 def check(folder: Path, count: int, pythons: list[str]) -> None:
     """Opening and checking a data set, for the first time and again."""
     data = folder / "large"
-    write_data(data, count, 500, 375)
+    write_data(data, count, 500, 375, different=count)
     found = [
         [printed(python, CHECK, folder / f"cache{number}", data)[0] for _ in range(2)]
         for number, python in enumerate(pythons)
@@ -206,13 +242,19 @@ def main() -> None:
     parser.add_argument("--baseline", required=True, help="Python of an environment with the earlier build")
     parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--large", type=int, default=300, help="pictures of the part `check`")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="pictures of the parts `again` and `resumed`"
+    )
     parser.add_argument("--outputs", type=int, default=120_000)
-    parser.add_argument("--part", choices=("again", "check", "scan", "coco"), help="only this part")
+    parser.add_argument("--part", choices=("again", "check", "scan", "coco", "resumed"), help="only this part")
     options = parser.parse_args()
     pythons = [options.baseline, sys.executable]
+    sizes = [tuple(options.size)] if options.size else [(128, 96), (500, 375)]
+    for part, measure in (("again", again), ("resumed", resumed)):
+        for size in sizes if options.part in (None, part) else ():
+            with tempfile.TemporaryDirectory() as scratch:
+                measure(Path(scratch), options.pictures, pythons, size)
     with tempfile.TemporaryDirectory() as scratch:
-        if options.part in (None, "again"):
-            again(Path(scratch), options.pictures, pythons)
         if options.part in (None, "check"):
             check(Path(scratch), options.large, pythons)
         if options.part in (None, "scan"):

@@ -1,12 +1,15 @@
 """What is remembered about data sets: it never fails, and does not grow without end."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wsss import cache
+from wsss import cache, digests
 
 DAY = 86400
 
@@ -131,3 +134,65 @@ def test_an_entry_that_another_process_removes_can_be_written_again():
     one.rmdir()
     cache.save(one / "a.json.gz", {"x": 1})
     assert cache.load(one / "a.json.gz") == {"x": 1}
+
+
+def test_what_is_known_of_files_is_found_out_once_until_they_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_TIME_STEP_NS", -(10**12))  # no file is too young
+    paths = [tmp_path / name for name in "abc"]
+    asked = []
+
+    def first_letter(path):
+        asked.append(path.name)
+        return path.read_text()[:1] or None
+
+    for path in paths:
+        path.write_text(path.name if path.name != "c" else "")
+
+    def found():
+        asked.clear()
+        return cache.of_files(("letters",), paths, first_letter), list(asked)
+
+    assert found() == (["a", "b", None], ["a", "b", "c"])
+    assert found() == (["a", "b", None], ["c"])
+    status = paths[0].stat()
+    time.sleep(0.02)  # times of files have a resolution
+    paths[0].write_text("x")
+    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert found() == (["x", "b", None], ["a", "c"])
+    paths[1].unlink()
+    with pytest.raises(FileNotFoundError):
+        found()
+
+
+def test_a_young_file_is_looked_at_again(tmp_path):
+    (tmp_path / "a").write_text("a")
+    for content in "ab":
+        (tmp_path / "a").write_text(content)
+        assert cache.of_files(("letters",), [tmp_path / "a"], Path.read_text) == [content]
+
+
+WRITES = """
+import sys, time
+from wsss import cache
+cache.MOST_BYTES, cache.IN_USE = 20000, 0.3
+until, name, turns = time.monotonic() + 3, sys.argv[1], 0
+while time.monotonic() < until or turns < 20:
+    turns += 1
+    own, both = cache.entry(name), cache.entry("both")
+    cache.save(own / "a.json.gz", {"x": name, "y": [turns] * 2000})
+    assert cache.load(own / "a.json.gz") == {"x": name, "y": [turns] * 2000}
+    cache.save(both / "a.json.gz", {"x": name * 2000})
+    assert cache.load(both / "a.json.gz") in ({"x": "p" * 2000}, {"x": "q" * 2000})
+    old = cache.entry(name, turns)
+    cache.save(old / "a.json.gz", {"x": "z" * turns})
+"""
+
+
+@pytest.mark.whole
+def test_two_processes_that_write_and_remove_at_once_lose_nothing_in_use(folder):
+    processes = [subprocess.Popen([sys.executable, "-c", WRITES, name], stderr=subprocess.PIPE) for name in "pq"]
+    errors = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    left = {path.name: path for path in folder.iterdir()}
+    assert cache.entry("both").name in left
+    assert not any(name.startswith(".gone-") for name in left)

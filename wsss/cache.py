@@ -1,8 +1,9 @@
 """What earlier commands found out about data sets, in the cache folder: commands are quicker with it, and never need it.
 
-Each data set (in one way of opening it), each large annotation file and each folder of maps or masks that no stage made has an entry: a folder in
-`datasets`, named by a digest. All that an entry holds can be found out again. So reading it never fails: a damaged file is as good as none. Nor
-does writing it: with a full disk or a read-only folder, nothing is remembered. Commands that write also remove entries that were not used for long.
+Each data set (in one way of opening it), each large annotation file, each folder of maps or masks that no stage made and each finished command has
+an entry: a folder in `datasets`, named by a digest. All that an entry holds can be found out again. So reading it never fails: a damaged file is
+as good as none. Nor does writing it: with a full disk or a read-only folder, nothing is remembered. Commands that write also remove entries that
+were not used for long.
 """
 
 import contextlib
@@ -10,19 +11,23 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss import __version__
+from wsss.digests import lasting_stamp
 from wsss.errors import BadInput, reading
 from wsss.storage import cache_folder, digest, read_packed, whole_file, write_packed
+from wsss.stream import in_threads
 
 if TYPE_CHECKING:
     import numpy as np
 
 # In an entry or a run folder: digests of files, which are read again only after a change
 CONTENTS = "contents.json.gz"
+# In an entry: what `of_files` found out
+FACTS = "facts.json.gz"
 # Part of the names of entries: builds that find out something else, or write it in another way, have others
 FORMAT = 2
 # Seconds without use after which an entry is removed, and the size of all entries beyond which the least recently used are
@@ -83,6 +88,34 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
     with writing(path.parent), whole_file(path, "nothing") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
+
+
+def of_files(identity: Sequence[object], paths: Sequence[Path], find: Callable[[Path], Any]) -> list[Any]:
+    """What a function finds out about each file; it is only called for files that are new or were changed.
+
+    Args:
+        identity: plain values that distinguish what is found out, and about which data set.
+        paths: the files.
+        find: gives a JSON-serialisable value; None is not remembered.
+    """
+    place = entry("files", *identity)
+    known = load(place / FACTS) if place else {}
+    names, stamps = [os.fspath(path) for path in paths], [lasting_stamp(path) for path in paths]
+    found = [
+        known[name][1] if stamp and name in known and known[name][0] == stamp else None
+        for name, stamp in zip(names, stamps, strict=True)
+    ]
+    unknown = [at for at, value in enumerate(found) if value is None]
+    for at, value in zip(unknown, in_threads(lambda at: find(paths[at]), unknown, batch=16), strict=True):
+        found[at] = value
+    facts = {
+        name: [stamp, value]
+        for name, stamp, value in zip(names, stamps, found, strict=True)
+        if stamp and value is not None
+    }
+    if place and facts != known:
+        save(place / FACTS, facts)
+    return found
 
 
 @contextlib.contextmanager

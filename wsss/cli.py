@@ -60,7 +60,8 @@ def _run(words: Sequence[str]) -> None:
         from wsss import launch
 
         launch.require(options.device)
-    if any(int(os.environ.get(several, "1")) > 1 for several in ("WORLD_SIZE", "SLURM_NTASKS")):
+    several = any(int(os.environ.get(variable, "1")) > 1 for variable in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if several:
         from wsss import launch
 
         launch.join()
@@ -68,7 +69,12 @@ def _run(words: Sequence[str]) -> None:
     if settings.preset is not None and peers.rank() == 0 and not name.startswith("run "):
         show(f"preset {settings.preset} ({settings.why}); --preset chooses another", stream=sys.stderr)
     with _locked(options):
-        chosen.run(options, settings)
+        if chosen.only_stages and not several:
+            from wsss.finished import run_unless_finished
+
+            run_unless_finished(name, options, settings.mirrors, lambda: chosen.run(options, settings))
+        else:
+            chosen.run(options, settings)
 
 
 def _help() -> str:

@@ -88,6 +88,8 @@ class Command(Generic[Options]):
         run: function that runs it.
         settings: function that gives its settings.
         has_config: whether it accepts `--config` and `--print_config`.
+        only_stages: whether it writes nothing but stages, and prints nothing that depends on other files than theirs and its inputs; so it
+            has nothing to do once they are finished (`wsss.finished`).
     """
 
     help: str
@@ -95,6 +97,7 @@ class Command(Generic[Options]):
     run: Callable[[Options, ParsedSettings], None]
     settings: Callable[[], DeclaredSettings] = DeclaredSettings
     has_config: bool = True
+    only_stages: bool = False
 
     def parser(self, name: str) -> Parser[Options]:
         """The parser of the command's arguments."""
@@ -151,11 +154,19 @@ def _method_command(verb: str, name: str) -> Command[Any]:
     about = registry.declared_method(name).paper
     if verb == "train":
         of_training = partial(registry.stage_settings, name, "classifier")
-        return Command(f"train {about}", StageOptions, partial(_train, name), _with_presets(name, of_training))
+        return Command(
+            f"train {about}", StageOptions, partial(_train, name), _with_presets(name, of_training), only_stages=True
+        )
     if verb == "localize":
         options = LocalizeOptions if "train" in registry.verbs(name) else StageOptions
         of_maps = partial(registry.stage_settings, name, "inference")
-        return Command(f"activation maps of {about}", options, partial(_localize, name), _with_presets(name, of_maps))
+        return Command(
+            f"activation maps of {about}",
+            options,
+            partial(_localize, name),
+            _with_presets(name, of_maps),
+            only_stages=True,
+        )
     of_run = partial(registry.run_settings, name)
     return Command(f"tags to a segmenter by {about}", MethodOptions, partial(_run, name), _with_presets(name, of_run))
 
@@ -654,19 +665,22 @@ def _print_table(run: Path) -> None:
 _REFINER, _SEGMENTER = (
     _with_presets(None, partial(registry.shared_stage_settings, section)) for section in ("refiner", "segmenter")
 )
-_PROPOSER = partial(registry.shared_stage_settings, registry.PROPOSER)
+_PROPOSER, _TAGGER, _QUESTIONS, _TEST, _SCORES = (
+    partial(registry.shared_stage_settings, section)
+    for section in (registry.PROPOSER, "tagger", "questions", "test", "scores")
+)
 _ALL = _with_presets(None, _all_settings, several=True)
 _COMMANDS: dict[str, Command[Any]] = {
     "demo": Command("generate pictures, run CAM, CLIP-ES and ReCAM on them, compare the scores", DemoOptions, _demo, has_config=False),
     "run all": Command("every method under one protocol, and their comparison", AllOptions, _run_all, _ALL),
     "compare": Command("compare runs: a table, a page, CSV and JSON", CompareOptions, _compare, registry.no_settings),
-    "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, partial(registry.shared_stage_settings, "tagger")),
-    "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, partial(registry.shared_stage_settings, "questions")),
-    "regions": Command("propose class-agnostic regions of the pictures", SplitOptions, _regions, _PROPOSER),
-    "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, _REFINER),
-    "segment": Command("make a segmenter from pseudo masks", SegmentOptions, _segment, _SEGMENTER),
-    "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, partial(registry.shared_stage_settings, "test")),
-    "evaluate": Command("score maps, masks or regions", EvaluateOptions, _evaluate, partial(registry.shared_stage_settings, "scores")),
+    "tag": Command("tag pictures with TagCLIP (Lin et al., AAAI 2024)", SplitOptions, _tag, _TAGGER, only_stages=True),
+    "ask": Command("ask BLIP about pictures and their tags, for QA-CLIMS", SplitOptions, _ask, _QUESTIONS, only_stages=True),
+    "regions": Command("propose class-agnostic regions of the pictures", SplitOptions, _regions, _PROPOSER, only_stages=True),
+    "refine": Command("turn activation maps into pseudo masks", RefineOptions, _refine, _REFINER, only_stages=True),
+    "segment": Command("make a segmenter from pseudo masks", SegmentOptions, _segment, _SEGMENTER, only_stages=True),
+    "predict": Command("predict masks with a trained segmenter", PredictOptions, _predict, _TEST, only_stages=True),
+    "evaluate": Command("score maps, masks or regions", EvaluateOptions, _evaluate, _SCORES),
     "review": Command("check tags and correct masks on a local page", ReviewOptions, _review, has_config=False),
     "try": Command("drop pictures on a local page and see their masks", TryOptions, _try, has_config=False),
     "export model": Command("a segmenter as ONNX, TorchScript, or for the hub", ModelOptions, _export_model, registry.no_settings),

@@ -105,6 +105,42 @@ def lasting_stamp(path: Path) -> list[int] | None:
     return list(stamp) if _is_settled(stamp) else None
 
 
+def tree_stamp(folder: Path, ignored: str) -> str | None:
+    """A text that changes when any file below a folder is changed, added or removed; links are followed.
+
+    Args:
+        folder: the folder.
+        ignored: files of this name do not count.
+
+    Returns:
+        None if a file has just been changed, or a folder cannot be read.
+    """
+    latest, seen, folders = 0, set[tuple[int, int]](), [os.fspath(folder)]
+    content = hashlib.sha256()
+    try:
+        while folders:
+            place = folders.pop()
+            content.update(os.fsencode(f"{place}\n"))
+            with os.scandir(place) as listed:
+                entries = sorted((entry.name, entry) for entry in listed if entry.name != ignored)
+            lines = []
+            for name, entry in entries:
+                if entry.is_symlink() and not os.path.exists(entry):
+                    lines.append(f"{name}\n")
+                    continue
+                status = entry.stat()
+                if not stat.S_ISDIR(status.st_mode):
+                    latest = max(latest, status.st_mtime_ns, status.st_ctime_ns)
+                    lines.append(f"{name}\t{_stamp(status)}\n")
+                elif (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    folders.append(entry.path)
+            content.update(os.fsencode("".join(lines)))
+    except OSError:
+        return None
+    return content.hexdigest() if time.time_ns() - latest > _TIME_STEP_NS else None
+
+
 def load_cache(cache: Path) -> None:
     """Load the digests that an earlier command saved; if that file cannot be read, nothing is loaded."""
     try:

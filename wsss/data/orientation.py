@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from wsss import cache
 from wsss.data.images import Images
 from wsss.data.pictures import picture_size_hw, read_header
 from wsss.data.samples import Header
 from wsss.errors import BadInput
-from wsss.stream import in_threads
 
 Mask = TypeVar("Mask")
 
@@ -37,8 +37,7 @@ def choose_orientation(
     Raises:
         BadInput: some masks match the rotated and others the stored pictures, or they contradict the choice of the user.
     """
-    headers = zip(pictures.items(), in_threads(_turned_header, pictures, batch=16), strict=True)
-    sizes = [(path, header, size_hw(mask)) for (path, mask), header in headers if header]
+    sizes = [(path, header, size_hw(pictures[path])) for path, header in _turned_headers(split, list(pictures))]
     turned = [(path, _fits(header, size)) for path, header, size in sizes if size]
     votes = {fits: path for path, fits in turned if isinstance(fits, bool)}
     if len(votes) == 2:
@@ -67,7 +66,8 @@ def choose_orientation(
 def notes_on_orientation(images: Images) -> list[str]:
     """A note on pictures with masks whose EXIF orientation does not change their size, so that masks fit either way."""
     with_masks = [path for path, mask in zip(images.paths, images.masks, strict=True) if mask is not None]
-    found = [path for path, same in zip(with_masks, in_threads(_keeps_size, with_masks, batch=16), strict=True) if same]
+    turned = _turned_headers(images.title, with_masks)
+    found = [path for path, header in turned if header.turned_hw(True) == header.turned_hw(False)]
     return [_note(images.title, found, images.upright, certain=False)] if found else []
 
 
@@ -77,18 +77,21 @@ def _note(split: str, pictures: Sequence[Path], upright: bool, *, certain: bool)
     return f"{split}: {len(pictures)} pictures with masks have an EXIF orientation ({pictures[0].name} first) and {what}{'' if certain else why}"
 
 
-def _keeps_size(path: Path) -> bool:
-    header = _turned_header(path)
-    return header is not None and header.turned_hw(True) == header.turned_hw(False)
+def _turned_headers(split: str, paths: Sequence[Path]) -> list[tuple[Path, Header]]:
+    """The pictures with an orientation, and their headers; orientations are remembered (`wsss.cache`)."""
+    folder = str(paths[0].parent.absolute()) if paths else ""
+    orientations = cache.of_files(("orientations", split, folder), paths, _orientation)
+    return [
+        (path, read_header(path)) for path, found in zip(paths, orientations, strict=True) if found not in (None, 1)
+    ]
 
 
-def _turned_header(path: Path) -> Header | None:
-    """The header of a picture with an orientation; None for others."""
+def _orientation(path: Path) -> int | None:
+    """The orientation of a picture, 1 for one without; None for an unreadable picture."""
     try:
-        header = read_header(path)
+        return read_header(path).orientation
     except BadInput:  # reported when all pictures are checked
         return None
-    return None if header.orientation == 1 else header
 
 
 def _fits(header: Header, size_hw: tuple[int, int]) -> bool | str:

@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 
+from wsss import cache
 from wsss.arrays import Bool, UInt8
 from wsss.data.entries import DEFAULT_OPTIONS, LayoutOptions, only_split
 from wsss.data.files import read_mask, write_mask
@@ -158,14 +159,7 @@ class _Layout:
             untagged = set(missing)
             return {name: row for name, row in zip(names, found, strict=True) if name not in untagged}
         if _has_annotations(self.root):
-            annotations = {name: self.root / "Annotations" / f"{name}.xml" for name in names}
-            # open_dataset has checked the rule
-            rule = cast(TagRule, self.options.tag_rule or ("irn" if self.is_published else "clip-es"))
-            return {
-                name: read_annotation(path, self.class_names, rule, self.options.negatives)
-                for name, path in annotations.items()
-                if path.is_file()
-            }
+            return self._annotated(names)
         if by_class := self._labels_from_class_lists():
             self.notes.append("tags come from the lists of single classes in ImageSets/Main")
             return {name: row for name, row in by_class.items() if name in set(names)}
@@ -173,6 +167,24 @@ class _Layout:
             "tags are the classes of the true masks, since there are neither Annotations nor a table of tags"
         )
         return {name: self._mask_labels(mask) for name in names if (mask := self.mask(name))}
+
+    def _annotated(self, names: Sequence[str]) -> dict[str, Bool[np.ndarray, " c"]]:
+        """Labels of the pictures that have an annotation; what an unchanged file says is remembered (`wsss.cache`)."""
+        # open_dataset has checked the rule
+        rule = cast(TagRule, self.options.tag_rule or ("irn" if self.is_published else "clip-es"))
+        negatives = self.options.negatives
+        annotations = {name: self.root / "Annotations" / f"{name}.xml" for name in names}
+        annotations = {name: path for name, path in annotations.items() if path.is_file()}
+
+        def classes(path: Path) -> list[int]:
+            return np.flatnonzero(read_annotation(path, self.class_names, rule, negatives)).tolist()
+
+        identity = ("annotations", str(self.root.absolute()), self.class_names, rule, sorted(negatives))
+        found = cache.of_files(identity, list(annotations.values()), classes)
+        labels = np.zeros((len(found), len(self.class_names)), bool)
+        for row, positions in zip(labels, found, strict=True):
+            row[positions] = True
+        return dict(zip(annotations, labels, strict=True))
 
     def _labels_from_class_lists(self) -> dict[str, Bool[np.ndarray, " c"]]:
         """Labels from `ImageSets/Main/CLASS_SPLIT.txt`, whose lines hold a name and 1, 0 (difficult) or -1 (absent)."""
