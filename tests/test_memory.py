@@ -1,6 +1,7 @@
 """The memory budget: sizes, control groups, admission of pictures, and maps that are computed tile by tile."""
 
 import dataclasses
+import re
 import threading
 import time
 from collections import namedtuple
@@ -167,12 +168,12 @@ def test_a_picture_that_does_not_fit_stops_the_stage(tmp_path, squares):
     write_maps(squares, tmp_path / "cams")
     cams = finished(tmp_path / "cams")
     memory.choose("0.0001GB")
-    with pytest.raises(
-        BadInput, match=r"found a picture of \d+x\d+ pixels, which takes about .* Set --memory to "
-    ) as error:
+    with pytest.raises(BadInput, match=r"found a picture of \d+x\d+ pixels, which takes about") as error:
         refine(CRFSettings(threshold=0.3), squares, cams=cams, out=tmp_path / "masks")
     assert error.value.where == squares.where(0)
-    memory.choose("1GB")
+    assert error.value.expected == "at most 105 KB"
+    # the advice is enough
+    memory.choose(re.search(r"Set --memory to (\S+) ", error.value.do)[1])
     refine(CRFSettings(threshold=0.3), squares, cams=cams, out=tmp_path / "masks")
     assert len(list((tmp_path / "masks").rglob("*.png"))) == len(squares)
 

@@ -1,6 +1,7 @@
 """How much memory a command may use, and waiting for it: fewer pictures at once if they are large. No torch here."""
 
 import functools
+import math
 import os
 import re
 import threading
@@ -95,7 +96,17 @@ def _left_in(folder: Path, limit_name: str, usage_name: str, cache_name: str) ->
 
 def shown(size: float) -> str:
     """A size for people."""
-    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+    for unit, bytes_of in (("GB", 2**30), ("MB", 2**20)):
+        if size >= bytes_of:
+            return f"{size / bytes_of:.{int(size < 10 * bytes_of)}f} {unit}"
+    return f"{math.ceil(size / 2**10)} KB"
+
+
+def _advised(size: float) -> str:
+    """A value of `--memory` that is at least this size."""
+    if size > 2**30:
+        return f"{math.ceil(10 * size / 2**30) / 10:g}GB"
+    return f"{math.ceil(size / 2**20)}MB"
 
 
 def too_large(where: str, size_hw: tuple[int, int], needed: float, do: str) -> BadInput:
@@ -109,9 +120,7 @@ def too_large(where: str, size_hw: tuple[int, int], needed: float, do: str) -> B
     """
     found = f"a picture of {size_hw[1]}x{size_hw[0]} pixels, which takes about {shown(needed)}"
     expected = f"at most {shown(budget())}" + ("" if _chosen else ", half of the memory that is free")
-    return BadInput(
-        where, found, expected, f"Set --memory to {needed / 2**30:.1f}GB or more if the machine has it{do}."
-    )
+    return BadInput(where, found, expected, f"Set --memory to {_advised(needed)} or more if the machine has it{do}.")
 
 
 class Cancelled(Exception):
