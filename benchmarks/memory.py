@@ -25,12 +25,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 
+if TYPE_CHECKING:  # processes import what they measure
+    from wsss.data.images import Images
+
 STAGES = ("crf", "refine", "threshold", "localize", "regions", "predict")
+# with networks that see the whole picture, or bring it to their size
+NETWORKS = ("icam", "affinitynet", "irnet", "bank", "votes", "corrclip", "weclip", "tagclip", "ask", "prompts")
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -155,6 +160,240 @@ def predict() -> Callable[[np.ndarray], object]:
     return work
 
 
+def one_of(image: np.ndarray) -> "Images":
+    """The picture as a data set, with one tag of 20."""
+    from wsss.data.images import Images
+
+    return Images.from_arrays([image], np.arange(20)[None] == 3, [f"class {number}" for number in range(20)])
+
+
+def quiet() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def icam() -> Callable[[np.ndarray], object]:
+    from wsss.methods.icam import ICAMInference, ICAMLocalizer
+    from wsss.networks.inference import for_inference
+    from wsss.networks.seam import SEAMNetwork
+
+    quiet()
+    network = for_inference(SEAMNetwork(20, os.environ["BACKBONE"]).eval())
+    settings = ICAMInference(scales=tuple(float(scale) for scale in os.environ["SCALES"].split()))
+    return localized(ICAMLocalizer(network, settings, "seam"))
+
+
+def localized(localizer: Any, regions: bool = False) -> Callable[[np.ndarray], object]:
+    """The maps of one class."""
+    from wsss.ops.regions import Regions
+
+    def work(image: np.ndarray) -> object:
+        # a quarter of the picture each
+        top, left = (np.indices(image.shape[:2])[axis] < image.shape[axis] // 2 for axis in (0, 1))
+        found = Regions.of_masks(np.stack([top & left, top & ~left, ~top & left, ~top & ~left]))
+        start()
+        expect(lambda: localizer.bytes_for(image.shape[:2], 1))
+        prepared = localizer.prepare_within(image, found) if regions else localizer.prepare(image)
+        return localizer.cams(prepared, (image.shape[0], image.shape[1]), np.arange(20) == 3).maps
+
+    return work
+
+
+def affinitynet() -> Callable[[np.ndarray], object]:
+    from wsss.networks.affinitynet import AffinityNet
+    from wsss.networks.inference import for_inference
+    from wsss.refiners.affinitynet import AffinityNetWalk, walk_needs, walked_scores
+
+    quiet()
+    network, settings = for_inference(AffinityNet(os.environ["BACKBONE"]).eval()), AffinityNetWalk()
+
+    def work(image: np.ndarray) -> object:
+        maps = maps_of(image)
+        start()
+        expect(lambda: walk_needs(settings, one_of(image), network)(0))
+        return walked_scores(network, image, maps, settings)
+
+    return work
+
+
+def irnet() -> Callable[[np.ndarray], object]:
+    import torch
+
+    from wsss.data.augment import normalise
+    from wsss.networks.inference import for_inference
+    from wsss.networks.irnet import IRNet, boundaries
+    from wsss.refiners.irnet import IRNetWalk, enlarged, walk_needs, walked
+
+    quiet()
+    network, settings = for_inference(IRNet(os.environ["BACKBONE"]).eval()), IRNetWalk()
+
+    def work(image: np.ndarray) -> object:
+        cells = torch.from_numpy(maps_of(image)[:, :: network.stride, :: network.stride].copy())
+        start()
+        expect(lambda: walk_needs(settings, one_of(image), network)(0))
+        edge = boundaries(network, torch.from_numpy(normalise(image)), settings.pad_to).edge
+        return enlarged(walked(cells, edge, settings), network.stride, (image.shape[0], image.shape[1])).numpy()
+
+    return work
+
+
+def bank() -> Callable[[np.ndarray], object]:
+    from wsss.networks.backbone import create_backbone
+    from wsss.networks.features import BodyFeatures, DenseFeatures
+    from wsss.ops.region_shapes import eroded_regions
+    from wsss.ops.regions import Regions
+    from wsss.segmenters.retrieval import described, pooling_needs
+
+    quiet()
+    features = DenseFeatures(BodyFeatures(create_backbone(os.environ["BACKBONE"], 16)))
+
+    def work(image: np.ndarray) -> object:
+        mask = (4 * (image[..., 0] > 128)).astype(np.uint8)
+        start()
+        expect(lambda: pooling_needs(one_of(image), features)(0))
+        return described(features, image, Regions.of_masks(eroded_regions(mask, erosion=2).masks))
+
+    return work
+
+
+def votes() -> Callable[[np.ndarray], object]:
+    """What changes the maps, after regions were compared, which takes what a bank takes."""
+    from wsss.ops.region_labels import level_means
+    from wsss.ops.regions import Regions
+    from wsss.refiners.crf import MaskSettings
+    from wsss.refiners.region_votes import CHANGING, against_background, at_cuts, spread, with_votes
+
+    settings = MaskSettings(by="threshold", threshold=0.5)
+
+    def work(image: np.ndarray) -> object:
+        maps = maps_of(image)
+        height, width = maps.shape[1:]
+        squares = (np.arange(height)[:, None] * 8 // height) * 8 + np.arange(width) * 8 // width
+        regions = Regions.of_masks(np.stack([squares == number for number in range(64)]))
+        shares = np.full((64, 2), 0.5, np.float32)
+        start()
+        expect(lambda: image.size / 3 * sum(CHANGING))
+        base = at_cuts(level_means(regions, maps), maps, settings)
+        voted = spread(regions, shares, base)
+        return against_background(with_votes(base, voted, np.array([0.3]), np.array([0.5]), "others"))
+
+    return work
+
+
+def clip() -> Any:
+    """The layers of a ViT-B/16, a third of its blocks."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from wsss.networks.clip import CLIP, Vocabulary
+    from wsss.pretrained import openai_tokenizer
+
+    quiet()
+    vision = {"num_hidden_layers": 4, "image_size": 224, "patch_size": 16, "projection_dim": 512}
+    model = CLIPModel(CLIPConfig(projection_dim=512, text_config={"num_hidden_layers": 1}, vision_config=vision))
+    return CLIP(model, Vocabulary(openai_tokenizer(), 77)).requires_grad_(False).eval()
+
+
+def unit_vectors(count: int) -> Any:
+    import torch
+
+    return torch.nn.functional.normalize(torch.randn(count, 512), dim=1)
+
+
+def corrclip() -> Callable[[np.ndarray], object]:
+    from wsss.methods.corrclip import CorrCLIPInference, CorrCLIPLocalizer
+    from wsss.networks.features import DenseFeatures, PatchDescriptions, TransformerFeatures
+
+    network, settings = clip(), CorrCLIPInference(step=336)
+    dino = DenseFeatures(TransformerFeatures(network.model.vision_model, "clip"))
+    of = np.array([0] * 20 + list(range(1, 21)))
+    return localized(CorrCLIPLocalizer(network, PatchDescriptions(dino, "none"), unit_vectors(40), of, settings), True)
+
+
+def weclip() -> Callable[[np.ndarray], object]:
+    from wsss.methods.weclip_labels import LabelMaker, LabelSettings, TextVectors, label_rule
+    from wsss.methods.weclip_maps import Choosing, WeCLIPLocalizer
+    from wsss.networks.weclip import FrozenNetworks, WeCLIPNetwork
+
+    frozen = FrozenNetworks(clip(), None)
+    network = WeCLIPNetwork(21, 768, 3, None).eval()
+    rule = label_rule(LabelSettings(), False, False, 4)
+    maker = LabelMaker(frozen.clip, TextVectors(unit_vectors(20), unit_vectors(24)), rule)
+    return localized(WeCLIPLocalizer(frozen, network, maker, Choosing(False, True)))
+
+
+def tagclip() -> Callable[[np.ndarray], object]:
+    from wsss.methods.tagclip import TagCLIPSettings, Tagger
+
+    tagger = Tagger(clip(), unit_vectors(20), unit_vectors(24), TagCLIPSettings(ratio=0.2))
+
+    def work(image: np.ndarray) -> object:
+        start()
+        expect(lambda: tagger.bytes_for(image.shape[:2]))
+        return tagger.scores(tagger.prepare(image))
+
+    return work
+
+
+def ask() -> Callable[[np.ndarray], object]:
+    """Sixteen questions about a class, to the layers of a BLIP of the usual width, two blocks each."""
+    from transformers import BertTokenizer, BlipConfig, BlipForQuestionAnswering
+
+    from wsss.methods.questions import BACKGROUND, FOREGROUND, QuestionSettings
+    from wsss.networks.blip import BLIP
+
+    quiet()
+    settings = QuestionSettings(size=480)
+    layers = {"num_hidden_layers": 2}
+    config = BlipConfig(
+        vision_config={**layers, "image_size": 480},
+        text_config={**layers, "is_decoder": True, "encoder_hidden_size": 768},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        words = " ".join((*FOREGROUND, *BACKGROUND)).lower().replace("?", " ?").replace("{}", "cat").split()
+        path = Path(folder) / "vocab.txt"
+        path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words)]))
+        blip = BLIP(BlipForQuestionAnswering(config).eval(), BertTokenizer(str(path)))
+
+    def work(image: np.ndarray) -> object:
+        start()
+        expect(lambda: settings.bytes_for(image.shape[:2], blip))
+        asked = [question.replace("{}", "cat") for question in (*FOREGROUND, *BACKGROUND)]
+        return [len(blip.answers(settings.prepare(image), asked, settings.batch))]
+
+    return work
+
+
+def prompts() -> Callable[[np.ndarray], object]:
+    """Ten objects that were found in a picture, and a network that takes nothing."""
+    import torch
+
+    from wsss.methods.prompts import PromptsLocalizer
+    from wsss.prompting.finder import Found
+
+    quiet()
+
+    class Finder:
+        network_bytes = 0.0
+
+        def prepare(self, image: np.ndarray) -> tuple[int, ...]:
+            return image.shape[:2]
+
+        def found(self, prepared: tuple[int, int], words: list[int]) -> list[Found]:
+            counts = [10, *[0] * (len(words) - 1)]
+            logits = [torch.randn(1, count, 288, 288) for count in counts]
+            enlarge = torch.nn.functional.interpolate
+            return [
+                Found(torch.rand(count), enlarge(one, prepared).sigmoid()[0])
+                if count
+                else Found(torch.zeros(0), torch.zeros(0, *prepared))
+                for count, one in zip(counts, logits, strict=True)
+            ]
+
+    return localized(PromptsLocalizer(Finder(), True))
+
+
 def status(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return 1024 * int(line.split()[1])
@@ -186,6 +425,7 @@ def measure(stage: str, megapixels: float, budget: str, most: float) -> None:
         "localize": localize,
         "regions": regions,
         "predict": predict,
+        **{name: globals()[name] for name in NETWORKS},
     }
     work = stages[stage]()
     try:
@@ -220,7 +460,7 @@ def run(python: str, arguments: Sequence[str], environment: dict[str, str]) -> s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--baseline", help="Python of another version")
-    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=(*STAGES, *NETWORKS))
     parser.add_argument("--megapixels", nargs="+", type=float, default=(0.2, 2, 6, 24))
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--most", type=float, default=16)

@@ -5,7 +5,8 @@ import re
 import threading
 import time
 from collections import namedtuple
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import ClassVar, cast
 
 import numpy as np
 import psutil
@@ -18,9 +19,13 @@ from tests.stages.test_refine import write_maps
 from wsss import memory
 from wsss.classifier import CAMLocalizer, CAMNetwork, MultiScale
 from wsss.cli import main
+from wsss.data.images import Images
 from wsss.errors import BadInput
-from wsss.networks.receptive import reach, tiled
+from wsss.networks import receptive
+from wsss.networks.irnet import IRNet
+from wsss.networks.receptive import Passes, bytes_per_pixel, reach, tiled
 from wsss.refiners.crf import CRFSettings, refine
+from wsss.refiners.irnet import IRNetWalk, walk_needs
 from wsss.run import read_record
 from wsss.stages import localize
 from wsss.stages.each import as_loaded, for_each_picture
@@ -199,6 +204,8 @@ def test_thresholds_keep_to_the_budget(tmp_path, squares):
         (("refine",), True),
         (("evaluate",), True),
         (("predict",), True),
+        (("tag",), True),
+        (("ask",), True),
         (("train", "cam"), False),
     ],
 )
@@ -221,6 +228,38 @@ def test_reach(network):
     assert found.radius % 16 == 0
     # squeeze-and-excitation averages over the picture
     assert not reach(body := nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Mean()), body).local
+
+
+def test_bytes_of_a_pass_are_those_of_the_tensors_that_exist_together():
+    first, second = (nn.Conv2d(count, more, 3, padding=1) for count, more in ((3, 8), (8, 4)))
+    chain = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(inplace=True))
+    # the first output and that of its ReLU; later there are fewer
+    assert bytes_per_pixel(chain, chain) == pytest.approx(receptive._INSIDE * 4 * (8 + 8))
+
+    def kept(image):
+        return first(image), second(first(image).relu())
+
+    assert bytes_per_pixel(chain, kept) == pytest.approx(receptive._INSIDE * 4 * (8 + 8 + 8))
+
+
+def test_a_network_is_tried_out_where_its_memory_matters(network):
+    passes = Passes(network, network.maps, 2)
+    rough = receptive.ROUGH * 2 * 1000
+    assert passes.whole(1000, 64 * rough) == rough
+    assert "bytes_per_pixel" not in vars(passes)
+    assert passes.whole(1000, 64 * rough - 1) == 2 * 1000 * passes.bytes_per_pixel
+
+
+def test_irnet_counts_the_padding(monkeypatch):
+    monkeypatch.setattr(Passes, "whole", lambda self, pixels, limit: 100 * self.batch * pixels)
+    memory.choose("2GB")
+    images = Images.from_arrays(
+        [np.zeros((side, side, 3), np.uint8) for side in (32, 512)], np.ones((2, 1), bool), ["a class"]
+    )
+    needs = walk_needs(IRNetWalk(pad_to=512), images, cast(IRNet, SimpleNamespace(stride=4)))
+    assert 0.8 * needs(1) < needs(0) < needs(1)
+    needs = walk_needs(IRNetWalk(pad_to=0), images, cast(IRNet, SimpleNamespace(stride=4)))
+    assert needs(0) == needs(1) // 256
 
 
 class Mean(nn.Module):

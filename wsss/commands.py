@@ -58,7 +58,7 @@ _COMMON_OPTIONS = (
     "instances", "methods", "common", "runs", "clip", "corrected", "plots", "file", "format", "unsure", "per", "copy_pictures", "rename",
 )  # fmt: skip
 # settings of the stages that work on several pictures at a time, within `--memory`
-_BOUNDED = ("inference", "refiner", "proposer", "test", "scores")
+_BOUNDED = ("inference", "refiner", "proposer", "test", "scores", "tagger", "questions")
 _COMMON_SETTINGS = {
     "": (
         "classifier.variant", "classifier.backbone", "classifier.init", "classifier.training.epochs", "classifier.training.batch",

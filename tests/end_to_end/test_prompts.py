@@ -7,11 +7,14 @@ import transformers
 
 from tests.end_to_end.conftest import ok, wsss
 from tests.regions.test_networks import sam2
+from wsss import memory
 from wsss.configs import CONFIGS
 from wsss.data.files import read_cams
+from wsss.errors import BadInput
 from wsss.methods.prompts import PromptsInference, joined_map
 from wsss.prompting.finder import Found
 from wsss.run import read_record
+from wsss.stages.localize import localize
 
 SIDE = 56
 SMALL = {"num_attention_heads": 2, "intermediate_size": 32, "num_layers": 1}
@@ -131,6 +134,18 @@ def test_maps_of_sam3_are_those_of_its_processor(models, squares):
         inside = covered > 0
         np.testing.assert_allclose(found[inside], covered[inside], atol=1e-5)
         assert (found[~inside] <= 0.5).all()
+
+
+@pytest.mark.parametrize("masks", ["sam2", "none"])
+def test_prompts_keep_to_the_memory_budget(models, squares, masks, tmp_path):
+    source = masks if masks == "none" else str(models / masks)
+    settings = PromptsInference(model=str(models / "dino"), masks=source)
+    memory.choose("1MB")
+    try:
+        with pytest.raises(BadInput, match=r"takes about .* or shrink the picture"):
+            localize(settings, squares.subset([0]), out=tmp_path)
+    finally:
+        memory.choose(None)
 
 
 @pytest.mark.parametrize("masks", ["sam2", "none"])

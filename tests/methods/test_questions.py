@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from tests.conftest import tree
 from tests.parity import inputs
+from wsss import memory
 from wsss.errors import BadInput
 from wsss.methods import questions
 from wsss.networks import blip
@@ -130,6 +131,15 @@ def test_few_questions_at_a_time_give_the_same(tmp_path, squares, settings):
     one = questions.ask(settings, few, out=tmp_path / "one")
     two = questions.ask(dataclasses.replace(settings, batch=2), few, out=tmp_path / "two")
     assert (one / questions.ANSWERS).read_bytes() == (two / questions.ANSWERS).read_bytes()
+
+
+def test_questions_keep_to_the_memory_budget(tmp_path, squares, settings):
+    memory.choose("1MB")
+    try:
+        with pytest.raises(BadInput, match=r"takes about .* or set a smaller batch"):
+            questions.ask(settings, squares.subset([0]), out=tmp_path / "answers")
+    finally:
+        memory.choose(None)
 
 
 def test_a_stop_goes_on(tmp_path, squares, settings, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import tree, write_squares
 from tests.parity import inputs
 from tests.parity.tiny_clip import tiny_clip
-from wsss import launch
+from wsss import launch, memory
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.errors import BadInput
 from wsss.methods import tagclip
@@ -160,6 +160,15 @@ def test_a_class_name_that_holds_a_separator(tmp_path, settings, pictures):
     odd = dataclasses.replace(pictures, class_names=("red", "blue, green"))
     with pytest.raises(BadInput, match="blue, green"):
         tagclip.tag(settings, odd, out=tmp_path / "tags")
+
+
+def test_tags_keep_to_the_memory_budget(tmp_path, settings, pictures):
+    memory.choose("0.1MB")
+    try:
+        with pytest.raises(BadInput, match=r"takes about .* or shrink the picture"):
+            tagclip.tag(settings, pictures, out=tmp_path)
+    finally:
+        memory.choose(None)
 
 
 def test_a_small_picture_is_named(tmp_path, settings):

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss import launch
+from wsss import launch, memory
 from wsss.arrays import Bool, Float, Int, Shaped, UInt8
 from wsss.classifier import MultiScale, at_scales, example, highest_features, trained_classifier
 from wsss.data.augment import IMAGENET_MEAN, IMAGENET_STD, JitteredAugment
@@ -33,8 +33,8 @@ from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into
 from wsss.methods import high_fidelity, seam
 from wsss.networks.body import Backbone
-from wsss.networks.receptive import ROUGH
-from wsss.networks.seam import SEAMNetwork, correlated, resized
+from wsss.networks.receptive import Passes
+from wsss.networks.seam import AFFINITY_BYTES, SEAMNetwork, correlated, resized
 from wsss.objective import Objective
 from wsss.ops.feature_similarity import cell_colours, cells_inside, check_sigma, feature_similarity_loss
 from wsss.ops.importance import importance_loss, multi_label_loss, probability_logits
@@ -341,6 +341,7 @@ class ICAMLocalizer:
 
     def __init__(self, network: SEAMNetwork, settings: ICAMInference, variant: Variant) -> None:
         self.network, self.settings, self.variant = network, settings, variant
+        self._passes = Passes(network, network, 1 + settings.flip)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
         """The picture at each scale."""
@@ -348,11 +349,12 @@ class ICAMLocalizer:
 
     def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
         """See `wsss.stages.localize.Bounded`."""
-        scales, pixels = self.settings.scales, math.prod(size_hw)
-        views = 12 * sum(scale**2 for scale in scales)
-        # the network and the maps of a class see both mirror images of the largest view
-        largest = (1 + self.settings.flip) * max(scales) ** 2 * (ROUGH + 8 * classes)
-        return int(pixels * (views + largest + 20 * classes))
+        scales, pixels, both = self.settings.scales, math.prod(size_hw), 1 + self.settings.flip
+        seen = pixels * max(scales) ** 2
+        views = 12 * (pixels * sum(scale**2 for scale in scales) + both * seen)
+        # both mirror images of the largest view: in the network, or their maps and as many affinities as are computed at a time
+        network = self._passes.whole(seen, memory.budget() - views)
+        return int(views + max(network, 8 * both * seen * classes + AFFINITY_BYTES) + 20 * pixels * classes)
 
     @torch.inference_mode()
     def describe(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " d"]:

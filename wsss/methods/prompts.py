@@ -11,6 +11,7 @@ so a pixel is above 0.5 where an object covers it, and the class of the surest o
 
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +40,8 @@ from wsss.supervision import MASKS, described_by
 _WHAT = "a network that finds objects by words"
 # value of `masks`: boxes are used as they are
 BOXES = "none"
+# objects in a picture that its memory is estimated with
+_OBJECTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,12 @@ class PromptsLocalizer:
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Any:
         """The part of the work that needs no network."""
         return self.finder.prepare(image)
+
+    def bytes_for(self, size_hw: tuple[int, int], classes: int) -> int:
+        """See `wsss.stages.localize.Bounded`; how many objects will be found is not known, and taken to be `_OBJECTS` of as many classes."""
+        # the picture while it is resized; the masks of objects, and their joining or the maps of as many classes
+        made = math.prod(size_hw) * (30 + 16 * _OBJECTS)
+        return int(self.finder.network_bytes + made)
 
     @torch.inference_mode()
     def cams(self, prepared: Any, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:

@@ -6,6 +6,7 @@ Answers are put into the singular and written to `answers.jsonl`, one line per p
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,16 @@ from wsss.data.text import read_lines
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range, reading
 from wsss.foreign.npy import read_legacy
-from wsss.networks.blip import BLIP
+from wsss.networks.blip import BEAMS, BLIP, QUESTION_TOKENS
 from wsss.pretrained import load_blip
 from wsss.run import maybe_file, pretrained, stage, unrecorded
-from wsss.stages.each import for_each_picture, read_prepared
+from wsss.stages.each import for_each_picture, read_prepared, within_budget
 from wsss.storage import read_json, whole_file, write_json
 from wsss.supervision import PAIRS
 
 ANSWERS = "answers.jsonl"
+# bytes of a token for each channel: activations of a block
+_OF_CHANNEL = 56
 
 # get_blip_vqa_results.py; in the order of the published files
 FOREGROUND = (
@@ -119,6 +122,18 @@ class QuestionSettings:
         """A picture as input of BLIP."""
         return torch.from_numpy(normalise(resize_bicubic(image, (self.size, self.size)), "clip"))[None]
 
+    def bytes_for(self, size_hw: tuple[int, int], blip: BLIP) -> float:
+        """About the bytes that a picture of this height and width takes, from when it is read until its answers are written."""
+        vision, text = blip.model.config.vision_config, blip.model.config.text_config
+        tokens = (self.size // vision.patch_size) ** 2 + 1
+        # a block: activations, and the attention of all heads
+        seeing = tokens * (_OF_CHANNEL * vision.hidden_size + 12 * tokens * vision.num_attention_heads)
+        keys = 8 * tokens * text.hidden_size * text.num_hidden_layers
+        states = self.batch * QUESTION_TOKENS * _OF_CHANNEL * text.hidden_size
+        # of each question in a batch: attention to the picture, and words of the beams of an answer
+        asking = self.batch * (12 * QUESTION_TOKENS * tokens * text.num_attention_heads + 24 * BEAMS * text.vocab_size)
+        return 3 * math.prod(size_hw) + 24 * self.size**2 + max(seeing, states + asking) + keys
+
 
 @stage(kind="ask", makes="answers", title="BLIP")
 def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, int]:
@@ -139,7 +154,9 @@ def ask(settings: QuestionSettings, images: Images, *, out: Path) -> dict[str, i
 
     load = partial(read_prepared, settings.prepare, images)
     tagged = np.flatnonzero(images.labels.any(1)).tolist()
-    for_each_picture(images, folder, ".json", load, compute, _write, title=f"ask {out.name}", chosen=tagged)
+    needs = within_budget(images, lambda _, size_hw: settings.bytes_for(size_hw, blip), ", or set a smaller batch")
+    title = f"ask {out.name}"
+    for_each_picture(images, folder, ".json", load, compute, _write, title=title, chosen=tagged, needs=needs)
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 

@@ -32,7 +32,7 @@ from wsss.networks.clip import CLIP
 from wsss.ops.boxes import box_mask
 from wsss.pretrained import FromCLIP, load_clip
 from wsss.run import maybe_file, stage, unrecorded
-from wsss.stages.each import for_each_picture, read_prepared
+from wsss.stages.each import for_each_picture, read_prepared, within_budget
 from wsss.storage import read_json, whole_file, write_json
 from wsss.tag_metrics import average_precision, precision_recall
 
@@ -50,6 +50,8 @@ TEMPLATES = (
 
 # added to masked attention logits: between patches in the last block, and of the class token to patches outside a region
 _BETWEEN_PATCHES, _OUTSIDE = -100.0, -1000.0
+# bytes of a token for each channel: activations of a block
+_OF_CHANNEL = 56
 # why a SigLIP is refused
 _LACKS = "no class token to score regions with"
 
@@ -142,6 +144,17 @@ class Tagger:
             expected = f"sides longer than a patch ({self.clip.patch} pixels)"
             raise BadInput("the picture", f"{height}x{width} pixels", expected, "Leave it out.")
         return torch.from_numpy(patched(image, self.clip.patch, self.clip.colours))[None]
+
+    def bytes_for(self, size_hw: tuple[int, int]) -> float:
+        """About the bytes that a picture of this height and width takes, from when it is prepared until its scores are written."""
+        attention, pixels, cell = self.clip.last_block().self_attn, math.prod(size_hw), self.clip.patch**2
+        patches, tokens = pixels / cell, self.clip.native_grid**2 + 1
+        of_token = _OF_CHANNEL * attention.embed_dim
+        # matrices between patches: the bias, votes, sums and means of attention, and that of a head
+        between = 40 * patches**2
+        # crops in a batch, and their attention
+        crops = self.settings.crop_batch * tokens * (12 * cell + of_token + 4 * tokens * (attention.num_heads + 2))
+        return 27 * pixels + max(between + patches * of_token, between / 2 + crops)
 
     @torch.no_grad()
     def scores(self, view: Float[Tensor, "1 3 hp wp"]) -> Float[np.ndarray, " c"]:
@@ -287,7 +300,8 @@ def tag(settings: TagCLIPSettings, images: Images, *, out: Path) -> dict[str, fl
         return tagger.scores(loaded[0]).tolist()
 
     load = partial(read_prepared, tagger.prepare, images)
-    for_each_picture(images, folder, ".json", load, compute, _write, title=f"tag {out.name}")
+    needs = within_budget(images, lambda _, size_hw: tagger.bytes_for(size_hw), ", or shrink the picture")
+    for_each_picture(images, folder, ".json", load, compute, _write, title=f"tag {out.name}", needs=needs)
     launch.wait()
     return launch.decided_by_first(lambda: _join(settings, images, folder, out))
 

@@ -20,6 +20,8 @@ from wsss.networks.resnet38 import PSA_HEADS, ResNet38
 
 VGG_BODY = "psa-vgg16"
 _STRIDE = 8
+# channels of x
+FEATURES = 448
 _EPSILON = 1e-5
 
 
@@ -182,7 +184,7 @@ class AffinityNet(TrunkWithHeads):
         self.gn8_3 = nn.GroupNorm(8, 64) if grouped else nn.Identity()
         self.gn8_4 = nn.GroupNorm(16, 128) if grouped else nn.Identity()
         self.gn8_5 = nn.GroupNorm(32, 256) if grouped else nn.Identity()
-        self.f9 = nn.Conv2d(448, 448, 1, bias=False)
+        self.f9 = nn.Conv2d(FEATURES, FEATURES, 1, bias=False)
         for layer in (self.f8_3, self.f8_4, self.f8_5):
             nn.init.kaiming_normal_(layer.weight)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)

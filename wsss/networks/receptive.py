@@ -1,6 +1,7 @@
 """What a fully convolutional network sees and stores: the reach of an output value, and the memory of a forward pass."""
 
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsss.arrays import Float
 
@@ -15,10 +17,12 @@ _SIDE = 256
 _STRIPE = 64
 # above this share of the largest value, an output depends on pixels beyond the reach
 _ROUNDING = 1e-4
-# at the peak, a pass holds the input and output of its largest convolution, and copies of them by residual sums and activations
-_COPIES = 3
+# what operations take inside, such as another layout of their input, as a factor of the tensors that they return
+_INSIDE = 1.4
 # bytes of a forward pass for each pixel of its input, above those of common backbones
 ROUGH = 600
+# so many pictures are in work at the same time at most
+_IN_WORK = 64
 # sides of tiles without their overlap, in pixels
 _LARGEST_TILE, _SMALLEST_TILE = 2048, 256
 
@@ -29,14 +33,56 @@ class Reach(NamedTuple):
     Attributes:
         stride: input pixels between two output values.
         radius: input pixels to each side that an output value depends on at most, a multiple of the stride.
-        bytes_per_pixel: memory of a forward pass for each pixel of the input.
         local: whether that is all; not so for networks with attention, squeeze-and-excitation or other means over the picture.
     """
 
     stride: int
     radius: int
-    bytes_per_pixel: float
     local: bool
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations of this thread return, for as long as they exist; `most` is the highest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.most = 0, 0
+        self._storages: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function(*args, **(kwargs or {}))
+        for one in returned if isinstance(returned, tuple | list) else (returned,):
+            if isinstance(one, Tensor):
+                self._add(one.untyped_storage())
+        return returned
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._storages:  # a view, or a result in place
+            return
+
+        def gone(_: object) -> None:
+            self.now -= size
+            del self._storages[address]
+
+        self._storages[address] = weakref.ref(storage, gone)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+@torch.no_grad()
+def bytes_per_pixel(network: nn.Module, call: Callable[[Float[Tensor, "1 3 h w"]], object]) -> float:
+    """About the memory of a forward pass of a convolutional network for each pixel of its input, tried out on a small picture.
+
+    Args:
+        network: in evaluation mode.
+        call: calls it.
+    """
+    some = next(network.parameters())
+    small = torch.zeros(1, 3, _SIDE, _SIDE, device=some.device, dtype=some.dtype)
+    with _Alive() as alive:
+        call(small)
+    return _INSIDE * alive.most / _SIDE**2
 
 
 @torch.inference_mode()
@@ -48,13 +94,11 @@ def reach(network: nn.Module, maps: Callable[[Float[Tensor, "b 3 h w"]], Float[T
     """
     some = next(network.parameters())
     like: Any = {"device": some.device, "dtype": some.dtype}
-    largest = 0.0
     radii: defaultdict[int, float] = defaultdict(float)
     alive = []  # so that no other tensor gets the same id
     here = threading.get_ident()
 
     def after(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal largest
         if threading.get_ident() != here:  # the network may be in use
             return
         given = inputs[0]
@@ -65,7 +109,6 @@ def reach(network: nn.Module, maps: Callable[[Float[Tensor, "b 3 h w"]], Float[T
         if kernel > 1:
             alive.append(given)
             radii[id(given)] = max(radii[id(given)], (kernel - 1) / 2 * dilation * _pixels(given))
-        largest = max(largest, (given.numel() + output.numel()) * given.element_size() / _SIDE**2)
 
     kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
     hooks = [module.register_forward_hook(after) for module in network.modules() if isinstance(module, kinds)]
@@ -82,7 +125,7 @@ def reach(network: nn.Module, maps: Callable[[Float[Tensor, "b 3 h w"]], Float[T
     changed[..., padded + 4 * stride :] = torch.flip(noise, (0, 3))[..., padded + 4 * stride :] + 1
     before, after_change = maps(noise)[..., :4], maps(changed)[..., :4]
     difference = (before - after_change).abs().max() / before.abs().max().clamp(min=1e-12)
-    return Reach(stride, padded, _COPIES * largest, bool(difference < _ROUNDING))
+    return Reach(stride, padded, bool(difference < _ROUNDING))
 
 
 def _pixels(cells: Tensor) -> float:
@@ -120,8 +163,8 @@ def tiled(
     return torch.cat(rows, -2)
 
 
-class Tiles:
-    """A network that consists of convolutions, which is computed in tiles where the memory does not allow the whole picture.
+class Passes:
+    """What forward passes of a network that consists mostly of convolutions take.
 
     Args:
         network: in evaluation mode.
@@ -129,29 +172,36 @@ class Tiles:
         batch: pictures in a batch.
     """
 
-    def __init__(
-        self, network: nn.Module, maps: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b c hs ws"]], batch: int = 1
-    ) -> None:
+    def __init__(self, network: nn.Module, maps: Callable[[Float[Tensor, "b 3 h w"]], Any], batch: int = 1) -> None:
         self.network, self.maps, self.batch = network, maps, batch
+
+    @cached_property
+    def bytes_per_pixel(self) -> float:
+        """See `bytes_per_pixel`."""
+        return bytes_per_pixel(self.network, self.maps)
+
+    def whole(self, pixels: float, limit: float) -> float:
+        """About the bytes of a forward pass for a picture of this size; less exact where many of them are certainly within the limit."""
+        rough = ROUGH * pixels * self.batch
+        # the network is only tried out if it matters
+        return rough if _IN_WORK * rough <= limit else self.bytes_per_pixel * pixels * self.batch
+
+
+class Tiles(Passes):
+    """A network that consists of convolutions, which is computed in tiles where the memory does not allow the whole picture."""
 
     @cached_property
     def reach(self) -> Reach:
         """What an output value depends on."""
         return reach(self.network, self.maps)
 
-    def whole(self, pixels: float, limit: float) -> float:
-        """About the bytes of a forward pass for a picture of this size; less exact where it is certainly within the limit."""
-        rough = ROUGH * pixels * self.batch
-        # the network is only looked at if the picture may not fit
-        return rough if rough <= limit else self.reach.bytes_per_pixel * pixels * self.batch
-
     def of_tile(self, core: int) -> float:
         """About the bytes of a forward pass for a tile with this side, without the overlap."""
-        return (core + 2 * self.reach.radius) ** 2 * self.batch * (self.reach.bytes_per_pixel + 12)
+        return (core + 2 * self.reach.radius) ** 2 * self.batch * (self.bytes_per_pixel + 12)
 
     def core(self, limit: float) -> int:
         """The side of tiles without their overlap, a multiple of the stride: the largest that the limit allows, in bytes."""
-        side = (limit / (self.batch * (self.reach.bytes_per_pixel + 12))) ** 0.5 - 2 * self.reach.radius
+        side = (limit / (self.batch * (self.bytes_per_pixel + 12))) ** 0.5 - 2 * self.reach.radius
         stride = self.reach.stride
         return max(int(min(side, _LARGEST_TILE)), _SMALLEST_TILE, stride) // stride * stride
 

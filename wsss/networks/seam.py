@@ -22,6 +22,8 @@ from wsss.precision import at_least_single
 _EPSILON = 1e-5
 # number of affinities in memory at a time
 _AFFINITIES = 1 << 21
+# bytes of these, and of the product that they are made from
+AFFINITY_BYTES = 8 * _AFFINITIES
 
 
 class SEAMOutput(NamedTuple):

@@ -12,6 +12,9 @@ from wsss.errors import BadInput
 from wsss.pretrained import loading_model
 from wsss.regions.loading import load_proposer, place_of
 
+# bytes of a pass for each pixel of the input
+_OF_PIXEL = 900
+
 
 class Prepared(NamedTuple):
     """A picture as the networks take it.
@@ -54,6 +57,17 @@ class Finder(Protocol):
 
     def found(self, prepared: Any, words: list[int]) -> list[Found]:
         """The objects of each of these words, which are numbers from 0 in the order of the words that the finder was made for."""
+
+    @property
+    def network_bytes(self) -> float:
+        """About the bytes that the networks take for a picture of any size."""
+
+
+def network_bytes(processor: Any) -> float:
+    """About the bytes of a pass of a network, from the size to which its image processor brings pictures."""
+    sides = dict(processor.size)
+    height = sides.get("height") or sides.get("shortest_edge") or sides["longest_edge"]
+    return _OF_PIXEL * height * (sides.get("width") or sides.get("longest_edge") or height)
 
 
 GATED = {

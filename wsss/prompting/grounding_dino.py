@@ -10,7 +10,7 @@ from torchvision.ops import box_convert
 
 from wsss.arrays import Bool, Float, UInt8
 from wsss.errors import BadInput
-from wsss.prompting.finder import Found, Prepared
+from wsss.prompting.finder import Found, Prepared, network_bytes
 from wsss.regions.sam import SAM
 
 KINDS = {
@@ -64,6 +64,11 @@ class GroundingDINO:
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """See `wsss.prompting.finder.Finder`."""
         return Prepared.by(self.processor, image, None if self.sam is None else self.sam.prepare(image))
+
+    @property
+    def network_bytes(self) -> float:
+        """See `wsss.prompting.finder.Finder`."""
+        return sum(network_bytes(one.processor) for one in (self, self.sam) if one is not None)
 
     @torch.inference_mode()
     def found(self, prepared: Prepared, words: list[int]) -> list[Found]:

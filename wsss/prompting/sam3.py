@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from wsss.arrays import UInt8
-from wsss.prompting.finder import Found, Prepared
+from wsss.prompting.finder import Found, Prepared, network_bytes
 
 KINDS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}
 # tokens of a phrase, as in the processor of transformers
@@ -32,6 +32,11 @@ class SAM3:
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """See `wsss.prompting.finder.Finder`."""
         return Prepared.by(self.processor, image)
+
+    @property
+    def network_bytes(self) -> float:
+        """See `wsss.prompting.finder.Finder`."""
+        return network_bytes(self.processor)
 
     @torch.inference_mode()
     def found(self, prepared: Prepared, words: list[int]) -> list[Found]:

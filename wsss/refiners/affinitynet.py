@@ -7,6 +7,7 @@ SEAM and ICAM use the same refinement with other values.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss import launch
+from wsss import launch, memory
 from wsss.arrays import Float, Int, UInt8
 from wsss.data.augment import ColourRule, PosteriorAugment, denormalise, normalise
 from wsss.data.files import read_posteriors, write_mask, write_posteriors
@@ -25,10 +26,10 @@ from wsss.data.maps import read_matching_cams
 from wsss.errors import BadInput, check_range
 from wsss.loading import check_initial, load_backbone, load_into, started_from
 from wsss.metrics import Background
-from wsss.networks.affinitynet import AffinityNet, affinity_losses
+from wsss.networks.affinitynet import FEATURES, AffinityNet, affinity_losses
 from wsss.networks.body import Backbone
 from wsss.networks.inference import for_inference
-from wsss.networks.receptive import ROUGH
+from wsss.networks.receptive import Passes
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, feature_affinity, feature_affinity_planes, pair_labels
 from wsss.ops.crf import PRESETS, crf_bytes, dense_crf, unary_from_scores
@@ -348,17 +349,26 @@ def walk_to_masks(
         mask = labels[scores.argmax(0)]
         write_mask(path, mask[: one.image.shape[0], : one.image.shape[1]])
 
+    needs = walk_needs(settings, images, network)
+    for_each_picture(images, out, ".png", load_one, compute, write, title=f"walk {out.name}", needs=needs)
+    return {"images": len(images), "alpha": settings.alpha, PIXEL_LABELS: "none"}
+
+
+def walk_needs(settings: AffinityNetWalk, images: Images, network: AffinityNet) -> Callable[[int], int]:
+    """The `needs` of `wsss.stages.each.for_each_picture` for the walk of the maps of these pictures."""
+    passes = Passes(network, network)
+    # features of the cells, and affinities in all directions
+    between_cells = 4 * (3 * FEATURES + 4 * len(directions(settings.radius))) / STRIDE**2
+
     def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
         pixels, labels = math.prod(size_hw), 1 + len(images.classes(index))
-        # the network, the walk between cells, and maps before and after it
-        walk = pixels * (ROUGH + 60 + 24 * labels)
+        # the network or the walk between cells, and maps before and after it
+        walk = max(passes.whole(pixels, memory.budget()), pixels * between_cells) + pixels * (40 + 24 * labels)
         if not settings.crf:
             return walk
         return max(walk, pixels * (30 + 4 * labels + 16 * images.n_labels) + crf_bytes(pixels, [images.n_labels]))
 
-    needs = within_budget(images, bytes_for, ", or shrink the picture")
-    for_each_picture(images, out, ".png", load_one, compute, write, title=f"walk {out.name}", needs=needs)
-    return {"images": len(images), "alpha": settings.alpha, PIXEL_LABELS: "none"}
+    return within_budget(images, bytes_for, ", or shrink the picture")
 
 
 @torch.inference_mode()

@@ -5,8 +5,9 @@ of the maps between cells that are not separated by edges -> a background thresh
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from wsss import launch
+from wsss import launch, memory
 from wsss.arrays import Float, Int
 from wsss.data.augment import AffinityAugment, crop_picture, normalise, top_left
 from wsss.data.coco import COCO_CATEGORIES
@@ -30,7 +31,7 @@ from wsss.metrics import Background
 from wsss.networks.body import Backbone
 from wsss.networks.inference import for_inference
 from wsss.networks.irnet import IRNET_ALIASES, IRNet, boundaries, irnet_losses
-from wsss.networks.receptive import ROUGH
+from wsss.networks.receptive import Passes
 from wsss.objective import Objective
 from wsss.ops.affinity import directions, path_affinity_planes
 from wsss.ops.instances import Detections, detections, instance_map, split_cams
@@ -39,7 +40,7 @@ from wsss.progress import Progress
 from wsss.refiners.crf import MaskSettings, refine
 from wsss.refiners.task import RefinementTask
 from wsss.run import pretrained, stage
-from wsss.stages.each import by_pixels, for_each_picture
+from wsss.stages.each import for_each_picture, within_budget
 from wsss.stages.evaluate import evaluate_cams
 from wsss.stages.train import Training, train
 from wsss.storage import read_json, write_json
@@ -220,8 +221,31 @@ def _loaded(images: Images, cams: Path, stride: int, index: int) -> _Loaded:
     return _Loaded(torch.from_numpy(normalise(image)), classes, torch.from_numpy(maps))
 
 
-# bytes a pixel of the network, which sees the picture and its mirror image, and of the walk; and of the maps of a class, before and after it
-_BYTES, _OF_CLASS = 2 * ROUGH + 130, 20
+# bytes a pixel of the maps of a class, before and after the walk
+_OF_CLASS = 20
+
+
+def walk_needs(spread: IRNetWalk, images: Images, network: IRNet, of_class: float = _OF_CLASS) -> Callable[[int], int]:
+    """The `needs` of `wsss.stages.each.for_each_picture` for a walk.
+
+    Args:
+        spread: of the walk.
+        images: the pictures.
+        network: in evaluation mode.
+        of_class: bytes a pixel of the maps of a class.
+    """
+    passes = Passes(network, network, 2)
+    planes = 12 * len(directions(spread.radius)) / network.stride**2
+
+    def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
+        pixels = math.prod(size_hw)
+        # the network sees the picture and its mirror image, both padded
+        seen = math.prod(max(side, spread.pad_to) for side in size_hw)
+        views = 12 * pixels + 48 * seen
+        passing = passes.whole(seen, memory.budget() - views)
+        return views + max(passing, pixels * planes) + pixels * (10 + of_class * len(images.classes(index)))
+
+    return within_budget(images, bytes_for, ", or shrink the picture")
 
 
 @stage(kind="walk", makes="maps", title="IRNet")
@@ -250,7 +274,7 @@ def walk(settings: IRNetWalk, images: Images, *, cams: Path, weights: Path, out:
         write_cams(path, *made)
 
     load_one = partial(_loaded, images, cams, network.stride)
-    needs = by_pixels(images, _BYTES, _OF_CLASS)
+    needs = walk_needs(settings, images, network)
     for_each_picture(images, out, ".npz", load_one, compute, write, title=f"walk {out.name}", needs=needs)
     return {"images": len(images)}
 
@@ -350,7 +374,7 @@ def find_instances(
 
     load_one = partial(_loaded, images, cams, network.stride)
     # a map is split into those of several instances
-    needs = by_pixels(images, _BYTES, 4 * _OF_CLASS)
+    needs = walk_needs(spread, images, network, 4 * _OF_CLASS)
     for_each_picture(images, out, ".json", load_one, compute, write, title=f"instances {out.name}", needs=needs)
     launch.wait()
     if launch.is_first():

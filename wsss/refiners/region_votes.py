@@ -49,6 +49,8 @@ BALANCE = "balance.json"
 _SUFFIX, _NAMES = ".npz", ("shares", "moments", "areas")
 # bins of these probabilities, and how far from a half they may be
 _BINS, _FARTHEST = 200, 0.45
+# bytes a pixel of changing maps by votes, and of each class: its maps, averages, votes and probabilities
+CHANGING = (20, 40)
 _EXPECTED = "the votes of the regions of a picture"
 # below it, a class that covers the whole picture would have no cut
 _LOWEST_CUT = 1e-3
@@ -414,8 +416,7 @@ def change_by_votes(
     def write(path: Path, made: Cams) -> None:
         write_cams(path, *made)
 
-    # maps, averages, votes and probabilities of each class
-    needs = by_pixels(images, 50, 60)
+    needs = by_pixels(images, *CHANGING)
     for_each_picture(images, out, ".npz", load, as_loaded, write, title=f"votes {out.name}", needs=needs)
     used = {name: round(float(one), 4) for name, one in zip(images.class_names, weights, strict=True)}
     marks = {PIXEL_LABELS: pixel_labels(thresholds) if thresholds else "none"}

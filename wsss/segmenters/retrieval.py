@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wsss import memory
 from wsss.arrays import Float, Int, UInt8
 from wsss.data.augment import ColourRule
 from wsss.data.images import Images
@@ -28,8 +29,8 @@ from wsss.foundations import (
     rebuilt,
 )
 from wsss.networks.body import Backbone
-from wsss.networks.features import DenseFeatures
-from wsss.networks.receptive import ROUGH
+from wsss.networks.features import BodyFeatures, DenseFeatures
+from wsss.networks.receptive import ROUGH, Passes
 from wsss.ops.enlarging import Step
 from wsss.ops.region_shapes import EROSION, FEWEST_PIXELS, MOST_OVERLAP, distinct
 from wsss.ops.regions import Regions
@@ -40,7 +41,7 @@ from wsss.run import pretrained
 from wsss.segmenters.bank import Bank, bank_of
 from wsss.segmenters.trained import Enlarging, Local, Part, rescaled
 from wsss.settings import build
-from wsss.stages.each import by_pixels
+from wsss.stages.each import within_budget
 from wsss.weights import read_metadata, read_weights, weights_in
 
 KIND, NONE = "retrieval", "none"
@@ -203,8 +204,20 @@ def _bank_and_network(
 
 def pooling_needs(images: Images, features: DenseFeatures) -> Callable[[int], int]:
     """The `needs` of `wsss.stages.each.for_each_picture` for pictures whose regions are described."""
-    # the network, the picture and its regions, and maps
-    return by_pixels(images, ROUGH * features.enlarge**2 + 60, 20)
+    passes = Passes(features, features)
+    # the grid while its layers are joined
+    grid = 12 * features.channels / features.cell**2
+
+    def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
+        pixels = math.prod(size_hw)
+        # attention may grow with the square of the pixels, and is not tried out
+        network = pixels * ROUGH * features.enlarge**2
+        if isinstance(features.network, BodyFeatures):
+            network = passes.whole(pixels, memory.budget())
+        # the picture and its regions, and maps
+        return network + pixels * (40 + grid + 20 * len(images.classes(index)))
+
+    return within_budget(images, bytes_for, ", or shrink the picture")
 
 
 def described(features: DenseFeatures, image: UInt8[np.ndarray, "h w 3"], regions: Regions) -> Float[np.ndarray, "n d"]:
