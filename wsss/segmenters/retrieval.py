@@ -211,7 +211,7 @@ def pooling_needs(images: Images, features: DenseFeatures) -> Callable[[int], in
     def bytes_for(index: int, size_hw: tuple[int, int]) -> float:
         pixels = math.prod(size_hw)
         # attention may grow with the square of the pixels, and is not tried out
-        network = pixels * ROUGH * features.enlarge**2
+        network: float = pixels * ROUGH * features.enlarge**2
         if isinstance(features.network, BodyFeatures):
             network = passes.whole(pixels, memory.budget())
         # the picture and its regions, and maps
