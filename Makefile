@@ -68,7 +68,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/clip_es.py
 	$(BIN)/python benchmarks/random_walk.py
 
-# hours; GROWTH=--quick is a look at smaller numbers
+# half an hour of CPU time; GROWTH=--quick is a look at smaller numbers
 growth: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --out runs/growth $(GROWTH)
 

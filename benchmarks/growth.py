@@ -6,7 +6,8 @@ It draws tiny pictures, and runs the commands of a pipeline on them, each in a f
 networks that take three updates, so that what is measured is the work per picture. Prints a table and writes FOLDER/growth.svg: CPU seconds
 of all processes together, and the peak memory of the largest one, of which the libraries take about 500 MiB. What was measured is kept in
 FOLDER/results.json, and is not repeated: a stopped measurement continues. `exponent` is that of the growth between the last two values: 1 is
-linear, 0 is constant. `per` is what one more picture, megapixel, class, tag or process costs between these two, in ms or KiB.
+linear, 0 is constant. `for one more` is what one more picture, megapixel, class, tag or process costs between each two values that follow
+each other: where it stays the same, growth is linear, whatever the fixed part.
 """
 
 import argparse
@@ -17,7 +18,10 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +44,14 @@ for module in ("accelerate", "cv2", "numba", "timm", "wsss.recipe", "wsss.health
 
 
 class Case(NamedTuple):
-    """A dataset, and how many processes work on it."""
+    """A dataset, how many processes work on it, and their global batch."""
 
     pictures: int = 100
     side: int = 32
     classes: int = 2
     tags: int = 1
     processes: int = 1
+    batch: int = 2
 
 
 AXES: Mapping[str, tuple[Case, tuple[int, ...], tuple[int, ...]]] = {
@@ -55,23 +60,24 @@ AXES: Mapping[str, tuple[Case, tuple[int, ...], tuple[int, ...]]] = {
     "side": (Case(pictures=2), (448, 1000, 2450, 4900), (256, 512, 1024)),
     "classes": (Case(pictures=400), (2, 20, 200), (2, 20, 200)),
     "tags": (Case(pictures=100, side=64, classes=20), (1, 4, 16), (1, 4, 16)),
-    "processes": (Case(pictures=1000), (1, 2, 4), (1, 2)),
+    "processes": (Case(pictures=1000, batch=4), (1, 2, 4), (1, 2)),
 }
 SMALL = {"train": ("--backbone", "test_resnet", "--init", "none", "--augment.long_side", "[32, 40]", "--augment.crop", "32"),
          "segment": ("--segmenter.network.backbone", "test_resnet", "--segmenter.init", "none", "--segmenter.augment.crop", "32",
                      "--segmenter.network.pyramid_scales", "[]")}  # fmt: skip
-SHORT = ("batch", "2"), ("steps", "3"), ("workers", "1")
+MEMORY = ("--memory", "3GB")
 
 
-def commands(data: Path, out: Path) -> dict[str, list[str]]:
+def commands(data: Path, out: Path, batch: int = 2) -> dict[str, list[str]]:
     """The command lines of the stages, by title; each reads what those before it wrote."""
-    given = ["--data", str(data)]
+    given = ["--data", str(data), *MEMORY]
+    short = ("batch", str(batch)), ("steps", "3"), ("workers", "1")
     quick = {
-        prefix: [word for key, value in SHORT for word in (f"--{prefix}training.{key}", value)]
+        prefix: [word for key, value in short for word in (f"--{prefix}training.{key}", value)]
         for prefix in ("", "segmenter.")
     }
     masks, maps = out / "threshold" / "masks", out / "cams"
-    predict = ["predict", "--weights", str(out / "segmenter"), "--pictures", str(data / "train"), "--size", "full"]
+    predict = ["predict", "--weights", str(out / "segmenter"), "--pictures", str(data / "train"), *MEMORY]
     return {
         "data info": ["data", "info", str(data)],
         "train cam": ["train", "cam", *given, *SMALL["train"], *quick[""], "--out", str(out / "classifier")],
@@ -81,13 +87,13 @@ def commands(data: Path, out: Path) -> dict[str, list[str]]:
         "evaluate maps": ["evaluate", *given, "--cams", str(maps), "--out", str(out / "cams-scores")],
         "evaluate masks": ["evaluate", *given, "--masks", str(masks), "--out", str(out / "masks-scores")],
         "segment": ["segment", *given, "--masks", str(masks), *SMALL["segment"], *quick["segmenter."], "--out", str(out / "segmenter")],
-        "predict": [*predict, "--out", str(out / "predictions")],
-        "predict, finished": [*predict, "--out", str(out / "predictions")],
+        "predict": [*predict, "--size", "full", "--out", str(out / "predictions")],
+        "predict, finished": [*predict, "--size", "full", "--out", str(out / "predictions")],
     }  # fmt: skip
 
 
-def draw(case: Case, data: Path) -> None:
-    """Write noise with a rectangle for each tag, true masks, and a table of tags."""
+def draw(case: Case, data: Path) -> int:
+    """Write noise with a rectangle for each tag, true masks, and a table of tags; 0."""
     part = data.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     for folder in ("train", "masks"):
@@ -113,29 +119,38 @@ def draw(case: Case, data: Path) -> None:
     (part / "tags.csv").write_text("\n".join(rows) + "\n")
     (part / "classes.txt").write_text("\n".join(names) + "\n")
     part.rename(data)
+    return 0
 
 
-def run(words: list[str], processes: int, log: Path) -> dict[str, float]:
-    """Run a command in a fork of this process; its CPU seconds and peak MiB."""
+def in_fork(work: Callable[[], int], log: Path) -> int:
+    """Start a fork of this process that does some work and exits with the status it returns; the number of the fork."""
     child = os.fork()
     if child == 0:
-        with log.open("w") as stream:
+        with log.open("a") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
         status = 1
         try:
-            status = command(words) if processes == 1 else together(words, processes)
+            status = work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    _, status, usage = os.wait4(child, 0)
+    return child
+
+
+def run(work: Callable[[], int], log: Path) -> dict[str, float]:
+    """Do some work in a fork of this process; the CPU seconds and peak MiB of the fork and of those that it waits for."""
+    log.unlink(missing_ok=True)
+    _, status, usage = os.wait4(in_fork(work, log), 0)
     if status:
-        raise SystemExit(f"wsss {' '.join(words)} failed: {log.read_text()[-2000:]}")
+        raise SystemExit(f"{log.parent.name} failed: {log.read_text()[-2000:]}")
     return {"cpu": usage.ru_utime + usage.ru_stime, "mib": usage.ru_maxrss / 1024}
 
 
-def together(words: list[str], processes: int) -> int:
+def together(words: list[str], processes: int, log: Path) -> int:
     """Run a command in several processes, forks of this one, as torchrun would start them."""
     shared = {
         "WORLD_SIZE": str(processes),
@@ -143,19 +158,12 @@ def together(words: list[str], processes: int) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
-                status = command(words)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
+
+    def one(rank: int) -> int:
+        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        return command(words)
+
+    children = [in_fork(partial(one, rank), log) for rank in range(processes)]
     return max(int(os.waitpid(child, 0)[1] != 0) for child in children)
 
 
@@ -170,14 +178,21 @@ def measure(axis: str, case: Case, value: int, out: Path, results: dict[str, dic
     """Measure all stages of a case that were not measured yet."""
     name = f"{axis} {value}"
     folder = out / name
-    titles = commands(folder / "data", folder)
+    titles = commands(folder / "data", folder, case.batch)
     if all(f"{name} {title}" in results for title in titles):
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    draw(case, folder / "data")
+    log = folder / "log"
+    # in a fork too: this process has to stay small
+    run(partial(draw, case, folder / "data"), log)
+    # nothing is known from earlier measurements, and nothing is left behind
+    os.environ["WSSS_CACHE"] = str(folder / "cache")
     for title, words in titles.items():
-        results[f"{name} {title}"] = run(words, case.processes, folder / "log")
+        alone = case.processes == 1
+        results[f"{name} {title}"] = run(
+            partial(command, words) if alone else partial(together, words, case.processes, log), log
+        )
         print(f"{name} {title}: {results[f'{name} {title}']}", file=sys.stderr, flush=True)
     write_json(out / "results.json", results)
     shutil.rmtree(folder)
@@ -194,33 +209,51 @@ def exponent(values: list[float], amount: list[float]) -> float:
 
 
 def show(axis: str, at: list[int], results: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the table of an axis."""
+    """Print the table of an axis: CPU seconds and their exponent, memory, and for pictures and sides what one more of them costs."""
     amount = amounts(axis, at)
-    columns = " | ".join(f"{one:g}" if axis != "side" else f"{one:.1f} MP" for one in amount)
-    print(f"\n| {axis} | {columns} | per | exponent | {columns} | per | exponent |")
-    print("|---" * (2 * len(at) + 5) + "|")
+    what, memory, unit = ("MP", "B for a pixel", 1.048576) if axis == "side" else (axis, "KiB for one more", 1024)
+    columns = [f"{one:.2g}" if axis == "side" else f"{one:g}" for one in amount]
+    head = [f"CPU s: {columns[0]} {what}", *columns[1:], "exponent", f"MiB: {columns[0]}", *columns[1:]]
+    head += ["ms for one more", memory] if axis in ("pictures", "side") else []
+    print("", f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", sep="\n")
     for title in commands(Path(), Path()):
-        cells = []
-        for key in ("cpu", "mib"):
-            found = [results[f"{axis} {value} {title}"][key] for value in at]
-            each = 1000 * (found[-1] - found[-2]) / (amount[-1] - amount[-2])
-            cells += [f"{one:.1f}" if key == "cpu" else f"{one:.0f}" for one in found]
-            cells += [f"{each if key == 'cpu' else 1.024 * each:.3g}", f"{exponent(found, amount):.2f}"]
-        print(f"| {title} | {' | '.join(cells)} |")
+        cpu, mib = ([results[f"{axis} {value} {title}"][key] for value in at] for key in ("cpu", "mib"))
+        cells = [*(f"{one:.1f}" for one in cpu), f"{exponent(cpu, amount):.2f}", *(f"{one:.0f}" for one in mib)]
+        cells += [each(cpu, amount, 1000), each(mib, amount, unit)]
+        print(f"| {title} | {' | '.join(cells[: len(head)])} |")
+
+
+def each(values: list[float], amount: list[float], unit: float) -> str:
+    """What one more costs, between each two values that follow each other."""
+    steps = zip(pairwise(values), pairwise(amount), strict=True)
+    return ", ".join(f"{unit * (after - before) / (more - less):.3g}" for (before, after), (less, more) in steps)
 
 
 def plot(axes: Mapping[str, list[int]], results: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Draw CPU seconds and memory of all stages against each axis."""
-    figure, rows = plt.subplots(2, len(axes), figsize=(3.4 * len(axes), 6), squeeze=False)
+    """Draw CPU seconds and memory of all stages against each axis, and a dotted line of linear growth."""
+    figure, rows = plt.subplots(2, len(axes), figsize=(3.2 * len(axes), 6), squeeze=False)
     for column, (axis, at) in enumerate(axes.items()):
+        amount = amounts(axis, at)
         for row, (key, label) in enumerate((("cpu", "CPU s"), ("mib", "peak MiB"))):
             one = rows[row][column]
             for title in commands(Path(), Path()):
                 found = [results[f"{axis} {value} {title}"][key] for value in at]
-                one.plot(amounts(axis, at), found, marker=".", label=title)
-            one.set(xscale="log", yscale="log", xlabel="megapixels" if axis == "side" else axis, ylabel=label)
-    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize="small")
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+                one.plot(amount, found, marker=".", label=title)
+            one.set_xscale("log")
+            one.set_xticks(amount, [f"{value:.2g}" if axis == "side" else f"{value:g}" for value in amount])
+            one.set_xticks([], minor=True)
+            one.set(xlabel="megapixels" if axis == "side" else axis, ylabel=label)
+            if key == "cpu":
+                one.set_yscale("log")
+                one.yaxis.set_major_formatter("{x:g}")
+                one.yaxis.set_minor_formatter("")
+                lowest, highest = one.get_ylim()
+                one.plot(amount, [lowest * value / amount[0] for value in amount], ":", color="grey", label="linear")
+                one.set_ylim(lowest, highest)
+            else:
+                one.set_ylim(bottom=0)
+    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize="small")
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -228,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=tuple(AXES))
-    parser.add_argument("--quick", action="store_true", help="smaller numbers: a look in half an hour")
+    parser.add_argument("--quick", action="store_true", help="smaller numbers")
     parser.add_argument("--most", type=int, help="leave out numbers above this one")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
