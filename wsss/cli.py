@@ -52,6 +52,8 @@ def _run(words: Sequence[str]) -> None:
             return
     name, chosen = command(words)
     options, settings = chosen.parser(name).parse(words[len(name.split()) :])
+    # torch then takes large tensors in large pages: those of a large picture would take hundreds of thousands of small ones
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if isinstance(options, OutOptions):
         memory.choose(options.memory)
     if isinstance(options, OutOptions) and options.device == "cpu":
