@@ -21,8 +21,10 @@ from wsss.cli import main
 from wsss.data.images import Images
 from wsss.errors import BadInput
 from wsss.networks import receptive
+from wsss.networks.inference import for_inference
 from wsss.networks.irnet import IRNet
 from wsss.networks.receptive import Passes, bytes_per_pixel, reach, tiled
+from wsss.networks.winograd import Winograd
 from wsss.refiners.crf import CRFSettings, refine
 from wsss.refiners.irnet import IRNetWalk, walk_needs
 from wsss.run import read_record
@@ -239,6 +241,15 @@ def test_bytes_of_a_pass_are_those_of_the_tensors_that_exist_together():
         return first(image), second(first(image).relu())
 
     assert bytes_per_pixel(chain, kept) == pytest.approx(receptive._INSIDE * 4 * (8 + 8 + 8))
+
+
+def test_a_network_that_is_prepared_is_expected_to_take_the_same():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 128, 1), nn.Conv2d(128, 128, 3, padding=1)).eval()
+    before = bytes_per_pixel(layers, layers)
+    prepared = for_inference(layers)
+    assert any(isinstance(layer, Winograd) for layer in prepared)
+    assert bytes_per_pixel(prepared, prepared) == before
 
 
 def test_a_network_is_tried_out_where_its_memory_matters(network):

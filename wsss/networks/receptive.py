@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsss.arrays import Float
+from wsss.networks.winograd import direct
 
 _SIDE = 256
 _STRIPE = 64
@@ -80,7 +81,8 @@ def bytes_per_pixel(network: nn.Module, call: Callable[[Float[Tensor, "1 3 h w"]
     """
     some = next(network.parameters())
     small = torch.zeros(1, 3, _SIDE, _SIDE, device=some.device, dtype=some.dtype)
-    with _Alive() as alive:
+    # squares of convolutions take the same memory for pictures of any size, some tens of MB
+    with direct(), _Alive() as alive:
         call(small)
     return _INSIDE * alive.most / _SIDE**2
 

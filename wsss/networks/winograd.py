@@ -5,6 +5,10 @@ overlapping squares of 6x6 and the output into squares of 4x4. Squares and filte
 one matrix product over the channels. Results differ from a direct convolution by rounding, about three times as much as the direct one's own.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +43,18 @@ _OUTPUT = torch.tensor(
 # of whole squares, row by row: (36, 36) and (16, 36)
 _INPUT_SQUARE = torch.kron(_INPUT, _INPUT).float()
 _OUTPUT_SQUARE = torch.kron(_OUTPUT, _OUTPUT).float()
+
+_direct: contextvars.ContextVar[bool] = contextvars.ContextVar("direct", default=False)
+
+
+@contextlib.contextmanager
+def direct() -> Iterator[None]:
+    """Inside this block all convolutions are direct ones, which take no memory besides their outputs."""
+    token = _direct.set(True)
+    try:
+        yield
+    finally:
+        _direct.reset(token)
 
 
 class Winograd(nn.Conv2d):
@@ -85,7 +101,8 @@ class Winograd(nn.Conv2d):
         height, width = values.shape[-2:]
         rows, columns = self._squares(height, width)
         return (
-            values.dim() == 4
+            not _direct.get()
+            and values.dim() == 4
             and values.device.type == "cpu"
             and values.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
