@@ -55,7 +55,8 @@ def test_every_stage_is_there(run, shapes):
 
 def test_the_stage_alone_makes_the_same_maps(tmp_path, run, shapes):
     words = ("localize", "corrclip", "--data", shapes, *NETWORKS, "--regions", run / "regions")
-    ok(*words, "--out", tmp_path / "cams")
+    # the run has a configuration and no preset; the preset of the stage chooses bfloat16 on some processors
+    ok(*words, "--precision", "no", "--out", tmp_path / "cams")
     for path in (run / "cams").glob("*.npz"):
         assert (tmp_path / "cams" / path.name).read_bytes() == path.read_bytes()
 
