@@ -27,6 +27,7 @@ from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range, reading
 from wsss.foreign.npy import read_legacy
 from wsss.networks.blip import BEAMS, BLIP, QUESTION_TOKENS
+from wsss.networks.receptive import OF_CHANNEL
 from wsss.pretrained import load_blip
 from wsss.run import maybe_file, pretrained, stage, unrecorded
 from wsss.stages.each import for_each_picture, read_prepared, within_budget
@@ -34,8 +35,6 @@ from wsss.storage import read_json, whole_file, write_json
 from wsss.supervision import PAIRS
 
 ANSWERS = "answers.jsonl"
-# bytes of a token for each channel: activations of a block
-_OF_CHANNEL = 56
 
 # get_blip_vqa_results.py; in the order of the published files
 FOREGROUND = (
@@ -127,9 +126,9 @@ class QuestionSettings:
         vision, text = blip.model.config.vision_config, blip.model.config.text_config
         tokens = (self.size // vision.patch_size) ** 2 + 1
         # a block: activations, and the attention of all heads
-        seeing = tokens * (_OF_CHANNEL * vision.hidden_size + 12 * tokens * vision.num_attention_heads)
+        seeing = tokens * (OF_CHANNEL * vision.hidden_size + 12 * tokens * vision.num_attention_heads)
         keys = 8 * tokens * text.hidden_size * text.num_hidden_layers
-        states = self.batch * QUESTION_TOKENS * _OF_CHANNEL * text.hidden_size
+        states = self.batch * QUESTION_TOKENS * OF_CHANNEL * text.hidden_size
         # of each question in a batch: attention to the picture, and words of the beams of an answer
         asking = self.batch * (12 * QUESTION_TOKENS * tokens * text.num_attention_heads + 24 * BEAMS * text.vocab_size)
         return 3 * math.prod(size_hw) + 24 * self.size**2 + max(seeing, states + asking) + keys

@@ -29,6 +29,7 @@ from wsss.data.words import IMAGENET_TEMPLATES, check_templates, read_words
 from wsss.errors import BadInput, check_range
 from wsss.methods.clip_es import check_names, patched, text_features
 from wsss.networks.clip import CLIP
+from wsss.networks.receptive import OF_CHANNEL
 from wsss.ops.boxes import box_mask
 from wsss.pretrained import FromCLIP, load_clip
 from wsss.run import maybe_file, stage, unrecorded
@@ -50,8 +51,6 @@ TEMPLATES = (
 
 # added to masked attention logits: between patches in the last block, and of the class token to patches outside a region
 _BETWEEN_PATCHES, _OUTSIDE = -100.0, -1000.0
-# bytes of a token for each channel: activations of a block
-_OF_CHANNEL = 56
 # why a SigLIP is refused
 _LACKS = "no class token to score regions with"
 
@@ -149,7 +148,7 @@ class Tagger:
         """About the bytes that a picture of this height and width takes, from when it is prepared until its scores are written."""
         attention, pixels, cell = self.clip.last_block().self_attn, math.prod(size_hw), self.clip.patch**2
         patches, tokens = pixels / cell, self.clip.native_grid**2 + 1
-        of_token = _OF_CHANNEL * attention.embed_dim
+        of_token = OF_CHANNEL * attention.embed_dim
         # matrices between patches: the bias, votes, sums and means of attention, and that of a head
         between = 40 * patches**2
         # crops in a batch, and their attention

@@ -22,7 +22,9 @@ _ROUNDING = 1e-4
 _INSIDE = 1.4
 # bytes of a forward pass for each pixel of its input, above those of common backbones
 ROUGH = 600
-# so many pictures are in work at the same time at most
+# bytes of a transformer's token for each channel: activations of a block
+OF_CHANNEL = 56
+# the most pictures that are in work at the same time
 _IN_WORK = 64
 # sides of tiles without their overlap, in pixels
 _LARGEST_TILE, _SMALLEST_TILE = 2048, 256

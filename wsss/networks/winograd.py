@@ -19,7 +19,7 @@ _LEAST_CHANNELS = 128
 _LARGEST_SHARE = 0.4
 # squares that each thread computes at once, times channels: what is in work stays in the caches
 _AT_ONCE = 2**16
-# but at least one square for so many channels, since all filters are read for the squares in work
+# with many channels, more squares: one for every 12 channels at least, since each round reads all filters
 _CHANNELS_A_SQUARE = 12
 
 # the points are 0, 1, -1, 2, -2 and infinity
