@@ -1,6 +1,6 @@
 """The demo's first two runs, CAM and CLIP-ES, by this version and by an earlier one: CPU seconds and mIoU of the predictions, for several seeds.
 
-    OMP_NUM_THREADS=1 python benchmarks/demo.py --baseline OTHER/.venv/bin/python --seeds 0 1 2 --out FOLDER
+    OMP_NUM_THREADS=1 python benchmarks/demo.py --baseline OTHER/.venv/bin/python --seeds 0 1 2 --out FOLDER [--float32]
 
 OTHER is a checkout of the earlier version with an environment of its own:
 
@@ -8,7 +8,7 @@ OTHER is a checkout of the earlier version with an environment of its own:
 
 Both run their own command lines of the demo on the same generated pictures, one after the other; finished runs in FOLDER are not repeated.
 The CPU seconds are those of the whole command with its loader processes, imports included. The first runs compile the dense CRF, unless that
-is in numba's cache.
+is in numba's cache. On processors with instructions for bfloat16, the demo computes in it; with --float32 it does not there either.
 """
 
 import argparse
@@ -42,6 +42,14 @@ def of_demo(python: str, folder: Path) -> dict[str, list[str]]:
     return {words[words.index("--out") + 1]: words for words in json.loads(found) if "--out" in words}
 
 
+def in_float32(words: list[str]) -> list[str]:
+    """A command line without the settings of a precision."""
+    left = list(words)
+    while flags := [index for index, word in enumerate(left) if word.endswith(".precision")]:
+        del left[flags[0] : flags[0] + 2]
+    return left
+
+
 def measured(python: str, folder: Path, out: Path, method: str, seed: int) -> dict[str, float]:
     """CPU seconds and mIoU of a run; read from its file if it was measured before."""
     known = out.with_suffix(".json")
@@ -50,6 +58,8 @@ def measured(python: str, folder: Path, out: Path, method: str, seed: int) -> di
         if method == "cam":
             words += ["--classifier.training.seed", str(seed)]
         words[words.index("--out") + 1] = str(out)
+        if out.name.split()[1] == "float32":
+            words = in_float32(words)
         cpu = run(python, words)
         scores = json.loads((out / "predictions-scores" / "scores.json").read_text())
         known.write_text(json.dumps({"cpu": cpu, "miou": 100 * scores["scores"]["miou"]}))
@@ -61,13 +71,14 @@ def main() -> None:
     parser.add_argument("--baseline", required=True, help="the interpreter of the earlier version")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--float32", action="store_true", help="this version without bfloat16")
     options = parser.parse_args()
     # commands run in /, since python would import the package of the folder that it is started in
     options.out, options.baseline = options.out.absolute(), os.path.abspath(options.baseline)
     data = options.out / "shapes"
     if not data.exists():
         run(sys.executable, ["data", "shapes", str(data), "--train", "300", "--val", "100", "--size", "112"])
-    ways = {"before": options.baseline, "now": sys.executable}
+    ways = {"before": options.baseline, "float32" if options.float32 else "now": sys.executable}
     for method in METHODS:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for seed in options.seeds:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from wsss import demo
 from wsss.commands import command
 from wsss.demo import commands
 
@@ -30,6 +31,16 @@ def test_the_quick_demo_trains_less_on_fewer_pictures(tmp_path):
     whole, quick = pictures_and_epochs(False), pictures_and_epochs(True)
     assert quick[0] * 5 <= whole[0]
     assert quick[1] * 3 <= whole[1]
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_demo_computes_in_bfloat16_only_where_the_processor_has_it(tmp_path, monkeypatch, native):
+    monkeypatch.setattr(demo, "has_native", lambda precision: native)
+    for _, chosen in [parsed(words) for words in commands(tmp_path) if words[0] == "run"]:
+        sections = chosen.mirrors
+        trained = [sections[name].training for name in ("classifier", "segmenter") if name in sections]
+        found = {section.precision for section in (sections["inference"], sections["test"], *trained)}
+        assert found == {"bf16" if native else "no"}
 
 
 def test_what_the_demo_reads_comes_with_the_package(tmp_path):

@@ -20,7 +20,7 @@ from wsss.errors import BadInput
 from wsss.run import DONE
 from wsss.stages import train as train_module
 from wsss.stages.checkpoint import CHECKPOINT, PREVIOUS
-from wsss.stages.train import HISTORY, Training, train
+from wsss.stages.train import HISTORY, Training, make_optimizer, train
 from wsss.weights import WEIGHTS, read_weights, write_weights
 
 
@@ -289,6 +289,30 @@ def test_training_stops_where_its_schedule_goes_on(tmp_path, squares):
     longer = dataclasses.replace(whole, stop_epochs=9)
     train(Toy(longer), squares, out=tmp_path / "longer")
     assert (tmp_path / "longer" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_adamw_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(64, 16, 3, 3, generator=generator), torch.randn(64, generator=generator)]
+    ends = []
+    for make in (
+        partial(make_optimizer, Training(optimizer="adamw", lr=1e-2, weight_decay=0.05)),
+        partial(torch.optim.AdamW, fused=False),
+    ):
+        weights = [nn.Parameter(value.clone()) for value in start]
+        groups = [
+            {"params": [weight], "lr": 1e-2, "weight_decay": decay}
+            for weight, decay in zip(weights, (0.05, 0.0), strict=True)
+        ]
+        optimizer = make(groups)
+        for update in range(3):
+            for weight in weights:
+                weight.grad = torch.sin(weight.detach() * (update + 1))
+            optimizer.step()
+        ends.append(weights)
+    for weight, expected, before in zip(*ends, start, strict=True):
+        assert (weight - before).abs().max() > 1e-2
+        torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_first_and_last_number_of_the_schedule():
