@@ -19,6 +19,8 @@ _LEAST_CHANNELS = 128
 _LARGEST_SHARE = 0.4
 # squares that each thread computes at once, times channels: what is in work stays in the caches
 _AT_ONCE = 2**16
+# channels whose filters are transformed at once
+_AT_ONCE_TRANSFORMED = 32
 # with many channels, more squares: one for every 12 channels at least, since each round reads all filters
 _CHANNELS_A_SQUARE = 12
 
@@ -40,8 +42,9 @@ _FILTER = (
 _OUTPUT = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
 )
-# of whole squares, row by row: (36, 36) and (16, 36)
+# of whole squares, row by row: (36, 36), (36, 9) and (16, 36)
 _INPUT_SQUARE = torch.kron(_INPUT, _INPUT).float()
+_FILTER_SQUARE = torch.kron(_FILTER, _FILTER)
 _OUTPUT_SQUARE = torch.kron(_OUTPUT, _OUTPUT).float()
 
 _direct: contextvars.ContextVar[bool] = contextvars.ContextVar("direct", default=False)
@@ -116,9 +119,14 @@ class Winograd(nn.Conv2d):
         return -(-height // step), -(-width // step)
 
     def _transformed(self) -> Tensor:
-        # (C_out, C_in, 3, 3) -> (C_out, C_in, 6, 6)
-        squares = _FILTER @ self.weight.detach().double() @ _FILTER.T
-        return squares.permute(2, 3, 1, 0).reshape(36, self.in_channels, self.out_channels).float().contiguous()
+        made = self.weight.new_empty(36, self.in_channels, self.out_channels)
+        places = self.weight.detach().permute(2, 3, 1, 0).flatten(0, 1)  # (9, C_in, C_out)
+        # in double precision, for some channels at a time
+        for some, channels in zip(
+            made.split(_AT_ONCE_TRANSFORMED, 1), places.split(_AT_ONCE_TRANSFORMED, 1), strict=True
+        ):
+            some.copy_((_FILTER_SQUARE @ channels.double().flatten(1)).view_as(some))
+        return made
 
     def _in_squares(self, values: Tensor) -> Tensor:
         if self.filters is None:
