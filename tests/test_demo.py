@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from wsss import demo
+from wsss import demo, hub
 from wsss.commands import command
 from wsss.demo import commands
+from wsss.errors import BadInput
+from wsss.registry import check_downloads, needed
 
 
 def parsed(words):
@@ -41,6 +43,19 @@ def test_the_demo_computes_in_bfloat16_only_where_the_processor_has_it(tmp_path,
         trained = [sections[name].training for name in ("classifier", "segmenter") if name in sections]
         found = {section.precision for section in (sections["inference"], sections["test"], *trained)}
         assert found == {"bf16" if native else "no"}
+
+
+def test_the_demo_needs_no_weights_of_others(tmp_path, monkeypatch):
+    def missing(backbone, setting):
+        raise BadInput(setting, f"no weights of {backbone}", "these weights", "Download them.")
+
+    monkeypatch.setattr(hub, "check_imagenet", missing)
+    for words in (words for words in commands(tmp_path) if words[0] == "run"):
+        check_downloads(needed(words[1], parsed(words)[1].mirrors))
+    # a baseline that is trained does need them
+    recam = ["run", "recam", "--data", str(tmp_path), "--out", str(tmp_path), "--preset", "paper"]
+    with pytest.raises(BadInput, match="baseline.init: found no weights of resnet50"):
+        check_downloads(needed("recam", parsed(recam)[1].mirrors))
 
 
 def test_what_the_demo_reads_comes_with_the_package(tmp_path):

@@ -290,13 +290,13 @@ def _words_alone(options: WithData, settings: Any, name: str) -> WithData:
 def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
     options = _words_alone(options, chosen.mirrors.get("inference"), name)
     data = options.dataset()
-    registry.check_enough(data, data.train, chosen.mirrors)
+    registry.check_enough(data, data.train, registry.needed(name, chosen.mirrors))
     if peers.rank() == 0:
         # the overview shows them too, but only after the checks of the settings
         show("".join(f"note: {note}\n" for note in data.notes), end="", stream=sys.stderr)
     if options.clip is not None:
         chosen = _with_clip(name, options.clip, chosen, by_tagclip=options.by_tagclip)
-    registry.check_downloads(chosen.mirrors, by_tagclip=options.by_tagclip)
+    registry.check_downloads(registry.needed(name, chosen.mirrors), by_tagclip=options.by_tagclip)
     from wsss import launch, recipe
     from wsss.health import notes
 

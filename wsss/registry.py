@@ -208,6 +208,22 @@ def check_enough(data: "Dataset", split: str, mirrors: Mapping[str, Any]) -> Non
         )
 
 
+def needed(name: str, mirrors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sections of a run's settings that it uses: all but those of what is made before the training, and given here.
+
+    Args:
+        name: the method.
+        mirrors: mirrors of the settings by section.
+    """
+    classifier = mirrors.get("classifier")
+    given = {
+        section
+        for section, need in declared_method(name).needs.items()
+        if getattr(classifier, need.field, need.placeholder) != need.placeholder
+    }
+    return {section: mirror for section, mirror in mirrors.items() if section not in given}
+
+
 def check_downloads(mirrors: Mapping[str, Any], *, by_tagclip: bool = False) -> None:
     """Raise BadInput if pretrained weights are missing that these settings clearly need, before torch is imported.
 
