@@ -90,6 +90,12 @@ def test_the_first_reason_to_end_stays(start):
     assert start("ended_twice").statuses() == [2]
 
 
+def test_processes_that_end_for_a_reason_are_not_taken_for_killed_ones(start):
+    begun = start("late", "wait", "bad")
+    assert begun.statuses() == [2, 2, 2]
+    assert "ended unexpectedly" not in "".join(begun.said())
+
+
 def test_settings_that_are_refused_end_all(start):
     begun = start("wait", "refused")
     assert begun.statuses() == [2, 2]

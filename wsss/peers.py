@@ -53,6 +53,7 @@ class Peers:
     def __init__(self, rank: int, count: int, links: dict[int, socket.socket]) -> None:
         self.rank, self.count, self.links = rank, count, links
         self.reported, self.leaving, self.notified = False, False, threading.Event()
+        self.ending = False
         self.closed = {number: threading.Event() for number in links}
         self._announced: set[int] = set()
         self._lock = threading.Lock()
@@ -129,11 +130,14 @@ class Peers:
             threading.Thread(target=_end_late, args=(128 + message["number"],), daemon=True).start()
             return
         self.report_once(message["text"])
-        self.send({**message, "text": ""}, except_to=number)
-        self._end(message["status"])
+        if self._is_first_reason():
+            self.send({**message, "text": ""}, except_to=number)
+            self._end(message["status"])
 
     def _lost(self, number: int) -> None:
         self.notified.set()
+        if not self._is_first_reason():
+            return
         if self.rank < 2:  # process 0, or process 1 if process 0 is the one that ended
             self.report_once(
                 f"wsss: error: process {number} of {self.count} ended unexpectedly: it was killed, or ran out of "
@@ -141,6 +145,12 @@ class Peers:
             )
         self.send({"kind": "end", "status": 1, "text": ""}, except_to=number)
         self._end(1)
+
+    def _is_first_reason(self) -> bool:
+        """Whether nothing ends this process yet. What comes later follows from it: the others end too, and their connections close."""
+        with self._lock:
+            first, self.ending = not self.ending, True
+        return first
 
     def _end(self, status: int) -> None:
         # in another thread: this one has to keep listening
