@@ -54,7 +54,7 @@ def test_the_demo_needs_no_weights_of_others(tmp_path, monkeypatch):
         check_downloads(needed(words[1], parsed(words)[1].mirrors))
     # a baseline that is trained does need them
     recam = ["run", "recam", "--data", str(tmp_path), "--out", str(tmp_path), "--preset", "paper"]
-    with pytest.raises(BadInput, match="baseline.init: found no weights of resnet50"):
+    with pytest.raises(BadInput, match=r"baseline\.init: found no weights of resnet50"):
         check_downloads(needed("recam", parsed(recam)[1].mirrors))
 
 
