@@ -114,7 +114,9 @@ def test_presets_choose_it_where_the_processor_has_it(on, tmp_path):
         on(cpuinfo)
         _, chosen = settings_of(*run)
         assert (chosen.mirrors["inference"].precision, chosen.mirrors["test"].precision) == (expected, expected)
-        assert chosen.mirrors["classifier"].training.precision == "no"
+        assert {chosen.mirrors[name].training.precision for name in ("classifier", "segmenter")} == {expected}
+        _, chosen = settings_of(*run, "--segmenter", "frozen")
+        assert chosen.mirrors["segmenter"].training.precision == "no"
     on(SAPPHIRE)
     _, chosen = settings_of(*run, "--inference.precision", "no")
     assert (chosen.mirrors["inference"].precision, chosen.mirrors["test"].precision) == ("no", "bf16")
@@ -122,16 +124,45 @@ def test_presets_choose_it_where_the_processor_has_it(on, tmp_path):
     assert chosen.mirrors[""].precision == "bf16"
 
 
-def test_a_run_goes_on_with_it_on_another_processor(on, tmp_path):
-    run = ("run", "cam", "--preset", "quick", "--out", str(tmp_path), "--refiner.threshold", "0.3")
+@pytest.mark.parametrize("segmenter", ["deeplab", "emanet", "retrieval"])
+def test_a_run_goes_on_with_it_on_another_processor(on, tmp_path, segmenter):
+    run = (
+        "run",
+        "cam",
+        "--preset",
+        "quick",
+        "--out",
+        str(tmp_path),
+        "--refiner.threshold",
+        "0.3",
+        "--segmenter",
+        segmenter,
+    )
+
+    def precisions(chosen):
+        trained = [getattr(chosen.mirrors[name], "training", None) for name in ("classifier", "segmenter")]
+        used = [chosen.mirrors["inference"], chosen.mirrors["test"], *(one for one in trained if one is not None)]
+        return [one.precision for one in used]
+
     for first, then, expected in ((SAPPHIRE, ICE_LAKE, "bf16"), (ICE_LAKE, SAPPHIRE, "no")):
         on(first)
         _, chosen = settings_of(*run)
-        precisions = {section: chosen.mirrors[section].precision for section in ("inference", "test")}
-        recorded = presets.to_record(chosen.given, chosen.preset, precisions)
+        recorded = presets.to_record(chosen.given, chosen.preset, "cam", chosen.mirrors)
         assert recorded["refiner"] == {"threshold": "0.3"} or recorded["refiner"]["threshold"] in (0.3, "0.3")
         (tmp_path / RECORDED).write_text(yaml.safe_dump(recorded))
         on(then)
         _, chosen = settings_of(*run)
-        assert (chosen.mirrors["inference"].precision, chosen.mirrors["test"].precision) == (expected, expected)
+        assert precisions(chosen) == [expected] * (3 if segmenter == "retrieval" else 4)
+        assert chosen.mirrors["segmenter"].kind == segmenter
+        _, changed = settings_of(*run, "--classifier.training.precision", "bf16")
+        assert changed.mirrors["classifier"].training.precision == "bf16"
         (tmp_path / RECORDED).unlink()
+
+
+def test_a_run_that_was_begun_before_presets_trained_in_it_goes_on(on, tmp_path):
+    on(SAPPHIRE)
+    recorded = {"preset": "quick", "inference": {"precision": "bf16"}, "test": {"precision": "bf16"}}
+    (tmp_path / RECORDED).write_text(yaml.safe_dump(recorded))
+    _, chosen = settings_of("run", "cam", "--preset", "quick", "--out", str(tmp_path))
+    found = [chosen.mirrors[name].training.precision for name in ("classifier", "segmenter")]
+    assert (found, chosen.mirrors["test"].precision) == (["no", "no"], "bf16")

@@ -305,8 +305,8 @@ def _run(name: str, options: MethodOptions, chosen: ParsedSettings) -> None:
     recipe.check(method(name), made, data.split(data.train), scored=bool(data.scored_split))
     data = options.opened(data)
     if launch.is_first() and not read_only(options.out):
-        precisions = {section: part.precision for section, part in chosen.mirrors.items() if hasattr(part, "precision")}
-        write_text(options.out / RECORDED, dump(presets.to_record(chosen.given, chosen.preset, precisions)))
+        recorded = presets.to_record(chosen.given, chosen.preset, name, chosen.mirrors)
+        write_text(options.out / RECORDED, dump(recorded))
     estimates = _print_plan(name, options, chosen, made, data)
     began = time.monotonic()
     _run_method(name, made, data, options.out, tagger, options, estimates)

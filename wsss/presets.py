@@ -1,7 +1,7 @@
 """Presets: settings that suit a computer, for every method.
 
 A preset is a file in `wsss/configs/presets` with up to five sections: `common` has settings that apply wherever a method has a setting
-of that name, as those of `wsss run all` do (`registry.places`); `bfloat16` has further ones, for processors that compute it natively;
+of that name, as those of `wsss run all` do (`registry.places`); `bfloat16` has precisions, for processors that compute it natively;
 `kinds` has settings of a refiner or segmenter, by its kind; `methods` has settings of single methods, and `variants` those of variants
 of a method that are not its default. Settings files and flags override a preset. Nothing here imports torch, unless a GPU is found.
 """
@@ -10,7 +10,7 @@ import ctypes
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,25 @@ def recorded(out: Path | None) -> str | None:
     return name if name in NAMES else None
 
 
-def to_record(given: Mapping[str, Any], name: str | None, precisions: Mapping[str, str]) -> dict[str, Any]:
-    """What a run folder remembers: the settings given over a preset, its name, and the precisions that it chose for this processor."""
-    chosen = {
-        section: {"precision": precision, **(_inside(given, section) or {})}
-        for section, precision in precisions.items()
-        if name is not None and "bfloat16" in read(name)
-    }
-    return {**given, **chosen, "preset": name}
+def to_record(given: Mapping[str, Any], name: str | None, method: str, mirrors: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run folder remembers: the settings given over a preset, its name, and the precisions that it chose for this processor.
+
+    Args:
+        given: the settings given in files and flags.
+        name: the preset, if there is one.
+        method: the method.
+        mirrors: mirrors of all settings by section.
+    """
+    recorded = Layer(_table(method))
+    if name is not None:
+        for keys, _ in _precisions(read(name), _table(method)):
+            found = functools.reduce(lambda part, key: getattr(part, key, None), keys[1:], mirrors[keys[0]])
+            if found is not None:  # this kind of segmenter has it
+                recorded.add(keys, found, dotted)
+    for key, value in given.items():
+        if key in recorded.content:
+            recorded.add((key,), value, dotted)
+    return {**given, **recorded.content, "preset": name}
 
 
 def _recorded_settings(out: Path | None) -> dict[str, Any] | None:
@@ -120,9 +131,11 @@ def settings(name: str, method: str | None, given: Mapping[str, Any]) -> dict[st
         key: _kind(field, *(source.get(key) for source in (given, of_method, common))) for key, field in table.items()
     }
     found = Layer(table)
-    for key, value in (*common.items(), *_for_processor(content, given).items()):
+    for key, value in common.items():
         for keys in registry.places(key, table):
             _add(found, table[keys[0]], keys, value, chosen)
+    for keys, value in _for_processor(content, table, given):
+        _add(found, table[keys[0]], keys, value, chosen)
     for key, field in table.items():
         if (kind := chosen[key]) is not None:
             of_kind = content.get("kinds", {}).get(kind, {})
@@ -150,13 +163,39 @@ def path(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
-def _for_processor(content: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a preset for this processor, or for the one that the run was begun on."""
-    possible = content.get("bfloat16", {})
+def _precisions(content: Mapping[str, Any], table: Mapping[str, Field]) -> list[tuple[Keys, str]]:
+    """The settings under `bfloat16` of a preset, at all places where a method has them."""
+    return [
+        ((*keys, *inner), value)
+        for key, part in content.get("bfloat16", {}).items()
+        for keys in registry.places(key, table)
+        for inner, value in _leaves(part)
+    ]
+
+
+def _for_processor(
+    content: Mapping[str, Any], table: Mapping[str, Field], given: Mapping[str, Any]
+) -> list[tuple[Keys, str]]:
+    """The precisions of a preset for this processor, or for the one that the run was begun on."""
+    possible = _precisions(content, table)
     before = _recorded_settings(Path(given["out"])) if given.get("out") is not None else None
     if before is None:
-        return possible if has_native("bf16") else {}
-    return {section: {"precision": _inside(before.get(section), "precision") or "no"} for section in possible}
+        return possible if has_native("bf16") else []
+    return [(keys, functools.reduce(_inside, keys, before) or "no") for keys, _ in possible]
+
+
+def _leaves(part: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            yield from (((key, *keys), leaf) for keys, leaf in _leaves(value))
+        else:
+            yield (key,), value
+
+
+def _nested(keys: Keys, value: Any) -> Any:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
 
 
 def _table(method: str | None) -> Mapping[str, Field]:
@@ -167,9 +206,7 @@ def _table(method: str | None) -> Mapping[str, Field]:
 
 def _add(found: Layer, field: Field, keys: Keys, value: Any, chosen: Mapping[str, str | None]) -> None:
     """Add the part of a value that exists in the settings of a section, of which `field` is the declaration."""
-    section = keys[0]
-    for key in reversed(keys[1:]):
-        value = {key: value}
+    section, value = keys[0], _nested(keys[1:], value)
     kind = chosen[section]
     if kind is None:
         fitted = _fitted(section_of(field.kind), value)
