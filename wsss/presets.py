@@ -181,7 +181,8 @@ def _for_processor(
     before = _recorded_settings(Path(given["out"])) if given.get("out") is not None else None
     if before is None:
         return possible if has_native("bf16") else []
-    return [(keys, functools.reduce(_inside, keys, before) or "no") for keys, _ in possible]
+    found: list[Any] = [functools.reduce(_inside, keys, before) for keys, _ in possible]
+    return [(keys, value or "no") for (keys, _), value in zip(possible, found, strict=True)]
 
 
 def _leaves(part: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
