@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from wsss.demo import METHODS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -66,8 +68,8 @@ def test_an_installed_wheel_runs_the_quick_demo_in_another_folder(wheel, tmp_pat
     elsewhere.mkdir()
     assert succeed(python, "-c", "import wsss; print(wsss.__file__)", cwd=elsewhere).startswith(str(installed))
     printed = succeed(python.with_name("wsss"), "demo", "--quick", "--device", "cpu", "--out", "demo", cwd=elsewhere)
-    for method in ("cam", "clip_es"):
+    for method in METHODS:
         assert f"$ wsss run {method} " in printed
         assert (elsewhere / "demo" / method / "report.html").stat().st_size > 10_000
-    assert printed.count("\nsegmenter ") == 2
+    assert printed.count("\npredictions ") == 3
     assert os.listdir(elsewhere) == ["demo"]
