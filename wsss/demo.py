@@ -13,7 +13,7 @@ _WHOLE = ("300", "100", "112", "10", ())
 _QUICK = ("40", "16", "96", "5", ("--classifier.training.epochs", "5"))
 # ten epochs with batches of 8 give the mIoU of sixteen with batches of 16 (docs/performance.md)
 _BATCH = "8"
-# bfloat16 gives the mIoU of float32, and is faster where the processor has it
+# what each run trains; bfloat16 gives the mIoU of float32, and is faster where the processor has it
 _TRAINED = {"cam": ("classifier", "segmenter"), "clip_es": ("segmenter",), "recam": ("classifier", "segmenter")}
 
 
