@@ -91,6 +91,19 @@ def test_tokens_and_their_head_are_planned(shapes, tmp_path, source):
         assert with_flip.disk - without.disk == pytest.approx(TokenCache(cached).index.size, rel=0.2)
 
 
+@pytest.mark.parametrize("name", ["clip_es", "corrclip", "prompts"])
+def test_a_head_behind_a_method_without_a_classifier_is_planned(shapes, tmp_path, name):
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, patch_size=8, image_size=32)
+    Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    features = {"source": str(tmp_path / "dino"), "layers": 1, "enlarge": 1}
+    head = {"segmenter": {"kind": "frozen", "features": features, "crop": 32}}
+    settings = recipe.preset_settings(method(name), "quick", head)
+    made = plan.plan(recipe.planned_stages(method(name), settings, shapes), settings, shapes)
+    durations = {stage.folder: stage.seconds for stage in made.stages}
+    assert durations["tokens"] is not None
+    assert durations["segmenter"] is not None
+
+
 @pytest.mark.parametrize(("by", "more"), [("crf", 40), ("threshold", 0)])
 def test_compiling_is_planned_once(shapes, monkeypatch, by, more):
     def masks():

@@ -273,7 +273,7 @@ class _Estimate:
 
     def _on_network(self, section: FrozenSettings) -> FrozenSettings:
         """The settings with the classifier that the run is given, if there is one, as the frozen network that they name."""
-        given = self.settings.weights
+        given = getattr(self.settings, "weights", registry.NONE)  # methods without a classifier have none
         return section.after(None if given == registry.NONE else Path(given))
 
     def _tokens(self, section: FrozenSettings) -> float | None:

@@ -109,7 +109,7 @@ def test_every_layout_of_data(tmp_path, settings, shapes, layout, capsys):
         data += ["--classifier.answers_rule", "corrected"]
     run = ["run", "qa_clims", *data, "--config", str(settings), "--out", str(tmp_path / "run")]
     assert main(run) == 0, capsys.readouterr().err[-3000:]
-    for stage in ("answers", *STAGES):
+    for stage in ("questions", *STAGES):
         assert (tmp_path / "run" / stage / "done.json").exists()
 
 
