@@ -138,9 +138,11 @@ def test_two_processes_make_the_same_masks_of_the_same_weights(
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(tmp_path, shapes, finished, capsys, refiner, name, value, found):
+    # missing weights would be said first
+    given = ["--refiner.network.init", "classifier", f"--refiner.{name}", value]
     for words in (
-        ("run", "cam", "--preset", "paper", "--refiner", refiner, f"--refiner.{name}", value),
-        ("refine", "--preset", "paper", "--refiner", refiner, "--cams", finished / "cams", f"--refiner.{name}", value),
+        ("run", "cam", "--preset", "paper", "--classifier.init", "none", "--refiner", refiner, *given),
+        ("refine", "--preset", "paper", "--refiner", refiner, "--cams", finished / "cams", *given),
     ):
         assert main([str(word) for word in (*words, "--data", shapes, "--out", tmp_path / "run")]) == 2
         assert found in capsys.readouterr().err

@@ -121,7 +121,7 @@ def test_the_follow_up_stage_by_stage(tmp_path, shapes):
 def test_bad_input_is_one_line(tmp_path, shapes, settings):
     words = ("run", "icam", "--data", shapes, "--config", settings, "--out", tmp_path / "run")
     for change, message in (
-        (("--icam.backbone", "nothing_like_it"), "backbone nothing_like_it: found no network with this name"),
+        (("--classifier.backbone", "nothing_like_it"), "backbone nothing_like_it: found no network with this name"),
         (("--weights", tmp_path / "missing.pth"), "missing.pth: found no such folder"),
     ):
         done = wsss(*words, *change)
