@@ -78,7 +78,17 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, whole, shapes, settings):
 
 
 def test_two_processes_make_the_same_maps(tmp_path, whole, shapes):
-    options = ("--weights", whole / "classifier", "--scales", "[1.0, 0.5]", "--out", tmp_path / "cams")
+    # without it, a preset may choose bfloat16
+    options = (
+        "--weights",
+        whole / "classifier",
+        "--scales",
+        "[1.0, 0.5]",
+        "--precision",
+        "no",
+        "--out",
+        tmp_path / "cams",
+    )
     ok("localize", "vwl", "--data", shapes, *options, processes=2)
     assert maps(tmp_path) == maps(whole)
 
