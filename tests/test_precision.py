@@ -126,18 +126,8 @@ def test_presets_choose_it_where_the_processor_has_it(on, tmp_path):
 
 @pytest.mark.parametrize("segmenter", ["deeplab", "emanet", "retrieval"])
 def test_a_run_goes_on_with_it_on_another_processor(on, tmp_path, segmenter):
-    run = (
-        "run",
-        "cam",
-        "--preset",
-        "quick",
-        "--out",
-        str(tmp_path),
-        "--refiner.threshold",
-        "0.3",
-        "--segmenter",
-        segmenter,
-    )
+    given = ("--refiner.threshold", "0.3", "--segmenter", segmenter)
+    run = ("run", "cam", "--preset", "quick", "--out", str(tmp_path), *given)
 
     def precisions(chosen):
         trained = [getattr(chosen.mirrors[name], "training", None) for name in ("classifier", "segmenter")]

@@ -193,12 +193,6 @@ def _leaves(part: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
             yield (key,), value
 
 
-def _nested(keys: Keys, value: Any) -> Any:
-    for key in reversed(keys):
-        value = {key: value}
-    return value
-
-
 def _table(method: str | None) -> Mapping[str, Field]:
     if method is not None:
         return registry.sections(registry.declared_method(method))
@@ -207,7 +201,9 @@ def _table(method: str | None) -> Mapping[str, Field]:
 
 def _add(found: Layer, field: Field, keys: Keys, value: Any, chosen: Mapping[str, str | None]) -> None:
     """Add the part of a value that exists in the settings of a section, of which `field` is the declaration."""
-    section, value = keys[0], _nested(keys[1:], value)
+    section = keys[0]
+    for key in reversed(keys[1:]):
+        value = {key: value}
     kind = chosen[section]
     if kind is None:
         fitted = _fitted(section_of(field.kind), value)

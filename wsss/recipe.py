@@ -218,7 +218,7 @@ def run(
 def planned_stages(method: Method, settings: RunSettings, data: Dataset, *, by_tagclip: bool = False) -> dict[str, str]:
     """Folders of the stages of a run, in order, and what they do; methods and refiners may add some of their own."""
     trains = method.classifier is not None and settings.weights == registry.NONE
-    pending = _pending(method, _classifier_settings(settings)) if trains else {}
+    pending = registry.pending(method.needs, _classifier_settings(settings)) if trains else {}
     val = data.split(data.val) if data.val else None
     scored, scored_val = bool(data.scored_split), val is not None and val.has_masks
     again = settings.both_splits
@@ -378,18 +378,13 @@ def _train_classifier(method: Method, settings: RunSettings, images: Images, out
     if settings.weights != registry.NONE:
         return Path(settings.weights)
     classifier = _classifier_settings(settings)
-    pending = _pending(method, classifier)
+    pending = registry.pending(method.needs, classifier)
     for n, (name, need) in enumerate(pending.items(), start=1):
         path = need.make(getattr(settings, name), images, out / name)
         classifier = dataclasses.replace(cast(Any, classifier), **{need.field: str(path)})
         if n < len(pending):  # the training itself comes right after the last one, and checks again
             classifier.check(images)
     return train(classifier, images, out=out / "classifier")
-
-
-def _pending(method: Method, classifier: ClassifierSettings) -> dict[str, Need]:
-    """What a run makes before the training."""
-    return {name: need for name, need in method.needs.items() if getattr(classifier, need.field) == need.placeholder}
 
 
 def _proposer(method: Method, settings: RunSettings) -> ProposerSettings | None:

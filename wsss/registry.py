@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from wsss import declared
 from wsss.arguments import DeclaredSettings
@@ -208,6 +208,24 @@ def check_enough(data: "Dataset", split: str, mirrors: Mapping[str, Any]) -> Non
         )
 
 
+class Prerequisite(Protocol):
+    """What is made before a training, unless a field of the training's settings names one that exists: `recipe.Need`, or its declaration."""
+
+    @property
+    def field(self) -> str: ...
+
+    @property
+    def placeholder(self) -> str: ...
+
+
+P = TypeVar("P", bound=Prerequisite)
+
+
+def pending(needs: Mapping[str, P], classifier: Any) -> dict[str, P]:
+    """Those that are to be made, by section; `classifier` has the settings of the training, or their mirror."""
+    return {name: need for name, need in needs.items() if getattr(classifier, need.field) == need.placeholder}
+
+
 def needed(name: str, mirrors: Mapping[str, Any]) -> Mapping[str, Any]:
     """The sections of a run's settings that it uses: all but those of what is made before the training, and given here.
 
@@ -215,12 +233,8 @@ def needed(name: str, mirrors: Mapping[str, Any]) -> Mapping[str, Any]:
         name: the method.
         mirrors: mirrors of the settings by section.
     """
-    classifier = mirrors.get("classifier")
-    given = {
-        section
-        for section, need in declared_method(name).needs.items()
-        if getattr(classifier, need.field, need.placeholder) != need.placeholder
-    }
+    needs: Mapping[str, Prerequisite] = declared_method(name).needs
+    given = needs.keys() - pending(needs, mirrors.get("classifier")).keys()
     return {section: mirror for section, mirror in mirrors.items() if section not in given}
 
 
