@@ -202,7 +202,9 @@ def test_onnx_of_every_segmenter_equals_the_network_at_any_size(trained, tmp_pat
     network = DeployedSegmenter(segmenter.trained, views)
     onnx.write_onnx(network, tmp_path / "model.onnx", {})
     found = onnx.agreement(network, tmp_path / "model.onnx", random_pictures(*SIZES_HW))
-    assert found.probabilities < 1e-5
+    # rounding: against float64, float32 is off by up to 7.4e-6 in torch and 1.2e-5 in onnxruntime (DeepLab v1, four views, whose least
+    # probability is 1e-12), and the two differ by 1.6e-5
+    assert found.probabilities < 3e-5
 
 
 @pytest.mark.slow
