@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ class LabelByLabel:
             squared = affinity @ affinity
             boxes = torch.from_numpy(box_mask(first, 0.4)).reshape(1, -1)
             refined = (squared * boxes) @ torch.from_numpy(first).reshape(-1, 1)
-            found.append(clip_es._resized(clip_es.normalised(refined.reshape(grid).numpy()), image.shape[:2]))
+            found.append(cv2.resize(clip_es.normalised(refined.reshape(grid).numpy()), image.shape[1::-1]))
         return np.stack(found)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--repeats 5]              on a machine with a CUDA device
     python benchmarks/gpu.py --device cpu --small       the same code without one, in a minute
 
-Random weights and generated pictures. Maps of CAM (ResNet-50) and CLIP-ES (ViT-B/16) in float32 and bfloat16, a batch of pictures of equal
-size through CAM's network against one by one, predictions of DeepLab v2, the dense CRF, and training steps of DeepLab v2 at 321 pixels and of
+Random weights and generated pictures. Maps of CAM (ResNet-50) and CLIP-ES (ViT-B/16) in float32 and bfloat16, of one picture and of several
+of equal size together against one by one, predictions of DeepLab v2, the dense CRF, and training steps of DeepLab v2 at 321 pixels and of
 the classifier of CAM and CLIMS at 512, each with the number of loader processes that it takes to keep up with the device.
 """
 
@@ -35,6 +35,7 @@ from wsss.networks.deeplab import DeepLabLayers, create_deeplab
 from wsss.networks.inference import for_inference
 from wsss.ops.crf import PRESETS, dense_crf, unary_from_scores
 from wsss.precision import Precision, mixed
+from wsss.stages.localize import Together
 from wsss.stages.predict import PredictSettings, Segmenter
 from wsss.weights import write_weights
 
@@ -104,23 +105,28 @@ def of_cam(table: Table, sizes: Sizes) -> None:
 
     for precision in PRECISIONS:
         table.row(f"CAM's maps, {precision}", partial(maps, here, "no"), partial(maps, there, precision), precision)
-    pictures = torch.randn(sizes.batch, 3, *sizes.image)
+    together(table, "CAM", CAMLocalizer(there, MultiScale()), sizes, "no")
 
-    @torch.inference_mode()
-    def together() -> np.ndarray:
-        return there.maps(pictures.to(table.device)).cpu().numpy()
 
-    @torch.inference_mode()
-    def one_by_one() -> np.ndarray:
-        return torch.cat([there.maps(one[None].to(table.device)) for one in pictures]).cpu().numpy()
+def together(table: Table, title: str, localizer: Together, sizes: Sizes, precision: Precision) -> None:
+    """Maps of pictures of equal size, one by one and together, without their preparation, as `wsss localize` makes them."""
+    rng = np.random.default_rng(1)
+    prepared = [localizer.prepare(rng.integers(0, 256, (*sizes.image, 3), np.uint8)) for _ in range(sizes.batch)]
+    labels = np.tile(np.arange(CLASSES) < 2, (sizes.batch, 1))
 
-    apart, expected = seconds(one_by_one, table.device, table.repeats)
-    joint, found = seconds(together, table.device, table.repeats)
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE["no"] * np.abs(expected).max())
+    def in_batches_of(size: int) -> list[np.ndarray]:
+        batches = [slice(first, first + size) for first in range(0, sizes.batch, size)]
+        return [one.maps for part in batches for one in localizer.cams_of(prepared[part], sizes.image, labels[part])]
+
+    apart, expected = seconds(partial(in_batches_of, 1), table.device, table.repeats)
+    joint, found = seconds(partial(in_batches_of, sizes.batch), table.device, table.repeats)
+    difference = float(np.abs(np.array(expected) - np.array(found)).max())
     print(
-        f"| {sizes.batch} pictures on {table.device.type}, one by one and together "
-        f"| {1000 * apart:.1f} | {1000 * joint:.1f} | {apart / joint:.1f} | |"
+        f"| maps of {title}, {sizes.batch} pictures on {table.device.type}, one by one and together "
+        f"| {1000 * apart:.1f} | {1000 * joint:.1f} | {apart / joint:.1f} | {difference:.1e} |"
     )
+    if difference > TOLERANCE[precision]:
+        raise SystemExit(f"{title}: results differ by {difference:.1e} in a batch")
 
 
 def of_clip_es(table: Table, sizes: Sizes) -> None:
@@ -130,20 +136,21 @@ def of_clip_es(table: Table, sizes: Sizes) -> None:
     classes, backgrounds = (F.normalize(torch.randn(n, 512, generator=generator), dim=1) for n in (CLASSES, 25))
     image = benchmark["INPUTS"]["image"](*sizes.image, 0)
 
-    def localizer(device: torch.device, precision: Precision) -> Callable[[], np.ndarray]:
+    def localizer(device: torch.device, precision: Precision) -> clip_es.CLIPESLocalizer:
         clip = benchmark["new_clip"](*sizes.clip).requires_grad_(False).to(device)
         settings = clip_es.CLIPESInference(precision=precision)
-        one = clip_es.CLIPESLocalizer(clip, classes.to(device), backgrounds.to(device), settings, clip_es.BOX_THRESHOLD)
-        return lambda: one.grid_maps(one.prepare(image).to(device), np.arange(2))
+        return clip_es.CLIPESLocalizer(
+            clip, classes.to(device), backgrounds.to(device), settings, clip_es.BOX_THRESHOLD
+        )
+
+    def maps(one: clip_es.CLIPESLocalizer) -> np.ndarray:
+        return one.grid_maps(one.prepare(image), [np.arange(2)])[0]
 
     for precision in PRECISIONS:
+        here, there = (localizer(device, precision) for device in (torch.device("cpu"), table.device))
         # maps that are normalised by their maximum magnify rounding
-        table.row(
-            f"CLIP-ES's maps, {precision}",
-            localizer(torch.device("cpu"), precision),
-            localizer(table.device, precision),
-            "bf16",
-        )
+        table.row(f"CLIP-ES's maps, {precision}", partial(maps, here), partial(maps, there), "bf16")
+    together(table, "CLIP-ES", localizer(table.device, "no"), sizes, "bf16")
 
 
 def of_predictions(table: Table, sizes: Sizes) -> None:

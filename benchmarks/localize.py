@@ -1,10 +1,11 @@
 """CAM's maps three ways: IRNet's published steps, a network as trained, and one prepared for inference (`wsss.networks.inference`).
 
-    OMP_NUM_THREADS=1 python benchmarks/localize.py [--backbone resnet50] [--side 500] [--repeats 3]
+    OMP_NUM_THREADS=1 python benchmarks/localize.py [--backbone resnet50] [--side 500] [--repeats 3] [--together]
 
 CPU seconds of a picture, alternating. Random weights, a generated picture, the published scales 1, 0.5, 1.5, 2 with mirror images. The published
 steps include reading the picture's views, which their loader does: it stacks transposed arrays, so that its tensors lie channels-last,
-while the weights do not. Also the largest differences of the maps.
+while the weights do not. Also the largest differences of the maps. With --together instead: pictures of equal size through the network in
+batches of 1, 2, 4 and 8 (`inference.batch`).
 """
 
 import argparse
@@ -57,11 +58,32 @@ def published(network: CAMNetwork, image: np.ndarray, label: np.ndarray) -> np.n
     return full.numpy()
 
 
+def together(localizer: CAMLocalizer, image: np.ndarray, label: np.ndarray, repeats: int) -> None:
+    """Prints the CPU time of a picture in batches of each size, without its preparation, and how much the maps change."""
+    size_hw = (image.shape[0], image.shape[1])
+    views = [localizer.prepare(np.roll(image, 7 * shift, 1)) for shift in range(8)]
+    lowest, maps = dict.fromkeys((1, 2, 4, 8), np.inf), {}
+    for _ in range(repeats):
+        for batch in lowest:
+            before = time.process_time()
+            parts = [views[first : first + batch] for first in range(0, len(views), batch)]
+            maps[batch] = [
+                one.maps for part in parts for one in localizer.cams_of(part, size_hw, np.tile(label, (batch, 1)))
+            ]
+            lowest[batch] = min(lowest[batch], (time.process_time() - before) / len(views))
+    print(f"{size_hw[1]}x{size_hw[0]}, {torch.get_num_threads()} threads:")
+    for batch, seconds in lowest.items():
+        largest = np.abs(np.array(maps[1]) - np.array(maps[batch])).max()
+        ratio = lowest[1] / seconds
+        print(f"batches of {batch}: {1000 * seconds:.1f} ms a picture, ratio {ratio:.2f}; maps differ by {largest:.1e}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--side", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--together", action="store_true", help="batches of pictures instead")
     options = parser.parse_args()
     torch.manual_seed(0)
     network = CAMNetwork(options.backbone, 20).eval()
@@ -69,6 +91,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (3 * options.side // 4, options.side, 3), np.uint8)
     label = np.arange(20) < 2
+    if options.together:
+        together(CAMLocalizer(prepared, MultiScale(SCALES)), image, label, options.repeats)
+        return
 
     def ours(one: CAMNetwork) -> np.ndarray:
         localizer = CAMLocalizer(one, MultiScale(SCALES))

@@ -37,8 +37,8 @@ from wsss.networks.receptive import Tiles, tiled
 from wsss.objective import Objective, body_and_head
 from wsss.precision import Precision, at_least_single, mixed
 from wsss.registry import no_baseline
-from wsss.run import pretrained
-from wsss.stages.localize import Cams
+from wsss.run import pretrained, unrecorded
+from wsss.stages.localize import Cams, number_together
 from wsss.weights import State, trained_weights
 
 KIND, BASELINE = "cam", "baseline"
@@ -332,9 +332,12 @@ class MultiScale:
     """add the maps of the mirror image"""
     precision: Precision = "no"
     """precision of the network; `no` is float32"""
+    batch: int = unrecorded(0)
+    """pictures of equal size that the network computes together; 0: as many as make it faster, up to 8 on a GPU, and small ones on a CPU"""
 
     def __post_init__(self) -> None:
         check_range("inference.scales", self.scales, SMALLEST_SCALE)
+        check_range("inference.batch", self.batch, 0)
 
 
 @runtime_checkable
@@ -423,8 +426,13 @@ class CAMLocalizer:
         """The side of tiles without their overlap."""
         return self._tiles.core(_OF_TILE * memory.budget())
 
-    def _raw(self, view: Float[Tensor, "1 3 _ _"] | UInt8[np.ndarray, "_ _ 3"]) -> Float[Tensor, "b c _ _"]:
-        """The maps of a view, and of its mirror image if the settings say so, after ReLU."""
+    def together(self, size_hw: tuple[int, int]) -> int:
+        """See `wsss.stages.localize.Together`."""
+        device = next(self.network.parameters()).device
+        return 1 if self.in_tiles(size_hw) else number_together(self.settings.batch, size_hw, device)
+
+    def _raw(self, views: Sequence[Float[Tensor, "1 3 _ _"] | UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "b c _ _"]:
+        """The maps of a view of each picture, and then of their mirror images if the settings say so, after ReLU."""
         device = next(self.network.parameters()).device
 
         def maps(image: Tensor) -> Tensor:
@@ -432,9 +440,12 @@ class CAMLocalizer:
                 raw = self.network.maps(image)
             return at_least_single(raw).relu()
 
-        if isinstance(view, Tensor):
-            view = view.to(device)
-            return maps(torch.cat([view, view.flip(3)]) if self.settings.flip else view)
+        whole = [view for view in views if isinstance(view, Tensor)]
+        if whole:
+            pictures = torch.cat(whole).to(device)
+            return maps(torch.cat([pictures, pictures.flip(3)]) if self.settings.flip else pictures)
+        # a picture in tiles is alone
+        (view,) = (view for view in views if not isinstance(view, Tensor))
 
         def of_tile(rows: slice, columns: slice) -> Tensor:
             both = [view, view[:, ::-1]] if self.settings.flip else [view]
@@ -449,29 +460,41 @@ class CAMLocalizer:
         view = at_scales(image, (1.0,), self.colours)[0].to(next(self.network.parameters()).device)
         return highest_features(self.network.feature_maps(view))
 
-    @torch.inference_mode()
     def cams(self, views: Views, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
-        present = torch.from_numpy(np.flatnonzero(label))
+        return self.cams_of([views], size_hw, label[None])[0]
+
+    @torch.inference_mode()
+    def cams_of(
+        self, prepared: Sequence[Views], size_hw: tuple[int, int], labels: Bool[np.ndarray, "n c"]
+    ) -> list[Cams]:
+        """The maps of several pictures of equal size, whose views go through the network together."""
+        device = next(self.network.parameters()).device
         height, width = size_hw
         quarter_size = (-(-height // 4), -(-width // 4))
         padded_size = tuple(-(-side // self.multiple) * self.multiple for side in size_hw)
-        stride4 = torch.zeros(len(present), *quarter_size)
-        full = torch.zeros(len(present), *padded_size)
-        if len(present) == 0:
-            return Cams(present.numpy(), full[:, :height, :width].numpy(), stride4.numpy())
-        device = next(self.network.parameters()).device
-        stride4, full = stride4.to(device), full.to(device)
-        for view in views:
-            raw = self._raw(view)[:, present]
-            fused = self.fuse(raw[:1], raw[1:].flip(3)) if self.settings.flip else raw
-            stride4 += F.interpolate(fused, quarter_size, mode="bilinear", align_corners=False)[0]
-            full += F.interpolate(fused, padded_size, mode="bilinear", align_corners=False)[0]
-        return Cams(
-            present.numpy(),
-            _divided_by_maximum(full[:, :height, :width]).cpu().numpy(),
-            _divided_by_maximum(stride4).cpu().numpy(),
-        )
+        present = [torch.from_numpy(np.flatnonzero(label)) for label in labels]
+        stride4 = [torch.zeros(len(one), *quarter_size, device=device) for one in present]
+        full = [torch.zeros(len(one), *padded_size, device=device) for one in present]
+        # the network computes nothing for pictures without tags
+        tagged = [number for number, one in enumerate(present) if len(one)]
+        for views in zip(*(prepared[number] for number in tagged), strict=True):
+            raw = self._raw(views)
+            for place, number in enumerate(tagged):
+                fused = raw[place : place + 1, present[number]]
+                if self.settings.flip:
+                    mirrored = len(tagged) + place
+                    fused = self.fuse(fused, raw[mirrored : mirrored + 1, present[number]].flip(3))
+                stride4[number] += F.interpolate(fused, quarter_size, mode="bilinear", align_corners=False)[0]
+                full[number] += F.interpolate(fused, padded_size, mode="bilinear", align_corners=False)[0]
+        return [
+            Cams(
+                classes.numpy(),
+                _divided_by_maximum(whole[:, :height, :width]).cpu().numpy(),
+                _divided_by_maximum(quarter).cpu().numpy(),
+            )
+            for classes, whole, quarter in zip(present, full, stride4, strict=True)
+        ]
 
 
 def highest_features(stages: Sequence[Tensor]) -> Float[np.ndarray, " d"]:

@@ -293,7 +293,8 @@ def test_the_lowest_pixels_of_seam():
     torch.testing.assert_close(as_published[:, 0, 0], torch.tensor([-2.0, 0.0]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(as_published[:, 0, 1:], torch.tensor([[0.5, 1.0], [0.25, 1.0]]), rtol=1e-4, atol=1e-4)
     views, label = maps_of.prepare(np.zeros((33, 20, 3), np.uint8)), np.array([True, True])
-    published, written = (make(views, (33, 20), label).maps for make in (maps_of.published_cams, maps_of.cams))
+    ((_, published, _),) = maps_of.published_cams([views], (33, 20), label[None])
+    written = maps_of.cams(views, (33, 20), label).maps
     assert published.min() < 0
     np.testing.assert_array_equal(written, np.maximum(published, 0))
 

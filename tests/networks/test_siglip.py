@@ -163,7 +163,7 @@ def maps(clip: ImageText, names: tuple[str, ...], backgrounds: tuple[str, ...], 
     options = clip_es.CLIPESInference(cache=False, **settings)
     features = clip_es.text_features(clip, names, backgrounds, options.templates, cache=False)
     localizer = clip_es.CLIPESLocalizer(clip, *features, options, 0.4)
-    return localizer.grid_maps(localizer.prepare(inputs.image(18, 26)), np.array([0]))
+    return localizer.grid_maps(localizer.prepare(inputs.image(18, 26)), [np.array([0])])[0]
 
 
 def test_by_a_sigmoid_the_other_texts_change_nothing(folders):

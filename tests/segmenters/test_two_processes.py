@@ -29,8 +29,10 @@ def test_two_processes(tmp_path):
         assert one.keys() == two.keys()
         for key, value in one.items():
             assert (name == "frozen" and key.startswith("features.")) or value.dtype != torch.float32
-            # 5e-15 measured
-            torch.testing.assert_close(two[key], value, rtol=0, atol=1e-12, msg=f"{name} {key}")
+            # 5e-15 measured. The bias of keys changes no attention, so its gradient is 0 but for rounding, which AdamW divides by its own
+            # size: 1.4e-12
+            atol = 1e-10 if key.endswith("in_proj_bias") else 1e-12
+            torch.testing.assert_close(two[key], value, rtol=0, atol=atol, msg=f"{name} {key}")
     one, two = ((tmp_path / count / "retrieval" / BANK).read_bytes() for count in "12")
     assert one == two
     assert tree(tmp_path / "1" / "frozen" / "tokens") == tree(tmp_path / "2" / "frozen" / "tokens")

@@ -34,7 +34,7 @@ from wsss.recipe import Method
 from wsss.refiners.crf import CRFSettings
 from wsss.run import maybe_file, unrecorded
 from wsss.stages.evaluate import ScoreSettings
-from wsss.stages.localize import Cams
+from wsss.stages.localize import Cams, number_together
 from wsss.storage import cache_folder, digest, whole_file
 
 # generate_cams_voc12.py and generate_cams_coco14.py
@@ -73,9 +73,13 @@ class CLIPESInference(FromCLIP):
     """precision of all blocks except the last, whose gradients would underflow; `no` is float32"""
     cache: bool = unrecorded(True)
     """cache text features on disk"""
+    batch: int = unrecorded(0)
+    """pictures of equal size that go through all blocks but the last together; 0: as many as make it faster, up to 8 on a GPU, and small ones
+    on a CPU"""
 
     def __post_init__(self) -> None:
         check_range("inference.attention_blocks", self.attention_blocks, 1)
+        check_range("inference.batch", self.batch, 0)
         if self.box_threshold is not None:
             check_range("inference.box_threshold", self.box_threshold, 0, 1)
         check_templates("inference.templates", self.templates)
@@ -199,22 +203,43 @@ class CLIPESLocalizer:
         # the attention of all heads of the last block, means over the heads, and their products; activations; view and maps
         return int(4 * patches**2 * (heads + 8) + pixels * (600 + 12 * classes))
 
+    def together(self, size_hw: tuple[int, int]) -> int:
+        """See `wsss.stages.localize.Together`."""
+        return number_together(self.settings.batch, size_hw, self.classes.device)
+
     def cams(self, view: Float[Tensor, "1 3 hp wp"], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps in [0, 1] of the classes in `label`: at the picture's size, and at a quarter of it."""
-        present = np.flatnonzero(label)
-        quarter = (-(-size_hw[0] // 4), -(-size_hw[1] // 4))
-        if len(present) == 0:
-            return Cams(present, np.zeros((0, *size_hw), np.float32), np.zeros((0, *quarter), np.float32))
-        maps = self.grid_maps(view.to(self.classes.device), present)
-        return Cams(
-            present, np.stack([_resized(m, size_hw) for m in maps]), np.stack([_resized(m, quarter) for m in maps])
-        )
+        return self.cams_of([view], size_hw, label[None])[0]
 
-    def grid_maps(self, view: Float[Tensor, "1 3 hp wp"], present: np.ndarray) -> Float[np.ndarray, "k gh gw"]:
-        """Maps in [0, 1], one value per patch."""
-        grid = view.shape[2] // self.clip.patch, view.shape[3] // self.clip.patch
+    def cams_of(
+        self, prepared: Sequence[Float[Tensor, "1 3 hp wp"]], size_hw: tuple[int, int], labels: Bool[np.ndarray, "n c"]
+    ) -> list[Cams]:
+        """The maps of several pictures of equal size, which go through all blocks but the last together."""
+        present = [np.flatnonzero(label) for label in labels]
+        sizes = (size_hw, (-(-size_hw[0] // 4), -(-size_hw[1] // 4)))
+        # the network computes nothing for pictures without tags
+        views = [view for view, classes in zip(prepared, present, strict=True) if len(classes)]
+        maps = iter(self.grid_maps(torch.cat(views), [one for one in present if len(one)]) if views else ())
+        return [
+            Cams(classes, *_at_sizes(next(maps), sizes))
+            if len(classes)
+            else Cams(classes, *(np.zeros((0, *size), np.float32) for size in sizes))
+            for classes in present
+        ]
+
+    def grid_maps(
+        self, views: Float[Tensor, "b 3 hp wp"], present: Sequence[np.ndarray]
+    ) -> list[Float[np.ndarray, "k gh gw"]]:
+        """Maps in [0, 1] of the classes that are present in each picture, one value per patch."""
+        grid = views.shape[2] // self.clip.patch, views.shape[3] // self.clip.patch
         with torch.no_grad():
-            x, attention = self.before_last(view, grid)
+            x, attention = self.before_last(views.to(self.classes.device), grid)
+        return [self._of_picture(*one, grid) for one in zip(x[:, None], attention, present, strict=True)]
+
+    def _of_picture(
+        self, x: Float[Tensor, "1 l d"], attention: Float[Tensor, "n n"], present: np.ndarray, grid: tuple[int, int]
+    ) -> Float[np.ndarray, "k gh gw"]:
+        """The maps of one picture, from its tokens before the last block and the sum of the attention until there."""
         chosen = torch.from_numpy(present).to(self.classes.device)
         order = self._competing(chosen)
         texts = torch.cat([self.classes[order], self.backgrounds])
@@ -238,17 +263,17 @@ class CLIPESLocalizer:
         return torch.cat([chosen, others.nonzero()[:, 0]])
 
     def before_last(
-        self, view: Float[Tensor, "1 3 hp wp"], grid: tuple[int, int]
-    ) -> tuple[Float[Tensor, "1 l d"], Float[Tensor, "n n"]]:
+        self, views: Float[Tensor, "b 3 hp wp"], grid: tuple[int, int]
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b n n"]]:
         """The tokens that enter the last block, and the attention between patches, summed over the averaged blocks before it."""
-        total = torch.zeros(grid[0] * grid[1], grid[0] * grid[1], device=view.device)
-        with mixed(self.settings.precision, view.device):
-            x = self.clip.embed(view, self.clip.positions(grid))
+        total = torch.zeros(len(views), grid[0] * grid[1], grid[0] * grid[1], device=views.device)
+        with mixed(self.settings.precision, views.device):
+            x = self.clip.embed(views, self.clip.positions(grid))
             for index in range(self.clip.n_blocks - 1):
                 averaged = self.settings.refined and index in self.averaged
                 x, attention = self.clip.block(index, x, average=averaged)
                 if attention is not None:
-                    total = total + attention[0, self.clip.FIRST :, self.clip.FIRST :].float()
+                    total = total + attention[:, self.clip.FIRST :, self.clip.FIRST :].float()
         return x.float(), total
 
 
@@ -363,8 +388,9 @@ def refined_maps(
     return (affinity @ (affinity @ sources)).T.reshape(maps.shape).cpu().numpy()
 
 
-def _resized(scores: Float[np.ndarray, "gh gw"], size_hw: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    return cv2.resize(scores, size_hw[::-1])
+def _at_sizes(maps: Float[np.ndarray, "k gh gw"], sizes: Sequence[tuple[int, int]]) -> list[Float[np.ndarray, "k _ _"]]:
+    """The maps at each of the sizes (height, width)."""
+    return [np.stack([cv2.resize(one, size_hw[::-1]) for one in maps]) for size_hw in sizes]
 
 
 METHOD = Method(

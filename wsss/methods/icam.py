@@ -44,7 +44,7 @@ from wsss.refiners.affinitynet import AffinityNetLabels, AffinityNetSettings, Af
 from wsss.run import pretrained
 from wsss.segmenters.deeplab_v1 import DeepLabV1Settings
 from wsss.stages.evaluate import ScoreSettings
-from wsss.stages.localize import Cams
+from wsss.stages.localize import Cams, number_together
 from wsss.stages.predict import PredictSettings
 from wsss.stages.train import Training
 from wsss.weights import State
@@ -325,6 +325,10 @@ def conditioned(p: Float[Tensor, "n l h w"], present: Int[Tensor, " k"]) -> Floa
     return (possible / possible.sum(1, keepdim=True).clamp_min(1e-8))[:, 1:]
 
 
+# a picture at each scale
+Views = list[Float[Tensor, "1 3 _ _"]]
+
+
 class ICAMLocalizer:
     """Computes the maps of the classes that a picture has, over several scales and mirror images.
 
@@ -343,7 +347,7 @@ class ICAMLocalizer:
         self.network, self.settings, self.variant = network, settings, variant
         self._passes = Passes(network, network, 1 + settings.flip)
 
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Float[Tensor, "1 3 _ _"]]:
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Views:
         """The picture at each scale."""
         return at_scales(image, self.settings.scales)
 
@@ -362,47 +366,59 @@ class ICAMLocalizer:
         view = at_scales(image, (1.0,))[0].to(next(self.network.parameters()).device)
         return highest_features(self.network.body(view))
 
-    @torch.inference_mode()
-    def cams(
-        self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
-    ) -> Cams:
+    def together(self, size_hw: tuple[int, int]) -> int:
+        """See `wsss.stages.localize.Together`."""
+        return number_together(self.settings.batch, size_hw, next(self.network.parameters()).device)
+
+    def cams(self, views: Views, size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]) -> Cams:
         """Maps of the classes in `label`, in [0, 1], at the picture's size and at a quarter of it."""
-        found = self.published_cams(views, size_hw, label)
-        quarter = found.maps_stride4
-        return Cams(found.classes, found.maps.clip(min=0), None if quarter is None else quarter.clip(min=0))
+        return self.cams_of([views], size_hw, label[None])[0]
+
+    def cams_of(
+        self, prepared: Sequence[Views], size_hw: tuple[int, int], labels: Bool[np.ndarray, "n c"]
+    ) -> list[Cams]:
+        """The maps of several pictures of equal size, whose views go through the network together."""
+        found = self.published_cams(prepared, size_hw, labels)
+        return [Cams(classes, maps.clip(min=0), quarter.clip(min=0)) for classes, maps, quarter in found]
 
     @torch.inference_mode()
     def published_cams(
-        self, views: list[Float[Tensor, "1 3 _ _"]], size_hw: tuple[int, int], label: Bool[np.ndarray, " c"]
-    ) -> Cams:
-        """The same maps as the published code makes them, which subtracts so much that the lowest pixel of SEAM's is below 0."""
-        present = torch.from_numpy(np.flatnonzero(label))
+        self, prepared: Sequence[Views], size_hw: tuple[int, int], labels: Bool[np.ndarray, "n c"]
+    ) -> list[tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"], Float[np.ndarray, "k hs ws"]]]:
+        """The same as the published code makes it: classes, and maps of both sizes, of which it subtracts so much that the lowest pixel of
+        SEAM's is below 0."""
         sizes = (size_hw, (-(-size_hw[0] // 4), -(-size_hw[1] // 4)))
         device = next(self.network.parameters()).device
-        totals = [torch.zeros(len(present), *size, device=device) for size in sizes]
-        if len(present) == 0:
-            return Cams(present.numpy(), totals[0].cpu().numpy(), totals[1].cpu().numpy())
+        present = [torch.from_numpy(np.flatnonzero(label)) for label in labels]
+        totals = [[torch.zeros(len(one), *size, device=device) for size in sizes] for one in present]
+        # the network computes nothing for pictures without tags
+        tagged = [number for number, one in enumerate(present) if len(one)]
         compute = self._icam if self.variant == "icam" else self._seam
-        for view in views:
-            view = view.to(device)
-            maps = compute(torch.cat([view, view.flip(3)]) if self.settings.flip else view, present)
-            for total, size in zip(totals, sizes, strict=True):
-                full = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-                total += full[0] + full[1].flip(2) if self.settings.flip else full[0]
-        full_size, quarter_size = (self._normalised(total).cpu().numpy() for total in totals)
-        return Cams(present.numpy(), full_size, quarter_size)
+        for views in zip(*(prepared[number] for number in tagged), strict=True):
+            pictures = torch.cat(views).to(device)
+            with mixed(self.settings.precision, device):
+                output = self.network(torch.cat([pictures, pictures.flip(3)]) if self.settings.flip else pictures)
+            for place, number in enumerate(tagged):
+                # of a picture and of its mirror image
+                of_picture = seam.SEAMOutput(*(one[place :: len(tagged)] for one in output))
+                maps = compute(of_picture, present[number], (pictures.shape[2], pictures.shape[3]))
+                for total, size in zip(totals[number], sizes, strict=True):
+                    full = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+                    total += full[0] + full[1].flip(2) if self.settings.flip else full[0]
 
-    def _output(self, views: Float[Tensor, "v 3 h w"]) -> seam.SEAMOutput:
-        with mixed(self.settings.precision, views.device):
-            return self.network(views)
+        def finished(total: Float[Tensor, "k h w"]) -> Float[np.ndarray, "k h w"]:
+            return (self._normalised(total) if len(total) else total).cpu().numpy()
 
-    def _icam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k hs ws"]:
-        output = self._output(views)
+        return [
+            (classes.numpy(), finished(full), finished(quarter))
+            for classes, (full, quarter) in zip(present, totals, strict=True)
+        ]
+
+    def _icam(self, output: seam.SEAMOutput, present: Tensor, _: tuple[int, int]) -> Float[Tensor, "v k hs ws"]:
         return conditioned((output.logits.softmax(1) + correlated(*output).softmax(1)) / 2, present)
 
-    def _seam(self, views: Float[Tensor, "v 3 h w"], present: Tensor) -> Float[Tensor, "v k h w"]:
-        output = self._output(views)
-        return resized(correlated(seam.competing(output.logits)[:, 1 + present], output.features), views.shape[2:])
+    def _seam(self, output: seam.SEAMOutput, present: Tensor, size_hw: tuple[int, int]) -> Float[Tensor, "v k h w"]:
+        return resized(correlated(seam.competing(output.logits)[:, 1 + present], output.features), size_hw)
 
     def _normalised(self, total: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
         if self.variant == "icam":

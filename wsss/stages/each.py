@@ -51,10 +51,47 @@ def for_each_picture(
     Raises:
         Stopped: a signal has arrived.
     """
-    share = launch.share(range(len(images)) if chosen is None else chosen)
-    names = {index: f"{images.names[index]}{suffix}" for index in share}
+
+    def compute_one(batch: Sequence[int], loaded: Sequence[Loaded]) -> list[Made]:
+        return [compute(batch[0], loaded[0])]
+
+    batches = [(index,) for index in (range(len(images)) if chosen is None else chosen)]
+    for_each_batch(
+        images, out, suffix, load, compute_one, write, batches=batches, title=title, is_done=is_done, needs=needs
+    )
+
+
+def for_each_batch(
+    images: Images,
+    out: Path,
+    suffix: str,
+    load: Callable[[int], Loaded],
+    compute: Callable[[Sequence[int], Sequence[Loaded]], Sequence[Made]],
+    write: Callable[[Path, Made], None],
+    *,
+    batches: Sequence[Sequence[int]],
+    title: str,
+    is_done: Callable[[int], bool] | None = None,
+    needs: Callable[[int], int] | None = None,
+) -> None:
+    """As `for_each_picture`, with pictures that are computed together.
+
+    The processes share the batches. A batch of which a file is missing is computed as a whole, since results of other batches may be rounded
+    in another way.
+
+    Args:
+        images, out, suffix, load, write, title, is_done, needs: as for `for_each_picture`.
+        compute: makes the contents of the files from the indices and the loaded pictures of a batch.
+        batches: the indices of the pictures; those of a batch fit into the memory budget together.
+
+    Raises:
+        Stopped: a signal has arrived.
+    """
+    share = launch.share(batches)
+    names = {index: f"{images.names[index]}{suffix}" for batch in share for index in batch}
     is_done = is_done or _existing(out, names)
-    todo = [index for index in share if not is_done(index)]
+    left = [batch for batch in share if not all(map(is_done, batch))]
+    todo = [index for batch in left for index in batch]
     threads = launch.threads()
 
     ended: list[BaseException] = []
@@ -70,20 +107,18 @@ def for_each_picture(
         room.leave(index)
 
     def computed(loaded: Iterator[Loaded]) -> Iterator[tuple[int, Made]]:
-        ahead = zip(todo, loaded, strict=True)
-        while stopping.requested_signal() is None:
-            try:
-                index, item = next(ahead)
-                made = compute(index, item)
-            except StopIteration:
+        for batch in left:
+            if stopping.requested_signal() is not None:
                 return
+            try:
+                made = compute(batch, [next(loaded) for _ in batch])
             except BaseException as error:
                 ended.append(error)
                 return
-            yield index, made
+            yield from zip(batch, made, strict=True)
 
     with (
-        Progress(title, len(share), done=len(share) - len(todo)) as progress,
+        Progress(title, len(names), done=len(names) - len(todo)) as progress,
         closing(in_threads(room.load, todo, threads=threads)) as loaded,
         closing(room.admission),
         closing(in_threads(write_one, computed(loaded), threads=threads)) as written,

@@ -1,13 +1,15 @@
 """Write class activation maps: one file per picture, with a map for each class in its tags."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import nn
 
+from wsss import launch, memory
 from wsss.arrays import Bool, Float, Int, UInt8
 from wsss.data.files import write_cams
 from wsss.data.images import Images
@@ -17,8 +19,13 @@ from wsss.networks.inference import for_inference
 from wsss.ops.regions import Regions
 from wsss.regions.files import read_regions_of
 from wsss.run import stage
-from wsss.stages.each import for_each_picture, read_prepared, within_budget
+from wsss.stages.each import for_each_batch, read_prepared, within_budget
+from wsss.stream import in_threads
 from wsss.weights import reading_of
+
+# pictures that a network computes together if the settings do not say how many, and the pixels that they have together on a CPU: larger ones
+# are not faster there in a batch (benchmarks/localize.py --together)
+_TOGETHER, _PIXELS_ON_CPU = 8, 2**16
 
 
 class Cams(NamedTuple):
@@ -72,6 +79,17 @@ class Bounded(Protocol):
 
 
 @runtime_checkable
+class Together(Localizer, Bounded, Protocol):
+    """A localizer that can compute the maps of several pictures of equal size in one pass."""
+
+    def together(self, size_hw: tuple[int, int]) -> int:
+        """How many pictures of this height and width; see `number_together`."""
+
+    def cams_of(self, prepared: Sequence[Any], size_hw: tuple[int, int], labels: Bool[np.ndarray, "n c"]) -> list[Cams]:
+        """As `cams`, for several pictures and their tags."""
+
+
+@runtime_checkable
 class Tiled(Bounded, Protocol):
     """A localizer that can compute the maps of large pictures tile by tile."""
 
@@ -99,6 +117,34 @@ class LocalizerSettings(Protocol):
         """Builds the localizer on the device, from pictures and named inputs."""
 
 
+def number_together(asked: int, size_hw: tuple[int, int], device: torch.device) -> int:
+    """How many pictures of this height and width a network computes together: as many as `asked`; 0: as many as make it faster."""
+    if asked or device.type != "cpu":
+        return asked or _TOGETHER
+    return max(1, min(_TOGETHER, _PIXELS_ON_CPU // (size_hw[0] * size_hw[1])))
+
+
+def _batches(localizer: Localizer, images: Images, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The indices of pictures that are computed together: of equal size, and small enough for the memory budget.
+
+    They depend neither on what is done already nor on the number of processes.
+    """
+    if not isinstance(localizer, Together):
+        return [[index] for index in range(len(images))]
+    batches: list[list[int]] = []
+    # those that may still grow, by size, and the bytes that they take
+    open_batches: dict[tuple[int, int], tuple[list[int], int]] = {}
+    for index, size_hw in enumerate(sizes):
+        needed, most = localizer.bytes_for(size_hw, len(images.classes(index))), localizer.together(size_hw)
+        batch, taken = open_batches.get(size_hw, ([], 0))
+        if not batch or taken + needed > memory.budget():
+            batch, taken = [], 0
+            batches.append(batch)
+        batch.append(index)
+        open_batches[size_hw] = (batch, taken + needed) if len(batch) < most else ([], 0)
+    return batches
+
+
 def _check_reading(images: Images, weights: Path) -> None:
     """Raise BadInput if the weights were trained on pictures with more than 8 bits that were read with another value range or other bands."""
     trained = reading_of(weights)
@@ -117,7 +163,8 @@ def _check_reading(images: Images, weights: Path) -> None:
 def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs: Path) -> dict[str, Any]:
     """Write the class activation maps of every picture as `NAME.npz` (see `wsss.data.files.write_cams`).
 
-    Pictures whose file exists are skipped, so a killed stage continues where it stopped.
+    Pictures whose file exists are skipped, so a killed stage continues where it stopped. Some methods compute several pictures of equal size
+    together (`inference.batch`).
 
     Args:
         settings: settings of the method.
@@ -131,9 +178,11 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     if isinstance(localizer, WithNetwork):
         for_inference(localizer.network)
 
-    def compute(index: int, loaded: tuple[Any, tuple[int, int]]) -> Cams:
-        prepared, size_hw = loaded
-        return localizer.cams(prepared, size_hw, images.labels[index])
+    def compute(batch: Sequence[int], loaded: Sequence[tuple[Any, tuple[int, int]]]) -> list[Cams]:
+        prepared, size_hw = [one for one, _ in loaded], loaded[0][1]
+        if isinstance(localizer, Together):
+            return localizer.cams_of(prepared, size_hw, images.labels[list(batch)])
+        return [localizer.cams(prepared[0], size_hw, images.labels[batch[0]])]
 
     def write(path: Path, cams: Cams) -> None:
         write_cams(path, *cams)
@@ -145,18 +194,21 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
             prepare = partial(localizer.prepare_within, regions=regions)
         return read_prepared(prepare, images, index)
 
-    facts = getattr(localizer, "facts", {})
-    if not isinstance(localizer, Bounded):
-        for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}")
-        return {"images": len(images), **facts}
-    needs = within_budget(
-        images,
-        lambda index, size_hw: localizer.bytes_for(size_hw, len(images.classes(index))),
-        (", leave out the largest of inference.scales" if hasattr(settings, "scales") else "")
-        + ", or shrink the picture",
+    needs, facts = None, {"images": len(images), **getattr(localizer, "facts", {})}
+    if isinstance(localizer, Bounded):
+        needs = within_budget(
+            images,
+            lambda index, size_hw: localizer.bytes_for(size_hw, len(images.classes(index))),
+            (", leave out the largest of inference.scales" if hasattr(settings, "scales") else "")
+            + ", or shrink the picture",
+        )
+    sizes = list(in_threads(images.size_hw, range(len(images)), threads=launch.threads(), batch=64))
+    batches = _batches(localizer, images, sizes)
+    for_each_batch(
+        images, out, ".npz", load, compute, write, batches=batches, title=f"localize {out.name}", needs=needs
     )
-    for_each_picture(images, out, ".npz", load, compute, write, title=f"localize {out.name}", needs=needs)
-    in_tiles = 0
-    if isinstance(localizer, Tiled):
-        in_tiles = sum(localizer.in_tiles(images.size_hw(index)) for index in range(len(images)))
-    return {"images": len(images), **facts, **({"in tiles": in_tiles} if in_tiles else {})}
+    if (largest := max(map(len, batches), default=1)) > 1:
+        facts["together"] = largest
+    if isinstance(localizer, Tiled) and (in_tiles := sum(map(localizer.in_tiles, sizes))):
+        facts["in tiles"] = in_tiles
+    return facts
