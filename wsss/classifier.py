@@ -27,6 +27,7 @@ from wsss.data.augment import (
     resize_bicubic,
     scaled_size,
 )
+from wsss.data.grids import Grids
 from wsss.data.images import Images
 from wsss.errors import BadInput, check_range
 from wsss.loading import load_into
@@ -38,7 +39,7 @@ from wsss.objective import Objective, body_and_head
 from wsss.precision import Precision, at_least_single, mixed
 from wsss.registry import no_baseline
 from wsss.run import pretrained, unrecorded
-from wsss.stages.localize import Cams, number_together
+from wsss.stages.localize import Cams, SummedCams, number_together
 from wsss.weights import State, trained_weights
 
 KIND, BASELINE = "cam", "baseline"
@@ -476,6 +477,7 @@ class CAMLocalizer:
         present = [torch.from_numpy(np.flatnonzero(label)) for label in labels]
         stride4 = [torch.zeros(len(one), *quarter_size, device=device) for one in present]
         full = [torch.zeros(len(one), *padded_size, device=device) for one in present]
+        grids: list[list[Tensor]] = [[] for _ in present]
         # the network computes nothing for pictures without tags
         tagged = [number for number, one in enumerate(present) if len(one)]
         for views in zip(*(prepared[number] for number in tagged), strict=True):
@@ -485,16 +487,16 @@ class CAMLocalizer:
                 if self.settings.flip:
                     mirrored = len(tagged) + place
                     fused = self.fuse(fused, raw[mirrored : mirrored + 1, present[number]].flip(3))
+                grids[number].append(fused[0])
                 stride4[number] += F.interpolate(fused, quarter_size, mode="bilinear", align_corners=False)[0]
                 full[number] += F.interpolate(fused, padded_size, mode="bilinear", align_corners=False)[0]
-        return [
-            Cams(
-                classes.numpy(),
-                _divided_by_maximum(whole[:, :height, :width]).cpu().numpy(),
-                _divided_by_maximum(quarter).cpu().numpy(),
-            )
-            for classes, whole, quarter in zip(present, full, stride4, strict=True)
-        ]
+        found = []
+        for classes, whole, quarter, parts in zip(present, full, stride4, grids, strict=True):
+            maps = (_divided_by_maximum(one).cpu().numpy() for one in (whole[:, :height, :width], quarter))
+            cams = Cams(classes.numpy(), *maps)
+            enlarged = Grids([part.cpu().numpy() for part in parts], (padded_size[0], padded_size[1]))
+            found.append(SummedCams.of(cams, enlarged) if parts else cams)
+        return found
 
 
 def highest_features(stages: Sequence[Tensor]) -> Float[np.ndarray, " d"]:

@@ -507,15 +507,20 @@ def _regions(options: SplitOptions, chosen: ParsedSettings) -> None:
     show(propose(settings, options.images(data), out=options.out))
 
 
-def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
-    options = options.needing_no_tags()
-    data = options.dataset()
-    if options.cams is not None and registry.uses_crf(chosen.mirrors["refiner"]) and peers.rank() == 0:
-        # beside the import of torch and the check of all pictures
+def _compile_crf() -> None:
+    """Compile the dense CRF beside the import of torch and the check of all pictures, unless an earlier command has."""
+    if peers.rank() == 0:
         from wsss.ops.crf import compile_ahead, is_compiled
 
         if not is_compiled():
             compile_ahead(gently=False)
+
+
+def _refine(options: RefineOptions, chosen: ParsedSettings) -> None:
+    options = options.needing_no_tags()
+    data = options.dataset()
+    if options.cams is not None and registry.uses_crf(chosen.mirrors["refiner"]):
+        _compile_crf()
     from wsss.corrections import correct_cams
     from wsss.health import stages as health
     from wsss.refiners.task import RefinementTask
@@ -579,6 +584,8 @@ def _predict(options: PredictOptions, chosen: ParsedSettings) -> None:
     # before torch is imported, which takes seconds
     existing(options.weights, TRAINED)
     existing(options.pictures, PICTURES)
+    if chosen.mirrors[""].crf is not None:
+        _compile_crf()
 
     from wsss.data.images import Dataset
     from wsss.data.info import bad_pictures, check_pictures

@@ -430,3 +430,17 @@ def test_another_command_in_the_same_folder(pictures, tmp_path, tiny, refused):
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("words", [["--crf", "irn"], []])
+def test_predict_compiles_the_crf_beside_its_beginning(tmp_path, refused, monkeypatch, words, known):
+    """Before anything else, and only if it needs it: even a file that turns out to be no network has started it."""
+    begun = []
+    monkeypatch.setattr("wsss.ops.crf.is_compiled", lambda: known)
+    monkeypatch.setattr("wsss.ops.crf.compile_ahead", lambda *, gently: begun.append(gently))
+    (tmp_path / "weights").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "one.jpg")
+    paths = ["--weights", tmp_path / "weights", "--pictures", tmp_path / "one.jpg", "--out", tmp_path / "out"]
+    refused("predict", *paths, *words)
+    assert begun == ([False] if words and not known else [])

@@ -21,6 +21,7 @@ from wsss.data.coco import InstanceMask
 from wsss.data.coco_index import read_instances
 from wsss.data.coco_shapes import draw_mask
 from wsss.data.files import read_cams, read_mask, read_posteriors, write_cams, write_mask, write_posteriors
+from wsss.data.grids import Grids
 from wsss.data.lists import read_classes, read_names
 from wsss.data.pictures import picture_size_hw, read_picture
 from wsss.data.tables import labels_by_name, read_table
@@ -104,9 +105,10 @@ def check_scores(scores, classes=None):
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
-def test_maps(tmp_path):
+@pytest.mark.parametrize("grids", [None, Grids([np.random.default_rng(1).random((2, 2, 3))], (6, 8))])
+def test_maps(tmp_path, grids):
     path = tmp_path / "a.npz"
-    write_cams(path, np.array([0, 3]), np.random.default_rng(0).random((2, 5, 6)))
+    write_cams(path, np.array([0, 3]), np.random.default_rng(0).random((2, 5, 6)), grids=grids)
 
     def read(path):
         classes, maps = read_cams(path)
@@ -114,7 +116,14 @@ def test_maps(tmp_path):
         assert len(classes) == len(maps)
         assert sorted(set(classes.tolist())) == classes.tolist()
 
-    run(st.one_of(files(path.read_bytes()), archives("classes", "maps")), path, read)
+    run(
+        st.one_of(
+            files(path.read_bytes()),
+            archives("classes", "maps", "grids", "grids_packed", "maps_factors", "maps_packed", "maps_shape"),
+        ),
+        path,
+        read,
+    )
 
 
 def test_posteriors(tmp_path):

@@ -164,6 +164,15 @@ def test_classes_that_never_and_always_win():
     assert always_win(won, labels) == []
 
 
+@pytest.mark.parametrize(("other", "expected"), [(0.02, []), (0.03, ["masks-of-other-classes"])])
+def test_masks_of_classes_that_are_no_tags(other, expected):
+    """As from maps that were made for other tags."""
+    labels = np.tile([True, False, False], (10, 1))
+    found = judged_masks(shares(*[[0.5, 0.5 - other, other, 0]] * 10), labels, CLASSES)
+    assert kinds(found) == expected
+    assert found.measured["foreground in other classes"] == other / 0.5
+
+
 def test_all_classes_empty_is_another_note():
     labels = np.tile([True, True, False], (6, 1))
     assert never_win(shares(*[[1, 0, 0, 0]] * 6), labels) == []

@@ -205,10 +205,10 @@ def test_a_stage_computes_pictures_together_and_goes_on_to_the_same_bytes(tmp_pa
         np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=1e-3)  # a step of float16
     write_one = stages_localize.write_cams
 
-    def failing(path, *content):
+    def failing(path, *content, **more):
         if path.stem == Path(squares.names[7]).name:
             raise OSError("the disk is full")
-        write_one(path, *content)
+        write_one(path, *content, **more)
 
     monkeypatch.setattr(stages_localize, "write_cams", failing)
     with pytest.raises(OSError, match="full"):

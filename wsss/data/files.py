@@ -2,15 +2,17 @@
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from wsss.arrays import Float, Int, UInt8
+from wsss.arrays import Float, Float16, Int, UInt8
+from wsss.data.grids import Grids, fit, fitted, predicted, whole_numbers
 from wsss.data.labels import EXPECTED, LabelSource, MaskTable, decode_labels, voc_palette
-from wsss.data.packing import pack, unpack
+from wsss.data.packing import pack, pack_whole, unpack, unpack_whole
 from wsss.errors import BadInput, Unreadable, reading
 from wsss.foreign.npy_header import read_header
 from wsss.storage import whole_file
@@ -57,6 +59,7 @@ def write_cams(
     classes: Int[np.ndarray, " k"],
     maps: Float[np.ndarray, "k h w"],
     maps_stride4: Float[np.ndarray, "k hs ws"] | None = None,
+    grids: Grids | None = None,
 ) -> None:
     """Write the activation maps of one picture as an `.npz` of packed arrays, without pickles; see `wsss.data.packing`.
 
@@ -65,8 +68,10 @@ def write_cams(
         classes: 0-based classes of the maps, ascending.
         maps: in [0, 1] at the picture's size; stored as float16.
         maps_stride4: the same at a quarter of the size, where random walks start; stored as float16.
+        grids: what the maps were enlarged from, which makes the file smaller; what is read from it is the same.
     """
-    _write_packed(path, classes, {"maps": maps} | ({} if maps_stride4 is None else {"maps_stride4": maps_stride4}))
+    arrays = {"maps": maps} | ({} if maps_stride4 is None else {"maps_stride4": maps_stride4})
+    _write_packed(path, classes, arrays, grids if len(maps) else None)
 
 
 def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:
@@ -116,11 +121,28 @@ def read_posteriors(path: Path) -> tuple[Float[np.ndarray, "l h w"], Float[np.nd
     return low, high
 
 
-def _write_packed(path: Path, classes: Int[np.ndarray, " k"], arrays: Mapping[str, Float[np.ndarray, "n h w"]]) -> None:
+def _write_packed(
+    path: Path,
+    classes: Int[np.ndarray, " k"],
+    arrays: Mapping[str, Float[np.ndarray, "n h w"]],
+    grids: Grids | None = None,
+) -> None:
     contents = {"classes": np.asarray(classes, np.int16)}
+    whole = [] if grids is None else whole_numbers(grids.values)
+    sizes_hw = [(one.shape[1], one.shape[2]) for one in whole]
+    if whole:
+        contents["grids"] = np.array(sizes_hw, np.int32)
+        contents["grids_packed"] = pack_whole(whole)
     for key, values in arrays.items():
-        contents[f"{key}_packed"] = pack(np.asarray(values, np.float16))
-        contents[f"{key}_shape"] = np.array(values.shape, np.int32)
+        shape, prediction = values.shape, None
+        if grids is not None and fit(sizes_hw, values.shape[1:]):
+            # maps are cropped, those at a quarter of the size are not
+            enlarged_hw = grids.enlarged_hw if key == "maps" else (values.shape[1], values.shape[2])
+            factors = fitted(whole, values, enlarged_hw)
+            prediction = predicted(whole, factors, (values.shape[1], values.shape[2]), enlarged_hw)
+            contents[f"{key}_factors"], shape = factors, (*shape, *enlarged_hw)
+        contents[f"{key}_packed"] = pack(np.asarray(values, np.float16), prediction)
+        contents[f"{key}_shape"] = np.array(shape, np.int32)
     with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **contents)  # type: ignore[arg-type]
 
@@ -131,19 +153,37 @@ def _read_packed(path: Path, keys: tuple[str, ...], expected: str, do: str) -> t
     with reading(path, expected, do, missing=missing), zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         arrays = [
-            unpack(_array(archive, f"{key}_packed"), _shape(archive, key))
-            if f"{key}_packed.npy" in names
-            else _array(archive, key)
-            for key in keys
+            _unpacked(archive, key, names) if f"{key}_packed.npy" in names else _array(archive, key) for key in keys
         ]
         return _array(archive, "classes"), arrays
 
 
-def _shape(archive: zipfile.ZipFile, key: str) -> tuple[int, int, int]:
-    shape = _array(archive, f"{key}_shape")
-    if shape.shape != (3,) or shape.dtype.kind != "i" or (shape < 0).any():
-        raise Unreadable(f"`{key}_shape` {shape[:10].tolist()!s}")
-    return int(shape[0]), int(shape[1]), int(shape[2])
+def _unpacked(archive: zipfile.ZipFile, key: str, names: Container[str]) -> Float16[np.ndarray, "n h w"]:
+    """One array; its shape is followed by the size that grids are enlarged to if it was packed with their prediction."""
+    with_grids = f"{key}_factors.npy" in names
+    numbers = _array(archive, f"{key}_shape")
+    if numbers.shape != (5 if with_grids else 3,) or numbers.dtype.kind != "i" or (numbers < 0).any():
+        raise Unreadable(f"`{key}_shape` {numbers[:10].tolist()!s}")
+    count, height, width, *enlarged = (int(number) for number in numbers)
+    predict = partial(_predicted, archive, key, (count, height, width), enlarged) if with_grids else None
+    return unpack(_array(archive, f"{key}_packed"), (count, height, width), predict)
+
+
+def _predicted(
+    archive: zipfile.ZipFile, key: str, shape: tuple[int, int, int], enlarged: Sequence[int]
+) -> Float16[np.ndarray, "n h w"]:
+    sizes, factors = _array(archive, "grids"), _array(archive, f"{key}_factors")
+    if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind != "i" or not len(sizes) or (sizes < 1).any():
+        raise Unreadable(f"`grids` {sizes.ravel()[:10].tolist()!s}")
+    sizes_hw = [(int(rows), int(columns)) for rows, columns in sizes]
+    if factors.dtype != np.float64 or factors.shape != shape[:1] or not fit(sizes_hw, shape[1:]):
+        raise Unreadable(
+            f"`{key}_factors` of {factors.dtype} and shape {factors.shape}, grids {sizes_hw[:5]}, maps {shape}"
+        )
+    if enlarged[0] < shape[1] or enlarged[1] < shape[2]:
+        raise Unreadable(f"grids enlarged to {enlarged}, maps {shape}")
+    whole = unpack_whole(_array(archive, "grids_packed"), shape[0], sizes_hw)
+    return predicted(whole, factors, shape[1:], (enlarged[0], enlarged[1]))
 
 
 def _check_classes(path: Path, classes: np.ndarray, expected: str, do: str) -> None:

@@ -26,6 +26,8 @@ NEARLY_ALWAYS = 0.95
 FEWEST = 5
 # More than this share of the predicted foreground in classes that the training pictures do not have is little better than a guess
 OTHER_CLASSES = 0.25
+# More than this share of the foreground of pseudo masks in such classes means that they were made for other tags
+UNTAGGED = 0.05
 # Training pictures on which a segmenter is looked at
 PREDICTED = 48
 # A label with more than this share of all predicted pixels is nearly the only one
@@ -110,6 +112,7 @@ def judged_masks(
     foreground = shares[:, 1:].sum(1)
     everything, nothing = foreground > ALMOST_ALL, foreground < ALMOST_NOTHING
     never, always = never_win(shares, labels), always_win(shares, labels)
+    other = _share_of_others(shares, labels)
     measured = {
         "masks": len(shares),
         "almost all foreground": int(everything.sum()),
@@ -117,8 +120,18 @@ def judged_masks(
         "median foreground": round(float(np.median(foreground)), 4) if len(shares) else None,
         "never win": [class_names[c] for c in never],
         "always win": [class_names[c] for c in always],
+        "foreground in other classes": round(other, 4),
     }
     notes = []
+    if other > UNTAGGED:
+        notes.append(
+            Note(
+                "masks-of-other-classes",
+                f"{percentage(other)} of the foreground in {len(shares)} sampled pseudo masks is of classes that their pictures are not tagged with.",
+                "Either the maps or masks were made for other tags, or the tags are wrong; the segmenter learns what the masks say.",
+                "If the tags are right, make the maps again with them; if the masks are, correct the tags (--tags).",
+            )
+        )
     if len(shares) and everything.mean() >= NOTABLE:
         notes.append(
             Note(
@@ -140,6 +153,12 @@ def judged_masks(
             )
         )
     return Health(measured, notes + _winners(never, always, class_names, decided))
+
+
+def _share_of_others(shares: Float[np.ndarray, "n l"], labels: Bool[np.ndarray, "n c"]) -> float:
+    """The share of the foreground in classes that the pictures are not tagged with."""
+    foreground = float(shares[:, 1:].sum())
+    return float((shares[:, 1:] * ~labels).sum()) / foreground if foreground else 0.0
 
 
 def never_win(shares: Float[np.ndarray, "n l"], labels: Bool[np.ndarray, "n c"]) -> list[int]:
@@ -226,8 +245,7 @@ def judged_predictions(
     found = (labels & (shares[:, 1:] > 0)).sum(0)
     counts = labels.sum(0)
     missing = [int(c) for c in np.flatnonzero((found == 0) & (counts >= FEWEST))]
-    foreground = float(shares[:, 1:].sum())
-    other = float((shares[:, 1:] * ~labels).sum()) / foreground if foreground else 0.0
+    other = _share_of_others(shares, labels)
     measured = {
         "predictions": len(shares),
         "foreground in other classes": round(other, 4),

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss import launch
-from wsss.arrays import Bool, Float, UInt8
+from wsss.arrays import Bool, Float, Int, UInt8
 from wsss.data.augment import CLIP_MEAN, CLIP_STD, Colours, normalise, resize_bicubic
 from wsss.data.coco import COCO_CATEGORIES
+from wsss.data.grids import Grids
 from wsss.data.images import Images
 from wsss.data.words import check_templates, read_words
 from wsss.errors import BadInput, check_range
@@ -34,7 +35,7 @@ from wsss.recipe import Method
 from wsss.refiners.crf import CRFSettings
 from wsss.run import maybe_file, unrecorded
 from wsss.stages.evaluate import ScoreSettings
-from wsss.stages.localize import Cams, number_together
+from wsss.stages.localize import Cams, SummedCams, number_together
 from wsss.storage import cache_folder, digest, whole_file
 
 # generate_cams_voc12.py and generate_cams_coco14.py
@@ -221,7 +222,7 @@ class CLIPESLocalizer:
         views = [view for view, classes in zip(prepared, present, strict=True) if len(classes)]
         maps = iter(self.grid_maps(torch.cat(views), [one for one in present if len(one)]) if views else ())
         return [
-            Cams(classes, *_at_sizes(next(maps), sizes))
+            _enlarged(classes, next(maps), sizes)
             if len(classes)
             else Cams(classes, *(np.zeros((0, *size), np.float32) for size in sizes))
             for classes in present
@@ -388,9 +389,12 @@ def refined_maps(
     return (affinity @ (affinity @ sources)).T.reshape(maps.shape).cpu().numpy()
 
 
-def _at_sizes(maps: Float[np.ndarray, "k gh gw"], sizes: Sequence[tuple[int, int]]) -> list[Float[np.ndarray, "k _ _"]]:
-    """The maps at each of the sizes (height, width)."""
-    return [np.stack([cv2.resize(one, size_hw[::-1]) for one in maps]) for size_hw in sizes]
+def _enlarged(
+    classes: Int[np.ndarray, " k"], maps: Float[np.ndarray, "k gh gw"], sizes: Sequence[tuple[int, int]]
+) -> Cams:
+    """The maps at the size (height, width) of the picture and at a quarter of it."""
+    enlarged = (np.stack([cv2.resize(one, size_hw[::-1]) for one in maps]) for size_hw in sizes)
+    return SummedCams.of(Cams(classes, *enlarged), Grids([maps], sizes[0]))
 
 
 METHOD = Method(

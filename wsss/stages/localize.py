@@ -12,6 +12,7 @@ from torch import nn
 from wsss import launch, memory
 from wsss.arrays import Bool, Float, Int, UInt8
 from wsss.data.files import write_cams
+from wsss.data.grids import Grids
 from wsss.data.images import Images
 from wsss.data.samples import DEFAULT_READING
 from wsss.errors import BadInput
@@ -40,6 +41,19 @@ class Cams(NamedTuple):
     classes: Int[np.ndarray, " k"]
     maps: Float[np.ndarray, "k h w"]
     maps_stride4: Float[np.ndarray, "k hs ws"] | None
+
+
+class SummedCams(Cams):
+    """Maps with the grids that they were enlarged from, with which their file is smaller."""
+
+    grids: Grids
+
+    @classmethod
+    def of(cls, cams: Cams, grids: Grids) -> "SummedCams":
+        """Add the grids to maps."""
+        made = cls(*cams)
+        made.grids = grids
+        return made
 
 
 class Localizer(Protocol):
@@ -185,7 +199,7 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
         return [localizer.cams(prepared[0], size_hw, images.labels[batch[0]])]
 
     def write(path: Path, cams: Cams) -> None:
-        write_cams(path, *cams)
+        write_cams(path, *cams, grids=cams.grids if isinstance(cams, SummedCams) else None)
 
     def load(index: int) -> tuple[Any, tuple[int, int]]:
         prepare = localizer.prepare
