@@ -1,9 +1,9 @@
 """Map files, packed without and with the grids that maps were enlarged from, against the compressed `.npz` of the first version: bytes, and
 CPU milliseconds to write and to read a file.
 
-    OMP_NUM_THREADS=1 python benchmarks/maps.py [--cams FOLDER] [--repeats 15]
+    OMP_NUM_THREADS=1 python benchmarks/maps.py [--cams FOLDER] [--size 500 375] [--maps 2] [--repeats 15]
 
-Takes the maps of FOLDER (a stage of `wsss localize`; as stored, so writing is not measured), or else 8 pictures of 500x375 with 2 maps each:
+Takes the maps of FOLDER (a stage of `wsss localize`; as stored, so writing is not measured), or else 8 generated pictures:
 sums of maps of four scales that are enlarged bilinearly, as CAM makes them, with noise in the small maps. The ways take turns; the lowest
 time of each file counts.
 """
@@ -26,7 +26,7 @@ from wsss.data.lists import files_below
 from wsss.storage import whole_file
 
 
-def made(seed: int, size_hw: tuple[int, int] = (375, 500), count: int = 2) -> tuple[np.ndarray, Grids]:
+def made(seed: int, size_hw: tuple[int, int], count: int) -> tuple[np.ndarray, Grids]:
     """Maps of one picture in [0, 1], and what they were enlarged from."""
     generator = torch.Generator().manual_seed(seed)
     objects = F.interpolate(torch.rand(1, count, 6, 8, generator=generator), size=(48, 64), mode="bicubic")
@@ -46,7 +46,7 @@ def made(seed: int, size_hw: tuple[int, int] = (375, 500), count: int = 2) -> tu
 def write_compressed(path: Path, classes: np.ndarray, maps: np.ndarray) -> None:
     """As earlier versions wrote them."""
     with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, classes=classes, maps=maps)
+        np.savez_compressed(stream, classes=classes, maps=maps.astype(np.float16))
 
 
 def read_compressed(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -81,13 +81,18 @@ def read_stored(path: Path) -> Picture:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cams", type=Path)
+    parser.add_argument("--size", type=int, nargs=2, default=(500, 375), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--maps", type=int, default=2, help="of a picture")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.cams:
         pictures = [read_stored(path) for path in files_below(options.cams) if path.suffix == ".npz"]
     else:
-        pictures = [Picture(np.arange(2, dtype=np.int16), *made(seed), None) for seed in range(8)]
+        pictures = [
+            Picture(np.arange(options.maps, dtype=np.int16), *made(seed, options.size[::-1], options.maps), None)
+            for seed in range(8)
+        ]
     last = "as stored" if options.cams else "with grids"
     ways = ("compressed", "packed", last)
     sums = {name: np.zeros(3) for name in ways}
@@ -99,7 +104,7 @@ def main() -> None:
             if stored is not None:
                 paths[last] = stored
             writes = {
-                "compressed": partial(write_compressed, paths["compressed"], classes, halves),
+                "compressed": partial(write_compressed, paths["compressed"], classes, maps),
                 "packed": partial(write_cams, paths["packed"], classes, maps),
                 "with grids": partial(write_cams, paths[last], classes, maps, grids=grids),
             }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -326,6 +326,8 @@ class TagObjective(Objective, Generic[S, N]):
 class MultiScale:
     """The views of a picture whose maps are summed."""
 
+    # maps are stored with the grids that they were enlarged from
+    from_grids: ClassVar[bool] = True
     # the order in which IRNet adds the maps
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     """scales of the picture whose maps are added"""

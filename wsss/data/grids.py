@@ -6,6 +6,7 @@ prediction adds and multiplies whole numbers below 2^53 in float64, which is exa
 prescribes: a product, and the conversion to float16.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ from wsss.arrays import Float, Float16, Int
 _VALUE_BITS, _WEIGHT_BITS = 22, 15
 LARGEST = 2**_VALUE_BITS
 _WHOLE_WEIGHT = 2**_WEIGHT_BITS
-# rows that are computed at a time, while the grids that they need are in the processor's cache
-_ROWS = 16
+# values that are computed at a time, while the grids that they need are in the processor's cache, and the fewest rows
+_BLOCK, _ROWS = 2**14, 16
 
 
 class Grids(NamedTuple):
@@ -62,8 +63,14 @@ def _neighbours(
     return before, np.minimum(before + 1, cells - 1), (rest * _WHOLE_WEIGHT + length) // (2 * length)
 
 
+@functools.lru_cache(maxsize=64)
+def _first_neighbours(count: int, cells: int, length: int) -> tuple[Int[np.ndarray, " n"], ...]:
+    """`_neighbours` of the first pixels; most pictures of a data set have the same sizes."""
+    return _neighbours(np.arange(count), cells, length)
+
+
 def _along_columns(grid: Float[np.ndarray, "k r c"], width: int, length: int) -> Float[np.ndarray, "k r w"]:
-    before, after, weight = _neighbours(np.arange(width), grid.shape[2], length)
+    before, after, weight = _first_neighbours(width, grid.shape[2], length)
     return grid[:, :, before] * (_WHOLE_WEIGHT - weight) + grid[:, :, after] * weight
 
 
@@ -88,19 +95,20 @@ def predicted(
     weights = np.zeros((height, len(rows)))
     pixels, first = np.arange(height), 0
     for grid in whole:
-        before, after, weight = _neighbours(pixels, grid.shape[1], enlarged_hw[0])
+        before, after, weight = _first_neighbours(height, grid.shape[1], enlarged_hw[0])
         weights[pixels, first + before] += _WHOLE_WEIGHT - weight
         weights[pixels, first + after] += weight
         first += grid.shape[1]
     maps = np.empty((len(factors), height, width), np.float16)
-    for top in range(0, height, _ROWS):
-        some = weights[top : top + _ROWS]
+    step = max(_ROWS, _BLOCK // max(1, rows.shape[1]))
+    for top in range(0, height, step):
+        some = weights[top : top + step]
         used = np.flatnonzero(some.any(0))
         block = (some[:, used] @ rows[used]).reshape(len(some), len(factors), width)
         # a damaged file may hold factors of any size
         with np.errstate(over="ignore", invalid="ignore"):
             block *= factors[:, None]
-            maps[:, top : top + _ROWS] = block.swapaxes(0, 1)
+            maps[:, top : top + step] = block.swapaxes(0, 1)
     return maps
 
 

@@ -51,6 +51,8 @@ class CLIPESInference(FromCLIP):
     """How maps are computed with CLIP."""
 
     title: ClassVar[str] = "CLIP-ES"
+    # maps are stored with the grids that they were enlarged from
+    from_grids: ClassVar[bool] = True
 
     words: str = maybe_file("auto")
     """texts of the classes and backgrounds: a YAML file, or auto for the lists of CLIP-ES"""

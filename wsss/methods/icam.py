@@ -271,6 +271,8 @@ class ICAMInference(MultiScale):
     """How the network's maps are computed."""
 
     title: ClassVar[str] = "ICAM"
+    # of the sums of enlarged grids, only the highest at each pixel is kept, or they are scaled by their minimum too
+    from_grids: ClassVar[bool] = False
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """scales of the picture whose maps are averaged"""
