@@ -38,7 +38,7 @@ test-all: $(INSTALLED)
 
 # the tests that compare numbers, which each instruction set rounds in its own way
 COMPARING := tests/parity tests/ops tests/networks tests/methods tests/refiners tests/segmenters tests/stages \
-	tests/test_launch.py tests/test_metrics.py tests/test_pretrained.py
+	tests/data/test_grids.py tests/test_launch.py tests/test_metrics.py tests/test_pretrained.py
 
 test-isa: $(INSTALLED)
 	ATEN_CPU_CAPABILITY=default $(PYTEST) -m 'not slow and not fuzz' $(COMPARING)

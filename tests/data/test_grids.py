@@ -55,8 +55,9 @@ def one_by_one(whole, factors, size_hw, enlarged_hw):
     return found
 
 
-@given(st.data())
-def test_a_prediction_is_that_of_exact_arithmetic(data):
+@pytest.mark.parametrize("at_a_time", [1, 2**20])
+@given(data=st.data())
+def test_a_prediction_is_that_of_exact_arithmetic(at_a_time, data):
     size_hw = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
     enlarged_hw = tuple(side + data.draw(st.integers(0, 16)) for side in size_hw)
     sides = st.integers(1, 24)
@@ -67,8 +68,11 @@ def test_a_prediction_is_that_of_exact_arithmetic(data):
     whole = whole_numbers(grids)
     assert sum(one.max() for one in whole) <= LARGEST
     factors = np.array([1e-13, data.draw(st.floats(0, 1e-12))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsss.data.grids._ENLARGED", at_a_time)
+        found = predicted(whole, factors, size_hw, enlarged_hw)
     np.testing.assert_array_equal(
-        predicted(whole, factors, size_hw, enlarged_hw).view(np.uint16),
+        found.view(np.uint16),
         one_by_one(whole, factors, size_hw, enlarged_hw).view(np.uint16),
     )
 
@@ -122,11 +126,20 @@ def test_nearly_all_pixels_are_predicted():
 
 
 def test_grids_that_would_take_much_more_memory_than_the_maps_are_left_out(tmp_path):
-    maps = np.zeros((1, 2, 3), np.float32)
-    many = Grids([np.zeros((1, 1, 60), np.float32)] * 2, (2, 3))
-    assert not fit([(1, 60)] * 2, (2, 3))
+    maps = np.zeros((1, 100, 100), np.float32)
+    many = Grids([np.zeros((1, 1, 240), np.float32)] * 2, (100, 100))
+    assert not fit([(1, 240)] * 2, (100, 100))
     write_cams(tmp_path / "maps.npz", np.array([0]), maps, grids=many)
+    assert "maps_factors.npy" not in zipfile.ZipFile(tmp_path / "maps.npz").namelist()
     np.testing.assert_array_equal(read_cams(tmp_path / "maps.npz")[1], maps)
+
+
+@pytest.mark.parametrize(("side", "has_grids"), [(64, False), (65, True)])
+def test_small_maps_have_no_grids(tmp_path, side, has_grids):
+    maps, grids = maps_of((side, 64))
+    write_cams(tmp_path / "maps.npz", np.array([0, 1]), maps, grids=grids)
+    assert ("grids.npy" in zipfile.ZipFile(tmp_path / "maps.npz").namelist()) == has_grids
+    np.testing.assert_array_equal(read_cams(tmp_path / "maps.npz")[1], maps.astype(np.float16))
 
 
 def test_no_maps_have_no_grids(tmp_path):

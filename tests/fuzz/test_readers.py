@@ -105,10 +105,15 @@ def check_scores(scores, classes=None):
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
-@pytest.mark.parametrize("grids", [None, Grids([np.random.default_rng(1).random((2, 2, 3))], (6, 8))])
+@pytest.mark.parametrize("grids", [None, Grids([np.random.default_rng(1).random((2, 5, 6))], (80, 96))])
 def test_maps(tmp_path, grids):
     path = tmp_path / "a.npz"
-    write_cams(path, np.array([0, 3]), np.random.default_rng(0).random((2, 5, 6)), grids=grids)
+    write_cams(
+        path,
+        np.array([0, 3]),
+        np.random.default_rng(0).random((2, 5, 6) if grids is None else (2, 65, 90)),
+        grids=grids,
+    )
 
     def read(path):
         classes, maps = read_cams(path)

@@ -17,6 +17,9 @@ from wsss.errors import BadInput, Unreadable, reading
 from wsss.foreign.npy_header import read_header
 from wsss.storage import whole_file
 
+# files of no more values hardly become smaller by grids, and take longer to read
+_SMALL = 2**13
+
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
     """Write labels as an 8-bit palette PNG in VOC colours; the pixel value is the label, 255 included."""
@@ -71,7 +74,7 @@ def write_cams(
         grids: what the maps were enlarged from, which makes the file smaller; what is read from it is the same.
     """
     arrays = {"maps": maps} | ({} if maps_stride4 is None else {"maps_stride4": maps_stride4})
-    _write_packed(path, classes, arrays, grids if len(maps) else None)
+    _write_packed(path, classes, arrays, grids if maps.size > _SMALL else None)
 
 
 def read_cams(path: Path, key: str = "maps") -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w"]]:

@@ -20,6 +20,8 @@ LARGEST = 2**_VALUE_BITS
 _WHOLE_WEIGHT = 2**_WEIGHT_BITS
 # values that are computed at a time, while the grids that they need are in the processor's cache, and the fewest rows
 _BLOCK, _ROWS = 2**14, 16
+# values of grids that were enlarged along the columns; beyond, maps are predicted one after the other
+_ENLARGED = 2**20
 
 
 class Grids(NamedTuple):
@@ -36,7 +38,7 @@ class Grids(NamedTuple):
 
 
 def fit(sizes_hw: Sequence[tuple[int, int]], size_hw: tuple[int, int]) -> bool:
-    """Whether maps of this height and width may be predicted by grids of these sizes: the memory for it is a multiple of that of the maps."""
+    """Whether maps of this height and width are predicted by grids of these sizes: not if that would take many times their memory."""
     rows, columns = (sum(sides) for sides in zip(*sizes_hw, strict=True))
     return rows <= 4 * size_hw[0] + 32 and columns <= 4 * size_hw[1] + 32
 
@@ -89,10 +91,7 @@ def predicted(
         enlarged_hw: see `Grids`.
     """
     height, width = size_hw
-    rows = np.concatenate([_along_columns(grid, width, enlarged_hw[1]) for grid in whole], 1)
-    # the maps beside each other, for one matrix product
-    rows = np.ascontiguousarray(rows.swapaxes(0, 1)).reshape(rows.shape[1], -1)
-    weights = np.zeros((height, len(rows)))
+    weights = np.zeros((height, sum(grid.shape[1] for grid in whole)))
     pixels, first = np.arange(height), 0
     for grid in whole:
         before, after, weight = _first_neighbours(height, grid.shape[1], enlarged_hw[0])
@@ -100,16 +99,33 @@ def predicted(
         weights[pixels, first + after] += weight
         first += grid.shape[1]
     maps = np.empty((len(factors), height, width), np.float16)
-    step = max(_ROWS, _BLOCK // max(1, rows.shape[1]))
+    together = max(1, _ENLARGED // max(1, weights.shape[1] * width))
+    for start in range(0, len(maps), together):
+        some = slice(start, start + together)
+        rows = np.concatenate([_along_columns(grid[some], width, enlarged_hw[1]) for grid in whole], 1)
+        _fill(maps[some], rows, weights, factors[some])
+    return maps
+
+
+def _fill(
+    maps: Float16[np.ndarray, "k h w"],
+    rows: Float[np.ndarray, "k r w"],
+    weights: Float[np.ndarray, "h r"],
+    factors: Float[np.ndarray, " k"],
+) -> None:
+    """Fill maps with weighted sums of rows."""
+    count, height, width = maps.shape
+    # beside each other, for one matrix product
+    beside = np.ascontiguousarray(rows.swapaxes(0, 1)).reshape(rows.shape[1], -1)
+    step = max(_ROWS, _BLOCK // max(1, count * width))
     for top in range(0, height, step):
-        some = weights[top : top + step]
-        used = np.flatnonzero(some.any(0))
-        block = (some[:, used] @ rows[used]).reshape(len(some), len(factors), width)
+        part = weights[top : top + step]
+        used = np.flatnonzero(part.any(0))
+        block = (part[:, used] @ beside[used]).reshape(len(part), count, width)
         # a damaged file may hold factors of any size
         with np.errstate(over="ignore", invalid="ignore"):
             block *= factors[:, None]
             maps[:, top : top + step] = block.swapaxes(0, 1)
-    return maps
 
 
 def fitted(
