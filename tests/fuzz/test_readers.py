@@ -108,12 +108,8 @@ def check_scores(scores, classes=None):
 @pytest.mark.parametrize("grids", [None, Grids([np.random.default_rng(1).random((2, 5, 6))], (80, 96))])
 def test_maps(tmp_path, grids):
     path = tmp_path / "a.npz"
-    write_cams(
-        path,
-        np.array([0, 3]),
-        np.random.default_rng(0).random((2, 5, 6) if grids is None else (2, 65, 90)),
-        grids=grids,
-    )
+    maps = np.random.default_rng(0).random((2, 5, 6)) if grids is None else np.full((2, 65, 90), 0.5)
+    write_cams(path, np.array([0, 3]), maps, grids=grids)
 
     def read(path):
         classes, maps = read_cams(path)
