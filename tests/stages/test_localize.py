@@ -226,6 +226,8 @@ def test_a_stage_computes_pictures_together_and_goes_on_to_the_same_bytes(tmp_pa
         (0, (128, 128), "cpu", 4),
         (0, (375, 500), "cpu", 1),
         (0, (375, 500), "cuda", 8),
+        (0, (1000, 1000), "cuda", 4),
+        (0, (2500, 2500), "cuda", 1),
         (2, (375, 500), "cuda", 2),
     ],
 )

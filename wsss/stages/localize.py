@@ -24,9 +24,9 @@ from wsss.stages.each import for_each_batch, read_prepared, within_budget
 from wsss.stream import in_threads
 from wsss.weights import reading_of
 
-# pictures that a network computes together if the settings do not say how many, and the pixels that they have together on a CPU: larger ones
-# are not faster there in a batch (benchmarks/localize.py --together)
-_TOGETHER, _PIXELS_ON_CPU = 8, 2**16
+# pictures that a network computes together if the settings do not say how many, and the most pixels that they have together: on a CPU, larger
+# ones are not faster in a batch (benchmarks/localize.py --together), on a GPU, they fill its memory
+_TOGETHER, _PIXELS_ON_CPU, _PIXELS_ON_GPU = 8, 2**16, 2**22
 
 
 class Cams(NamedTuple):
@@ -133,9 +133,8 @@ class LocalizerSettings(Protocol):
 
 def number_together(asked: int, size_hw: tuple[int, int], device: torch.device) -> int:
     """How many pictures of this height and width a network computes together: as many as `asked`; 0: as many as make it faster."""
-    if asked or device.type != "cpu":
-        return asked or _TOGETHER
-    return max(1, min(_TOGETHER, _PIXELS_ON_CPU // (size_hw[0] * size_hw[1])))
+    most = _PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_GPU
+    return asked or max(1, min(_TOGETHER, most // (size_hw[0] * size_hw[1])))
 
 
 def _batches(localizer: Localizer, images: Images, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
