@@ -33,6 +33,7 @@ def on(tmp_path, monkeypatch):
         file.write_text(cpuinfo)
         monkeypatch.setattr(processor, "CPUINFO", file)
         monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
         precision.warn_if_slow.cache_clear()
 
     yield choose
@@ -48,10 +49,16 @@ def test_processors_are_told_apart_by_their_flags(on, monkeypatch, tmp_path):
     assert not processor.has_native("bf16")
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "missing")
     assert not processor.has_native("bf16")
+    # torch 2.15 refuses attention in bfloat16 there: "pack_vnni2 is only supported when avx512 is supported"
+    on(SAPPHIRE)
+    for capability, native in (("avx2", False), ("default", False), ("AVX512", True)):
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        assert processor.has_native("bf16") == native
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this torch does not list them")
-def test_this_processor_is_what_torch_takes_it_for():
+def test_this_processor_is_what_torch_takes_it_for(monkeypatch):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     found = torch.cpu.get_capabilities()
     assert processor.has_native("bf16") == (found.get("avx512_bf16", False) or found.get("amx_bf16", False))
 

@@ -1,6 +1,7 @@
 """What this machine's processor computes natively, from the flags that the kernel lists. Imports no torch."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +13,11 @@ INSTRUCTIONS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "am
 def has_native(precision: str) -> bool:
     """Whether the processor has instructions for `bf16` or `fp16`. Without them, these are slower than float32.
 
-    Only Linux lists the instructions of x86 processors; elsewhere the answer is no.
+    Only Linux lists the instructions of x86 processors; elsewhere the answer is no. It is also no where the environment tells torch not to use
+    AVX-512, without which some of its operations fail on such processors.
     """
+    if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in ("default", "avx2"):
+        return False
     return not _flags(CPUINFO).isdisjoint(INSTRUCTIONS[precision])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -303,6 +304,10 @@ def test_views_out_of_range():
         ViewSettings(scales=(0.0,))
 
 
+@pytest.mark.skipif(
+    "ATEN_CPU_CAPABILITY" in os.environ,
+    reason="attention of torch 2.15 in bfloat16 raises an error on processors with AVX-512 that are told to do without it",
+)
 def test_features_in_bfloat16(made, data):
     image = data[0].read(3)
     segmenters = (Segmenter(made, PredictSettings(precision=one)) for one in ("no", "bf16"))
