@@ -431,8 +431,7 @@ class CAMLocalizer:
 
     def together(self, size_hw: tuple[int, int]) -> int:
         """See `wsss.stages.localize.Together`."""
-        device = next(self.network.parameters()).device
-        return 1 if self.in_tiles(size_hw) else number_together(self.settings.batch, size_hw, device)
+        return number_together(self.settings.batch, size_hw, next(self.network.parameters()).device)
 
     def _raw(self, views: Sequence[Float[Tensor, "1 3 _ _"] | UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "b c _ _"]:
         """The maps of a view of each picture, and then of their mirror images if the settings say so, after ReLU."""
@@ -472,6 +471,8 @@ class CAMLocalizer:
         self, prepared: Sequence[Views], size_hw: tuple[int, int], labels: Bool[np.ndarray, "n c"]
     ) -> list[Cams]:
         """The maps of several pictures of equal size, whose views go through the network together."""
+        if len(prepared) > 1 and self.in_tiles(size_hw):
+            return [self.cams(views, size_hw, label) for views, label in zip(prepared, labels, strict=True)]
         device = next(self.network.parameters()).device
         height, width = size_hw
         quarter_size = (-(-height // 4), -(-width // 4))

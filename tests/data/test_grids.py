@@ -1,5 +1,6 @@
 """Maps that are predicted by the grids they were enlarged from: files give back the same bits, predictions are those of exact arithmetic."""
 
+import tracemalloc
 import zipfile
 from fractions import Fraction
 
@@ -127,8 +128,8 @@ def test_nearly_all_pixels_are_predicted():
 
 def test_grids_that_would_take_much_more_memory_than_the_maps_are_left_out(tmp_path):
     maps = np.zeros((1, 100, 100), np.float32)
-    many = Grids([np.zeros((1, 1, 240), np.float32)] * 2, (100, 100))
-    assert not fit([(1, 240)] * 2, (100, 100))
+    many = Grids([np.zeros((1, 2000, 1), np.float32)] * 2, (100, 100))
+    assert not fit([(2000, 1)] * 2, (100, 100))
     write_cams(tmp_path / "maps.npz", np.array([0]), maps, grids=many)
     assert "maps_factors.npy" not in zipfile.ZipFile(tmp_path / "maps.npz").namelist()
     np.testing.assert_array_equal(read_cams(tmp_path / "maps.npz")[1], maps)
@@ -178,6 +179,37 @@ def test_damage_ends_in_one_clear_error(tmp_path, key, value):
     np.savez(path, **contents)
     with pytest.raises(BadInput, match="Make the activation maps again"):
         read_cams(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides"),
+    [((0, 10**8, 10**4), (1, 1)), ((1, 10**8, 0), (3, 3)), ((1, 0, 10**8), (3, 3)), ((1, 20_000, 1), (80_000, 1))],
+)
+def test_what_promises_nothing_takes_no_memory(tmp_path, shape, sides):
+    """Files of few bytes whose maps have a side of 0, or many more rows in their grids than values."""
+    nothing = pack(np.zeros((0, 1, 1), np.float16))
+    contents = {
+        "classes": np.arange(shape[0], dtype=np.int16),
+        "grids": np.array([sides], np.int32),
+        "grids_packed": pack_whole([np.zeros((shape[0], *sides))]) if shape[0] else nothing,
+        "maps_factors": np.zeros(shape[0]),
+        "maps_packed": nothing if 0 in shape else pack(np.zeros(shape, np.float16)),
+        "maps_shape": np.array([*shape, *shape[1:]], np.int32),
+    }
+    np.savez(tmp_path / "maps.npz", **contents)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput):
+            read_cams(tmp_path / "maps.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_grids_without_views_are_left_out(tmp_path):
+    maps = maps_of()[0]
+    write_cams(tmp_path / "maps.npz", np.array([0, 1]), maps, grids=Grids([], (80, 112)))
+    np.testing.assert_array_equal(read_cams(tmp_path / "maps.npz")[1], maps.astype(np.float16))
 
 
 def test_numbers_that_are_too_large_to_be_exact_are_refused():

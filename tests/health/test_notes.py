@@ -173,6 +173,17 @@ def test_masks_of_classes_that_are_no_tags(other, expected):
     assert found.measured["foreground in other classes"] == other / 0.5
 
 
+def test_masks_of_pictures_without_tags():
+    labels = np.zeros((10, 3), bool)
+    masks = shares(*[[0.5, 0.5, 0, 0]] * 10)
+    # nobody has tagged a picture
+    assert kinds(judged_masks(masks, labels, CLASSES)) == []
+    labels[:9, 0] = True
+    found = judged_masks(masks, labels, CLASSES)
+    assert kinds(found) == ["masks-of-other-classes"]
+    assert found.measured["foreground in other classes"] == 0.1
+
+
 def test_all_classes_empty_is_another_note():
     labels = np.tile([True, True, False], (6, 1))
     assert never_win(shares(*[[1, 0, 0, 0]] * 6), labels) == []

@@ -118,16 +118,9 @@ class Fake:
         return Cams(np.flatnonzero(label), maps, None)
 
 
-@given(
-    st.lists(st.sampled_from([(10, 10), (20, 10), (30, 40)]), max_size=30),
-    st.integers(1, 8),
-    st.sampled_from([150, 450, 10_000]),
-)
-def test_batches_hold_each_picture_once_with_others_of_its_size_within_the_memory(sizes, most, budget):
-    images = SimpleNamespace(classes=lambda _: [0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "budget", lambda: budget)
-        batches = _batches(Fake(most), images, sizes)
+@given(st.lists(st.sampled_from([(10, 10), (20, 10), (30, 40)]), max_size=30), st.integers(1, 8))
+def test_batches_hold_each_picture_once_with_others_of_its_size(sizes, most):
+    batches = _batches(Fake(most), SimpleNamespace(), sizes)
     assert Counter(index for batch in batches for index in batch) == Counter(range(len(sizes)))
     numbers: Counter[tuple[int, int]] = Counter()
     for batch in batches:
@@ -136,8 +129,39 @@ def test_batches_hold_each_picture_once_with_others_of_its_size_within_the_memor
         numbers[size_hw] += 1
     # no more batches than there have to be
     for size_hw, count in Counter(sizes).items():
-        largest = 1 if size_hw == (30, 40) else max(1, min(most, budget // (size_hw[0] * size_hw[1])))
-        assert numbers[size_hw] == -(-count // largest)
+        assert numbers[size_hw] == -(-count // (1 if size_hw == (30, 40) else most))
+
+
+def test_pictures_that_do_not_fit_together_are_computed_one_by_one(tmp_path, squares, monkeypatch):
+    """The memory budget does not change which pictures belong together, since each process and each command has its own."""
+    monkeypatch.setattr(memory, "budget", lambda: 25)
+    made = []
+
+    def compute(batch, loaded):
+        made.append(list(batch))
+        return loaded
+
+    def needs(index):
+        if index == 8:
+            raise BadInput("picture 8", "a large picture", "a small one", "Shrink it.")
+        return 10
+
+    batches = [[0, 2], [1, 3, 4], [5], [6, 8]]
+    with pytest.raises(BadInput, match="picture 8"):
+        for_each_batch(squares, tmp_path, ".txt", str, compute, write, batches=batches, title="test", needs=needs)
+    assert made == [[0, 2], [1], [3], [4], [5], [6]]
+
+
+def test_large_pictures_in_tiles_are_computed_one_by_one(monkeypatch):
+    localizer = of_cam()
+    views = [localizer.prepare(inputs.image(*SIZE_HW, seed)) for seed in range(3)]
+    seen = []
+    monkeypatch.setattr(classifier.CAMLocalizer, "in_tiles", lambda self, size_hw: True)
+    monkeypatch.setattr(
+        localizer.network, "maps", lambda image: seen.append(len(image)) or torch.zeros(len(image), 3, 2, 3)
+    )
+    assert len(localizer.cams_of(views, SIZE_HW, np.ones((3, 3), bool))) == 3
+    assert seen == [2] * 9  # each of three views, mirrored, by itself
 
 
 def test_a_batch_with_a_missing_file_is_made_again(tmp_path, squares):

@@ -138,7 +138,7 @@ def _write_packed(
         contents["grids_packed"] = pack_whole(whole)
     for key, values in arrays.items():
         shape, prediction = values.shape, None
-        if grids is not None and fit(sizes_hw, values.shape[1:]):
+        if grids is not None and fit(sizes_hw, (values.shape[1], values.shape[2])):
             # maps are cropped, those at a quarter of the size are not
             enlarged_hw = grids.enlarged_hw if key == "maps" else (values.shape[1], values.shape[2])
             factors = fitted(whole, values, enlarged_hw)
@@ -179,7 +179,7 @@ def _predicted(
     if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind != "i" or not len(sizes) or (sizes < 1).any():
         raise Unreadable(f"`grids` {sizes.ravel()[:10].tolist()!s}")
     sizes_hw = [(int(rows), int(columns)) for rows, columns in sizes]
-    if factors.dtype != np.float64 or factors.shape != shape[:1] or not fit(sizes_hw, shape[1:]):
+    if 0 in shape or factors.dtype != np.float64 or factors.shape != shape[:1] or not fit(sizes_hw, shape[1:]):
         raise Unreadable(
             f"`{key}_factors` of {factors.dtype} and shape {factors.shape}, grids {sizes_hw[:5]}, maps {shape}"
         )

@@ -7,6 +7,7 @@ prescribes: a product, and the conversion to float16.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ LARGEST = 2**_VALUE_BITS
 _WHOLE_WEIGHT = 2**_WEIGHT_BITS
 # values that are computed at a time, while the grids that they need are in the processor's cache, and the fewest rows
 _BLOCK, _ROWS = 2**14, 16
+# the longest side of maps, and values beyond 16 for each of theirs
+_LONGEST, _ROOM = 2**16, 2**16
 # values of grids that were enlarged along the columns; beyond, maps are predicted one after the other
 _ENLARGED = 2**20
 
@@ -39,8 +42,8 @@ class Grids(NamedTuple):
 
 def fit(sizes_hw: Sequence[tuple[int, int]], size_hw: tuple[int, int]) -> bool:
     """Whether maps of this height and width are predicted by grids of these sizes: not if that would take many times their memory."""
-    rows, columns = (sum(sides) for sides in zip(*sizes_hw, strict=True))
-    return rows <= 4 * size_hw[0] + 32 and columns <= 4 * size_hw[1] + 32
+    rows, longest = sum(height for height, _ in sizes_hw), max(size_hw)
+    return rows > 0 and 0 < longest <= _LONGEST and rows * longest <= 16 * math.prod(size_hw) + _ROOM
 
 
 def whole_numbers(grids: Sequence[Float[np.ndarray, "k _ _"]]) -> list[Float[np.ndarray, "k _ _"]]:

@@ -107,12 +107,13 @@ def judged_masks(
         class_names: names of the classes.
         decided: what decided between background and classes.
     """
+    # a picture without tags has none of the classes, unless nobody has tagged any picture
+    other = _share_of_others(shares, labels) if labels.any() else 0.0
     tagged = labels.any(1)
     shares, labels = shares[tagged], labels[tagged]
     foreground = shares[:, 1:].sum(1)
     everything, nothing = foreground > ALMOST_ALL, foreground < ALMOST_NOTHING
     never, always = never_win(shares, labels), always_win(shares, labels)
-    other = _share_of_others(shares, labels)
     measured = {
         "masks": len(shares),
         "almost all foreground": int(everything.sum()),
@@ -127,7 +128,7 @@ def judged_masks(
         notes.append(
             Note(
                 "masks-of-other-classes",
-                f"{percentage(other)} of the foreground in {len(shares)} sampled pseudo masks is of classes that their pictures are not tagged with.",
+                f"{percentage(other)} of the foreground in the sampled pseudo masks is of classes that their pictures are not tagged with.",
                 "Either the maps or masks were made for other tags, or the tags are wrong; the segmenter learns what the masks say.",
                 "If the tags are right, make the maps again with them; if the masks are, correct the tags (--tags).",
             )

@@ -77,12 +77,12 @@ def for_each_batch(
     """As `for_each_picture`, with pictures that are computed together.
 
     The processes share the batches. A batch of which a file is missing is computed as a whole, since results of other batches may be rounded
-    in another way.
+    in another way. Only if its pictures do not fit into the memory budget together, they are computed one by one.
 
     Args:
         images, out, suffix, load, write, title, is_done, needs: as for `for_each_picture`.
         compute: makes the contents of the files from the indices and the loaded pictures of a batch.
-        batches: the indices of the pictures; those of a batch fit into the memory budget together.
+        batches: the indices of the pictures.
 
     Raises:
         Stopped: a signal has arrived.
@@ -107,15 +107,15 @@ def for_each_batch(
         room.leave(index)
 
     def computed(loaded: Iterator[Loaded]) -> Iterator[tuple[int, Made]]:
-        for batch in left:
+        for part in (part for batch in left for part in _fitting(batch, needs)):
             if stopping.requested_signal() is not None:
                 return
             try:
-                made = compute(batch, [next(loaded) for _ in batch])
+                made = compute(part, [next(loaded) for _ in part])
             except BaseException as error:
                 ended.append(error)
                 return
-            yield from zip(batch, made, strict=True)
+            yield from zip(part, made, strict=True)
 
     with (
         Progress(title, len(names), done=len(names) - len(todo)) as progress,
@@ -127,6 +127,18 @@ def for_each_batch(
             progress.advance(stop=False)
     if ended:
         raise ended[0]
+
+
+def _fitting(batch: Sequence[int], needs: Callable[[int], int] | None) -> list[Sequence[int]]:
+    """The batch, or its pictures one by one if they do not fit into the memory budget together."""
+    if needs is None or len(batch) == 1:
+        return [batch]
+    try:
+        if sum(map(needs, batch)) <= memory.budget():
+            return [batch]
+    except BadInput:  # a picture that does not even fit alone, which is said when it is its turn
+        pass
+    return [(index,) for index in batch]
 
 
 def within_budget(images: Images, bytes_for: Callable[[int, tuple[int, int]], float], do: str) -> Callable[[int], int]:

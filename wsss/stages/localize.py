@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wsss import launch, memory
+from wsss import launch
 from wsss.arrays import Bool, Float, Int, UInt8
 from wsss.data.files import write_cams
 from wsss.data.grids import Grids
@@ -97,7 +97,7 @@ class Together(Localizer, Bounded, Protocol):
     """A localizer that can compute the maps of several pictures of equal size in one pass."""
 
     def together(self, size_hw: tuple[int, int]) -> int:
-        """How many pictures of this height and width; see `number_together`."""
+        """How many pictures of this height and width, whatever the memory budget; see `number_together`."""
 
     def cams_of(self, prepared: Sequence[Any], size_hw: tuple[int, int], labels: Bool[np.ndarray, "n c"]) -> list[Cams]:
         """As `cams`, for several pictures and their tags."""
@@ -138,23 +138,22 @@ def number_together(asked: int, size_hw: tuple[int, int], device: torch.device) 
 
 
 def _batches(localizer: Localizer, images: Images, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """The indices of pictures that are computed together: of equal size, and small enough for the memory budget.
+    """The indices of pictures of equal size, which are computed together.
 
-    They depend neither on what is done already nor on the number of processes.
+    They depend on nothing else than the pictures and the kind of device, so that all processes, and a command that goes on, divide the
+    pictures in the same way.
     """
     if not isinstance(localizer, Together):
         return [[index] for index in range(len(images))]
     batches: list[list[int]] = []
-    # those that may still grow, by size, and the bytes that they take
-    open_batches: dict[tuple[int, int], tuple[list[int], int]] = {}
+    # the last of each size
+    last: dict[tuple[int, int], list[int]] = {}
     for index, size_hw in enumerate(sizes):
-        needed, most = localizer.bytes_for(size_hw, len(images.classes(index))), localizer.together(size_hw)
-        batch, taken = open_batches.get(size_hw, ([], 0))
-        if not batch or taken + needed > memory.budget():
-            batch, taken = [], 0
+        batch = last.get(size_hw)
+        if batch is None or len(batch) >= localizer.together(size_hw):
+            batch = last[size_hw] = []
             batches.append(batch)
         batch.append(index)
-        open_batches[size_hw] = (batch, taken + needed) if len(batch) < most else ([], 0)
     return batches
 
 

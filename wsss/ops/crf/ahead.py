@@ -27,7 +27,8 @@ _lock = threading.Lock()
 def compile_ahead(*, gently: bool) -> None:
     """Start processes that compile the dense CRF; the first call waits for what it needs.
 
-    They end with this one at the latest. If one fails, the first call compiles as usual.
+    They end with this one, unless that is killed so that it cannot end them: then they compile to their end. If one fails, the first call
+    compiles as usual.
 
     Args:
         gently: they give way to other processes, since this one has much to do before it needs them.
