@@ -291,10 +291,10 @@ def test_bad_sbd(voc, tmp_path):
     whole = (sbd / "dataset/cls/2008_000008.mat").read_bytes()
     for content in (b"", b"text", whole[:150], whole[:-40], b"\0" * 200):
         path.write_bytes(content)
-        with pytest.raises(BadInput, match=r"a\.mat: found (content|a file) .*Unpack SBD again"):
+        with pytest.raises(BadInput, match=r"a\.mat: found .*Unpack SBD again"):
             read_sbd_mask(path)
     savemat(path, {"other": np.zeros(3)})
-    with pytest.raises(BadInput, match=r"no 'GTcls'"):
+    with pytest.raises(BadInput, match="no variable `GTcls`"):
         read_sbd_mask(path)
     savemat(path, {"GTcls": {"Segmentation": np.full((4, 4), 21, np.uint8)}})
     with pytest.raises(BadInput, match=r"an array of uint8 \(4, 4\)"):

@@ -23,6 +23,7 @@ from wsss.data.orientation import choose_orientation, header_size_hw
 from wsss.data.roles import IGNORED, means_no_class, only_classes
 from wsss.data.tables import labels_by_name, labels_of
 from wsss.errors import BadInput, is_regular, reading
+from wsss.foreign.matlab import read_field
 from wsss.storage import whole_file
 from wsss.stream import Progress, in_threads
 
@@ -537,11 +538,9 @@ def read_sbd_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
     Raises:
         BadInput: the file is broken or holds no `GTcls.Segmentation` of labels 0..20.
     """
-    from scipy.io import loadmat
-
     expected = "a MATLAB file with GTcls.Segmentation, labels 0..20"
     with reading(path, expected, "Unpack SBD again."):
-        mask = np.asarray(loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+        mask = read_field(path.read_bytes(), "GTcls", "Segmentation")
     if (
         mask.ndim != 2
         or mask.dtype.kind not in "iu"
