@@ -219,8 +219,9 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     for_each_batch(
         images, out, ".npz", load, compute, write, batches=batches, title=f"localize {out.name}", needs=needs
     )
-    if (largest := max(map(len, batches), default=1)) > 1:
+    tiled = {size_hw for size_hw in set(sizes) if isinstance(localizer, Tiled) and localizer.in_tiles(size_hw)}
+    if (largest := max((len(batch) for batch in batches if sizes[batch[0]] not in tiled), default=1)) > 1:
         facts["together"] = largest
-    if isinstance(localizer, Tiled) and (in_tiles := sum(map(localizer.in_tiles, sizes))):
-        facts["in tiles"] = in_tiles
+    if tiled:
+        facts["in tiles"] = sum(size_hw in tiled for size_hw in sizes)
     return facts
