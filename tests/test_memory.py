@@ -324,5 +324,5 @@ def test_the_record_says_which_maps_were_made_in_tiles(tmp_path, squares, networ
     memory.choose("0.01GB")
     monkeypatch.setattr("wsss.classifier.CAMLocalizer._whole", lambda self, size_hw: 10 * GB)
     localize.localize(Settings(), images, out=tmp_path / "tiles")
-    assert read_record(tmp_path / "whole")["result"] == {"images": 3, "together": 3}
+    assert read_record(tmp_path / "whole")["result"] == {"images": 3, "batch": 3}
     assert read_record(tmp_path / "tiles")["result"] == {"images": 3, "in tiles": 3}

@@ -206,6 +206,14 @@ def test_what_promises_nothing_takes_no_memory(tmp_path, shape, sides):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("value", [0.0, 5e-324, 1e308, np.inf, np.nan, -1.0])
+def test_extreme_numbers_in_grids(value):
+    (whole,) = whole_numbers([np.array([[[value, 1e-3 * value]]])])
+    assert np.isfinite(whole).all()
+    assert ((whole >= 0) & (whole <= LARGEST)).all()
+    assert (whole[0, 0, 0] == LARGEST - 1) == (value == 1e308)
+
+
 def test_grids_without_views_are_left_out(tmp_path):
     maps = maps_of()[0]
     write_cams(tmp_path / "maps.npz", np.array([0, 1]), maps, grids=Grids([], (80, 112)))

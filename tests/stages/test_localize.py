@@ -217,7 +217,7 @@ def test_a_stage_computes_pictures_together_and_goes_on_to_the_same_bytes(tmp_pa
         return localize(settings, squares, out=out, weights=tmp_path / "weights.safetensors")
 
     def together(out):
-        return json.loads((out / "done.json").read_text())["result"].get("together")
+        return json.loads((out / "done.json").read_text())["result"].get("batch")
 
     alone, by_five = make(tmp_path / "alone", 1), make(tmp_path / "five", 5)
     assert together(alone) is None

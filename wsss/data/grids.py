@@ -53,9 +53,9 @@ def whole_numbers(grids: Sequence[Float[np.ndarray, "k _ _"]]) -> list[Float[np.
     """
     highest = sum(float(one.max(initial=0)) for one in grids)
     # each may be rounded up by one half
-    if not 0 < highest < np.inf:
+    factor = (LARGEST - len(grids)) / highest if highest > 0 else 0.0
+    if not 0 < factor < np.inf:
         return [np.zeros(one.shape) for one in grids]
-    factor = (LARGEST - len(grids)) / highest
     return [np.rint(one.clip(min=0).astype(np.float64) * factor) for one in grids]
 
 

@@ -221,7 +221,7 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
     )
     tiled = {size_hw for size_hw in set(sizes) if isinstance(localizer, Tiled) and localizer.in_tiles(size_hw)}
     if (largest := max((len(batch) for batch in batches if sizes[batch[0]] not in tiled), default=1)) > 1:
-        facts["together"] = largest
+        facts["batch"] = largest
     if tiled:
         facts["in tiles"] = sum(size_hw in tiled for size_hw in sizes)
     return facts
