@@ -21,6 +21,9 @@ LARGEST = 2**_VALUE_BITS
 _WHOLE_WEIGHT = 2**_WEIGHT_BITS
 # values that are computed at a time, while the grids that they need are in the processor's cache, and the fewest rows
 _BLOCK, _ROWS = 2**14, 16
+# multiplications of a matrix product: OpenBLAS computes this many in the thread that asks, and more in threads of its own, of which
+# several pictures at once would have too many
+_PRODUCT = 2**18
 # the longest side of maps, and values beyond 16 for each of theirs
 _LONGEST, _ROOM = 2**16, 2**16
 # values of grids that were enlarged along the columns; beyond, maps are predicted one after the other
@@ -124,7 +127,12 @@ def _fill(
     for top in range(0, height, step):
         part = weights[top : top + step]
         used = np.flatnonzero(part.any(0))
-        block = (part[:, used] @ beside[used]).reshape(len(part), count, width)
+        shares, needed = part[:, used], beside[used]
+        sums = np.empty((len(part), count * width))
+        columns = max(1, _PRODUCT // max(1, shares.size))
+        for left in range(0, count * width, columns):
+            np.matmul(shares, needed[:, left : left + columns], out=sums[:, left : left + columns])
+        block = sums.reshape(len(part), count, width)
         # a damaged file may hold factors of any size
         with np.errstate(over="ignore", invalid="ignore"):
             block *= factors[:, None]
