@@ -24,8 +24,8 @@ def free_port():
 
 def alone(folder):
     """The environment of a machine on which nobody has ever used the program."""
-    own = {"HOME": folder, "TMPDIR": folder / "tmp", "NUMBA_CACHE_DIR": folder / "numba", "WSSS_CACHE": folder / "wsss"}
-    (folder / "tmp").mkdir(parents=True)
+    own = {"HOME": folder, "NUMBA_CACHE_DIR": folder / "numba", "WSSS_CACHE": folder / "wsss"}
+    folder.mkdir(parents=True)
     inherited = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("XDG_")}
     return {**inherited, **{name: str(path) for name, path in own.items()}}
 

@@ -6,7 +6,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -326,3 +329,24 @@ def test_first_and_last_number_of_the_schedule():
     ]
     beyond = Training(poly_beyond=1, poly_power=1.0)
     assert [train_module.poly_factor(beyond, step, 3) for step in range(4)] == [1, 0.75, 0.5, 0.5]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch shares memory in another way")
+@pytest.mark.parametrize(("workers", "length", "refused"), [(1, 76, True), (1, 75, False), (0, 76, False)])
+def test_a_folder_for_temporary_files_whose_sockets_have_too_long_paths(
+    tmp_path, squares, monkeypatch, workers, length, refused
+):
+    """The loader's processes would wait forever."""
+    short = tempfile.mkdtemp(prefix="w")
+    folder = Path(short) / ("x" * (length - len(short) - 1))
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    settings = Toy(dataclasses.replace(Toy().training, workers=workers))
+    try:
+        if refused:
+            with pytest.raises(BadInput, match=r"TMPDIR: found .* 76 bytes"):
+                train(settings, squares, out=tmp_path / "out")
+        else:
+            train(settings, squares, out=tmp_path / "out")
+    finally:
+        shutil.rmtree(short)

@@ -5,8 +5,10 @@ import ctypes
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -119,6 +121,10 @@ class Examples(Protocol):
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Tensors of the example; all randomness comes from `rng`."""
+
+
+# a socket's path has 107 bytes on Linux, of which multiprocessing takes 32 for its folder and the name
+_LONGEST_TEMPORARY = 75
 
 
 class Trainable(Protocol):
@@ -452,6 +458,8 @@ def _collated(examples: list[dict[str, Any] | BadInput]) -> dict[str, Any] | Bad
 
 def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLoader[dict[str, Any] | BadInput]:
     workers = training.workers if training.workers >= 0 else min(8, max(1, launch.threads() - 1))
+    if workers:
+        _check_sockets()
     return DataLoader(
         _Seeded(examples, training.seed),
         batch_sampler=batches,
@@ -461,6 +469,20 @@ def _loader(examples: Examples, training: Training, batches: _Batches) -> DataLo
         worker_init_fn=_start_loader_process,
         prefetch_factor=4 if workers else None,
     )
+
+
+def _check_sockets() -> None:
+    """Raise BadInput where loader processes could hand nothing over: they use sockets below the folder for temporary files, and wait forever
+    if their paths are too long for the system (seen with torch 2.15 and Python 3.11)."""
+    folder = tempfile.gettempdir()
+    length = len(os.fsencode(folder))
+    if sys.platform == "linux" and length > _LONGEST_TEMPORARY:
+        raise BadInput(
+            "TMPDIR",
+            f"{folder}, a path of {length} bytes",
+            f"at most {_LONGEST_TEMPORARY}, for the sockets of loader processes",
+            "Set TMPDIR to a folder with a shorter path, such as /tmp, or the setting training.workers to 0.",
+        )
 
 
 def _start_loader_process(worker: int) -> None:
