@@ -93,6 +93,14 @@ def whole_file(path: Path, sync: Sync = "file and name") -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, before: float) -> None:
+    """Remove the temporary files of `whole_file` in a folder that a killed process left there before this time (`time.time()`)."""
+    for leftover in folder.glob(f".????????{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if leftover.is_file() and leftover.stat().st_mtime < before:
+                leftover.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the names of the files in a folder to the disk, if the file system supports it."""
     try:

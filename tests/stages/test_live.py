@@ -1,6 +1,7 @@
 """The report while a run lasts: when it is written, what it says at each phase, and that the run does not depend on it."""
 
 import itertools
+import os
 import re
 import time
 from pathlib import Path
@@ -289,3 +290,16 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / RUN_STATE).write_text('{"finished": "perhaps"}')
     with pytest.raises(BadInput, match=r"run\.json"):
         is_finished(tmp_path)
+
+
+def test_what_killed_commands_left_in_the_run_folder_is_removed(tmp_path: Path, data: Dataset) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    stays = [run / name for name in ("notes.part", ".a-lock-of-another-command.part", ".newer123.part", "report.html")]
+    for path in (run / ".killed12.part", *stays):
+        path.touch()
+        os.utime(path, (time.time() - 60, time.time() - 60))
+    growing = LiveReport(run, data, "CAM", PLANNED)
+    os.utime(run / ".newer123.part", (time.time() + 60, time.time() + 60))  # of a review that writes now
+    growing.finish()
+    assert set(run.iterdir()) == {*stays, run / RUN_STATE}

@@ -18,7 +18,7 @@ from wsss.stages.progress import RunProgress, StageProgress
 from wsss.stages.records import Stage, read_running_stage, read_stage
 from wsss.stages.report import REPORT, write_growing_report
 from wsss.stages.train import Trainable
-from wsss.storage import read_json, read_only, write_json
+from wsss.storage import read_json, read_only, remove_leftovers, write_json
 
 # In a run folder: the title of its method, and whether all of its stages are finished
 RUN_STATE = "run.json"
@@ -94,6 +94,7 @@ class LiveReport:
         self._steps: tuple[int, int] | None = None
         self._training: _Training | None = None
         self._started = self._written = time.monotonic()
+        self._since = time.time()
         self._pages, self._drawings = _Budget(SHARE), _Budget(EXAMPLES_SHARE)
         self.examples = examples
         self._complaints: set[str] = set()
@@ -111,7 +112,9 @@ class LiveReport:
             self._write(reason)
 
     def finish(self) -> None:
-        """Note that all stages are finished."""
+        """Note that all stages are finished, and remove what killed commands left beside them: stages remove what is in their folders."""
+        if not self._silent:
+            remove_leftovers(self.run, self._since)
         if not self._silent and not self._is_finished():
             write_json(self.run / RUN_STATE, {"method": self.title, "finished": True})
 
