@@ -22,7 +22,7 @@ from wsss.networks.clip import ImageText
 from wsss.networks.seam import SEAMNetwork
 from wsss.stages import localize as stages_localize
 from wsss.stages.each import for_each_batch
-from wsss.stages.localize import Cams, Together, _batches, localize, number_together
+from wsss.stages.localize import Together, _batches, localize, number_together
 from wsss.weights import write_weights
 
 SIZE_HW = (24, 40)
@@ -94,28 +94,14 @@ def write(path, text):
     path.write_text(text)
 
 
-class Fake:
-    """A localizer that takes a byte for each pixel, and notes its batches."""
+class Fake(classifier.CAMLocalizer):
+    """Takes up to `most` pictures together, but those that are 40 pixels wide one by one."""
 
-    def __init__(self, most=3):
-        self.most, self.batches = most, []
-
-    def prepare(self, image):
-        return int(image[0, 0, 0])
-
-    def bytes_for(self, size_hw, classes):
-        return size_hw[0] * size_hw[1]
+    def __init__(self, most):
+        self.most = most
 
     def together(self, size_hw):
         return 1 if size_hw[1] == 40 else self.most
-
-    def cams_of(self, prepared, size_hw, labels):
-        self.batches.append(len(prepared))
-        return [self.cams(one, size_hw, label) for one, label in zip(prepared, labels, strict=True)]
-
-    def cams(self, prepared, size_hw, label):
-        maps = np.full((label.sum(), *size_hw), prepared / 255, np.float32)
-        return Cams(np.flatnonzero(label), maps, None)
 
 
 @given(st.lists(st.sampled_from([(10, 10), (20, 10), (30, 40)]), max_size=30), st.integers(1, 8))
