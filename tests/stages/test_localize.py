@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,7 +105,7 @@ class Fake(classifier.CAMLocalizer):
 
 @given(st.lists(st.sampled_from([(10, 10), (20, 10), (30, 40)]), max_size=30), st.integers(1, 8))
 def test_batches_hold_each_picture_once_with_others_of_its_size(sizes, most):
-    batches = _batches(Fake(most), SimpleNamespace(), sizes)
+    batches = _batches(Fake(most), sizes)
     assert Counter(index for batch in batches for index in batch) == Counter(range(len(sizes)))
     numbers: Counter[tuple[int, int]] = Counter()
     for batch in batches:

@@ -133,9 +133,6 @@ def _write_packed(
     contents = {"classes": np.asarray(classes, np.int16)}
     whole = [] if grids is None else whole_numbers(grids.values)
     sizes_hw = [(one.shape[1], one.shape[2]) for one in whole]
-    if whole:
-        contents["grids"] = np.array(sizes_hw, np.int32)
-        contents["grids_packed"] = pack_whole(whole)
     for key, values in arrays.items():
         shape, prediction = values.shape, None
         if grids is not None and fit(sizes_hw, (values.shape[1], values.shape[2])):
@@ -146,6 +143,8 @@ def _write_packed(
             contents[f"{key}_factors"], shape = factors, (*shape, *enlarged_hw)
         contents[f"{key}_packed"] = pack(np.asarray(values, np.float16), prediction)
         contents[f"{key}_shape"] = np.array(shape, np.int32)
+    if any(f"{key}_factors" in contents for key in arrays):
+        contents |= {"grids": np.array(sizes_hw, np.int32), "grids_packed": pack_whole(whole)}
     with whole_file(path, sync="file") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **contents)  # type: ignore[arg-type]
 

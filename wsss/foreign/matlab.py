@@ -19,8 +19,6 @@ _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f
 # classes of matrices; numeric ones may be stored in a smaller type than their own
 _STRUCTURE = 2
 _CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
-# deflate compresses no better than this
-_MOST_PER_BYTE = 1100
 
 
 class _Element(NamedTuple):
@@ -71,13 +69,6 @@ class _Elements:
         if len(content) % dtype.itemsize:
             raise Unreadable(f"{len(content)} bytes of {dtype}")
         return np.frombuffer(content, dtype)
-
-    def matrix(self) -> "_Matrix":
-        """The next element, which is a matrix."""
-        code, content = self.next()
-        if code != _MATRIX:
-            raise Unreadable(f"an element of type {code} in the place of a matrix")
-        return _Matrix(_Elements(content, self.order))
 
     def _taken(self, size: int) -> bytes:
         taken = self._content[self._at : self._at + size]
@@ -132,7 +123,7 @@ def read_field(content: bytes, variable: str, field: str) -> Shaped[np.ndarray, 
         variable, field: names.
 
     Raises:
-        Unreadable: the bytes are damaged, of another version, or hold no such field.
+        Unreadable, zlib.error: the bytes are damaged, of another version, or hold no such field.
     """
     orders = {b"IM": "<", b"MI": ">"}
     mark = content[_HEADER - 2 : _HEADER]
@@ -142,8 +133,7 @@ def read_field(content: bytes, variable: str, field: str) -> Shaped[np.ndarray, 
     while not elements.ended:
         element = elements.next()
         if element.code == _COMPRESSED:
-            unpacked = zlib.decompressobj().decompress(element.content, _MOST_PER_BYTE * len(element.content) + 1)
-            element = _Elements(unpacked, elements.order).next()
+            element = _Elements(zlib.decompress(element.content), elements.order).next()
         if element.code == _MATRIX:
             matrix = _Matrix(_Elements(element.content, elements.order))
             if matrix.name == variable:

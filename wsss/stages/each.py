@@ -141,17 +141,23 @@ def _fitting(batch: Sequence[int], needs: Callable[[int], int] | None) -> list[S
     return [(index,) for index in batch]
 
 
-def within_budget(images: Images, bytes_for: Callable[[int, tuple[int, int]], float], do: str) -> Callable[[int], int]:
+def within_budget(
+    images: Images,
+    bytes_for: Callable[[int, tuple[int, int]], float],
+    do: str,
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> Callable[[int], int]:
     """The `needs` of `for_each_picture`, which stops with one error at a picture that does not fit into the memory budget.
 
     Args:
         images: the pictures.
         bytes_for: bytes of the picture with this index, and height and width.
         do: what to do about a picture that is too large, besides giving more memory; begins with a comma.
+        sizes: heights and widths of the pictures, if they are known; otherwise they are read when they are needed.
     """
 
     def needs(index: int) -> int:
-        size_hw = images.size_hw(index)
+        size_hw = images.size_hw(index) if sizes is None else sizes[index]
         needed = bytes_for(index, size_hw)
         if needed > memory.budget():
             raise memory.too_large(images.where(index), size_hw, needed, do)

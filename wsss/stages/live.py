@@ -113,9 +113,10 @@ class LiveReport:
 
     def finish(self) -> None:
         """Note that all stages are finished, and remove what killed commands left beside them: stages remove what is in their folders."""
-        if not self._silent:
-            remove_leftovers(self.run, self._since)
-        if not self._silent and not self._is_finished():
+        if self._silent:
+            return
+        remove_leftovers(self.run, self._since)
+        if not self._is_finished():
             write_json(self.run / RUN_STATE, {"method": self.title, "finished": True})
 
     def stage_started(self, folder: Path, info: StageInfo) -> None:

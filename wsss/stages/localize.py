@@ -137,14 +137,14 @@ def number_together(asked: int, size_hw: tuple[int, int], device: torch.device) 
     return asked or max(1, min(_TOGETHER, most // (size_hw[0] * size_hw[1])))
 
 
-def _batches(localizer: Localizer, images: Images, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+def _batches(localizer: Localizer, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     """The indices of pictures of equal size, which are computed together.
 
     They depend on nothing else than the pictures and the kind of device, so that all processes, and a command that goes on, divide the
     pictures in the same way.
     """
     if not isinstance(localizer, Together):
-        return [[index] for index in range(len(images))]
+        return [[index] for index in range(len(sizes))]
     batches: list[list[int]] = []
     # the last of each size
     last: dict[tuple[int, int], list[int]] = {}
@@ -206,6 +206,7 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
             prepare = partial(localizer.prepare_within, regions=regions)
         return read_prepared(prepare, images, index)
 
+    sizes = list(in_threads(images.size_hw, range(len(images)), threads=launch.threads(), batch=64))
     needs, facts = None, {"images": len(images), **getattr(localizer, "facts", {})}
     if isinstance(localizer, Bounded):
         needs = within_budget(
@@ -213,9 +214,9 @@ def localize(settings: LocalizerSettings, images: Images, *, out: Path, **inputs
             lambda index, size_hw: localizer.bytes_for(size_hw, len(images.classes(index))),
             (", leave out the largest of inference.scales" if hasattr(settings, "scales") else "")
             + ", or shrink the picture",
+            sizes,
         )
-    sizes = list(in_threads(images.size_hw, range(len(images)), threads=launch.threads(), batch=64))
-    batches = _batches(localizer, images, sizes)
+    batches = _batches(localizer, sizes)
     for_each_batch(
         images, out, ".npz", load, compute, write, batches=batches, title=f"localize {out.name}", needs=needs
     )
